@@ -1,0 +1,15 @@
+"""One attention layer: Scan & Snap (https://arxiv.org/abs/2305.16380).
+
+Modules, from the theory to the experiment:
+
+  config      every hyperparameter, and the settings of the paper's figures
+  data        sequence classes P(l | m, n), token counts and token sequences
+  model       the layer, reparametrised (Y, Z) and original (U, W_Q, W_K, W_V)
+  dynamics    lemmas and theorems as functions
+  theorems    every statement measured against its bound
+  metrics     what is read off attention: c_n, entropies, recall
+  ensemble    many runs at once: vmap inside a device, pmap across devices
+  train       train_and_evaluate, the training loop
+  published   numbers that the paper and its code report
+  experiment  checkpoints, metric stream, devices, figures, reports
+"""

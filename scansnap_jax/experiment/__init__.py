@@ -1,0 +1,4 @@
+"""What every experiment needs.
+
+Modules: checkpoint, metric_stream, devices, figures, report, workdir.
+"""
