@@ -1,0 +1,73 @@
+"""Start of every script: parses flags, calls main, shows errors in one line.
+
+if __name__ == "__main__":
+  app.run(main)
+"""
+
+from collections.abc import Callable, Iterable
+import difflib
+import sys
+
+from absl import app
+from absl import flags
+
+from scansnap_jax.experiment import errors
+
+flags.disclaim_key_flags()
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+  """Parses the command line and exits with what `main` returns.
+
+  A flag that does not parse, a leftover argument or a `UserError` becomes
+  `error: <message>` on stderr and exit status 2. Any other exception keeps its
+  traceback.
+
+  Args:
+    main: The script. It takes argv, of which only the program name is left,
+      and returns an exit status (None is 0).
+  """
+
+  def guarded(argv: list[str]) -> int | None:
+    try:
+      if argv[1:]:
+        raise errors.UserError(
+            f"unexpected {argv[1:]}; flags are written --name=value"
+        )
+      return main(argv)
+    except errors.UserError as error:
+      return _complain(str(error))
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+  """Returns the known flag that `name` most likely stands for, or None.
+
+  A dotted flag is also found by its last part: `learning_rate` suggests
+  `optimizer.learning_rate`.
+  """
+  whole = list(known)
+  by_last_part = {flag.rpartition(".")[2]: flag for flag in reversed(whole)}
+  for candidates in ({flag: flag for flag in whole}, by_last_part):
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
+    if close:
+      return candidates[close[0]]
+  return None
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    name = suggest(error.flagname, flags.FLAGS)
+    hint = f"did you mean --{name}?" if name else "--help lists them"
+    status = _complain(f"unknown flag --{error.flagname}; {hint}")
+  except (flags.Error, ValueError) as error:  # absl raises both.
+    status = _complain(str(error))
+  sys.exit(status)
+
+
+def _complain(message: str) -> int:
+  print(f"error: {message}", file=sys.stderr)
+  return 2

@@ -1,0 +1,561 @@
+"""The figures of Scan & Snap (https://arxiv.org/abs/2305.16380).
+
+One function per figure, named after it. Figures 3, 8 and 9 are theory; the
+others take the results of `train.train_and_evaluate`. They return a figure and
+write nothing; `CAPTIONS` says what each shows.
+
+Letters: R runs, K classes, M tokens, N points of a curve.
+"""
+
+from collections.abc import Mapping, Sequence
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+import numpy as np
+
+from scansnap_jax import data
+from scansnap_jax import dynamics
+from scansnap_jax import metrics
+from scansnap_jax import published
+from scansnap_jax import run as run_lib
+from scansnap_jax import train
+from scansnap_jax.experiment import figures
+
+# eta_Y / eta_Z -> (steps, distinct entropy, common mass), each [N].
+Flow = Mapping[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+# The iterations of Figures 4 and 5; the last one is added.
+_SHOWN_STEPS = (0, 2, 4, 6, 8, 10)
+
+# Thresholds of Figures 11 and 12 by number of tokens, all near 1/M.
+_THRESHOLDS = types.MappingProxyType({
+    33: (0.028, 0.038),
+    79: (0.012, 0.016),
+    125: (0.0075, 0.0105),
+    240: (0.0040, 0.0050),
+})
+
+_HEAT_MAPS = (
+    "Attention c_n of the first two classes, one column per iteration, on"
+    " common tokens and on the distinct tokens of each class (rarest first);"
+    " grey: tokens that the class never draws. One run, that of the smallest"
+    " seed. Below: batch loss (mean and range over seeds), entropy of attention"
+    " over distinct tokens and attention on common tokens (mean and sample"
+    " standard deviation over seeds)"
+)
+_RECALL = (
+    "Fraction of a class's distinct tokens with attention c_{l|n} above a"
+    " threshold near 1/M, mean over classes, after training; mean and sample"
+    " standard deviation over seeds,"
+)
+
+CAPTIONS = types.MappingProxyType({
+    "figure3": (
+        "Growth of the relative gain of a class's leading distinct token,"
+        " χ = exp(2 B_n(t)) with B_n as Theorem 4 derives it: nearly linear"
+        " while attention scans, logarithmic after it snaps at t0 (dashed)."
+        " K = 10, M = 1000, η_Z = 0.5, C0 = 1. The paper does not give its C0,"
+        " so its vertical axis (up to 600) cannot be pinned down."
+    ),
+    "figure4": _HEAT_MAPS + ". Open circles: the authors' losses (seed 2).",
+    "figure5": _HEAT_MAPS + ", under Adam.",
+    "figure6": (
+        "Entropy of attention over distinct tokens after training, mean and"
+        " sample standard deviation over seeds, against η_Y/η_Z. Open markers:"
+        " the authors' runs (10 seeds), where known. Points of one ratio are"
+        " set apart sideways."
+    ),
+    "figure8": (
+        "How far the logits of a class have grown when it was seen so often:"
+        " the steps h*(s) of gradient descent (Lemma 5) and, in black, h(t) in"
+        " continuous time (Lemma 6), for several η_Y."
+    ),
+    "figure9": (
+        "Exponent B_n(t) of the relative gain (Theorem 4), K = 1, C0 = 1, for"
+        " several η_Z. Markers: t0, where attention snaps; B_n(t0) depends on"
+        " η_Y/η_Z alone."
+    ),
+    "figure11": f"{_RECALL} for several η_Z.",
+    "figure12": f"{_RECALL} for several η_Y/η_Z.",
+})
+
+
+def figure3() -> mpl_figure.Figure:
+  """Draws e^{2 B_n(t)}, which bounds the growth chi of the gain (Theorem 3)."""
+  times = jnp.linspace(0.0, 700.0, 701)
+  with figures.style():
+    figure = figures.make_figure(figures.COLUMN_WIDTH, 2.6)
+    axes = figure.subplots()
+    for eta_y, look in figures.curve_styles((0.5, 1.0, 2.0, 5.0)).items():
+      run = dynamics.Run(
+          num_tokens=1000, num_classes=10, eta_y=eta_y, eta_z=0.5
+      )
+      exponent = dynamics.gain_exponent(times, run)
+      axes.plot(
+          times,
+          dynamics.gain_growth_bounds(1.0, exponent)[1],
+          **look._asdict(),
+          markevery=figures.sparsely(len(times), look),
+          label=rf"$\eta_Y={eta_y:g}$",
+      )
+      start = float(dynamics.snapping_start(run))
+      axes.axvline(start, color=look.color, linewidth=0.8, linestyle="--")
+    axes.plot([], [], "k--", linewidth=0.8, label="$t_0$")
+    axes.set(
+        xlabel="samples seen, $t$",
+        ylabel=r"gain growth $\chi_{l_0}(t) = e^{2B_n(t)}$",
+        xlim=(0, 700),
+        ylim=(0, None),
+    )
+    entries = figures.legend_entries(axes)
+    figures.put_legend_above(figure, entries, num_columns=3)
+  return figure
+
+
+def figure4(
+    result: train.Result,
+    flow: Flow | None = None,
+    *,
+    show_published: bool = True,
+) -> mpl_figure.Figure:
+  """Draws attention along training, with loss and sparsity.
+
+  Args:
+    result: Runs of one data setting, at one or more pairs of learning rates.
+    flow: What gradient flow predicts for infinitely long sequences, over the
+      same steps; drawn over the runs.
+    show_published: Whether to draw the authors' losses at eta_Y = eta_Z = 1,
+      which are those of Syn-Small under SGD.
+
+  Returns:
+    The figure.
+  """
+  settings = _settings(result.runs)
+  history = result.history
+  with figures.style():
+    figure = figures.make_figure(figures.PAGE_WIDTH, 5.6)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
+    _draw_attention(top, result, settings)
+    loss, entropy, mass = bottom.subplots(1, 3)
+    for setting in settings:
+      _draw_losses(loss, history.losses[setting.runs], setting)
+      _draw_sparsity(entropy, result, history.distinct_entropy, setting)
+      _draw_sparsity(mass, result, history.common_mass, setting)
+    for ratio, (steps, *curves) in (flow or {}).items():
+      if ratio in {setting.lr_ratio for setting in settings}:
+        for axes, curve in zip((entropy, mass), curves, strict=True):
+          axes.plot(steps, curve, "k:", label="gradient flow")
+    loss.set(title="batch loss", ylabel="nats", yscale="log")
+    entropy.set(title="entropy over distinct tokens", ylabel="nats")
+    mass.set(title="attention on common tokens", ylim=(0, None))
+    for axes in (loss, entropy, mass):
+      axes.set(xlabel="step", xlim=(0, result.steps[-1]))
+    entries = figures.legend_entries(loss, entropy)
+    if show_published and any(s.is_published for s in settings):
+      known = np.array([*published.FIGURE4_LOSSES.items()])
+      figures.draw_known_points(loss, *known.T)
+      entries["authors, seed 2"] = figures.known_entry()
+    figures.put_legend_above(bottom, entries, num_columns=4)
+  return figure
+
+
+def figure5(
+    result: train.Result, flow: Flow | None = None
+) -> mpl_figure.Figure:
+  """Draws what `figure4` does, without the authors' losses, which are SGD's."""
+  return figure4(result, flow, show_published=False)
+
+
+def figure6(
+    results: Sequence[train.Result], *, show_published: bool = True
+) -> mpl_figure.Figure:
+  """Draws the final distinct-token entropy against eta_Y / eta_Z.
+
+  Args:
+    results: One result per panel.
+    show_published: Whether to draw the authors' points, which are those of
+      Syn-Medium.
+
+  Returns:
+    The figure.
+  """
+  looks = _looks(results, "lr_z")
+  with figures.style():
+    figure, panels = figures.make_panels(
+        len(results), "distinct-token entropy (nats)"
+    )
+    entries = {}
+    for axes, result in zip(panels, results, strict=True):
+      _title(axes, result)
+      for i, (lr_z, look) in enumerate(looks.items()):
+        shift = 1.08 ** (i - (len(looks) - 1) / 2)
+        points = _entropy_points(result, lr_z)
+        label = rf"$\eta_Z={lr_z:g}$"
+        figures.draw_points(axes, points[0] * shift, *points[1:], look, label)
+        known = _published_points(result, lr_z)
+        if show_published and known.size:
+          figures.draw_known_points(
+              axes, known[0] * shift * 1.04, *known[1:], look
+          )
+          entries["authors"] = figures.known_entry()
+      ratios = np.unique(result.runs.lr_ratio)
+      axes.set(
+          xlabel=r"$\eta_Y/\eta_Z$",
+          xscale="log",
+          xlim=(ratios[0] / 1.3, ratios[-1] * 1.3),
+      )
+      axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+      axes.set_xticks([], minor=True)
+    entries = figures.legend_entries(*panels) | entries
+    figures.put_legend_above(figure, entries, num_columns=5)
+  return figure
+
+
+def figure8() -> mpl_figure.Figure:
+  """Draws h*(s) of gradient descent (Lemma 5) and h(t) of Lemma 6."""
+  settings = (
+      (50, (0.1, 0.2, 0.5, 1.0, 2.0), 80),
+      (1000, (0.2, 0.5, 1.0, 2.0, 4.0), 70),
+  )
+  with figures.style():
+    figure = figures.make_figure(figures.PAGE_WIDTH, 2.9)
+    panels = figure.subplots(1, 2)
+    for axes, (num_tokens, rates, end) in zip(panels, settings, strict=True):
+      times = jnp.linspace(0.0, end, 10 * end + 1)
+      for eta_y, look in figures.curve_styles(rates).items():
+        rule = dict(num_tokens=num_tokens, eta_y=eta_y)
+        axes.step(
+            np.arange(end + 1),
+            dynamics.h_discrete(end, **rule),
+            where="post",
+            markevery=figures.sparsely(end, look),
+            label=rf"$\eta_Y={eta_y:g}$",
+            **look._replace(linestyle="-")._asdict(),
+        )
+        smooth = dynamics.h_continuous(times, **rule)
+        axes.plot(times, smooth, color="black", linewidth=0.6)
+      axes.plot([], [], color="black", linewidth=0.6, label="$h(s)$")
+      axes.set(
+          title=f"$M={num_tokens}$",
+          xlabel="times the class was seen, $s$",
+          ylabel="$h^*(s)$ and $h(s)$",
+          xlim=(0, end),
+          ylim=(0, None),
+      )
+      axes.legend(loc="lower right", labelspacing=0.3)
+  return figure
+
+
+def figure9() -> mpl_figure.Figure:
+  """Draws B_n(t) of Theorem 4 with a marker at t0."""
+  settings = ((10.0, 100, 5.0), (1.0, 10_000, 50.0))
+  looks = figures.curve_styles((0.5, 1.0, 2.0, 4.0, 8.0))
+  with figures.style():
+    figure = figures.make_figure(figures.PAGE_WIDTH, 2.8)
+    panels = figure.subplots(1, 2)
+    for axes, (ratio, num_tokens, end) in zip(panels, settings, strict=True):
+      times = jnp.linspace(0.0, end, 501)
+      for eta_z, look in looks.items():
+        run = dynamics.Run(
+            num_tokens=num_tokens,
+            num_classes=1,
+            eta_y=ratio * eta_z,
+            eta_z=eta_z,
+        )
+        start = jnp.asarray(dynamics.snapping_start(run))
+        place = int(jnp.searchsorted(times, start))
+        x = jnp.insert(times, place, start)
+        axes.plot(
+            x,
+            dynamics.gain_exponent(x, run),
+            **look._asdict(),
+            markersize=5,
+            markevery=[place],
+            label=rf"$\eta_Z={eta_z:g}$",
+        )
+      axes.set(
+          title=rf"$\eta_Y/\eta_Z={ratio:g},\ M={num_tokens}$",
+          xlabel="samples seen, $t$",
+          ylabel="$B_n(t)$",
+          xlim=(0, end),
+          ylim=(0, None),
+      )
+    entries = figures.legend_entries(*panels)
+    figures.put_legend_above(figure, entries, num_columns=5)
+  return figure
+
+
+def figure11(results: Sequence[train.Result]) -> mpl_figure.Figure:
+  """Draws recall of distinct tokens by eta_Z, at the smallest eta_Y / eta_Z."""
+  return _draw_recall(results, "lr_z", "lr_ratio", r"\eta_Z")
+
+
+def figure12(results: Sequence[train.Result]) -> mpl_figure.Figure:
+  """Draws recall of distinct tokens by eta_Y / eta_Z.
+
+  At eta_Z = 1, or at the smallest eta_Z where no run has that.
+  """
+  return _draw_recall(results, "lr_ratio", "lr_z", r"\eta_Y/\eta_Z")
+
+
+class _Setting(NamedTuple):
+  """A pair of learning rates.
+
+  Attributes:
+    lr_z: eta_Z.
+    lr_ratio: eta_Y / eta_Z.
+    runs: Indices of its runs, smallest seed first.
+    look: How its curves are drawn.
+  """
+
+  lr_z: float
+  lr_ratio: float
+  runs: np.ndarray
+  look: figures.CurveStyle
+
+  @property
+  def label(self) -> str:
+    """The rates as the paper writes them."""
+    return rf"$\eta_Z={self.lr_z:g},\ \eta_Y={self.lr_z * self.lr_ratio:g}$"
+
+  @property
+  def is_published(self) -> bool:
+    """Whether the authors' losses are known."""
+    return self.lr_z == self.lr_ratio == 1
+
+
+def _settings(runs: run_lib.Run) -> list[_Setting]:
+  """Lists the pairs of learning rates, in the order of the runs."""
+  rates = [
+      (float(z), float(ratio))
+      for z, ratio in zip(runs.lr_z, runs.lr_ratio, strict=True)
+  ]
+  pairs = list(dict.fromkeys(rates))
+  # Colours follow what varies: the ratio, eta_Z, or both.
+  for keys in (
+      [p[1] for p in pairs],
+      [p[0] for p in pairs],
+      [*range(len(pairs))],
+  ):
+    if len(set(keys)) == len(pairs):
+      break
+  looks = figures.curve_styles(keys)
+  order = np.argsort(runs.seed, kind="stable")
+  return [
+      _Setting(
+          *pair, np.array([r for r in order if rates[r] == pair]), looks[k]
+      )
+      for pair, k in zip(pairs, keys, strict=True)
+  ]
+
+
+def _draw_attention(
+    figure: Any, result: train.Result, settings: Sequence[_Setting]
+) -> None:
+  """Draws c_n as one heat map per setting and class."""
+  num_classes = min(2, result.classes.num_classes)
+  evaluations = _shown_evaluations(result)
+  groups = _token_groups(result.classes, num_classes)
+  tokens = np.concatenate([*groups.values()])
+  maps = np.stack([
+      result.history.attended[s.runs[0]][evaluations, :num_classes][..., tokens]
+      for s in settings
+  ])
+  # A narrow column after each setting keeps the settings apart.
+  widths = [*[1] * num_classes, 0.06]
+  grid = figure.subplots(
+      1,
+      len(settings) * len(widths),
+      sharey=True,
+      width_ratios=widths * len(settings),
+  ).reshape(len(settings), len(widths))
+  for gap in grid[:, -1]:
+    gap.remove()
+  row = grid[:, :-1]
+  for (s, n), axes in np.ndenumerate(row):
+    never = result.classes.probs[n, tokens] == 0
+    values = np.where(never, np.nan, maps[s, :, n]).T
+    image = figures.draw_heat_map(axes, values, float(maps.max()))
+    # The empty line is the setting's: an annotation gets no room by itself.
+    axes.set(title=f"\nclass {n + 1}", xlabel="step")
+    _label_steps(axes, result.steps[evaluations])
+  _mark_groups(row.ravel(), [*groups], [len(g) for g in groups.values()])
+  for axes, setting in zip(row[:, 0], settings, strict=True):
+    axes.annotate(
+        setting.label,
+        (num_classes / 2, 1),
+        (0, 16),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        in_layout=False,
+    )
+  label = "attention $c_{l|n}$"
+  figure.colorbar(image, ax=row.ravel().tolist(), label=label, pad=0.01)
+
+
+def _label_steps(axes: mpl_axes.Axes, steps: np.ndarray) -> None:
+  """Labels every second column, counted from the last one."""
+  labels = [
+      str(step) if (len(steps) - i) % 2 else ""
+      for i, step in enumerate(steps.tolist())
+  ]
+  axes.set_xticks(range(len(steps)), labels)
+
+
+def _shown_evaluations(result: train.Result) -> list[int]:
+  """Chooses the evaluations of a heat map; the last one is always there."""
+  if result.history.attended.shape[1] < len(result.steps):
+    return [-1]  # Only the last one was recorded.
+  shown = np.flatnonzero(np.isin(result.steps[:-1], _SHOWN_STEPS))
+  return [*shown.tolist(), -1]
+
+
+def _token_groups(
+    classes: data.SequenceClasses, num_classes: int
+) -> dict[str, np.ndarray]:
+  """Sorts the contextual tokens of some classes: common, then distinct."""
+  common = classes.is_common[:num_classes].any(axis=0)
+  groups = {"common": np.flatnonzero(common)}
+  for n in range(num_classes):
+    distinct = np.flatnonzero(classes.is_distinct[n])
+    rarest_first = np.argsort(classes.probs[n, distinct], kind="stable")
+    groups[f"distinct, class {n + 1}"] = distinct[rarest_first]
+  return {name: tokens for name, tokens in groups.items() if len(tokens)}
+
+
+def _mark_groups(
+    row: np.ndarray, names: Sequence[str], sizes: Sequence[int]
+) -> None:
+  """Draws lines between groups of tokens and names them on the left."""
+  ends = np.cumsum(sizes)
+  for axes in row:
+    axes.tick_params(axis="y", length=0)
+    for end in ends[:-1]:
+      axes.axhline(end - 0.5, color="black", linewidth=0.8)
+  centers = ends - np.array(sizes) / 2 - 0.5
+  row[0].set_yticks(centers, names, rotation=90, va="center")
+  row[0].set_ylabel("contextual token $l$")
+
+
+def _draw_losses(
+    axes: mpl_axes.Axes, losses: np.ndarray, setting: _Setting
+) -> None:
+  """Draws mean and range [R, N]: a deviation may pass 0 on a log axis."""
+  steps = np.arange(losses.shape[1])
+  axes.plot(
+      steps,
+      losses.mean(axis=0),
+      markevery=figures.sparsely(len(steps), setting.look),
+      label=setting.label,
+      **setting.look._asdict(),
+  )
+  low, high = losses.min(axis=0), losses.max(axis=0)
+  figures.shade(axes, steps, low, high, setting.look)
+
+
+def _draw_sparsity(
+    axes: mpl_axes.Axes,
+    result: train.Result,
+    curves: np.ndarray,
+    setting: _Setting,
+) -> None:
+  own = curves[setting.runs]
+  figures.draw_band(axes, result.steps, own, setting.look, setting.label)
+
+
+def _looks(
+    results: Sequence[train.Result], axis: str
+) -> dict[float, figures.CurveStyle]:
+  """Gives each value of a sweep axis its look, in increasing order."""
+  values = np.concatenate([getattr(r.runs, axis) for r in results])
+  return figures.curve_styles(np.unique(values).tolist())
+
+
+def _title(axes: mpl_axes.Axes, result: train.Result) -> None:
+  """Names a data setting by its numbers of queries, classes and tokens."""
+  classes = result.classes
+  num_last = len(np.unique(classes.query))
+  queries = "query" if num_last == 1 else "queries"
+  axes.set_title(
+      f"{num_last} {queries}, $K={classes.num_classes}$,"
+      f" $M={classes.num_tokens}$"
+  )
+
+
+def _entropy_points(result: train.Result, lr_z: float) -> np.ndarray:
+  """Lists eta_Y / eta_Z, mean and sample std over seeds, each [N]."""
+  points = []
+  for ratio in np.unique(result.runs.lr_ratio):
+    own = (result.runs.lr_z == lr_z) & (result.runs.lr_ratio == ratio)
+    final = result.history.distinct_entropy[own, -1].astype(np.float64)
+    if len(final):
+      spread = final.std(ddof=1) if len(final) > 1 else 0
+      points.append((ratio, final.mean(), spread))
+  return np.reshape(points, (-1, 3)).T
+
+
+def _published_points(result: train.Result, lr_z: float) -> np.ndarray:
+  """Lists what the authors found, as `_entropy_points` does."""
+  cells = [
+      published.figure6_cell(
+          result.num_last, result.classes.num_classes, lr_z, float(ratio)
+      )
+      for ratio in np.unique(result.runs.lr_ratio)
+  ]
+  points = [(c.lr_ratio, c.mean, c.std) for c in cells if c is not None]
+  return np.reshape(points, (-1, 3)).T
+
+
+def _draw_recall(
+    results: Sequence[train.Result], axis: str, fixed: str, symbol: str
+) -> mpl_figure.Figure:
+  """Draws recall against threshold, one panel a result, one curve a rate."""
+  looks = _looks(results, axis)
+  with figures.style():
+    figure, panels = figures.make_panels(
+        len(results), "recall of distinct tokens"
+    )
+    for axes, result in zip(panels, results, strict=True):
+      _title(axes, result)
+      others = getattr(result.runs, fixed)
+      other = 1.0 if 1.0 in others else others.min()
+      thresholds = _thresholds(result.classes.num_tokens)
+      for value, look in looks.items():
+        own = (getattr(result.runs, axis) == value) & (others == other)
+        if own.any():
+          recall = _recall(result, own, thresholds)
+          label = f"${symbol}={value:g}$"
+          figures.draw_band(axes, thresholds, recall, look, label)
+      axes.set(
+          xlabel="threshold on $c_{l|n}$",
+          xlim=(thresholds[0], thresholds[-1]),
+      )
+      axes.locator_params(axis="x", nbins=5)
+    entries = figures.legend_entries(*panels)
+    figures.put_legend_above(figure, entries, num_columns=4)
+  return figure
+
+
+def _thresholds(num_tokens: int) -> np.ndarray:
+  """Spans the thresholds of the paper, or of settings that it lacks."""
+  near = (0.92 / num_tokens, 1.25 / num_tokens)
+  return np.linspace(*_THRESHOLDS.get(num_tokens, near), 61, dtype=np.float32)
+
+
+def _recall(
+    result: train.Result, own: np.ndarray, thresholds: np.ndarray
+) -> np.ndarray:
+  """Computes recall after training, [R, N]."""
+  recall = jax.vmap(metrics.distinct_recall, in_axes=(0, None, None))
+  return np.asarray(
+      recall(
+          jnp.asarray(result.history.attended[own, -1]),
+          jnp.asarray(result.classes.is_distinct),
+          jnp.asarray(thresholds),
+      )
+  )

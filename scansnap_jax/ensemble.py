@@ -1,0 +1,142 @@
+"""Many independent runs at once: `vmap` inside a device, `pmap` across devices.
+
+Members of an ensemble (seeds x learning rates x data settings) share one
+program and never talk to each other. R members are spread over D devices; L =
+ceil(R / D) members live on each, the last ones padded with copies that are
+dropped again. A device works through its members `group_size` at a time: all at
+once on accelerators, one at a time on a CPU, where one member fills the cache.
+With a fixed `group_size` the results do not depend on the number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+  """How R members lie on D devices.
+
+  Attributes:
+    num_members: R.
+    devices: The D devices, of all processes, in the order of the members.
+    group_size: Members that a device computes together (one `vmap`).
+  """
+
+  num_members: int
+  devices: tuple[jax.Device, ...]
+  group_size: int
+
+  @property
+  def members_per_device(self) -> int:
+    """L, a multiple of `group_size`."""
+    per_device = -(-self.num_members // len(self.devices))
+    return -(-per_device // self.group_size) * self.group_size
+
+  def scatter(self, members: PyTree) -> PyTree:
+    """Lays leaves [R, ...] out as [D, L, ...]; this process's rows of them."""
+    local = [d.process_index == jax.process_index() for d in self.devices]
+    padded = len(self.devices) * self.members_per_device
+
+    def lay_out(leaf):
+      index = np.minimum(np.arange(padded), self.num_members - 1)
+      return leaf[index.reshape(len(self.devices), -1)[np.array(local)]]
+
+    return jax.tree.map(lay_out, members)
+
+  def gather(self, members: PyTree) -> PyTree:
+    """Brings leaves [D, L, ...] to the host, as arrays [R, ...]."""
+    if jax.process_count() > 1:
+      members = multihost_utils.process_allgather(members, tiled=True)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[
+            : self.num_members
+        ],
+        members,
+    )
+
+  def map(
+      self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
+  ) -> Callable[..., PyTree]:
+    """Lifts `fn(member, shared, **static)` to all members.
+
+    Compilations are shared by calls with an equal `fn` and equal `static`, so
+    `fn` should be a function of a module rather than a closure.
+
+    Args:
+      fn: A pure function of one member and of a tree that all members share.
+      donate: Give the members' buffers up to the result.
+      **static: Hashable arguments of `fn` that are known at compile time.
+
+    Returns:
+      A compiled function of members laid out by `scatter` and of the shared
+      tree. It returns `fn`'s results in the layout of `scatter`.
+    """
+    return _mapped(
+        fn, self.group_size, self.devices, donate, tuple(sorted(static.items()))
+    )
+
+
+def make_ensemble(
+    num_members: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    group_size: int | None = None,
+) -> Ensemble:
+  """Chooses devices and group size for a number of members.
+
+  Args:
+    num_members: R >= 1.
+    devices: Devices to use, by default all; surplus ones stay idle.
+    group_size: Members computed together; by default 1 on CPU and all members
+      of a device elsewhere.
+
+  Returns:
+    The layout.
+
+  Raises:
+    ValueError: If there is no member or the group size is not positive.
+  """
+  if num_members < 1:
+    raise ValueError(f"num_members must be at least 1, got {num_members}.")
+  if group_size is not None and group_size < 1:
+    raise ValueError(f"group_size must be at least 1, got {group_size}.")
+  chosen = tuple(jax.devices() if devices is None else devices)
+  if jax.process_count() == 1:
+    chosen = chosen[:num_members]
+  if group_size is None:
+    on_cpu = chosen[0].platform == "cpu"
+    group_size = 1 if on_cpu else -(-num_members // len(chosen))
+  return Ensemble(num_members, chosen, group_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(fn, group_size, devices, donate, static):
+  grouped = functools.partial(
+      _map_groups, functools.partial(fn, **dict(static)), group_size
+  )
+  return jax.pmap(
+      grouped,
+      in_axes=(0, None),
+      donate_argnums=0 if donate else (),
+      devices=devices,
+  )
+
+
+def _map_groups(fn, group_size: int, members: PyTree, shared: PyTree) -> PyTree:
+  """Applies `fn` to the members of one device, leaves [L, ...]."""
+  on_group = jax.vmap(lambda member: fn(member, shared))
+  if jax.tree.leaves(members)[0].shape[0] == group_size > 1:
+    return on_group(members)
+  # No vmap over one member: axes of size 1 would let the compiler order the
+  # arithmetic differently on one device and on many.
+  on_member = lambda member: fn(member, shared)
+  batch_size = group_size if group_size > 1 else None
+  return jax.lax.map(on_member, members, batch_size=batch_size)

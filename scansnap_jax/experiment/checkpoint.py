@@ -1,0 +1,338 @@
+"""Checkpoints that survive kills and notice damage.
+
+Orbax (https://orbax.readthedocs.io) writes a step in the background and renames
+it into place when it is whole, so that a killed process leaves the step before
+it. It restores flipped bits without notice, though. Every step therefore
+carries the crc32 of each shard of each array (`digest`) and the crc32 of that
+list; both are compared at restore. A damaged step is reported in one line and
+renamed aside (`40` becomes `40.corrupt`), never deleted, and the step before it
+is used.
+"""
+
+from collections.abc import Generator, Mapping
+import contextlib
+import gc
+import json
+import logging as python_logging
+import os
+import pathlib
+import sys
+import time
+from typing import Any, NamedTuple
+import zlib
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scansnap_jax.experiment import digest
+from scansnap_jax.experiment import errors
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held.
+
+  Attributes:
+    step: The step it was saved at.
+    tree: The leaves, in the structure and of the kinds of the template.
+    metadata: The dict given to `save`.
+  """
+
+  step: int
+  tree: Any
+  metadata: dict[str, Any]
+
+
+class Checkpointer:
+  """Saves and restores the state of a run below one directory.
+
+  Leaves may be jax arrays (sharded or not, typed PRNG keys too), numpy arrays
+  and Python numbers, empty ones included. All processes of a run make the same
+  calls, and hold equal numpy leaves.
+  """
+
+  def __init__(
+      self, directory: str | os.PathLike[str], *, max_to_keep: int | None = 2
+  ):
+    """Creates the directory if need be.
+
+    Args:
+      directory: Where the steps lie, one folder each.
+      max_to_keep: How many steps remain; the oldest go first. None keeps all.
+        With 1, nothing lies behind a damaged step.
+    """
+    self._directory = pathlib.Path(os.path.abspath(directory))
+    self._noise = _OrbaxNoise()
+    self._noise.attach()
+    with self._writing(), self._noise.silenced():
+      self._manager = ocp.CheckpointManager(
+          self._directory,
+          options=ocp.CheckpointManagerOptions(
+              max_to_keep=max_to_keep, cleanup_tmp_directories=True
+          ),
+          item_handlers={
+              # Trained floats hardly compress: zstd would only cost time.
+              "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
+              "digest": ocp.JsonCheckpointHandler(),
+          },
+      )
+
+  def save(
+      self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None
+  ) -> bool:
+    """Starts to write a step; `tree` may change as soon as this returns.
+
+    Args:
+      step: Its number.
+      tree: Pytree of arrays.
+      metadata: Plain JSON values, such as the data position.
+
+    Returns:
+      False if the step is there already; nothing is written then.
+
+    Raises:
+      TypeError: A leaf is not an array of numbers.
+      UserError: This step, or the one before it in the background, cannot be
+        written (for one, the disk is full). Finished steps stay intact.
+    """
+    if step in self.all_steps():
+      return False
+    body = {
+        "metadata": json.loads(json.dumps(dict(metadata or {}))),
+        "leaves": digest.digest(tree),
+    }
+    arrays = [digest.to_array(leaf) for leaf in jax.tree.leaves(tree)]
+    with self._writing():
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              arrays=ocp.args.PyTreeSave(_numbered(arrays)),
+              digest=ocp.args.JsonSave({"crc32": _crc32(body), "body": body}),
+          ),
+          force=True,
+      )
+    return True
+
+  def restore_latest(self, template: Any) -> Restored | None:
+    """Restores the newest step that is whole.
+
+    Args:
+      template: The tree to restore into, of arrays or `jax.ShapeDtypeStruct`.
+        A leaf with a sharding becomes a jax array so sharded, a Python number
+        a Python number, any other a numpy array.
+
+    Returns:
+      The step, or None if there is none. Damaged steps are reported and renamed
+      aside; if all are damaged the result is None too.
+
+    Raises:
+      UserError: The newest whole step holds another tree than the template.
+    """
+    self.wait()
+    self._manager.reload()
+    for step in reversed(self.all_steps()):
+      restored, problem = None, None
+      with self._noise.silenced():
+        try:
+          restored = self._restore(step, template)
+        except errors.UserError:
+          raise
+        except Exception as error:  # Damage shows in any type of exception.
+          problem = _shorten(error)
+        if problem:
+          time.sleep(0.02)  # Reads that are under way end, and complain, here.
+          gc.collect()
+      if _all_agree(problem is None):
+        return restored
+      self._set_aside(step, problem or "another process cannot restore it")
+    return None
+
+  def all_steps(self) -> list[int]:
+    """Returns the steps, oldest first, with the one that is being written."""
+    return sorted(self._manager.all_steps())
+
+  def wait(self) -> None:
+    """Waits until the last step is on disk; raises UserError if it cannot."""
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits as `wait` does and stops the background threads."""
+    try:
+      with self._writing():
+        self._manager.close()
+    finally:
+      self._noise.detach()
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Generator[None, None, None]:
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      raise errors.UserError(
+          f"cannot write a checkpoint to {self._directory}: {_shorten(error)}"
+      ) from error
+
+  def _restore(self, step: int, template: Any) -> Restored:
+    """Restores one step; raises UserError if it is whole but of another tree.
+
+    Every other exception is damage.
+    """
+    saved = self._manager.restore(
+        step, args=ocp.args.Composite(digest=ocp.args.JsonRestore())
+    )["digest"]
+    body = saved["body"]
+    if _crc32(body) != saved["crc32"]:
+      raise OSError("the checksum of the list of checksums does not match")
+    mismatch = digest.find_mismatch(body["leaves"], digest.describe(template))
+    if mismatch:
+      raise errors.UserError(
+          f"checkpoint {step} in {self._directory} is of another config:"
+          f" {mismatch}. Give another --workdir, or the settings of that run."
+      )
+    targets = jax.tree.leaves(template)
+    values = self._restore_arrays(step, [digest.to_array(t) for t in targets])
+    leaves = []
+    for target, value, entry in zip(
+        targets, values, body["leaves"], strict=True
+    ):
+      if not digest.is_intact(value, entry):
+        raise OSError(f"the checksum of {entry['name']} does not match")
+      leaves.append(_like(target, value, entry["key_impl"]))
+    tree = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return Restored(step, tree, body["metadata"])
+
+  def _restore_arrays(self, step: int, targets: list[Any]) -> list[Any]:
+    numbered = _numbered(targets)
+    arrays = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+            arrays=ocp.args.PyTreeRestore(
+                numbered, restore_args=jax.tree.map(_restore_args, numbered)
+            )
+        ),
+    )["arrays"]
+    return [
+        arrays[_NAME % i]
+        if target.size
+        else np.zeros(target.shape, target.dtype)
+        for i, target in enumerate(targets)
+    ]
+
+  def _set_aside(self, step: int, problem: str) -> None:
+    """Renames a step, so that it is neither used nor in the way."""
+    path = self._directory / str(step)
+    aside = path.with_suffix(".corrupt")
+    count = 1
+    while aside.exists():
+      count += 1
+      aside = path.with_suffix(f".corrupt{count}")
+    logging.warning(
+        "DAMAGED CHECKPOINT: step %d in %s cannot be used (%s). It is now"
+        " called %s; trying the step before it.",
+        *(step, self._directory, problem, aside.name),
+    )
+    if jax.process_index() == 0:
+      path.rename(aside)
+    _all_agree(True)  # The others wait for the new name.
+    self._manager.reload()
+
+
+class _OrbaxNoise(python_logging.Filter):
+  """Drops what orbax logs at every step, and all of it where told so.
+
+  A failed restore logs hundreds of lines, and leaves reads behind that complain
+  that their event loop is closed; the caller reports it in one line.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self._level = python_logging.WARNING
+    self._loggers = [python_logging.getLogger(n) for n in ("absl", "asyncio")]
+    self._next_hook = sys.unraisablehook
+
+  def attach(self) -> None:
+    for logger in self._loggers:
+      logger.addFilter(self)
+    self._next_hook = sys.unraisablehook
+    sys.unraisablehook = self._hook
+
+  def detach(self) -> None:
+    for logger in self._loggers:
+      logger.removeFilter(self)
+    if sys.unraisablehook == self._hook:
+      sys.unraisablehook = self._next_hook
+
+  @contextlib.contextmanager
+  def silenced(self) -> Generator[None, None, None]:
+    self._level = python_logging.CRITICAL + 1
+    try:
+      yield
+    finally:
+      self._level = python_logging.WARNING
+
+  def filter(self, record: python_logging.LogRecord) -> bool:
+    is_noise = record.name == "asyncio" or "orbax" in record.pathname
+    return record.levelno >= self._level or not is_noise
+
+  def _hook(self, unraisable: Any) -> None:
+    is_late = str(unraisable.exc_value) == "Event loop is closed"
+    if self._level == python_logging.WARNING and not is_late:
+      self._next_hook(unraisable)
+
+
+_NAME = "leaf_%05d"
+
+
+def _numbered(arrays: list[Any]) -> dict[str, Any]:
+  """Names the arrays by position; orbax refuses empty ones and empty trees."""
+  named = {_NAME % i: array for i, array in enumerate(arrays) if array.size}
+  return named or {"nothing": np.zeros(1, np.uint8)}
+
+
+def _restore_args(target: Any) -> ocp.RestoreArgs:
+  sharding = getattr(target, "sharding", None)
+  if sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(
+      restore_type=jax.Array,
+      sharding=sharding,
+      global_shape=target.shape,
+      dtype=target.dtype,
+  )
+
+
+def _like(target: Any, value: Any, key_impl: str | None) -> Any:
+  """Makes a restored plain array what the template has in its place."""
+  if key_impl is not None:
+    value = jax.random.wrap_key_data(value, impl=key_impl)
+  sharding = getattr(target, "sharding", None)
+  if sharding is not None:
+    return jax.device_put(value, sharding)
+  if isinstance(target, (bool, int, float, complex)):
+    return type(target)(value.item())
+  return value[()] if isinstance(target, np.generic) else value
+
+
+def _crc32(body: Any) -> int:
+  return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _shorten(error: Exception) -> str:
+  text = " ".join(str(error).split()) or type(error).__name__
+  return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _all_agree(is_good: bool) -> bool:
+  """Whether it is good for every process; they all wait for the answer."""
+  if jax.process_count() == 1:
+    return is_good
+  return bool(multihost_utils.process_allgather(np.asarray(is_good)).all())

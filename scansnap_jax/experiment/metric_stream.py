@@ -1,0 +1,149 @@
+"""The measurements of a run, one JSON object a line.
+
+  {"step": 40, "experiment": "fast", "loss": 0.25, "recall": 1.0}
+
+Every line is valid JSON and is flushed as it is written. A resumed run first
+drops the rows that it will write again, so that the file never holds a step
+twice.
+"""
+
+from collections.abc import Iterator, Mapping
+import importlib
+import json
+import math
+import operator
+import os
+import pathlib
+from typing import Any, SupportsIndex
+
+from absl import logging
+
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import workdir
+
+
+class MetricStream:
+  """Appends rows to a JSONL file, and to TensorBoard where asked."""
+
+  def __init__(
+      self,
+      path: str | os.PathLike[str],
+      *,
+      resume_below: int | None,
+      tags: Mapping[str, Any] | None = None,
+      tensorboard_dir: str | os.PathLike[str] | None = None,
+  ):
+    """Opens the file, created with its folder if need be.
+
+    Of several processes one should do so.
+
+    Args:
+      path: The JSONL file.
+      resume_below: Keep the rows of earlier steps than this one, that is of the
+        steps that a restored checkpoint has behind it. None starts afresh.
+      tags: What all rows of this stream are about, such as
+        `{"experiment": "fast"}`. Several streams may share a file: the rows of
+        other tags are kept, whatever their step.
+      tensorboard_dir: Also write TensorBoard events to this folder.
+
+    Raises:
+      UserError: tensorboardX is asked for and not installed.
+    """
+    self._path = pathlib.Path(path)
+    self._tensorboard = None
+    if tensorboard_dir is not None:
+      self._tensorboard = _open_tensorboard(tensorboard_dir, resume_below or 0)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    below = -math.inf if resume_below is None else resume_below
+    self._tags = dict(tags or {})
+    kept = [
+        line
+        for line, row in _lines(self._path)
+        if row["step"] < below or not self._tags.items() <= row.items()
+    ]
+    workdir.write_atomic(self._path, "".join(line + "\n" for line in kept))
+    self._file = open(self._path, "a", encoding="utf-8")
+
+  def write(
+      self, step: SupportsIndex, values: Mapping[str, Any], **tags: Any
+  ) -> None:
+    """Appends one row.
+
+    Args:
+      step: Which step the values are of.
+      values: Name to number: Python, numpy or jax, of a single element. NaN and
+        infinities become null, which JSON has.
+      **tags: What else the row is about, such as `experiment="fast"`.
+
+    Raises:
+      ValueError: A value has several elements, or a name occurs twice.
+    """
+    tags = self._tags | tags
+    if {"step", *tags} & set(values):
+      raise ValueError(f"names occur twice: {sorted(values)}, {sorted(tags)}")
+    scalars = {name: _scalar(name, value) for name, value in values.items()}
+    row = {"step": operator.index(step), **tags, **scalars}
+    self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    self._file.flush()
+    if self._tensorboard is not None:
+      prefix = "".join(f"{tag}/" for tag in tags.values())
+      for name, value in scalars.items():
+        if value is not None:
+          self._tensorboard.add_scalar(prefix + name, value, row["step"])
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+  def __enter__(self) -> "MetricStream":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the rows of a JSONL file, in the order they were written.
+
+  A last line that a kill cut short is left out, and so is, with a warning, any
+  other line that is no row. A file that does not exist has no rows.
+  """
+  return [row for _, row in _lines(pathlib.Path(path))]
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the text and the content of every row."""
+  lines = path.read_bytes().split(b"\n") if path.exists() else []
+  for number, line in enumerate(lines, start=1):
+    try:
+      row = json.loads(line)
+      row["step"] + 0  # A row is an object with a step that is a number.
+    except (ValueError, TypeError, KeyError):
+      if line and number < len(lines):
+        logging.warning("%s: line %d is no row; left out.", path, number)
+      continue
+    yield line.decode(), row
+
+
+def _scalar(name: str, value: Any) -> bool | int | float | None:
+  if getattr(value, "size", 1) != 1 or isinstance(value, str):
+    raise ValueError(f"{name} is not one number: {value!r}")
+  number = value.item() if hasattr(value, "item") else value
+  if isinstance(number, (bool, int)):
+    return number
+  return float(number) if math.isfinite(number) else None
+
+
+def _open_tensorboard(
+    directory: str | os.PathLike[str], purge_step: int
+) -> Any:
+  try:
+    # Imported here: an extra that most runs do without.
+    tensorboard = importlib.import_module("tensorboardX")
+  except ImportError as error:
+    raise errors.UserError(
+        "TensorBoard events need tensorboardX: pip install 'scansnap-jax[log]'"
+    ) from error
+  return tensorboard.SummaryWriter(str(directory), purge_step=purge_step)

@@ -1,0 +1,41 @@
+"""A stop asked for by SIGTERM or Ctrl-C, taken between two steps."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import signal
+import threading
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+  """Holds SIGTERM and SIGINT back; yields a function that tells of them.
+
+  A second signal of the same kind acts as usual. Outside the main thread
+  signals cannot be held, and the function always answers False.
+
+  Example:
+    >>> with stop_requests() as stop_requested:
+    ...   stop_requested()
+    False
+  """
+  requested = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield requested.is_set
+    return
+  previous = {}
+
+  def note(signal_number, _):
+    requested.set()
+    signal.signal(signal_number, previous[signal_number])
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    previous[number] = signal.signal(number, note)
+  try:
+    yield requested.is_set
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+class Stopped(Exception):
+  """A run stopped because it was asked to, with its state saved."""

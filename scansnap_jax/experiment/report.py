@@ -1,0 +1,220 @@
+"""A report of one experiment: a single HTML file that needs nothing else.
+
+Pictures are part of the file, and its content security policy forbids the
+browser to load anything. It reads on paper, on a phone, in light and in dark.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import dataclasses
+import html
+import pathlib
+import re
+import struct
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NUMBER = re.compile(
+    r"[-+\u2212]?[\d.,]+(e[-+]?\d+)?( ?(\u00b1|%|s\b).*)?|\u2013|"
+)
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e;
+  --line: #d8dee4; --page: #ffffff; --panel: #f6f8fa; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af;
+  --line: #343b43; --page: #14171b; --panel: #1d2126; --accent: #6cb8e6; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 56rem;
+  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  color: var(--ink); background: var(--page); overflow-wrap: break-word; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; }
+h2 { font-size: 1.3rem; line-height: 1.3; margin: 3rem 0 .75rem;
+  padding-top: .75rem; border-top: 1px solid var(--line); }
+p { max-width: 44rem; margin: 0 0 1rem; }
+a { color: var(--accent); }
+nav ol { margin: 1.25rem 0 0; padding-left: 1.4rem; columns: 2 16rem; }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr;
+  gap: .35rem 1.25rem; margin: 0; padding: 1rem 1.25rem; font-size: .875rem;
+  background: var(--panel); border-radius: 8px; }
+dt { color: var(--soft); }
+dd { margin: 0; min-width: 0; white-space: pre-wrap;
+  font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+figure { margin: 1.5rem 0 2rem; }
+img { display: block; width: 100%; height: auto; padding: .5rem;
+  background: #ffffff; border: 1px solid var(--line); border-radius: 8px; }
+figcaption, caption { color: var(--soft); font-size: .875rem;
+  line-height: 1.5; text-align: left; }
+figcaption { margin-top: .6rem; }
+caption { padding-bottom: .5rem; }
+.table { overflow-x: auto; margin: 1.5rem 0 2rem; }
+table { border-collapse: collapse; font-size: .875rem; line-height: 1.35;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left;
+  vertical-align: top; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; border-bottom: 2px solid var(--line); }
+.number { text-align: right; white-space: nowrap; }
+@media (max-width: 32rem) { body { padding-top: 1.25rem; }
+  h1 { font-size: 1.5rem; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .5rem; } img { padding: 0; border-radius: 4px; } }
+@media print { :root { --ink: #000000; --soft: #444444; --line: #bbbbbb;
+  --page: #ffffff; --panel: #ffffff; --accent: #000000; }
+  @page { margin: 18mm; } body { max-width: none; padding: 0;
+  font-size: 10pt; } nav { display: none; } dl { border: 1px solid #bbbbbb; }
+  figure, tr, dl { break-inside: avoid; } h2 { break-after: avoid; }
+  .table { overflow: visible; } }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table.
+
+  Attributes:
+    caption: What it shows.
+    header: One name a column.
+    rows: Cells, shown as `str` gives them; columns of numbers are aligned.
+  """
+
+  caption: str
+  header: Sequence[str]
+  rows: Sequence[Sequence[object]]
+
+  def __post_init__(self):
+    for row in self.rows:
+      if len(row) != len(self.header):
+        raise ValueError(
+            f"Expected {len(self.header)} cells {list(self.header)}, got"
+            f" {list(row)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A picture.
+
+  Attributes:
+    caption: What it shows.
+    png_path: Where it is now; the report holds a copy.
+  """
+
+  caption: str
+  png_path: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the report.
+
+  Attributes:
+    title: Its heading.
+    text: Paragraphs, separated by empty lines.
+    items: Figures and tables that follow, in this order.
+  """
+
+  title: str
+  text: str = ""
+  items: Sequence[Table | Figure] = ()
+
+
+def render(
+    title: str, facts: Mapping[str, str], sections: Sequence[Section]
+) -> str:
+  """Writes the report as HTML.
+
+  Args:
+    title: Title of page and window.
+    facts: What was run, how and where, in this order: command, settings,
+      device, versions, wall time. Line breaks in values are kept.
+    sections: The results.
+
+  Returns:
+    The document. Every text is escaped.
+
+  Raises:
+    ValueError: If the picture of a figure is no PNG.
+  """
+  parts = [f"<h1>{html.escape(title)}</h1>", _facts(facts), _contents(sections)]
+  parts += [_section(i, s) for i, s in enumerate(sections, start=1)]
+  body = "\n".join(part for part in parts if part)
+  policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+  entries = [
+      f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+      for name, value in facts.items()
+  ]
+  return "\n".join(["<dl>", *entries, "</dl>"]) if entries else ""
+
+
+def _contents(sections: Sequence[Section]) -> str:
+  """Links to the sections; a single one needs none."""
+  links = [
+      f'<li><a href="#section-{i}">{html.escape(section.title)}</a></li>'
+      for i, section in enumerate(sections, start=1)
+  ]
+  return f"<nav><ol>{''.join(links)}</ol></nav>" if len(links) > 1 else ""
+
+
+def _section(index: int, section: Section) -> str:
+  paragraphs = [p for p in re.split(r"\n\s*\n", section.text) if p.strip()]
+  parts = [
+      f'<section id="section-{index}">',
+      f"<h2>{html.escape(section.title)}</h2>",
+      *(f"<p>{html.escape(p.strip())}</p>" for p in paragraphs),
+      *(_item(item) for item in section.items),
+      "</section>",
+  ]
+  return "\n".join(parts)
+
+
+def _item(item: Table | Figure) -> str:
+  return _table(item) if isinstance(item, Table) else _figure(item)
+
+
+def _figure(figure: Figure) -> str:
+  png = figure.png_path.read_bytes()
+  if not png.startswith(_PNG_SIGNATURE):
+    raise ValueError(f"{figure.png_path} is no PNG.")
+  # With its size known the page does not jump while pictures appear.
+  width, height = struct.unpack(">II", png[16:24])
+  caption = html.escape(figure.caption)
+  data = base64.b64encode(png).decode()
+  return (
+      f'<figure><img width="{width}" height="{height}" alt="{caption}"'
+      f' src="data:image/png;base64,{data}">'
+      f"<figcaption>{caption}</figcaption></figure>"
+  )
+
+
+def _table(table: Table) -> str:
+  rows = [[str(cell) for cell in row] for row in table.rows]
+  kinds = [
+      ' class="number"'
+      if all(_NUMBER.fullmatch(cell) for cell in column)
+      else ""
+      for column in zip(*rows, strict=True)
+  ] or [""] * len(table.header)
+  line = lambda tag, cells: "".join(
+      f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
+      for kind, cell in zip(kinds, cells, strict=True)
+  )
+  body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+  return (
+      f'<div class="table"><table><caption>{html.escape(table.caption)}'
+      f"</caption>\n<thead><tr>{line('th', table.header)}</tr></thead>\n"
+      f"<tbody>\n{body}\n</tbody></table></div>"
+  )

@@ -1,0 +1,190 @@
+"""The folder of one run: whose it is, and with which settings.
+
+A run writes `config.json` and `flags.txt` into its workdir before anything
+else. The same command finds them again and continues; another config is told
+what differs and touches nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import enum
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from scansnap_jax.experiment import errors
+
+_CONFIG = "config.json"
+_FLAGS = "flags.txt"
+_ABSENT = object()
+
+
+def claim(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    flagfile_text: str,
+) -> pathlib.Path:
+  """Makes `workdir` the folder of the run with this config, or finds it so.
+
+  Of several processes one should call it.
+
+  Args:
+    workdir: A local folder, created with its parents if need be.
+    config: The settings, as `config_to_json` gives them.
+    flagfile_text: Becomes `flags.txt`, with which the run can be repeated.
+
+  Returns:
+    The absolute path of the folder, which holds `config.json` and `flags.txt`.
+
+  Raises:
+    UserError: The path is no writable folder, or the folder belongs to a run
+      with another config, or holds files of something else. Nothing in it was
+      changed.
+  """
+  path = _writable_folder(workdir)
+  config = json.loads(json.dumps(config, allow_nan=False))
+  if (path / _CONFIG).exists():
+    difference = describe_difference(_read_config(path / _CONFIG), config)
+    if difference:
+      raise errors.UserError(
+          f"{path} holds a run with other settings: {'; '.join(difference)}."
+          " Give another --workdir, or the settings there to resume it."
+      )
+  else:
+    found = sorted(p.name for p in path.iterdir() if not _is_temporary(p.name))
+    if found:
+      more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+      raise errors.UserError(
+          f"{path} holds {', '.join(found[:3])}{more} but no {_CONFIG}, so it"
+          " is no run's folder. Give an empty or a new --workdir."
+      )
+    write_atomic(path / _CONFIG, json.dumps(config, indent=2) + "\n")
+  if not (path / _FLAGS).exists():
+    write_atomic(path / _FLAGS, flagfile_text)
+  return path
+
+
+def describe_difference(
+    a: Mapping[str, Any], b: Mapping[str, Any]
+) -> list[str]:
+  """Lists the settings in which `a` and `b` differ.
+
+  Args:
+    a: The settings found, possibly nested.
+    b: The settings asked for.
+
+  Returns:
+    Lines such as `optimizer.lr_z: 0.5 there, 1.0 here`, in the order of `a`
+    and then of `b`; empty if the two are equal.
+  """
+  there, here = dict(_flatten(a)), dict(_flatten(b))
+  pairs = {
+      name: (there.get(name, _ABSENT), here.get(name, _ABSENT))
+      for name in there | here
+  }
+  return [
+      f"{name}: {_show(found)} there, {_show(asked)} here"
+      for name, (found, asked) in pairs.items()
+      if not _is_same(found, asked)
+  ]
+
+
+def config_to_json(config: Any) -> Any:
+  """Turns a config into plain JSON types.
+
+  Args:
+    config: A dataclass of numbers, strings, enums, tuples, mappings and
+      dataclasses.
+
+  Returns:
+    Nested dicts and lists. Enums become their name in lower case, and floats
+    that JSON lacks become text (`"inf"`).
+
+  Raises:
+    TypeError: A value is of another type.
+  """
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
+    names = [field.name for field in dataclasses.fields(config)]
+    return {name: config_to_json(getattr(config, name)) for name in names}
+  if isinstance(config, Mapping):
+    return {str(key): config_to_json(value) for key, value in config.items()}
+  if isinstance(config, enum.Enum):
+    return config.name.lower()
+  if isinstance(config, (tuple, list)):
+    return [config_to_json(value) for value in config]
+  if isinstance(config, float) and not math.isfinite(config):
+    return repr(config)
+  if config is None or isinstance(config, (bool, int, float, str)):
+    return config
+  raise TypeError(f"no JSON for a {type(config).__name__}: {config!r}")
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+  """Writes a whole file or, if interrupted, nothing. Text is UTF-8."""
+  path = pathlib.Path(path)
+  data = content.encode() if isinstance(content, str) else content
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _writable_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  if "://" in str(workdir) or not str(workdir):
+    raise errors.UserError(f"--workdir={workdir} is no local folder")
+  path = pathlib.Path(os.path.abspath(os.path.expanduser(workdir)))
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+        f"--workdir={workdir} cannot be made a folder: {error.strerror}"
+    ) from error
+  if not os.access(path, os.W_OK | os.X_OK):
+    raise errors.UserError(f"--workdir={workdir} is not writable")
+  return path
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_bytes())
+    if isinstance(config, dict):
+      return config
+    reason = "not a JSON object"
+  except ValueError as error:
+    reason = str(error)
+  raise errors.UserError(
+      f"{path} cannot be read ({reason}). Give another --workdir; the run there"
+      f" can be repeated with --flagfile={path.with_name(_FLAGS)}."
+  )
+
+
+def _is_temporary(name: str) -> bool:
+  """Whether `write_atomic` was killed while it wrote this file of ours."""
+  ours = name.startswith((f".{_CONFIG}.", f".{_FLAGS}."))
+  return ours and name.endswith(".tmp")
+
+
+def _flatten(
+    tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flatten(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+def _is_same(a: Any, b: Any) -> bool:
+  # 1 and 1.0 are one setting, 1 and true are not.
+  return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def _show(value: Any) -> str:
+  return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,91 @@
+"""What is read off attention: sparsity, common tokens, recall, phases.
+
+All are functions of c_n, the attended distribution of class n (Scan & Snap,
+Section 3.2), with the true P(l|n):
+
+  c_{l|n} = P(l|n) e^{z_ml} / sum_l' P(l'|n) e^{z_ml'},   m = psi(n).
+
+Entropies are in nats. Letters: M tokens, K classes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from scansnap_jax import dynamics
+
+
+def attended_distribution(
+    attn_logits: Float[Array, "M M"],
+    probs: Float[Array, "K M"],
+    query: Int[Array, "K"],
+) -> Float[Array, "K M"]:
+  """c_n of every class, from Z and the true P(l|n). Rows sum to 1."""
+  return dynamics.attended(probs, attn_logits[query])
+
+
+def entropy(probs: Float[Array, "*b M"]) -> Float[Array, "*b"]:
+  """-sum_l p_l ln p_l, with 0 ln 0 = 0: from 0 to ln M."""
+  return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
+
+
+def distinct_entropy(
+    attended: Float[Array, "K M"], is_distinct: Bool[Array, "K M"]
+) -> Float[Array, ""]:
+  """The metric of Figure 6: how widely attention spreads over distinct tokens.
+
+  Mean over classes of the entropy of c_n restricted to the distinct tokens of n
+  and renormalized. The paper does not define it; this definition reproduces the
+  published table (docs/theory.md).
+
+  Args:
+    attended: c_n.
+    is_distinct: True where token l is distinct for class n.
+
+  Returns:
+    Nats, from 0 to ln(number of distinct tokens of a class).
+  """
+  mass = jnp.where(is_distinct, attended, 0)
+  total = mass.sum(axis=-1, keepdims=True)
+  return entropy(mass / jnp.where(total > 0, total, 1)).mean()
+
+
+def common_mass(
+    attended: Float[Array, "K M"], is_common: Bool[Array, "K M"]
+) -> Float[Array, ""]:
+  """Mean over classes of the attention on common tokens, in [0, 1]."""
+  return jnp.where(is_common, attended, 0).sum(axis=-1).mean()
+
+
+def distinct_recall(
+    attended: Float[Array, "K M"],
+    is_distinct: Bool[Array, "K M"],
+    thresholds: Float[Array, "N"],
+) -> Float[Array, "N"]:
+  """Fraction of distinct tokens with c_{l|n} above each threshold.
+
+  The mean over classes of the fraction of the class (Figures 11 and 12).
+  """
+  above = attended[:, :, None] > thresholds[None, None, :]
+  hits = (above & is_distinct[:, :, None]).sum(axis=1)
+  return (hits / is_distinct.sum(axis=1)[:, None]).mean(axis=0)
+
+
+def snapping_time(
+    times: Float[Array, "T"], growth: Float[Array, "T"]
+) -> Float[Array, ""]:
+  """When attention snaps: the time at which a growing quantity grows fastest.
+
+  Applied to the relative gain or to B_n(t) it separates scanning (growth speeds
+  up) from snapping (growth slows down), Theorem 4.
+
+  Args:
+    times: Increasing times, at least three of them.
+    growth: The quantity at these times.
+
+  Returns:
+    The midpoint of the interval of steepest growth.
+  """
+  slopes = jnp.diff(growth) / jnp.diff(times)
+  steepest = jnp.argmax(slopes)
+  return (times[steepest] + times[steepest + 1]) / 2

@@ -1,0 +1,292 @@
+"""The training loop of the one-layer experiments.
+
+`train_and_evaluate` sweeps seeds x eta_Z x eta_Y / eta_Z for each data setting.
+All runs of a setting advance together (ensemble.py). All learning rates of a
+seed see the same batches and start from the same values. A batch is a pure
+function of (seed, step), so a restart needs the step alone.
+
+Letters: R runs, E evaluations, K classes, M tokens.
+"""
+
+from collections.abc import Callable
+import itertools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, PyTree
+import numpy as np
+
+from scansnap_jax import config as config_lib
+from scansnap_jax import data
+from scansnap_jax import ensemble
+from scansnap_jax import run as run_lib
+from scansnap_jax.experiment import checkpoint
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment import preemption
+
+
+class History(NamedTuple):
+  """What was recorded of all runs; NaN where it is still to come.
+
+  Attributes:
+    losses: Batch loss before each update.
+    distinct_entropy: At each evaluation, the first one before training.
+    common_mass: At each evaluation.
+    attended: c_n at each evaluation, or at the last one alone unless the config
+      asks to record attention.
+  """
+
+  losses: Float[np.ndarray, "R num_steps"]
+  distinct_entropy: Float[np.ndarray, "R E"]
+  common_mass: Float[np.ndarray, "R E"]
+  attended: Float[np.ndarray, "R _ K M"]
+
+  def record(self, evaluation: int, seen: run_lib.Observation) -> None:
+    """Writes one evaluation of all runs."""
+    self.distinct_entropy[:, evaluation] = seen.distinct_entropy
+    self.common_mass[:, evaluation] = seen.common_mass
+    self.attended[:, min(evaluation, self.attended.shape[1] - 1)] = (
+        seen.attended
+    )
+
+
+class Result(NamedTuple):
+  """The runs of one data setting.
+
+  Attributes:
+    num_last: Number of query tokens of the setting.
+    classes: Its sequence classes.
+    runs: Seeds and learning rates, leaves [R].
+    steps: Steps of the evaluations, [E], from 0 to num_steps.
+    history: What was recorded.
+    params: Final parameters, leaves [R, ...].
+  """
+
+  num_last: int
+  classes: data.SequenceClasses
+  runs: run_lib.Run
+  steps: np.ndarray
+  history: History
+  params: PyTree
+
+
+def train_and_evaluate(
+    config: config_lib.ScanSnapConfig,
+    workdir: pathlib.Path,
+    *,
+    on_progress: Callable[[int], None] = lambda num_run_steps: None,
+) -> list[Result]:
+  """Trains and evaluates every run of a sweep, from its last checkpoint on.
+
+  Args:
+    config: The sweep.
+    workdir: Where `metrics.jsonl` and `checkpoints/` go.
+    on_progress: Told how many steps of single runs have been taken since.
+
+  Returns:
+    One result per data setting.
+
+  Raises:
+    UserError: If a run diverges, or the checkpoints are of another config.
+    Stopped: If SIGTERM or Ctrl-C asked to stop; the state has been saved.
+  """
+  with preemption.stop_requests() as stop_requested:
+    return [
+        _train_setting(config, num_last, workdir, on_progress, stop_requested)
+        for num_last in config.num_last
+    ]
+
+
+def _train_setting(
+    config: config_lib.ScanSnapConfig,
+    num_last: int,
+    workdir: pathlib.Path,
+    on_progress: Callable[[int], None],
+    stop_requested: Callable[[], bool],
+) -> Result:
+  """THE loop. Draws, advances, records and saves all runs of one setting."""
+  classes = data.make_classes(config.data, num_last)
+  shared = share(classes)
+  runs = make_runs(config)
+  layout = ensemble.make_ensemble(len(runs.seed))
+  static = dict(model_config=config.model, optimizer_config=config.optimizer)
+  state = layout.map(run_lib.init, **static)(layout.scatter(runs), shared)
+  train = layout.map(run_lib.train, donate=True, **static)
+  steps = evaluation_steps(config)
+  history = _start_history(config, classes)
+  name = f"{config.experiment}/num_last={num_last}"
+
+  with checkpoint.Checkpointer(workdir / "checkpoints" / name) as checkpointer:
+    start, state, history = _restore(checkpointer, layout, state, history)
+    tags = {"experiment": config.experiment, "num_last": num_last}
+    with metric_stream.MetricStream(
+        workdir / "metrics.jsonl",
+        resume_below=start + 1 if start else None,
+        tags=tags,
+    ) as stream:
+      on_progress(start * len(runs.seed))
+      for evaluation in range(np.searchsorted(steps, start) + 1, len(steps)):
+        end = int(steps[evaluation])
+        batches = draw_batches(config, classes, np.arange(start, end))
+        state, losses, seen = train(state, (shared, batches))
+        losses, (before, after) = layout.gather((losses, seen))
+        _check_finite(config, runs, losses, start, checkpointer)
+        history.losses[:, start:end] = losses
+        if start == 0:
+          history.record(0, before)
+          _write_rows(stream, runs, history, 0, 0)
+        history.record(evaluation, after)
+        _write_rows(stream, runs, history, evaluation, end)
+        on_progress((end - start) * len(runs.seed))
+        stop = stop_requested()
+        if stop or _crosses(config.checkpoint_every, start, end, steps[-1]):
+          checkpointer.save(end, _to_save(layout.gather(state), history))
+        if stop:
+          raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
+        start = end
+    params = layout.gather(state.params)
+  return Result(num_last, classes, runs, steps, history, params)
+
+
+def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
+  """Lists the runs of a data setting, seeds outermost; leaves [R]."""
+  grid = itertools.product(
+      range(config.num_seeds), config.lr_z, config.lr_ratio
+  )
+  stream, lr_z, lr_ratio = (np.array(axis) for axis in zip(*grid, strict=True))
+  return run_lib.Run(
+      seed=(config.first_seed + stream).astype(np.uint32),
+      stream=stream.astype(np.int32),
+      lr_z=lr_z.astype(np.float32),
+      lr_ratio=lr_ratio.astype(np.float32),
+  )
+
+
+def share(classes: data.SequenceClasses) -> run_lib.Shared:
+  """The arrays of the sequence classes, as the runs need them."""
+  return run_lib.Shared(
+      probs=classes.probs.astype(np.float32),
+      support=classes.support,
+      query=classes.query.astype(np.int32),
+      label=classes.label.astype(np.int32),
+      is_distinct=classes.is_distinct,
+      is_common=classes.is_common,
+  )
+
+
+def evaluation_steps(config: config_lib.ScanSnapConfig) -> np.ndarray:
+  """0, log_every, 2 log_every, ... and num_steps."""
+  steps = np.arange(0, config.num_steps, config.log_every)
+  return np.append(steps, config.num_steps)
+
+
+def draw_batches(
+    config: config_lib.ScanSnapConfig,
+    classes: data.SequenceClasses,
+    steps: np.ndarray,
+) -> data.Batch:
+  """The batches of some steps for every seed; leaves [num_seeds, N, B, ...].
+
+  The tables of the classes are padded to a multiple of 64 rows, so that one
+  compiled program serves the data settings of a sweep.
+  """
+  num_padding = -classes.num_classes % 64
+  support_probs = np.pad(classes.support_probs, ((0, num_padding), (0, 0)))
+  class_cdf = np.pad(classes.class_cdf, (0, num_padding), constant_values=1)
+  layout = ensemble.make_ensemble(config.num_seeds)
+  seeds = (config.first_seed + np.arange(config.num_seeds)).astype(np.uint32)
+  draw = layout.map(
+      run_lib.draw, batch_size=config.batch_size, seq_len=config.data.seq_len
+  )
+  batches = draw(layout.scatter(seeds), (support_probs, class_cdf, steps))
+  return layout.gather(batches)
+
+
+def _start_history(
+    config: config_lib.ScanSnapConfig, classes: data.SequenceClasses
+) -> History:
+  num_runs = len(make_runs(config).seed)
+  num_evaluations = len(evaluation_steps(config))
+  recorded = num_evaluations if config.record_attention else 1
+  empty = lambda *shape: np.full((num_runs, *shape), np.nan, np.float32)
+  return History(
+      losses=empty(config.num_steps),
+      distinct_entropy=empty(num_evaluations),
+      common_mass=empty(num_evaluations),
+      attended=empty(recorded, classes.num_classes, classes.num_tokens),
+  )
+
+
+def _to_save(state: run_lib.TrainState, history: History) -> dict[str, Any]:
+  return {"state": state, "history": history._asdict()}
+
+
+def _restore(
+    checkpointer: checkpoint.Checkpointer,
+    layout: ensemble.Ensemble,
+    state: run_lib.TrainState,
+    history: History,
+) -> tuple[int, run_lib.TrainState, History]:
+  """The last good checkpoint, or the start where there is none."""
+  shape_of = lambda leaf: jax.ShapeDtypeStruct(
+      (layout.num_members, *leaf.shape[2:]), leaf.dtype
+  )
+  target = _to_save(jax.tree.map(shape_of, state), history)
+  restored = checkpointer.restore_latest(target)
+  if restored is None:
+    return 0, state, history
+  return (
+      restored.step,
+      layout.scatter(restored.tree["state"]),
+      History(**restored.tree["history"]),
+  )
+
+
+def _crosses(interval: int, start: int, end: int, last: int) -> bool:
+  """True if a multiple of `interval`, or the last step, is in (start, end]."""
+  return start // interval < end // interval or end == last
+
+
+def _write_rows(
+    stream: metric_stream.MetricStream,
+    runs: run_lib.Run,
+    history: History,
+    evaluation: int,
+    step: int,
+) -> None:
+  """Writes the metric rows of an evaluation, one a run."""
+  for r in range(len(runs.seed)):
+    row = {
+        "seed": runs.seed[r],
+        "lr_z": runs.lr_z[r],
+        "lr_ratio": runs.lr_ratio[r],
+        "distinct_entropy": history.distinct_entropy[r, evaluation],
+        "common_mass": history.common_mass[r, evaluation],
+    }
+    if step:
+      row["loss"] = history.losses[r, step - 1]
+    stream.write(step, row)
+
+
+def _check_finite(
+    config: config_lib.ScanSnapConfig,
+    runs: run_lib.Run,
+    losses: np.ndarray,
+    start: int,
+    checkpointer: checkpoint.Checkpointer,
+) -> None:
+  bad = np.argwhere(~np.isfinite(losses))
+  if not bad.size:
+    return
+  r, offset = bad[np.argmin(bad[:, 1])]
+  good = checkpointer.all_steps()
+  saved = f"checkpoint of step {max(good)}" if good else "start: none was saved"
+  raise errors.UserError(
+      f"{config.experiment} diverged: loss {losses[r, offset]} at step"
+      f" {start + offset} with seed {runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
+      f" lr_ratio={runs.lr_ratio[r]:g} (loss {losses[r, 0]:.4g} at step"
+      f" {start}). Nothing was overwritten; the last good state is the {saved}."
+      " Lower lr_z or lr_ratio, or leave that cell out, in a new --workdir."
+  )

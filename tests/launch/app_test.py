@@ -1,0 +1,118 @@
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from launch import app
+
+_SCRIPT = '''
+"""Example script."""
+import dataclasses
+from launch import app, flag_config
+from scansnap_jax.experiment import errors
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """Optimizer.
+
+  Attributes:
+    learning_rate: Step size.
+  """
+  learning_rate: float = 0.5
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Config.
+
+  Attributes:
+    num_steps: How many.
+    optimizer: Which.
+  """
+  num_steps: int = 3
+  optimizer: Optimizer = Optimizer()
+
+build = flag_config.define(Config())
+
+def main(argv):
+  config = build()
+  if config.num_steps == 0:
+    raise errors.UserError("num_steps is 0")
+  if config.num_steps < 0:
+    raise ValueError("a bug")
+  print(config.num_steps)
+  return 7
+
+app.run(main)
+'''
+
+
+class RunTest(parameterized.TestCase):
+
+  def _run(self, *args):
+    script = self.create_tempfile("script.py", content=_SCRIPT).full_path
+    root = pathlib.Path(app.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, script, *args],
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )  # pyformat: disable
+
+  def test_main_gets_the_parsed_flags_and_gives_the_exit_status(self):
+    result = self._run("--num_steps=5")
+    self.assertEqual(result.stdout, "5\n")
+    self.assertEqual(result.stderr, "")
+    self.assertEqual(result.returncode, 7)
+
+  @parameterized.parameters(
+      ("--num_steps=0", "num_steps is 0"),
+      ("--num_steps=x", "flag --num_steps=x: expected an int, such as 3"),
+      ("--num_stpes=3", "unknown flag --num_stpes; did you mean --num_steps?"),
+      (
+          "--learning_rate=3",
+          (
+              "unknown flag --learning_rate; did you mean"
+              " --optimizer.learning_rate?"
+          ),
+      ),
+      ("--zzz", "unknown flag --zzz; --help lists them"),
+      (
+          "num_steps=3",
+          "unexpected ['num_steps=3']; flags are written --name=value",
+      ),
+  )
+  def test_user_error_is_one_line_and_status_2(self, arg, message):
+    result = self._run(arg)
+    self.assertEqual(result.stderr, f"error: {message}\n")
+    self.assertEqual(result.stdout, "")
+    self.assertEqual(result.returncode, 2)
+
+  def test_bug_keeps_its_traceback(self):
+    result = self._run("--num_steps=-1")
+    self.assertStartsWith(result.stderr, "Traceback")
+    self.assertIn("ValueError: a bug", result.stderr)
+    self.assertEqual(result.returncode, 1)
+
+  def test_help_lists_the_flags_of_the_script(self):
+    result = self._run("--help")
+    self.assertIn("--num_steps: How many.", result.stdout)
+    self.assertIn("--optimizer.learning_rate: Step size.", result.stdout)
+
+
+class SuggestTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("num_stpes", "num_steps"),
+      ("rate", "optimizer.rate"),
+      ("optimizer.rat", "optimizer.rate"),
+      ("completely_else", None),
+  )
+  def test_nearest_flag_or_none(self, name, expected):
+    known = ["num_steps", "optimizer.rate", "model.width"]
+    self.assertEqual(app.suggest(name, known), expected)
+
+
+if __name__ == "__main__":
+  absltest.main()

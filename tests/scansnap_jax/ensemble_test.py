@@ -1,0 +1,109 @@
+import subprocess
+import sys
+import textwrap
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scansnap_jax import ensemble
+
+
+def _power_iteration(member, shared, *, num_steps):
+  """Enough arithmetic to show a change of order: a chain of matrix products."""
+  vector = jax.random.normal(jax.random.key(member["seed"]), shared.shape[:1])
+
+  def step(vector, _):
+    vector = jnp.tanh(shared @ vector) * member["scale"]
+    return vector, vector.sum()
+
+  return jax.lax.scan(step, vector, None, num_steps)
+
+
+def _members(num_members):
+  return {
+      "seed": np.arange(num_members, dtype=np.uint32),
+      "scale": np.linspace(0.5, 2, num_members, dtype=np.float32),
+  }
+
+
+class EnsembleTest(parameterized.TestCase):
+
+  @parameterized.product(num_members=(1, 3, 7), group_size=(1, 2, 7))
+  def test_equals_one_call_a_member(self, num_members, group_size):
+    matrix = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    layout = ensemble.make_ensemble(num_members, group_size=group_size)
+    members = _members(num_members)
+    mapped = layout.map(_power_iteration, num_steps=5)
+    result = layout.gather(mapped(layout.scatter(members), matrix))
+    for r in range(num_members):
+      member = jax.tree.map(lambda leaf, r=r: jnp.asarray(leaf[r]), members)
+      expected = _power_iteration(member, jnp.asarray(matrix), num_steps=5)
+      chex.assert_trees_all_close(
+          jax.tree.map(lambda leaf, r=r: leaf[r], result), expected, rtol=1e-5
+      )
+
+  def test_gather_undoes_scatter(self):
+    layout = ensemble.make_ensemble(5, group_size=2)
+    members = _members(5)
+    chex.assert_trees_all_equal(layout.gather(layout.scatter(members)), members)
+
+  @parameterized.parameters((0, None), (3, 0))
+  def test_impossible_layouts_are_refused(self, num_members, group_size):
+    with self.assertRaisesRegex(ValueError, "at least 1"):
+      ensemble.make_ensemble(num_members, group_size=group_size)
+
+  def test_equal_functions_and_static_arguments_compile_once(self):
+    layout = ensemble.make_ensemble(2)
+    self.assertIs(
+        layout.map(_power_iteration, num_steps=3),
+        ensemble.make_ensemble(2).map(_power_iteration, num_steps=3),
+    )
+
+
+_ON_DEVICES = """
+import hashlib, pathlib, sys, tempfile
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+from scansnap_jax import config, data, train
+small = config.ScanSnapConfig(
+    data=config.DataConfig(num_next_per_last=2, num_distinct_per_next=4),
+    model=config.ModelConfig(zero_init=False),
+    num_last=(3,), lr_z=(0.5, 2.0), lr_ratio=(1.0, 5.0), num_seeds=2,
+    batch_size=16, num_steps=20, log_every=10)
+with tempfile.TemporaryDirectory() as workdir:
+  (result,) = train.train_and_evaluate(small, pathlib.Path(workdir))
+digest = hashlib.sha256()
+for leaf in jax.tree.leaves((result.params, result.history)):
+  digest.update(leaf.tobytes())
+print(len(jax.devices()), digest.hexdigest())
+"""
+
+
+class DeviceCountTest(parameterized.TestCase):
+
+  def test_a_sweep_is_bitwise_the_same_on_1_3_and_8_devices(self):
+    # Eight runs: alone, uneven (3 + 3 + 2 and a dropped copy), one a device.
+    digests = {}
+    for num_devices in (1, 3, 8):
+      output = subprocess.run(
+          [
+              sys.executable,
+              "-c",
+              textwrap.dedent(_ON_DEVICES),
+              str(num_devices),
+          ],
+          check=True,
+          capture_output=True,
+          text=True,
+      ).stdout.split()
+      self.assertEqual(output[0], str(num_devices))
+      digests[num_devices] = output[1]
+    self.assertLen(set(digests.values()), 1, digests)
+
+
+if __name__ == "__main__":
+  absltest.main()

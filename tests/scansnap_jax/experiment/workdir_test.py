@@ -1,0 +1,202 @@
+import dataclasses
+import enum
+import json
+import math
+import os
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import workdir
+
+
+class Kind(enum.Enum):
+  SMALL = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  lr_z: float = 0.5
+  sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = 3
+  kind: Kind = Kind.SMALL
+  cap: float | None = None
+  inner: Inner = Inner()
+
+
+_CONFIG = {"seed": 3, "inner": {"lr_z": 0.5, "sizes": [1, 2]}}
+
+
+def _contents(folder):
+  return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+class ClaimTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.parent = pathlib.Path(self.create_tempdir().full_path)
+    self.path = self.parent / "a" / "run"
+
+  def test_new_folder_gets_config_and_flags(self):
+    found = workdir.claim(self.path, _CONFIG, "--seed=3\n")
+    self.assertEqual(found, self.path)
+    contents = _contents(self.path)
+    self.assertEqual(json.loads(contents.pop("config.json")), _CONFIG)
+    self.assertEqual(contents, {"flags.txt": b"--seed=3\n"})
+
+  def test_same_config_resumes_and_changes_nothing(self):
+    workdir.claim(self.path, _CONFIG, "--seed=3\n")
+    (self.path / "metrics.jsonl").write_text("rows")
+    before = _contents(self.path)
+    # A tuple is the list that JSON makes of it.
+    config = {"seed": 3.0, "inner": {"lr_z": 0.5, "sizes": (1, 2)}}
+    workdir.claim(self.path, config, "--other\n")
+    self.assertEqual(_contents(self.path), before)
+
+  def test_other_config_is_refused_by_field_and_changes_nothing(self):
+    workdir.claim(self.path, _CONFIG, "--seed=3\n")
+    before = _contents(self.path)
+    config = {"seed": 3, "inner": {"lr_z": 1.0, "sizes": [1, 2]}}
+    with self.assertRaisesRegex(
+        errors.UserError,
+        "other settings: inner.lr_z: 0.5 there, 1.0 here. Give another"
+        " --workdir, or the settings there",
+    ):
+      workdir.claim(self.path, config, "--seed=4\n")
+    self.assertEqual(_contents(self.path), before)
+
+  def test_folder_of_something_else_is_refused_by_what_it_holds(self):
+    for name in ("thesis.tex", "b", "c", "d"):
+      (self.parent / name).touch()
+    with self.assertRaisesRegex(
+        errors.UserError, "holds b, c, d and 1 more but no config.json"
+    ):
+      workdir.claim(self.parent, _CONFIG, "")
+    self.assertLen(list(self.parent.iterdir()), 4)
+
+  def test_claim_that_was_killed_is_taken_up(self):
+    self.path.mkdir(parents=True)
+    (self.path / ".config.json.123.tmp").write_text("{")
+    workdir.claim(self.path, _CONFIG, "--seed=3\n")
+    (self.path / "flags.txt").unlink()
+    workdir.claim(self.path, _CONFIG, "--seed=3\n")
+    self.assertEqual((self.path / "flags.txt").read_text(), "--seed=3\n")
+
+  @parameterized.parameters(b"", b"{", b"\xff", b"[1]")
+  def test_damaged_config_is_reported_and_left(self, content):
+    self.path.mkdir(parents=True)
+    (self.path / "config.json").write_bytes(content)
+    with self.assertRaisesRegex(errors.UserError, "config.json cannot be read"):
+      workdir.claim(self.path, _CONFIG, "")
+    self.assertEqual(_contents(self.path), {"config.json": content})
+
+  def test_file_is_refused(self):
+    file = self.parent / "file"
+    file.touch()
+    for path in (file, file / "below"):
+      with self.assertRaisesRegex(errors.UserError, f"--workdir={path} cannot"):
+        workdir.claim(path, _CONFIG, "")
+
+  def test_folder_that_is_not_writable_is_refused(self):
+    # By a patch, since to root every folder is writable.
+    with mock.patch.object(os, "access", return_value=False):
+      with self.assertRaisesRegex(errors.UserError, "is not writable"):
+        workdir.claim(self.parent, _CONFIG, "")
+
+  @parameterized.parameters("gs://bucket/run", "")
+  def test_path_that_is_not_local_is_refused(self, path):
+    with self.assertRaisesRegex(errors.UserError, "is no local folder"):
+      workdir.claim(path, _CONFIG, "")
+
+  def test_home_is_expanded(self):
+    with mock.patch.dict(os.environ, {"HOME": str(self.parent)}):
+      found = workdir.claim("~/run", _CONFIG, "")
+    self.assertEqual(found, self.parent / "run")
+
+
+class DescribeDifferenceTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({"a": 1}, {"a": 1}, []),
+      ({"a": 1}, {"a": 1.0}, []),
+      ({"lr_z": 0.5}, {"lr_z": 1.0}, ["lr_z: 0.5 there, 1.0 here"]),
+      ({"a": 1}, {"a": True}, ["a: 1 there, true here"]),
+      ({"a": None}, {}, ["a: null there, absent here"]),
+      ({}, {"a": "x"}, ['a: absent there, "x" here']),
+      ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] there, [1] here"]),
+      (
+          {"a": {"b": 1, "c": 2}},
+          {"a": {"b": 1, "c": 3}},
+          ["a.c: 2 there, 3 here"],
+      ),
+      ({"a": {}}, {"a": 1}, ["a: {} there, 1 here"]),
+      # Seeds of 64 bits differ although they are equal as floats.
+      ({"a": 2**63}, {"a": 2**63 + 1}, [f"a: {2**63} there, {2**63 + 1} here"]),
+      (
+          {"b": 1, "a": 1},
+          {"c": 1, "a": 2, "b": 2},
+          [
+              "b: 1 there, 2 here",
+              "a: 1 there, 2 here",
+              "c: absent there, 1 here",
+          ],
+      ),
+  )  # pyformat: disable
+  def test_lines_name_the_field_and_both_values(self, there, here, expected):
+    self.assertEqual(workdir.describe_difference(there, here), expected)
+
+
+class ConfigToJsonTest(parameterized.TestCase):
+
+  def test_config_becomes_plain_json(self):
+    plain = workdir.config_to_json(Config())
+    self.assertEqual(
+        plain,
+        {
+            "seed": 3,
+            "kind": "small",
+            "cap": None,
+            "inner": {"lr_z": 0.5, "sizes": [1, 2]},
+        },
+    )
+    self.assertEqual(json.loads(json.dumps(plain)), plain)
+
+  def test_infinity_is_text(self):
+    plain = workdir.config_to_json({"cap": (math.inf, -math.inf)})
+    self.assertEqual(
+        json.dumps(plain, allow_nan=False), '{"cap": ["inf", "-inf"]}'
+    )
+
+  def test_value_without_json_is_refused(self):
+    with self.assertRaisesRegex(TypeError, "no JSON for a set"):
+      workdir.config_to_json(Config(seed={1}))
+
+
+class WriteAtomicTest(parameterized.TestCase):
+
+  @parameterized.parameters(("ä\n", "ä\n".encode()), (b"\x00\xff", b"\x00\xff"))
+  def test_content_replaces_what_was_there(self, content, expected):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "file").write_text("something longer than the new content")
+    workdir.write_atomic(folder / "file", content)
+    self.assertEqual(_contents(folder), {"file": expected})
+
+  def test_failed_write_leaves_the_old_content_alone(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "file").write_text("old")
+    with mock.patch.object(os, "fsync", side_effect=OSError("disk full")):
+      with self.assertRaisesRegex(OSError, "disk full"):
+        workdir.write_atomic(folder / "file", "new")
+    self.assertEqual(_contents(folder), {"file": b"old"})
+
+
+if __name__ == "__main__":
+  absltest.main()
