@@ -6,6 +6,7 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Iterable
 import difflib
+import logging
 import sys
 
 from absl import app
@@ -29,6 +30,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
   """
 
   def guarded(argv: list[str]) -> int | None:
+    # absl shows what every library logs at INFO: fonts subset, TPUs not found.
+    for library in ("fontTools", "jax", "matplotlib", "orbax"):
+      logging.getLogger(library).setLevel(logging.WARNING)
     try:
       if argv[1:]:
         raise errors.UserError(

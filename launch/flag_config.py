@@ -91,24 +91,50 @@ def to_flagfile(
     UserError: A value has no text that parses back to it, such as a string
       with a newline.
   """
-  lines = [
+  lines = _extra_lines(extra)
+  for name, hint, value, _ in _leaves(config, prefix):
+    if name in extra:
+      raise ValueError(f"{name} is both a field and an extra flag")
+    lines.append(_value_line(name, hint, value))
+  return "".join(lines)
+
+
+def given_to_flagfile(
+    default: Any,
+    extra: Mapping[str, object],
+    *,
+    prefix: str = "",
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> str:
+  """Writes the flags that were given, for runs of several configs.
+
+  Arguments and errors are those of `define` and `to_flagfile`.
+  """
+  lines = _extra_lines(extra)
+  for name, hint, _, _ in _leaves(default, prefix):
+    if not flag_values[name].using_default_value:
+      lines.append(_value_line(name, hint, flag_values[name].value))
+  return "".join(lines)
+
+
+def _extra_lines(extra: Mapping[str, object]) -> list[str]:
+  return [
       _line(name, _text(value))
       for name, value in extra.items()
       if value is not None
   ]
-  for name, hint, value, _ in _leaves(config, prefix):
-    if name in extra:
-      raise ValueError(f"{name} is both a field and an extra flag")
-    codec = _codec(hint, name)
-    text = codec.format(value)
-    try:
-      parsed = codec.parse(text)
-    except ValueError:
-      parsed = None
-    if parsed != value:
-      raise errors.UserError(f"--{name} cannot be written as text: {value!r}")
-    lines.append(_line(name, text))
-  return "".join(lines)
+
+
+def _value_line(name: str, hint: Any, value: Any) -> str:
+  codec = _codec(hint, name)
+  text = codec.format(value)
+  try:
+    parsed = codec.parse(text)
+  except ValueError:
+    parsed = None
+  if parsed != value:
+    raise errors.UserError(f"--{name} cannot be written as text: {value!r}")
+  return _line(name, text)
 
 
 def _line(name: str, text: str) -> str:

@@ -30,6 +30,7 @@ Flow = Mapping[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 # The iterations of Figures 4 and 5; the last one is added.
 _SHOWN_STEPS = (0, 2, 4, 6, 8, 10)
+_SETTINGS_PER_ROW = 3
 
 # Thresholds of Figures 11 and 12 by number of tokens, all near 1/M.
 _THRESHOLDS = types.MappingProxyType({
@@ -55,11 +56,11 @@ _RECALL = (
 
 CAPTIONS = types.MappingProxyType({
     "figure3": (
-        "Growth of the relative gain of a class's leading distinct token,"
-        " χ = exp(2 B_n(t)) with B_n as Theorem 4 derives it: nearly linear"
-        " while attention scans, logarithmic after it snaps at t0 (dashed)."
-        " K = 10, M = 1000, η_Z = 0.5, C0 = 1. The paper does not give its C0,"
-        " so its vertical axis (up to 600) cannot be pinned down."
+        "Growth of the relative gain of a class's leading distinct token, χ ="
+        " exp(2 B_n(t)) with B_n as Theorem 4 derives it: nearly linear while"
+        " attention scans, logarithmic after it snaps at t_0 (dashed). K = 10,"
+        " M = 1000, η_Z = 0.5, C_0 = 1. The paper does not give its C_0, so its"
+        " vertical axis (up to 600) cannot be pinned down."
     ),
     "figure4": _HEAT_MAPS + ". Open circles: the authors' losses (seed 2).",
     "figure5": _HEAT_MAPS + ", under Adam.",
@@ -75,8 +76,8 @@ CAPTIONS = types.MappingProxyType({
         " continuous time (Lemma 6), for several η_Y."
     ),
     "figure9": (
-        "Exponent B_n(t) of the relative gain (Theorem 4), K = 1, C0 = 1, for"
-        " several η_Z. Markers: t0, where attention snaps; B_n(t0) depends on"
+        "Exponent B_n(t) of the relative gain (Theorem 4), K = 1, C_0 = 1, for"
+        " several η_Z. Markers: t_0, where attention snaps; B_n(t_0) depends on"
         " η_Y/η_Z alone."
     ),
     "figure11": f"{_RECALL} for several η_Z.",
@@ -112,7 +113,7 @@ def figure3() -> mpl_figure.Figure:
         ylim=(0, None),
     )
     entries = figures.legend_entries(axes)
-    figures.put_legend_above(figure, entries, num_columns=3)
+    figures.put_legend_above(figure, entries)
   return figure
 
 
@@ -137,8 +138,11 @@ def figure4(
   settings = _settings(result.runs)
   history = result.history
   with figures.style():
-    figure = figures.make_figure(figures.PAGE_WIDTH, 5.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
+    heights = (3.45 * -(-len(settings) // _SETTINGS_PER_ROW), 2.15)
+    figure = figures.make_figure(figures.PAGE_WIDTH, sum(heights))
+    (top,), (bottom,) = figure.subfigures(
+        2, 1, squeeze=False, height_ratios=heights
+    )
     _draw_attention(top, result, settings)
     loss, entropy, mass = bottom.subplots(1, 3)
     for setting in settings:
@@ -155,11 +159,13 @@ def figure4(
     for axes in (loss, entropy, mass):
       axes.set(xlabel="step", xlim=(0, result.steps[-1]))
     entries = figures.legend_entries(loss, entropy)
-    if show_published and any(s.is_published for s in settings):
-      known = np.array([*published.FIGURE4_LOSSES.items()])
-      figures.draw_known_points(loss, *known.T)
+    is_published = result.classes.num_tokens == published.FIGURE4_NUM_TOKENS
+    is_published &= any(s.lr_z == s.lr_ratio == 1 for s in settings)
+    if show_published and is_published:
+      steps, losses = np.array([*published.FIGURE4_LOSSES.items()]).T
+      figures.draw_known_points(loss, steps, losses)
       entries["authors, seed 2"] = figures.known_entry()
-    figures.put_legend_above(bottom, entries, num_columns=4)
+    figures.put_legend_above(bottom, entries)
   return figure
 
 
@@ -188,30 +194,14 @@ def figure6(
     figure, panels = figures.make_panels(
         len(results), "distinct-token entropy (nats)"
     )
-    entries = {}
-    for axes, result in zip(panels, results, strict=True):
-      _title(axes, result)
-      for i, (lr_z, look) in enumerate(looks.items()):
-        shift = 1.08 ** (i - (len(looks) - 1) / 2)
-        points = _entropy_points(result, lr_z)
-        label = rf"$\eta_Z={lr_z:g}$"
-        figures.draw_points(axes, points[0] * shift, *points[1:], look, label)
-        known = _published_points(result, lr_z)
-        if show_published and known.size:
-          figures.draw_known_points(
-              axes, known[0] * shift * 1.04, *known[1:], look
-          )
-          entries["authors"] = figures.known_entry()
-      ratios = np.unique(result.runs.lr_ratio)
-      axes.set(
-          xlabel=r"$\eta_Y/\eta_Z$",
-          xscale="log",
-          xlim=(ratios[0] / 1.3, ratios[-1] * 1.3),
-      )
-      axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
-      axes.set_xticks([], minor=True)
-    entries = figures.legend_entries(*panels) | entries
-    figures.put_legend_above(figure, entries, num_columns=5)
+    known = [
+        _draw_entropy(axes, result, looks, show_published)
+        for axes, result in zip(panels, results, strict=True)
+    ]
+    entries = figures.legend_entries(*panels)
+    if any(known):
+      entries["authors"] = figures.known_entry()
+    figures.put_legend_above(figure, entries)
   return figure
 
 
@@ -285,7 +275,7 @@ def figure9() -> mpl_figure.Figure:
           ylim=(0, None),
       )
     entries = figures.legend_entries(*panels)
-    figures.put_legend_above(figure, entries, num_columns=5)
+    figures.put_legend_above(figure, entries)
   return figure
 
 
@@ -322,16 +312,11 @@ class _Setting(NamedTuple):
     """The rates as the paper writes them."""
     return rf"$\eta_Z={self.lr_z:g},\ \eta_Y={self.lr_z * self.lr_ratio:g}$"
 
-  @property
-  def is_published(self) -> bool:
-    """Whether the authors' losses are known."""
-    return self.lr_z == self.lr_ratio == 1
-
 
 def _settings(runs: run_lib.Run) -> list[_Setting]:
   """Lists the pairs of learning rates, in the order of the runs."""
   rates = [
-      (float(z), float(ratio))
+      (_exact(z), _exact(ratio))
       for z, ratio in zip(runs.lr_z, runs.lr_ratio, strict=True)
   ]
   pairs = list(dict.fromkeys(rates))
@@ -353,6 +338,11 @@ def _settings(runs: run_lib.Run) -> list[_Setting]:
   ]
 
 
+def _exact(rate: Any) -> float:
+  """Undoes the rounding of 0.1 to float32."""
+  return float(f"{rate:.6g}")
+
+
 def _draw_attention(
     figure: Any, result: train.Result, settings: Sequence[_Setting]
 ) -> None:
@@ -365,26 +355,16 @@ def _draw_attention(
       result.history.attended[s.runs[0]][evaluations, :num_classes][..., tokens]
       for s in settings
   ])
-  # A narrow column after each setting keeps the settings apart.
-  widths = [*[1] * num_classes, 0.06]
-  grid = figure.subplots(
-      1,
-      len(settings) * len(widths),
-      sharey=True,
-      width_ratios=widths * len(settings),
-  ).reshape(len(settings), len(widths))
-  for gap in grid[:, -1]:
-    gap.remove()
-  row = grid[:, :-1]
-  for (s, n), axes in np.ndenumerate(row):
+  grid = _heat_map_grid(figure, len(settings), num_classes)
+  for (s, n), axes in np.ndenumerate(grid):
     never = result.classes.probs[n, tokens] == 0
     values = np.where(never, np.nan, maps[s, :, n]).T
     image = figures.draw_heat_map(axes, values, float(maps.max()))
     # The empty line is the setting's: an annotation gets no room by itself.
     axes.set(title=f"\nclass {n + 1}", xlabel="step")
     _label_steps(axes, result.steps[evaluations])
-  _mark_groups(row.ravel(), [*groups], [len(g) for g in groups.values()])
-  for axes, setting in zip(row[:, 0], settings, strict=True):
+    _mark_groups(axes, groups, is_first=n == 0 and s % _SETTINGS_PER_ROW == 0)
+  for axes, setting in zip(grid[:, 0], settings, strict=True):
     axes.annotate(
         setting.label,
         (num_classes / 2, 1),
@@ -395,7 +375,25 @@ def _draw_attention(
         in_layout=False,
     )
   label = "attention $c_{l|n}$"
-  figure.colorbar(image, ax=row.ravel().tolist(), label=label, pad=0.01)
+  figure.colorbar(image, ax=grid.ravel().tolist(), label=label, pad=0.01)
+
+
+def _heat_map_grid(
+    figure: Any, num_settings: int, num_classes: int
+) -> np.ndarray:
+  """Makes axes [num_settings, num_classes], a few settings per row."""
+  per_row = min(num_settings, _SETTINGS_PER_ROW)
+  widths = [*[1] * num_classes, 0.06]  # The last keeps the settings apart.
+  grid = figure.subplots(
+      -(-num_settings // per_row),
+      per_row * len(widths),
+      squeeze=False,
+      sharey=True,
+      width_ratios=widths * per_row,
+  ).reshape(-1, len(widths))
+  for axes in (*grid[:, -1], *grid[num_settings:, :-1].ravel()):
+    axes.remove()
+  return grid[:num_settings, :-1]
 
 
 def _label_steps(axes: mpl_axes.Axes, steps: np.ndarray) -> None:
@@ -429,17 +427,18 @@ def _token_groups(
 
 
 def _mark_groups(
-    row: np.ndarray, names: Sequence[str], sizes: Sequence[int]
+    axes: mpl_axes.Axes, groups: Mapping[str, np.ndarray], is_first: bool
 ) -> None:
-  """Draws lines between groups of tokens and names them on the left."""
+  """Draws lines between groups of tokens; names them if first in the row."""
+  sizes = np.array([len(tokens) for tokens in groups.values()])
   ends = np.cumsum(sizes)
-  for axes in row:
-    axes.tick_params(axis="y", length=0)
-    for end in ends[:-1]:
-      axes.axhline(end - 0.5, color="black", linewidth=0.8)
-  centers = ends - np.array(sizes) / 2 - 0.5
-  row[0].set_yticks(centers, names, rotation=90, va="center")
-  row[0].set_ylabel("contextual token $l$")
+  for end in ends[:-1]:
+    axes.axhline(end - 0.5, color="black", linewidth=0.8)
+  axes.tick_params(axis="y", length=0)
+  if is_first:
+    centers = ends - sizes / 2 - 0.5
+    axes.set_yticks(centers, [*groups], rotation=90, va="center")
+    axes.set_ylabel("contextual token $l$")
 
 
 def _draw_losses(
@@ -485,6 +484,32 @@ def _title(axes: mpl_axes.Axes, result: train.Result) -> None:
       f"{num_last} {queries}, $K={classes.num_classes}$,"
       f" $M={classes.num_tokens}$"
   )
+
+
+def _draw_entropy(
+    axes: mpl_axes.Axes,
+    result: train.Result,
+    looks: Mapping[float, figures.CurveStyle],
+    show_published: bool,
+) -> bool:
+  """Draws one panel of Figure 6; tells whether published points are in it."""
+  any_known = False
+  for i, (lr_z, look) in enumerate(looks.items()):
+    shift = 1.08 ** (i - (len(looks) - 1) / 2)
+    ratios, mean, std = _entropy_points(result, lr_z)
+    label = rf"$\eta_Z={lr_z:g}$"
+    figures.draw_points(axes, ratios * shift, mean, std, look, label)
+    ratios, mean, std = _published_points(result, lr_z)
+    if show_published and ratios.size:
+      figures.draw_known_points(axes, ratios * shift * 1.04, mean, std, look)
+      any_known = True
+  ratios = np.unique(result.runs.lr_ratio)
+  limits = (ratios[0] / 1.3, ratios[-1] * 1.3)
+  axes.set(xlabel=r"$\eta_Y/\eta_Z$", xscale="log", xlim=limits)
+  axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+  axes.set_xticks([], minor=True)
+  _title(axes, result)
+  return any_known
 
 
 def _entropy_points(result: train.Result, lr_z: float) -> np.ndarray:
@@ -537,7 +562,7 @@ def _draw_recall(
       )
       axes.locator_params(axis="x", nbins=5)
     entries = figures.legend_entries(*panels)
-    figures.put_legend_above(figure, entries, num_columns=4)
+    figures.put_legend_above(figure, entries)
   return figure
 
 

@@ -116,7 +116,6 @@ class ScanSnapConfig:
   """One experiment: a sweep over data settings, learning rates and seeds.
 
   Attributes:
-    experiment: Name in reports, metric rows and checkpoint folders.
     data: The generative model.
     model: The layer.
     optimizer: The optimizer.
@@ -133,7 +132,6 @@ class ScanSnapConfig:
     record_attention: Keep c_n of every evaluation, for heat maps.
   """
 
-  experiment: str = "scansnap"
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   optimizer: OptimizerConfig = dataclasses.field(
@@ -149,6 +147,12 @@ class ScanSnapConfig:
   log_every: int = 50
   checkpoint_every: int = 100
   record_attention: bool = False
+
+  @property
+  def num_runs(self) -> int:
+    """Runs of all data settings."""
+    axes = (self.num_last, self.lr_z, self.lr_ratio)
+    return self.num_seeds * math.prod(len(axis) for axis in axes)
 
   def __post_init__(self):
     for name in ("num_last", "lr_z", "lr_ratio"):
@@ -184,7 +188,6 @@ def _require_positive(name: str, value: float) -> None:
 def figure4() -> ScanSnapConfig:
   """Syn-Small under SGD: c_n along training at eta_Y / eta_Z = 1 and 10."""
   return ScanSnapConfig(
-      experiment="figure4",
       lr_ratio=(1.0, 10.0),
       num_seeds=20,
       log_every=2,
@@ -195,7 +198,6 @@ def figure4() -> ScanSnapConfig:
 def figure5() -> ScanSnapConfig:
   """Syn-Small under Adam: c_n along training at three learning rates."""
   return ScanSnapConfig(
-      experiment="figure5",
       optimizer=OptimizerConfig(name="adam"),
       lr_z=(0.1, 0.5, 1.0),
       num_seeds=20,
@@ -207,7 +209,6 @@ def figure5() -> ScanSnapConfig:
 def figure6() -> ScanSnapConfig:
   """Syn-Medium: final distinct-token entropy over 16 learning-rate pairs."""
   return ScanSnapConfig(
-      experiment="figure6",
       data=DataConfig(num_next_per_last=2),
       model=ModelConfig(zero_init=False),
       num_last=(1, 3, 5, 10),
@@ -218,9 +219,9 @@ def figure6() -> ScanSnapConfig:
 
 def figure11() -> ScanSnapConfig:
   """Figure 6's runs, read as recall of distinct tokens, by eta_Z."""
-  return dataclasses.replace(figure6(), experiment="figure11", lr_ratio=(1.0,))
+  return dataclasses.replace(figure6(), lr_ratio=(1.0,))
 
 
 def figure12() -> ScanSnapConfig:
   """Figure 6's runs, read as recall of distinct tokens, by eta_Y / eta_Z."""
-  return dataclasses.replace(figure6(), experiment="figure12", lr_z=(1.0,))
+  return dataclasses.replace(figure6(), lr_z=(1.0,))

@@ -5,7 +5,7 @@ that accompany the paper's code, github.com/facebookresearch/luckmatters at
 commit 625b5f7, in the folder ssl/real-dataset/scan_snap:
 
   FIGURE4_LOSSES        figure_4.log: Syn-Small, SGD with momentum .9, seed 2,
-                        eta_Y = eta_Z = 1
+                        eta_Y = eta_Z = 1, 34 tokens with queries and next ones
   FIGURE6_CELLS         figure_6_data.pkl: Syn-Medium, seeds 1 to 10, the
                         settings M/K = 1/2 and 3/6
   FIGURE6_JOB0_LOSSES   figure_6.log: its first run, seed 1, M/K = 1/2,
@@ -77,6 +77,8 @@ FIGURE6_CELLS = (
     EntropyCell(3, 6, 3.0, 5.0, 1.821, 0.030),
     EntropyCell(3, 6, 3.0, 10.0, 1.839, 0.100),
 )
+
+FIGURE4_NUM_TOKENS = 34
 
 FIGURE4_LOSSES = types.MappingProxyType({
     0: 3.526360,

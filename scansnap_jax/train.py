@@ -43,14 +43,6 @@ class History(NamedTuple):
   common_mass: Float[np.ndarray, "R E"]
   attended: Float[np.ndarray, "R _ K M"]
 
-  def record(self, evaluation: int, seen: run_lib.Observation) -> None:
-    """Writes one evaluation of all runs."""
-    self.distinct_entropy[:, evaluation] = seen.distinct_entropy
-    self.common_mass[:, evaluation] = seen.common_mass
-    self.attended[:, min(evaluation, self.attended.shape[1] - 1)] = (
-        seen.attended
-    )
-
 
 class Result(NamedTuple):
   """The runs of one data setting.
@@ -76,6 +68,7 @@ def train_and_evaluate(
     config: config_lib.ScanSnapConfig,
     workdir: pathlib.Path,
     *,
+    experiment: str = "scansnap",
     on_progress: Callable[[int], None] = lambda num_run_steps: None,
 ) -> list[Result]:
   """Trains and evaluates every run of a sweep, from its last checkpoint on.
@@ -83,6 +76,7 @@ def train_and_evaluate(
   Args:
     config: The sweep.
     workdir: Where `metrics.jsonl` and `checkpoints/` go.
+    experiment: Its name in metric rows, folders and errors.
     on_progress: Told how many steps of single runs have been taken since.
 
   Returns:
@@ -94,7 +88,9 @@ def train_and_evaluate(
   """
   with preemption.stop_requests() as stop_requested:
     return [
-        _train_setting(config, num_last, workdir, on_progress, stop_requested)
+        _train_setting(
+            config, num_last, workdir, experiment, on_progress, stop_requested
+        )
         for num_last in config.num_last
     ]
 
@@ -103,45 +99,47 @@ def _train_setting(
     config: config_lib.ScanSnapConfig,
     num_last: int,
     workdir: pathlib.Path,
+    experiment: str,
     on_progress: Callable[[int], None],
     stop_requested: Callable[[], bool],
 ) -> Result:
-  """THE loop. Draws, advances, records and saves all runs of one setting."""
+  """THE loop. Draws, trains, records and saves all runs of one setting."""
   classes = data.make_classes(config.data, num_last)
   shared = share(classes)
   runs = make_runs(config)
   layout = ensemble.make_ensemble(len(runs.seed))
   static = dict(model_config=config.model, optimizer_config=config.optimizer)
-  state = layout.map(run_lib.init, **static)(layout.scatter(runs), shared)
   train = layout.map(run_lib.train, donate=True, **static)
   steps = evaluation_steps(config)
   history = _start_history(config, classes)
-  name = f"{config.experiment}/num_last={num_last}"
+  name = f"{experiment}/num_last={num_last}"
+  tags = {"experiment": experiment, "num_last": num_last}
 
   with checkpoint.Checkpointer(workdir / "checkpoints" / name) as checkpointer:
-    start, state, history = _restore(checkpointer, layout, state, history)
-    tags = {"experiment": config.experiment, "num_last": num_last}
+    init = layout.map(run_lib.init, **static)
+    start, state, history = _restore(
+        checkpointer, layout, init, (layout.scatter(runs), shared), history
+    )
+    on_progress(start * len(runs.seed))
     with metric_stream.MetricStream(
         workdir / "metrics.jsonl",
         resume_below=start + 1 if start else None,
         tags=tags,
     ) as stream:
-      on_progress(start * len(runs.seed))
-      for evaluation in range(np.searchsorted(steps, start) + 1, len(steps)):
+      while start < config.num_steps:
+        evaluation = int(np.searchsorted(steps, start, side="right"))
         end = int(steps[evaluation])
         batches = draw_batches(config, classes, np.arange(start, end))
         state, losses, seen = train(state, (shared, batches))
         losses, (before, after) = layout.gather((losses, seen))
-        _check_finite(config, runs, losses, start, checkpointer)
+        _check_finite(name, runs, losses, start, checkpointer)
         history.losses[:, start:end] = losses
         if start == 0:
-          history.record(0, before)
-          _write_rows(stream, runs, history, 0, 0)
-        history.record(evaluation, after)
-        _write_rows(stream, runs, history, evaluation, end)
+          _record(stream, runs, history, before, 0, step=0)
+        _record(stream, runs, history, after, evaluation, step=end)
         on_progress((end - start) * len(runs.seed))
-        stop = stop_requested()
-        if stop or _crosses(config.checkpoint_every, start, end, steps[-1]):
+        stop = stop_requested() and end < config.num_steps
+        if stop or _is_due(config, start, end):
           checkpointer.save(end, _to_save(layout.gather(state), history))
         if stop:
           raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
@@ -226,17 +224,18 @@ def _to_save(state: run_lib.TrainState, history: History) -> dict[str, Any]:
 def _restore(
     checkpointer: checkpoint.Checkpointer,
     layout: ensemble.Ensemble,
-    state: run_lib.TrainState,
+    init: Callable[..., run_lib.TrainState],
+    init_args: tuple[Any, ...],
     history: History,
 ) -> tuple[int, run_lib.TrainState, History]:
-  """The last good checkpoint, or the start where there is none."""
+  """Step, state and history of the last good checkpoint, or of the start."""
   shape_of = lambda leaf: jax.ShapeDtypeStruct(
       (layout.num_members, *leaf.shape[2:]), leaf.dtype
   )
-  target = _to_save(jax.tree.map(shape_of, state), history)
-  restored = checkpointer.restore_latest(target)
+  shapes = jax.tree.map(shape_of, jax.eval_shape(init, *init_args))
+  restored = checkpointer.restore_latest(_to_save(shapes, history))
   if restored is None:
-    return 0, state, history
+    return 0, init(*init_args), history
   return (
       restored.step,
       layout.scatter(restored.tree["state"]),
@@ -244,26 +243,33 @@ def _restore(
   )
 
 
-def _crosses(interval: int, start: int, end: int, last: int) -> bool:
-  """True if a multiple of `interval`, or the last step, is in (start, end]."""
-  return start // interval < end // interval or end == last
+def _is_due(config: config_lib.ScanSnapConfig, start: int, end: int) -> bool:
+  """True if a checkpoint, or the last step, lies in (start, end]."""
+  interval = config.checkpoint_every
+  return start // interval < end // interval or end == config.num_steps
 
 
-def _write_rows(
+def _record(
     stream: metric_stream.MetricStream,
     runs: run_lib.Run,
     history: History,
+    seen: run_lib.Observation,
     evaluation: int,
     step: int,
 ) -> None:
-  """Writes the metric rows of an evaluation, one a run."""
+  """Keeps an evaluation of all runs and writes its metric rows, one a run."""
+  history.distinct_entropy[:, evaluation] = seen.distinct_entropy
+  history.common_mass[:, evaluation] = seen.common_mass
+  history.attended[:, min(evaluation, history.attended.shape[1] - 1)] = (
+      seen.attended
+  )
   for r in range(len(runs.seed)):
     row = {
         "seed": runs.seed[r],
         "lr_z": runs.lr_z[r],
         "lr_ratio": runs.lr_ratio[r],
-        "distinct_entropy": history.distinct_entropy[r, evaluation],
-        "common_mass": history.common_mass[r, evaluation],
+        "distinct_entropy": seen.distinct_entropy[r],
+        "common_mass": seen.common_mass[r],
     }
     if step:
       row["loss"] = history.losses[r, step - 1]
@@ -271,22 +277,23 @@ def _write_rows(
 
 
 def _check_finite(
-    config: config_lib.ScanSnapConfig,
+    name: str,
     runs: run_lib.Run,
     losses: np.ndarray,
     start: int,
     checkpointer: checkpoint.Checkpointer,
 ) -> None:
+  """Refuses to go on with, or to save, runs that have diverged."""
   bad = np.argwhere(~np.isfinite(losses))
   if not bad.size:
     return
   r, offset = bad[np.argmin(bad[:, 1])]
-  good = checkpointer.all_steps()
-  saved = f"checkpoint of step {max(good)}" if good else "start: none was saved"
+  steps = checkpointer.all_steps()
+  good = f"the checkpoint of step {steps[-1]}" if steps else "the start"
   raise errors.UserError(
-      f"{config.experiment} diverged: loss {losses[r, offset]} at step"
-      f" {start + offset} with seed {runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
-      f" lr_ratio={runs.lr_ratio[r]:g} (loss {losses[r, 0]:.4g} at step"
-      f" {start}). Nothing was overwritten; the last good state is the {saved}."
-      " Lower lr_z or lr_ratio, or leave that cell out, in a new --workdir."
+      f"{name} diverged: loss {losses[r, offset]} at step {start + offset} with"
+      f" seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
+      f" lr_ratio={runs.lr_ratio[r]:g}; it was {losses[r, 0]:.6g} at step"
+      f" {start}. The last good state, {good}, and all metrics up to step"
+      f" {start} are kept. Use a smaller --lr_z or --lr_ratio in a new --workdir."
   )

@@ -19,6 +19,7 @@ import pathlib
 import sys
 import time
 from typing import Any, NamedTuple
+import warnings
 import zlib
 
 from absl import logging
@@ -131,7 +132,6 @@ class Checkpointer:
       UserError: The newest whole step holds another tree than the template.
     """
     self.wait()
-    self._manager.reload()
     for step in reversed(self.all_steps()):
       restored, problem = None, None
       with self._noise.silenced():
@@ -275,7 +275,10 @@ class _OrbaxNoise(python_logging.Filter):
   def silenced(self) -> Generator[None, None, None]:
     self._level = python_logging.CRITICAL + 1
     try:
-      yield
+      with warnings.catch_warnings():
+        # Coroutines that a failure left behind were never awaited.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
     finally:
       self._level = python_logging.WARNING
 

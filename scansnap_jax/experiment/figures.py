@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import axes as mpl_axes
-from matplotlib import cycler
 from matplotlib import figure as mpl_figure
 from matplotlib import image as mpl_image
 from matplotlib import lines as mpl_lines
+from matplotlib import rcsetup
 import numpy as np
 
 from scansnap_jax.experiment import workdir
@@ -76,7 +76,7 @@ _RC = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.prop_cycle": cycler(color=_COLORS),
+    "axes.prop_cycle": rcsetup.cycler(color=_COLORS),
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.5,
     "xtick.major.size": 2.5,
@@ -109,7 +109,7 @@ class CurveStyle(NamedTuple):
 
 
 _KNOWN = CurveStyle("black", "o", "")
-_OPEN = types.MappingProxyType(
+_OPEN: Mapping[str, Any] = types.MappingProxyType(
     dict(
         linestyle="",
         markerfacecolor="white",
@@ -294,23 +294,25 @@ def make_panels(count: int, ylabel: str) -> tuple[mpl_figure.Figure, list]:
 
 
 def put_legend_above(
-    figure: mpl_figure.FigureBase,
-    entries: Mapping[str, Any],
-    num_columns: int,
+    figure: mpl_figure.Figure | mpl_figure.SubFigure, entries: Mapping[str, Any]
 ) -> None:
   """Puts one legend above all panels, where it covers no data.
 
   Args:
-    figure: A figure or subfigure.
+    figure: A figure or subfigure; its width says how many entries fit a row.
     entries: Label to line; see `legend_entries`.
-    num_columns: Entries per row.
   """
-  figure.legend(
-      entries.values(),
-      entries.keys(),
-      loc="outside upper center",
-      ncols=num_columns,
-  )
+  for num_columns in range(len(entries), 0, -1):
+    legend = figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside upper center",
+        ncols=num_columns,
+    )
+    if legend.get_window_extent().width < figure.bbox.width:
+      return
+    if num_columns > 1:
+      legend.remove()
 
 
 def legend_entries(*panels: mpl_axes.Axes) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class EnsembleTest(parameterized.TestCase):
 
   @parameterized.product(num_members=(1, 3, 7), group_size=(1, 2, 7))
   def test_equals_one_call_a_member(self, num_members, group_size):
-    matrix = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    matrix = np.random.default_rng(0).normal(size=(8, 8)) / 8
+    matrix = matrix.astype(np.float32)
     layout = ensemble.make_ensemble(num_members, group_size=group_size)
     members = _members(num_members)
     mapped = layout.map(_power_iteration, num_steps=5)

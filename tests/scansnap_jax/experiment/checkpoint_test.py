@@ -46,7 +46,7 @@ def _tree(step):
           np.arange(20, dtype=np.int8)[::2] + np.int8(step),
           np.array([step > 1, False]),
           np.full((2,), step + 1j, np.complex64),
-          np.arange(3, dtype=">f4") + step,
+          (np.arange(3) + step).astype(">f4"),
           np.array(step),
           np.zeros((0,), np.uint32),
       ],

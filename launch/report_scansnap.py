@@ -1,0 +1,299 @@
+"""Figures, summary and report of a Scan & Snap run, from its results."""
+
+from collections.abc import Mapping
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch import plot_scansnap
+from scansnap_jax import config as config_lib
+from scansnap_jax import flow
+from scansnap_jax import metrics
+from scansnap_jax import published
+from scansnap_jax import theorems
+from scansnap_jax import train
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+
+Configs = Mapping[str, config_lib.ScanSnapConfig]
+Results = Mapping[str, list[train.Result]]
+
+_TITLES = {
+    "figure3": "Figure 3: growth of the relative gain",
+    "figure4": "Figure 4: attention along training, SGD",
+    "figure5": "Figure 5: attention along training, Adam",
+    "figure6": "Figure 6: sparsity by learning rates",
+    "figure8": "Figure 8: decoder growth",
+    "figure9": "Figure 9: exponent of the relative gain",
+    "figure11": "Figure 11: recall of distinct tokens by eta_Z",
+    "figure12": "Figure 12: recall of distinct tokens by eta_Y / eta_Z",
+    "sweep": "Sweep: sparsity by learning rates",
+}
+_LIBRARIES = ("jax", "flax", "optax", "numpy")
+
+
+def write(
+    workdir: pathlib.Path,
+    preset: str,
+    configs: Configs,
+    results: Results,
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html of a finished run.
+
+  Args:
+    workdir: The run's folder.
+    preset: What was run.
+    configs: What was trained, by experiment.
+    results: What came of it.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+
+  Returns:
+    The path of the report.
+  """
+  checks = theorems.check_all() if preset in ("main", "theorems") else []
+  summary = summarize(results, checks)
+  sections = [
+      _figure_section(workdir, name, configs, results)
+      for name in (results or [preset])
+      if name in _TITLES
+  ]
+  if checks:
+    sections.append(_theorem_section(checks))
+  seconds = time.monotonic() - started
+  versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
+  facts = {
+      **facts,
+      "wall time": f"{seconds:.1f} s (of this start, with compilation)",
+      "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+  }
+  workdir_lib.write_atomic(
+      workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
+  )
+  path = workdir / "report.html"
+  title = "Scan & Snap: one attention layer"
+  workdir_lib.write_atomic(path, report.render(title, facts, sections))
+  return path
+
+
+def summarize(
+    results: Results, checks: list[theorems.TheoremCheck]
+) -> dict[str, Any]:
+  """The numbers of a run: a key per experiment, and `theorems`."""
+  summary: dict[str, Any] = {}
+  for name, settings in results.items():
+    if name in ("figure4", "figure5"):
+      summary[name] = _by_rate(settings[0], name)
+    else:
+      summary[name] = [row for result in settings for row in cells(result)]
+  if checks:
+    summary["theorems"] = [
+        {
+            "name": check.name,
+            "statement": check.statement,
+            "measured": check.measured,
+            "bound": check.bound,
+            "holds": check.holds,
+        }
+        for check in checks
+    ]
+  return summary
+
+
+def cells(result: train.Result) -> list[dict[str, Any]]:
+  """Final values of a data setting, one row a pair of learning rates.
+
+  Means and sample standard deviations (ddof 1) are over seeds; the latter are
+  None for a single seed. The authors' values stand beside ours where known.
+  """
+  known = {
+      (cell.num_last, cell.num_next, cell.lr_z, cell.lr_ratio): cell
+      for cell in published.FIGURE6_CELLS
+  }
+  rows = []
+  for (lr_z, lr_ratio), runs in _runs_of_rates(result).items():
+    row: dict[str, Any] = {
+        "num_last": result.num_last,
+        "num_next": result.classes.num_classes,
+        "lr_z": lr_z,
+        "lr_ratio": lr_ratio,
+        "num_seeds": len(runs),
+    }
+    for name, values in (
+        ("entropy", result.history.distinct_entropy[runs, -1]),
+        ("common_mass", result.history.common_mass[runs, -1]),
+        ("loss", result.history.losses[runs, -1]),
+    ):
+      row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std(values)
+    cell = known.get(
+        (result.num_last, result.classes.num_classes, lr_z, lr_ratio)
+    )
+    if cell is not None:
+      row["published_mean"], row["published_std"] = cell.mean, cell.std
+    rows.append(row)
+  return rows
+
+
+def _by_rate(result: train.Result, name: str) -> dict[str, Any]:
+  """Figures 4 and 5: final values by eta_Y / eta_Z, or by eta_Z."""
+  summary = {}
+  for row in cells(result):
+    key = row["lr_ratio" if name == "figure4" else "lr_z"]
+    summary[f"{key:g}"] = {
+        "distinct_entropy": row["entropy_mean"],
+        "distinct_entropy_std": row["entropy_std"],
+        "common_mass": row["common_mass_mean"],
+        "common_mass_std": row["common_mass_std"],
+        "loss": row["loss_mean"],
+        "lr_z": row["lr_z"],
+        "lr_ratio": row["lr_ratio"],
+        "num_seeds": row["num_seeds"],
+    }
+  return summary
+
+
+def _runs_of_rates(result: train.Result) -> dict[tuple[float, float], list[int]]:
+  """Positions of the runs of each (lr_z, lr_ratio), in order."""
+  groups: dict[tuple[float, float], list[int]] = {}
+  # Rates as they were given: 0.1 and not its float32.
+  as_given = lambda rate: float(f"{rate:.7g}")
+  for r, rates in enumerate(
+      zip(result.runs.lr_z, result.runs.lr_ratio, strict=True)
+  ):
+    groups.setdefault(tuple(map(as_given, rates)), []).append(r)
+  return groups
+
+
+def _mean_and_std(values: np.ndarray) -> tuple[float, float | None]:
+  values = np.asarray(values, np.float64)
+  std = float(values.std(ddof=1)) if len(values) > 1 else None
+  return float(values.mean()), std
+
+
+def _figure_section(
+    workdir: pathlib.Path, name: str, configs: Configs, results: Results
+) -> report.Section:
+  """Draws one figure, saves it, and lays it out with its numbers."""
+  items: list[report.Table | report.Figure] = []
+  if name not in results:
+    figure = getattr(plot_scansnap, name)()
+  elif name in ("figure4", "figure5"):
+    (result, *_), config = results[name], configs[name]
+    figure = getattr(plot_scansnap, name)(
+        result, predict_by_flow(config, result)
+    )
+  else:
+    draw = plot_scansnap.figure6 if name == "sweep" else None
+    figure = (draw or getattr(plot_scansnap, name))(results[name])
+  png, _ = figures.save(figure, workdir / "figures", name)
+  caption = plot_scansnap.CAPTIONS.get(name, plot_scansnap.CAPTIONS["figure6"])
+  items.append(report.Figure(caption, png))
+  if name in results:
+    items.append(_cell_table(results[name]))
+  return report.Section(_TITLES[name], items=items)
+
+
+def _cell_table(settings: list[train.Result]) -> report.Table:
+  rows = []
+  for row in (row for result in settings for row in cells(result)):
+    with_std = lambda mean, std: (
+        "" if mean is None else f"{mean:.3f}" + (f" ± {std:.3f}" if std else "")
+    )
+    rows.append((
+        f"{row['num_last']}/{row['num_next']}",
+        f"{row['lr_z']:g}",
+        f"{row['lr_ratio']:g}",
+        with_std(row["entropy_mean"], row["entropy_std"]),
+        with_std(row.get("published_mean"), row.get("published_std")),
+        with_std(row["common_mass_mean"], row["common_mass_std"]),
+        f"{row['loss_mean']:.3g}",
+    ))
+  header = (
+      "M/K",
+      "eta_Z",
+      "eta_Y/eta_Z",
+      "entropy (nats)",
+      "authors",
+      "common mass",
+      "last loss",
+  )
+  num_seeds = len(np.unique(settings[0].runs.seed))
+  caption = f"After training: mean ± sample standard deviation, {num_seeds} seeds."
+  return report.Table(caption, header, rows)
+
+
+def _theorem_section(checks: list[theorems.TheoremCheck]) -> report.Section:
+  rows = [
+      (
+          check.name,
+          check.statement,
+          f"{check.measured:.3g}",
+          f"{check.bound:.3g}",
+          "yes" if check.holds else "NO",
+      )
+      for check in checks
+  ]
+  holding = sum(check.holds for check in checks)
+  caption = f"{holding} of {len(checks)} statements hold within their bounds."
+  header = ("statement of", "what is measured", "measured", "bound", "holds")
+  return report.Section(
+      "Theorems", items=[report.Table(caption, header, rows)]
+  )
+
+
+def predict_by_flow(
+    config: config_lib.ScanSnapConfig, result: train.Result
+) -> dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
+  """What gradient flow predicts for infinitely long sequences.
+
+  Momentum mu multiplies the rates by 1 / (1 - mu), once it has built up.
+
+  Returns:
+    By eta_Y / eta_Z: steps, distinct entropy and common mass; None for Adam and
+    for models that the flow does not describe.
+  """
+  if config.optimizer.name == "adam" or config.model != config_lib.ModelConfig():
+    return None
+  is_momentum = config.optimizer.name == "momentum"
+  speed = 1 / (1 - config.optimizer.momentum) if is_momentum else 1.0
+  classes = train.share(result.classes)
+  start = jnp.zeros((result.classes.num_tokens,) * 2)
+  times = jnp.asarray(result.steps, jnp.float32) * speed
+
+  @jax.jit
+  def predict(eta_y, eta_z):
+    _, attn_logits = flow.integrate(
+        times,
+        start,
+        start,
+        classes.probs,
+        classes.query,
+        classes.label,
+        eta_y=eta_y,
+        eta_z=eta_z,
+        class_weights=jnp.asarray(result.classes.class_probs, jnp.float32),
+    )
+    attended = jax.vmap(
+        lambda z: metrics.attended_distribution(z, classes.probs, classes.query)
+    )(attn_logits)
+    over_time = lambda fn, mask: jax.vmap(lambda c: fn(c, mask))(attended)
+    return (
+        over_time(metrics.distinct_entropy, classes.is_distinct),
+        over_time(metrics.common_mass, classes.is_common),
+    )
+
+  return {
+      lr_ratio: (result.steps, *map(np.asarray, predict(lr_z * lr_ratio, lr_z)))
+      for lr_z, lr_ratio in _runs_of_rates(result)
+      if lr_z == config.lr_z[0]
+  }

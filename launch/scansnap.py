@@ -1,0 +1,113 @@
+"""Runs the one-layer experiments of Scan & Snap, from flags to a report.
+
+  python -m launch.scansnap --workdir=runs/scansnap
+
+is the main job: Figures 4 and 6 at the paper's size and a table of every
+theorem. `--preset=figure5` and the like run one figure; flags given explicitly
+are laid over the preset. Below --workdir it writes report.html, summary.json,
+figures/, metrics.jsonl, flags.txt, config.json and checkpoints/. The same
+command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
+repeats one.
+"""
+
+import pathlib
+import shlex
+import sys
+import time
+
+from absl import flags
+
+from launch import app
+from launch import flag_config
+from scansnap_jax import config as config_lib
+from scansnap_jax.experiment import workdir as workdir_lib
+
+# What each preset trains; theory alone where that is nothing.
+_PRESETS = {
+    "main": {"figure4": config_lib.figure4, "figure6": config_lib.figure6},
+    "figure3": {},
+    "figure4": {"figure4": config_lib.figure4},
+    "figure5": {"figure5": config_lib.figure5},
+    "figure6": {"figure6": config_lib.figure6},
+    "figure8": {},
+    "figure9": {},
+    "figure11": {"figure11": config_lib.figure11},
+    "figure12": {"figure12": config_lib.figure12},
+    "theorems": {},
+    "sweep": {"sweep": config_lib.ScanSnapConfig},
+}
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Local folder of this run.", required=True
+)
+_PRESET = flags.DEFINE_enum(
+    "preset", "main", list(_PRESETS), "What to run; sweep is the flags alone."
+)
+_MULTIHOST = flags.DEFINE_boolean(
+    "multihost", False, "Set when the same command runs on every host."
+)
+_NUM_CPU_DEVICES = flags.DEFINE_integer(
+    "num_cpu_devices", 0, "Devices to split a CPU into; 0 is one per core.", 0
+)
+_CONFIG = flag_config.define(config_lib.ScanSnapConfig())
+
+
+def main(_: list[str]) -> None:
+  """Claims the workdir, trains what the preset trains, writes the report."""
+  configs = {
+      name: _CONFIG(base()) for name, base in _PRESETS[_PRESET.value].items()
+  }
+  started = time.monotonic()
+  # Imported here, so that --help and wrong flags answer at once.
+  from launch import report_scansnap
+  from scansnap_jax import train
+  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import preemption
+  from scansnap_jax.experiment import progress
+
+  devices.set_up(
+      multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
+  )
+  workdir = pathlib.Path(_WORKDIR.value).absolute()
+  if devices.is_main_process():
+    workdir = _claim(configs)
+  results = {}
+  try:
+    for name, config in configs.items():
+      with progress.bar(
+          name, num_runs=config.num_runs, steps_per_run=config.num_steps
+      ) as on_progress:
+        results[name] = train.train_and_evaluate(
+            config, workdir, experiment=name, on_progress=on_progress
+        )
+  except preemption.Stopped as stopped:
+    print(f"Stopped in {stopped}. The same command continues.", file=sys.stderr)
+    return
+  if devices.is_main_process():
+    facts = {
+        "command": shlex.join(["python", "-m", "launch.scansnap", *sys.argv[1:]]),
+        "devices": devices.describe(),
+    }
+    report = report_scansnap.write(
+        workdir, _PRESET.value, configs, results, facts, started
+    )
+    print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+
+
+def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> pathlib.Path:
+  """Makes the workdir this run's, or finds it so; returns its path."""
+  described = {
+      "preset": _PRESET.value,
+      "experiments": workdir_lib.config_to_json(configs),
+  }
+  extra = {"preset": _PRESET.value}
+  if len(configs) == 1:
+    (config,) = configs.values()
+    flagfile = flag_config.to_flagfile(config, extra)
+  else:
+    flagfile = flag_config.given_to_flagfile(config_lib.ScanSnapConfig(), extra)
+  return workdir_lib.claim(_WORKDIR.value, described, flagfile)
+
+
+if __name__ == "__main__":
+  app.run(main)
