@@ -40,10 +40,17 @@ _THRESHOLDS = types.MappingProxyType({
     240: (0.0040, 0.0050),
 })
 
+# One compilation serves all rates of a panel.
+_gain_exponent = jax.jit(dynamics.gain_exponent)
+_h_continuous = jax.jit(dynamics.h_continuous, static_argnames="num_tokens")
+_h_discrete = jax.jit(
+    dynamics.h_discrete, static_argnames=("num_steps", "num_tokens")
+)
+
 _HEAT_MAPS = (
     "Attention c_n of the first two classes, one column per iteration, on"
     " common tokens and on the distinct tokens of each class (rarest first);"
-    " grey: tokens that the class never draws. One run, that of the smallest"
+    " hatched: tokens that the class never draws. One run, that of the smallest"
     " seed. Below: batch loss (mean and range over seeds), entropy of attention"
     " over distinct tokens and attention on common tokens (mean and sample"
     " standard deviation over seeds)"
@@ -95,7 +102,7 @@ def figure3() -> mpl_figure.Figure:
       run = dynamics.Run(
           num_tokens=1000, num_classes=10, eta_y=eta_y, eta_z=0.5
       )
-      exponent = dynamics.gain_exponent(times, run)
+      exponent = _gain_exponent(times, run)
       axes.plot(
           times,
           dynamics.gain_growth_bounds(1.0, exponent)[1],
@@ -220,13 +227,13 @@ def figure8() -> mpl_figure.Figure:
         rule = dict(num_tokens=num_tokens, eta_y=eta_y)
         axes.step(
             np.arange(end + 1),
-            dynamics.h_discrete(end, **rule),
+            _h_discrete(end, **rule),
             where="post",
             markevery=figures.sparsely(end, look),
             label=rf"$\eta_Y={eta_y:g}$",
             **look._replace(linestyle="-")._asdict(),
         )
-        smooth = dynamics.h_continuous(times, **rule)
+        smooth = _h_continuous(times, **rule)
         axes.plot(times, smooth, color="black", linewidth=0.6)
       axes.plot([], [], color="black", linewidth=0.6, label="$h(s)$")
       axes.set(
@@ -248,7 +255,7 @@ def figure9() -> mpl_figure.Figure:
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.8)
     panels = figure.subplots(1, 2)
     for axes, (ratio, num_tokens, end) in zip(panels, settings, strict=True):
-      times = jnp.linspace(0.0, end, 501)
+      times = np.linspace(0.0, end, 501)
       for eta_z, look in looks.items():
         run = dynamics.Run(
             num_tokens=num_tokens,
@@ -256,12 +263,12 @@ def figure9() -> mpl_figure.Figure:
             eta_y=ratio * eta_z,
             eta_z=eta_z,
         )
-        start = jnp.asarray(dynamics.snapping_start(run))
-        place = int(jnp.searchsorted(times, start))
-        x = jnp.insert(times, place, start)
+        start = float(dynamics.snapping_start(run))
+        place = int(np.searchsorted(times, start))
+        x = np.insert(times, place, start)
         axes.plot(
             x,
-            dynamics.gain_exponent(x, run),
+            _gain_exponent(jnp.asarray(x), run),
             **look._asdict(),
             markersize=5,
             markevery=[place],
@@ -324,7 +331,7 @@ def _settings(runs: run_lib.Run) -> list[_Setting]:
   for keys in (
       [p[1] for p in pairs],
       [p[0] for p in pairs],
-      [*range(len(pairs))],
+      [*map(float, range(len(pairs)))],
   ):
     if len(set(keys)) == len(pairs):
       break
@@ -374,8 +381,13 @@ def _draw_attention(
         ha="center",
         in_layout=False,
     )
-  label = "attention $c_{l|n}$"
-  figure.colorbar(image, ax=grid.ravel().tolist(), label=label, pad=0.01)
+  figure.colorbar(
+      image,
+      ax=grid.ravel().tolist(),
+      label="attention $c_{l|n}$",
+      pad=0.01,
+      aspect=20 * -(-len(settings) // _SETTINGS_PER_ROW),
+  )
 
 
 def _heat_map_grid(

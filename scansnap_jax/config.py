@@ -168,6 +168,11 @@ class ScanSnapConfig:
     for name in ("log_every", "checkpoint_every"):
       _require_at_least(name, getattr(self, name), 1)
     _require_at_least("first_seed", self.first_seed, 0)
+    if self.first_seed + self.num_seeds > 2**31:
+      raise errors.UserError(
+          f"first_seed={self.first_seed} and num_seeds={self.num_seeds} reach"
+          " beyond the largest seed, 2147483647."
+      )
     if self.data.classes_file is not None and len(self.num_last) > 1:
       raise errors.UserError(
           f"num_last={self.num_last} sweeps the generated data settings, but"
@@ -180,7 +185,7 @@ def _require_at_least(name: str, value: int, least: int) -> None:
     raise errors.UserError(f"{name} must be at least {least}, got {value}.")
 
 
-def _require_positive(name: str, value: float) -> None:
+def _require_positive(name: str, value: int | float) -> None:
   if not (value > 0 and math.isfinite(value)):
     raise errors.UserError(f"{name} must be positive and finite, got {value}.")
 

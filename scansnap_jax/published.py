@@ -112,9 +112,6 @@ FIGURE6_JOB0_LOSSES = types.MappingProxyType({
 def figure6_cell(
     num_last: int, num_next: int, lr_z: float, lr_ratio: float
 ) -> EntropyCell | None:
-  """Finds a point of Figure 6, or None where none is known.
-
-  Rates may be float32: 0.5, 1, 2, 3, 5 and 10 are the same numbers there.
-  """
+  """Finds a point of Figure 6, or None where none is known."""
   wanted = (num_last, num_next, lr_z, lr_ratio)
   return next((cell for cell in FIGURE6_CELLS if cell[:4] == wanted), None)

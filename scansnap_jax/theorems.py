@@ -59,18 +59,6 @@ def check_all() -> list[TheoremCheck]:
 
 _DELTA = 0.05
 
-_DELTA = 0.05
-
-# Compiled, since operation by operation costs more.
-_decorrelation = jax.jit(dynamics.decorrelation)
-_exponent = jax.jit(dynamics.gain_exponent)
-_gamma = jax.jit(dynamics.gamma)
-_gradients = jax.jit(dynamics.lemma1_gradients)
-_h = jax.jit(dynamics.h_continuous, static_argnames="num_tokens")
-_h_star = jax.jit(
-    dynamics.h_discrete, static_argnames=("num_steps", "num_tokens")
-)
-
 
 def _evaluate(law: Callable, *args, **static) -> Any:
   """Evaluates a law, compiled: operation by operation takes far longer."""

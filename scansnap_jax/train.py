@@ -155,7 +155,7 @@ def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
   )
   stream, lr_z, lr_ratio = (np.array(axis) for axis in zip(*grid, strict=True))
   return run_lib.Run(
-      seed=(config.first_seed + stream).astype(np.uint32),
+      seed=(config.first_seed + stream).astype(np.int32),
       stream=stream.astype(np.int32),
       lr_z=lr_z.astype(np.float32),
       lr_ratio=lr_ratio.astype(np.float32),
@@ -194,7 +194,7 @@ def draw_batches(
   support_probs = np.pad(classes.support_probs, ((0, num_padding), (0, 0)))
   class_cdf = np.pad(classes.class_cdf, (0, num_padding), constant_values=1)
   layout = ensemble.make_ensemble(config.num_seeds)
-  seeds = (config.first_seed + np.arange(config.num_seeds)).astype(np.uint32)
+  seeds = (config.first_seed + np.arange(config.num_seeds)).astype(np.int32)
   draw = layout.map(
       run_lib.draw, batch_size=config.batch_size, seq_len=config.data.seq_len
   )

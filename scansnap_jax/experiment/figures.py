@@ -17,6 +17,7 @@ import pathlib
 import types
 from typing import Any, NamedTuple
 
+from jaxtyping import Float, Num
 import matplotlib
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
@@ -93,6 +94,7 @@ _RC = {
     "legend.frameon": False,
     "legend.handlelength": 2.4,
     "image.cmap": "magma_r",
+    "hatch.linewidth": 0.5,
     "image.interpolation": "nearest",
     "savefig.dpi": 300,
     "savefig.facecolor": "white",
@@ -194,8 +196,8 @@ def _curve_style(place: int) -> CurveStyle:
 
 def draw_band(
     axes: mpl_axes.Axes,
-    x: np.ndarray,
-    curves: np.ndarray,
+    x: Num[np.ndarray, "N"],
+    curves: Float[np.ndarray, "R N"],
     look: CurveStyle,
     label: str,
 ) -> None:
@@ -205,7 +207,7 @@ def draw_band(
 
   Args:
     axes: Where.
-    x: Positions [N].
+    x: Positions.
     curves: One row a run.
     look: How.
     label: For the legend.
@@ -230,9 +232,9 @@ def sparsely(num_points: int, look: CurveStyle) -> tuple[int, int]:
 
 def shade(
     axes: mpl_axes.Axes,
-    x: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
+    x: Num[np.ndarray, "N"],
+    low: Float[np.ndarray, "N"],
+    high: Float[np.ndarray, "N"],
     look: CurveStyle,
 ) -> None:
   """Fills the range of a curve."""
@@ -241,9 +243,9 @@ def shade(
 
 def draw_points(
     axes: mpl_axes.Axes,
-    x: np.ndarray,
-    mean: np.ndarray,
-    spread: np.ndarray,
+    x: Num[np.ndarray, "N"],
+    mean: Float[np.ndarray, "N"],
+    spread: Float[np.ndarray, "N"],
     look: CurveStyle,
     label: str,
 ) -> None:
@@ -253,9 +255,9 @@ def draw_points(
 
 def draw_known_points(
     axes: mpl_axes.Axes,
-    x: np.ndarray,
-    mean: np.ndarray,
-    spread: np.ndarray | None = None,
+    x: Num[np.ndarray, "N"],
+    mean: Float[np.ndarray, "N"],
+    spread: Float[np.ndarray, "N"] | None = None,
     look: CurveStyle = _KNOWN,
 ) -> None:
   """Draws what others published: open markers without a line, behind ours."""
@@ -302,16 +304,16 @@ def put_legend_above(
     figure: A figure or subfigure; its width says how many entries fit a row.
     entries: Label to line; see `legend_entries`.
   """
-  for num_columns in range(len(entries), 0, -1):
+  for num_rows in range(1, len(entries) + 1):
     legend = figure.legend(
         entries.values(),
         entries.keys(),
         loc="outside upper center",
-        ncols=num_columns,
+        ncols=-(-len(entries) // num_rows),
     )
     if legend.get_window_extent().width < figure.bbox.width:
       return
-    if num_columns > 1:
+    if num_rows < len(entries):
       legend.remove()
 
 
@@ -325,17 +327,13 @@ def legend_entries(*panels: mpl_axes.Axes) -> dict[str, Any]:
 
 
 def draw_heat_map(
-    axes: mpl_axes.Axes, values: np.ndarray, limit: float
+    axes: mpl_axes.Axes, values: Float[np.ndarray, "rows columns"], limit: float
 ) -> mpl_image.AxesImage:
-  """Draws a matrix, first row on top, from 0 to `limit`; NaN is grey."""
-  colors = matplotlib.colormaps[matplotlib.rcParams["image.cmap"]]
+  """Draws a matrix, first row on top, from 0 to `limit`; NaN is hatched."""
   axes.grid(False)
+  axes.patch.set(hatch="//////", edgecolor="#C8C8C8", linewidth=0)
   for spine in axes.spines.values():
     spine.set_visible(True)
   return axes.imshow(
-      values,
-      aspect="auto",
-      cmap=colors.with_extremes(bad="#D9D9D9"),
-      vmin=0,
-      vmax=limit,
+      np.ma.masked_invalid(values), aspect="auto", vmin=0, vmax=limit
   )

@@ -14,7 +14,7 @@ import struct
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Figures have 300 pixels an inch; browsers reckon with fewer.
-_PIXELS_PER_CSS_PIXEL = 2.5
+_PIXELS_PER_CSS_PIXEL = 2.4
 _INDEX = re.compile(r"\b([A-Za-zα-ω])_(?:\{([^{}]*)\}|(\w))(?!\w)")
 # 1.97 ± 0.03, 12 %, 39 s, 1e-5, an en dash where nothing is known.
 _NUMBER = re.compile(r"([-+−]?\d[\d.,]*(e[-+]?\d+)?( ?[±%s].*)?)|–|")

@@ -25,7 +25,7 @@ def _power_iteration(member, shared, *, num_steps):
 
 def _members(num_members):
   return {
-      "seed": np.arange(num_members, dtype=np.uint32),
+      "seed": np.arange(num_members, dtype=np.int32),
       "scale": np.linspace(0.5, 2, num_members, dtype=np.float32),
   }
 

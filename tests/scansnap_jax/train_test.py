@@ -1,0 +1,273 @@
+import dataclasses
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import numpy as np
+import pytest
+
+from scansnap_jax import config as config_lib
+from scansnap_jax import ensemble
+from scansnap_jax import train
+from scansnap_jax.experiment import checkpoint
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment import preemption
+
+_SMALL = config_lib.ScanSnapConfig(
+    data=config_lib.DataConfig(num_next_per_last=2, num_distinct_per_next=3),
+    model=config_lib.ModelConfig(zero_init=False),
+    num_last=(2,),
+    lr_z=(0.5, 2.0),
+    lr_ratio=(1.0, 5.0),
+    num_seeds=2,
+    batch_size=8,
+    num_steps=12,
+    log_every=4,
+    checkpoint_every=4,
+)
+
+
+def _final(results):
+  return [(result.params, result.history) for result in results]
+
+
+class TrainAndEvaluateTest(parameterized.TestCase):
+
+  def _workdir(self):
+    return pathlib.Path(self.create_tempdir().full_path)
+
+  def test_learning_rates_of_a_seed_share_its_data_and_start(self):
+    (result,) = train.train_and_evaluate(_SMALL, self._workdir())
+    # Runs are ordered by seed; the loss of step 0 is before any update.
+    first = result.history.losses[:, 0].reshape(2, 4)
+    np.testing.assert_array_equal(first, first[:, :1].repeat(4, axis=1))
+    self.assertNotEqual(first[0, 0], first[1, 0])
+
+  def test_a_run_does_not_depend_on_the_sweep_round_it(self):
+    (sweep,) = train.train_and_evaluate(_SMALL, self._workdir())
+    alone = dataclasses.replace(
+        _SMALL, lr_z=(2.0,), lr_ratio=(1.0,), first_seed=1, num_seeds=1
+    )
+    (single,) = train.train_and_evaluate(alone, self._workdir())
+    chex.assert_trees_all_equal(
+        jax.tree.map(lambda leaf: leaf[6:7], (sweep.params, sweep.history)),
+        (single.params, single.history),
+    )
+
+  def test_log_interval_changes_what_is_recorded_but_not_the_run(self):
+    (often,) = train.train_and_evaluate(_SMALL, self._workdir())
+    rarely = dataclasses.replace(_SMALL, log_every=5)
+    (result,) = train.train_and_evaluate(rarely, self._workdir())
+    np.testing.assert_array_equal(result.steps, [0, 5, 10, 12])
+    chex.assert_trees_all_close(result.params, often.params, rtol=1e-6)
+    chex.assert_trees_all_close(
+        result.history.distinct_entropy[:, [0, -1]],
+        often.history.distinct_entropy[:, [0, -1]],
+        rtol=1e-6,
+    )
+
+  def test_records_attention_at_every_evaluation_if_asked(self):
+    config = dataclasses.replace(_SMALL, record_attention=True)
+    (result,) = train.train_and_evaluate(config, self._workdir())
+    chex.assert_shape(result.history.attended, (8, 4, 4, result.classes.num_tokens))
+    np.testing.assert_allclose(result.history.attended.sum(-1), 1, rtol=1e-5)
+    self.assertFalse(np.isnan(result.history.losses).any())
+
+  def test_metric_rows_are_the_history(self):
+    workdir = self._workdir()
+    (result,) = train.train_and_evaluate(_SMALL, workdir, experiment="x")
+    rows = metric_stream.read_rows(workdir / "metrics.jsonl")
+    self.assertLen(rows, 4 * 8)
+    self.assertEqual([row["step"] for row in rows[::8]], [0, 4, 8, 12])
+    last = rows[-1]
+    self.assertEqual(
+        (last["experiment"], last["num_last"], last["seed"]), ("x", 2, 1)
+    )
+    self.assertEqual((last["lr_z"], last["lr_ratio"]), (2.0, 5.0))
+    np.testing.assert_allclose(last["loss"], result.history.losses[-1, 11])
+    np.testing.assert_allclose(
+        last["distinct_entropy"], result.history.distinct_entropy[-1, -1]
+    )
+
+  def test_a_finished_run_is_read_back(self):
+    workdir = self._workdir()
+    first = train.train_and_evaluate(_SMALL, workdir)
+    again = train.train_and_evaluate(_SMALL, workdir)
+    chex.assert_trees_all_equal(_final(first), _final(again))
+
+  def test_checkpoints_of_another_shape_are_refused(self):
+    workdir = self._workdir()
+    train.train_and_evaluate(_SMALL, workdir)
+    other = dataclasses.replace(_SMALL, num_seeds=3)
+    with self.assertRaisesRegex(errors.UserError, "8.*12"):
+      train.train_and_evaluate(other, workdir)
+
+  def test_divergence_names_run_and_step_and_keeps_what_is_good(self):
+    workdir = self._workdir()
+    config = dataclasses.replace(_SMALL, lr_z=(0.5, 1e38), num_steps=8)
+    with self.assertRaisesRegex(
+        errors.UserError, r"diverged: loss nan at step \d.*lr_z=1e\+38"
+    ):
+      train.train_and_evaluate(config, workdir)
+    folder = workdir / "checkpoints" / "scansnap" / "num_last=2"
+    with checkpoint.Checkpointer(folder) as checkpointer:
+      self.assertEmpty(checkpointer.all_steps())
+
+  def test_a_stop_is_taken_between_intervals_and_continued_bitwise(self):
+    undisturbed = train.train_and_evaluate(_SMALL, self._workdir())
+    workdir = self._workdir()
+    steps = []
+
+    def terminate_after_first_interval(num_run_steps):
+      steps.append(num_run_steps)
+      if sum(steps) == 4 * 8:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with self.assertRaisesRegex(preemption.Stopped, "step 4 of 12"):
+      train.train_and_evaluate(
+          _SMALL, workdir, on_progress=terminate_after_first_interval
+      )
+    resumed = train.train_and_evaluate(_SMALL, workdir)
+    chex.assert_trees_all_equal(_final(resumed), _final(undisturbed))
+    rows = metric_stream.read_rows(workdir / "metrics.jsonl")
+    self.assertLen(rows, 4 * 8)
+
+  def test_every_optimizer_and_switch_trains(self):
+    for change in (
+        dict(optimizer=config_lib.OptimizerConfig(name="adam")),
+        dict(
+            model=config_lib.ModelConfig(
+                parametrization="original", zero_init=False, embed_dim=8
+            )
+        ),
+        dict(data=dataclasses.replace(_SMALL.data, seq_len=None)),
+    ):
+      config = dataclasses.replace(
+          _SMALL, lr_z=(0.1,), num_seeds=1, num_steps=4, **change
+      )
+      (result,) = train.train_and_evaluate(config, self._workdir())
+      self.assertTrue(np.isfinite(result.history.losses).all())
+
+
+_STORM = """
+import dataclasses, hashlib, pathlib, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from scansnap_jax import config, train
+storm = config.ScanSnapConfig(
+    data=config.DataConfig(num_next_per_last=2, num_distinct_per_next=3),
+    model=config.ModelConfig(zero_init=False), lr_z=(0.5, 2.0), num_seeds=2,
+    batch_size=8, num_steps=600, log_every=5, checkpoint_every=10)
+(result,) = train.train_and_evaluate(
+    storm, pathlib.Path(sys.argv[1]),
+    on_progress=lambda num_run_steps: print(num_run_steps // 4, flush=True))
+digest = hashlib.sha256()
+for leaf in jax.tree.leaves((result.params, result.history)):
+  digest.update(leaf.tobytes())
+print("digest", digest.hexdigest())
+"""
+
+
+def _storm(workdir, kill_after=None, delay=0.0):
+  """Runs until done, or SIGKILLs `delay` s after so many reports of progress."""
+  process = subprocess.Popen(
+      [sys.executable, "-c", _STORM, str(workdir)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+  )
+  with process:
+    for reports, line in enumerate(process.stdout):
+      if line.startswith("digest"):
+        return line
+      if kill_after is not None and reports >= kill_after:
+        time.sleep(delay)
+        process.kill()
+        return None
+  raise AssertionError(f"The run ended early, with status {process.returncode}.")
+
+
+class KillTest(parameterized.TestCase):
+
+  def _check(self, num_kills):
+    undisturbed = _storm(self.create_tempdir().full_path)
+    workdir = self.create_tempdir().full_path
+    chance = random.Random(0)
+    for _ in range(num_kills):
+      # Relative to progress, as a start may take any time; the delay lets
+      # kills fall into steps and into saves alike.
+      result = _storm(workdir, chance.randint(1, 8), 0.05 * chance.random())
+      if result is not None:
+        break  # It was done before the kill.
+    self.assertEqual(_storm(workdir), undisturbed)
+    rows = metric_stream.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
+    self.assertEqual(
+        [row["step"] for row in rows[::4]], list(range(0, 601, 5))
+    )
+
+  def test_kills_leave_the_final_parameters_bitwise(self):
+    self._check(num_kills=2)
+
+  @pytest.mark.slow
+  def test_twenty_kills_leave_the_final_parameters_bitwise(self):
+    self._check(num_kills=20)
+
+
+class BitRotTest(parameterized.TestCase):
+
+  @pytest.mark.slow
+  def test_one_bit_flipped_in_every_file_is_detected_or_harmless(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    undisturbed = _final(train.train_and_evaluate(_SMALL, workdir))
+    newest = workdir / "checkpoints" / "scansnap" / "num_last=2" / "12"
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    self.assertGreater(len(files), 5)
+    chance = random.Random(0)
+    for file in files:
+      content = file.read_bytes()
+      if not content:
+        continue
+      damaged = bytearray(content)
+      damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+      file.write_bytes(damaged)
+      # Restored whole, or set aside and trained again from the step before.
+      again = _final(train.train_and_evaluate(_SMALL, workdir))
+      chex.assert_trees_all_equal(again, undisturbed)
+      if newest.exists() and file.exists() and file.read_bytes() == bytes(damaged):
+        file.write_bytes(content)
+
+
+class LayoutTest(parameterized.TestCase):
+
+  def test_groups_of_runs_equal_single_runs(self):
+    layout = ensemble.make_ensemble(8, group_size=4)
+    config = dataclasses.replace(_SMALL, num_steps=4)
+    classes = train.data.make_classes(config.data, 2)
+    runs, shared = train.make_runs(config), train.share(classes)
+    batches = train.draw_batches(config, classes, np.arange(4))
+    finals = []
+    for layout in (layout, ensemble.make_ensemble(8)):
+      static = dict(
+          model_config=config.model, optimizer_config=config.optimizer
+      )
+      state = layout.map(train.run_lib.init, **static)(
+          layout.scatter(runs), shared
+      )
+      state, _, _ = layout.map(train.run_lib.train, **static)(
+          state, (shared, batches)
+      )
+      finals.append(layout.gather(state.params))
+    chex.assert_trees_all_close(*finals, atol=1e-6)
+
+
+if __name__ == "__main__":
+  absltest.main()
