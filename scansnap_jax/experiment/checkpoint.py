@@ -67,18 +67,12 @@ class Checkpointer:
     self._directory = pathlib.Path(os.path.abspath(directory))
     self._noise = _OrbaxNoise()
     self._noise.attach()
-    with self._writing(), self._noise.silenced():
-      self._manager = ocp.CheckpointManager(
-          self._directory,
-          options=ocp.CheckpointManagerOptions(
-              max_to_keep=max_to_keep, cleanup_tmp_directories=True
-          ),
-          item_handlers={
-              # Trained floats hardly compress: zstd would only cost time.
-              "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
-              "digest": ocp.JsonCheckpointHandler(),
-          },
-      )
+    try:
+      with self._writing(), self._noise.silenced():
+        self._manager = _open_manager(self._directory, max_to_keep)
+    except BaseException:
+      self._noise.detach()
+      raise
 
   def save(
       self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None
@@ -290,6 +284,22 @@ class _OrbaxNoise(python_logging.Filter):
     is_late = str(unraisable.exc_value) == "Event loop is closed"
     if self._level == python_logging.WARNING and not is_late:
       self._next_hook(unraisable)
+
+
+def _open_manager(
+    directory: pathlib.Path, max_to_keep: int | None
+) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+      directory,
+      options=ocp.CheckpointManagerOptions(
+          max_to_keep=max_to_keep, cleanup_tmp_directories=True
+      ),
+      item_handlers={
+          # Trained floats hardly compress: zstd would only cost time.
+          "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
+          "digest": ocp.JsonCheckpointHandler(),
+      },
+  )
 
 
 _NAME = "leaf_%05d"

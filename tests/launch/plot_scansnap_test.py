@@ -299,6 +299,7 @@ class Figure8Test(parameterized.TestCase):
       np.testing.assert_allclose(steps, h, rtol=_RTOL)
       np.testing.assert_array_equal(s, np.arange(end + 1))
       t = np.asarray(curve.get_xdata(), np.float64)
+      self.assertEqual((t[0], t[-1]), (0, end))
       expected = _h(t, num_tokens, eta_y)
       np.testing.assert_allclose(curve.get_ydata(), expected, rtol=_RTOL)
     self.assertLen(smooth, len(rates) + 1)  # And the legend's.

@@ -377,8 +377,10 @@ class FaultTest(CheckpointerTestCase):
 
   def test_directory_that_cannot_be_made_is_the_users_error(self):
     file = self.create_tempfile().full_path
+    filters = list(logging.getLogger("absl").filters)
     with self.assertRaises(errors.UserError):
       checkpoint.Checkpointer(f"{file}/steps")
+    self.assertEqual(logging.getLogger("absl").filters, filters)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ class CurveStylesTest(parameterized.TestCase):
         (0.5, 1.0, 2.0, 4.0, 8.0),
         (1.0, 2.0, 5.0, 10.0),
     ]
+    sets += [(value,) for values in sets for value in values]
     seen = {}
     for values in sets:
       looks = figures.curve_styles(values)
@@ -115,9 +116,9 @@ class CurveStylesTest(parameterized.TestCase):
         self.assertEqual(seen.setdefault(value, look), look)
 
   def test_float32_rate_looks_like_its_decimal(self):
-    value = float(np.float32(0.1))
+    value = float(np.float32(0.2))
     self.assertEqual(
-        figures.curve_styles([value])[value], figures.curve_styles([0.1])[0.1]
+        figures.curve_styles([value])[value], figures.curve_styles([0.2])[0.2]
     )
 
   def test_curves_differ_without_colour(self):
