@@ -102,9 +102,12 @@ def main(_: list[str]) -> None:
   if _CHILD.value:
     print(json.dumps(_MEASUREMENTS[_CHILD.value](_CONFIG())))
     return
+  output = _OUTPUT.value
+  if output and not pathlib.Path(output).absolute().parent.is_dir():
+    raise errors.UserError(f"--output={output} is in no folder that exists")
   results = measure(_CONFIG())
-  if _OUTPUT.value:
-    workdir_lib.write_atomic(_OUTPUT.value, json.dumps(results, indent=2))
+  if output:
+    workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import model
 from scansnap_jax import run
+from scansnap_jax import train
 from scansnap_jax.experiment import errors
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -59,15 +60,16 @@ class TorchTest(absltest.TestCase):
     loss = bench_scansnap.torch_loss(params, context, query, label)
     loss.backward()
 
-    def jax_loss(params):
-      layer = model.make_layer(config.model, classes.num_tokens)
-      counts = jnp.asarray(context.numpy().sum(axis=1))
-      logits = layer.apply({"params": params}, counts, jnp.asarray(query))
-      log_probs = jax.nn.log_softmax(logits)
-      return -log_probs[np.arange(len(label)), jnp.asarray(label)].mean()
-
-    expected, grads = jax.value_and_grad(jax_loss)(
-        {name: jnp.asarray(p.detach().numpy()) for name, p in params.items()}
+    row = label.numpy() - classes.label[0]
+    counts = np.take_along_axis(
+        context.numpy().sum(axis=1), classes.support[row], axis=1
+    )
+    layer = model.make_layer(config.model, classes.num_tokens)
+    batch = data.Batch(jnp.asarray(row), jnp.asarray(counts))
+    shared = jax.tree.map(jnp.asarray, train.share(classes))
+    expected, grads = jax.value_and_grad(run.mean_loss)(
+        {name: jnp.asarray(p.detach().numpy()) for name, p in params.items()},
+        *(layer, shared, batch),
     )
     np.testing.assert_allclose(loss.item(), expected, atol=_ATOL)
     for name, param in params.items():
