@@ -1,6 +1,7 @@
 """Figures, summary and report of a Scan & Snap run, from its results."""
 
 from collections.abc import Mapping
+import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -10,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from matplotlib import figure as mpl_figure
 import numpy as np
 
 from launch import plot_scansnap
+from launch import plot_theory
 from scansnap_jax import config as config_lib
 from scansnap_jax import flow
 from scansnap_jax import metrics
@@ -25,6 +28,7 @@ from scansnap_jax.experiment import workdir as workdir_lib
 
 Configs = Mapping[str, config_lib.ScanSnapConfig]
 Results = Mapping[str, list[train.Result]]
+Rates = tuple[float, float]  # lr_z, lr_ratio
 
 _TITLES = {
     "figure3": "Figure 3: growth of the relative gain",
@@ -33,10 +37,13 @@ _TITLES = {
     "figure6": "Figure 6: sparsity by learning rates",
     "figure8": "Figure 8: decoder growth",
     "figure9": "Figure 9: exponent of the relative gain",
-    "figure11": "Figure 11: recall of distinct tokens by eta_Z",
-    "figure12": "Figure 12: recall of distinct tokens by eta_Y / eta_Z",
+    "figure11": "Figure 11: recall of distinct tokens by η_Z",
+    "figure12": "Figure 12: recall of distinct tokens by η_Y/η_Z",
     "sweep": "Sweep: sparsity by learning rates",
 }
+# Fields in which a run may differ from a figure's and still be held against
+# the authors' values.
+_SWEPT = ("num_last", "lr_z", "lr_ratio", "num_seeds", "first_seed")
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
 
 
@@ -62,16 +69,18 @@ def write(
     The path of the report.
   """
   checks = theorems.check_all() if preset in ("main", "theorems") else []
-  summary = summarize(results, checks)
+  summary = summarize(configs, results, checks)
   sections = [
       _figure_section(workdir, name, configs, results)
-      for name in (results or [preset])
+      for name in results or [preset]
       if name in _TITLES
   ]
   if checks:
     sections.append(_theorem_section(checks))
   seconds = time.monotonic() - started
-  versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
+  versions = [
+      f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES
+  ]
   facts = {
       **facts,
       "wall time": f"{seconds:.1f} s (of this start, with compilation)",
@@ -87,7 +96,7 @@ def write(
 
 
 def summarize(
-    results: Results, checks: list[theorems.TheoremCheck]
+    configs: Configs, results: Results, checks: list[theorems.TheoremCheck]
 ) -> dict[str, Any]:
   """The numbers of a run: a key per experiment, and `theorems`."""
   summary: dict[str, Any] = {}
@@ -95,7 +104,10 @@ def summarize(
     if name in ("figure4", "figure5"):
       summary[name] = _by_rate(settings[0], name)
     else:
-      summary[name] = [row for result in settings for row in cells(result)]
+      show_published = _is_published(name, configs[name])
+      summary[name] = [
+          row for result in settings for row in cells(result, show_published)
+      ]
   if checks:
     summary["theorems"] = [
         {
@@ -110,16 +122,15 @@ def summarize(
   return summary
 
 
-def cells(result: train.Result) -> list[dict[str, Any]]:
+def cells(
+    result: train.Result, show_published: bool = False
+) -> list[dict[str, Any]]:
   """Final values of a data setting, one row a pair of learning rates.
 
   Means and sample standard deviations (ddof 1) are over seeds; the latter are
-  None for a single seed. The authors' values stand beside ours where known.
+  None for a single seed. If asked, the authors' values stand beside ours where
+  they are known.
   """
-  known = {
-      (cell.num_last, cell.num_next, cell.lr_z, cell.lr_ratio): cell
-      for cell in published.FIGURE6_CELLS
-  }
   rows = []
   for (lr_z, lr_ratio), runs in _runs_of_rates(result).items():
     row: dict[str, Any] = {
@@ -135,10 +146,10 @@ def cells(result: train.Result) -> list[dict[str, Any]]:
         ("loss", result.history.losses[runs, -1]),
     ):
       row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std(values)
-    cell = known.get(
-        (result.num_last, result.classes.num_classes, lr_z, lr_ratio)
+    cell = published.figure6_cell(
+        result.num_last, result.classes.num_classes, lr_z, lr_ratio
     )
-    if cell is not None:
+    if show_published and cell is not None:
       row["published_mean"], row["published_std"] = cell.mean, cell.std
     rows.append(row)
   return rows
@@ -162,7 +173,9 @@ def _by_rate(result: train.Result, name: str) -> dict[str, Any]:
   return summary
 
 
-def _runs_of_rates(result: train.Result) -> dict[tuple[float, float], list[int]]:
+def _runs_of_rates(
+    result: train.Result,
+) -> dict[tuple[float, float], list[int]]:
   """Positions of the runs of each (lr_z, lr_ratio), in order."""
   groups: dict[tuple[float, float], list[int]] = {}
   # Rates as they were given: 0.1 and not its float32.
@@ -170,7 +183,8 @@ def _runs_of_rates(result: train.Result) -> dict[tuple[float, float], list[int]]
   for r, rates in enumerate(
       zip(result.runs.lr_z, result.runs.lr_ratio, strict=True)
   ):
-    groups.setdefault(tuple(map(as_given, rates)), []).append(r)
+    lr_z, lr_ratio = map(as_given, rates)
+    groups.setdefault((lr_z, lr_ratio), []).append(r)
   return groups
 
 
@@ -184,28 +198,58 @@ def _figure_section(
     workdir: pathlib.Path, name: str, configs: Configs, results: Results
 ) -> report.Section:
   """Draws one figure, saves it, and lays it out with its numbers."""
-  items: list[report.Table | report.Figure] = []
-  if name not in results:
-    figure = getattr(plot_scansnap, name)()
-  elif name in ("figure4", "figure5"):
-    (result, *_), config = results[name], configs[name]
-    figure = getattr(plot_scansnap, name)(
-        result, predict_by_flow(config, result)
-    )
-  else:
-    draw = plot_scansnap.figure6 if name == "sweep" else None
-    figure = (draw or getattr(plot_scansnap, name))(results[name])
-  png, _ = figures.save(figure, workdir / "figures", name)
-  caption = plot_scansnap.CAPTIONS.get(name, plot_scansnap.CAPTIONS["figure6"])
-  items.append(report.Figure(caption, png))
   if name in results:
-    items.append(_cell_table(results[name]))
-  return report.Section(_TITLES[name], items=items)
+    figure, caption = _draw(name, configs[name], results[name])
+    tables = [_cell_table(results[name], _is_published(name, configs[name]))]
+  else:
+    figure = getattr(plot_theory, name)()
+    caption, tables = plot_theory.CAPTIONS[name], []
+  png, _ = figures.save(figure, workdir / "figures", name)
+  return report.Section(
+      _TITLES[name], items=[report.Figure(caption, png), *tables]
+  )
 
 
-def _cell_table(settings: list[train.Result]) -> report.Table:
+def _draw(
+    name: str, config: config_lib.ScanSnapConfig, results: list[train.Result]
+) -> tuple[mpl_figure.Figure, str]:
+  """Draws the figure of trained runs; returns it with its caption."""
+  show_published = _is_published(name, config)
+  if name == "figure4":
+    prediction = predict_by_flow(config, results[0])
+    figure = plot_scansnap.figure4(
+        results[0], prediction, show_published=show_published
+    )
+  elif name == "figure5":
+    figure = plot_scansnap.figure5(results[0])
+  elif name in ("figure11", "figure12"):
+    figure = getattr(plot_scansnap, name)(results)
+  else:
+    figure = plot_scansnap.figure6(results, show_published=show_published)
+  captions = plot_scansnap.CAPTIONS
+  return figure, captions.get(name, captions["figure6"])
+
+
+def _is_published(name: str, config: config_lib.ScanSnapConfig) -> bool:
+  """True if the authors' values are of this experiment, swept fields aside."""
+  base = {
+      "figure4": config_lib.figure4(),
+      "figure6": config_lib.figure6(),
+      "figure11": config_lib.figure6(),
+      "figure12": config_lib.figure6(),
+  }.get(name)
+  if base is None:
+    return False
+  ignored = (*_SWEPT, "log_every", "checkpoint_every", "record_attention")
+  same = {field: getattr(base, field) for field in ignored}
+  return dataclasses.replace(config, **same) == base
+
+
+def _cell_table(
+    settings: list[train.Result], show_published: bool
+) -> report.Table:
   rows = []
-  for row in (row for result in settings for row in cells(result)):
+  for row in (r for result in settings for r in cells(result, show_published)):
     with_std = lambda mean, std: (
         "" if mean is None else f"{mean:.3f}" + (f" ± {std:.3f}" if std else "")
     )
@@ -220,15 +264,17 @@ def _cell_table(settings: list[train.Result]) -> report.Table:
     ))
   header = (
       "M/K",
-      "eta_Z",
-      "eta_Y/eta_Z",
+      "η_Z",
+      "η_Y/η_Z",
       "entropy (nats)",
       "authors",
       "common mass",
       "last loss",
   )
   num_seeds = len(np.unique(settings[0].runs.seed))
-  caption = f"After training: mean ± sample standard deviation, {num_seeds} seeds."
+  caption = (
+      f"After training: mean ± sample standard deviation, {num_seeds} seeds."
+  )
   return report.Table(caption, header, rows)
 
 
@@ -246,9 +292,7 @@ def _theorem_section(checks: list[theorems.TheoremCheck]) -> report.Section:
   holding = sum(check.holds for check in checks)
   caption = f"{holding} of {len(checks)} statements hold within their bounds."
   header = ("statement of", "what is measured", "measured", "bound", "holds")
-  return report.Section(
-      "Theorems", items=[report.Table(caption, header, rows)]
-  )
+  return report.Section("Theorems", items=[report.Table(caption, header, rows)])
 
 
 def predict_by_flow(
@@ -262,7 +306,10 @@ def predict_by_flow(
     By eta_Y / eta_Z: steps, distinct entropy and common mass; None for Adam and
     for models that the flow does not describe.
   """
-  if config.optimizer.name == "adam" or config.model != config_lib.ModelConfig():
+  if (
+      config.optimizer.name == "adam"
+      or config.model != config_lib.ModelConfig()
+  ):
     return None
   is_momentum = config.optimizer.name == "momentum"
   speed = 1 / (1 - config.optimizer.momentum) if is_momentum else 1.0
@@ -292,8 +339,9 @@ def predict_by_flow(
         over_time(metrics.common_mass, classes.is_common),
     )
 
-  return {
-      lr_ratio: (result.steps, *map(np.asarray, predict(lr_z * lr_ratio, lr_z)))
-      for lr_z, lr_ratio in _runs_of_rates(result)
-      if lr_z == config.lr_z[0]
-  }
+  curves = {}
+  for lr_z, lr_ratio in _runs_of_rates(result):
+    if lr_z == config.lr_z[0]:
+      entropy, mass = predict(lr_z * lr_ratio, lr_z)
+      curves[lr_ratio] = result.steps, np.asarray(entropy), np.asarray(mass)
+  return curves

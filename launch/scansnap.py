@@ -85,7 +85,9 @@ def main(_: list[str]) -> None:
     return
   if devices.is_main_process():
     facts = {
-        "command": shlex.join(["python", "-m", "launch.scansnap", *sys.argv[1:]]),
+        "command": shlex.join(
+            ["python", "-m", "launch.scansnap", *sys.argv[1:]]
+        ),
         "devices": devices.describe(),
     }
     report = report_scansnap.write(

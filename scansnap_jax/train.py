@@ -163,15 +163,16 @@ def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
 
 
 def share(classes: data.SequenceClasses) -> run_lib.Shared:
-  """The arrays of the sequence classes, as the runs need them."""
-  return run_lib.Shared(
-      probs=classes.probs.astype(np.float32),
-      support=classes.support,
-      query=classes.query.astype(np.int32),
-      label=classes.label.astype(np.int32),
-      is_distinct=classes.is_distinct,
-      is_common=classes.is_common,
-  )
+  """The arrays of the sequence classes, on the host, as the runs need them."""
+  arrays: Any = {
+      "probs": classes.probs.astype(np.float32),
+      "support": classes.support,
+      "query": classes.query.astype(np.int32),
+      "label": classes.label.astype(np.int32),
+      "is_distinct": classes.is_distinct,
+      "is_common": classes.is_common,
+  }
+  return run_lib.Shared(**arrays)
 
 
 def evaluation_steps(config: config_lib.ScanSnapConfig) -> np.ndarray:
@@ -295,5 +296,6 @@ def _check_finite(
       f" seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
       f" lr_ratio={runs.lr_ratio[r]:g}; it was {losses[r, 0]:.6g} at step"
       f" {start}. The last good state, {good}, and all metrics up to step"
-      f" {start} are kept. Use a smaller --lr_z or --lr_ratio in a new --workdir."
+      f" {start} are kept. Use a smaller --lr_z or --lr_ratio in a new"
+      " --workdir."
   )

@@ -46,6 +46,10 @@ def _imports(path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def _is_module(name):
+  return (_ROOT / (name.replace(".", "/") + ".py")).exists()
+
+
 def _owner(name):
   return max((a for a in _ARROWS if name.startswith(a)), key=len)
 
@@ -97,8 +101,7 @@ class DependencyTest(parameterized.TestCase):
     for path in _files():
       module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
       graph[module] = {
-          name if name in graph or (_ROOT / (name.replace(".", "/") + ".py")).exists()
-          else name.rpartition(".")[0]
+          name if _is_module(name) else name.rpartition(".")[0]
           for name in _imports(path)
           if name.split(".")[0] in _PACKAGES
       }

@@ -4,6 +4,7 @@ Nothing here runs at import; a script calls it before the first computation.
 """
 
 import os
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
     jax.distributed.initialize(**_process_from_environment())
 
 
-def _process_from_environment() -> dict[str, str | int]:
+def _process_from_environment() -> dict[str, Any]:
   """Reads the coordinates that a cluster without support of its own sets."""
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   if address is None:

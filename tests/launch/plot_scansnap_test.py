@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from launch import plot_scansnap
+from launch import plot_theory
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import published
@@ -123,7 +124,7 @@ def _panel(figure, title):
 class Figure3Test(parameterized.TestCase):
 
   def test_curves_are_theorem_4_from_an_independent_h(self):
-    (axes,) = _theory(plot_scansnap.figure3).axes
+    (axes,) = _theory(plot_theory.figure3).axes
     for eta_y in (0.5, 1.0, 2.0, 5.0):
       t, chi = _line(axes, rf"$\eta_Y={eta_y:g}$")
       h = _h(np.asarray(t, np.float64) / 10, 1000, eta_y)
@@ -132,7 +133,7 @@ class Figure3Test(parameterized.TestCase):
       self.assertEqual((t[0], t[-1], chi[0]), (0, 700, 1))
 
   def test_dashes_stand_where_attention_snaps(self):
-    (axes,) = _theory(plot_scansnap.figure3).axes
+    (axes,) = _theory(plot_theory.figure3).axes
     for eta_y, look in figures.curve_styles((0.5, 1.0, 2.0, 5.0)).items():
       expected = _snapping_start(1000, 10, eta_y)
       (line,) = [
@@ -143,7 +144,7 @@ class Figure3Test(parameterized.TestCase):
       np.testing.assert_allclose(line.get_xdata(), expected, rtol=1e-6)
 
   def test_caption_says_that_the_scale_is_unknown(self):
-    self.assertRegex(plot_scansnap.CAPTIONS["figure3"], "C_0.*cannot be pinned")
+    self.assertRegex(plot_theory.CAPTIONS["figure3"], "C_0.*cannot be pinned")
 
 
 class Figure4Test(parameterized.TestCase):
@@ -288,7 +289,7 @@ class Figure8Test(parameterized.TestCase):
   def test_steps_follow_the_recursion_and_curves_the_root(
       self, panel, num_tokens, rates, end
   ):
-    axes = _theory(plot_scansnap.figure8).axes[panel]
+    axes = _theory(plot_theory.figure8).axes[panel]
     smooth = [line for line in axes.lines if line.get_color() == "black"]
     for eta_y, curve in zip(rates, smooth, strict=False):
       s, steps = _line(axes, rf"$\eta_Y={eta_y:g}$")
@@ -315,7 +316,7 @@ class Figure9Test(parameterized.TestCase):
   def test_curves_are_theorem_4_and_markers_stand_at_t0(
       self, panel, ratio, num_tokens, ends
   ):
-    axes = _theory(plot_scansnap.figure9).axes[panel]
+    axes = _theory(plot_theory.figure9).axes[panel]
     heights = []
     for eta_z, end in zip((0.5, 1.0, 2.0, 4.0, 8.0), ends, strict=True):
       (line,) = _lines(axes, rf"$\eta_Z={eta_z:g}$")
@@ -384,12 +385,12 @@ class RecallTest(parameterized.TestCase):
 class LayoutTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ("3", lambda: _theory(plot_scansnap.figure3)),
+      ("3", lambda: _theory(plot_theory.figure3)),
       ("4", lambda: plot_scansnap.figure4(_result(lr_ratio=(1.0, 10.0)))),
       ("5", lambda: plot_scansnap.figure5(_result(lr_z=(0.1, 0.5, 1.0)))),
       ("6", lambda: plot_scansnap.figure6([_medium(n) for n in (1, 3)])),
-      ("8", lambda: _theory(plot_scansnap.figure8)),
-      ("9", lambda: _theory(plot_scansnap.figure9)),
+      ("8", lambda: _theory(plot_theory.figure8)),
+      ("9", lambda: _theory(plot_theory.figure9)),
       ("11", lambda: plot_scansnap.figure11([_medium(n) for n in (1, 3)])),
   )
   def test_nothing_overlaps_and_every_axis_is_named(self, draw):

@@ -73,7 +73,9 @@ class ScanSnapTest(parameterized.TestCase):
         self.assertTrue((first / "figures" / f"{figure}.{suffix}").exists())
 
     flags = (first / "flags.txt").read_text().split()
-    self.assertEqual(flags[:3], ["--preset=main", "--num_seeds=2", "--num_steps=4"])
+    self.assertEqual(
+        flags[:3], ["--preset=main", "--num_seeds=2", "--num_steps=4"]
+    )
 
   def test_presets_resolve_and_replay(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
@@ -99,7 +101,7 @@ class ScanSnapTest(parameterized.TestCase):
   def test_sweep_presets_draw(self, preset):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     _run(f"--preset={preset}", "--num_last=2", f"--workdir={workdir}", *_TINY)
-    (row, *_) = json.loads((workdir / "summary.json").read_text())[preset]
+    row, *_ = json.loads((workdir / "summary.json").read_text())[preset]
     self.assertEqual(row["num_last"], 2)
     self.assertTrue((workdir / "figures" / f"{preset}.png").exists())
 
@@ -112,7 +114,11 @@ class ScanSnapTest(parameterized.TestCase):
       ("preset", ["--preset=figure7"], "figure7"),
       ("momentum", ["--optimizer.momentum=1"], r"\[0, 1\), got 1"),
       ("rate", ["--lr_z=1,-2"], "lr_z must be positive.*-2"),
-      ("classes", ["--data.classes_file=/absent.npz", "--num_last=1"], "/absent"),
+      (
+          "classes",
+          ["--data.classes_file=/absent.npz", "--num_last=1"],
+          "/absent",
+      ),
       ("no_workdir", None, "workdir"),
   )
   def test_wrong_flags_are_named_and_write_nothing(self, flags, message):
@@ -148,19 +154,25 @@ class ScanSnapTest(parameterized.TestCase):
     (foreign / "thesis.tex").write_text("mine")
     other = folder / "other"
     _run("--preset=figure8", f"--workdir={other}")
-    before = {p: p.stat().st_mtime_ns for p in other.rglob("*")}
+    times = lambda: {p: p.stat().st_mtime_ns for p in other.rglob("*")}
+    before = times()
     for workdir in (file, foreign, other):
       result = _run("--preset=figure9", f"--workdir={workdir}", check=False)
       self.assertEqual(result.returncode, 2, workdir)
       self.assertRegex(result.stderr, f"error: .*{workdir}")
     self.assertEqual(file.read_text(), "mine")
     self.assertEqual(os.listdir(foreign), ["thesis.tex"])
-    self.assertEqual(before, {p: p.stat().st_mtime_ns for p in other.rglob("*")})
+    self.assertEqual(
+        before, {p: p.stat().st_mtime_ns for p in other.rglob("*")}
+    )
 
   def test_divergence_exits_with_the_reason(self):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
     result = _run(
-        "--preset=sweep", "--lr_z=1e38", f"--workdir={workdir}", *_TINY,
+        "--preset=sweep",
+        "--lr_z=1e38",
+        f"--workdir={workdir}",
+        *_TINY,
         check=False,
     )
     self.assertEqual(result.returncode, 2)

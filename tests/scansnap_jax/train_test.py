@@ -78,7 +78,9 @@ class TrainAndEvaluateTest(parameterized.TestCase):
   def test_records_attention_at_every_evaluation_if_asked(self):
     config = dataclasses.replace(_SMALL, record_attention=True)
     (result,) = train.train_and_evaluate(config, self._workdir())
-    chex.assert_shape(result.history.attended, (8, 4, 4, result.classes.num_tokens))
+    chex.assert_shape(
+        result.history.attended, (8, 4, 4, result.classes.num_tokens)
+    )
     np.testing.assert_allclose(result.history.attended.sum(-1), 1, rtol=1e-5)
     self.assertFalse(np.isnan(result.history.losses).any())
 
@@ -178,7 +180,7 @@ print("digest", digest.hexdigest())
 
 
 def _storm(workdir, kill_after=None, delay=0.0):
-  """Runs until done, or SIGKILLs `delay` s after so many reports of progress."""
+  """Runs until done, or SIGKILLs it `delay` s after so many reports."""
   process = subprocess.Popen(
       [sys.executable, "-c", _STORM, str(workdir)],
       stdout=subprocess.PIPE,
@@ -193,7 +195,9 @@ def _storm(workdir, kill_after=None, delay=0.0):
         time.sleep(delay)
         process.kill()
         return None
-  raise AssertionError(f"The run ended early, with status {process.returncode}.")
+  raise AssertionError(
+      f"The run ended early, with status {process.returncode}."
+  )
 
 
 class KillTest(parameterized.TestCase):
@@ -210,9 +214,7 @@ class KillTest(parameterized.TestCase):
         break  # It was done before the kill.
     self.assertEqual(_storm(workdir), undisturbed)
     rows = metric_stream.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
-    self.assertEqual(
-        [row["step"] for row in rows[::4]], list(range(0, 601, 5))
-    )
+    self.assertEqual([row["step"] for row in rows[::4]], list(range(0, 601, 5)))
 
   def test_kills_leave_the_final_parameters_bitwise(self):
     self._check(num_kills=2)
@@ -242,20 +244,24 @@ class BitRotTest(parameterized.TestCase):
       # Restored whole, or set aside and trained again from the step before.
       again = _final(train.train_and_evaluate(_SMALL, workdir))
       chex.assert_trees_all_equal(again, undisturbed)
-      if newest.exists() and file.exists() and file.read_bytes() == bytes(damaged):
+      if (
+          newest.exists()
+          and file.exists()
+          and file.read_bytes() == bytes(damaged)
+      ):
         file.write_bytes(content)
 
 
 class LayoutTest(parameterized.TestCase):
 
   def test_groups_of_runs_equal_single_runs(self):
-    layout = ensemble.make_ensemble(8, group_size=4)
     config = dataclasses.replace(_SMALL, num_steps=4)
     classes = train.data.make_classes(config.data, 2)
     runs, shared = train.make_runs(config), train.share(classes)
     batches = train.draw_batches(config, classes, np.arange(4))
     finals = []
-    for layout in (layout, ensemble.make_ensemble(8)):
+    for group_size in (1, 4):
+      layout = ensemble.make_ensemble(8, group_size=group_size)
       static = dict(
           model_config=config.model, optimizer_config=config.optimizer
       )
