@@ -54,7 +54,12 @@ _RECALL = (
 )
 
 CAPTIONS = types.MappingProxyType({
-    "figure4": _HEAT_MAPS + ". Open circles: the authors' losses (seed 2).",
+    "figure4": (
+        _HEAT_MAPS
+        + ". Dotted black: gradient flow with the same rates and momentum for"
+        " infinitely long sequences. Open circles: the authors' losses"
+        " (seed 2)."
+    ),
     "figure5": _HEAT_MAPS + ", under Adam.",
     "figure6": (
         "Entropy of attention over distinct tokens after training, mean and"

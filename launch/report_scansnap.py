@@ -18,8 +18,8 @@ from launch import plot_scansnap
 from launch import plot_theory
 from scansnap_jax import config as config_lib
 from scansnap_jax import flow
-from scansnap_jax import metrics
 from scansnap_jax import published
+from scansnap_jax import run as run_lib
 from scansnap_jax import theorems
 from scansnap_jax import train
 from scansnap_jax.experiment import figures
@@ -297,30 +297,24 @@ def _theorem_section(checks: list[theorems.TheoremCheck]) -> report.Section:
 
 def predict_by_flow(
     config: config_lib.ScanSnapConfig, result: train.Result
-) -> dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
+) -> plot_scansnap.Flow | None:
   """What gradient flow predicts for infinitely long sequences.
 
-  Momentum mu multiplies the rates by 1 / (1 - mu), once it has built up.
-
   Returns:
-    By eta_Y / eta_Z: steps, distinct entropy and common mass; None for Adam and
-    for models that the flow does not describe.
+    By eta_Y / eta_Z, at the first eta_Z: steps, distinct entropy and common
+    mass. None for Adam and for models that the flow does not describe.
   """
-  if (
-      config.optimizer.name == "adam"
-      or config.model != config_lib.ModelConfig()
-  ):
+  is_described = config.model == config_lib.ModelConfig()
+  if config.optimizer.name == "adam" or not is_described:
     return None
   is_momentum = config.optimizer.name == "momentum"
-  speed = 1 / (1 - config.optimizer.momentum) if is_momentum else 1.0
-  classes = train.share(result.classes)
+  classes = jax.tree.map(jnp.asarray, train.share(result.classes))
   start = jnp.zeros((result.classes.num_tokens,) * 2)
-  times = jnp.asarray(result.steps, jnp.float32) * speed
 
   @jax.jit
   def predict(eta_y, eta_z):
-    _, attn_logits = flow.integrate(
-        times,
+    decoder, attn_logits = flow.integrate(
+        jnp.asarray(result.steps, jnp.float32),
         start,
         start,
         classes.probs,
@@ -328,20 +322,15 @@ def predict_by_flow(
         classes.label,
         eta_y=eta_y,
         eta_z=eta_z,
+        momentum=config.optimizer.momentum if is_momentum else 0.0,
         class_weights=jnp.asarray(result.classes.class_probs, jnp.float32),
     )
-    attended = jax.vmap(
-        lambda z: metrics.attended_distribution(z, classes.probs, classes.query)
-    )(attn_logits)
-    over_time = lambda fn, mask: jax.vmap(lambda c: fn(c, mask))(attended)
-    return (
-        over_time(metrics.distinct_entropy, classes.is_distinct),
-        over_time(metrics.common_mass, classes.is_common),
-    )
+    observe = lambda y, z: run_lib.observe({"Y": y, "Z": z}, classes)
+    seen = jax.vmap(observe)(decoder, attn_logits)
+    return seen.distinct_entropy, seen.common_mass
 
   curves = {}
-  for lr_z, lr_ratio in _runs_of_rates(result):
-    if lr_z == config.lr_z[0]:
-      entropy, mass = predict(lr_z * lr_ratio, lr_z)
-      curves[lr_ratio] = result.steps, np.asarray(entropy), np.asarray(mass)
+  for ratio in config.lr_ratio:
+    entropy, mass = predict(config.lr_z[0] * ratio, config.lr_z[0])
+    curves[ratio] = (result.steps, np.asarray(entropy), np.asarray(mass))
   return curves

@@ -47,9 +47,14 @@ def integrate(
     *,
     eta_y: float,
     eta_z: float,
+    momentum: float = 0.0,
     class_weights: Float[Array, "K"] | None = None,
 ) -> tuple[Float[Array, "S M M"], Float[Array, "S M M"]]:
   """Integrates dY/dt = -eta_y dL/dY and dZ/dt = -eta_z dL/dZ.
+
+  With momentum mu, the heavy ball's flow: dY/dt = -eta_y V with
+  dV/dt = dL/dY - (1 - mu) V from V = 0, and likewise for Z; one unit of time is
+  one step.
 
   Args:
     times: Increasing, in samples seen; the initial state holds at times[0].
@@ -60,6 +65,7 @@ def integrate(
     label: The token that each class predicts.
     eta_y: Learning rate of Y.
     eta_z: Learning rate of Z.
+    momentum: Coefficient mu in [0, 1) of SGD with momentum.
     class_weights: Probability of each class; None makes them equal.
 
   Returns:
@@ -68,12 +74,25 @@ def integrate(
   if class_weights is None:
     class_weights = jnp.full(len(probs), 1 / len(probs), probs.dtype)
   slope = jax.grad(expected_loss, argnums=(0, 1))
+  rates = (eta_y, eta_z)
 
   def velocity(state, _):
-    dy, dz = slope(*state, probs, query, label, class_weights)
-    return -eta_y * dy, -eta_z * dz
+    slopes = slope(*state, probs, query, label, class_weights)
+    return jax.tree.map(lambda rate, d: -rate * d, rates, slopes)
 
-  return _odeint(velocity, (decoder, attn_logits), times)
+  def heavy_ball(state, _):
+    matrices, speeds = state
+    slopes = slope(*matrices, probs, query, label, class_weights)
+    return (
+        jax.tree.map(lambda rate, v: -rate * v, rates, speeds),
+        jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
+    )
+
+  start = (decoder, attn_logits)
+  if not momentum:
+    return _odeint(velocity, start, times)
+  at_rest = jax.tree.map(jnp.zeros_like, start)
+  return _odeint(heavy_ball, (start, at_rest), times)[0]
 
 
 def integrate_attention(

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from scansnap_jax import dynamics
 from scansnap_jax import flow
@@ -560,6 +561,45 @@ class FlowTest(Float64TestCase):
     chex.assert_trees_all_close(
         np.stack([decoder[-1], attn_logits[-1]]), expected, atol=atol
     )
+
+  def test_flow_with_momentum_is_the_limit_of_small_momentum_steps(self):
+    # Steps of size s: v += s (g - (1 - mu) v), x -= s eta v. In terms of
+    # u = v / s that is momentum 1 - s (1 - mu) at the rate s^2 eta.
+    eta, momentum, end = 0.7, 0.8, 10
+    arguments = (self.probs, self.query, self.label)
+    slope = jax.grad(flow.expected_loss, argnums=(0, 1))
+
+    def steps_of(size):
+      optimizer = optax.sgd(size**2 * eta, 1 - size * (1 - momentum))
+      state = (jnp.zeros((8, 8)), jnp.zeros((8, 8)))
+
+      def step(carry, _):
+        state, opt_state = carry
+        grads = slope(*state, *arguments, self.weights)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(state, updates), opt_state), None
+
+      carry = (state, optimizer.init(state))
+      (state, _), _ = jax.lax.scan(step, carry, None, round(end / size))
+      return state
+
+    path = flow.integrate(
+        jnp.array([0.0, end]),
+        *(jnp.zeros((8, 8)), jnp.zeros((8, 8))),
+        *arguments,
+        eta_y=eta,
+        eta_z=eta,
+        momentum=momentum,
+        class_weights=self.weights,
+    )
+    limit = jax.tree.map(lambda leaf: leaf[-1], path)
+    error = lambda state: max(
+        float(jnp.abs(a - b).max()) for a, b in zip(state, limit, strict=True)
+    )
+    coarse, fine = error(steps_of(0.02)), error(steps_of(0.01))
+    self.assertLess(fine, 0.01)  # Of entries up to 2.
+    # First order: half the step, half the error.
+    np.testing.assert_allclose(coarse / fine, 2, rtol=0.05)
 
   def test_attention_flow_follows_lemma_4_and_counts_the_pressure(self):
     start = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)))
