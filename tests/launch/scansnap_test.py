@@ -73,9 +73,7 @@ class ScanSnapTest(parameterized.TestCase):
         self.assertTrue((first / "figures" / f"{figure}.{suffix}").exists())
 
     flags = (first / "flags.txt").read_text().split()
-    self.assertEqual(
-        flags[:3], ["--preset=main", "--num_seeds=2", "--num_steps=4"]
-    )
+    self.assertEqual(flags[:2], ["--preset=main", "--num_seeds=2"])
 
   def test_presets_resolve_and_replay(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
