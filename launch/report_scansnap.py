@@ -85,6 +85,7 @@ def write(
       **facts,
       "wall time": f"{seconds:.1f} s (of this start, with compilation)",
       "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+      "settings": "flags.txt (to run again), config.json (every value)",
   }
   workdir_lib.write_atomic(
       workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
@@ -248,34 +249,34 @@ def _is_published(name: str, config: config_lib.ScanSnapConfig) -> bool:
 def _cell_table(
     settings: list[train.Result], show_published: bool
 ) -> report.Table:
-  rows = []
-  for row in (r for result in settings for r in cells(result, show_published)):
-    with_std = lambda mean, std: (
-        "" if mean is None else f"{mean:.3f}" + (f" ± {std:.3f}" if std else "")
-    )
-    rows.append((
-        f"{row['num_last']}/{row['num_next']}",
-        f"{row['lr_z']:g}",
-        f"{row['lr_ratio']:g}",
-        with_std(row["entropy_mean"], row["entropy_std"]),
-        with_std(row.get("published_mean"), row.get("published_std")),
-        with_std(row["common_mass_mean"], row["common_mass_std"]),
-        f"{row['loss_mean']:.3g}",
-    ))
-  header = (
-      "M/K",
-      "η_Z",
-      "η_Y/η_Z",
-      "entropy (nats)",
-      "authors",
-      "common mass",
-      "last loss",
-  )
+  """The final values of every pair of learning rates."""
+  rows = [row for result in settings for row in cells(result, show_published)]
+  columns = {
+      "queries": [row["num_last"] for row in rows],
+      "next tokens": [row["num_next"] for row in rows],
+      "η_Z": [f"{row['lr_z']:g}" for row in rows],
+      "η_Y/η_Z": [f"{row['lr_ratio']:g}" for row in rows],
+      "entropy (nats)": [_with_std(row, "entropy") for row in rows],
+      "authors' entropy": [_with_std(row, "published") for row in rows],
+      "common mass": [_with_std(row, "common_mass") for row in rows],
+      "last loss (nats)": [f"{row['loss_mean']:.3g}" for row in rows],
+  }
+  columns = {name: cells for name, cells in columns.items() if any(cells)}
   num_seeds = len(np.unique(settings[0].runs.seed))
   caption = (
       f"After training: mean ± sample standard deviation, {num_seeds} seeds."
   )
-  return report.Table(caption, header, rows)
+  return report.Table(
+      caption, [*columns], [*zip(*columns.values(), strict=True)]
+  )
+
+
+def _with_std(row: Mapping[str, Any], name: str) -> str:
+  """Such as `1.936 ± 0.007`; nothing where the row lacks the value."""
+  mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
+  if mean is None:
+    return ""
+  return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
 def _theorem_section(checks: list[theorems.TheoremCheck]) -> report.Section:
