@@ -146,7 +146,7 @@ def machine_facts() -> dict[str, Any]:
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
       if line.startswith("model name"):
         cpu = line.partition(":")[2].strip()
-  cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+  cores, load = devices.num_cores(), os.getloadavg()[0]
   return {"cpu": cpu, "cores": cores, "load_1min": load, **versions}
 
 

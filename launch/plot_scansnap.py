@@ -197,7 +197,7 @@ class _Setting(NamedTuple):
 def _settings(runs: run_lib.Run) -> list[_Setting]:
   """Lists the pairs of learning rates, in the order of the runs."""
   rates = [
-      (_exact(z), _exact(ratio))
+      (float(z), float(ratio))
       for z, ratio in zip(runs.lr_z, runs.lr_ratio, strict=True)
   ]
   pairs = list(dict.fromkeys(rates))
@@ -217,11 +217,6 @@ def _settings(runs: run_lib.Run) -> list[_Setting]:
       )
       for pair, k in zip(pairs, keys, strict=True)
   ]
-
-
-def _exact(rate: Any) -> float:
-  """Undoes the rounding of 0.1 to float32."""
-  return float(f"{rate:.6g}")
 
 
 def _draw_attention(

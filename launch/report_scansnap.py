@@ -88,7 +88,8 @@ def write(
       "settings": "flags.txt (to run again), config.json (every value)",
   }
   workdir_lib.write_atomic(
-      workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
+      workdir / "summary.json",
+      json.dumps(summary, indent=2, allow_nan=False) + "\n",
   )
   path = workdir / "report.html"
   title = "Scan & Snap: one attention layer"
@@ -179,13 +180,9 @@ def _runs_of_rates(
 ) -> dict[tuple[float, float], list[int]]:
   """Positions of the runs of each (lr_z, lr_ratio), in order."""
   groups: dict[tuple[float, float], list[int]] = {}
-  # Rates as they were given: 0.1 and not its float32.
-  as_given = lambda rate: float(f"{rate:.7g}")
-  for r, rates in enumerate(
-      zip(result.runs.lr_z, result.runs.lr_ratio, strict=True)
-  ):
-    lr_z, lr_ratio = map(as_given, rates)
-    groups.setdefault((lr_z, lr_ratio), []).append(r)
+  rates = zip(result.runs.lr_z, result.runs.lr_ratio, strict=True)
+  for r, (lr_z, lr_ratio) in enumerate(rates):
+    groups.setdefault((float(lr_z), float(lr_ratio)), []).append(r)
   return groups
 
 

@@ -10,6 +10,7 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
+import hashlib
 import pathlib
 import shlex
 import sys
@@ -20,6 +21,7 @@ from absl import flags
 from launch import app
 from launch import flag_config
 from scansnap_jax import config as config_lib
+from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
 # What each preset trains; theory alone where that is nothing.
@@ -57,9 +59,11 @@ def main(_: list[str]) -> None:
   configs = {
       name: _CONFIG(base()) for name, base in _PRESETS[_PRESET.value].items()
   }
+  _check_drawable(configs)
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
   from launch import report_scansnap
+  from scansnap_jax import data
   from scansnap_jax import train
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import preemption
@@ -68,9 +72,13 @@ def main(_: list[str]) -> None:
   devices.set_up(
       multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
   )
-  workdir = pathlib.Path(_WORKDIR.value).absolute()
-  if devices.is_main_process():
-    workdir = _claim(configs)
+  for config in configs.values():
+    for num_last in config.num_last:
+      data.make_classes(config.data, num_last)  # Raises what is wrong.
+  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  with devices.main_process_first():
+    if devices.is_main_process():
+      _claim(configs)
   results = {}
   try:
     for name, config in configs.items():
@@ -96,11 +104,35 @@ def main(_: list[str]) -> None:
     print(f"{time.monotonic() - started:.1f} s. Report: {report}")
 
 
-def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> pathlib.Path:
-  """Makes the workdir this run's, or finds it so; returns its path."""
+def _check_drawable(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
+  """Refuses sweeps along axes that Figures 4 and 5 do not show."""
+  for name, axes in (
+      ("figure4", ("num_last", "lr_z")),
+      ("figure5", ("num_last", "lr_ratio")),
+  ):
+    for axis in axes if name in configs else ():
+      values = getattr(configs[name], axis)
+      if len(values) > 1:
+        raise errors.UserError(
+            f"{name} shows a single {axis}, got {axis}={values}. Choose one, or"
+            " take --preset=figure6 or --preset=sweep."
+        )
+
+
+def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
+  """Makes the workdir this run's, or finds it so."""
   described = {
       "preset": _PRESET.value,
       "experiments": workdir_lib.config_to_json(configs),
+      "classes_sha256": {
+          name: (
+              hashlib.sha256(
+                  pathlib.Path(config.data.classes_file).read_bytes()
+              ).hexdigest()
+          )
+          for name, config in configs.items()
+          if config.data.classes_file is not None
+      },
   }
   extra = {"preset": _PRESET.value}
   if len(configs) == 1:
@@ -108,7 +140,7 @@ def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> pathlib.Path:
     flagfile = flag_config.to_flagfile(config, extra)
   else:
     flagfile = flag_config.given_to_flagfile(config_lib.ScanSnapConfig(), extra)
-  return workdir_lib.claim(_WORKDIR.value, described, flagfile)
+  workdir_lib.claim(_WORKDIR.value, described, flagfile)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Literal
 
 from scansnap_jax.experiment import errors
 
+_LARGEST_RATE = 3e38
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -20,14 +22,15 @@ class DataConfig:
   Attributes:
     num_next_per_last: Next tokens that share one query (last) token.
     num_common: Common tokens that every class may draw.
-    num_common_per_last: Common tokens shared by the classes of one query only.
+    num_common_per_last: Common tokens shared by the classes of one query only;
+      with num_next_per_last = 1 they are of one class, and so distinct.
     num_distinct_per_next: Distinct tokens of each next token.
     common_weight: Weight of a common token in P(l|n), before normalization.
     distinct_weight_min: Weight of the first distinct token of a class.
     distinct_weight_max: Weight of the last distinct token of a class. The
       weights in between are equally spaced.
-    seq_len: Sequence length T, of which T - 1 tokens are contextual. None is
-      the limit of infinite length, where counts are replaced by P(l|n).
+    seq_len: Sequence length T up to 2^24, of which T - 1 tokens are contextual.
+      None is the limit of infinite length, where P(l|n) replaces counts.
     classes_file: An .npz with any P(l|n): `probs` [K, M], `query` [K], `label`
       [K] and, optionally, `class_probs` [K]. It replaces the fields above.
   """
@@ -56,6 +59,11 @@ class DataConfig:
       _require_positive(f"data.{name}", getattr(self, name))
     if self.seq_len is not None:
       _require_at_least("data.seq_len", self.seq_len, 2)
+      if self.seq_len > 2**24:
+        raise errors.UserError(
+            f"data.seq_len={self.seq_len}: float32 counts are exact up to"
+            " 2^24 = 16777216. Use none, the limit of infinite length."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +136,8 @@ class ScanSnapConfig:
     batch_size: Sequences per step, B.
     num_steps: Optimizer steps.
     log_every: Steps between evaluations.
-    checkpoint_every: Steps between checkpoints; the last step is always saved.
+    checkpoint_every: Steps between checkpoints, each taken at the evaluation
+      that reaches it; the last step is always saved.
     record_attention: Keep c_n of every evaluation, for heat maps.
   """
 
@@ -163,6 +172,12 @@ class ScanSnapConfig:
         )
       for value in values:
         _require_positive(name, value)
+    largest = max(self.lr_z) * max(1.0, max(self.lr_ratio))
+    if largest > _LARGEST_RATE:
+      raise errors.UserError(
+          f"lr_z={self.lr_z} with lr_ratio={self.lr_ratio} reaches {largest:g},"
+          f" which float32 cannot hold; rates may be up to {_LARGEST_RATE:g}."
+      )
     for name in ("num_seeds", "batch_size", "num_steps"):
       _require_at_least(name, getattr(self, name), 1)
     for name in ("log_every", "checkpoint_every"):

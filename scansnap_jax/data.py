@@ -17,6 +17,8 @@ T sequence length.
 import dataclasses
 import functools
 from typing import NamedTuple
+import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,10 @@ import numpy as np
 
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
+
+# What a file that is no .npz, or half of one, may raise.
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError)
+_UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
 # Probabilities written with seven digits still count as normalized.
 _SUM_TOLERANCE = 1e-6
@@ -68,12 +74,17 @@ class SequenceClasses:
     class_probs: P(n).
   """
 
-  probs: Float[np.ndarray, "K M"]
+  probs: Float[np.ndarray, "*K_M"]
   query: Int[np.ndarray, "_"]
   label: Int[np.ndarray, "_"]
   class_probs: Float[np.ndarray, "_"]
 
   def __post_init__(self):
+    if self.probs.ndim != 2 or len(self.probs) < 2:
+      raise errors.UserError(
+          "probs must have shape [K, M] with two classes or more, got"
+          f" {self.probs.shape}: one class leaves nothing to predict."
+      )
     _check_distribution("probs", self.probs)
     _check_distribution("class_probs", self.class_probs)
     num_classes, num_tokens = self.probs.shape
@@ -208,9 +219,9 @@ def load_classes(path: str) -> SequenceClasses:
     UserError: If the file is missing, no .npz, incomplete or inconsistent.
   """
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with open(path, "rb") as file, np.load(file) as arrays:
       found = {name: arrays[name] for name in arrays.files}
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (*_UNREADABLE, AttributeError) as error:
     raise errors.UserError(
         f"data.classes_file={path} is no readable .npz: {error}"
     ) from error
@@ -220,12 +231,15 @@ def load_classes(path: str) -> SequenceClasses:
         f"data.classes_file={path} lacks {sorted(missing)}; it holds"
         f" {sorted(found)}."
     )
-  if found["probs"].ndim != 2:
-    raise errors.UserError(
-        f"data.classes_file={path}: probs must have shape [K, M], got"
-        f" {found['probs'].shape}."
-    )
-  num_classes = len(found["probs"])
+  kinds = {"probs": "f", "query": "iu", "label": "iu", "class_probs": "f"}
+  for name, array in found.items():
+    if array.dtype.kind not in kinds.get(name, array.dtype.kind):
+      wanted = "floats" if kinds[name] == "f" else "integers"
+      raise errors.UserError(
+          f"data.classes_file={path}: {name} must hold {wanted}, got"
+          f" {array.dtype}."
+      )
+  num_classes = max(1, len(found["probs"]))
   uniform = np.full(num_classes, 1 / num_classes)
   return SequenceClasses(
       probs=found["probs"].astype(np.float64),

@@ -24,8 +24,9 @@ Symbols of the paper, used as names here:
   chi, B_n   growth of the relative gain r, and the exponent that bounds it
   eta        learning rates eta_y and eta_z; nu = eta_y / eta_z
 
-Each function computes in the float type of its arguments, float32 or float64.
-Times count samples seen, so that class n has been seen about t / K times.
+Each function computes in the float type of its array arguments, float32 or
+float64; Python numbers alone take JAX's default. Training is sample by sample:
+times count samples seen, and class n has been seen about t / K times.
 """
 
 import dataclasses
@@ -175,6 +176,13 @@ def decorrelation(features: Float[Array, "K M"]) -> Float[Array, "K K"]:
 
   Differs from the paper: the notation list of its appendix prints the
   opposite sign, with which neither Lemma 3 nor xi_n > 0 holds.
+
+  Args:
+    features: F, with linearly independent rows: else I + E is singular, and the
+      result is not finite or means nothing. So wherever E' enters below.
+
+  Returns:
+    E', symmetric.
   """
   identity = jnp.eye(len(features), dtype=features.dtype)
   return identity - jnp.linalg.inv(identity + correlation(features))
@@ -237,12 +245,20 @@ def h_discrete(
   """Computes h*(0), ..., h*(num_steps) of a class seen that often (Lemma 5).
 
   h*(s) = h*(s-1) + eta_y / (M - 1 + exp(M h*(s-1))) with h*(0) = 0.
+
+  Args:
+    num_steps: How often the class is seen, at least 0.
+    num_tokens: M, at least 2.
+    eta_y: Learning rate of Y.
+
+  Returns:
+    h*, increasing.
   """
 
   def step(x, _):  # x = M h*: h* itself is too small to add up in float32.
     return x + num_tokens * eta_y / (num_tokens - 1 + jnp.exp(x)), x
 
-  start = jnp.asarray(0 * eta_y, float)
+  start = jnp.zeros((), jnp.result_type(float, eta_y))
   return jax.lax.scan(step, start, length=num_steps + 1)[1] / num_tokens
 
 
@@ -306,6 +322,13 @@ def gamma(t: Times, run: Run) -> Float[Array, "*T"]:
   """Computes the speed control (Theorem 1).
 
   gamma(t) = (M - 1)^2 h(t/K) / (M - 1 + exp(M h(t/K))).
+
+  Args:
+    t: Samples seen, at least 0.
+    run: M, K and eta_y matter.
+
+  Returns:
+    gamma, which rises from 0 to `gamma_peak` and falls back towards 0.
   """
   others = run.num_tokens - 1
   h = h_continuous(
@@ -318,6 +341,13 @@ def gamma_early(t: Times, run: Run) -> Float[Array, "*T"]:
   """Computes gamma's leading order before t0' (Lemma 9), an upper bound.
 
   (1 - 1/M)^2 eta_y t / K; gamma itself is at least a quarter of it there.
+
+  Args:
+    t: Samples seen, from 0 to t0'.
+    run: M, K and eta_y matter.
+
+  Returns:
+    The leading order of gamma.
   """
   s = jnp.asarray(run.eta_y * t / run.num_classes)
   return (1 - 1 / run.num_tokens) ** 2 * s
@@ -327,6 +357,13 @@ def gamma_late(t: Times, run: Run) -> Float[Array, "*T"]:
   """Computes gamma's leading order after t0 (Lemma 9), right to a factor 2.
 
   (1 - 1/M)^2 ln(M s) / s with s = eta_y t / K.
+
+  Args:
+    t: Samples seen, t0 or more. Not defined at 0, negative before s = 1/M.
+    run: M, K and eta_y matter.
+
+  Returns:
+    The leading order of gamma.
   """
   s = jnp.asarray(run.eta_y * t / run.num_classes)
   return (1 - 1 / run.num_tokens) ** 2 * jnp.log(run.num_tokens * s) / s
@@ -338,6 +375,12 @@ def gamma_peak(run: Run) -> tuple[Scalar, float]:
   d gamma / dt = 0 gives w e^w = (M - 1)/e for w = M h - 1: the peak is
   (1 - 1/M) w, whatever the rate, at about 0.816 t0' for M = 1000. This closed
   form is not in the paper.
+
+  Args:
+    run: M, K and eta_y matter.
+
+  Returns:
+    (t, gamma(t)) of the peak, t in samples seen.
   """
   others = run.num_tokens - 1
   w = math.log(run.num_tokens)
@@ -355,6 +398,12 @@ def iota_beta(
 
   iota_n = 1 - E'_nn and beta_nn' = E'_nn', with beta_nn = 0. Both are exact
   to O(1/M) and to the spread of the class counts, O(K / sqrt(t)).
+
+  Args:
+    features: F.
+
+  Returns:
+    (iota, beta).
   """
   prime = decorrelation(features)
   iota = 1 - jnp.diagonal(prime)
@@ -383,6 +432,13 @@ def xi(features: Float[Array, "K M"], speed: Scalar) -> Float[Array, "K"]:
   """Computes xi_n = gamma sum_n' beta_nn' f_n^T f_n' (Theorem 1 a).
 
   Positive as soon as class n overlaps with another: it equals -gamma E'_nn.
+
+  Args:
+    features: F.
+    speed: gamma(t).
+
+  Returns:
+    One pressure per class, at least 0.
   """
   _, beta = iota_beta(features)
   return speed * jnp.sum(beta * (features @ features.T), axis=-1)
@@ -398,6 +454,15 @@ def attention_velocity(
 
   dz_m/dt = eta_z gamma sum_{n: psi(n) = m} diag(f_n)
             sum_{n' != n} beta_nn' (f_n f_n^T - I) f_n'.
+
+  Args:
+    features: F.
+    query: psi(n).
+    speed: gamma(t).
+    eta_z: Learning rate of Z.
+
+  Returns:
+    dZ/dt, zero in rows of tokens that are no query; every row sums to zero.
   """
   _, beta = iota_beta(features)
   others = beta @ features
@@ -412,8 +477,14 @@ def distinct_velocity(
 ) -> Float[Array, "K M"]:
   """Computes dz_ml/dt = eta_z f_nl^2 xi_n > 0 (Theorem 2 a).
 
-  Entry (n, l) is the velocity of l in row psi(n), for tokens l that occur in
-  class n alone; entries of other tokens mean nothing.
+  Args:
+    features: F.
+    speed: gamma(t).
+    eta_z: Learning rate of Z.
+
+  Returns:
+    Entry (n, l) is the velocity of l in row psi(n), for tokens l that occur in
+    class n alone; entries of other tokens mean nothing.
   """
   return eta_z * features**2 * xi(features, speed)[:, None]
 
@@ -423,8 +494,14 @@ def common_velocity(
 ) -> Float[Array, "K M"]:
   """Computes dz_ml/dt = -eta_z sum_n (1 - f_nl^2) xi_n < 0 (Theorem 2 b).
 
-  Entry (n, l) is the part of class n, to be summed over the classes of one
-  query; it holds for l the only token that classes share.
+  Args:
+    features: F.
+    speed: gamma(t).
+    eta_z: Learning rate of Z.
+
+  Returns:
+    Entry (n, l) is the part of class n, to be summed over the classes of one
+    query; it holds for l the only token that classes share.
   """
   return -eta_z * (1 - features**2) * xi(features, speed)[:, None]
 
@@ -437,8 +514,21 @@ def symmetric_common_velocity(
   All classes share one query and have P(l|n) = rho_l on common tokens, equal
   multisets of probabilities on distinct ones, and Z(0) = 0: then
   f_n^T f_n' = o for all n != n' and dz_ml/dt = -eta_z f_l^2 (1 - o) gamma
-  sum_nn' beta_nn' < 0. Entries of distinct tokens mean nothing.
+  sum_nn' beta_nn' < 0.
+
+  Args:
+    features: F of two classes or more.
+    speed: gamma(t).
+    eta_z: Learning rate of Z.
+
+  Returns:
+    Velocities in the row of the query; those of distinct tokens mean nothing.
+
+  Raises:
+    ValueError: If there are fewer than two classes.
   """
+  if len(features) < 2:
+    raise ValueError(f"Need two classes, got features of {features.shape}.")
   _, beta = iota_beta(features)
   overlap = features[0] @ features[1]
   return -eta_z * speed * features[0] ** 2 * (1 - overlap) * beta.sum()
@@ -449,7 +539,16 @@ def relative_gain(
     token: int | Int[Array, ""],
     other: int | Int[Array, ""],
 ) -> Float[Array, "*b"]:
-  """Computes r_{l/l'|n} = f_nl^2 / f_nl'^2 - 1 (Theorem 3); c_n does too."""
+  """Computes r_{l/l'|n} = f_nl^2 / f_nl'^2 - 1 (Theorem 3).
+
+  Args:
+    attn_weights: f_n, or anything proportional to it, such as c_n.
+    token: l.
+    other: l', which must get some attention.
+
+  Returns:
+    The relative gain, -1 or more.
+  """
   return (attn_weights[..., token] / attn_weights[..., other]) ** 2 - 1
 
 
@@ -460,6 +559,13 @@ def gain_growth(
 
   Exact under Lemma 4 for two distinct tokens of a class; approximate under
   stochastic gradients, where the past of f_n enters.
+
+  Args:
+    attn_logit: z_ml(t).
+    initial: z_ml(0).
+
+  Returns:
+    chi, positive, and 1 at the start.
   """
   return jnp.exp(2 * (jnp.asarray(attn_logit) - initial))
 
@@ -494,6 +600,13 @@ def gain_exponent(t: Times, run: Run) -> Float[Array, "*T"]:
 
   Differs from the paper, which leaves out the division by C0: its B_n(0) is
   1/4 ln C0 instead of 0 (`gain_exponent_as_printed`).
+
+  Args:
+    t: Samples seen, at least 0.
+    run: All of it matters; c0 is positive.
+
+  Returns:
+    B_n, which rises from 0.
   """
   h = h_continuous(
       t / run.num_classes, num_tokens=run.num_tokens, eta_y=run.eta_y
@@ -502,7 +615,15 @@ def gain_exponent(t: Times, run: Run) -> Float[Array, "*T"]:
 
 
 def gain_exponent_as_printed(t: Times, run: Run) -> Float[Array, "*T"]:
-  """Computes the paper's form of Theorem 4, which is B_n + 1/4 ln C0."""
+  """Computes the paper's form of Theorem 4, which is B_n + 1/4 ln C0.
+
+  Args:
+    t: Samples seen, at least 0.
+    run: All of it matters; c0 is positive.
+
+  Returns:
+    The printed B_n, which starts at 1/4 ln C0.
+  """
   return gain_exponent(t, run) + jnp.log(run.c0) / 4
 
 
@@ -510,6 +631,13 @@ def scanning_exponent(t: Times, run: Run) -> Float[Array, "*T"]:
   """Computes B_n's leading order before t0' (Theorem 4), an upper bound.
 
   h ~ eta_y t / (M K), hence B ~ 1/2 ln t and chi at most linear in t.
+
+  Args:
+    t: Samples seen, at least 0.
+    run: All of it matters; c0 is positive.
+
+  Returns:
+    A bound on B_n for all t, near it up to t0'.
   """
   s = jnp.asarray(run.eta_y * t / run.num_classes)
   return _exponent(s / run.num_tokens, run)
@@ -520,6 +648,13 @@ def snapping_exponent(t: Times, run: Run) -> Float[Array, "*T"]:
 
   h ~ ln(M eta_y t / K) / M, hence B ~ 1/2 ln ln t and chi = O(ln t). The
   logarithm is taken of 1 + M eta_y t / K, which makes it a bound for all t.
+
+  Args:
+    t: Samples seen, at least 0.
+    run: All of it matters; c0 is positive.
+
+  Returns:
+    A bound on B_n for all t, near it from t0 on.
   """
   s = jnp.asarray(run.eta_y * t / run.num_classes)
   return _exponent(jnp.log1p(run.num_tokens * s) / run.num_tokens, run)
@@ -531,6 +666,13 @@ def num_steps_bound(epsilon: float, run: Run) -> Scalar:
   K/eta_y (1/epsilon + ln(M/epsilon)), which is O(K/(epsilon eta_y) ln(M/eps)):
   the norm is at most M / (M - 1 + e^{M h}), and Lemma 6 gives the time at
   which e^{M h} = M / epsilon.
+
+  Args:
+    epsilon: Largest error left, positive.
+    run: M, K and eta_y matter.
+
+  Returns:
+    Samples seen, of all classes together.
 
   Raises:
     ValueError: If epsilon is not positive.
@@ -563,6 +705,23 @@ def decoder_closed_form(
 
 
 def theta_bound(num_steps: int, num_classes: int, delta: float) -> float:
-  """Bounds |theta_n| <~ K / sqrt(N) sqrt(ln(K / delta)) (Theorem 5)."""
+  """Bounds |theta_n| <~ K / sqrt(N) sqrt(ln(K / delta)) (Theorem 5).
+
+  Args:
+    num_steps: N, samples seen, at least 1.
+    num_classes: K, at least 1.
+    delta: Failure probability in (0, 1), for all classes together.
+
+  Returns:
+    The bound, up to the constant that the theorem leaves open.
+
+  Raises:
+    ValueError: If an argument is out of range.
+  """
+  if num_steps < 1 or num_classes < 1 or not 0 < delta < 1:
+    raise ValueError(
+        "Need N >= 1, K >= 1, 0 < delta < 1:"
+        f" {num_steps=}, {num_classes=}, {delta=}."
+    )
   size = num_classes / math.sqrt(num_steps)
   return size * math.sqrt(math.log(num_classes / delta))

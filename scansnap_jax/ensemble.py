@@ -109,6 +109,8 @@ def make_ensemble(
   if group_size is not None and group_size < 1:
     raise ValueError(f"group_size must be at least 1, got {group_size}.")
   chosen = tuple(jax.devices() if devices is None else devices)
+  # In the order in which `gather` finds the processes' members.
+  chosen = tuple(sorted(chosen, key=lambda d: (d.process_index, d.id)))
   if jax.process_count() == 1:
     chosen = chosen[:num_members]
   if group_size is None:

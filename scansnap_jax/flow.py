@@ -30,6 +30,17 @@ def expected_loss(
   """Computes the expected cross-entropy for T -> infinity, in nats.
 
   -sum_n weight_n ln softmax(Y^T f_n)[n], where f_n follows from P(l|n).
+
+  Args:
+    decoder: Y.
+    attn_logits: Z.
+    probs: P(l|n), one row per class, zero where a token never occurs.
+    query: psi(n), the query token of each class.
+    label: The token that each class predicts.
+    class_weights: Probability of each class; they sum to 1.
+
+  Returns:
+    The mean over samples, at least 0; ln M at Y = 0.
   """
   features = dynamics.class_features(probs, attn_logits, query)
   log_probs = jax.nn.log_softmax(features @ decoder, axis=-1)
@@ -53,11 +64,13 @@ def integrate(
   """Integrates dY/dt = -eta_y dL/dY and dZ/dt = -eta_z dL/dZ.
 
   With momentum mu, the heavy ball's flow: dY/dt = -eta_y V with
-  dV/dt = dL/dY - (1 - mu) V from V = 0, and likewise for Z; one unit of time is
-  one step.
+  dV/dt = dL/dY - (1 - mu) V from V = 0, and likewise for Z.
+
+  One unit of time is one step: L is the mean over samples, as over a batch of
+  any size. With batches of one sample, time counts samples, as in `dynamics`.
 
   Args:
-    times: Increasing, in samples seen; the initial state holds at times[0].
+    times: Increasing, in steps; the initial state holds at times[0].
     decoder: Initial Y.
     attn_logits: Initial Z.
     probs: P(l|n), one row per class, zero where a token never occurs.
@@ -107,7 +120,8 @@ def integrate_attention(
   """Integrates Lemma 4 and the exponent of Theorem 3.
 
   Args:
-    times: Increasing; the initial state holds at times[0].
+    times: Increasing, in the unit of `gamma`; the initial state holds at
+      times[0].
     attn_logits: Initial Z.
     probs: P(l|n).
     query: psi(n).

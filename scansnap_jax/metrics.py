@@ -20,19 +20,28 @@ def attended_distribution(
     probs: Float[Array, "K M"],
     query: Int[Array, "K"],
 ) -> Float[Array, "K M"]:
-  """c_n of every class, from Z and the true P(l|n). Rows sum to 1."""
+  """Computes c_n of every class from the true P(l|n).
+
+  Args:
+    attn_logits: Z.
+    probs: P(l|n), zero where a token never occurs.
+    query: psi(n), the query token of each class.
+
+  Returns:
+    c_n, one row per class that sums to 1.
+  """
   return dynamics.attended(probs, attn_logits[query])
 
 
 def entropy(probs: Float[Array, "*b M"]) -> Float[Array, "*b"]:
-  """-sum_l p_l ln p_l, with 0 ln 0 = 0: from 0 to ln M."""
+  """Computes -sum_l p_l ln p_l, with 0 ln 0 = 0: from 0 to ln M."""
   return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
 
 
 def distinct_entropy(
     attended: Float[Array, "K M"], is_distinct: Bool[Array, "K M"]
 ) -> Float[Array, ""]:
-  """The metric of Figure 6: how widely attention spreads over distinct tokens.
+  """Computes how widely attention spreads over distinct tokens (Figure 6).
 
   Mean over classes of the entropy of c_n restricted to the distinct tokens of n
   and renormalized. The paper does not define it; this definition reproduces the
@@ -53,7 +62,15 @@ def distinct_entropy(
 def common_mass(
     attended: Float[Array, "K M"], is_common: Bool[Array, "K M"]
 ) -> Float[Array, ""]:
-  """Mean over classes of the attention on common tokens, in [0, 1]."""
+  """Computes the attention on common tokens, a mean over classes.
+
+  Args:
+    attended: c_n.
+    is_common: True where token l is common to class n and another.
+
+  Returns:
+    A share in [0, 1].
+  """
   return jnp.where(is_common, attended, 0).sum(axis=-1).mean()
 
 
@@ -62,9 +79,18 @@ def distinct_recall(
     is_distinct: Bool[Array, "K M"],
     thresholds: Float[Array, "N"],
 ) -> Float[Array, "N"]:
-  """Fraction of distinct tokens with c_{l|n} above each threshold.
+  """Computes the fraction of distinct tokens with c_{l|n} above a threshold.
 
   The mean over classes of the fraction of the class (Figures 11 and 12).
+
+  Args:
+    attended: c_n.
+    is_distinct: True where token l is distinct for class n; every class needs
+      one.
+    thresholds: Attention to exceed, in [0, 1].
+
+  Returns:
+    A fraction in [0, 1] for each threshold.
   """
   above = attended[:, :, None] > thresholds[None, None, :]
   hits = (above & is_distinct[:, :, None]).sum(axis=1)
@@ -74,17 +100,17 @@ def distinct_recall(
 def snapping_time(
     times: Float[Array, "T"], growth: Float[Array, "T"]
 ) -> Float[Array, ""]:
-  """When attention snaps: the time at which a growing quantity grows fastest.
+  """Computes when attention snaps: when a growing quantity grows fastest.
 
   Applied to the relative gain or to B_n(t) it separates scanning (growth speeds
   up) from snapping (growth slows down), Theorem 4.
 
   Args:
-    times: Increasing times, at least three of them.
+    times: Increasing times in any unit, at least three of them.
     growth: The quantity at these times.
 
   Returns:
-    The midpoint of the interval of steepest growth.
+    The midpoint of the interval of steepest growth, in the unit of `times`.
   """
   slopes = jnp.diff(growth) / jnp.diff(times)
   steepest = jnp.argmax(slopes)

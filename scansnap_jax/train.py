@@ -9,6 +9,7 @@ Letters: R runs, E evaluations, K classes, M tokens.
 """
 
 from collections.abc import Callable
+import contextlib
 import itertools
 import pathlib
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from scansnap_jax import data
 from scansnap_jax import ensemble
 from scansnap_jax import run as run_lib
 from scansnap_jax.experiment import checkpoint
+from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import preemption
@@ -112,6 +114,7 @@ def _train_setting(
   train = layout.map(run_lib.train, donate=True, **static)
   steps = evaluation_steps(config)
   history = _start_history(config, classes)
+  num_last = len(np.unique(classes.query))  # A classes file has its own.
   name = f"{experiment}/num_last={num_last}"
   tags = {"experiment": experiment, "num_last": num_last}
 
@@ -121,31 +124,40 @@ def _train_setting(
         checkpointer, layout, init, (layout.scatter(runs), shared), history
     )
     on_progress(start * len(runs.seed))
-    with metric_stream.MetricStream(
-        workdir / "metrics.jsonl",
-        resume_below=start + 1 if start else None,
-        tags=tags,
-    ) as stream:
+    with _metric_stream(workdir, tags, start) as stream:
       while start < config.num_steps:
         evaluation = int(np.searchsorted(steps, start, side="right"))
         end = int(steps[evaluation])
         batches = draw_batches(config, classes, np.arange(start, end))
         state, losses, seen = train(state, (shared, batches))
         losses, (before, after) = layout.gather((losses, seen))
-        _check_finite(name, runs, losses, start, checkpointer)
         history.losses[:, start:end] = losses
+        _check_finite(name, runs, history, after, start, end)
         if start == 0:
           _record(stream, runs, history, before, 0, step=0)
         _record(stream, runs, history, after, evaluation, step=end)
         on_progress((end - start) * len(runs.seed))
-        stop = stop_requested() and end < config.num_steps
+        stop = preemption.on_any_process(stop_requested())
         if stop or _is_due(config, start, end):
-          checkpointer.save(end, _to_save(layout.gather(state), history))
+          on_host = layout.gather(state)
+          _check_finite(name, runs, history, on_host.params, start, end)
+          checkpointer.save(end, _to_save(on_host, history))
         if stop:
           raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
         start = end
     params = layout.gather(state.params)
   return Result(num_last, classes, runs, steps, history, params)
+
+
+def _metric_stream(workdir: pathlib.Path, tags: dict[str, Any], start: int):
+  """The metric rows of a data setting, which the main process writes."""
+  if not devices.is_main_process():
+    return contextlib.nullcontext()
+  return metric_stream.MetricStream(
+      workdir / "metrics.jsonl",
+      resume_below=start + 1 if start else None,
+      tags=tags,
+  )
 
 
 def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
@@ -157,8 +169,8 @@ def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
   return run_lib.Run(
       seed=(config.first_seed + stream).astype(np.int32),
       stream=stream.astype(np.int32),
-      lr_z=lr_z.astype(np.float32),
-      lr_ratio=lr_ratio.astype(np.float32),
+      lr_z=lr_z,
+      lr_ratio=lr_ratio,
   )
 
 
@@ -251,7 +263,7 @@ def _is_due(config: config_lib.ScanSnapConfig, start: int, end: int) -> bool:
 
 
 def _record(
-    stream: metric_stream.MetricStream,
+    stream: metric_stream.MetricStream | None,
     runs: run_lib.Run,
     history: History,
     seen: run_lib.Observation,
@@ -264,6 +276,8 @@ def _record(
   history.attended[:, min(evaluation, history.attended.shape[1] - 1)] = (
       seen.attended
   )
+  if stream is None:
+    return
   for r in range(len(runs.seed)):
     row = {
         "seed": runs.seed[r],
@@ -280,22 +294,41 @@ def _record(
 def _check_finite(
     name: str,
     runs: run_lib.Run,
-    losses: np.ndarray,
+    history: History,
+    values: PyTree,
     start: int,
-    checkpointer: checkpoint.Checkpointer,
+    end: int,
 ) -> None:
-  """Refuses to go on with, or to save, runs that have diverged."""
-  bad = np.argwhere(~np.isfinite(losses))
-  if not bad.size:
+  """Refuses to go on with, or to save, runs that diverged in [start, end).
+
+  Args:
+    name: What is being run.
+    runs: Its runs.
+    history: Holds the losses of the interval.
+    values: What came of the interval, leaves [R, ...].
+    start: First step of the interval.
+    end: First step after it.
+
+  Raises:
+    UserError: If a loss or a value is NaN or infinite.
+  """
+  losses = history.losses[:, :end]
+  is_good = np.isfinite(losses).all(axis=1)
+  for leaf in jax.tree.leaves(values):
+    is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+  if is_good.all():
     return
-  r, offset = bad[np.argmin(bad[:, 1])]
-  steps = checkpointer.all_steps()
-  good = f"the checkpoint of step {steps[-1]}" if steps else "the start"
+  r = int(np.argmin(is_good))
+  finite = np.flatnonzero(np.isfinite(losses[r]))
+  last = (
+      f"{losses[r, finite[-1]]:.6g} at step {finite[-1]}"
+      if finite.size
+      else "none"
+  )
   raise errors.UserError(
-      f"{name} diverged: loss {losses[r, offset]} at step {start + offset} with"
+      f"{name} diverged between steps {start} and {end}, with"
       f" seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
-      f" lr_ratio={runs.lr_ratio[r]:g}; it was {losses[r, 0]:.6g} at step"
-      f" {start}. The last good state, {good}, and all metrics up to step"
-      f" {start} are kept. Use a smaller --lr_z or --lr_ratio in a new"
-      " --workdir."
+      f" lr_ratio={runs.lr_ratio[r]:g}: its last finite loss is {last}. Metrics"
+      f" up to step {start} and the checkpoints before are kept. Use a smaller"
+      " lr_z or lr_ratio, in a new workdir."
   )

@@ -131,7 +131,7 @@ class Checkpointer:
       with self._noise.silenced():
         try:
           restored = self._restore(step, template)
-        except errors.UserError:
+        except (errors.UserError, MemoryError, PermissionError):
           raise
         except Exception as error:  # Damage shows in any type of exception.
           problem = _shorten(error)

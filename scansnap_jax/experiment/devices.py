@@ -3,10 +3,16 @@
 Nothing here runs at import; a script calls it before the first computation.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from scansnap_jax.experiment import errors
 
 
 def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
@@ -19,10 +25,17 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
     num_cpu_devices: Devices to split a CPU into; 0 takes one per core. No
       effect on accelerators.
   """
-  cores = len(os.sched_getaffinity(0))
+  cores = num_cores()
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
   if multihost:
     jax.distributed.initialize(**_process_from_environment())
+
+
+def num_cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # Linux.
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _process_from_environment() -> dict[str, Any]:
@@ -40,6 +53,24 @@ def _process_from_environment() -> dict[str, Any]:
 def describe() -> str:
   """Names the devices in a word or two, such as `8 x TPU v5 lite`."""
   return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+  """Lets other processes go on only if the block went well on the main one.
+
+  Raises:
+    UserError: On the others, if it raised on the main process.
+  """
+  went_well = False
+  try:
+    yield
+    went_well = True
+  finally:
+    if jax.process_count() > 1:
+      sent = multihost_utils.broadcast_one_to_all(np.array(went_well))
+      if went_well and not sent:
+        raise errors.UserError("stopped, as the main process did.")
 
 
 def is_main_process() -> bool:

@@ -5,6 +5,10 @@ import contextlib
 import signal
 import threading
 
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
@@ -35,6 +39,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
+
+
+def on_any_process(requested: bool) -> bool:
+  """True on every process if it is true on one: they stop at the same step."""
+  if jax.process_count() == 1:
+    return requested
+  return bool(multihost_utils.process_allgather(np.array(requested)).any())
 
 
 class Stopped(Exception):

@@ -89,18 +89,19 @@ class MakeClassesTest(parameterized.TestCase):
     np.testing.assert_array_equal(classes.support_probs, [[0.5, 0.5], [1, 0]])
 
   @parameterized.named_parameters(
-      ("rows", dict(probs=np.array([[0.5, 0.4]])), "row 0 sums to 0.9"),
-      ("negative", dict(probs=np.array([[1.5, -0.5]])), "-0.5"),
-      ("classes", dict(class_probs=np.array([0.5])), "sums to 0.5"),
-      ("query", dict(query=np.array([2])), "0 to 1"),
-      ("label", dict(label=np.array([0, 1])), r"\(1,\)"),
+      ("rows", dict(probs=np.diag([1.0, 0.9])), "row 1 sums to 0.9"),
+      ("negative", dict(probs=np.array([[1.5, -0.5]] * 2)), "-0.5"),
+      ("classes", dict(class_probs=np.array([0.5, 0.0])), "sums to 0.5"),
+      ("query", dict(query=np.array([0, 3])), "0 to 2"),
+      ("label", dict(label=np.array([0])), r"\(2,\)"),
+      ("single", dict(probs=np.array([[0.5, 0.5]])), "one class"),
   )
   def test_inconsistent_classes_are_refused(self, change, message):
     fields = dict(
-        probs=np.array([[0.5, 0.5]]),
-        query=np.array([0]),
-        label=np.array([1]),
-        class_probs=np.array([1.0]),
+        probs=np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]]),
+        query=np.array([0, 0]),
+        label=np.array([1, 2]),
+        class_probs=np.array([0.5, 0.5]),
     )
     data.SequenceClasses(**fields)
     with self.assertRaisesRegex(errors.UserError, message):
@@ -134,9 +135,29 @@ class LoadClassesTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ("absent", None, "no readable .npz"),
-      ("garbage", b"PK not a zip", "no readable .npz"),
+      ("empty", b"", "no readable .npz"),
+      ("garbage", b"PK\x03\x04 no zip", "no readable .npz"),
+      (
+          "text",
+          dict(probs=[["a", "b"]] * 2, query=[0, 0], label=[0, 1]),
+          "probs must hold floats",
+      ),
+      (
+          "fractional_ids",
+          dict(probs=np.eye(2), query=[0.9, 0.1], label=[0, 1]),
+          "query must hold integers",
+      ),
+      (
+          "no_class",
+          dict(
+              probs=np.zeros((0, 0)),
+              query=np.zeros(0, int),
+              label=np.zeros(0, int),
+          ),
+          r"two classes or more, got \(0, 0\)",
+      ),
       ("incomplete", dict(probs=np.eye(2)), r"lacks \['label', 'query'\]"),
-      ("rank", dict(probs=[1.0], query=[0], label=[0]), r"\(1,\)"),
+      ("rank", dict(probs=[1.0], query=[0], label=[0]), r"\[K, M\].*\(1,\)"),
   )
   def test_bad_files_are_named(self, content, message):
     path = self.create_tempdir().full_path + "/classes.npz"

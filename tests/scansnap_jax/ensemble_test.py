@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scansnap_jax import ensemble
+
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _power_iteration(member, shared, *, num_steps):
@@ -100,6 +103,7 @@ class DeviceCountTest(parameterized.TestCase):
           check=True,
           capture_output=True,
           text=True,
+          cwd=_ROOT,
       ).stdout.split()
       self.assertEqual(output[0], str(num_devices))
       digests[num_devices] = output[1]

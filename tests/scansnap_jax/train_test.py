@@ -116,14 +116,40 @@ class TrainAndEvaluateTest(parameterized.TestCase):
 
   def test_divergence_names_run_and_step_and_keeps_what_is_good(self):
     workdir = self._workdir()
-    config = dataclasses.replace(_SMALL, lr_z=(0.5, 1e38), num_steps=8)
+    config = dataclasses.replace(_SMALL, lr_z=(0.5, 5e37), num_steps=8)
     with self.assertRaisesRegex(
-        errors.UserError, r"diverged: loss nan at step \d.*lr_z=1e\+38"
+        errors.UserError, r"diverged between steps 0 and 4.*lr_z=5e\+37"
     ):
       train.train_and_evaluate(config, workdir)
     folder = workdir / "checkpoints" / "scansnap" / "num_last=2"
     with checkpoint.Checkpointer(folder) as checkpointer:
       self.assertEmpty(checkpointer.all_steps())
+
+  def test_divergence_of_the_last_update_is_seen_in_the_parameters(self):
+    # The loss of a step is taken before its update, and may be the last one.
+    (result,) = train.train_and_evaluate(_SMALL, self._workdir())
+    params = jax.tree.map(np.copy, result.params)
+    check = lambda: train._check_finite(
+        "x", result.runs, result.history, params, 8, 12
+    )
+    check()
+    params["Y"][6, 0, 0] = np.inf
+    with self.assertRaisesRegex(
+        errors.UserError,
+        "between steps 8 and 12, with seed=1, lr_z=2, lr_ratio=1.*at step 11",
+    ):
+      check()
+
+  def test_a_stop_in_the_last_interval_is_taken_too(self):
+    workdir = self._workdir()
+    kill = lambda num_run_steps: os.kill(os.getpid(), signal.SIGTERM)
+    config = dataclasses.replace(_SMALL, num_steps=4)
+    with self.assertRaisesRegex(preemption.Stopped, "step 4 of 4"):
+      train.train_and_evaluate(
+          config, workdir, on_progress=lambda n: kill(n) if n else None
+      )
+    (result,) = train.train_and_evaluate(config, workdir)
+    self.assertFalse(np.isnan(result.history.losses).any())
 
   def test_a_stop_is_taken_between_intervals_and_continued_bitwise(self):
     undisturbed = train.train_and_evaluate(_SMALL, self._workdir())
@@ -187,6 +213,7 @@ def _storm(workdir, kill_after=None, delay=0.0):
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       text=True,
+      cwd=pathlib.Path(__file__).parents[2],
   )
   with process:
     for reports, line in enumerate(process.stdout):
@@ -211,8 +238,7 @@ class KillTest(parameterized.TestCase):
       # Relative to progress, as a start may take any time; the delay lets
       # kills fall into steps and into saves alike.
       result = _storm(workdir, chance.randint(1, 8), 0.05 * chance.random())
-      if result is not None:
-        break  # It was done before the kill.
+      self.assertIsNone(result, "The run was done before the kill.")
     self.assertEqual(_storm(workdir), undisturbed)
     rows = metric_stream.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
     self.assertEqual([row["step"] for row in rows[::4]], list(range(0, 601, 5)))
