@@ -1,4 +1,5 @@
 """One absl script per experiment: `python -m launch.scansnap --help`.
 
-Scripts: scansnap, bench_scansnap. Ground: flag_config.
+Scripts: scansnap, bench_scansnap. Their parts: report_scansnap, plot_scansnap,
+plot_theory. Ground of every script: app, flag_config.
 """

@@ -6,10 +6,12 @@ Modules, from the theory to the experiment:
   data        sequence classes P(l | m, n), token counts and token sequences
   model       the layer, reparametrised (Y, Z) and original (U, W_Q, W_K, W_V)
   dynamics    lemmas and theorems as functions
-  theorems    every statement measured against its bound
+  flow        gradient flow, integrated
+  theorems    every statement measured against its bound, by checks/
   metrics     what is read off attention: c_n, entropies, recall
+  run         one run: initial values, updates, what is observed
   ensemble    many runs at once: vmap inside a device, pmap across devices
   train       train_and_evaluate, the training loop
   published   numbers that the paper and its code report
-  experiment  checkpoints, metric stream, devices, figures, reports
+  experiment  what every experiment needs, see there
 """

@@ -528,7 +528,7 @@ def symmetric_common_velocity(
     ValueError: If there are fewer than two classes.
   """
   if len(features) < 2:
-    raise ValueError(f"Need two classes, got features of {features.shape}.")
+    raise ValueError(f"Need two classes, got features {features.shape}.")
   _, beta = iota_beta(features)
   overlap = features[0] @ features[1]
   return -eta_z * speed * features[0] ** 2 * (1 - overlap) * beta.sum()

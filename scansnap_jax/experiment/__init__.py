@@ -1,4 +1,13 @@
 """What every experiment needs.
 
-Modules: checkpoint, metric_stream, devices, figures, report, workdir.
+Modules:
+
+  workdir        whose folder it is, and with which settings
+  checkpoint     states that survive kills and notice damage; digest for it
+  metric_stream  measurements, one JSON object a line
+  devices        how many, which, on how many hosts
+  preemption     stops that are asked for, taken between steps
+  progress       a bar for people
+  figures        the look of all figures; report: a self-contained page
+  errors         what is the user's to mend
 """

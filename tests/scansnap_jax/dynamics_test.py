@@ -51,6 +51,63 @@ def _two_queries():
   return jnp.asarray(probs), jnp.array([6, 6, 7, 7])
 
 
+class FloatTypeTest(Float64TestCase):
+
+  @parameterized.parameters(True, False)
+  def test_laws_of_time_keep_float32(self, is_python):
+    rate = 0.5 if is_python else jnp.float32(0.5)
+    run = dynamics.Run(num_tokens=50, num_classes=3, eta_y=rate, eta_z=0.1)
+    for law in (
+        dynamics.gamma,
+        dynamics.gamma_early,
+        dynamics.gamma_late,
+        dynamics.gain_exponent,
+        dynamics.gain_exponent_as_printed,
+        dynamics.scanning_exponent,
+        dynamics.snapping_exponent,
+    ):
+      value = jax.jit(law)(jnp.array([1.0, 9.0], jnp.float32), run)
+      chex.assert_type(value, jnp.float32)
+
+  def test_laws_of_features_keep_float32(self):
+    probs = _one_common_token().astype(jnp.float32)
+    attn_logits = jnp.zeros((13, 13), jnp.float32)
+    query, label = jnp.zeros(3, int), jnp.arange(3)
+    features = jax.jit(dynamics.class_features)(probs, attn_logits, query)
+    speed = jnp.float32(0.7)
+
+    @jax.jit
+    def laws(features, theta):
+      return (
+          dynamics.correlation(features),
+          dynamics.modified_decoder_gradient(attn_logits, features, 0, 1),
+          dynamics.backpropagated_gradient(features, speed),
+          dynamics.xi(features, 1.0),
+          dynamics.attention_velocity(features, query, speed),
+          dynamics.distinct_velocity(features, speed),
+          dynamics.common_velocity(features, speed),
+          dynamics.symmetric_common_velocity(features, speed),
+          dynamics.relative_gain(features, 4, 1),
+          dynamics.gain_growth(features[0], 0.0),
+          dynamics.gain_growth_bounds(0.5, features[0]),
+          dynamics.decoder_closed_form(features, label, speed, theta),
+      )
+
+    values = jax.tree.leaves(laws(features, jnp.zeros(3, jnp.float32)))
+    chex.assert_type([features, *values], jnp.float32)
+
+  @parameterized.parameters(
+      (0.5, jnp.float64),
+      (1, jnp.float64),
+      (np.float32(0.5), jnp.float32),
+      (np.float64(0.5), jnp.float64),
+  )
+  def test_h_has_the_type_of_the_rate(self, eta_y, dtype):
+    setting = dict(num_tokens=50, eta_y=jnp.asarray(eta_y))
+    chex.assert_type(dynamics.h_discrete(3, **setting), dtype)
+    chex.assert_type(dynamics.h_continuous(3.0, **setting), dtype)
+
+
 class AttendedTest(Float64TestCase):
 
   def test_equals_softmax_over_positions(self):
@@ -284,6 +341,21 @@ class Lemma8Test(Float64TestCase):
     self.assertGreater(jnp.exp(x[1]), 999 * x[1])
 
 
+  def test_first_phase_starts_soon_after_zero(self):
+    # e^x <= (M - 1) x holds from t = .00100 K / eta_y on, and not at t = 0.
+    times = jnp.array([0.0, 0.000995, 0.001005])
+    x = 1000 * dynamics.h_continuous(times, num_tokens=1000, eta_y=1.0)
+    self.assertSequenceEqual(
+        (jnp.exp(x) <= 999 * x).tolist(), [False, False, True]
+    )
+
+  def test_figure_9_rounds_omega(self):
+    run = dynamics.Run(num_tokens=100, num_classes=1, eta_y=10.0, eta_z=1.0)
+    self.assertAlmostEqual(1 + dynamics.omega_1(100), 1.403, delta=5e-4)
+    height = dynamics.gain_exponent(dynamics.snapping_start(run), run)
+    self.assertAlmostEqual(height, 0.556, delta=5e-4)
+
+
 class GammaTest(Float64TestCase):
 
   def test_equals_its_definition(self):
@@ -417,7 +489,78 @@ class Theorem3Test(Float64TestCase):
     np.testing.assert_allclose(upper, [1, np.exp(4)], rtol=_ATOL)
 
 
+class StochasticTest(parameterized.TestCase):
+  """Syn-Small by SGD, as in the experiments; values in docs/theory.md."""
+
+  def setUp(self):
+    super().setUp()
+    probs = np.zeros((2, 34))
+    probs[:, :10] = 1
+    probs[0, 10:20] = probs[1, 20:30] = np.linspace(0.1, 1, 10)
+    self.probs = probs / probs.sum(axis=1, keepdims=True)
+
+  def _train(self, seed, eta_y, eta_z, momentum):
+    """Takes 100 steps of batch 128, T = 128; returns row 0 of Z."""
+    generator = np.random.default_rng(seed)
+    decoder, attn_logits = np.zeros((34, 34)), np.zeros((2, 34))
+    dy, dz = np.zeros((34, 34)), np.zeros((2, 34))
+    for _ in range(100):
+      n = generator.integers(2, size=128)
+      counts = generator.multinomial(127, self.probs[n])
+      f = _unit(counts * np.exp(attn_logits[n]))
+      error = np.eye(34)[32 + n] - _softmax(f @ decoder)
+      g = error @ decoder.T
+      dy = momentum * dy + f.T @ error / 128
+      dz = momentum * dz
+      along = np.sum(f * g, axis=1, keepdims=True)
+      np.add.at(dz, n, f * (g - f * along) / 128)
+      decoder += eta_y * dy
+      attn_logits += eta_z * dz
+    return attn_logits[0]
+
+  @parameterized.parameters(
+      (1.0, 1.0, 0.0, [0.427, 0.194, 0.032]),
+      (1.0, 1.0, 0.9, [0.628, 0.387, 0.036]),
+      (10.0, 1.0, 0.0, [0.115, 0.068, 0.005]),
+      (10.0, 1.0, 0.9, [0.232, 0.132, 0.008]),
+      (1.0, 0.1, 0.0, [0.033, 0.004, 0.004]),
+      (1.0, 0.1, 0.9, [0.070, 0.021, 0.005]),
+  )
+  def test_gain_departs_from_chi_as_rates_grow(
+      self, eta_y, eta_z, momentum, expected
+  ):
+    z = np.stack([self._train(s, eta_y, eta_z, momentum) for s in range(4)])
+    others = np.array([18, 15, 10])  # Of ranks 2, 5 and 10.
+    weights = self.probs[0] * np.exp(z)
+    gain = (weights[:, 19:20] / weights[:, others]) ** 2 - 1
+    initial = (self.probs[0, 19] / self.probs[0, others]) ** 2 - 1
+    error = np.abs(gain / (initial * np.exp(2 * z[:, 19:20])) - 1)
+    np.testing.assert_allclose(error.max(axis=0), expected, atol=5e-4)
+
+  @parameterized.parameters((0.1, 0.01, 0.9, 0.118), (1.0, 0.1, 0.0, 0.148))
+  def test_momentum_has_not_reached_the_tenfold_rate(
+      self, eta_y, eta_z, momentum, expected
+  ):
+    z = [self._train(s, eta_y, eta_z, momentum)[19] for s in range(4)]
+    self.assertAlmostEqual(np.mean(z), expected, delta=5e-4)
+
+
 class Theorem4Test(Float64TestCase):
+
+  @parameterized.parameters(
+      (0.5, 45.2, 2046),
+      (1.0, 34.7, 1205),
+      (2.0, 26.3, 691),
+      (5.0, 18.0, 324),
+  )
+  def test_heights_of_figure_3_by_either_reading(self, eta_y, chi, normalizer):
+    run = dynamics.Run(num_tokens=1000, num_classes=10, eta_y=eta_y, eta_z=0.5)
+    exponent = dynamics.gain_exponent(700.0, run)
+    _, upper = dynamics.gain_growth_bounds(1.0, exponent)
+    self.assertAlmostEqual(upper, chi, delta=0.05)
+    times = jnp.linspace(0.0, 700.0, 7001)
+    area = jnp.trapezoid(dynamics.gamma(times, run), times)
+    self.assertAlmostEqual(1 + 4 * 0.5 * area, normalizer, delta=0.5)
 
   # Integrated as an ordinary differential equation by SciPy 1.17, rtol 1e-12.
   @parameterized.parameters(
@@ -491,6 +634,10 @@ class Corollary2Test(Float64TestCase):
     chex.assert_trees_all_close(actual[:2], expected[0, :2], atol=_ATOL)
     self.assertTrue((actual[:2] < 0).all())
 
+  def test_a_single_class_raises(self):
+    with self.assertRaisesRegex(ValueError, r"features \(1, 8\)"):
+      dynamics.symmetric_common_velocity(jnp.eye(1, 8), 1.0)
+
 
 class Theorem5Test(Float64TestCase):
 
@@ -506,6 +653,11 @@ class Theorem5Test(Float64TestCase):
     # K / sqrt(N) = 4 / 20 and ln(K / delta) = 4.
     bound = dynamics.theta_bound(400, 4, 4 * np.exp(-4.0))
     self.assertAlmostEqual(bound, 0.4, places=12)
+
+  @parameterized.parameters((0, 4, 0.5), (9, 0, 0.5), (9, 4, 0.0), (9, 4, 1.0))
+  def test_out_of_range_arguments_raise(self, num_steps, num_classes, delta):
+    with self.assertRaisesRegex(ValueError, f"{delta=}"):
+      dynamics.theta_bound(num_steps, num_classes, delta)
 
 
 class FlowTest(Float64TestCase):

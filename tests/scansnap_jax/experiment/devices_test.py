@@ -1,0 +1,165 @@
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from scansnap_jax.experiment import devices
+from scansnap_jax.experiment import errors
+
+_ROOT = pathlib.Path(__file__).parents[3]
+_VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": "host0:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "2",
+}
+_COORDINATES = dict(
+    coordinator_address="host0:1234", num_processes=4, process_id=2
+)
+
+# Five cores: one device, JAX's own default, and this machine's are others.
+_SPLIT = """
+import os
+os.sched_getaffinity = lambda pid: set(range(5))
+from scansnap_jax.experiment import devices
+devices.set_up({arguments})
+import jax
+import numpy as np
+squares = jax.pmap(lambda x: x * x)(np.arange(jax.device_count()))
+print(devices.describe(), *np.asarray(squares))
+"""
+
+
+def _environment(**variables):
+  """Patches this process's coordinates, whatever the machine sets."""
+  others = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
+  return mock.patch.dict(os.environ, {**others, **variables}, clear=True)
+
+
+class SetUpTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("", "5 x cpu 0 1 4 9 16\n"),
+      ("num_cpu_devices=0", "5 x cpu 0 1 4 9 16\n"),
+      ("num_cpu_devices=3", "3 x cpu 0 1 4\n"),
+      ("num_cpu_devices=1", "1 x cpu 0\n"),
+  )
+  def test_splits_the_cpu_into_devices_that_compute(self, arguments, expected):
+    process = subprocess.run(
+        [sys.executable, "-c", _SPLIT.format(arguments=arguments)],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        check=False,
+    )
+    self.assertEqual(process.stdout, expected, process.stderr)
+
+  @parameterized.parameters((False, []), (True, [mock.call(**_COORDINATES)]))
+  def test_joins_the_other_processes_only_if_asked(self, multihost, expected):
+    with (
+        _environment(**_VARIABLES),
+        mock.patch.object(jax.config, "update"),
+        mock.patch.object(jax.distributed, "initialize") as initialize,
+    ):
+      devices.set_up(multihost=multihost)
+    self.assertEqual(initialize.mock_calls, expected)
+
+
+class NumCoresTest(parameterized.TestCase):
+
+  def test_counts_the_cores_of_this_process(self):
+    with mock.patch.object(
+        os, "sched_getaffinity", lambda pid: {3, 5, 8}, create=True
+    ):
+      self.assertEqual(devices.num_cores(), 3)
+
+  @parameterized.parameters((7, 7), (None, 1))
+  def test_counts_all_cores_where_a_process_has_no_own(self, cores, expected):
+    with (
+        mock.patch.object(os, "sched_getaffinity", create=True),
+        mock.patch.object(os, "cpu_count", return_value=cores),
+    ):
+      del os.sched_getaffinity
+      self.assertEqual(devices.num_cores(), expected)
+
+
+class ProcessFromEnvironmentTest(parameterized.TestCase):
+
+  def test_reads_the_three_variables(self):
+    with _environment(**_VARIABLES):
+      self.assertEqual(devices._process_from_environment(), _COORDINATES)
+
+  def test_leaves_a_recognized_cluster_to_jax(self):
+    with _environment():
+      self.assertEqual(devices._process_from_environment(), {})
+
+
+class DescribeTest(parameterized.TestCase):
+
+  @parameterized.parameters((8, "TPU v5 lite"), (1, "NVIDIA H200"))
+  def test_names_how_many_and_which(self, count, kind):
+    device = types.SimpleNamespace(device_kind=kind)
+    with (
+        mock.patch.object(jax, "device_count", return_value=count),
+        mock.patch.object(jax, "devices", return_value=[device] * count),
+    ):
+      self.assertEqual(devices.describe(), f"{count} x {kind}")
+
+
+class MainProcessFirstTest(parameterized.TestCase):
+
+  def _run(self, fails_here, main_went_well):
+    """Runs a block on one of two processes; the main one told the other."""
+    with (
+        mock.patch.object(jax, "process_count", return_value=2),
+        mock.patch.object(
+            multihost_utils,
+            "broadcast_one_to_all",
+            return_value=np.array(main_went_well),
+        ) as broadcast,
+    ):
+      try:
+        with devices.main_process_first():
+          if fails_here:
+            raise KeyError("mine")
+      finally:
+        # Whatever happened, nobody is left waiting.
+        broadcast.assert_called_once_with(np.array(not fails_here))
+
+  def test_goes_on_if_the_main_process_does(self):
+    self._run(fails_here=False, main_went_well=True)
+
+  def test_stops_if_the_main_process_does(self):
+    with self.assertRaisesRegex(errors.UserError, "as the main process did"):
+      self._run(fails_here=False, main_went_well=False)
+
+  @parameterized.parameters(False, True)
+  def test_own_error_comes_first(self, main_went_well):
+    with self.assertRaises(KeyError):
+      self._run(fails_here=True, main_went_well=main_went_well)
+
+  def test_one_process_waits_for_nobody(self):
+    with mock.patch.object(multihost_utils, "broadcast_one_to_all") as send:
+      with devices.main_process_first():
+        pass
+    send.assert_not_called()
+
+
+class IsMainProcessTest(parameterized.TestCase):
+
+  @parameterized.parameters((0, True), (1, False))
+  def test_is_the_first_process(self, index, expected):
+    with mock.patch.object(jax, "process_index", return_value=index):
+      self.assertIs(devices.is_main_process(), expected)
+
+
+if __name__ == "__main__":
+  absltest.main()
