@@ -23,7 +23,7 @@ from scansnap_jax import train
 # Sums of a few float64 in another order.
 _ATOL = 1e-12
 # Ten times the largest float32 error seen.
-_FLOW_ATOL = 1e-4
+_FLOW_ATOL = 3e-4
 
 _DATA = config_lib.DataConfig
 _MODEL = config_lib.ModelConfig
@@ -261,7 +261,9 @@ class SummarizeTest(parameterized.TestCase):
             dict(name="Theorem 2", measured=3.0, bound=0.0, holds=False),
         ],
     )
-    self.assertEqual([r["statement"] for r in rows], [*_statements()])
+    self.assertEqual(
+        [row["statement"] for row in rows], ["deviation of f", "violations"]
+    )
 
   @parameterized.product(name=("figure4", "figure6"), num_seeds=(1, 3))
   def test_is_strict_json_that_reads_back_equal(self, name, num_seeds):
@@ -269,10 +271,6 @@ class SummarizeTest(parameterized.TestCase):
     summary = _summarize(name, config, _CHECKS)
     text = json.dumps(summary, allow_nan=False)
     self.assertEqual(json.loads(text), summary)
-
-
-def _statements():
-  return (check.statement for check in _CHECKS)
 
 
 class WriteTest(parameterized.TestCase):
@@ -322,7 +320,7 @@ class WriteTest(parameterized.TestCase):
 
 
 @functools.cache
-def _predict(name="momentum", lr_z=1.0, steps=(0, 4, 8, 16)):
+def _predict(name="momentum", lr_z=1.0, steps=(0, 2, 4, 8, 32)):
   """Curves (entropy, common mass) by ratio, of Syn-Small over some steps."""
   config = config_lib.ScanSnapConfig(
       optimizer=_OPTIMIZER(name=name), lr_z=(lr_z,), lr_ratio=(1.0, 10.0)
@@ -374,17 +372,17 @@ class PredictByFlowTest(parameterized.TestCase):
   def test_twice_the_rates_is_half_the_time_without_momentum(self):
     # dY/dt and dZ/dt are proportional to the rates.
     chex.assert_trees_all_close(
-        _predict("sgd", lr_z=2.0, steps=(0, 2, 4, 8)),
-        _predict("sgd", lr_z=1.0, steps=(0, 4, 8, 16)),
+        _predict("sgd", lr_z=2.0, steps=(0, 1, 2, 4, 16)),
+        _predict("sgd"),
         atol=_FLOW_ATOL,
         rtol=0,
     )
 
   def test_momentum_starts_later_and_goes_further(self):
     # From rest, but later at up to 1 / (1 - .9) times the speed.
-    slow, fast = _predict("sgd", steps=(0, 1, 32)), _predict(steps=(0, 1, 32))
-    self.assertGreater(fast[1.0][0][1], slow[1.0][0][1])
-    self.assertLess(fast[1.0][0][2], slow[1.0][0][2])
+    (slow, _), (fast, _) = _predict("sgd")[1.0], _predict()[1.0]
+    self.assertGreater(fast[1], slow[1])
+    self.assertLess(fast[-1], slow[-1])
 
 
 if __name__ == "__main__":

@@ -340,7 +340,6 @@ class Lemma8Test(Float64TestCase):
     self.assertLess(jnp.exp(x[0]), 999)
     self.assertGreater(jnp.exp(x[1]), 999 * x[1])
 
-
   def test_first_phase_starts_soon_after_zero(self):
     # e^x <= (M - 1) x holds from t = .00100 K / eta_y on, and not at t = 0.
     times = jnp.array([0.0, 0.000995, 0.001005])

@@ -319,7 +319,7 @@ class OtherTreeTest(CheckpointerTestCase):
 
 
 _KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys, time
 import jax, numpy as np
 from scansnap_jax.experiment import checkpoint
 
@@ -331,6 +331,11 @@ checkpointer = checkpoint.Checkpointer(sys.argv[1])
 checkpointer.save(1, {"w": w})
 checkpointer.wait()
 checkpointer.save(2, {"w": w + 1})
+# Its folder may be made in the background.
+unfinished = pathlib.Path(sys.argv[1], "2.orbax-checkpoint-tmp")
+deadline = time.monotonic() + 10
+while not unfinished.exists() and time.monotonic() < deadline:
+  time.sleep(1e-4)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
