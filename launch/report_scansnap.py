@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import time
@@ -115,7 +116,10 @@ def summarize(
         {
             "name": check.name,
             "statement": check.statement,
-            "measured": check.measured,
+            # JSON has no NaN; a statement that measures it does not hold.
+            "measured": (
+                check.measured if math.isfinite(check.measured) else None
+            ),
             "bound": check.bound,
             "holds": check.holds,
         }

@@ -8,11 +8,15 @@ those of the paper's Section 7 and Appendix G, completed by its code: momentum
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from scansnap_jax.experiment import errors
 
-_LARGEST_RATE = 3e38
+_PARAMETRIZATIONS = Literal["reparametrized", "original"]
+_NORMALIZATIONS = Literal["l2", "none"]
+_OPTIMIZERS = Literal["momentum", "sgd", "adam"]
+# Rates are float32.
+_SMALLEST_RATE, _LARGEST_RATE = 1e-37, 3e38
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,14 +87,16 @@ class ModelConfig:
     query_in_context: Let the query attend to itself.
   """
 
-  parametrization: Literal["reparametrized", "original"] = "reparametrized"
+  parametrization: _PARAMETRIZATIONS = "reparametrized"
   embed_dim: int = 64
   zero_init: bool = True
-  normalization: Literal["l2", "none"] = "l2"
+  normalization: _NORMALIZATIONS = "l2"
   use_residual: bool = False
   query_in_context: bool = False
 
   def __post_init__(self):
+    _require_choice(self, "model", "parametrization", _PARAMETRIZATIONS)
+    _require_choice(self, "model", "normalization", _NORMALIZATIONS)
     _require_at_least("model.embed_dim", self.embed_dim, 1)
     if self.parametrization == "original" and self.zero_init:
       raise errors.UserError(
@@ -109,10 +115,11 @@ class OptimizerConfig:
     momentum: Heavy-ball coefficient, used by `momentum` alone.
   """
 
-  name: Literal["momentum", "sgd", "adam"] = "momentum"
+  name: _OPTIMIZERS = "momentum"
   momentum: float = 0.9
 
   def __post_init__(self):
+    _require_choice(self, "optimizer", "name", _OPTIMIZERS)
     if not 0 <= self.momentum < 1:
       raise errors.UserError(
           f"optimizer.momentum must be in [0, 1), got {self.momentum}."
@@ -172,6 +179,11 @@ class ScanSnapConfig:
         )
       for value in values:
         _require_positive(name, value)
+    if min(self.lr_z) < _SMALLEST_RATE:
+      raise errors.UserError(
+          f"lr_z={self.lr_z} has a rate below {_SMALLEST_RATE:g}, which is 0 in"
+          " float32."
+      )
     largest = max(self.lr_z) * max(1.0, max(self.lr_ratio))
     if largest > _LARGEST_RATE:
       raise errors.UserError(
@@ -193,6 +205,12 @@ class ScanSnapConfig:
           f"num_last={self.num_last} sweeps the generated data settings, but"
           f" data.classes_file={self.data.classes_file} holds one. Give either."
       )
+
+
+def _require_choice(config: object, prefix: str, field: str, kind: Any) -> None:
+  value, choices = getattr(config, field), get_args(kind)
+  if value not in choices:
+    raise errors.UserError(f"{prefix}.{field}={value!r} is none of {choices}.")
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

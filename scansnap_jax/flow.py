@@ -56,8 +56,8 @@ def integrate(
     query: Int[Array, "K"],
     label: Int[Array, "K"],
     *,
-    eta_y: float,
-    eta_z: float,
+    eta_y: dynamics.Scalar,
+    eta_z: dynamics.Scalar,
     momentum: float = 0.0,
     class_weights: Float[Array, "K"] | None = None,
 ) -> tuple[Float[Array, "S M M"], Float[Array, "S M M"]]:
@@ -115,7 +115,7 @@ def integrate_attention(
     query: Int[Array, "K"],
     *,
     gamma: Callable[[Float[Array, ""]], Float[Array, ""]],
-    eta_z: float,
+    eta_z: dynamics.Scalar,
 ) -> tuple[Float[Array, "S M M"], Float[Array, "S K"]]:
   """Integrates Lemma 4 and the exponent of Theorem 3.
 

@@ -43,11 +43,17 @@ def _process_from_environment() -> dict[str, Any]:
   address = os.environ.get("JAX_COORDINATOR_ADDRESS")
   if address is None:
     return {}
-  return {
-      "coordinator_address": address,
-      "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
-      "process_id": int(os.environ["JAX_PROCESS_ID"]),
-  }
+  try:
+    return {
+        "coordinator_address": address,
+        "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
+        "process_id": int(os.environ["JAX_PROCESS_ID"]),
+    }
+  except (KeyError, ValueError) as error:
+    raise errors.UserError(
+        f"JAX_COORDINATOR_ADDRESS={address} needs JAX_NUM_PROCESSES and"
+        f" JAX_PROCESS_ID beside it, as whole numbers: {error}"
+    ) from error
 
 
 def describe() -> str:
