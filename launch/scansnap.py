@@ -10,6 +10,7 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
+import contextlib
 import hashlib
 import pathlib
 import shlex
@@ -59,15 +60,13 @@ def main(_: list[str]) -> None:
   configs = {
       name: _CONFIG(base()) for name, base in _PRESETS[_PRESET.value].items()
   }
-  _check_drawable(configs)
+  _check_flags(configs)
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
   from launch import report_scansnap
   from scansnap_jax import data
-  from scansnap_jax import train
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import preemption
-  from scansnap_jax.experiment import progress
 
   devices.set_up(
       multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
@@ -79,33 +78,52 @@ def main(_: list[str]) -> None:
   with devices.main_process_first():
     if devices.is_main_process():
       _claim(configs)
+  is_main = devices.is_main_process()
+  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
+    try:
+      results = _train(configs, workdir)
+    except preemption.Stopped as stopped:
+      print(
+          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
+      )
+      return
+    if is_main:
+      facts = {
+          "command": f"python -m launch.scansnap {shlex.join(sys.argv[1:])}",
+          "devices": devices.describe(),
+      }
+      report = report_scansnap.write(
+          workdir, _PRESET.value, configs, results, facts, started
+      )
+      print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+
+
+def _train(
+    configs: dict[str, config_lib.ScanSnapConfig], workdir: pathlib.Path
+):
+  """Trains each experiment, with a progress bar; returns results by name."""
+  from scansnap_jax import train
+  from scansnap_jax.experiment import progress
+
   results = {}
-  try:
-    for name, config in configs.items():
-      with progress.bar(
-          name, num_runs=config.num_runs, steps_per_run=config.num_steps
-      ) as on_progress:
-        results[name] = train.train_and_evaluate(
-            config, workdir, experiment=name, on_progress=on_progress
-        )
-  except preemption.Stopped as stopped:
-    print(f"Stopped in {stopped}. The same command continues.", file=sys.stderr)
-    return
-  if devices.is_main_process():
-    facts = {
-        "command": shlex.join(
-            ["python", "-m", "launch.scansnap", *sys.argv[1:]]
-        ),
-        "devices": devices.describe(),
-    }
-    report = report_scansnap.write(
-        workdir, _PRESET.value, configs, results, facts, started
+  for name, config in configs.items():
+    with progress.bar(
+        name, num_runs=config.num_runs, steps_per_run=config.num_steps
+    ) as on_progress:
+      results[name] = train.train_and_evaluate(
+          config, workdir, experiment=name, on_progress=on_progress
+      )
+  return results
+
+
+def _check_flags(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
+  """Refuses flags without effect, and axes that Figures 4 and 5 do not show."""
+  given = flag_config.given_to_flagfile(config_lib.ScanSnapConfig(), {})
+  if given and not configs:
+    raise errors.UserError(
+        f"--preset={_PRESET.value} trains nothing, so that {given.split()} have"
+        " no effect. Leave them out."
     )
-    print(f"{time.monotonic() - started:.1f} s. Report: {report}")
-
-
-def _check_drawable(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
-  """Refuses sweeps along axes that Figures 4 and 5 do not show."""
   for name, axes in (
       ("figure4", ("num_last", "lr_z")),
       ("figure5", ("num_last", "lr_ratio")),

@@ -6,6 +6,7 @@ those of the paper's Section 7 and Appendix G, completed by its code: momentum
 .9, and a uniform random start in the Syn-Medium runs.
 """
 
+import array
 import dataclasses
 import math
 from typing import Any, Literal, get_args
@@ -173,9 +174,10 @@ class ScanSnapConfig:
   def __post_init__(self):
     for name in ("num_last", "lr_z", "lr_ratio"):
       values = getattr(self, name)
-      if not values or len(set(values)) < len(values):
+      if not values or len(set(map(_to_float32, values))) < len(values):
         raise errors.UserError(
-            f"{name} needs one or more different values, got {values}."
+            f"{name} needs one or more values that differ in float32, got"
+            f" {values}."
         )
       for value in values:
         _require_positive(name, value)
@@ -194,6 +196,16 @@ class ScanSnapConfig:
       _require_at_least(name, getattr(self, name), 1)
     for name in ("log_every", "checkpoint_every"):
       _require_at_least(name, getattr(self, name), 1)
+    # Far beyond what any machine runs, yet not so far that it hangs.
+    for name, most in (
+        ("num_seeds", 10**6),
+        ("batch_size", 10**7),
+        ("num_steps", 2**31 - 1),
+    ):
+      if getattr(self, name) > most:
+        raise errors.UserError(
+            f"{name} may be up to {most}, got {getattr(self, name)}."
+        )
     _require_at_least("first_seed", self.first_seed, 0)
     if self.first_seed + self.num_seeds > 2**31:
       raise errors.UserError(
@@ -205,6 +217,10 @@ class ScanSnapConfig:
           f"num_last={self.num_last} sweeps the generated data settings, but"
           f" data.classes_file={self.data.classes_file} holds one. Give either."
       )
+
+
+def _to_float32(value: int | float) -> float:
+  return array.array("f", [min(value, _LARGEST_RATE)])[0]
 
 
 def _require_choice(config: object, prefix: str, field: str, kind: Any) -> None:

@@ -32,6 +32,8 @@ from scansnap_jax.experiment import errors
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError)
 _UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
+_MOST_TOKENS = 200_000
+
 # Probabilities written with seven digits still count as normalized.
 _SUM_TOLERANCE = 1e-6
 
@@ -191,7 +193,13 @@ def make_classes(
   first_distinct = first_own + num_last * config.num_common_per_last
   first_query = first_distinct + num_classes * config.num_distinct_per_next
   query_index = np.arange(num_classes) // config.num_next_per_last
-  weights = np.zeros((num_classes, first_query + num_last + num_classes))
+  num_tokens = first_query + num_last + num_classes
+  if num_tokens > _MOST_TOKENS:
+    raise errors.UserError(
+        f"num_last={num_last} and the data settings make {num_tokens} tokens; Y"
+        f" and Z have the square of that, so up to {_MOST_TOKENS} are allowed."
+    )
+  weights = np.zeros((num_classes, num_tokens))
   weights[:, : config.num_common] = config.common_weight
   for n, m in enumerate(query_index):
     own = first_own + m * config.num_common_per_last
@@ -241,12 +249,15 @@ def load_classes(path: str) -> SequenceClasses:
       )
   num_classes = max(1, len(found["probs"]))
   uniform = np.full(num_classes, 1 / num_classes)
-  return SequenceClasses(
-      probs=found["probs"].astype(np.float64),
-      query=found["query"].astype(np.int64),
-      label=found["label"].astype(np.int64),
-      class_probs=found.get("class_probs", uniform).astype(np.float64),
-  )
+  try:
+    return SequenceClasses(
+        probs=found["probs"].astype(np.float64),
+        query=found["query"].astype(np.int64),
+        label=found["label"].astype(np.int64),
+        class_probs=found.get("class_probs", uniform).astype(np.float64),
+    )
+  except errors.UserError as error:
+    raise errors.UserError(f"data.classes_file={path}: {error}") from error
 
 
 def sample_batch(

@@ -28,7 +28,14 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
   cores = num_cores()
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
   if multihost:
-    jax.distributed.initialize(**_process_from_environment())
+    try:
+      jax.distributed.initialize(**_process_from_environment())
+    except ValueError as error:
+      raise errors.UserError(
+          f"--multihost finds no cluster ({error}). Set"
+          " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or"
+          " leave it out."
+      ) from error
 
 
 def num_cores() -> int:

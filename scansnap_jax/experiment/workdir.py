@@ -6,8 +6,10 @@ what differs and touches nothing.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import enum
+import fcntl
 import json
 import math
 import os
@@ -18,6 +20,7 @@ from scansnap_jax.experiment import errors
 
 _CONFIG = "config.json"
 _FLAGS = "flags.txt"
+_LOCK = ".lock"
 _ABSENT = object()
 
 
@@ -64,6 +67,24 @@ def claim(
   if not (path / _FLAGS).exists():
     write_atomic(path / _FLAGS, flagfile_text)
   return path
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps a second run out of a claimed folder; a killed run lets go of it.
+
+  Raises:
+    UserError: Another process holds it.
+  """
+  with open(workdir / _LOCK, "a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise errors.UserError(
+          f"another run is at work in {workdir}. Wait for it, or give another"
+          " --workdir."
+      ) from error
+    yield
 
 
 def describe_difference(

@@ -121,6 +121,11 @@ class ScanSnapTest(parameterized.TestCase):
       ("two_axes", ["--preset=figure4", "--lr_z=1,2"], "single lr_z"),
       ("one_class", ["--num_last=1"], "one class"),
       ("length", ["--data.seq_len=100000000"], "exact up to"),
+      ("equal_rates", ["--lr_z=1,1.00000001"], "differ in float32"),
+      ("tiny_rate", ["--lr_z=1e-50"], "0 in float32"),
+      ("no_effect", ["--preset=figure3", "--num_steps=3"], "no effect"),
+      ("batch", ["--batch_size=100000000000"], "may be up to 10000000"),
+      ("tokens", ["--data.num_common=1000000000"], "1000000024 tokens"),
       ("overflow", ["--lr_z=1e38", "--lr_ratio=100"], "float32"),
   )
   def test_wrong_flags_are_named_and_write_nothing(self, flags, message):
@@ -144,7 +149,9 @@ class ScanSnapTest(parameterized.TestCase):
         check=False,
     )
     self.assertEqual(result.returncode, 2)
-    self.assertRegex(result.stderr, "error: probs must sum to 1.*0.9")
+    self.assertRegex(
+        result.stderr, f"error: .*{path}: probs must sum to 1.*0.9"
+    )
 
   def test_a_workdir_that_is_not_ours_is_left_alone(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

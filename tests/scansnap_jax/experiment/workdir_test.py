@@ -198,5 +198,17 @@ class WriteAtomicTest(parameterized.TestCase):
     self.assertEqual(_contents(folder), {"file": b"old"})
 
 
+class LockTest(parameterized.TestCase):
+
+  def test_a_second_run_is_refused_until_the_first_ends(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    with workdir.lock(folder):
+      with self.assertRaisesRegex(errors.UserError, "another run is at work"):
+        with workdir.lock(folder):
+          pass
+    with workdir.lock(folder):
+      pass
+
+
 if __name__ == "__main__":
   absltest.main()
