@@ -54,8 +54,8 @@ def _result(
       runs=run_lib.Run(
           seed=seed.astype(np.uint32),
           stream=np.searchsorted(np.sort(seeds), seed).astype(np.int32),
-          lr_z=z.astype(np.float32),
-          lr_ratio=ratio.astype(np.float32),
+          lr_z=z,
+          lr_ratio=ratio,
       ),
       steps=np.array(steps),
       history=history,

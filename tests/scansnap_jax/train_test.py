@@ -195,7 +195,7 @@ from scansnap_jax import config, train
 storm = config.ScanSnapConfig(
     data=config.DataConfig(num_next_per_last=2, num_distinct_per_next=3),
     model=config.ModelConfig(zero_init=False), lr_z=(0.5, 2.0), num_seeds=2,
-    batch_size=8, num_steps=600, log_every=5, checkpoint_every=10)
+    batch_size=8, num_steps=int(sys.argv[2]), log_every=5, checkpoint_every=10)
 (result,) = train.train_and_evaluate(
     storm, pathlib.Path(sys.argv[1]),
     on_progress=lambda num_run_steps: print(num_run_steps // 4, flush=True))
@@ -206,10 +206,10 @@ print("digest", digest.hexdigest())
 """
 
 
-def _storm(workdir, kill_after=None, delay=0.0):
+def _storm(workdir, num_steps, kill_after=None, delay=0.0):
   """Runs until done, or SIGKILLs it `delay` s after so many reports."""
   process = subprocess.Popen(
-      [sys.executable, "-c", _STORM, str(workdir)],
+      [sys.executable, "-c", _STORM, str(workdir), str(num_steps)],
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       text=True,
@@ -230,25 +230,29 @@ def _storm(workdir, kill_after=None, delay=0.0):
 
 class KillTest(parameterized.TestCase):
 
-  def _check(self, num_kills):
-    undisturbed = _storm(self.create_tempdir().full_path)
+  def _check(self, num_kills, num_steps):
+    undisturbed = _storm(self.create_tempdir().full_path, num_steps)
     workdir = self.create_tempdir().full_path
     chance = random.Random(0)
     for _ in range(num_kills):
       # Relative to progress, as a start may take any time; the delay lets
       # kills fall into steps and into saves alike.
-      result = _storm(workdir, chance.randint(1, 8), 0.05 * chance.random())
+      result = _storm(
+          workdir, num_steps, chance.randint(1, 8), 0.05 * chance.random()
+      )
       self.assertIsNone(result, "The run was done before the kill.")
-    self.assertEqual(_storm(workdir), undisturbed)
+    self.assertEqual(_storm(workdir, num_steps), undisturbed)
     rows = metric_stream.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
-    self.assertEqual([row["step"] for row in rows[::4]], list(range(0, 601, 5)))
+    self.assertEqual(
+        [row["step"] for row in rows[::4]], list(range(0, num_steps + 1, 5))
+    )
 
   def test_kills_leave_the_final_parameters_bitwise(self):
-    self._check(num_kills=2)
+    self._check(num_kills=2, num_steps=150)
 
   @pytest.mark.slow
   def test_twenty_kills_leave_the_final_parameters_bitwise(self):
-    self._check(num_kills=20)
+    self._check(num_kills=20, num_steps=1500)
 
 
 class BitRotTest(parameterized.TestCase):
