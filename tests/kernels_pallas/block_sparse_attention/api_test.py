@@ -1,0 +1,225 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+from jax.experimental import checkify
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+from kernels_pallas.block_sparse_attention import api
+from kernels_pallas.block_sparse_attention import cost
+from kernels_pallas.block_sparse_attention import reference
+from kernels_pallas.block_sparse_attention import shapes
+from kernels_pallas.flash_attention import api as dense_api
+from tests.kernels_pallas import conformance
+
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
+_ALL = conformance.Options(
+    soft_cap=3.0, scale=0.3, has_sinks=True, has_row_weights=True
+)
+_PLAIN = conformance.Options()
+_CASES = (
+    ("ragged_gqa", "float32", _ALL),
+    ("cross_mqa", "float32", _PLAIN),
+    ("cross_mqa", "bfloat16", _ALL),
+    ("long", "bfloat16", _PLAIN),
+    ("long", "float32", _PLAIN),
+)
+
+
+def _select(shape, seed=0):
+  """Heavy hitters of random masses: another list for every head and row."""
+  dense = shape.dense
+  sizes = (dense.num_queries, dense.num_keys)
+  offset = dense.num_keys - dense.num_queries
+  col_mass = jax.random.uniform(
+      jax.random.key(seed), (dense.batch, dense.num_heads, dense.num_keys)
+  )
+  return selection_lib.heavy_hitters(
+      col_mass,
+      masks.causal(*sizes, offset=offset),
+      num_queries=dense.num_queries,
+      num_heavy=shape.num_heavy,
+      block_q=shape.block_q,
+      block_kv=shape.block_kv,
+      always=masks.sliding_window(*sizes, window=shape.window, offset=offset),
+  )
+
+
+def _random_selection(seed, num_queries, num_keys, block_q, block_kv, heads=2):
+  """Any blocks in any order, rows without blocks too, garbage behind them."""
+  rng = np.random.default_rng(seed)
+  rows, blocks = -(-num_queries // block_q), -(-num_keys // block_kv)
+  table = np.stack(
+      [rng.permutation(blocks) for _ in range(heads * rows)]
+  ).reshape(1, heads, rows, blocks)
+  num_valid = rng.integers(0, blocks + 1, (1, heads, rows))
+  garbage = np.arange(blocks) >= num_valid[..., None]
+  table = np.where(garbage, 12345, table)
+  return selection_lib.Selection(
+      jnp.asarray(table, jnp.int32),
+      jnp.asarray(num_valid, jnp.int32),
+      None,
+      block_q,
+      block_kv,
+  )
+
+
+class BlockSparseAttentionTest(parameterized.TestCase):
+
+  @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
+  def test_equals_the_oracle(self, implementation, case):
+    name, dtype, options = case
+    shape = shapes.TESTS[name]
+    chosen = _select(shape)
+    allowed = reference.allowed_pairs(
+        chosen, shape.dense.num_queries, shape.dense.num_keys
+    )
+    inputs = conformance.draw(shape.dense, dtype, np.asarray(allowed), options)
+
+    def call(**arguments):
+      return api.block_sparse_attention(
+          **arguments, selection=chosen, implementation=implementation
+      )
+
+    conformance.check(call, inputs, implementation)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_any_table_in_any_order(self, implementation):
+    chosen = _random_selection(1, 160, 300, 32, 128)
+    allowed = np.asarray(reference.allowed_pairs(chosen, 160, 300))
+    self.assertFalse(allowed.any(axis=-1).all())  # Some rows have no key.
+    shape = shapes.dense.Shape(
+        num_queries=160, num_keys=300, num_heads=2, num_kv_heads=1, head_dim=64
+    )
+    inputs = conformance.draw(shape, "float32", allowed, _PLAIN)
+
+    def call(**arguments):
+      return api.block_sparse_attention(
+          **arguments, selection=chosen, implementation=implementation
+      )
+
+    conformance.check(call, inputs, implementation)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_all_blocks_are_dense_attention(self, implementation):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 256, 1, 64))
+    mask = masks.causal(256)
+    whole = selection_lib.from_mask(mask, 256, 256, block_q=64, block_kv=128)
+    with conformance.mode_of(implementation):
+      sparse = api.block_sparse_attention(
+          query,
+          key,
+          value,
+          whole,
+          return_lse=True,
+          return_col_mass=True,
+          implementation=implementation,
+      )
+    dense = dense_api.flash_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        return_lse=True,
+        return_col_mass=True,
+        implementation="reference",
+    )
+    chex.assert_trees_all_close(sparse, dense, atol=1e-4, rtol=1e-5)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_blocks_that_are_not_listed_are_not_read(self, implementation):
+    # Key block 1 is NaN and in no list: it must not reach any result.
+    table = jnp.zeros((1, 1, 2, 1), jnp.int32)
+    chosen = selection_lib.Selection(
+        table, jnp.ones((1, 1, 2), jnp.int32), None, 64, 128
+    )
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 128, 1, 64))
+    key, value = (
+        jnp.concatenate([x, jnp.full_like(x, jnp.nan)], axis=1)
+        for x in (key, value)
+    )
+    if implementation == "reference":  # 0 * NaN: it multiplies by weights.
+      self.skipTest("the reference reads everything")
+    with conformance.mode_of(implementation):
+      got = api.block_sparse_attention(
+          query,
+          key,
+          value,
+          chosen,
+          return_col_mass=True,
+          implementation=implementation,
+      )
+    chex.assert_tree_all_finite(got)
+
+
+class WrongCallTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    jaxtyping.config.update("jaxtyping_disable", True)
+    self.addCleanup(jaxtyping.config.update, "jaxtyping_disable", False)
+    self.arrays = (jnp.zeros((2, 64, 4, 16)), *[jnp.zeros((2, 64, 2, 16))] * 2)
+
+  def _selection(self, batch=2, heads=4, rows=4, entry=0, block_q=16):
+    table = jnp.full((batch, heads, rows, 2), entry, jnp.int32)
+    nums = jnp.ones((batch, heads, rows), jnp.int32)
+    return selection_lib.Selection(table, nums, None, block_q, 16)
+
+  @parameterized.parameters(
+      dict(batch=3), dict(heads=2), dict(rows=5), dict(block_q=32)
+  )
+  def test_table_of_another_shape(self, **fields):
+    with self.assertRaisesRegex(
+        ValueError, "64 queries in blocks of .* they must be"
+    ):
+      api.block_sparse_attention(*self.arrays, self._selection(**fields))
+
+  def test_entry_out_of_range_in_debug_mode(self):
+    with self.assertRaisesRegex(ValueError, "64 keys have blocks 0 to 3"):
+      api.block_sparse_attention(
+          *self.arrays, self._selection(entry=4), debug=True
+      )
+
+  def test_entry_out_of_range_in_debug_mode_under_jit(self):
+    call = checkify.checkify(
+        jax.jit(
+            lambda s: api.block_sparse_attention(
+                *self.arrays, s, debug=True, implementation="reference"
+            ).out
+        )
+    )
+    error, _ = call(self._selection(entry=4))
+    with self.assertRaisesRegex(ValueError, "64 keys have blocks 0 to 3"):
+      error.throw()
+
+  def test_block_of_no_keys(self):
+    with self.assertRaisesRegex(ValueError, "block_q=0 must be at least 1"):
+      api.block_sparse_attention(*self.arrays, self._selection(block_q=0))
+
+
+class CostTest(parameterized.TestCase):
+
+  def test_counts_the_listed_tiles(self):
+    # 4 x 4 tiles of 8; causal: 10 of them; a window of 8 keeps 4 + 3.
+    shape = shapes.dense.square(32, 2, 1, 4)
+    whole = selection_lib.from_mask(
+        masks.causal(32), 32, 32, block_q=8, block_kv=8
+    )
+    near = selection_lib.from_mask(
+        masks.sliding_window(32, window=8), 32, 32, block_q=8, block_kv=8
+    )
+    self.assertEqual(cost.num_pairs(whole, shape, 8, 8), 640)
+    self.assertAlmostEqual(cost.density(near, shape, masks.causal(32)), 0.7)
+    # Two heads, 640 pairs, 4 H = 16 operations; 2 + 1 + 1 + 2 arrays' bytes.
+    forward = cost.forward(whole, shape)
+    self.assertEqual(forward.flops, 2 * 640 * 16)
+    self.assertEqual(forward.bytes_accessed, 2 * 32 * 4 * 6 + 4 * 2 * 32)
+    self.assertEqual(cost.backward(whole, shape).flops, 2 * 640 * 40)
+
+
+if __name__ == "__main__":
+  absltest.main()
