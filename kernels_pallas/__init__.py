@@ -1,4 +1,6 @@
-"""Attention kernels in Pallas; imports jax and nothing of this project.
+"""Attention that says what it attends to; imports jax alone, nothing of ours.
 
-No public module yet.
+Public modules: masks, selection (which pairs attend), output (results, merge),
+flash_attention.api, block_sparse_attention.api (the ops), interpret (kernels on
+any platform, for tests), aot (compilation for chips that are not there).
 """
