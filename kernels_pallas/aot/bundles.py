@@ -1,0 +1,125 @@
+"""Reads libtpu's dump of a kernel's final schedule: loops, branches, units.
+
+A bundle is what one TensorCore issues in a cycle when nothing stalls. The dump
+has a line for each:
+
+  0x53   : > { %381 = sbr.rel (%p7542_p5) target = $region48 } /* ... */
+
+A backward `sbr` ends a loop; a forward one, which skips what follows its delay
+slots, begins a branch: the body of a `pl.when`, a side of a `lax.cond`, or the
+guard of a loop that may run zero times.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import re
+from typing import Any, Literal
+
+import numpy as np
+
+_BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +[^{}]*:[ >]*\{", re.MULTILINE)
+_BRANCH = re.compile(r"= sbr\.rel [^;}]*target = \$region(\d+)")
+_START = re.compile(r"Start(?:/End empty)? region (\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """Code that is entered as a whole.
+
+  Attributes:
+    kind: The kernel, the body of a loop, or what a branch may skip.
+    start: Index of its first bundle.
+    bundles: How many it has, inner regions not counted.
+    units: Operations in those bundles, by unit.
+    regions: Inner regions, in order.
+  """
+
+  kind: Literal["kernel", "loop", "branch"]
+  start: int
+  bundles: int
+  units: dict[str, int]
+  regions: tuple["Region", ...]
+
+  def walk(self) -> Iterator["Region"]:
+    """Yields the region and all within, in the order of their starts."""
+    yield self
+    for region in self.regions:
+      yield from region.walk()
+
+  @property
+  def total_bundles(self) -> int:
+    """Bundles with inner regions, each counted once."""
+    return sum(region.bundles for region in self.walk())
+
+  @classmethod
+  def from_json(cls, tree: dict[str, Any]) -> "Region":
+    """Rebuilds what `dataclasses.asdict` took apart."""
+    return cls(**tree | {"regions": tuple(map(cls.from_json, tree["regions"]))})
+
+
+def parse_units(text: str) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+  """Reads `*-final_hlo-static-per-bundle-utilization.txt`.
+
+  Returns:
+    The capacity of each unit, and how many operations each bundle issues.
+  """
+  lines = text.splitlines()
+  names = [name.strip() for name in lines[1].split(",")]
+  capacity = dict(zip(names, map(int, lines[2].split()), strict=True))
+  rows = np.array([row.split() for row in lines[4:] if row.strip()], int)
+  return capacity, dict(zip(names, rows.T, strict=True))
+
+
+def parse_tree(
+    text: str, units: dict[str, np.ndarray], branch_delay: int
+) -> Region:
+  """Reads `*-final_bundles.txt`.
+
+  Args:
+    text: The dump.
+    units: Operations by bundle, of `parse_units`.
+    branch_delay: Bundles after a branch that are executed in any case.
+  """
+  matches = list(_BUNDLE.finditer(text))
+  ends = [match.start() for match in matches[1:]] + [len(text)]
+  lines = [text[m.end() : end] for m, end in zip(matches, ends, strict=True)]
+  region_starts = {
+      int(region): index
+      for index, line in reversed(list(enumerate(lines)))
+      for region in _START.findall(line)
+  }
+  intervals = []
+  for index, line in enumerate(lines):
+    for target in _BRANCH.findall(line):
+      after = index + 1 + branch_delay
+      start = region_starts.get(int(target), after)
+      is_loop = start <= index
+      intervals.append(
+          (start, after, "loop") if is_loop else (after, start, "branch")
+      )
+  return _nest(intervals, len(lines), units)
+
+
+def _nest(
+    intervals: Sequence[tuple[int, int, Any]],
+    num_bundles: int,
+    units: dict[str, np.ndarray],
+) -> Region:
+  """Makes a tree of [start, end) intervals, each cut where its parent ends."""
+  # Of equal ones the branch is outside: it guards the loop.
+  pending = sorted(intervals, key=lambda x: (x[0], -x[1], x[2]))
+
+  def build(start, end, kind):
+    inner, position = [], start
+    own = np.ones(end - start, bool)
+    while pending and pending[0][0] < end:
+      inner_start, inner_end, inner_kind = pending.pop(0)
+      inner_start, inner_end = max(inner_start, position), min(inner_end, end)
+      if inner_start < inner_end:
+        inner.append(build(inner_start, inner_end, inner_kind))
+        own[inner_start - start : inner_end - start] = False
+        position = inner_end
+    work = {name: int(ops[start:end] @ own) for name, ops in units.items()}
+    return Region(kind, start, int(own.sum()), work, tuple(inner))
+
+  return build(0, num_bundles, "kernel")

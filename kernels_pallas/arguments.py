@@ -1,0 +1,128 @@
+"""Checks the arguments of an attention op and says what would be right."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas import masks
+
+
+def check_arrays(query: Any, key: Any, value: Any) -> None:
+  """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together."""
+  for name, array in (("query", query), ("key", key), ("value", value)):
+    if array.ndim != 4:
+      raise ValueError(
+          f"{name} has shape {array.shape}; it must have 4 axes: batch,"
+          " position, head, head_dim"
+      )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise ValueError(f"{name} is {array.dtype}; it must be a float type")
+  if key.shape != value.shape:
+    raise ValueError(f"key {key.shape} and value {value.shape} must be alike")
+  if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+    raise ValueError(
+        f"query {query.shape} and key {key.shape} must have equal first (batch)"
+        " and last (head_dim) axes"
+    )
+  if not query.dtype == key.dtype == value.dtype:
+    raise ValueError(
+        f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype};"
+        " they must have one type"
+    )
+  num_heads, num_kv_heads = query.shape[2], key.shape[2]
+  if num_kv_heads == 0 or num_heads % num_kv_heads:
+    raise ValueError(
+        f"the {num_heads} query heads must be a multiple of the {num_kv_heads}"
+        " key and value heads"
+    )
+
+
+def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
+  """Raises ValueError unless the mask is for this batch, T and S."""
+  if mask is None:
+    return
+  if not isinstance(mask, masks.Mask):
+    raise ValueError(
+        f"mask is a {type(mask).__name__}; it must be a"
+        " kernels_pallas.masks.Mask, such as masks.causal(T, S)"
+    )
+  batch, num_queries, num_keys = query.shape[0], query.shape[1], key.shape[1]
+  for name, array, length in (
+      ("starts", mask.starts, num_queries),
+      ("stops", mask.stops, num_queries),
+      ("query_ids", mask.query_ids, num_queries),
+      ("key_ids", mask.key_ids, num_keys),
+  ):
+    if array is None:
+      continue
+    spans = 1 if name in ("starts", "stops") else 0
+    lead = array.shape[: array.ndim - 1 - spans]
+    if array.shape[-1] != length or lead not in ((), (1,), (batch,)):
+      raise ValueError(
+          f"mask.{name} has shape {array.shape}; for query {query.shape} and"
+          f" key {key.shape} it must end in {length}, after a batch of"
+          f" {batch}, 1 or none"
+      )
+  stops = mask.stops
+  if isinstance(stops, np.ndarray) and stops.max(initial=0) > num_keys:
+    raise ValueError(
+        f"mask was made for {stops.max()} keys, but there are {num_keys}"
+    )
+
+
+def check_options(
+    query: Any,
+    logits_soft_cap: float | None,
+    sink_logits: Any,
+    row_weights: Any,
+    return_col_mass: bool,
+) -> None:
+  """Raises ValueError for an option that has no meaning."""
+  batch, num_queries, num_heads = query.shape[:3]
+  if logits_soft_cap is not None and not logits_soft_cap > 0:
+    raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive")
+  if sink_logits is not None and sink_logits.shape != (num_heads,):
+    raise ValueError(
+        f"sink_logits has shape {sink_logits.shape}; it must be one number for"
+        f" each of the {num_heads} query heads"
+    )
+  if row_weights is None:
+    return
+  if not return_col_mass:
+    raise ValueError("row_weights needs return_col_mass=True")
+  shape = (batch, num_heads, num_queries)
+  fits = row_weights.ndim == 3 and all(
+      size in (1, full)
+      for size, full in zip(row_weights.shape, shape, strict=True)
+  )
+  if not fits:
+    raise ValueError(
+        f"row_weights has shape {row_weights.shape}; it must broadcast to"
+        f" batch, query heads, queries = {shape}"
+    )
+
+
+def check_selection(selection: Any, query: Any, key: Any) -> None:
+  """Raises ValueError unless the table is for this B, N, T and S."""
+  table, num_valid = selection.block_table, selection.num_valid
+  for name in ("block_q", "block_kv"):
+    if getattr(selection, name) < 1:
+      raise ValueError(
+          f"selection.{name}={getattr(selection, name)} must be at least 1"
+      )
+  batch, num_queries, num_heads = query.shape[:3]
+  num_rows = -(-num_queries // selection.block_q)
+  if (
+      table.ndim != 4
+      or table.shape[:3] != num_valid.shape
+      or table.shape[0] not in (1, batch)
+      or table.shape[1] not in (1, num_heads)
+      or table.shape[2] != num_rows
+  ):
+    raise ValueError(
+        f"selection has a block_table of shape {table.shape} and num_valid of"
+        f" {num_valid.shape}; with {num_queries} queries in blocks of"
+        f" {selection.block_q} they must be [{batch} or 1, {num_heads} or 1,"
+        f" {num_rows}, width] and the same without width"
+    )

@@ -1,0 +1,121 @@
+"""Joins the forward and the backward of an implementation into one function.
+
+An implementation of attention is a module with two functions:
+
+  forward(query, key, value, where, sink_logits, row_weights, spec)
+      -> AttentionOutput with lse, and col_mass per query head if spec asks
+  backward(query, key, value, where, lse, delta, d_out, spec) -> dq, dk, dv
+
+With P = exp(logits - lse), dP = d_out value^T and delta = rowsum(d_out * out)
+- d_lse, the gradient by the logits is P * (dP - delta): the cotangent of lse
+costs nothing. A sink is a key whose value is 0, so dP = 0 there.
+
+`where` is a Mask, a Selection or None. `col_mass` is a measurement: no gradient
+flows through it.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas import masks
+from kernels_pallas import output
+from kernels_pallas import selection as selection_lib
+
+Where = masks.Mask | selection_lib.Selection | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+  """What is known of an attention while it is traced.
+
+  Attributes:
+    scale: Factor of the logits.
+    logits_soft_cap: c in c tanh(scale q k / c), before the mask; None is off.
+    return_col_mass: Whether `forward` sums the weights that each key gets.
+    config: Tile sizes of the implementation, None for its own choice.
+  """
+
+  scale: float
+  logits_soft_cap: float | None = None
+  return_col_mass: bool = False
+  config: Any = None
+
+
+class Attention(Protocol):
+  """An implementation; see the module's docstring."""
+
+  def forward(self, query, key, value, where, sink_logits, row_weights, spec):
+    """Returns an AttentionOutput."""
+    ...
+
+  def backward(self, query, key, value, where, lse, delta, d_out, spec):
+    """Returns the cotangents of query, key and value."""
+    ...
+
+
+def attend(
+    implementation: Any,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    where: Where,
+    sink_logits: Float[Array, "N"] | None,
+    row_weights: Float[Array, "#B #N #T"] | None,
+    spec: AttentionSpec,
+) -> output.AttentionOutput:
+  """Attention by `implementation`, with its own backward pass.
+
+  A `where` that is known while tracing (NumPy leaves) stays known inside.
+  `row_weights` broadcasts to [B, N, T]. An implementation without `backward`
+  is differentiated by jax.
+  """
+  if row_weights is not None:
+    batch, num_queries, num_heads = query.shape[:3]
+    shape = (batch, num_heads, num_queries)
+    row_weights = jax.lax.stop_gradient(jnp.broadcast_to(row_weights, shape))
+  if not hasattr(implementation, "backward"):
+    return implementation.forward(
+        query, key, value, where, sink_logits, row_weights, spec
+    )
+  is_known = not any(
+      isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(where)
+  )
+  known, traced = (where, None) if is_known else (None, where)
+
+  @jax.custom_vjp
+  def call(query, key, value, sink_logits, row_weights, traced):
+    place = known if is_known else traced
+    return implementation.forward(
+        query, key, value, place, sink_logits, row_weights, spec
+    )
+
+  def forward(query, key, value, sink_logits, row_weights, traced):
+    result = call(query, key, value, sink_logits, row_weights, traced)
+    kept = (query, key, value, sink_logits, traced, result.out, result.lse)
+    return result, kept
+
+  def backward(kept, cotangents):
+    query, key, value, sink_logits, traced, out, lse = kept
+    d_out, d_lse = cotangents.out, cotangents.lse
+    delta = jnp.einsum(
+        "BTNH,BTNH->BNT", d_out, out, preferred_element_type=lse.dtype
+    )
+    delta = delta - d_lse
+    place = known if is_known else traced
+    d_query, d_key, d_value = implementation.backward(
+        query, key, value, place, lse, delta, d_out, spec
+    )
+    d_sink = None
+    if sink_logits is not None:
+      sink = sink_logits.astype(lse.dtype)[None, :, None]
+      # A row without sink nor key cannot be: lse >= sink.
+      weight = jnp.exp(sink - lse)
+      d_sink = -(weight * delta).sum(axis=(0, 2)).astype(sink_logits.dtype)
+    return d_query, d_key, d_value, d_sink, None, None
+
+  call.defvjp(forward, backward)
+  return call(query, key, value, sink_logits, row_weights, traced)

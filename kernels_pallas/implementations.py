@@ -1,0 +1,60 @@
+"""The implementations of an op, and which of them a platform has."""
+
+import typing
+from typing import Literal
+
+import jax
+
+from kernels_pallas import interpret
+
+Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
+
+_PLATFORM_OF = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+
+
+def choose(
+    implementation: Implementation | None, best: dict[str, Implementation]
+) -> Implementation:
+  """Resolves None, and refuses what this platform cannot run.
+
+  Args:
+    implementation: What the user asked for. A named one is never replaced.
+    best: The op's choice per platform ("tpu", "gpu"); "xla" elsewhere.
+
+  Raises:
+    ValueError: If the name is unknown, or its platform is not the one that the
+      program is made for (unless kernels are interpreted).
+  """
+  platform = current_platform()
+  if implementation is None:
+    return best.get(platform, "xla")
+  known = typing.get_args(Implementation)
+  if implementation not in known:
+    raise ValueError(
+        f"implementation={implementation!r} is unknown; it must be one of"
+        f" {', '.join(known)}, or None for the best of the platform"
+    )
+  needed = _PLATFORM_OF.get(implementation, platform)
+  if needed != platform and not interpret.mode():
+    raise ValueError(
+        f"implementation={implementation!r} needs a {needed.upper()}, but this"
+        f" program is made for {platform}; use 'xla', 'reference' or None"
+    )
+  return implementation
+
+
+def current_platform() -> str:
+  """The platform programs are traced for: "cpu", "tpu" or "gpu".
+
+  That of the context mesh (`jax.set_mesh`), which may be of a chip that is not
+  there, else of jax's default backend.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = getattr(mesh, "abstract_device", None)
+  kind = getattr(device, "device_kind", "") or ""
+  if kind.startswith("TPU"):
+    return "tpu"
+  if "NVIDIA" in kind:
+    return "gpu"
+  platform = jax.default_backend()
+  return "gpu" if platform in ("cuda", "rocm") else platform

@@ -1,0 +1,396 @@
+"""Attention masks that need O(T + S) memory: spans of keys, and ids.
+
+A `Mask` says of every query which keys it may attend to: those inside one of at
+most two spans and, where ids are given, those whose id equals the query's. The
+families of long-context training (documents, blocks, prefixes, windows, sinks,
+shared questions, hashed buckets) are all of this form, so that no kernel needs
+a T x S array, and a kernel tells from a few integers whether a tile of queries
+and keys is empty, partial or full.
+
+Letters: T queries, S keys, P spans a query (1 or 2), B batch (may be absent).
+Query t stands at key position t + offset. Masks made from Python numbers and
+NumPy arrays are NumPy arrays themselves: they are known while a program is
+traced, and whole tiles can be left out of it.
+
+The families are those of LongCA-bench (https://arxiv.org/abs/2510.17896) and of
+FlashMask (https://arxiv.org/abs/2410.01359).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+import numpy as np
+
+AnyArray = Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Query t may attend to key s if a span of t holds s and their ids are equal.
+
+  Attributes:
+    starts: First key of each span, int32 [P, T] or [B, P, T].
+    stops: One past its last key, of the same shape. A span with start >= stop
+      is empty. The spans of a query are disjoint, the first before the second.
+    query_ids: int32 [T] or [B, T]; None where ids do not matter.
+    key_ids: int32 [S] or [B, S]; None exactly where `query_ids` is.
+  """
+
+  starts: Any
+  stops: Any
+  query_ids: Any = None
+  key_ids: Any = None
+
+  def __and__(self, other: "Mask") -> "Mask":
+    """Keys that both allow. One of the two must have a single span."""
+    one, two = sorted((self, other), key=lambda mask: mask.starts.shape[-2])
+    if one.starts.shape[-2] > 1:
+      raise ValueError("masks of two spans each cannot be combined by &")
+    if one.query_ids is not None and two.query_ids is not None:
+      raise ValueError("masks with ids each cannot be combined by &")
+    xp = _numpy_of(one.starts, two.starts)
+    with_ids = one if one.query_ids is not None else two
+    return Mask(
+        xp.maximum(*_broadcast(one.starts, two.starts)),
+        xp.minimum(*_broadcast(one.stops, two.stops)),
+        with_ids.query_ids,
+        with_ids.key_ids,
+    )
+
+  def __or__(self, other: "Mask") -> "Mask":
+    """Keys that either allows. Both must have a single span and no ids."""
+    for mask in (self, other):
+      if mask.starts.shape[-2] > 1 or mask.query_ids is not None:
+        raise ValueError("| combines masks of one span each and without ids")
+    xp = _numpy_of(self.starts, other.starts)
+    starts = xp.concatenate(_broadcast(self.starts, other.starts), axis=-2)
+    stops = xp.concatenate(_broadcast(self.stops, other.stops), axis=-2)
+    return Mask(*_disjoint(xp, starts, stops))
+
+
+def full(num_queries: int, num_keys: int) -> Mask:
+  """Every query attends to every key."""
+  starts = np.zeros((1, num_queries), np.int32)
+  return Mask(starts, np.full_like(starts, num_keys))
+
+
+def causal(
+    num_queries: int, num_keys: int | None = None, *, offset: int = 0
+) -> Mask:
+  """Query t attends to the keys at positions <= t + offset.
+
+  Args:
+    num_queries: T.
+    num_keys: S; T if None.
+    offset: Position of the first query among the keys. `num_keys -
+      num_queries` aligns the last query with the last key.
+  """
+  num_keys = num_queries if num_keys is None else num_keys
+  stops = np.clip(_positions(num_queries, offset) + 1, 0, num_keys)
+  return _mask(np.zeros_like(stops), stops)
+
+
+def sliding_window(
+    num_queries: int,
+    num_keys: int | None = None,
+    *,
+    window: int,
+    is_causal: bool = True,
+    offset: int = 0,
+) -> Mask:
+  """The last `window` keys up to the query; `window` on both sides if full.
+
+  Args:
+    num_queries: T.
+    num_keys: S; T if None.
+    window: Causal: the number of keys, the query's own position included.
+      Otherwise the reach to either side, own position excluded.
+    is_causal: Whether later keys are hidden.
+    offset: Position of the first query among the keys.
+  """
+  if window < 1:
+    raise ValueError(f"window={window} must be at least 1")
+  num_keys = num_queries if num_keys is None else num_keys
+  positions = _positions(num_queries, offset)
+  starts = positions - (window - 1 if is_causal else window)
+  stops = positions + (1 if is_causal else window + 1)
+  return _mask(np.clip(starts, 0, num_keys), np.clip(stops, 0, num_keys))
+
+
+def sinks(num_queries: int, num_keys: int, *, num_sinks: int) -> Mask:
+  """The first keys, for every query; `|` a window, `&` causal: StreamingLLM."""
+  starts = np.zeros((1, num_queries), np.int32)
+  return Mask(starts, np.full_like(starts, min(num_sinks, num_keys)))
+
+
+def streaming(
+    num_queries: int,
+    num_keys: int | None = None,
+    *,
+    window: int,
+    num_sinks: int,
+    offset: int = 0,
+) -> Mask:
+  """Sinks and a causal window (https://arxiv.org/abs/2309.17453)."""
+  num_keys = num_queries if num_keys is None else num_keys
+  near = sliding_window(num_queries, num_keys, window=window, offset=offset)
+  return (sinks(num_queries, num_keys, num_sinks=num_sinks) | near) & causal(
+      num_queries, num_keys, offset=offset
+  )
+
+
+def global_window(
+    num_tokens: int, *, window: int, num_global: int, is_causal: bool = False
+) -> Mask:
+  """A window, and global first tokens that see all and are seen by all.
+
+  As in Longformer (https://arxiv.org/abs/2004.05150).
+  """
+  near = sliding_window(num_tokens, window=window, is_causal=is_causal)
+  seen = sinks(num_tokens, num_tokens, num_sinks=num_global)
+  mask = near | seen
+  rows = np.arange(num_tokens) < num_global
+  starts, stops = mask.starts.copy(), mask.stops.copy()
+  starts[0, rows], stops[0, rows] = 0, num_tokens
+  starts[1, rows], stops[1, rows] = num_tokens, num_tokens
+  mask = Mask(starts, stops)
+  return mask & causal(num_tokens) if is_causal else mask
+
+
+def document(
+    segment_ids: Int[AnyArray, "*B T"], *, is_causal: bool = True
+) -> Mask:
+  """Attention inside documents; equal neighbouring ids are one document.
+
+  Args:
+    segment_ids: Ids of a packed sequence. A negative id is padding, which
+      attends to nothing and to which nothing attends.
+    is_causal: Whether later keys are hidden.
+  """
+  starts, stops = _runs(segment_ids)
+  xp = _numpy_of(segment_ids)
+  if is_causal:
+    own = xp.arange(1, stops.shape[-1] + 1, dtype=xp.int32)
+    stops = xp.minimum(stops, to_rank(own, stops.ndim))
+  stops = xp.where(xp.asarray(segment_ids) < 0, starts, stops)
+  return _mask(starts, stops)
+
+
+def block_causal_document(
+    segment_ids: Int[AnyArray, "*B T"], *, block_size: int
+) -> Mask:
+  """Documents in blocks; a token sees its block and those before it."""
+  _check_block_size(block_size)
+  mask = document(segment_ids, is_causal=False)
+  xp = _numpy_of(segment_ids)
+  first = mask.starts[..., 0, :]
+  position = xp.arange(first.shape[-1], dtype=xp.int32)
+  position = to_rank(position, first.ndim)
+  block_end = first + ((position - first) // block_size + 1) * block_size
+  stops = xp.minimum(mask.stops[..., 0, :], block_end)
+  return _mask(first, stops)
+
+
+def causal_blockwise(segment_ids: Int[AnyArray, "*B T"]) -> Mask:
+  """Demonstrations see themselves alone, the last block sees everything before.
+
+  The mask of in-context learning with independent examples.
+  """
+  mask = document(segment_ids)
+  xp = _numpy_of(segment_ids)
+  ids = xp.asarray(segment_ids)
+  is_last = ids == ids[..., -1:]
+  return _mask(
+      xp.where(is_last, 0, mask.starts[..., 0, :]), mask.stops[..., 0, :]
+  )
+
+
+def share_question(
+    segment_ids: Int[AnyArray, "*B T"], question_ids: Int[AnyArray, "*B T"]
+) -> Mask:
+  """Several answers to one question, each causal and blind to the others.
+
+  Args:
+    segment_ids: Ids of the pieces (a question, or one answer), in order.
+    question_ids: The id of the question that a token belongs to; a question is
+      its group's first piece.
+  """
+  own = document(segment_ids)
+  group_start, _ = _runs(question_ids)
+  _, piece_stop = _runs(segment_ids)
+  xp = _numpy_of(segment_ids, question_ids)
+  question_stop = xp.take_along_axis(piece_stop, group_start, axis=-1)
+  question = _mask(group_start, question_stop) & causal(group_start.shape[-1])
+  return own | question
+
+
+def prefix_lm(
+    num_tokens: int, *, prefix_len: int | Int[AnyArray, "*B"]
+) -> Mask:
+  """Causal, but the first `prefix_len` keys are seen by every query."""
+  xp = _numpy_of(prefix_len)
+  length = xp.asarray(prefix_len, xp.int32)[..., None]
+  own = xp.arange(1, num_tokens + 1, dtype=xp.int32)
+  stops = xp.maximum(to_rank(own, length.ndim), length)
+  stops = xp.minimum(stops, num_tokens)
+  return _mask(xp.zeros_like(stops), stops)
+
+
+def prefix_lm_document(
+    segment_ids: Int[AnyArray, "*B T"], *, prefix_len: int
+) -> Mask:
+  """Documents whose first `prefix_len` tokens all of the document sees."""
+  whole = document(segment_ids, is_causal=False)
+  own = document(segment_ids)
+  xp = _numpy_of(segment_ids)
+  stops = xp.maximum(own.stops, own.starts + prefix_len)
+  return Mask(own.starts, xp.minimum(stops, whole.stops))
+
+
+def query_key_sparse(
+    keep_queries: Bool[AnyArray, "*B T"],
+    keep_keys: Bool[AnyArray, "*B S"],
+    *,
+    is_causal: bool = True,
+    offset: int = 0,
+) -> Mask:
+  """Dropped queries and keys, as in the QK-sparse mask of FlashMask."""
+  xp = _numpy_of(keep_queries, keep_keys)
+  # Unequal ids, -1 and -2, so that dropped queries meet no dropped keys.
+  query_ids = xp.where(xp.asarray(keep_queries), 0, -1)
+  key_ids = xp.where(xp.asarray(keep_keys), 0, -2)
+  return hash_sparse(query_ids, key_ids, is_causal=is_causal, offset=offset)
+
+
+def hash_sparse(
+    query_buckets: Int[AnyArray, "*B T"],
+    key_buckets: Int[AnyArray, "*B S"],
+    *,
+    is_causal: bool = True,
+    offset: int = 0,
+) -> Mask:
+  """Queries meet keys of their hash bucket (https://arxiv.org/abs/2306.01160).
+
+  Args:
+    query_buckets: Bucket of each query.
+    key_buckets: Bucket of each key.
+    is_causal: Whether keys after the query's position are hidden.
+    offset: Position of the first query among the keys.
+  """
+  sizes = query_buckets.shape[-1], key_buckets.shape[-1]
+  base = causal(*sizes, offset=offset) if is_causal else full(*sizes)
+  xp = _numpy_of(query_buckets, key_buckets)
+  return dataclasses.replace(
+      base,
+      query_ids=xp.asarray(query_buckets).astype(xp.int32),
+      key_ids=xp.asarray(key_buckets).astype(xp.int32),
+  )
+
+
+def key_lengths(num_queries: int, lengths: Int[AnyArray, "B"]) -> Mask:
+  """The first `lengths[b]` keys: sequences padded at their end."""
+  xp = _numpy_of(lengths)
+  stops = xp.asarray(lengths).astype(xp.int32)[:, None]
+  stops = xp.broadcast_to(stops, (stops.shape[0], num_queries))
+  return _mask(xp.zeros_like(stops), stops)
+
+
+def allowed(mask: Mask, num_keys: int) -> Bool[AnyArray, "*B T S"]:
+  """The mask as a dense array, for references and plots."""
+  xp = numpy_of_mask(mask)
+  keys = xp.arange(num_keys, dtype=xp.int32)
+  starts, stops = mask.starts[..., None], mask.stops[..., None]
+  keys = to_rank(keys, starts.ndim)
+  inside = ((keys >= starts) & (keys < stops)).any(axis=-3)
+  if mask.query_ids is None:
+    return inside
+  same_id = mask.query_ids[..., None] == mask.key_ids[..., None, :]
+  ndim = max(inside.ndim, same_id.ndim)
+  return to_rank(inside, ndim) & to_rank(same_id, ndim)
+
+
+def to_rank(array: Any, ndim: int) -> Any:
+  """Adds leading axes of size 1, so that nothing is promoted silently."""
+  return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def numpy_of_mask(mask: Mask) -> Any:
+  """NumPy for a mask that is known while tracing, else jax.numpy."""
+  return _numpy_of(*jax.tree.leaves(mask))
+
+
+def _numpy_of(*arrays: Any) -> Any:
+  known = (int, np.integer, np.ndarray, Sequence)
+  return np if all(isinstance(a, known) for a in arrays) else jnp
+
+
+def _positions(num_queries: int, offset: int) -> np.ndarray:
+  return np.arange(offset, offset + num_queries, dtype=np.int32)
+
+
+def _mask(starts: Any, stops: Any) -> Mask:
+  xp = _numpy_of(starts, stops)
+  return Mask(
+      starts[..., None, :].astype(xp.int32),
+      stops[..., None, :].astype(xp.int32),
+  )
+
+
+def _broadcast(one: Any, two: Any) -> tuple[Any, Any]:
+  """Gives both [*B, P, T] arrays the batch axes of both."""
+  ndim = max(one.ndim, two.ndim)
+  one, two = to_rank(one, ndim), to_rank(two, ndim)
+  lead = np.broadcast_shapes(one.shape[:-2], two.shape[:-2])
+  xp = _numpy_of(one, two)
+  return tuple(xp.broadcast_to(x, lead + x.shape[-2:]) for x in (one, two))
+
+
+def _disjoint(xp: Any, starts: Any, stops: Any) -> tuple[Any, Any]:
+  """Orders two spans by their start and joins them where they touch."""
+  is_empty = starts >= stops
+  starts = xp.where(is_empty, xp.iinfo(xp.int32).max, starts)
+  order = xp.argsort(starts, axis=-2)
+  starts = xp.take_along_axis(starts, order, axis=-2)
+  stops = xp.take_along_axis(stops, order, axis=-2)
+  (a0, a1), (b0, b1) = ((starts[..., i, :], stops[..., i, :]) for i in range(2))
+  touch = (b0 <= a1) & (b0 < xp.iinfo(xp.int32).max)
+  a1 = xp.where(touch, xp.maximum(a1, b1), a1)
+  b1 = xp.where(touch | (b0 >= b1), b0, b1)
+  nothing = a0 == xp.iinfo(xp.int32).max
+  a0, a1 = xp.where(nothing, 0, a0), xp.where(nothing, 0, a1)
+  # An empty second span stands at the end of the first: hulls stay tight.
+  b0, b1 = xp.where(b0 >= b1, a1, b0), xp.where(b0 >= b1, a1, b1)
+  return xp.stack([a0, b0], axis=-2), xp.stack([a1, b1], axis=-2)
+
+
+def _runs(ids: Any) -> tuple[Any, Any]:
+  """First position, and one past the last, of the run of equal ids around t."""
+  xp = _numpy_of(ids)
+  ids = xp.asarray(ids)
+  num = ids.shape[-1]
+  position = xp.broadcast_to(xp.arange(num, dtype=xp.int32), ids.shape)
+  changes = ids[..., 1:] != ids[..., :-1]
+  edge = xp.ones((*ids.shape[:-1], 1), bool)
+  begins = xp.concatenate([edge, changes], axis=-1)
+  ends = xp.concatenate([changes, edge], axis=-1)
+  if xp is np:
+    starts = np.maximum.accumulate(np.where(begins, position, 0), axis=-1)
+    tail = np.where(ends, position + 1, num)[..., ::-1]
+    stops = np.minimum.accumulate(tail, axis=-1)[..., ::-1]
+  else:
+    axis = ids.ndim - 1
+    starts = jax.lax.cummax(jnp.where(begins, position, 0), axis=axis)
+    stops = jax.lax.cummin(
+        jnp.where(ends, position + 1, num), axis=axis, reverse=True
+    )
+  return starts.astype(xp.int32), stops.astype(xp.int32)
+
+
+def _check_block_size(block_size: int) -> None:
+  if block_size < 1:
+    raise ValueError(f"block_size={block_size} must be at least 1")

@@ -1,0 +1,116 @@
+"""Tiles of keys and values: resident in VMEM, or fetched one ahead from HBM.
+
+Resident keys are read from HBM once for all rows and heads of a group. Streamed
+ones are read once per visit, each tile while the one before is in use.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+# In VMEM with two buffers (the next head is fetched during this one), with one,
+# or in HBM.
+Place = Literal["vmem", "vmem_once", "hbm"]
+
+
+def block(array: Any, place: Place, group: int) -> pl.BlockSpec:
+  """All positions of the key head that the grid's query head reads."""
+  if place == "hbm":
+    return pl.BlockSpec(memory_space=pl.ANY)
+  mode = {} if place == "vmem" else {"pipeline_mode": pl.Buffered(1)}
+  return pl.BlockSpec(
+      (1, 1, *array.shape[2:]), lambda b, n, r: (b, n // group, 0, 0), **mode
+  )
+
+
+def scratch(
+    name: str, array: Any, place: Place, size: int, axis: int
+) -> dict[str, Any]:
+  """Two buffers of a tile and their semaphores, by name; none if resident."""
+  if place != "hbm":
+    return {}
+  shape = list(array.shape[2:])
+  shape[axis - 2] = size
+  return {
+      f"{name}_buffers": pltpu.VMEM((2, *shape), array.dtype),
+      f"{name}_semaphores": pltpu.SemaphoreType.DMA((2,)),
+  }
+
+
+def tiles(
+    at: Any,
+    name: str,
+    place: Place,
+    head: tuple[Any, Any],
+    size: int,
+    axis: int,
+) -> "Resident | Streamed":
+  """What reads the tiles of an array in the order of `at.tile`.
+
+  Args:
+    at: Refs by name: the array, and what `scratch` made.
+    name: Of the array [B, K, ...].
+    place: Where it is.
+    head: Numbers of the batch and of the key head.
+    size: Positions of a tile.
+    axis: That of the positions, 2 or 3.
+  """
+  ref = getattr(at, name)
+  if place != "hbm":
+    return Resident(ref, at.tile, size, axis)
+  buffers = getattr(at, f"{name}_buffers")
+  semaphores = getattr(at, f"{name}_semaphores")
+  return Streamed(ref, at.tile, size, axis, head, buffers, semaphores)
+
+
+def _place(i: Any, size: int, axis: int) -> tuple[Any, ...]:
+  here = pl.ds(pl.multiple_of(i * size, size), size)
+  return (here, slice(None)) if axis == 2 else (slice(None), here)
+
+
+class Resident(NamedTuple):
+  """Tiles of a block that is in VMEM."""
+
+  ref: Any
+  tile: Any
+  size: int
+  axis: int
+
+  def open(self, low: Any, high: Any) -> None:
+    """Nothing has to be fetched."""
+
+  def read(self, i: Any, high: Any) -> Any:
+    """The tile of visit i."""
+    return self.ref[0, 0, *_place(self.tile(i), self.size, self.axis)]
+
+
+class Streamed(NamedTuple):
+  """Tiles that are copied from HBM into two buffers in turn."""
+
+  ref: Any
+  tile: Any
+  size: int
+  axis: int
+  head: tuple[Any, Any]
+  buffers: Any
+  semaphores: Any
+
+  def _copy(self, i: Any) -> Any:
+    place = _place(self.tile(i), self.size, self.axis)
+    slot = i & 1
+    return pltpu.make_async_copy(
+        self.ref.at[*self.head, *place],
+        self.buffers.at[slot],
+        self.semaphores.at[slot],
+    )
+
+  def open(self, low: Any, high: Any) -> None:
+    """Starts the copy of the first of visits low to high - 1."""
+    pl.when(low < high)(lambda: self._copy(low).start())
+
+  def read(self, i: Any, high: Any) -> Any:
+    """The tile of visit i, which must be called in order."""
+    pl.when(i + 1 < high)(lambda: self._copy(i + 1).start())
+    self._copy(i).wait()
+    return self.buffers[i & 1]
