@@ -72,9 +72,12 @@ def block_sparse_attention(
   )
   if debug:
     selection_lib.check(selection, query.shape[1], key.shape[1])
-  implementation = implementations.choose(
+  chosen = implementations.choose(
       implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
   )
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    chosen = "xla" if _module(chosen).why_not(query, selection) else chosen
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,
@@ -82,7 +85,7 @@ def block_sparse_attention(
       config=config,
   )
   result = differentiable.attend(
-      _module(implementation),
+      _module(chosen),
       query,
       key,
       value,

@@ -67,9 +67,12 @@ def flash_attention(
   arguments.check_options(
       query, logits_soft_cap, sink_logits, row_weights, return_col_mass
   )
-  implementation = implementations.choose(
+  chosen = implementations.choose(
       implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
   )
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    chosen = "xla" if _module(chosen).why_not(query, mask) else chosen
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,
@@ -77,7 +80,7 @@ def flash_attention(
       config=config,
   )
   result = differentiable.attend(
-      _module(implementation),
+      _module(chosen),
       query,
       key,
       value,

@@ -134,7 +134,7 @@ def _cudnn(
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   kind = cudnn.MaskType.CAUSAL if is_causal else cudnn.MaskType.NO_MASK
-  return cudnn.dot_product_attention(
+  result: Any = cudnn.dot_product_attention(
       query,
       key,
       value,
@@ -143,3 +143,4 @@ def _cudnn(
       sliding_window_length=window,
       return_residual=True,
   )
+  return result

@@ -407,21 +407,20 @@ def _gradients(call):
 class CompiledTest(parameterized.TestCase):
 
   def test_kernels_compile_for_the_h100_without_spills(self):
-    """forward, col_mass, backward_q and backward_kv, in two programs."""
-    module = "tests.kernels_pallas.tiles.gpu_test"
-    reports = ptx.report([
-        jobs.Job(
-            "h100",
-            f"{module}:causal_program",
-            {"head_dim": 128, "num_kv_heads": 1},
-        ),
-        jobs.Job("h100", f"{module}:selection_program", {"dtype": "float16"}),
-    ])
-    for report in reports:
-      assert len(report.kernels) == 4
-      for kernel in report.kernels:
-        assert kernel.spill_store_bytes == kernel.spill_load_bytes == 0, kernel
-        assert kernel.smem_bytes <= gpu_layout.MAX_SMEM_BYTES
-        # 168 for each of 384 threads, until `setmaxnreg` hands out 240 and 24.
-        assert kernel.registers <= 168
-        assert kernel.num_wgmma and kernel.num_tma_loads, kernel
+    self._check("causal_program", {"head_dim": 128, "num_kv_heads": 1})
+
+  @pytest.mark.slow
+  def test_traced_selections_compile_without_spills(self):
+    self._check("selection_program", {"dtype": "float16"})
+
+  def _check(self, program, kwargs):
+    program = f"tests.kernels_pallas.tiles.gpu_test:{program}"
+    (report,) = ptx.report([jobs.Job("h100", program, kwargs)])
+    # forward, col_mass, backward_q and backward_kv.
+    assert len(report.kernels) == 4
+    for kernel in report.kernels:
+      assert kernel.spill_store_bytes == kernel.spill_load_bytes == 0, kernel
+      assert kernel.smem_bytes <= gpu_layout.MAX_SMEM_BYTES
+      # 168 for each of 384 threads, until `setmaxnreg` hands out 240 and 24.
+      assert kernel.registers <= 168
+      assert kernel.num_wgmma and kernel.num_tma_loads, kernel

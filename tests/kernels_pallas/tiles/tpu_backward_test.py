@@ -230,8 +230,10 @@ _CASES = {
         num_keys=300,
     ),
     "chunks_of_2_of_3_tiles": _cut(_GROUP, heads=4, chunk=2),
-    "parts_of_2_heads": _cut(
-        dataclasses.replace(_GROUP, block_q=384), heads=2, chunk=1
+    "parts_of_1_head": _cut(
+        dataclasses.replace(_GROUP, num_kv_heads=2, block_q=384),
+        heads=1,
+        chunk=1,
     ),
 }
 
@@ -332,7 +334,7 @@ class BackwardTest(parameterized.TestCase):
   def test_memory_of_a_tpu_is_used_without_races(self):
     mask = masks.streaming(256, window=100, num_sinks=20)
     case = _cut(_Case(mask=mask, num_heads=1, num_kv_heads=1), heads=1, chunk=1)
-    mode = pltpu.InterpretParams(detect_races=True)
+    mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:
       with interpret.interpreted(mode):
         found, expected = _backward(case)

@@ -1,0 +1,67 @@
+from absl.testing import parameterized
+import numpy as np
+import pytest
+
+from kernels_pallas.flash_attention import shapes
+from launch import bench_kernels_gpu
+
+
+class BenchKernelsGpuTest(parameterized.TestCase):
+
+  def test_a_peer_that_cannot_run_costs_its_rows_alone(self):
+    self._check("jax_xla")
+
+  @pytest.mark.slow
+  def test_block_sparse_attention_is_measured_too(self):
+    rows = self._check("xla")
+    assert "block-sparse gradients" in {row.what for row in rows}
+
+  def _check(self, peer):
+    told = []
+    rows = bench_kernels_gpu.measure(
+        peers=("cudnn", peer),
+        cases=[shapes.square(64, 2, 1, 64)],
+        sparse_length=64,
+        matmul_size=16,
+        copy_bytes=64,
+        error_length=40,
+        num_times=2,
+        calls_per_sync=4,
+        rotated_bytes=1,
+        report=told.append,
+    )
+    assert told == rows
+    ceilings = [row for row in rows if row.what == "ceiling"]
+    assert len(ceilings) == 2
+    for row in ceilings + [row for row in rows if row.peer == peer]:
+      if row.what.startswith("error"):
+        assert 1e-4 < row.error < 1e-2, row
+      else:
+        assert row.median_ms > 0 and row.note == "", row
+    failed = [row for row in rows if row.peer == "cudnn"]
+    # Forward and gradients: errors for two head sizes, and one shape timed.
+    assert len(failed) == 6
+    assert all(row.note and row.median_ms is None for row in failed)
+    lines = bench_kernels_gpu.table(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert {line.count("|") for line in lines} == {9}
+    return rows
+
+  def test_rows_after_the_deadline_are_named(self):
+    rows = bench_kernels_gpu.measure(max_seconds=-1.0, sparse_length=256)
+    assert all(row.note == "not measured: no time left" for row in rows)
+    lengths = {row.case.split()[1] for row in rows if row.what == "forward"}
+    assert {"T=1024", "T=65536"} <= lengths
+
+  def test_random_selection_has_the_density_and_the_diagonal(self):
+    found = bench_kernels_gpu.random_selection(2048, 3, 64, density=0.1)
+    num_valid = found.num_valid
+    np.testing.assert_array_equal(
+        found.block_table[..., 0],
+        np.broadcast_to(np.arange(32), num_valid.shape),
+    )
+    listed = np.arange(found.block_table.shape[-1]) < num_valid[..., None]
+    rows = np.arange(32)[:, None]
+    assert (found.block_table <= rows)[listed].all()
+    share = num_valid.sum() / (3 * 32 * 33 / 2)
+    assert 0.1 <= share < 0.14
