@@ -75,9 +75,8 @@ def measure(target: str, lengths: list[int]) -> list[dict[str, Any]]:
     raise errors.UserError(f"--target={target} must be tpu:CHIP")
   try:
     chip = chips.get_chip(name)
-    cases = [
-        (length, *case) for length in lengths for case in (*_OURS, *_PEERS)
-    ]
+    kinds: Any = (*_OURS, *_PEERS)
+    cases = [(length, *case) for length in lengths for case in kinds]
     reports = schedule.report([
         jobs.Job(
             chip.name,

@@ -63,9 +63,8 @@ def splash(
   names = ["block_q", "block_kv", "block_kv_compute"]
   if is_backward:
     names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-  sizes = jax_splash.BlockSizes(
-      **dict.fromkeys(names, block), use_fused_bwd_kernel=is_backward
-  )
+  blocks: Any = dict.fromkeys(names, block)
+  sizes = jax_splash.BlockSizes(**blocks, use_fused_bwd_kernel=is_backward)
   mask = jax_splash.MultiHeadMask([jax_splash.CausalMask((length, length))])
   kernel = jax_splash.make_splash_mha_single_device(mask, block_sizes=sizes)
   attend = lambda *arrays: kernel(*arrays)

@@ -148,7 +148,8 @@ def _add_tile(
   row = pl.ds(tile, 1)
   query, d_out = inputs.query[head, tile], inputs.d_out[head, tile]
   dtype = query.dtype
-  # The order of the products is the fastest of six on v5e and v6e.
+  # Of six orders of the products the shortest schedule on v6e; on v5e one was
+  # 2 % shorter, but 14 % longer on v6e.
   values = logits.of(inputs.key[...], query)
   weights = jnp.exp2(logits.factor * (values - inputs.lse[head, row, :]))
   if is_masked:

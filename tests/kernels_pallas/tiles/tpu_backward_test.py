@@ -332,8 +332,13 @@ class BackwardTest(parameterized.TestCase):
     chex.assert_trees_all_equal(found, jax.tree.map(jnp.zeros_like, found))
 
   def test_memory_of_a_tpu_is_used_without_races(self):
-    mask = masks.streaming(256, window=100, num_sinks=20)
-    case = _cut(_Case(mask=mask, num_heads=1, num_kv_heads=1), heads=1, chunk=1)
+    # 9 steps on 2 cores: one of them would begin within a chunk.
+    case = dataclasses.replace(
+        _GROUP,
+        mask=masks.streaming(384, window=100, num_sinks=20),
+        num_heads=1,
+    )
+    case = _cut(case, heads=1, chunk=1)
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:
       with interpret.interpreted(mode):
@@ -348,13 +353,13 @@ class BackwardTest(parameterized.TestCase):
 class PlanTest(parameterized.TestCase):
 
   def test_parts_are_as_few_as_fit_and_chunks_are_even(self):
-    # 10 tiles of which 4 would fit: 3 chunks, of 4 rather than 4, 4 and 2.
-    case = dataclasses.replace(_GROUP, num_queries=1280, num_kv_heads=4)
+    # 9 tiles of which 4 would fit: 3 chunks, of 3 rather than 4, 4 and 1.
+    case = dataclasses.replace(_GROUP, num_queries=9 * 128, num_kv_heads=4)
     limit = sum(_plan(case, heads=1, chunk=5).vmem().values()) - 1
-    plan = _plan(case, heads=1, chunk=10)
+    plan = _plan(case, heads=1, chunk=9)
     rest = {"num_spans": 1, "has_ids": False, "limit": limit}
     plan = plan_lib.make(plan.sizes, plan.tiles, **rest)
-    self.assertEqual((plan.heads, plan.chunk, plan.num_parts), (1, 4, 3))
+    self.assertEqual((plan.heads, plan.chunk, plan.num_parts), (1, 3, 3))
 
   def test_tiles_that_do_not_fit_are_refused_with_the_arithmetic(self):
     case = dataclasses.replace(_Case(), limit=_MIB)
