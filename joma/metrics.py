@@ -1,0 +1,136 @@
+"""What is read off a multilayer run: sparsity, rank, agreement, latents.
+
+JoMA (https://arxiv.org/abs/2310.00535) plots attention entropy, the stable rank
+of the lower MLP layer (Figure 7), normalized correlations (Figure 2) and the
+correlation of hidden nodes with latent variables (Table 1).
+
+Letters: B samples, T positions, F hidden nodes, P latents, N entries.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+
+def attention_entropy(attn_logits: Float[Array, "*b M"]) -> Float[Array, "*b"]:
+  """Computes the entropy of softmax(attn_logits), in nats: from 0 to ln M."""
+  log_probs = jax.nn.log_softmax(attn_logits, axis=-1)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def stable_rank(weights: Float[Array, "*b D K"]) -> Float[Array, "*b"]:
+  """Computes |W|_F^2 / |W|_2^2, from 1 to min(D, K); 0 for a zero matrix."""
+  squares = jnp.linalg.svd(weights, compute_uv=False) ** 2
+  return _ratio(squares.sum(axis=-1), squares.max(axis=-1))
+
+
+def normalized_correlation(
+    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+) -> Float[Array, ""]:
+  """Computes the cosine of two vectors after their means are removed.
+
+  Args:
+    measured: One vector.
+    predicted: The other.
+
+  Returns:
+    From -1 to 1, 0 if either vector is constant. Blind to scale and offset.
+  """
+  a, b = measured - measured.mean(), predicted - predicted.mean()
+  return _cosine(a[:, None], b[:, None])[0, 0]
+
+
+def slope(
+    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+) -> Float[Array, ""]:
+  """Computes the least-squares slope of `measured` on `predicted`.
+
+  Args:
+    measured: Dependent variable.
+    predicted: Independent variable.
+
+  Returns:
+    cov(measured, predicted) / var(predicted), 0 if `predicted` is constant.
+  """
+  b = predicted - predicted.mean()
+  return _ratio((measured - measured.mean()) @ b, b @ b)
+
+
+def relative_error(
+    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+) -> Float[Array, ""]:
+  """Computes |predicted - measured| / |measured|, means not removed.
+
+  Args:
+    measured: Vector to predict.
+    predicted: The prediction.
+
+  Returns:
+    At least 0; 0 where both are zero, infinite where only `measured` is.
+  """
+  error = jnp.linalg.norm(predicted - measured)
+  return jnp.where(error > 0, error / jnp.linalg.norm(measured), 0)
+
+
+class LatentScores(NamedTuple):
+  """How well the best hidden node follows each latent variable.
+
+  Attributes:
+    pearson: Largest correlation over hidden nodes [P], means removed.
+    cosine: The same without removing means [P]; large for anything positive.
+    is_used: Whether the latent differs between samples [P]: the others score 0
+      and belong in no average.
+  """
+
+  pearson: Float[Array, "P"]
+  cosine: Float[Array, "P"]
+  is_used: Bool[Array, "P"]
+
+
+def latent_scores(
+    activations: Float[Array, "B T F"], latents: Num[Array, "B P"]
+) -> LatentScores:
+  """Computes the latent correlation scores of one layer (Table 1).
+
+  Activations are max-pooled over positions and correlated with each latent over
+  samples; the best of F nodes counts, signed as it is. Over few distinct
+  sequences the best of many nodes scores high untrained: report that floor,
+  and scores for shuffled labels, beside every score.
+
+  Args:
+    activations: Hidden nodes, after the activation.
+    latents: Activity of each latent, 0 or 1.
+
+  Returns:
+    Scores per latent; average them with `mean_score`.
+  """
+  pooled = activations.max(axis=1)
+  activity = latents.astype(pooled.dtype)
+  centred = lambda x: x - x.mean(axis=0, keepdims=True)
+  return LatentScores(
+      _cosine(centred(pooled), centred(activity)).max(axis=0),
+      _cosine(pooled, activity).max(axis=0),
+      activity.max(axis=0) > activity.min(axis=0),
+  )
+
+
+def mean_score(
+    scores: Float[Array, "P"], is_used: Bool[Array, "P"]
+) -> Float[Array, ""]:
+  """Averages scores over the latents in use; 0 if there is none."""
+  return _ratio(jnp.where(is_used, scores, 0).sum(), 1.0 * is_used.sum())
+
+
+def _cosine(
+    a: Float[Array, "B F"], b: Float[Array, "B P"]
+) -> Float[Array, "F P"]:
+  norms = jnp.outer(jnp.linalg.norm(a, axis=0), jnp.linalg.norm(b, axis=0))
+  return _ratio(a.T @ b, norms)
+
+
+def _ratio(numerator, denominator):
+  """Divides, with 0 wherever the denominator is not positive."""
+  safe = jnp.where(denominator > 0, denominator, 1)
+  return jnp.where(denominator > 0, numerator / safe, 0)
