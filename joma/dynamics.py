@@ -23,7 +23,7 @@ Shapes: B samples, M contextual tokens, Q queries, K hidden nodes, D width.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,28 @@ class Block:
     activation: phi, by its name in `ACTIVATIONS` or as an elementwise function.
     temperature: T, by which the logits are divided.
     has_residual: Whether u_q is part of f.
+
+  Raises:
+    ValueError: If a name is unknown or the temperature not positive.
   """
 
   attention: Attention = "softmax"
   activation: str | Activation = "identity"
   temperature: float = 1.0
   has_residual: bool = True
+
+  def __post_init__(self):
+    if self.attention not in get_args(Attention):
+      raise ValueError(
+          f"attention={self.attention!r} is none of {get_args(Attention)}."
+      )
+    if isinstance(self.activation, str) and self.activation not in ACTIVATIONS:
+      raise ValueError(
+          f"activation={self.activation!r} is none of {tuple(ACTIVATIONS)}; a"
+          " function may stand in place of a name."
+      )
+    if not self.temperature > 0:
+      raise ValueError(f"temperature must be positive, got {self.temperature}.")
 
   @property
   def phi(self) -> Activation:

@@ -20,6 +20,19 @@ class Float64TestCase(parameterized.TestCase):
     self.enter_context(jax.enable_x64(True))
 
 
+class BlockTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(attention="cosine"), "cosine"),
+      (dict(activation="tanh"), "activation='tanh' is none of"),
+      (dict(temperature=0.0), "temperature must be positive, got 0.0"),
+  )
+  def test_unknown_kinds_are_refused(self, changes, message):
+    # The type checker of the tests may come first.
+    with self.assertRaisesRegex((ValueError, TypeError), message):
+      dynamics.Block(**changes)
+
+
 class AttendTest(Float64TestCase):
 
   @parameterized.parameters(
