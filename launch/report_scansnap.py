@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 import dataclasses
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
-import time
 from typing import Any
 
 import jax
@@ -45,7 +42,6 @@ _TITLES = {
 # Fields in which a run may differ from a figure's and still be held against
 # the authors' values.
 _SWEPT = ("num_last", "lr_z", "lr_ratio", "num_seeds", "first_seed")
-_LIBRARIES = ("jax", "flax", "optax", "numpy")
 
 
 def write(
@@ -78,16 +74,7 @@ def write(
   ]
   if checks:
     sections.append(_theorem_section(checks))
-  seconds = time.monotonic() - started
-  versions = [
-      f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES
-  ]
-  facts = {
-      **facts,
-      "wall time": f"{seconds:.1f} s (of this start, with compilation)",
-      "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-      "settings": "flags.txt (to run again), config.json (every value)",
-  }
+  facts = {**facts, **report.run_facts(started)}
   workdir_lib.write_atomic(
       workdir / "summary.json",
       json.dumps(summary, indent=2, allow_nan=False) + "\n",

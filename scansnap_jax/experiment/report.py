@@ -8,10 +8,14 @@ import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
 import html
+import importlib.metadata
 import pathlib
+import platform
 import re
 import struct
+import time
 
+_LIBRARIES = ("jax", "flax", "optax", "numpy")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Figures have 300 pixels an inch; browsers reckon with fewer.
 _PIXELS_PER_CSS_PIXEL = 2.4
@@ -153,6 +157,23 @@ def render(
 </body>
 </html>
 """
+
+
+def run_facts(started: float) -> dict[str, str]:
+  """What every report says of its run: wall time, versions, settings.
+
+  Args:
+    started: `time.monotonic()` at the start of the run.
+  """
+  seconds = time.monotonic() - started
+  versions = [
+      f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES
+  ]
+  return {
+      "wall time": f"{seconds:.1f} s (of this start, with compilation)",
+      "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+      "settings": "flags.txt (to run again), config.json (every value)",
+  }
 
 
 def _text(text: str) -> str:
