@@ -21,6 +21,7 @@ which the paper bounds (`time_to_reach`, `lambda_limit`).
 Letters: J components, S times.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ def components(
   return jnp.broadcast_to(mu, reached.shape) * reached
 
 
+@functools.partial(jax.jit, static_argnames="has_attention")
 def integrate(
     times: Float[Array, "S"],
     mu: Float[Array, "J"],

@@ -68,10 +68,11 @@ def relative_error(
     predicted: The prediction.
 
   Returns:
-    At least 0; 0 where both are zero, infinite where only `measured` is.
+    At least 0; 0 where both are equal, infinite where only `measured` is 0, NaN
+    where a number is missing.
   """
   error = jnp.linalg.norm(predicted - measured)
-  return jnp.where(error > 0, error / jnp.linalg.norm(measured), 0)
+  return jnp.where(error == 0, 0, error / jnp.linalg.norm(measured))
 
 
 class LatentScores(NamedTuple):
@@ -131,6 +132,6 @@ def _cosine(
 
 
 def _ratio(numerator, denominator):
-  """Divides, with 0 wherever the denominator is not positive."""
-  safe = jnp.where(denominator > 0, denominator, 1)
-  return jnp.where(denominator > 0, numerator / safe, 0)
+  """Divides, with 0 wherever the denominator is 0; NaN stays NaN."""
+  safe = jnp.where(denominator == 0, 1, denominator)
+  return jnp.where(denominator == 0, 0, numerator / safe)

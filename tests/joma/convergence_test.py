@@ -9,21 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import convergence
+from joma import published
 from tests.joma.dynamics_test import Float64TestCase
 
 _MU = (3.0, 2.0, 1.0)
 _START = 0.01
 # Along an integrated path: ten times the largest relative error seen.
 _RTOL_FLOW = 1e-9
-# sort(3 rand(10) + 1) in float32, torch seed 0: mu of Figure 4.
-_MU_FIGURE_4 = (
-    *(1.265432357788086, 1.3960914611816406, 1.9222683906555176),
-    *(2.3668839931488037, 2.470280170440674, 2.488769769668579),
-    *(2.896918773651123, 2.902235984802246, 3.3046653270721436),
-    3.6893341541290283,
-)
-
-
 _TIMES = (*np.linspace(0.0, 8.0, 81), 16.0, 64.0, 256.0, 1e6)
 
 
@@ -134,7 +126,7 @@ class AttentionEntropyTest(Float64TestCase):
 class Figure4Test(parameterized.TestCase):
 
   def test_reproduces_the_published_trajectory(self):
-    path = jax.jit(convergence.figure4_path)(jnp.array(_MU_FIGURE_4))
+    path = jax.jit(convergence.figure4_path)(jnp.array(published.FIGURE4_MU))
     chex.assert_type(path.entropy, jnp.float32)
     bottom = int(path.entropy.argmin())
     self.assertBetween(bottom, 668, 670)
@@ -150,7 +142,7 @@ class Figure4Test(parameterized.TestCase):
   )
   def test_every_constant_matters(self, **changes):
     entropy = convergence.figure4_path(
-        jnp.array(_MU_FIGURE_4), **changes
+        jnp.array(published.FIGURE4_MU), **changes
     ).entropy
     is_same_bottom = abs(int(entropy.argmin()) - 669) <= 1
     is_same_value = abs(float(entropy.min()) - 0.94157) < 1e-5

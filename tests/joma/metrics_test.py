@@ -71,6 +71,17 @@ class AgreementTest(parameterized.TestCase):
     self.assertEqual(metrics.relative_error(x, zeros), 1)
     self.assertTrue(jnp.isinf(metrics.relative_error(zeros, x)))
 
+  def test_nothing_hides_a_missing_number(self):
+    x, y = jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, jnp.nan, 0.0])
+    for measure in (
+        metrics.normalized_correlation,
+        metrics.slope,
+        metrics.relative_error,
+    ):
+      self.assertTrue(jnp.isnan(measure(x, y)), measure.__name__)
+      self.assertTrue(jnp.isnan(measure(y, x)), measure.__name__)
+    self.assertTrue(jnp.isnan(metrics.stable_rank(jnp.outer(x, y))))
+
 
 class LatentScoresTest(parameterized.TestCase):
 

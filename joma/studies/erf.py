@@ -1,0 +1,95 @@
+"""Theorem 2 of JoMA: linear activation, the winner takes all.
+
+With one hidden node, exp attention and zero initial values
+
+  dv/dt = Delta o e^{v^2 / 2}:   erf(v_l / sqrt 2) / Delta_l = sqrt(2 / pi) t
+
+for every token l (https://arxiv.org/abs/2310.00535). At t* = sqrt(pi / 2) /
+max |Delta| the winner is infinite; the others freeze at
+sqrt 2 erfinv(Delta_l / max |Delta|). The flow is integrated without use of the
+law (`winner.integrate`) and held against it, with v / sqrt 2 and with v / 2, as
+the paper is remembered to have it. In float64.
+
+Letters: S times, M tokens.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma import config as config_lib
+from joma import winner
+
+# The clock runs to |v_w| = 9, where 2e-19 of the time is left.
+_END_OF_CLOCK = 9.0
+_TOLERANCE = 1e-8
+
+
+def measure(
+    config: config_lib.ErfConfig,
+    *,
+    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+  """Integrates the flow and compares both forms of the law.
+
+  Args:
+    config: The settings.
+    on_metrics: Called with the place of each time and the ratios' spread.
+
+  Returns:
+    `times` as shares of the measured blow-up time, up to `shown_until`; `v`
+    and `ratio`, erf(v / sqrt 2) / Delta, and `ratio_of_halves` with v / 2, [S,
+    M]; `blow_up_time` and `frozen` (those that lose [M - 1]), measured and by
+    the law; `largest_error` of the law; and the finding.
+  """
+  with jax.enable_x64(True):
+    delta = jnp.array(config.delta)
+    loses = np.abs(delta) < np.abs(delta).max()
+    law_time = float(winner.blow_up_time(delta))
+    # The winner's value at each of the times, by the law; the times that come
+    # out are the flow's own.
+    shares = np.linspace(0, config.shown_until, config.num_times)
+    clock = np.sqrt(2) * jax.scipy.special.erfinv(jnp.asarray(shares))
+    clock = jnp.append(clock, _END_OF_CLOCK)
+    times, v = winner.integrate(clock, delta)
+    ratio = np.asarray(winner.erf_ratio(v[:-1], delta))
+    halves = np.asarray(winner.erf_ratio(v[:-1] / math.sqrt(2), delta))
+    times, v = np.asarray(times), np.asarray(v)
+    frozen_law = np.asarray(winner.frozen_components(delta))[loses]
+  expected = math.sqrt(2 / math.pi) * times[:-1, None]
+  summary = {
+      "delta": list(config.delta),
+      "times": times[:-1] / times[-1],
+      "v": v[:-1],
+      "ratio": ratio,
+      "ratio_of_halves": halves,
+      "blow_up_time": {"measured": float(times[-1]), "law": law_time},
+      "frozen": {"measured": v[-1][loses], "law": frozen_law},
+      "largest_error": max(
+          float(np.abs(ratio - expected).max()),
+          abs(float(times[-1]) / law_time - 1),
+          float(np.abs(v[-1][loses] - frozen_law).max()),
+      ),
+  }
+  if on_metrics is not None:
+    for i, share in enumerate(summary["times"].tolist()):
+      row = {"time": share, "spread": np.ptp(ratio[i])}
+      on_metrics(i, {**row, "spread_of_halves": np.ptp(halves[i])})
+  return {**summary, "finding": _finding(summary)}
+
+
+def _finding(summary: dict[str, Any]) -> str:
+  error = summary["largest_error"]
+  verb = "holds" if error < _TOLERANCE else "fails"
+  halves = summary["ratio_of_halves"][-1] / summary["ratio"][-1]
+  return (
+      f"The erf law with v/√2 {verb} (largest error {error:.0e}): all tokens"
+      f" share one ratio, {summary['ratio'][-1].min():.4f} to"
+      f" {summary['ratio'][-1].max():.4f} at the last time shown, and the"
+      f" winner blows up at t = {summary['blow_up_time']['measured']:.4f}; with"
+      f" v/2 they disagree by a factor {halves.max() / halves.min():.2f}."
+  )

@@ -1,0 +1,168 @@
+"""Theorem 5 of JoMA: near relatives in a latent tree occur together.
+
+P(y_l = 1 | y_m = 1) of leaves of a hierarchical binary latent tree, against the
+depth H of their lowest common ancestor (https://arxiv.org/abs/2310.00535,
+Section 5): by the theorem, by summing over all values of all ancestors, and by
+sampling the tree. Leaves that meet at the root only, H = -1, are outside the
+theorem; for them `cooccurrence.exact_cooccurrence` takes its place.
+
+Letters: B samples, M leaves, L depths.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from joma import config as config_lib
+from joma import cooccurrence
+from joma import data
+
+# Samples drawn at once.
+_BATCH = 10_000
+
+
+def make_tree(config: config_lib.HbltConfig, polarity: float) -> data.Hblt:
+  """Builds the tree with one polarity on all edges."""
+  on = np.array(config.root_probs)[:, None]
+  return data.make_hblt(
+      np.repeat(on, config.num_top_nodes, axis=1),
+      [config.branching] * (config.num_depths - 1),
+      polarity,
+  )
+
+
+def measure(
+    config: config_lib.HbltConfig,
+    *,
+    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+  """Compares the theorem with enumeration and with samples.
+
+  Args:
+    config: The settings.
+    on_metrics: Called with H and each way's value, for each polarity.
+
+  Returns:
+    `rows`, one for each polarity: `depths` H from the farthest pair to L - 1
+    (the leaf itself), with `theorem` (None at the root), `exact`, `enumerated`,
+    `sampled` (mean over pairs) and `sampled_error`, the standard error of the
+    latter; `largest_enumeration_error` and `largest_z_score`; and the finding.
+  """
+  keys = jax.random.split(jax.random.key(config.seed), len(config.polarity))
+  rows = [
+      _row(config, polarity, key)
+      for polarity, key in zip(config.polarity, keys, strict=True)
+  ]
+  if on_metrics is not None:
+    for row in rows:
+      for i, depth in enumerate(row["depths"]):
+        values = {n: row[n][i] for n in ("exact", "enumerated", "sampled")}
+        on_metrics(i, {"polarity": row["polarity"], "depth": depth, **values})
+  summary = {
+      "num_depths": config.num_depths,
+      "rows": rows,
+      "largest_enumeration_error": max(
+          abs(law - enumerated)
+          for row in rows
+          for law, enumerated in zip(
+              row["theorem"], row["enumerated"], strict=True
+          )
+          if law is not None
+      ),
+      "largest_z_score": max(
+          abs(sampled - exact) / error
+          for row in rows
+          for sampled, exact, error in zip(
+              *(row["sampled"], row["exact"], row["sampled_error"]), strict=True
+          )
+          if error > 0
+      ),
+  }
+  return {**summary, "finding": _finding(summary)}
+
+
+def _row(
+    config: config_lib.HbltConfig, polarity: float, key: Array
+) -> dict[str, Any]:
+  tree = make_tree(config, polarity)
+  depth = data.common_depth(tree)
+  exact = cooccurrence.exact_cooccurrence(tree)
+  rho_0 = float(cooccurrence.root_polarity(tree)[0])
+  depths = np.unique(depth).tolist()
+  # The first leaf has a relative at every depth.
+  relatives = [int(np.flatnonzero(depth[0] == h)[0]) for h in depths]
+  sampled, error = _sample(key, tree, depth, depths, config.batch_size)
+  law = lambda h: cooccurrence.cooccurrence(
+      polarity, rho_0, config.num_depths, h
+  )
+  return {
+      "polarity": polarity,
+      "root_polarity": rho_0,
+      "depths": depths,
+      "theorem": [None if h < 0 else law(h) for h in depths],
+      "exact": [float(exact[0, m]) for m in relatives],
+      "enumerated": [
+          cooccurrence.enumerated_cooccurrence(tree, 0, m) for m in relatives
+      ],
+      "sampled": sampled.tolist(),
+      "sampled_error": error.tolist(),
+  }
+
+
+def _sample(
+    key: Array,
+    tree: data.Hblt,
+    depth: np.ndarray,
+    depths: list[int],
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Estimates P(both) / P(one) at each depth, and its standard error."""
+  # Pairs at each depth [H, M, M], averaged.
+  pairs = np.array([depth == h for h in depths], np.float32)
+  pairs /= pairs.sum(axis=(1, 2), keepdims=True)
+  num_batches = -(-batch_size // _BATCH)
+  batches = [
+      _draw(each, tree, jnp.asarray(pairs))
+      for each in jax.random.split(key, num_batches)
+  ]
+  both, one = (
+      np.concatenate(parts)[:batch_size].astype(np.float64)
+      for parts in zip(*batches, strict=True)
+  )
+  ratio = both.mean(axis=0) / one.mean()
+  # Delta method: the error of a ratio of means of the same samples.
+  scatter = (both - ratio * one[:, None]).std(axis=0)
+  return ratio, scatter / one.mean() / np.sqrt(len(one))
+
+
+@jax.jit
+def _draw(
+    key: Array, tree: data.Hblt, pairs: Float[Array, "H M M"]
+) -> tuple[Float[Array, "B H"], Float[Array, "B"]]:
+  """Averages y_l y_m over the pairs of each depth, and y_m over leaves."""
+  leaves = data.sample_hblt(key, tree, batch_size=_BATCH).nodes[-1]
+  y = leaves.astype(pairs.dtype)
+  return jnp.einsum("Bl,Hlm,Bm->BH", y, pairs, y), y.mean(axis=1)
+
+
+def _finding(summary: dict[str, Any]) -> str:
+  error, z_score = (
+      summary["largest_enumeration_error"],
+      summary["largest_z_score"],
+  )
+  verb = "equals" if error < 1e-10 else "differs from"
+  agree = "agree" if z_score < 4 else "disagree"
+  rising = all(
+      np.all(np.diff([p for p in row["theorem"] if p is not None]) >= -1e-12)
+      for row in summary["rows"]
+  )
+  order = "the nearer" if rising else "not always the nearer"
+  return (
+      f"Theorem 5 {verb} enumeration (largest difference {error:.0e}), and"
+      f" samples {agree} with it (within {z_score:.1f} standard errors):"
+      f" {order} the common ancestor, the more often leaves occur together."
+  )
