@@ -1,20 +1,19 @@
 """The training loop of the one-layer experiments.
 
 `train_and_evaluate` sweeps seeds x eta_Z x eta_Y / eta_Z for each data setting.
-All runs of a setting advance together (ensemble.py). All learning rates of a
-seed see the same batches and start from the same values. A batch is a pure
+All runs of a setting advance together (experiment/loop.py). All learning rates
+of a seed see the same batches and start from the same values. A batch is a pure
 function of (seed, step), so a restart needs the step alone.
 
 Letters: R runs, E evaluations, K classes, M tokens.
 """
 
 from collections.abc import Callable
-import contextlib
+import functools
 import itertools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Float, PyTree
 import numpy as np
 
@@ -22,10 +21,7 @@ from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import ensemble
 from scansnap_jax import run as run_lib
-from scansnap_jax.experiment import checkpoint
-from scansnap_jax.experiment import devices
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment import loop
 from scansnap_jax.experiment import preemption
 
 
@@ -105,59 +101,42 @@ def _train_setting(
     on_progress: Callable[[int], None],
     stop_requested: Callable[[], bool],
 ) -> Result:
-  """THE loop. Draws, trains, records and saves all runs of one setting."""
+  """Trains all runs of one setting, each interval on its own batches."""
   classes = data.make_classes(config.data, num_last)
   shared = share(classes)
   runs = make_runs(config)
   layout = ensemble.make_ensemble(len(runs.seed))
   static = dict(model_config=config.model, optimizer_config=config.optimizer)
+  init = layout.map(run_lib.init, **static)
   train = layout.map(run_lib.train, donate=True, **static)
-  steps = evaluation_steps(config)
-  history = _start_history(config, classes)
+
+  def advance(state, start, end):
+    batches = draw_batches(config, classes, np.arange(start, end))
+    return train(state, (shared, batches))
+
   num_last = len(np.unique(classes.query))  # A classes file has its own.
-  name = f"{experiment}/num_last={num_last}"
-  tags = {"experiment": experiment, "num_last": num_last}
-
-  with checkpoint.Checkpointer(workdir / "checkpoints" / name) as checkpointer:
-    init = layout.map(run_lib.init, **static)
-    start, state, history = _restore(
-        checkpointer, layout, init, (layout.scatter(runs), shared), history
-    )
-    on_progress(start * len(runs.seed))
-    with _metric_stream(workdir, tags, start) as stream:
-      while start < config.num_steps:
-        evaluation = int(np.searchsorted(steps, start, side="right"))
-        end = int(steps[evaluation])
-        batches = draw_batches(config, classes, np.arange(start, end))
-        state, losses, seen = train(state, (shared, batches))
-        losses, (before, after) = layout.gather((losses, seen))
-        history.losses[:, start:end] = losses
-        _check_finite(name, runs, history, after, start, end)
-        if start == 0:
-          _record(stream, runs, history, before, 0, step=0)
-        _record(stream, runs, history, after, evaluation, step=end)
-        on_progress((end - start) * len(runs.seed))
-        stop = preemption.on_any_process(stop_requested())
-        if stop or _is_due(config, start, end):
-          on_host = layout.gather(state)
-          _check_finite(name, runs, history, on_host.params, start, end)
-          checkpointer.save(end, _to_save(on_host, history))
-        if stop:
-          raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
-        start = end
-    params = layout.gather(state.params)
-  return Result(num_last, classes, runs, steps, history, params)
-
-
-def _metric_stream(workdir: pathlib.Path, tags: dict[str, Any], start: int):
-  """The metric rows of a data setting, which the main process writes."""
-  if not devices.is_main_process():
-    return contextlib.nullcontext()
-  return metric_stream.MetricStream(
-      workdir / "metrics.jsonl",
-      resume_below=start + 1 if start else None,
-      tags=tags,
+  setting = loop.Setting(
+      name=f"{experiment}/num_last={num_last}",
+      tags={"experiment": experiment, "num_last": num_last},
+      num_steps=config.num_steps,
+      log_every=config.log_every,
+      checkpoint_every=config.checkpoint_every,
+      layout=layout,
+      init=lambda: init(layout.scatter(runs), shared),
+      advance=advance,
+      record=functools.partial(_record, runs),
+      describe=functools.partial(_describe, runs),
+      rates="lr_z or lr_ratio",
   )
+  steps = setting.evaluation_steps
+  history, params = loop.run(
+      setting,
+      _start_history(config, classes, len(runs.seed), len(steps)),
+      workdir,
+      on_progress=on_progress,
+      stop_requested=stop_requested,
+  )
+  return Result(num_last, classes, runs, steps, history, params)
 
 
 def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
@@ -187,12 +166,6 @@ def share(classes: data.SequenceClasses) -> run_lib.Shared:
   return run_lib.Shared(**arrays)
 
 
-def evaluation_steps(config: config_lib.ScanSnapConfig) -> np.ndarray:
-  """0, log_every, 2 log_every, ... and num_steps."""
-  steps = np.arange(0, config.num_steps, config.log_every)
-  return np.append(steps, config.num_steps)
-
-
 def draw_batches(
     config: config_lib.ScanSnapConfig,
     classes: data.SequenceClasses,
@@ -216,10 +189,11 @@ def draw_batches(
 
 
 def _start_history(
-    config: config_lib.ScanSnapConfig, classes: data.SequenceClasses
+    config: config_lib.ScanSnapConfig,
+    classes: data.SequenceClasses,
+    num_runs: int,
+    num_evaluations: int,
 ) -> History:
-  num_runs = len(make_runs(config).seed)
-  num_evaluations = len(evaluation_steps(config))
   recorded = num_evaluations if config.record_attention else 1
   empty = lambda *shape: np.full((num_runs, *shape), np.nan, np.float32)
   return History(
@@ -230,105 +204,32 @@ def _start_history(
   )
 
 
-def _to_save(state: run_lib.TrainState, history: History) -> dict[str, Any]:
-  return {"state": state, "history": history._asdict()}
-
-
-def _restore(
-    checkpointer: checkpoint.Checkpointer,
-    layout: ensemble.Ensemble,
-    init: Callable[..., run_lib.TrainState],
-    init_args: tuple[Any, ...],
-    history: History,
-) -> tuple[int, run_lib.TrainState, History]:
-  """Step, state and history of the last good checkpoint, or of the start."""
-  shape_of = lambda leaf: jax.ShapeDtypeStruct(
-      (layout.num_members, *leaf.shape[2:]), leaf.dtype
-  )
-  shapes = jax.tree.map(shape_of, jax.eval_shape(init, *init_args))
-  restored = checkpointer.restore_latest(_to_save(shapes, history))
-  if restored is None:
-    return 0, init(*init_args), history
-  return (
-      restored.step,
-      layout.scatter(restored.tree["state"]),
-      History(**restored.tree["history"]),
-  )
-
-
-def _is_due(config: config_lib.ScanSnapConfig, start: int, end: int) -> bool:
-  """True if a checkpoint, or the last step, lies in (start, end]."""
-  interval = config.checkpoint_every
-  return start // interval < end // interval or end == config.num_steps
-
-
 def _record(
-    stream: metric_stream.MetricStream | None,
     runs: run_lib.Run,
     history: History,
     seen: run_lib.Observation,
     evaluation: int,
-    step: int,
-) -> None:
-  """Keeps an evaluation of all runs and writes its metric rows, one a run."""
+) -> list[dict[str, Any]]:
+  """Keeps an evaluation of all runs; returns a metric row for each."""
   history.distinct_entropy[:, evaluation] = seen.distinct_entropy
   history.common_mass[:, evaluation] = seen.common_mass
   history.attended[:, min(evaluation, history.attended.shape[1] - 1)] = (
       seen.attended
   )
-  if stream is None:
-    return
-  for r in range(len(runs.seed)):
-    row = {
-        "seed": runs.seed[r],
-        "lr_z": runs.lr_z[r],
-        "lr_ratio": runs.lr_ratio[r],
-        "distinct_entropy": seen.distinct_entropy[r],
-        "common_mass": seen.common_mass[r],
-    }
-    if step:
-      row["loss"] = history.losses[r, step - 1]
-    stream.write(step, row)
+  return [
+      {
+          "seed": runs.seed[r],
+          "lr_z": runs.lr_z[r],
+          "lr_ratio": runs.lr_ratio[r],
+          "distinct_entropy": seen.distinct_entropy[r],
+          "common_mass": seen.common_mass[r],
+      }
+      for r in range(len(runs.seed))
+  ]
 
 
-def _check_finite(
-    name: str,
-    runs: run_lib.Run,
-    history: History,
-    values: PyTree,
-    start: int,
-    end: int,
-) -> None:
-  """Refuses to go on with, or to save, runs that diverged in [start, end).
-
-  Args:
-    name: What is being run.
-    runs: Its runs.
-    history: Holds the losses of the interval.
-    values: What came of the interval, leaves [R, ...].
-    start: First step of the interval.
-    end: First step after it.
-
-  Raises:
-    UserError: If a loss or a value is NaN or infinite.
-  """
-  losses = history.losses[:, :end]
-  is_good = np.isfinite(losses).all(axis=1)
-  for leaf in jax.tree.leaves(values):
-    is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-  if is_good.all():
-    return
-  r = int(np.argmin(is_good))
-  finite = np.flatnonzero(np.isfinite(losses[r]))
-  last = (
-      f"{losses[r, finite[-1]]:.6g} at step {finite[-1]}"
-      if finite.size
-      else "none"
-  )
-  raise errors.UserError(
-      f"{name} diverged between steps {start} and {end}, with"
-      f" seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
-      f" lr_ratio={runs.lr_ratio[r]:g}: its last finite loss is {last}. Metrics"
-      f" up to step {start} and the checkpoints before are kept. Use a smaller"
-      " lr_z or lr_ratio, in a new workdir."
+def _describe(runs: run_lib.Run, r: int) -> str:
+  return (
+      f"seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
+      f" lr_ratio={runs.lr_ratio[r]:g}"
   )
