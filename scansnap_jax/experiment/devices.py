@@ -5,7 +5,9 @@ Nothing here runs at import; a script calls it before the first computation.
 
 from collections.abc import Iterator
 import contextlib
+import glob
 import os
+import sys
 from typing import Any
 
 import jax
@@ -13,6 +15,16 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from scansnap_jax.experiment import errors
+
+# TPU, NVIDIA (also under WSL), AMD, others: what their drivers put under /dev.
+_ACCELERATORS = (
+    "accel*",
+    "vfio/[0-9]*",
+    "nvidia[0-9]*",
+    "dxg",
+    "kfd",
+    "dri/renderD*",
+)
 
 
 def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
@@ -25,6 +37,9 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
     num_cpu_devices: Devices to split a CPU into; 0 takes one per core. No
       effect on accelerators.
   """
+  if _is_cpu_only():
+    # Or an installed libtpu looks for its TPU, in seconds and several lines.
+    jax.config.update("jax_platforms", "cpu")
   cores = num_cores()
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
   if multihost:
@@ -36,6 +51,13 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
           " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or"
           " leave it out."
       ) from error
+
+
+def _is_cpu_only() -> bool:
+  """Whether nobody chose a platform and no accelerator is there."""
+  if jax.config.jax_platforms or sys.platform != "linux":
+    return False
+  return not any(glob.glob(f"/dev/{name}") for name in _ACCELERATORS)
 
 
 def num_cores() -> int:

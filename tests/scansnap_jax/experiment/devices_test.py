@@ -1,3 +1,4 @@
+import fnmatch
 import os
 import pathlib
 import subprocess
@@ -61,6 +62,27 @@ class SetUpTest(parameterized.TestCase):
         check=False,
     )
     self.assertEqual(process.stdout, expected, process.stderr)
+
+  @parameterized.parameters(
+      ("linux", "", [], "cpu"),
+      ("linux", "", ["/dev/vfio/0"], ""),
+      ("linux", "tpu", [], "tpu"),
+      ("darwin", "", [], ""),
+  )
+  def test_chooses_the_cpu_where_nothing_else_is(
+      self, system, chosen, found, expected
+  ):
+    config = types.SimpleNamespace(jax_platforms=chosen)
+    config.update = lambda name, value: setattr(config, name, value)
+    with (
+        mock.patch.object(jax, "config", config),
+        mock.patch.object(sys, "platform", system),
+        mock.patch.object(
+            devices.glob, "glob", lambda name: fnmatch.filter(found, name)
+        ),
+    ):
+      devices.set_up()
+    self.assertEqual(config.jax_platforms, expected)
 
   @parameterized.parameters((False, []), (True, [mock.call(**_COORDINATES)]))
   def test_joins_the_other_processes_only_if_asked(self, multihost, expected):
