@@ -16,6 +16,7 @@ Letters: R runs, S times, M tokens, K classes and hidden nodes.
 
 from collections.abc import Callable
 import functools
+import itertools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -266,10 +267,10 @@ def measure(
       **{mode: _summarize(runs) for mode, runs in run_all(config).items()},
   }
   if on_metrics is not None:
-    for mode in MODES:
-      for i, step in enumerate(summary["steps"].tolist()):
-        row = {name: summary[mode][name]["mean"][i] for name in _CURVES}
-        on_metrics(step, {"mode": mode, **row})
+    for i, step in enumerate(summary["steps"].tolist()):
+      names = itertools.product(MODES, _CURVES)
+      row = {f"{m}_{name}": summary[m][name]["mean"][i] for m, name in names}
+      on_metrics(step, row)
   return {**summary, "finding": _finding(summary)}
 
 

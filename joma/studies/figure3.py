@@ -46,10 +46,14 @@ def measure(
         "components": shown,
         "effective": _effective_number(v).mean(axis=(0, 2)),
     }
-    if on_metrics is not None:
-      for i, step in enumerate(summary["steps"].tolist()):
-        row = {f"v_0{c}": shown[i, c] for c in range(_NUM_SHOWN)}
-        on_metrics(step, {"mode": mode, **row})
+  if on_metrics is not None:
+    for i, step in enumerate(summary["steps"].tolist()):
+      row = {
+          f"{mode}_v_{c}0": summary[mode]["components"][i, c]
+          for mode in figure2.MODES
+          for c in range(_NUM_SHOWN)
+      }
+      on_metrics(step, row)
   return {**summary, "finding": _finding(summary)}
 
 

@@ -44,7 +44,7 @@ def measure(
 
   Args:
     config: The settings.
-    on_metrics: Called with H and each way's value, for each polarity.
+    on_metrics: Called with the place of each H and what each way gives there.
 
   Returns:
     `rows`, one for each polarity: `depths` H from the farthest pair to L - 1
@@ -58,10 +58,13 @@ def measure(
       for polarity, key in zip(config.polarity, keys, strict=True)
   ]
   if on_metrics is not None:
-    for row in rows:
-      for i, depth in enumerate(row["depths"]):
-        values = {n: row[n][i] for n in ("exact", "enumerated", "sampled")}
-        on_metrics(i, {"polarity": row["polarity"], "depth": depth, **values})
+    for i, depth in enumerate(rows[0]["depths"]):
+      values = {
+          f"{name}_{row['polarity']:g}": row[name][i]
+          for row in rows
+          for name in ("exact", "enumerated", "sampled")
+      }
+      on_metrics(i, {"depth": depth, **values})
   summary = {
       "num_depths": config.num_depths,
       "rows": rows,

@@ -105,8 +105,8 @@ def measure(
 
   Args:
     config: The settings.
-    on_metrics: Called for each law, activation and number of queries with the
-      place of the step size and the relative error.
+    on_metrics: Called with the place of each step size and the relative errors,
+      named by kind of attention, activation and number of queries.
 
   Returns:
     `step_sizes`; `laws`, rows with the relative error at each step size and the
@@ -136,9 +136,14 @@ def measure(
         "factors": _factor_rows(config),
     }
   if on_metrics is not None:
-    for row in laws:
-      for i, error in enumerate(row["relative_error"]):
-        on_metrics(i, {**row, "relative_error": error})
+    for i, step_size in enumerate(summary["step_sizes"]):
+      errors = {
+          f"{row['attention']}_{row['activation']}_{row['num_queries']}": row[
+              "relative_error"
+          ][i]
+          for row in laws
+      }
+      on_metrics(i, {"step_size": step_size, **errors})
   return {**summary, "finding": _finding(summary)}
 
 
