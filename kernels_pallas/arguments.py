@@ -1,23 +1,27 @@
 """Checks the arguments of an attention op and says what would be right."""
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+
+_FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def check_arrays(query: Any, key: Any, value: Any) -> None:
   """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together."""
   for name, array in (("query", query), ("key", key), ("value", value)):
+    _check_float_array(name, array)
     if array.ndim != 4:
       raise ValueError(
           f"{name} has shape {array.shape}; it must have 4 axes: batch,"
           " position, head, head_dim"
       )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(f"{name} is {array.dtype}; it must be a float type")
   if key.shape != value.shape:
     raise ValueError(f"key {key.shape} and value {value.shape} must be alike")
   if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
@@ -31,11 +35,13 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
         " they must have one type"
     )
   num_heads, num_kv_heads = query.shape[2], key.shape[2]
-  if num_kv_heads == 0 or num_heads % num_kv_heads:
+  if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
     raise ValueError(
         f"the {num_heads} query heads must be a multiple of the {num_kv_heads}"
         " key and value heads"
     )
+  if query.shape[3] == 0:
+    raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
 
 
 def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
@@ -47,6 +53,7 @@ def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
         f"mask is a {type(mask).__name__}; it must be a"
         " kernels_pallas.masks.Mask, such as masks.causal(T, S)"
     )
+  _check_mask_fields(mask)
   batch, num_queries, num_keys = query.shape[0], query.shape[1], key.shape[1]
   for name, array, length in (
       ("starts", mask.starts, num_queries),
@@ -71,8 +78,24 @@ def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
     )
 
 
+def _check_mask_fields(mask: masks.Mask) -> None:
+  """Raises ValueError unless the arrays of a mask fit each other."""
+  shape = mask.starts.shape
+  if len(shape) < 2 or shape[-2] not in (1, 2) or mask.stops.shape != shape:
+    raise ValueError(
+        f"mask.starts has shape {shape} and mask.stops {mask.stops.shape}; both"
+        " must be [spans, T] or [batch, spans, T] with 1 or 2 spans"
+    )
+  if (mask.query_ids is None) != (mask.key_ids is None):
+    raise ValueError("mask needs both query_ids and key_ids, or neither")
+  for name, array in vars(mask).items():
+    if array is not None and not jnp.issubdtype(array.dtype, jnp.integer):
+      raise ValueError(f"mask.{name} is {array.dtype}; it must be int32")
+
+
 def check_options(
     query: Any,
+    scale: float | None,
     logits_soft_cap: float | None,
     sink_logits: Any,
     row_weights: Any,
@@ -80,37 +103,67 @@ def check_options(
 ) -> None:
   """Raises ValueError for an option that has no meaning."""
   batch, num_queries, num_heads = query.shape[:3]
+  _check_number("scale", scale)
+  _check_number("logits_soft_cap", logits_soft_cap)
   if logits_soft_cap is not None and not logits_soft_cap > 0:
     raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive")
-  if sink_logits is not None and sink_logits.shape != (num_heads,):
-    raise ValueError(
-        f"sink_logits has shape {sink_logits.shape}; it must be one number for"
-        f" each of the {num_heads} query heads"
-    )
+  if sink_logits is not None:
+    _check_float_array("sink_logits", sink_logits)
+    if sink_logits.shape != (num_heads,):
+      raise ValueError(
+          f"sink_logits has shape {sink_logits.shape}; it must be one number"
+          f" for each of the {num_heads} query heads"
+      )
   if row_weights is None:
     return
   if not return_col_mass:
     raise ValueError("row_weights needs return_col_mass=True")
   shape = (batch, num_heads, num_queries)
-  fits = row_weights.ndim == 3 and all(
+  fits = np.ndim(row_weights) == 3 and all(
       size in (1, full)
       for size, full in zip(row_weights.shape, shape, strict=True)
   )
   if not fits:
     raise ValueError(
-        f"row_weights has shape {row_weights.shape}; it must broadcast to"
+        f"row_weights has shape {np.shape(row_weights)}; it must broadcast to"
         f" batch, query heads, queries = {shape}"
     )
 
 
+def check_config(config: Any, implementation: str, module: Any) -> None:
+  """Raises ValueError unless `config` is one of the implementation's."""
+  kind = getattr(module, "Config", None)
+  if config is None or (kind is not None and isinstance(config, kind)):
+    return
+  wanted = f"a {kind.__module__}.{kind.__name__} or None" if kind else "None"
+  raise ValueError(
+      f"config={config!r} is not for implementation={implementation!r}; it"
+      f" must be {wanted}"
+  )
+
+
 def check_selection(selection: Any, query: Any, key: Any) -> None:
   """Raises ValueError unless the table is for this B, N, T and S."""
-  table, num_valid = selection.block_table, selection.num_valid
+  if not isinstance(selection, selection_lib.Selection):
+    raise ValueError(
+        f"selection is a {type(selection).__name__}; it must be a"
+        " kernels_pallas.selection.Selection, such as selection.from_mask makes"
+    )
   for name in ("block_q", "block_kv"):
     if getattr(selection, name) < 1:
       raise ValueError(
           f"selection.{name}={getattr(selection, name)} must be at least 1"
       )
+  for name in ("block_table", "num_valid"):
+    dtype = getattr(selection, name).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+      raise ValueError(f"selection.{name} is {dtype}; it must be int32")
+  check_mask(selection.mask, query, key)
+  _check_table(selection, query)
+
+
+def _check_table(selection: selection_lib.Selection, query: Any) -> None:
+  table, num_valid = selection.block_table, selection.num_valid
   batch, num_queries, num_heads = query.shape[:3]
   num_rows = -(-num_queries // selection.block_q)
   if (
@@ -126,3 +179,30 @@ def check_selection(selection: Any, query: Any, key: Any) -> None:
         f" {selection.block_q} they must be [{batch} or 1, {num_heads} or 1,"
         f" {num_rows}, width] and the same without width"
     )
+
+
+def _check_float_array(name: str, array: Any) -> None:
+  if not isinstance(array, jax.Array | np.ndarray):
+    raise ValueError(f"{name} is a {type(array).__name__}; it must be an array")
+  if array.dtype.name not in _FLOAT_TYPES:
+    raise ValueError(
+        f"{name} is {array.dtype}; it must be a float type, one of"
+        f" {', '.join(_FLOAT_TYPES)}"
+    )
+
+
+def _check_number(name: str, number: Any) -> None:
+  """Kernels are compiled for one value, so that it must be known."""
+  if number is None:
+    return
+  if isinstance(number, jax.core.Tracer):
+    raise ValueError(
+        f"{name} is a traced value; it must be a number that is known while"
+        " tracing"
+    )
+  if np.ndim(number) or not isinstance(
+      number, int | float | np.number | jax.Array
+  ):
+    raise ValueError(f"{name}={number!r} must be a number")
+  if not math.isfinite(number):
+    raise ValueError(f"{name}={number} must be finite")

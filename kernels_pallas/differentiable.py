@@ -112,8 +112,8 @@ def attend(
     d_sink = None
     if sink_logits is not None:
       sink = sink_logits.astype(lse.dtype)[None, :, None]
-      # A row without sink nor key cannot be: lse >= sink.
-      weight = jnp.exp(sink - lse)
+      # A sink of -inf is none: rows without it and without keys have no lse.
+      weight = jnp.exp(sink - jnp.where(jnp.isneginf(lse), 0.0, lse))
       d_sink = -(weight * delta).sum(axis=(0, 2)).astype(sink_logits.dtype)
     return d_query, d_key, d_value, d_sink, None, None
 

@@ -187,32 +187,46 @@ def check(selection: Selection, num_queries: int, num_keys: int) -> None:
   Under `jax.jit`, wrap the caller in `jax.experimental.checkify.checkify`.
 
   Raises:
-    ValueError: If a valid entry is no block of the keys, or `num_valid` is
-      larger than the table is wide, and the values are known (no tracers).
+    ValueError: If a valid entry is no block of the keys or is listed twice, or
+      `num_valid` is negative or larger than the table is wide, and the values
+      are known (no tracers).
   """
-  table, num_valid = selection.block_table, selection.num_valid
-  num_blocks = -(-num_keys // selection.block_kv)
-  entry = masks.to_rank(jnp.arange(table.shape[-1]), table.ndim)
-  listed = jnp.where(entry < num_valid[..., None], table, 0)
-  highest, lowest = listed.max(initial=0), listed.min(initial=0)
-  most = num_valid.max(initial=0)
+  table = jnp.asarray(selection.block_table, jnp.int32)
+  num_valid = jnp.asarray(selection.num_valid, jnp.int32)
+  num_blocks, width = -(-num_keys // selection.block_kv), table.shape[-1]
+  entry = masks.to_rank(jnp.arange(width), table.ndim)
+  is_valid = entry < num_valid[..., None]
+  # Entries that do not count become numbers that no block has.
+  ordered = jnp.sort(jnp.where(is_valid, table, num_blocks + entry), axis=-1)
+  is_twice = ordered[..., 1:] == ordered[..., :-1]
+  most = np.iinfo(np.int32).max
+  values = {
+      "low": jnp.where(is_valid, table, most).min(initial=most),
+      "high": jnp.where(is_valid, table, -1).max(initial=-1),
+      "least": num_valid.min(initial=most),
+      "most": num_valid.max(initial=-1),
+      "twice": jnp.where(is_twice, ordered[..., 1:], -1).max(initial=-1),
+  }
   cases = (
       (
-          (lowest >= 0) & (highest < num_blocks),
+          (values["low"] >= 0) & (values["high"] < num_blocks),
           (
               "block_table has entries from {low} to {high}, but the "
               f"{num_keys} keys have blocks 0 to {num_blocks - 1}"
           ),
       ),
       (
-          most <= table.shape[-1],
+          (values["least"] >= 0) & (values["most"] <= width),
           (
-              "num_valid is up to {most}, but block_table is"
-              f" {table.shape[-1]} wide"
+              "num_valid is from {least} to {most}, but block_table is"
+              f" {width} wide"
           ),
       ),
+      (
+          values["twice"] < 0,
+          "block_table lists block {twice} twice for one query block",
+      ),
   )
-  values = {"low": lowest, "high": highest, "most": most}
   for is_right, message in cases:
     if isinstance(is_right, jax.core.Tracer):
       checkify.check(is_right, message, **values)

@@ -65,10 +65,9 @@ def block_sparse_attention(
       range with `debug`.
   """
   arguments.check_arrays(query, key, value)
-  arguments.check_mask(selection.mask, query, key)
   arguments.check_selection(selection, query, key)
   arguments.check_options(
-      query, logits_soft_cap, sink_logits, row_weights, return_col_mass
+      query, scale, logits_soft_cap, sink_logits, row_weights, return_col_mass
   )
   if debug:
     selection_lib.check(selection, query.shape[1], key.shape[1])
@@ -78,6 +77,9 @@ def block_sparse_attention(
   if implementation is None and chosen == "pallas_gpu":
     # Hopper's tensor cores have no float32, among other things.
     chosen = "xla" if _module(chosen).why_not(query, selection) else chosen
+  arguments.check_config(config, chosen, _module(chosen))
+  if 0 in query.shape or 0 in key.shape:
+    chosen, config = "reference", None  # There are no tiles of nothing.
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,

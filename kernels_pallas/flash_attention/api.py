@@ -65,7 +65,7 @@ def flash_attention(
   arguments.check_arrays(query, key, value)
   arguments.check_mask(mask, query, key)
   arguments.check_options(
-      query, logits_soft_cap, sink_logits, row_weights, return_col_mass
+      query, scale, logits_soft_cap, sink_logits, row_weights, return_col_mass
   )
   chosen = implementations.choose(
       implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
@@ -73,6 +73,9 @@ def flash_attention(
   if implementation is None and chosen == "pallas_gpu":
     # Hopper's tensor cores have no float32, among other things.
     chosen = "xla" if _module(chosen).why_not(query, mask) else chosen
+  arguments.check_config(config, chosen, _module(chosen))
+  if 0 in query.shape or 0 in key.shape:
+    chosen, config = "reference", None  # There are no tiles of nothing.
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,

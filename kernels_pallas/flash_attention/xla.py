@@ -23,6 +23,8 @@ _STRIP_SIZE = 2**21
 # Rows in a strip, of all heads that share a key head: enough for the products
 # to be fast; more than `_MAX_ROWS` would compute more of masked tiles.
 _MIN_ROWS, _MAX_ROWS = 128, 256
+# Tiles of keys: lists of all tiles must not grow as T S.
+_MAX_TILES = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class Config:
   block_q: int
   block_kv: int = 128
 
+  def __post_init__(self):
+    for name, size in vars(self).items():
+      if size < 1:
+        raise ValueError(f"{name}={size} must be at least 1")
+
 
 def choose_config(
     num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int
@@ -44,7 +51,10 @@ def choose_config(
   """Chooses tiles by measurements on two cores of an AMD EPYC."""
   rows = min(max(_STRIP_SIZE // num_keys, _MIN_ROWS), _MAX_ROWS)
   block_q = max(rows * num_kv_heads // num_heads, 1)
-  return Config(block_q=min(block_q, num_queries), block_kv=min(128, num_keys))
+  block_kv = -(-num_keys // (128 * _MAX_TILES)) * 128
+  return Config(
+      block_q=min(block_q, num_queries), block_kv=min(block_kv, num_keys)
+  )
 
 
 def forward(

@@ -48,21 +48,22 @@ class Strip:
       x = x.at[first + self.tiles].get(mode="promise_in_bounds")
     return x.reshape(x.shape[0] * self.layout.block_kv, -1)
 
-  def add(
-      self, x: Float[Array, "tiles size"], update: Float[Array, "S H"]
+  def add_to_keys(
+      self, x: Float[Array, "tiles size"], update: Float[Array, "H S"]
   ) -> jax.Array:
-    """Adds to what `gather` reads."""
-    return self._add(x, update.reshape(-1, x.shape[1]), self.kv_head)
+    """Adds numbers per key to [B K C, H block_kv]."""
+    return self._add(x, update, self.kv_head)
 
-  def add_columns(
+  def add_to_columns(
       self, x: Float[Array, "tiles size"], update: Float[Array, "G S"]
   ) -> jax.Array:
     """Adds numbers per query head and key to [B U C, G block_kv]."""
-    tiles = update.reshape(update.shape[0], -1, self.layout.block_kv)
-    return self._add(x, tiles.swapaxes(0, 1).reshape(-1, x.shape[1]), self.head)
+    return self._add(x, update, self.head)
 
   def _add(self, x: jax.Array, update: jax.Array, head: Any) -> jax.Array:
     first = head * self.layout.num_tiles
+    tiles = update.reshape(update.shape[0], -1, self.layout.block_kv)
+    update = tiles.swapaxes(0, 1).reshape(-1, x.shape[1])
     if not self.reads_all:
       return x.at[first + self.tiles].add(update, mode="promise_in_bounds")
     old = jax.lax.dynamic_slice_in_dim(x, first, self.layout.num_tiles)

@@ -95,10 +95,13 @@ class Layout:
     return x.swapaxes(1, 2).reshape(-1, self.block_kv * x.shape[3])
 
   def join_keys(self, x: Float[Array, "tiles size"]) -> jax.Array:
-    """[B K C, block_kv H] -> [B, S, K, H]."""
-    padded = self.num_tiles * self.block_kv
-    x = x.reshape(self.batch_size, self.num_kv_heads, padded, -1)
-    return x.swapaxes(1, 2)[:, : self.num_keys]
+    """[B K C, H block_kv] -> [B, S, K, H]."""
+    x = x.reshape(
+        self.batch_size, self.num_kv_heads, self.num_tiles, -1, self.block_kv
+    )
+    x = x.transpose(0, 2, 4, 1, 3)
+    x = x.reshape(self.batch_size, -1, *x.shape[3:])
+    return x[:, : self.num_keys]
 
   def join_columns(self, x: Float[Array, "tiles size"]) -> jax.Array:
     """[B U C, G block_kv] -> [B, N, S]."""

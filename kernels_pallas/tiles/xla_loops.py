@@ -62,7 +62,7 @@ def forward(
     )
     outs, lses = _put(outs, out, strip.index), _put(lses, lse, strip.index)
     if col_mass is not None:
-      col_mass = strip.add_columns(col_mass, sums)
+      col_mass = strip.add_to_columns(col_mass, sums)
     return outs, lses, col_mass
 
   lses = jnp.zeros(queries.shape[:-1], dtype)
@@ -109,8 +109,8 @@ def backward(
     )
     return (
         _put(d_queries, d_query, index),
-        strip.add(d_keys, d_key),
-        strip.add(d_values, d_value),
+        strip.add_to_keys(d_keys, d_key),
+        strip.add_to_keys(d_values, d_value),
     )
 
   start = tuple(jnp.zeros_like(x) for x in (queries, keys, values))

@@ -70,6 +70,9 @@ def backward(
 ) -> tuple[Any, Any, Any]:
   """Computes the cotangents of the scaled query, of key and of value.
 
+  Those of key and value are [H, S]: XLA would copy an array of T S numbers to
+  transpose it for products that are [S, H].
+
   Args:
     query: Already scaled; all arrays are of the type to compute in.
     key: Keys of the strip.
@@ -83,13 +86,13 @@ def backward(
   capped = _capped(_einsum("GTH,SH->GTS", query, key), spec)
   safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
   attn_weights = jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
-  d_value = _einsum("GTS,GTH->SH", attn_weights, d_out)
+  d_value = _einsum("GTH,GTS->HS", d_out, attn_weights)
   d_weights = _einsum("GTH,SH->GTS", d_out, value)
   d_logits = attn_weights * (d_weights - delta[..., None])
   if spec.logits_soft_cap is not None:
     d_logits *= 1 - jnp.square(capped / spec.logits_soft_cap)
   d_query = _einsum("GTS,SH->GTH", d_logits, key)
-  return d_query, _einsum("GTS,GTH->SH", d_logits, query), d_value
+  return d_query, _einsum("GTH,GTS->HS", query, d_logits), d_value
 
 
 def _capped(attn_logits: jax.Array, spec: Any) -> jax.Array:

@@ -163,9 +163,12 @@ class CheckTest(parameterized.TestCase):
     return selection.Selection(table, nums, None, 8, 8)
 
   @parameterized.parameters(
-      (dict(entry=2), "entries from 0 to 2, but the 16 keys have blocks 0 to"),
-      (dict(entry=-1), "entries from -1 to 0"),
-      (dict(num_valid=3), "num_valid is up to 3, but block_table is 2 wide"),
+      (dict(entry=2), "entries from 2 to 2, but the 16 keys have blocks 0 to"),
+      (dict(entry=-1), "entries from -1 to -1"),
+      (
+          dict(num_valid=3),
+          "num_valid is from 3 to 3, but block_table is 2 wide",
+      ),
   )
   def test_names_the_entry_and_what_is_right(self, fields, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -174,7 +177,7 @@ class CheckTest(parameterized.TestCase):
   def test_under_jit_through_checkify(self):
     checked = checkify.checkify(jax.jit(lambda s: selection.check(s, 16, 16)))
     error, _ = checked(self._selection(entry=5))
-    with self.assertRaisesRegex(ValueError, "entries from 0 to 5"):
+    with self.assertRaisesRegex(ValueError, "entries from 5 to 5"):
       checkify.check_error(error)
     error, _ = checked(self._selection(entry=1))
     self.assertIsNone(error.get())

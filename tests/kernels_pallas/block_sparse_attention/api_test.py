@@ -4,8 +4,8 @@ import chex
 import jax
 from jax.experimental import checkify
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
@@ -68,24 +68,27 @@ def _random_selection(seed, num_queries, num_keys, block_q, block_kv, heads=2):
   )
 
 
+def _run_case(implementation, name, dtype, options):
+  shape = shapes.TESTS[name]
+  chosen = _select(shape)
+  allowed = reference.allowed_pairs(
+      chosen, shape.dense.num_queries, shape.dense.num_keys
+  )
+  inputs = conformance.draw(shape.dense, dtype, np.asarray(allowed), options)
+
+  def call(**arguments):
+    return api.block_sparse_attention(
+        **arguments, selection=chosen, implementation=implementation
+    )
+
+  conformance.check(call, inputs, implementation)
+
+
 class BlockSparseAttentionTest(parameterized.TestCase):
 
   @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
   def test_equals_the_oracle(self, implementation, case):
-    name, dtype, options = case
-    shape = shapes.TESTS[name]
-    chosen = _select(shape)
-    allowed = reference.allowed_pairs(
-        chosen, shape.dense.num_queries, shape.dense.num_keys
-    )
-    inputs = conformance.draw(shape.dense, dtype, np.asarray(allowed), options)
-
-    def call(**arguments):
-      return api.block_sparse_attention(
-          **arguments, selection=chosen, implementation=implementation
-      )
-
-    conformance.check(call, inputs, implementation)
+    _run_case(implementation, *case)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
   def test_any_table_in_any_order(self, implementation):
@@ -156,49 +159,35 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     chex.assert_tree_all_finite(got)
 
 
-class WrongCallTest(parameterized.TestCase):
+@pytest.mark.slow
+class EveryCombinationTest(parameterized.TestCase):
 
-  def setUp(self):
-    super().setUp()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    self.addCleanup(jaxtyping.config.update, "jaxtyping_disable", False)
-    self.arrays = (jnp.zeros((2, 64, 4, 16)), *[jnp.zeros((2, 64, 2, 16))] * 2)
-
-  def _selection(self, batch=2, heads=4, rows=4, entry=0, block_q=16):
-    table = jnp.full((batch, heads, rows, 2), entry, jnp.int32)
-    nums = jnp.ones((batch, heads, rows), jnp.int32)
-    return selection_lib.Selection(table, nums, None, block_q, 16)
-
-  @parameterized.parameters(
-      dict(batch=3), dict(heads=2), dict(rows=5), dict(block_q=32)
+  @parameterized.product(
+      implementation=_IMPLEMENTATIONS,
+      name=tuple(shapes.TESTS),
+      dtype=("float32", "bfloat16"),
+      options=(_PLAIN, _ALL),
   )
-  def test_table_of_another_shape(self, **fields):
-    with self.assertRaisesRegex(
-        ValueError, "64 queries in blocks of .* they must be"
-    ):
-      api.block_sparse_attention(*self.arrays, self._selection(**fields))
+  def test_equals_the_oracle(self, implementation, name, dtype, options):
+    _run_case(implementation, name, dtype, options)
 
-  def test_entry_out_of_range_in_debug_mode(self):
-    with self.assertRaisesRegex(ValueError, "64 keys have blocks 0 to 3"):
-      api.block_sparse_attention(
-          *self.arrays, self._selection(entry=4), debug=True
-      )
 
-  def test_entry_out_of_range_in_debug_mode_under_jit(self):
+class DebugTest(parameterized.TestCase):
+
+  def test_entry_out_of_range_under_jit(self):
+    arrays = jnp.zeros((3, 1, 64, 2, 16))
+    table = jnp.full((1, 2, 4, 2), 4, jnp.int32)
+    nums = jnp.ones((1, 2, 4), jnp.int32)
     call = checkify.checkify(
         jax.jit(
             lambda s: api.block_sparse_attention(
-                *self.arrays, s, debug=True, implementation="reference"
+                *arrays, s, debug=True, implementation="reference"
             ).out
         )
     )
-    error, _ = call(self._selection(entry=4))
+    error, _ = call(selection_lib.Selection(table, nums, None, 16, 16))
     with self.assertRaisesRegex(ValueError, "64 keys have blocks 0 to 3"):
       error.throw()
-
-  def test_block_of_no_keys(self):
-    with self.assertRaisesRegex(ValueError, "block_q=0 must be at least 1"):
-      api.block_sparse_attention(*self.arrays, self._selection(block_q=0))
 
 
 class CostTest(parameterized.TestCase):

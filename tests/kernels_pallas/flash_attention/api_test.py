@@ -5,7 +5,6 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -457,74 +456,6 @@ class MergeTest(parameterized.TestCase):
     part = api.flash_attention(*arrays, implementation="xla")
     with self.assertRaisesRegex(ValueError, "return_lse=True"):
       output.merge(part)
-
-
-class WrongCallTest(parameterized.TestCase):
-
-  def setUp(self):
-    # What users see: shapes are not checked by annotations outside tests.
-    super().setUp()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    self.addCleanup(jaxtyping.config.update, "jaxtyping_disable", False)
-
-  def _call(self, **changed):
-    arguments = dict(
-        query=jnp.zeros((2, 8, 4, 16)),
-        key=jnp.zeros((2, 8, 2, 16)),
-        value=jnp.zeros((2, 8, 2, 16)),
-    )
-    return api.flash_attention(**{**arguments, **changed})
-
-  @parameterized.named_parameters(
-      (
-          "heads",
-          dict(key=jnp.zeros((2, 8, 3, 16)), value=jnp.zeros((2, 8, 3, 16))),
-          "4 query heads must be a multiple of the 3",
-      ),
-      ("value", dict(value=jnp.zeros((2, 9, 2, 16))), "must be alike"),
-      (
-          "batch",
-          dict(key=jnp.zeros((1, 8, 2, 16)), value=jnp.zeros((1, 8, 2, 16))),
-          "equal first",
-      ),
-      ("type", dict(query=jnp.zeros((2, 8, 4, 16), "bfloat16")), "one type"),
-      (
-          "mask_length",
-          dict(mask=masks.causal(9)),
-          r"mask.starts has shape \(1, 9\).* must end in 8",
-      ),
-      ("mask_keys", dict(mask=masks.full(8, 12)), "made for 12 keys.* are 8"),
-      ("cap", dict(logits_soft_cap=-1.0), "logits_soft_cap=-1.0 must be"),
-      (
-          "sinks",
-          dict(sink_logits=jnp.zeros(2)),
-          "each of the 4 query heads",
-      ),
-      (
-          "rows",
-          dict(row_weights=jnp.zeros((2, 4, 7)), return_col_mass=True),
-          r"must broadcast to .* \(2, 4, 8\)",
-      ),
-      ("rows_unused", dict(row_weights=jnp.zeros((2, 4, 8))), "needs return"),
-      (
-          "tpu",
-          dict(implementation="pallas_tpu"),
-          "'pallas_tpu' needs a TPU, but this program is made for cpu",
-      ),
-      ("gpu", dict(implementation="pallas_gpu"), "needs a GPU"),
-      (
-          "unknown",
-          dict(implementation="cuda"),
-          "'cuda' is unknown; it must be one of reference, xla, pallas_tpu",
-      ),
-      ("rank", dict(query=jnp.zeros((8, 4, 16))), "query has shape .* 4 axes"),
-      ("ints", dict(query=jnp.zeros((2, 8, 4, 16), int)), "query is int32"),
-      ("mask", dict(mask=jnp.zeros((8, 8), bool)), "must be a .*masks.Mask"),
-      ("mass", dict(col_mass_heads="all"), "'all' must be 'query' or 'kv'"),
-  )
-  def test_gets_one_sentence(self, changed, message):
-    with self.assertRaisesRegex(ValueError, message):
-      self._call(**changed)
 
 
 if __name__ == "__main__":
