@@ -1,6 +1,6 @@
 """Measures the GPU attention kernels beside cuDNN, XLA and jax's own kernel.
 
-  python -m launch.bench_kernels_gpu
+  python -m launch.bench_kernels --target=gpu
 
 needs a Hopper GPU and jax >= 0.11.2, and ends within ten minutes: what the chip
 can do first (a product of matrices, a copy), then how far results are from
@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import masks
-from kernels_pallas import selection as selection_lib
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.flash_attention import api
 from kernels_pallas.flash_attention import cost
-from kernels_pallas.flash_attention import pallas_gpu
 from kernels_pallas.flash_attention import shapes
+from launch import kernel_peers as peers_lib
+from launch import kernel_programs
 
 # Twice the second-level cache of an H100 or H200.
 _ROTATED_BYTES = 2 * 50 * 2**20
@@ -80,12 +80,12 @@ def measure(
     calls_per_sync: int = _CALLS_PER_SYNC,
     rotated_bytes: int = _ROTATED_BYTES,
     max_seconds: float = 540.0,
-    report: Callable[[Row], None] = lambda row: None,
+    tell: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
   """Measures everything; see the module's docstring.
 
   Args:
-    peers: Names of `forward_peers`, None for all.
+    peers: Names of `kernel_peers.forward_peers`, None for all.
     cases: Shapes of causal attention, None for `default_cases`.
     sparse_length: T of block-sparse attention, a multiple of 256.
     matmul_size: Side of the square matrices.
@@ -95,7 +95,7 @@ def measure(
     calls_per_sync: At least so many calls a time.
     rotated_bytes: Size of the inputs that are gone through.
     max_seconds: Rows after that are left out, and say so.
-    report: Is given each row as soon as it is known.
+    tell: Is given each row as soon as it is known.
   """
   deadline = time.monotonic() + max_seconds
   timer = functools.partial(
@@ -114,7 +114,7 @@ def measure(
   rows = []
   for job in jobs:
     rows.append(_row_of(job, deadline))
-    report(rows[-1])
+    tell(rows[-1])
   return rows
 
 
@@ -176,50 +176,7 @@ def time_calls(
   return float(median), (float(lower), float(upper))
 
 
-def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
-  """Causal attentions by name; functions of query, key and value.
-
-  Those with "+col_mass" return column sums too. `mask` is the causal one.
-  """
-  ours = functools.partial(api.flash_attention, mask=mask)
-  cudnn = pallas_gpu.Config(forward_by="cudnn")
-  peers = {
-      "pallas_gpu": functools.partial(ours, implementation="pallas_gpu"),
-      "pallas_gpu+col_mass": functools.partial(
-          ours, implementation="pallas_gpu", return_col_mass=True
-      ),
-      "cudnn+col_mass": functools.partial(
-          ours, implementation="pallas_gpu", return_col_mass=True, config=cudnn
-      ),
-      "xla": functools.partial(ours, implementation="xla"),
-  }
-  by_jax = functools.partial(jax.nn.dot_product_attention, is_causal=True)
-  return {
-      "cudnn": functools.partial(by_jax, implementation="cudnn"),
-      **{
-          name: functools.partial(_arrays_of, call)
-          for name, call in peers.items()
-      },
-      "jax_mosaic": _jax_mosaic,
-      "jax_xla": functools.partial(by_jax, implementation="xla"),
-  }
-
-
-def gradient_of(attention: Callable[..., Any]) -> Callable[..., Any]:
-  """What training computes of an attention: forward, and three gradients."""
-
-  def loss(query, key, value):
-    out = attention(query, key, value)
-    out = out if isinstance(out, tuple) else (out,)
-    dtype = jnp.promote_types(out[0].dtype, jnp.float32)
-    # lse, where there is one, is second; what is after that has no gradient.
-    finite = [jnp.where(jnp.isneginf(x), 0.0, x) for x in out[:2]]
-    return sum((x.astype(dtype) ** 2).sum() for x in finite)
-
-  return jax.grad(loss, argnums=(0, 1, 2))
-
-
-_PASSES = {"forward": lambda call: call, "gradients": gradient_of}
+_PASSES = {"forward": lambda call: call, "gradients": peers_lib.gradient_of}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,14 +224,14 @@ def _ceilings(
 ) -> Iterator[_Job]:
   """What the chip can do, to which the rest is compared."""
   matrices = lambda seed: (
-      _normal(2 * seed, (size, size)),
-      _normal(2 * seed + 1, (size, size)),
+      peers_lib.normal(2 * seed, (size, size)),
+      peers_lib.normal(2 * seed + 1, (size, size)),
   )
   product = functools.partial(
       _timing, timer, lambda a, b: a @ b, matrices, 2 * size**3, 0
   )
   yield _Job("ceiling", "jax", f"bfloat16 {size}^3", product)
-  numbers = lambda seed: (_normal(seed, (num_bytes // 2,)),)
+  numbers = lambda seed: (peers_lib.normal(seed, (num_bytes // 2,)),)
   copy = functools.partial(
       _timing, timer, lambda x: x + 1, numbers, 0, 2 * num_bytes
   )
@@ -285,9 +242,9 @@ def _errors(peers: Sequence[str] | None, length: int) -> Iterator[_Job]:
   """Distance to float64, of all outputs and gradients."""
   for head_dim in (64, 128):
     shape = shapes.square(length, 4, 2, head_dim)
-    arguments = functools.partial(_inputs, shape, jnp.bfloat16, 0)
+    arguments = functools.partial(peers_lib.inputs, shape, jnp.bfloat16, 0)
     exact = functools.partial(api.flash_attention, implementation="reference")
-    known = forward_peers(masks.causal(length))
+    known = peers_lib.forward_peers(masks.causal(length))
     del known["jax_mosaic"]  # float16, and lengths that are multiples of 128.
     for name in _chosen(peers, known):
       expected = functools.partial(
@@ -295,14 +252,17 @@ def _errors(peers: Sequence[str] | None, length: int) -> Iterator[_Job]:
           mask=masks.causal(length),
           return_col_mass=name.endswith("+col_mass"),
       )
-      expected = functools.partial(_arrays_of, expected)
+      expected = functools.partial(peers_lib.arrays_of, expected)
       for what, run in _PASSES.items():
         yield _Job(
             f"error of {what}",
             name,
             f"T={length} N=4 K=2 H={head_dim} causal",
             functools.partial(
-                _error, run(known[name]), run(expected), arguments
+                peers_lib.relative_error,
+                run(known[name]),
+                run(expected),
+                arguments,
             ),
         )
   if peers is None or "pallas_gpu" in peers:
@@ -315,7 +275,7 @@ def _errors_of_variants(length: int) -> Iterator[_Job]:
   near = masks.streaming(length, window=max(length // 5, 1), num_sinks=4)
   capped = {"mask": near, "logits_soft_cap": 3.0}
   sink_logits = jnp.linspace(-1.0, 1.0, 4)
-  selection = random_selection(length, 4, 128, density=0.3)
+  selection = kernel_programs.random_selection(length, 4, 128, 128, density=0.3)
   variants = {
       "no mask": (api.flash_attention, {}),
       "two spans, soft cap, sinks": (
@@ -335,12 +295,14 @@ def _errors_of_variants(length: int) -> Iterator[_Job]:
       variants.items(), (64, 128)
   ):
     shape = shapes.square(length, 4, 1, head_dim)
-    arguments = functools.partial(_inputs, shape, jnp.bfloat16, 0)
+    arguments = functools.partial(peers_lib.inputs, shape, jnp.bfloat16, 0)
     call: Any = functools.partial(
         op, return_lse=True, return_col_mass=True, **options
     )
     ours, exact = (
-        functools.partial(_arrays_of, call, implementation=implementation)
+        functools.partial(
+            peers_lib.arrays_of, call, implementation=implementation
+        )
         for implementation in ("pallas_gpu", "reference")
     )
     for what, run in _PASSES.items():
@@ -348,29 +310,10 @@ def _errors_of_variants(length: int) -> Iterator[_Job]:
           f"error of {what}",
           "pallas_gpu",
           f"T={length} N=4 K=1 H={head_dim} {name}",
-          functools.partial(_error, run(ours), run(exact), arguments),
+          functools.partial(
+              peers_lib.relative_error, run(ours), run(exact), arguments
+          ),
       )
-
-
-def _error(
-    call: Callable[..., Any],
-    exact: Callable[..., Any],
-    make: Callable[[], Any],
-) -> dict[str, Any]:
-  """The largest relative error, and in the note that of each output."""
-  arguments = make()
-  found = jax.tree.leaves(jax.jit(call)(*arguments))
-  with jax.enable_x64(True):
-    wide = [jnp.asarray(np.asarray(x, np.float64)) for x in arguments]
-    expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(exact)(*wide))]
-  errors = []
-  for x, y in zip(found, expected, strict=True):
-    is_finite = np.isfinite(y)  # lse is -inf where there is no key.
-    difference = np.where(is_finite, np.asarray(x, np.float64) - y, 0.0)
-    norm = np.linalg.norm(np.where(is_finite, y, 0.0))
-    errors.append(float(np.linalg.norm(difference) / norm))
-  note = ", ".join(f"{error:.1e}" for error in errors)
-  return {"error": max(errors), "note": note}
 
 
 def _dense(
@@ -381,7 +324,7 @@ def _dense(
   """Times of causal attention, then of its training step."""
   for what, shape in itertools.product(_PASSES, cases):
     mask = masks.causal(shape.num_queries)
-    known = forward_peers(mask)
+    known = peers_lib.forward_peers(mask)
     case = (
         f"B={shape.batch} T={shape.num_queries} N={shape.num_heads}"
         f" K={shape.num_kv_heads} H={shape.head_dim} causal"
@@ -394,7 +337,9 @@ def _dense(
       if what != "forward" and "col_mass" in name:
         continue
       call = _PASSES[what](known[name])
-      make = functools.partial(_inputs, shape, _dtype_of(name))
+      make = functools.partial(
+          peers_lib.inputs, shape, peers_lib.dtype_of(name)
+      )
       run = functools.partial(_timing, timer, call, make, flops, num_bytes)
       yield _Job(what, name, case, run)
 
@@ -405,7 +350,9 @@ def _sparse(
   """A tenth of the causal blocks, drawn per head."""
   shape = shapes.square(length, 16, 4)
   block = min(256, length)
-  selection = random_selection(length, shape.num_heads, block, density=0.1)
+  selection = kernel_programs.random_selection(
+      length, shape.num_heads, block, block, density=0.1
+  )
   listed = int(np.asarray(selection.num_valid).sum())
   # The work's shape counts each pair once a head.
   pairs = listed * block * block // shape.num_heads
@@ -414,13 +361,13 @@ def _sparse(
   ):
     op: Any = block_sparse.block_sparse_attention
     call = functools.partial(
-        _arrays_of, op, selection=selection, implementation=name
+        peers_lib.arrays_of, op, selection=selection, implementation=name
     )
     run = functools.partial(
         _timing,
         timer,
         _PASSES[what](call),
-        functools.partial(_inputs, shape, jnp.bfloat16),
+        functools.partial(peers_lib.inputs, shape, jnp.bfloat16),
         *_work(what, shape, pairs),
     )
     case = f"T={length} N=16 K=4 H=128, {listed} blocks of {block}"
@@ -437,66 +384,12 @@ def _work(what: str, shape: shapes.Shape, pairs: int) -> tuple[int, int]:
   return flops, num_bytes
 
 
-def random_selection(
-    length: int, num_heads: int, block: int, *, density: float
-) -> selection_lib.Selection:
-  """Some of the causal blocks of each row and head, its own always."""
-  num_blocks = -(-length // block)
-  rng = np.random.default_rng(0)
-  width = max(int(density * num_blocks), 1)
-  order = rng.random((1, num_heads, num_blocks, num_blocks))
-  rows, columns = np.arange(num_blocks)[:, None], np.arange(num_blocks)
-  order = np.where(columns == rows, -1.0, order)
-  order = np.where(columns > rows, 2.0, order)
-  table = np.argsort(order, axis=-1)[..., :width].astype(np.int32)
-  share = np.ceil(density * (np.arange(num_blocks) + 1)).astype(np.int32)
-  num_valid = np.broadcast_to(np.minimum(share, width), table.shape[:3])
-  return selection_lib.Selection(
-      table, np.ascontiguousarray(num_valid), masks.causal(length), block, block
-  )
-
-
 def _chosen(peers: Sequence[str] | None, known: Iterable[str]) -> list[str]:
   return [name for name in known if peers is None or name in peers]
 
 
-def _dtype_of(peer: str) -> Any:
-  """The type of the inputs: jax's own kernel has float16 alone."""
-  return jnp.float16 if peer == "jax_mosaic" else jnp.bfloat16
-
-
-def _inputs(shape: shapes.Shape, dtype: Any, seed: int) -> tuple[Any, ...]:
-  return tuple(
-      _normal(3 * seed + i, array.shape, dtype)
-      for i, array in enumerate(shape.arrays())
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _normal(
-    seed: int, shape: tuple[int, ...], dtype: Any = jnp.bfloat16
-) -> jax.Array:
-  return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
-def _arrays_of(
-    call: Callable[..., Any], *arguments: Any, **options: Any
-) -> tuple[Any, ...]:
-  """Out, and of lse and column sums what there is."""
-  return tuple(x for x in call(*arguments, **options) if x is not None)
-
-
-def _jax_mosaic(query: Any, key: Any, value: Any) -> Any:
-  """Hopper attention as shipped with jax: no scale, and no causal backward."""
-  from jax.experimental.pallas.ops.gpu import attention_mgpu
-
-  config = attention_mgpu.TuningConfig(
-      block_q=64, block_kv=128, max_concurrent_steps=2, causal=True
-  )
-  scale = np.asarray(query.shape[-1] ** -0.5, query.dtype)
-  return attention_mgpu.attention(query * scale, key, value, config)
-
-
-if __name__ == "__main__":
+def report() -> list[dict[str, Any]]:
+  """Prints each row of `measure` when it is known; returns the rows."""
   print(table(()), flush=True)
-  measure(report=lambda row: print(table([row]).splitlines()[-1], flush=True))
+  tell = lambda row: print(table([row]).splitlines()[-1], flush=True)
+  return [dataclasses.asdict(row) for row in measure(tell=tell)]

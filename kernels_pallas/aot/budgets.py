@@ -2,7 +2,9 @@
 
 Schedules change with the compiler, so budgets.json keeps them by its version:
 {"libtpu 0.0.48": {case: {chip: {figure: value}}}}, where case names a kernel
-and its configuration. Figures are bundles, spills, temp_bytes, or any other of
+and its configuration, and releases of corrections, 0.0.48.1, count as one with
+what they correct. `python -m launch.bench_kernels --update_budgets` writes
+them. Figures are bundles, spills, temp_bytes, or any other of
 which less is better.
 """
 
@@ -21,13 +23,17 @@ Budgets = dict[str, dict[str, dict[str, int]]]
 
 
 def compiler(platform: str) -> str:
-  """Name and version of what compiles for "tpu" or "cuda" here.
+  """Name and version, to three numbers, of what compiles here.
+
+  Args:
+    platform: "tpu" or "cuda".
 
   Raises:
     importlib.metadata.PackageNotFoundError: If nothing does.
   """
   package = _PACKAGES[platform]
-  return f"{package} {importlib.metadata.version(package)}"
+  numbers = importlib.metadata.version(package).split(".")
+  return f"{package} {'.'.join(numbers[:3])}"
 
 
 def load(version: str, path: pathlib.Path = PATH) -> tuple[Budgets, str]:

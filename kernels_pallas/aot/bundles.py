@@ -13,13 +13,25 @@ guard of a loop that may run zero times.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 _BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +[^{}]*:[ >]*\{", re.MULTILINE)
 _BRANCH = re.compile(r"= sbr\.rel [^;}]*target = \$region(\d+)")
 _START = re.compile(r"Start(?:/End empty)? region (\d+)")
+
+
+class Code(NamedTuple):
+  """A schedule as text.
+
+  Attributes:
+    bundles: The text of each.
+    region_starts: The bundles that regions begin with, by number of region.
+  """
+
+  bundles: Sequence[str]
+  region_starts: dict[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Region:
     start: Index of its first bundle.
     bundles: How many it has, inner regions not counted.
     units: Operations in those bundles, by unit.
+    issued: How many of them are issued while the kernel runs; 0 if unknown.
     regions: Inner regions, in order.
   """
 
@@ -38,6 +51,7 @@ class Region:
   start: int
   bundles: int
   units: dict[str, int]
+  issued: int
   regions: tuple["Region", ...]
 
   def walk(self) -> Iterator["Region"]:
@@ -70,16 +84,8 @@ def parse_units(text: str) -> tuple[dict[str, int], dict[str, np.ndarray]]:
   return capacity, dict(zip(names, rows.T, strict=True))
 
 
-def parse_tree(
-    text: str, units: dict[str, np.ndarray], branch_delay: int
-) -> Region:
-  """Reads `*-final_bundles.txt`.
-
-  Args:
-    text: The dump.
-    units: Operations by bundle, of `parse_units`.
-    branch_delay: Bundles after a branch that are executed in any case.
-  """
+def parse_code(text: str) -> Code:
+  """Reads `*-final_bundles.txt`."""
   matches = list(_BUNDLE.finditer(text))
   ends = [match.start() for match in matches[1:]] + [len(text)]
   lines = [text[m.end() : end] for m, end in zip(matches, ends, strict=True)]
@@ -88,22 +94,48 @@ def parse_tree(
       for index, line in reversed(list(enumerate(lines)))
       for region in _START.findall(line)
   }
+  return Code(lines, region_starts)
+
+
+def make_tree(
+    code: Code,
+    units: dict[str, np.ndarray],
+    branch_delay: int,
+    issued: np.ndarray | None = None,
+) -> Region:
+  """Finds the loops and branches.
+
+  Args:
+    code: Of `parse_code`.
+    units: Operations by bundle, of `parse_units`.
+    branch_delay: Bundles after a branch that are executed in any case.
+    issued: How often each bundle is issued; None if that is not known.
+  """
+  jumps = [
+      (index, code.region_starts.get(int(target), index + 1 + branch_delay))
+      for index, line in enumerate(code.bundles)
+      for target in _BRANCH.findall(line)
+  ]
+  heads = [target for index, target in jumps if target <= index]
   intervals = []
-  for index, line in enumerate(lines):
-    for target in _BRANCH.findall(line):
-      after = index + 1 + branch_delay
-      start = region_starts.get(int(target), after)
-      is_loop = start <= index
-      intervals.append(
-          (start, after, "loop") if is_loop else (after, start, "branch")
-      )
-  return _nest(intervals, len(lines), units)
+  for index, target in jumps:
+    after = index + 1 + branch_delay
+    if target <= index:
+      intervals.append((target, after, "loop"))
+      continue
+    # A loop that begins right behind its guard is all within it.
+    after = min([after, *(head for head in heads if index < head < after)])
+    intervals.append((after, target, "branch"))
+  if issued is None:
+    issued = np.zeros(len(code.bundles), np.int64)
+  return _nest(intervals, len(code.bundles), units, issued)
 
 
 def _nest(
     intervals: Sequence[tuple[int, int, Any]],
     num_bundles: int,
     units: dict[str, np.ndarray],
+    issued: np.ndarray,
 ) -> Region:
   """Makes a tree of [start, end) intervals, each cut where its parent ends."""
   # Of equal ones the branch is outside: it guards the loop.
@@ -120,6 +152,7 @@ def _nest(
         own[inner_start - start : inner_end - start] = False
         position = inner_end
     work = {name: int(ops[start:end] @ own) for name, ops in units.items()}
-    return Region(kind, start, int(own.sum()), work, tuple(inner))
+    runs = int(issued[start:end] @ own)
+    return Region(kind, start, int(own.sum()), work, runs, tuple(inner))
 
   return build(0, num_bundles, "kernel")

@@ -31,6 +31,8 @@ class Chip:
     scoped_vmem_bytes: What a kernel gets unless it sets `vmem_limit_bytes`.
     branch_delay: Bundles after a branch that are executed whether it is taken
       or not, as the schedules show.
+    copy_bytes: Unit of the sizes and places of copies in the schedules.
+    hbm_unit_bytes: Unit of places in HBM there.
   """
 
   name: str
@@ -44,15 +46,18 @@ class Chip:
   smem_bytes: int
   scoped_vmem_bytes: int = 0
   branch_delay: int = 0
+  copy_bytes: int = 0
+  hbm_unit_bytes: int = 0
 
 
-# Version, cores of a device, clock, MiB of scoped VMEM, delay slots.
+# Version, cores of a device, clock, MiB of scoped VMEM, delay slots, and units
+# of copies and of HBM in bytes.
 _TPUS = {
-    "v4": (pltpu.ChipVersion.TPU_V4, 2, 1.05e9, 16, 1),
-    "v5e": (pltpu.ChipVersion.TPU_V5E, 1, 1.5e9, 16, 4),
-    "v5p": (pltpu.ChipVersion.TPU_V5P, 2, 1.75e9, 16, 4),
-    "v6e": (pltpu.ChipVersion.TPU_V6E, 1, 1.75e9, 32, 4),
-    "v7x": (pltpu.ChipVersion.TPU_7X, 1, 2.2e9, 32, 1),
+    "v4": (pltpu.ChipVersion.TPU_V4, 2, 1.05e9, 16, 1, 512, 512),
+    "v5e": (pltpu.ChipVersion.TPU_V5E, 1, 1.5e9, 16, 4, 32, 512),
+    "v5p": (pltpu.ChipVersion.TPU_V5P, 2, 1.75e9, 16, 4, 32, 32),
+    "v6e": (pltpu.ChipVersion.TPU_V6E, 1, 1.75e9, 32, 4, 32, 32),
+    "v7x": (pltpu.ChipVersion.TPU_7X, 1, 2.2e9, 32, 6, 32, 32),
 }
 _SPELLINGS = {"7x": "v7x", "tpu7x": "v7x"}
 TPU_NAMES: tuple[str, ...] = tuple(_TPUS)
@@ -71,7 +76,7 @@ def get_chip(name: str) -> Chip:
     return _H100
   if name not in _TPUS:
     raise ValueError(f"no chip {name!r}; known are {', '.join(CHIP_NAMES)}")
-  version, num_cores, clock_hz, scoped_mib, branch_delay = _TPUS[name]
+  version, num_cores, clock_hz, scoped_mib, delay, copy, hbm = _TPUS[name]
   core = pltpu.get_tpu_info_for_chip(version, num_cores)
   return Chip(
       name=name,
@@ -84,7 +89,9 @@ def get_chip(name: str) -> Chip:
       vmem_bytes=core.vmem_capacity_bytes,
       smem_bytes=core.smem_capacity_bytes,
       scoped_vmem_bytes=scoped_mib << 20,
-      branch_delay=branch_delay,
+      branch_delay=delay,
+      copy_bytes=copy,
+      hbm_unit_bytes=hbm,
   )
 
 

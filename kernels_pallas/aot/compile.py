@@ -25,6 +25,7 @@ class Compiled:
   Attributes:
     chip: What for.
     executable: The compiled program; it cannot run here.
+    jaxpr: What it was compiled from.
     hlo: Its text.
     temp_bytes: What it allocates beside arguments and outputs, a device.
     argument_bytes: Of the arguments.
@@ -40,6 +41,7 @@ class Compiled:
 
   chip: chips.Chip
   executable: Any
+  jaxpr: Any
   hlo: str
   temp_bytes: int
   argument_bytes: int
@@ -89,8 +91,9 @@ def compile_for(
     jitted, static = jax.jit(functools.partial(fn, **static)), {}
   # Lowering asks the mesh in context, not jax.devices(), what the chip is.
   with jax.set_mesh(mesh), overflow.explained():
-    executable = jitted.lower(*args, **static).compile()
-  return _describe(chip, executable, min_copy_bytes)
+    traced = jitted.trace(*args, **static)
+    executable = traced.lower().compile()
+  return _describe(chip, executable, traced.jaxpr, min_copy_bytes)
 
 
 def _abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -98,13 +101,14 @@ def _abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _describe(
-    chip: chips.Chip, executable: Any, min_copy_bytes: int
+    chip: chips.Chip, executable: Any, jaxpr: Any, min_copy_bytes: int
 ) -> Compiled:
   memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
   text, seconds = executable.as_text(), cost.get("optimal_seconds")
   return Compiled(
       chip=chip,
       executable=executable,
+      jaxpr=jaxpr,
       hlo=text,
       temp_bytes=memory.temp_size_in_bytes,
       argument_bytes=memory.argument_size_in_bytes,

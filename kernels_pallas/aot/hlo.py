@@ -10,6 +10,7 @@ _START = re.compile(r"^ *(?:ROOT )?%(\S+) = ", re.MULTILINE)
 _ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _COPY = re.compile(r"(\S+) copy\(%([^ ,)]+)")
 _COPY_START = re.compile(r"\((\S+), (\S+), [^=]*? copy-start\(")
+_OPERANDS = re.compile(r" custom-call\(([^)]*)\)")
 _VMEM = re.compile(
     r'"used_scoped_memory_configs":\[[^\]]*"memory_space":"1"[^\]}]*'
     r'"size":"(\d+)"'
@@ -62,6 +63,19 @@ def kernels(hlo: str) -> dict[str, int]:
     if " custom-call(" in text and _KERNEL.search(text):
       vmem = _VMEM.search(text)
       found[name] = int(vmem[1]) if vmem else 0
+  return found
+
+
+def kernel_operands(hlo: str) -> dict[str, list[str]]:
+  """The shapes, with layouts, of what each Pallas kernel is passed."""
+  instructions = _instructions(hlo)
+  shapes = {name: text.split(" ", 1)[0] for name, text in instructions}
+  found = {}
+  for name, text in instructions:
+    call = _OPERANDS.search(text)
+    if call and _KERNEL.search(text):
+      names = re.findall(r"%([^ ,)]+)", call[1])
+      found[name] = [shapes[operand] for operand in names]
   return found
 
 

@@ -5,6 +5,7 @@ when they are loaded, so a worker loads them anew, for many jobs.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 import dataclasses
 import json
 import os
@@ -16,6 +17,9 @@ from typing import Any
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
+
+# What `schedule` reads; all passes would be fifty times as much.
+_PASSES = "final_.*"
 
 
 class JobFailed(RuntimeError):
@@ -38,8 +42,12 @@ class Job:
   kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-  """Runs the jobs one after the other in one worker.
+def run(jobs: Sequence[Job], num_workers: int = 1) -> list[dict[str, Any]]:
+  """Runs the jobs, one after the other in each worker.
+
+  Args:
+    jobs: What to compile.
+    num_workers: Processes to share them.
 
   Returns:
     What the worker says of each: {"kernels": [...], ...} or {"error": ...}.
@@ -50,6 +58,17 @@ def run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
   """
   for platform in {chips.get_chip(job.chip).platform for job in jobs}:
     topology.require(platform)
+  if num_workers == 1 or len(jobs) < 2:
+    return _run(jobs)
+  with futures.ThreadPoolExecutor(num_workers) as pool:
+    parts = list(
+        pool.map(_run, (jobs[i::num_workers] for i in range(num_workers)))
+    )
+  return [parts[i % num_workers][i // num_workers] for i in range(len(jobs))]
+
+
+def _run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+  """Runs the jobs in one worker."""
   with tempfile.TemporaryDirectory(prefix="aot_") as folder:
     path = pathlib.Path(folder)
     dumps = path / "dumps"
@@ -79,7 +98,10 @@ def check(job: Job, result: Mapping[str, Any]) -> None:
 
 
 def _environment(dumps: pathlib.Path) -> dict[str, str]:
-  flags = f"--xla_jf_dump_to={dumps} --xla_jf_dump_llo_text=true"
+  flags = (
+      f"--xla_jf_dump_to={dumps} --xla_jf_dump_llo_text=true"
+      f" --xla_jf_dump_llo_pass_label_regex={_PASSES}"
+  )
   return os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_ENABLE_COMPILATION_CACHE": "false",  # A hit would dump nothing.

@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 import re
 import shutil
+from typing import Any
 
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import jobs as jobs_lib
@@ -63,18 +64,26 @@ def report(jobs: Sequence[jobs_lib.Job]) -> list[Report]:
     JobFailed: If a program does not compile.
     ToolchainMissing: If the CUDA plugin or ptxas is not there.
   """
+  require()
+  results = jobs_lib.run(jobs)
+  for job, result in zip(jobs, results, strict=True):
+    jobs_lib.check(job, result)
+  return [from_result(*pair) for pair in zip(jobs, results, strict=True)]
+
+
+def require() -> None:
+  """Raises ToolchainMissing unless the CUDA plugin and ptxas are there."""
   if shutil.which("ptxas") is None:
     raise topology.ToolchainMissing(
         "ptxas is not on the path; it comes with CUDA or nvidia-cuda-nvcc"
     )
-  reports = []
-  for job, result in zip(jobs, jobs_lib.run(jobs), strict=True):
-    jobs_lib.check(job, result)
-    kernels = tuple(KernelPtx(**kernel) for kernel in result["kernels"])
-    reports.append(
-        Report(job=job, kernels=kernels, temp_bytes=result["temp_bytes"])
-    )
-  return reports
+  topology.require("cuda")
+
+
+def from_result(job: jobs_lib.Job, result: dict[str, Any]) -> Report:
+  """The report of a job that went well."""
+  kernels = tuple(KernelPtx(**kernel) for kernel in result["kernels"])
+  return Report(job=job, kernels=kernels, temp_bytes=result["temp_bytes"])
 
 
 def read(

@@ -1,11 +1,12 @@
 """Static schedules of Pallas TPU kernels: cycles, were there no stalls.
 
 libtpu writes the schedule of each kernel it compiles when undocumented flags
-ask for it. What it leaves out: stalls on HBM, transfers around the kernel, and
-how the two cores of a megacore chip share a grid (the schedule is one core's).
+ask for it. How often each loop runs is found by running its scalar half, see
+`control`. What all this leaves out: stalls on HBM, and transfers around the
+kernel. Of the two cores of a megacore chip the busier one is reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
 import re
@@ -14,7 +15,9 @@ from typing import Any
 from kernels_pallas.aot import bundles as bundles_lib
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import compile as compile_lib
+from kernels_pallas.aot import control
 from kernels_pallas.aot import jobs as jobs_lib
+from kernels_pallas.aot import operands as operands_lib
 from kernels_pallas.aot import topology
 
 
@@ -28,6 +31,8 @@ class KernelSchedule:
     tree: Its loops and branches.
     capacity: Operations that each unit can issue in a bundle.
     vmem_bytes: Scoped VMEM that it takes.
+    num_steps: Of its grid, on all cores; None if data decide.
+    undecided: Why it is not known how often its loops run; "" if it is.
   """
 
   name: str
@@ -35,11 +40,20 @@ class KernelSchedule:
   tree: bundles_lib.Region
   capacity: dict[str, int]
   vmem_bytes: int
+  num_steps: int | None = None
+  undecided: str = ""
 
   @property
   def bundles(self) -> int:
     """Length of the code."""
     return self.tree.total_bundles
+
+  @property
+  def issued(self) -> int | None:
+    """Bundles that a core issues from its start to its end; None if unknown."""
+    if self.undecided:
+      return None
+    return sum(region.issued for region in self.tree.walk())
 
   @property
   def units(self) -> dict[str, int]:
@@ -58,16 +72,19 @@ class KernelSchedule:
     return self.units.get("VLOAD:FILL", 0)
 
   def __str__(self) -> str:
-    """A line a region: index in `estimate`, kind, bundles, units."""
-    lines = [f"{self.name} on {self.chip}: {self.bundles} bundles"]
+    """A line a region: kind, bundles, times that they are issued, units."""
+    lines = [
+        f"{self.name} on {self.chip}: {self.bundles} bundles, issued"
+        f" {self.issued or self.undecided}"
+    ]
     depth = {id(self.tree): 0}
-    for index, region in enumerate(self.tree.walk()):
+    for region in self.tree.walk():
       depth |= {id(x): depth[id(region)] + 1 for x in region.regions}
       work = " ".join(f"{u}={n}" for u, n in region.units.items() if n)
       kind = "  " * depth[id(region)] + region.kind
       lines.append(
-          f"{index - 1:>3} {kind:<16} at {region.start:<6}"
-          f" {region.bundles:>6} bundles {work}"
+          f"{kind:<20} at {region.start:<6} {region.bundles:>6} bundles"
+          f" {region.issued:>10} issued {work}"
       )
     return "\n".join(lines)
 
@@ -92,34 +109,29 @@ class Report:
 def report(jobs: Sequence[jobs_lib.Job]) -> list[Report]:
   """Compiles TPU programs and returns the schedules of their kernels.
 
-  All in one process beside this one; about two seconds, and one a program.
+  All in one process beside this one; about two seconds, and a few a program.
 
   Raises:
     JobFailed: If a program does not compile.
     ToolchainMissing: If libtpu is not there, or writes no schedules.
   """
-  reports = []
-  for job, result in zip(jobs, jobs_lib.run(jobs), strict=True):
+  results = jobs_lib.run(jobs)
+  for job, result in zip(jobs, results, strict=True):
     jobs_lib.check(job, result)
-    kernels = tuple(map(_from_json, result.pop("kernels")))
-    reports.append(Report(job=job, kernels=kernels, **result))
-  return reports
+  return [from_result(*pair) for pair in zip(jobs, results, strict=True)]
 
 
-def estimate(schedule: KernelSchedule, runs: Sequence[int]) -> int:
-  """Bundles of a whole kernel: sum over regions of bundles times runs.
+def from_result(job: jobs_lib.Job, result: dict[str, Any]) -> Report:
+  """The report of a job that went well."""
+  kernels = tuple(map(_from_json, result["kernels"]))
+  return Report(job=job, **result | {"kernels": kernels})
 
-  Args:
-    schedule: The kernel.
-    runs: How often the code of each region is run in all: the iterations of a
-      loop, summed over all its entries; how often a branch is not skipped. In
-      the order of `schedule.tree.walk()` without the kernel itself.
-  """
-  root, *regions = schedule.tree.walk()
-  if len(runs) != len(regions):
-    raise ValueError(f"{len(runs)} runs for {len(regions)} regions: {schedule}")
-  inner = sum(r.bundles * n for r, n in zip(regions, runs, strict=True))
-  return root.bundles + inner
+
+def total(numbers: Iterable[int | None]) -> int | None:
+  """Their sum; None if one of them is."""
+  numbers = list(numbers)
+  known = [n for n in numbers if n is not None]
+  return sum(known) if len(known) == len(numbers) else None
 
 
 def seconds(bundles: int, chip: str) -> float:
@@ -135,23 +147,39 @@ def read(
   Raises:
     ToolchainMissing: If a kernel has none.
   """
-  found = []
+  found, chip = [], compiled.chip
+  calls = operands_lib.of_kernels(compiled.jaxpr, compiled.hlo)
   for name, vmem_bytes in compiled.scoped_vmem_bytes.items():
     units_text = _dump(folder, name, "final_hlo-static-per-bundle-utilization")
     capacity, units = bundles_lib.parse_units(units_text)
-    tree = bundles_lib.parse_tree(
-        _dump(folder, name, "final_bundles"), units, compiled.chip.branch_delay
-    )
+    code = bundles_lib.parse_code(_dump(folder, name, "final_bundles"))
+    issued, undecided = _issued(code, chip, calls[name].images)
     found.append(
         KernelSchedule(
             name=name,
-            chip=compiled.chip.name,
-            tree=tree,
+            chip=chip.name,
+            tree=bundles_lib.make_tree(code, units, chip.branch_delay, issued),
             capacity=capacity,
             vmem_bytes=vmem_bytes,
+            num_steps=calls[name].num_steps,
+            undecided=undecided,
         )
     )
   return found
+
+
+def _issued(
+    code: bundles_lib.Code,
+    chip: chips.Chip,
+    operands: dict[int, Any],
+) -> tuple[Any, str]:
+  """How often the busiest core issues each bundle, or why that is unknown."""
+  try:
+    cores = range(chip.num_cores)
+    counts = [control.count(code, chip, operands, core) for core in cores]
+  except control.Undecided as error:
+    return None, str(error)
+  return max(counts, key=lambda x: x.sum()), ""
 
 
 def _dump(folder: pathlib.Path, kernel: str, kind: str) -> str:

@@ -57,7 +57,8 @@ class ParseTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.capacity, self.units = bundles.parse_units(_UNITS)
-    self.tree = bundles.parse_tree(_BUNDLES, self.units, branch_delay=1)
+    self.code = bundles.parse_code(_BUNDLES)
+    self.tree = bundles.make_tree(self.code, self.units, branch_delay=1)
 
   def test_units(self):
     self.assertEqual(
@@ -86,11 +87,20 @@ class ParseTest(absltest.TestCase):
     self.assertEqual(self.tree.units, none | {"VSTORE:SPILL": 1})
 
   def test_delay_slots_are_not_skipped(self):
-    tree = bundles.parse_tree(_BUNDLES, self.units, branch_delay=0)
+    tree = bundles.make_tree(self.code, self.units, branch_delay=0)
     branches = [r for r in tree.walk() if r.kind == "branch"]
     self.assertEqual([r.start for r in branches], [5, 12])
     self.assertEqual([r.total_bundles for r in branches], [5, 3])
     self.assertEqual(tree.total_bundles, 18)
+
+  def test_what_is_issued_is_summed_over_the_own_bundles(self):
+    # The grid loop runs 10 times, its inner loop 20 times, the flush never.
+    issued = np.array([1, 1] + 4 * [10] + 4 * [20] + 3 * [10] + 2 * [0])
+    issued = np.concatenate([issued, [10, 10, 1]])
+    tree = bundles.make_tree(self.code, self.units, 1, issued)
+    found = [region.issued for region in tree.walk()]
+    self.assertEqual(found, [3, 90, 0, 80, 0])
+    self.assertEqual(sum(found), issued.sum())
 
   def test_survives_json(self):
     text = json.dumps(dataclasses.asdict(self.tree))

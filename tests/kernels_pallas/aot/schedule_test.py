@@ -1,5 +1,8 @@
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from kernels_pallas.aot import budgets
 from kernels_pallas.aot import bundles
@@ -16,36 +19,35 @@ def _job(chip, name, **kwargs):
   return jobs.Job(chip, _PROGRAMS + name, kwargs)
 
 
-def _leaf(kind, num_bundles, *regions):
-  return bundles.Region(kind, 0, num_bundles, {"VSTORE:SPILL": 1}, regions)
+def _leaf(kind, num_bundles, issued, *regions):
+  units = {"VSTORE:SPILL": 1}
+  return bundles.Region(kind, 0, num_bundles, units, issued, regions)
 
 
-class EstimateTest(absltest.TestCase):
+class KernelScheduleTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    grid = _leaf("loop", 10, _leaf("branch", 50), _leaf("loop", 7))
+    grid = _leaf("loop", 10, 120, _leaf("branch", 50, 0), _leaf("loop", 7, 70))
     self.schedule = schedule.KernelSchedule(
         name="k",
         chip="v5e",
-        tree=_leaf("kernel", 3, grid),
+        tree=_leaf("kernel", 3, 3, grid),
         capacity={"VSTORE:SPILL": 1},
         vmem_bytes=0,
     )
 
-  def test_is_bundles_times_runs(self):
-    # 12 steps, of which 4 take the branch; 30 rounds of the inner loop in all.
-    self.assertEqual(
-        schedule.estimate(self.schedule, [12, 4, 30]),
-        3 + 12 * 10 + 4 * 50 + 30 * 7,
-    )
+  def test_sums_over_the_regions(self):
     self.assertEqual(self.schedule.bundles, 70)
+    self.assertEqual(self.schedule.issued, 193)
     self.assertEqual(self.schedule.spills, 4)
     self.assertEqual(schedule.seconds(3 * 10**9, "v5e"), 2.0)
 
-  def test_a_missing_run_is_an_error_that_shows_the_regions(self):
-    with self.assertRaisesRegex(ValueError, "(?s)2 runs for 3 .*1 +branch"):
-      schedule.estimate(self.schedule, [12, 4])
+  def test_what_is_not_decided_has_no_number(self):
+    unclear = dataclasses.replace(self.schedule, undecided="branch on data")
+    self.assertIsNone(unclear.issued)
+    self.assertIn("branch on data", str(unclear))
+    self.assertNotIn("branch on data", str(self.schedule))
 
 
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
@@ -82,6 +84,21 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(found, ["branch", "loop", "loop", "branch"])
     kinds = [region.kind for region in kernel.tree.regions]
     self.assertEqual(kinds[-1], "loop", "the grid loop ends the kernel")
+
+  @parameterized.parameters(*chips.TPU_NAMES)
+  def test_loops_run_as_often_as_was_written(self, name):
+    kernel = self._kernel(name, "matmul", block=_BLOCK)
+    self.assertEqual(kernel.num_steps, 4)
+    # Of a grid of 2 x 2: init and flush twice; four products a step; k in all
+    # steps of the second column.
+    runs = [
+        region.issued / region.bundles
+        for region in kernel.tree.walk()
+        if 50 <= region.units["VSTORE"] <= 70
+    ]
+    # The pipeline's prologue and epilogue, and delay slots, are shared.
+    np.testing.assert_allclose(runs, [2, 16, 2, 2], rtol=0.05)
+    self.assertEmpty(kernel.undecided)
 
   @parameterized.parameters(*chips.TPU_NAMES)
   def test_a_product_takes_as_long_as_the_peak_rate_allows(self, name):

@@ -1,0 +1,81 @@
+"""The figures of `kernels_pallas/aot/budgets.json` and how they are made.
+
+  python -m launch.bench_kernels --update_budgets
+
+writes them anew, for the libtpu that is installed: bundles issued (static),
+spills in the code, and bytes that the program allocates.
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from kernels_pallas.aot import budgets
+from kernels_pallas.aot import chips
+from kernels_pallas.aot import jobs as jobs_lib
+from kernels_pallas.aot import schedule
+from launch import bench_kernels_tpu
+
+_DENSE = {"length": 2048}
+_EMITS = _DENSE | {"return_col_mass": True}
+_SPARSE = {"length": 4096, "block_q": 512, "block_kv": 512, "density": 0.25}
+# Program, arguments, and how many of its last kernels count.
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "forward": ("forward", _DENSE, 0),
+    "forward + col_mass": ("forward", _EMITS, 0),
+    "column sums alone": ("forward", _EMITS | {"col_mass": "two_pass"}, 1),
+    "backward": ("backward", _DENSE, 1),
+    "block-sparse": ("sparse", _SPARSE, 0),
+    "block-sparse backward": ("sparse", _SPARSE | {"is_backward": True}, 1),
+}
+
+
+def compile_cases(
+    chip_names: Sequence[str], num_workers: int = 1
+) -> dict[tuple[str, str], schedule.Report]:
+  """Compiles every case for these chips; reports by case and chip.
+
+  Raises:
+    JobFailed: If one does not compile.
+    ToolchainMissing: If the compiler is not installed.
+  """
+  keys, jobs = [], []
+  for chip in map(chips.get_chip, chip_names):
+    for case, (program, options, _) in CASES.items():
+      options = options | {"num_heads": chip.num_cores}
+      keys.append((case, chip.name))
+      program = bench_kernels_tpu.PROGRAMS + program
+      jobs.append(jobs_lib.Job(chip.name, program, options))
+  results = jobs_lib.run(jobs, num_workers)
+  for job, result in zip(jobs, results, strict=True):
+    jobs_lib.check(job, result)
+  return {
+      key: schedule.from_result(job, result)
+      for key, job, result in zip(keys, jobs, results, strict=True)
+  }
+
+
+def figures(case: str, report: schedule.Report) -> dict[str, int]:
+  """What is kept of a report."""
+  kernels = report.kernels[-CASES[case][2] :]
+  found = {
+      "bundles": schedule.total(kernel.issued for kernel in kernels),
+      "spills": sum(kernel.spills for kernel in kernels),
+      "temp_bytes": report.temp_bytes,
+  }
+  return {name: n for name, n in found.items() if n is not None}
+
+
+def update(path: pathlib.Path = budgets.PATH) -> list[dict[str, Any]]:
+  """Writes the figures of all chips as the installed compiler's."""
+  reports = compile_cases(chips.TPU_NAMES, num_workers=2)
+  measured: budgets.Budgets = {}
+  for (case, chip), report in reports.items():
+    measured.setdefault(case, {})[chip] = figures(case, report)
+  version = budgets.compiler("tpu")
+  budgets.update(measured, version, path)
+  print(f"{len(reports)} budgets of {version} written to {path.name}")
+  return [
+      {"case": case, "chip": chip, **figures(case, report)}
+      for (case, chip), report in reports.items()
+  ]
