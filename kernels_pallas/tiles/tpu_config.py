@@ -35,6 +35,8 @@ _CANDIDATES = (
     (128, 128),
 )
 _PLACES: tuple[tpu_fetch.Place, ...] = ("vmem", "vmem_once", "hbm")
+# Bundles with column sums, of those without, as schedules of long rows show.
+_STRIP_FACTOR, _TWO_PASS_FACTOR = 1.15, 1.55
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ def flash_tiles(
     config: What it sets is kept.
     sizes: Of the attention.
     mask: Counts if it is known while tracing.
-    emits_col_mass: Whether whole rows of logits should fit into VMEM.
+    emits_col_mass: Whether columns are summed: for less if whole rows of logits
+      fit into VMEM, for which smaller tiles may be worth while.
   """
   check(config)
   is_known = mask is None or masks.numpy_of_mask(mask) is np
@@ -82,10 +85,23 @@ def flash_tiles(
         visits_lib.states_of(mask if is_known else None, *sizes[3:5], *tiles)
     )
     width = int((states > 0).sum(axis=-1).max(initial=0))
-    chunk = width if emits_col_mass else min(width, 2)
-    fits = _fit(config, sizes, tiles, chunk, chunk, emits_col_mass) is not None
-    costs[tiles] = not fits, _bundles(states, tiles)
+    factor = _cost_factor(config, sizes, tiles, width, emits_col_mass)
+    costs[tiles] = factor is None, _bundles(states, tiles) * (factor or 1.0)
   return min(costs, key=lambda tiles: costs[tiles])
+
+
+def _cost_factor(
+    config: Config, sizes: Sizes, tiles: Tiles, width: int, emits_col_mass: bool
+) -> float | None:
+  """Cost of these tiles, of that without column sums; None: they do not fit."""
+  if emits_col_mass and config.col_mass != "two_pass":
+    if _fit(config, sizes, tiles, width, width, True) is not None:
+      return _STRIP_FACTOR
+    if config.col_mass == "strip":
+      return None
+  if _fit(config, sizes, tiles, min(width, 2), width, False) is None:
+    return None
+  return _TWO_PASS_FACTOR if emits_col_mass else 1.0
 
 
 def round_up(number: int) -> int:
@@ -162,10 +178,10 @@ def forward_plan(
   if found is None and not emits_col_mass:
     found = _fit(config, sizes, tiles, 1, width, emits_col_mass)
   if found is None:
-    place = config.keys or "hbm"
-    raise ValueError(
-        _too_large(sizes, tiles, width if is_strip else 1, place, is_strip)
-    )
+    chunk, place = width if is_strip else 1, config.keys or "hbm"
+    need = forward_vmem(sizes, tiles, chunk, place, is_strip)
+    advice = " or col_mass='two_pass'" if is_strip else ""
+    raise ValueError(_too_large(tiles, need) + advice)
   _check_smem(width, tiles)
   place, chunk = found
   return tpu_forward.Plan(
@@ -187,11 +203,17 @@ def col_mass_plan(
     columns: visits_lib.Visits,
     logits: tpu_tile.Logits,
 ) -> tpu_forward.Plan:
-  """Plans `tpu_col_mass`."""
-  place: tpu_fetch.Place = "hbm"
-  for place in _PLACES if config.keys is None else (config.keys,):
-    if sum(col_mass_vmem(sizes, tiles, place).values()) <= _limit():
-      break
+  """Plans `tpu_col_mass`.
+
+  Raises:
+    ValueError: If the tiles do not fit into VMEM.
+  """
+  places = _PLACES if config.keys is None else (config.keys,)
+  needs = {place: col_mass_vmem(sizes, tiles, place) for place in places}
+  fitting = [p for p, need in needs.items() if sum(need.values()) <= _limit()]
+  if not fitting:
+    raise ValueError(_too_large(tiles, needs[places[-1]]) + " or fewer queries")
+  place = fitting[0]
   _check_smem(columns.table.shape[-1], tiles)
   return tpu_forward.Plan(
       tiles=tiles,
@@ -212,7 +234,10 @@ def forward_vmem(
     place: tpu_fetch.Place,
     emits_col_mass: bool,
 ) -> dict[str, int]:
-  """Bytes of VMEM that `tpu_forward` takes, by what for."""
+  """Bytes of VMEM that `tpu_forward` takes, by what for.
+
+  Registers that ran out, too: at most as many as a tile of logits fills.
+  """
   lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
   num_keys = tpu_layout.round_up(sizes.num_keys, tiles.block_kv)
   buffers = 1 if place == "vmem_once" else 2
@@ -221,13 +246,9 @@ def forward_vmem(
       "logits": 4 * chunk * tiles.area,
       "keys and values": buffers * held * (lanes_h + sizes.head_dim) * size,
       "queries and out": tiles.lanes_q * (4 * lanes_h * size + 4 * lanes_h),
-      "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 8 * 4 * num_keys,
-      "column sums": (
-          emits_col_mass
-          * 4
-          * ((num_keys + tiles.block_kv) * _LANES + 2 * 8 * num_keys)
-      ),
-      "registers": _MIB,
+      "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 2 * 4 * num_keys,
+      "column sums": emits_col_mass * 2 * 4 * num_keys,
+      "registers": _MIB + 4 * tiles.area,
   }
 
 
@@ -242,9 +263,10 @@ def col_mass_vmem(
   return {
       "queries": buffers * held * lanes_h * size,
       "keys": 2 * tiles.block_kv * lanes_h * size,
-      "rows": 6 * 8 * 4 * num_rows * tiles.lanes_q,
+      # Two spans, ids, lse and weights, in two buffers.
+      "rows": 2 * 7 * 4 * num_rows * tiles.lanes_q,
       "column sums": 4 * _LANES * tiles.block_kv,
-      "registers": _MIB,
+      "registers": _MIB + 4 * tiles.area,
   }
 
 
@@ -275,14 +297,8 @@ def _limit() -> int:
   return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
 
 
-def _too_large(
-    sizes: Sizes,
-    tiles: Tiles,
-    chunk: int,
-    place: tpu_fetch.Place,
-    emits_col_mass: bool,
-) -> str:
-  need = forward_vmem(sizes, tiles, chunk, place, emits_col_mass)
+def _too_large(tiles: Tiles, need: dict[str, int]) -> str:
+  """The arithmetic, and what to do."""
   parts = " + ".join(f"{n} {b / _MIB:.1f}" for n, b in need.items() if b)
   info = tpu_layout.tpu_info()
   return (
@@ -290,7 +306,6 @@ def _too_large(
       f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
       f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
       f" which a kernel may take {_limit() / _MIB:.1f}: use smaller tiles"
-      + (" or col_mass='two_pass'" if emits_col_mass else "")
   )
 
 

@@ -13,7 +13,9 @@ over keys then are operations between whole registers, and what belongs to a
 query lies along the lanes, as in HBM.
 
 Sweep 3 of a row is done along sweep 1 of the next one, whose products leave the
-vector units idle: E_j is read before the new logits are written over it.
+vector units idle: E_j is read before the new logits are written over it. Where
+the next row has a partial tile, whose mask keeps those units busy, or none, it
+is done alone, as it is for the last row.
 
 Where a row is longer than VMEM it is cut into chunks, between which O and l are
 rescaled (https://arxiv.org/abs/2205.14135); column sums need a single chunk.
@@ -176,9 +178,6 @@ def _scratch(key, value_t, plan) -> dict[str, Any]:
       "out_t": pltpu.VMEM((head_dim, tiles.lanes_q), jnp.float32),
   }
   if plan.emits_col_mass:
-    # One tile more than there are, for what is to be thrown away.
-    totals = (key.shape[2] + tiles.block_kv, tpu_layout.LANES)
-    scratch["totals"] = pltpu.VMEM(totals, jnp.float32)
     scratch["weights"] = pltpu.VMEM((1, tiles.lanes_q), jnp.float32)
   scratch |= tpu_fetch.scratch("key", key, plan.keys, tiles.block_kv, 2)
   scratch |= tpu_fetch.scratch("value", value_t, plan.keys, tiles.block_kv, 3)
@@ -240,6 +239,8 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
 
   def visit(is_partial, i, highest):
     key = keys.read(i, high)
+    if plan.emits_col_mass and not is_partial:
+      _add_row_before(plan, at, i)
     parts = []
     for first in range(0, plan.tiles.lanes_q, sub):
       lanes = slice(first, first + sub)
@@ -247,8 +248,6 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
       if is_partial:
         allowed = _allowed(plan, at, at.tile(i), lanes)
         logits = jnp.where(allowed, logits, tpu_tile.FORBIDDEN)
-      if plan.emits_col_mass:
-        _add_slot(plan, at, i, at.tile_before(i), lanes)
       at.strip[_slot(plan, i - low), lanes] = logits
       parts.append(tpu_tile.fold_sublanes(logits, "max"))
     return jnp.maximum(highest, jnp.concatenate(parts, axis=1))
@@ -257,6 +256,9 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
   highest = jnp.full(shape, tpu_tile.FLOOR, jnp.float32)
   full, partial = (functools.partial(visit, flag) for flag in (False, True))
   highest = jax.lax.fori_loop(low, middle, full, highest)
+  if plan.emits_col_mass:
+    alone = lambda i, _: _add_row_before(plan, at, i)
+    jax.lax.fori_loop(middle, at.num_before, alone, None)
   if plan.is_masked:
     highest = jax.lax.fori_loop(middle, high, partial, highest)
   return highest
@@ -310,53 +312,41 @@ def _finish_row(plan, at, highest, total) -> Any:
 def _start_col_mass(plan, at) -> None:
   """Nothing is summed yet at the first row of a head."""
   at.num_before = jnp.where(at.row == 0, 0, at.visits_before[0, 0, 0, 0, 1])
-  num_tiles = at.totals.shape[0] // plan.tiles.block_kv - 1
-
-  def tile_before(i):
-    tile = at.visits_before[0, 0, 0, 0, i + 2]
-    return jnp.where(i < at.num_before, tile, num_tiles)
-
-  at.tile_before = tile_before
 
   @pl.when(at.row == 0)
   def _():
-    at.totals[...] = jnp.zeros_like(at.totals)
+    at.col_mass[...] = jnp.zeros_like(at.col_mass)
 
 
-def _add_to_col_mass(plan, at, i) -> None:
-  """Sweep 3 of the row before; what it did not visit goes to waste."""
-  _add_slot(plan, at, i, at.tile_before(i))
+def _add_row_before(plan, at, i) -> None:
+  """Sweep 3 of the i-th tile of the row before, if it had as many."""
+  tile = at.visits_before[0, 0, 0, 0, i + 2]
+  sums = _column_sums(plan, at, i)
+  # A slot that nothing was written to holds anything, even NaN.
+  at.col_mass[0, 0, :, _slot(plan, tile)] += jnp.where(
+      i < at.num_before, sums, 0.0
+  )
 
 
-def _add_slot(plan, at, i, tile, lanes=slice(None)) -> None:
-  weights = at.strip[_slot(plan, i), lanes] * at.weights[:, lanes]
-  at.totals[_slot(plan, tile), :] += tpu_tile.fold_lanes(weights)
+def _column_sums(plan, at, i) -> Any:
+  """Sums of the weights in a slot over the queries, [1, keys]."""
+  weights = at.strip[_slot(plan, i), :] * at.weights[...]
+  return tpu_tile.fold_lanes(weights).T.sum(axis=0, keepdims=True)
 
 
 def _finish_col_mass(plan, at, inverse) -> None:
-  """Sweep 3 of tiles that only the row before had, and of the last row."""
-
-  def visit_before(i, _):
-    _add_to_col_mass(plan, at, i)
-
-  jax.lax.fori_loop(at.num_valid, at.num_before, visit_before, None)
+  """Keeps what weights are to be multiplied by; sweep 3 of the last row."""
   if hasattr(at, "row_weights"):
     inverse = inverse * at.row_weights[0, 0]
   at.weights[...] = inverse
 
   @pl.when(at.row == at.last_row)
   def _():
-    visit = lambda i, _: _add_slot(plan, at, i, at.tile(i))
+    def visit(i, _):
+      here = _slot(plan, at.tile(i))
+      at.col_mass[0, 0, :, here] += _column_sums(plan, at, i)
+
     jax.lax.fori_loop(0, at.num_valid, visit, None)
-    num_tiles = at.totals.shape[0] // plan.tiles.block_kv - 1
-
-    def write(tile, _):
-      columns = at.totals[_slot(plan, tile), :].T
-      at.col_mass[0, 0, :, _slot(plan, tile)] = columns.sum(
-          axis=0, keepdims=True
-      )
-
-    jax.lax.fori_loop(0, num_tiles, write, None)
 
 
 def _slot(plan, i) -> Any:
