@@ -238,8 +238,12 @@ def train(
   look = lambda params: observe(
       state.run, params, model=model, num_shuffles=num_shuffles
   )
-  before = look(state.params)
+  start = state.params
   state, losses = descend(
       state, model=model, batch_size=batch_size, num_steps=num_steps
   )
-  return state, losses, (before, look(state.params))
+  # One program for both, which is the half of what there is to compile.
+  both = jax.tree.map(lambda *ends: jnp.stack(ends), start, state.params)
+  seen = jax.lax.map(look, both)
+  before, after = (jax.tree.map(lambda x, i=i: x[i], seen) for i in (0, 1))
+  return state, losses, (before, after)
