@@ -67,6 +67,7 @@ class _Machine:
     self._stamps: dict[str, int] = {}
     self._memory: dict[int, Any] = {}
     self._allocations: dict[str, int] = {}
+    self._foreign: set[str] = set()
     self._clock = 0
     for text in source.bundles:
       for match in _OPERAND.finditer(text):
@@ -137,6 +138,7 @@ class _Machine:
     compute = scalars.operation(x.op)
     readers = [self._reader(text) for text in x.operands]
     if compute is None:
+      self._foreign.add(x.op)
       return self._define(x, guard, lambda: scalars.UNKNOWN)
     return self._define(x, guard, lambda: compute(*[r() for r in readers]))
 
@@ -176,7 +178,10 @@ class _Machine:
         return None
       holds = guard()
       if holds is scalars.UNKNOWN:
-        raise Undecided(f"branch to region {x.target} on {x.guard}")
+        raise Undecided(
+            f"branch to region {x.target} on {x.guard}; not understood:"
+            f" {', '.join(sorted(self._foreign)) or 'nothing'}"
+        )
       return target if holds else None
 
     return action

@@ -159,6 +159,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "ssub.s32": lambda x, y: (x - y) & _MASK,
     "smul.u32": lambda x, y: (x * y) & _MASK,
     "smul.s32": lambda x, y: (x * y) & _MASK,
+    "smulhi.u32": lambda x, y: ((x & _MASK) * (y & _MASK)) >> 32,
     "sand.u32": lambda x, y: x & y,
     "sor.u32": lambda x, y: x | y,
     "sxor.u32": lambda x, y: x ^ y,

@@ -1,5 +1,6 @@
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -40,6 +41,15 @@ class CheckTest(parameterized.TestCase):
     self.assertEqual(sentence, "temp_bytes has a budget of 64: not measured")
 
 
+class CompilerTest(absltest.TestCase):
+
+  def test_releases_of_corrections_count_as_one(self):
+    with mock.patch.object(
+        budgets.importlib.metadata, "version", return_value="0.0.48.1"
+    ):
+      self.assertEqual(budgets.compiler("tpu"), "libtpu 0.0.48")
+
+
 class FileTest(absltest.TestCase):
 
   def test_what_is_written_is_read_by_the_same_compiler_alone(self):
@@ -64,7 +74,7 @@ class FileTest(absltest.TestCase):
 
   def test_the_file_of_the_package_is_well_formed(self):
     for version, cases in json.loads(budgets.PATH.read_text()).items():
-      self.assertRegex(version, r"^(libtpu|jax-cuda13-pjrt) [\d.]+$")
+      self.assertRegex(version, r"^(libtpu|jax-cuda13-pjrt) \d+\.\d+\.\d+$")
       for by_chip in cases.values():
         for figures in by_chip.values():
           self.assertEmpty(budgets.check(figures, figures))

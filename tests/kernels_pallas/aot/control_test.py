@@ -63,11 +63,32 @@ class CountTest(parameterized.TestCase):
     with self.assertRaisesRegex(control.Undecided, "region 9 on %p1_p0"):
       control.count(bundles.parse_code(_CODE), _V5E, {})
 
+  def test_what_is_not_understood_is_named(self):
+    code = _CODE.replace("smov 0 }\n   0x1", "snew.u32 0 }\n   0x1")
+    with self.assertRaisesRegex(control.Undecided, "understood: snew.u32"):
+      control.count(bundles.parse_code(code), _V5E, _table((1, 1, 1)))
+
   def test_a_loop_without_end_is_left(self):
     endless = _CODE.replace("sadd.s32 1, %s3_s2", "smov %s3_s2")
     with mock.patch.object(control, "_MAX_STEPS", 1000):
       with self.assertRaisesRegex(control.Undecided, "no end after 1000"):
         control.count(bundles.parse_code(endless), _V5E, _table((1, 1, 1)))
+
+  def test_a_branch_behind_one_that_is_taken_does_nothing(self):
+    # Its predicate was to be made by what is skipped.
+    code = """
+     0   :  { %p1_p0 = scmp.eq.s32.totalorder 1, 1 }
+   0x1   :  { %2 = sbr.rel (%p1_p0) target = $region4 }
+   0x2   :  { %p2_p1 = scmp.eq.s32.totalorder (!%p1_p0), 1, 1 }
+   0x3   :  { %3 = sbr.rel (%p2_p1) target = $region5 }
+   0x4   :  {}
+   0x5   :  {}
+   0x6   :  {}
+   0x7   :  {} /* Start region 5 */
+   0x8   :  { %s2_s1 = vend } /* Start region 4 */
+"""
+    found = control.count(bundles.parse_code(code), _V5E, {})
+    self.assertEqual(list(found), 6 * [1] + [0, 0, 1])
 
   def test_each_core_has_its_number(self):
     code = """

@@ -87,6 +87,8 @@ class OperationsTest(parameterized.TestCase):
       ("pnand", (True, False), True),
       ("pxor", (True, True), False),
       ("sdivrem.u32", (23, 5), [4, 3]),
+      # 23 / 5 by the reciprocal, as compilers divide.
+      ("smulhi.u32", (23, 0xCCCCCCCD), 4 << 2 | 2),
   )
   def test_are_those_of_32_bits(self, name, arguments, expected):
     self.assertEqual(scalars.operation(name)(*arguments), expected)
