@@ -214,6 +214,7 @@ def _kernel(
         logits_of=functools.partial(
             gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
         ),
+        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
         allowed=lambda tile: gpu_registers.allowed_tile(
             refs,
             batch,
@@ -245,7 +246,17 @@ def _copy_rows(refs, names, batch, head, channel, block_q, tile, slot, ready):
 
 
 def _visit(
-    tile, slot, carry, *, is_partial, key, value, channels, logits_of, allowed
+    tile,
+    slot,
+    carry,
+    *,
+    is_partial,
+    key,
+    value,
+    channels,
+    logits_of,
+    slopes_of,
+    allowed,
 ):
   """Adds what one tile of queries gives to d_key and d_value."""
   d_key, d_value = carry
@@ -254,15 +265,13 @@ def _visit(
   )
   dtype = key.dtype
   plgpu.barrier_wait(channels[0].ready.at[slot])
-  logits, cap_slope = logits_of(
-      gpu_registers.product(key, query.transpose((1, 0)))
-  )
+  logits = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   lse = gpu_registers.load_vector(lse, axis=1)
   slopes = gpu_math.weights_of(logits, lse, axis=1)
   weights = slopes.astype(dtype)
-  slopes = slopes if cap_slope is None else slopes * cap_slope
+  slopes = slopes_of(slopes, logits)
   plgpu.barrier_wait(channels[1].ready.at[slot])
   d_value, d_weights = gpu_registers.accumulate_and_product(
       d_value, (weights, d_out), (value, d_out.transpose((1, 0)))

@@ -175,6 +175,7 @@ def _kernel(
         logits_of=functools.partial(
             gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
         ),
+        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
         allowed=lambda tile: gpu_registers.allowed_tile(
             refs,
             batch,
@@ -204,6 +205,7 @@ def _visit(
     lse,
     delta,
     logits_of,
+    slopes_of,
     allowed,
     key,
     value,
@@ -211,13 +213,11 @@ def _visit(
   """Adds what one tile of keys gives to d_query."""
   keys, values = key.buffers[0].at[slot], value.buffers[0].at[slot]
   plgpu.barrier_wait(key.ready.at[slot])
-  logits, cap_slope = logits_of(
-      gpu_registers.product(query, keys.transpose((1, 0)))
-  )
+  logits = logits_of(gpu_registers.product(query, keys.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   slopes = gpu_math.weights_of(logits, lse, axis=0)
-  slopes = slopes if cap_slope is None else slopes * cap_slope
+  slopes = slopes_of(slopes, logits)
   plgpu.barrier_wait(value.ready.at[slot])
   d_weights = gpu_registers.product(d_out, values.transpose((1, 0)))
   plgpu.barrier_arrive(value.free.at[slot])

@@ -205,7 +205,7 @@ def _visit(tile, slot, sums, *, is_partial, key, ring, logits_of, allowed):
   """Adds the weights that one tile of queries gives to the keys."""
   query, lse, *row_weights = (buffer.at[slot] for buffer in ring.buffers)
   plgpu.barrier_wait(ring.ready.at[slot])
-  logits, _ = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
+  logits = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   lse = gpu_registers.load_vector(lse, axis=1)

@@ -255,7 +255,7 @@ def _visit(
       query, key.buffers[0].at[slot].transpose((1, 0)), then=take_turn
   )
   plgpu.barrier_arrive(key.free.at[slot])
-  logits, _ = logits_of(products)
+  logits = logits_of(products)
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   weights, correction, highest, total = gpu_math.online_softmax(

@@ -39,17 +39,28 @@ def is_allowed(
 
 def log2_logits(
     products: jax.Array, scale: float, soft_cap: float | None
-) -> tuple[jax.Array, jax.Array | None]:
-  """Logits in units of log 2, and their derivative by scale q k / ln 2.
-
-  The derivative is None where it is 1.
-  """
+) -> jax.Array:
+  """Logits in units of log 2."""
   if soft_cap is None:
-    return products * (scale * LOG2_E), None
+    return products * (scale * LOG2_E)
   # tanh by 2^x: the hardware's own tanh has 11 bits.
   factor = 2 * scale / soft_cap * LOG2_E
   tanh = 1 - 2 / (1 + jnp.exp2(products * factor))
-  return tanh * (soft_cap * LOG2_E), 1 - tanh * tanh
+  return tanh * (soft_cap * LOG2_E)
+
+
+def with_cap_slope(
+    weights: jax.Array, logits: jax.Array, soft_cap: float | None
+) -> jax.Array:
+  """The weights times the derivative of the logits by scale q k / ln 2.
+
+  Made from the logits, masked or not, so that nothing has to be kept in
+  registers beside them while the mask is made.
+  """
+  if soft_cap is None:
+    return weights
+  tanh = jnp.maximum(logits * (1 / (soft_cap * LOG2_E)), -1.0)
+  return weights * (1 - tanh * tanh)
 
 
 def online_softmax(

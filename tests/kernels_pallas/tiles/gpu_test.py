@@ -85,7 +85,7 @@ class ArithmeticTest(parameterized.TestCase):
     scale = 0.7
 
     def weights_of(products):
-      logits, _ = gpu_math.log2_logits(products, scale, soft_cap)
+      logits = gpu_math.log2_logits(products, scale, soft_cap)
       lse = jax.nn.logsumexp(logits * np.log(2), axis=1) * gpu_math.LOG2_E
       return gpu_math.weights_of(logits, lse, axis=0)
 
@@ -99,8 +99,12 @@ class ArithmeticTest(parameterized.TestCase):
     narrow = jnp.asarray(products, jnp.float32)
     weights = weights_of(narrow)
     np.testing.assert_allclose(weights, exact, atol=_ATOL)
-    _, cap_slope = gpu_math.log2_logits(narrow, scale, soft_cap)
-    slopes = weights if cap_slope is None else weights * cap_slope
+    logits = gpu_math.log2_logits(narrow, scale, soft_cap)
+    slopes = gpu_math.with_cap_slope(weights, logits, soft_cap)
+    masked = gpu_math.with_cap_slope(
+        0 * weights, 0 * logits - jnp.inf, soft_cap
+    )
+    np.testing.assert_array_equal(masked, 0)
     delta = jnp.asarray((exact * d_weights).sum(axis=1), jnp.float32)
     for axis in (0, 1):
       turn = (lambda x: x) if axis == 0 else jnp.transpose
