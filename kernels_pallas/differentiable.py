@@ -36,12 +36,15 @@ class AttentionSpec:
     scale: Factor of the logits.
     logits_soft_cap: c in c tanh(scale q k / c), before the mask; None is off.
     return_col_mass: Whether `forward` sums the weights that each key gets.
+    is_out_wide: Whether `forward` should not round `out` to the query's type,
+      if it can choose.
     config: Tile sizes of the implementation, None for its own choice.
   """
 
   scale: float
   logits_soft_cap: float | None = None
   return_col_mass: bool = False
+  is_out_wide: bool = False
   config: Any = None
 
 
@@ -86,6 +89,10 @@ def attend(
   )
   known, traced = (where, None) if is_known else (None, where)
 
+  # The gradient by a sink adds up all rows' delta, and their rounding.
+  is_wide = sink_logits is not None
+  wide_spec = dataclasses.replace(spec, is_out_wide=is_wide)
+
   @jax.custom_vjp
   def call(query, key, value, sink_logits, row_weights, traced):
     place = known if is_known else traced
@@ -94,15 +101,23 @@ def attend(
     )
 
   def forward(query, key, value, sink_logits, row_weights, traced):
-    result = call(query, key, value, sink_logits, row_weights, traced)
+    place = known if is_known else traced
+    result = implementation.forward(
+        query, key, value, place, sink_logits, row_weights, wide_spec
+    )
     kept = (query, key, value, sink_logits, traced, result.out, result.lse)
-    return result, kept
+    return result._replace(out=result.out.astype(query.dtype)), kept
 
   def backward(kept, cotangents):
     query, key, value, sink_logits, traced, out, lse = kept
     d_out, d_lse = cotangents.out, cotangents.lse
+    # TPUs would round float32 to bfloat16 first.
     delta = jnp.einsum(
-        "BTNH,BTNH->BNT", d_out, out, preferred_element_type=lse.dtype
+        "BTNH,BTNH->BNT",
+        d_out.astype(out.dtype),
+        out,
+        preferred_element_type=lse.dtype,
+        precision="highest",
     )
     delta = delta - d_lse
     place = known if is_known else traced

@@ -69,7 +69,8 @@ def forward(
   outs, lses, col_mass = _run(
       compute, (jnp.zeros_like(queries), lses, col_mass), lists, layout
   )
-  out = layout.join_queries(outs).astype(query.dtype)
+  out = layout.join_queries(outs)
+  out = out if spec.is_out_wide else out.astype(query.dtype)
   lse = layout.join_queries(lses).swapaxes(1, 2)
   if col_mass is not None:
     col_mass = layout.join_columns(col_mass)
