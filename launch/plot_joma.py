@@ -139,13 +139,7 @@ def figure3(summary: Summary) -> mpl_figure.Figure:
       first.set_ylabel("token $l$")
       shown = np.asarray(summary[mode]["components"])
       for c, look in enumerate(looks[: shown.shape[1]]):
-        components.plot(
-            steps,
-            shown[:, c],
-            **look._asdict(),
-            markevery=figures.sparsely(len(steps), look),
-            label=f"$l={c}$",
-        )
+        _draw_curve(components, steps, shown[:, c], look, f"$l={c}$")
       components.set(title="$v_{l0}$", xlabel="step", xlim=(0, steps[-1]))
       legend = components.legend(
           loc="upper center",
@@ -207,50 +201,30 @@ def figure4(summary: Summary) -> mpl_figure.Figure:
 
 def invariants(summary: Summary) -> mpl_figure.Figure:
   """Draws relative error against step size, one panel a kind of attention."""
-  step_sizes = np.asarray(summary["step_sizes"])
-  kinds = ("linear", "exp", "softmax")
   queries = sorted({row["num_queries"] for row in summary["laws"]})
   activations = [*dict.fromkeys(row["activation"] for row in summary["laws"])]
-  looks = _looks(len(activations))
+  looks = dict(zip(activations, _looks(len(activations)), strict=True))
+  step_sizes = np.asarray(summary["step_sizes"])
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.9)
     panels = figure.subplots(1, 3, sharey=True)
+    kinds = ("linear", "exp", "softmax")
     for axes, kind in zip(panels, kinds, strict=True):
-      for row in summary["laws"]:
-        number = row["num_queries"]
-        if row["attention"] != kind or number not in (queries[0], queries[-1]):
-          continue
-        look = looks[activations.index(row["activation"])]
-        is_first = number == queries[0]
-        axes.plot(
-            step_sizes,
-            row["relative_error"],
-            color=look.color,
-            marker=look.marker,
-            linestyle="-" if is_first else (0, (3, 2)),
-            markerfacecolor=look.color if is_first else "white",
-            linewidth=0.8,
-            label=row["activation"] if is_first else None,
-        )
-      errors = [
-          row["relative_error"][-1]
-          for row in summary["laws"]
-          if row["attention"] == kind
-      ]
-      guide = 3 * max(errors) * step_sizes / step_sizes[-1]
+      rows = [row for row in summary["laws"] if row["attention"] == kind]
+      for row in rows:
+        if row["num_queries"] in (queries[0], queries[-1]):
+          is_first = row["num_queries"] == queries[0]
+          look = looks[row["activation"]]
+          _draw_law(axes, step_sizes, row, look, is_first)
+      highest = max(row["relative_error"][-1] for row in rows)
+      guide = 3 * highest * step_sizes / step_sizes[-1]
       axes.plot(step_sizes, guide, "k:", linewidth=0.8, label=r"$\propto\eta$")
-      axes.set(
-          title=f"{kind} attention",
-          xlabel=r"step size $\eta$",
-          xscale="log",
-          yscale="log",
-      )
+      axes.set(title=f"{kind} attention", xlabel=r"step size $\eta$")
+      axes.set(xscale="log", yscale="log")
     for row in summary["printed"]:
       if row["num_queries"] == queries[0]:
-        look = looks[activations.index(row["activation"])]
-        panels[2].plot(
-            step_sizes[-1:], [row["printed_relative_error"]], "x", c=look.color
-        )
+        error, look = row["printed_relative_error"], looks[row["activation"]]
+        panels[2].plot(step_sizes[-1:], [error], "x", c=look.color)
     panels[0].set_ylabel("relative error")
     entries = figures.legend_entries(*panels)
     if queries[-1] > queries[0]:
@@ -262,6 +236,26 @@ def invariants(summary: Summary) -> mpl_figure.Figure:
     )
     figures.put_legend_above(figure, entries)
   return figure
+
+
+def _draw_law(
+    axes: mpl_axes.Axes,
+    step_sizes: np.ndarray,
+    row: Mapping[str, Any],
+    look: figures.CurveStyle,
+    is_first: bool,
+) -> None:
+  """Draws the error of a law: filled for the first number of queries."""
+  axes.plot(
+      step_sizes,
+      row["relative_error"],
+      color=look.color,
+      marker=look.marker,
+      linestyle="-" if is_first else (0, (3, 2)),
+      markerfacecolor=look.color if is_first else "white",
+      linewidth=0.8,
+      label=row["activation"] if is_first else None,
+  )
 
 
 def erf(summary: Summary) -> mpl_figure.Figure:
@@ -279,13 +273,8 @@ def erf(summary: Summary) -> mpl_figure.Figure:
           (good, np.asarray(summary["ratio"])),
           (bad, np.asarray(summary["ratio_of_halves"])),
       ):
-        axes.plot(
-            times,
-            values[:, j],
-            **look._asdict(),
-            markevery=figures.sparsely(len(times), look),
-            label=rf"$\Delta_l={delta[j]:g}$",
-        )
+        label = rf"$\Delta_l={delta[j]:g}$"
+        _draw_curve(axes, times, values[:, j], look, label)
     losers = np.abs(delta) < np.abs(delta).max()
     for j, height in zip(
         np.flatnonzero(losers), summary["frozen"]["measured"], strict=True
@@ -308,31 +297,19 @@ def erf(summary: Summary) -> mpl_figure.Figure:
 def convergence(summary: Summary) -> mpl_figure.Figure:
   """Draws gaps in logarithms, their ratios and lambda."""
   times, mu = np.asarray(summary["times"]), summary["mu"]
-  gaps = summary["log_inverse_gap"]
+  gaps = {n: np.asarray(x) for n, x in summary["log_inverse_gap"].items()}
+  looks = _looks(len(mu))
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.7)
     left, middle, right = figure.subplots(1, 3)
-    looks = _looks(len(mu))
     for j, look in enumerate(looks):
-      options = dict(color=look.color, label=rf"$\mu_j={mu[j]:g}$")
-      every = figures.sparsely(len(times), look)
-      left.plot(
-          times,
-          np.asarray(gaps["with"])[:, j],
-          marker=look.marker,
-          markevery=every,
-          **options,
-      )
-      left.plot(
-          times,
-          np.asarray(gaps["without"])[:, j],
-          color=look.color,
-          linestyle=(0, (4, 2)),
-          linewidth=0.8,
-      )
+      solid = look._replace(linestyle="-")
+      label = rf"$\mu_j={mu[j]:g}$"
+      _draw_curve(left, times, gaps["with"][:, j], solid, label)
+      dashed = dict(linestyle=(0, (4, 2)), linewidth=0.8)
+      left.plot(times, gaps["without"][:, j], color=look.color, **dashed)
     left.plot([], [], "--", color="black", linewidth=0.8, label="without")
     left.set(ylabel=r"$\ln(1/\delta_j)$", yscale="log", title="gaps")
-    left.legend()
     for axes, name, title in (
         (middle, "ratio", r"$\ln(1/\delta_j)\,/\,\ln(1/\delta_k)$"),
         (right, "lambda", r"$\lambda_{jk}$"),
@@ -340,18 +317,13 @@ def convergence(summary: Summary) -> mpl_figure.Figure:
       values, limits = np.asarray(summary[name]), summary[f"{name}_limit"]
       for j, look in enumerate(looks[:-1]):
         axes.axhline(limits[j], color="black", linewidth=0.8, linestyle="--")
-        axes.plot(
-            times,
-            values[:, j],
-            color=look.color,
-            marker=look.marker,
-            markevery=figures.sparsely(len(times), look),
-            label=rf"$\mu_j,\mu_k={mu[j]:g},{mu[j + 1]:g}$",
-        )
+        solid = look._replace(linestyle="-")
+        label = rf"$\mu_j,\mu_k={mu[j]:g},{mu[j + 1]:g}$"
+        _draw_curve(axes, times, values[:, j], solid, label)
       axes.set(title=title)
-      axes.legend()
     for axes in (left, middle, right):
       axes.set(xlabel="time $t$", xscale="log", xlim=(times[0], times[-1]))
+      axes.legend()
   return figure
 
 
@@ -365,24 +337,14 @@ def entropy_bounce(summary: Summary) -> mpl_figure.Figure:
     for axes, name in zip(courses, ("with", "without"), strict=True):
       v = np.asarray(summary[name]["v"])
       for j, look in enumerate(looks):
-        axes.plot(
-            times,
-            v[:, j] / mu[j],
-            color=look.color,
-            marker=look.marker,
-            markevery=figures.sparsely(len(times), look),
-            label=rf"$\mu_j={mu[j]:g}$",
-        )
+        solid = look._replace(linestyle="-")
+        label = rf"$\mu_j={mu[j]:g}$"
+        _draw_curve(axes, times, v[:, j] / mu[j], solid, label)
       axes.set(title=f"{name} attention", ylabel=r"$v_j/\mu_j$", ylim=(0, 1.05))
       axes.legend(loc="lower right")
     for name, look in (("with", _WITH), ("without", _WITHOUT)):
-      entropies.plot(
-          times,
-          summary[name]["entropy"],
-          **look._asdict(),
-          markevery=figures.sparsely(len(times), look),
-          label=f"{name} attention",
-      )
+      entropy = summary[name]["entropy"]
+      _draw_curve(entropies, times, entropy, look, f"{name} attention")
     entropies.set(
         title="attention entropy", ylabel="nats", yscale="log", ylim=(2e-3, 2)
     )
@@ -446,13 +408,7 @@ def stable_rank(summary: Summary) -> mpl_figure.Figure:
       label = f"{name} attention"
       ranks = np.asarray(summary[name]["stable_rank"])
       figures.draw_band(left, times, ranks, look, label)
-      right.plot(
-          times,
-          summary[name]["entropy"],
-          **look._asdict(),
-          markevery=figures.sparsely(len(times), look),
-          label=label,
-      )
+      _draw_curve(right, times, summary[name]["entropy"], look, label)
     left.set(ylabel=r"stable rank $\|V\|_F^2/\|V\|_2^2$", ylim=(1, None))
     right.set(ylabel="attention entropy (nats)", ylim=(0, None))
     for axes in (left, right):
@@ -468,6 +424,18 @@ def _looks(count: int) -> list[figures.CurveStyle]:
   return [*figures.curve_styles(values).values()][:count]
 
 
+def _draw_curve(
+    axes: mpl_axes.Axes,
+    x: np.ndarray,
+    y: np.ndarray | Sequence[float],
+    look: figures.CurveStyle,
+    label: str,
+) -> None:
+  """Draws a line with a few markers."""
+  every = figures.sparsely(len(x), look)
+  axes.plot(x, y, **look._asdict(), markevery=every, label=label)
+
+
 def _draw_range(
     axes: mpl_axes.Axes,
     x: np.ndarray,
@@ -476,12 +444,6 @@ def _draw_range(
     label: str,
 ) -> None:
   """Draws a mean, and the range from the smallest to the largest run."""
-  axes.plot(
-      x,
-      band["mean"],
-      **look._asdict(),
-      markevery=figures.sparsely(len(x), look),
-      label=label,
-  )
+  _draw_curve(axes, x, band["mean"], look, label)
   low, high = np.asarray(band["min"]), np.asarray(band["max"])
   figures.shade(axes, x, low, high, look)

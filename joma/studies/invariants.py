@@ -275,6 +275,6 @@ def _finding(summary: dict[str, Any]) -> str:
       f" {' and '.join(map(str, queries))} queries. The printed softmax law,"
       f" with {queries[0]}, has normalized correlation {min(least):.3f} to"
       f" {max(least):.3f}, slope {min(slope):.2f} to {max(slope):.2f} and"
-      f" relative error {min(error):.2f} to {max(error):.2f}, whatever the"
-      " step."
+      f" relative error {min(error):.2f} to {max(error):.2f} at the"
+      " smallest step."
   )
