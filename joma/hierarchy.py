@@ -63,6 +63,11 @@ class Hierarchy:
     identity = np.eye(self.num_classes, dtype=bool)
     return (*self.expand(self.members[-1]), identity)
 
+  def is_used(self, level: int) -> Bool[np.ndarray, "N"]:
+    """Latents that some class holds and some does not: others teach nothing."""
+    held = self.activity[level]
+    return held.any(axis=0) & ~held.all(axis=0)
+
   @functools.cached_property
   def is_present(self) -> Bool[np.ndarray, "K V"]:
     """Which of the tokens 0 .. M-2 a class holds."""

@@ -2,8 +2,9 @@
 
 embedding -> blocks of (one causal head, residual, LayerNorm, ReLU MLP,
 residual, LayerNorm) -> linear layer at the last position
-(https://arxiv.org/abs/2310.00535, Table 1; its code). The head has no biases
-and no output projection, positions are not encoded.
+(https://arxiv.org/abs/2310.00535, Table 1; its code). What the paper
+leaves open: the head has no biases and no output projection, and positions are
+not encoded.
 
 Two savings leave the logits and every gradient what they are:
 

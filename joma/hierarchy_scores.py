@@ -3,7 +3,8 @@
 The score of a latent is the largest correlation, over the hidden nodes of the
 block of its level, between the node's activation, pooled over the sequence by
 its maximum, and whether the class holds the latent (0 or 1)
-(https://arxiv.org/abs/2310.00535, Table 1; its code).
+(https://arxiv.org/abs/2310.00535, Table 1). The paper's code draws 1280
+sequences; here every class counts once, which is their limit.
 
 The largest of hundreds of correlations over tens of sequences is high for any
 latents and any network, so that a score says little without its floor:

@@ -275,6 +275,5 @@ def _record(
     for name, values in scores._asdict().items():
       getattr(history.scores[level], name)[:, evaluation] = values
     for row, one, own in zip(rows, hierarchies, scores.own, strict=True):
-      is_used = one.activity[level].any(axis=0)
-      row[f"score_{level}"] = own[is_used].mean()
+      row[f"score_{level}"] = own[one.is_used(level)].mean()
   return rows

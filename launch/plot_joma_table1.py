@@ -63,7 +63,9 @@ def table1(summary: Mapping[str, Any]) -> mpl_figure.Figure:
   cells = summary["cells"]
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 5.6)
-    parts = figure.subfigures(2, 1, height_ratios=(1, 1.25))
+    parts = figure.subfigures(
+        2, 1, squeeze=False, height_ratios=(1, 1.25)
+    ).ravel()
     for part, (title, names) in zip(parts, _ROWS, strict=True):
       panels = part.subplots(1, 2, sharey=True)
       for level, axes in enumerate(panels):

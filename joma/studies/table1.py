@@ -83,8 +83,7 @@ def _summarize_cell(result: train.Result) -> dict[str, Any]:
 def _summarize_level(result: train.Result, level: int) -> dict[str, Any]:
   """The scores of a level, averaged over its latents, spread over seeds."""
   scores = result.history.scores[level]
-  activity = [one.activity[level] for one in result.hierarchies]
-  is_used = [held.any(axis=0) & ~held.all(axis=0) for held in activity]
+  is_used = [one.is_used(level) for one in result.hierarchies]
 
   def mean(values, evaluation):
     return _spread(

@@ -76,6 +76,13 @@ class MakeHierarchyTest(parameterized.TestCase):
     found = counts[np.triu_indices(5, 1)]
     self.assertLess(np.abs(found - 50).max(), 5 * 6.7)
 
+  def test_latents_of_no_class_or_of_all_are_not_used(self):
+    # Latent 1 is in both classes, 0 and 2 in one each, 3 in none.
+    members = (np.array([[0], [1], [2], [3]]), np.array([[0, 1], [1, 2]]))
+    made = hierarchy.Hierarchy(5, members)
+    np.testing.assert_array_equal(made.is_used(0), [True, False, True, False])
+    np.testing.assert_array_equal(made.is_used(1), [True, True])
+
   def test_is_a_function_of_the_seed(self):
     same, other = _make(4), _make(5)
     for a, b in zip(_make(4).members, same.members, strict=True):

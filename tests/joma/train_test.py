@@ -104,7 +104,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(last["loss"], result.history.losses[1, 5])
     np.testing.assert_allclose(last["accuracy"], result.history.accuracy[1, 3])
-    is_used = result.hierarchies[1].activity[1].any(axis=0)
+    is_used = result.hierarchies[1].is_used(1)
     np.testing.assert_allclose(
         last["score_1"],
         result.history.scores[1].own[1, 3, is_used].mean(),
