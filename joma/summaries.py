@@ -1,0 +1,105 @@
+"""Numbers that sum up curves and runs over seeds.
+
+Letters: R runs (seeds), S times.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, Int
+import numpy as np
+
+OnMetrics = Callable[[int, dict[str, Any]], None]
+
+
+class Rise(NamedTuple):
+  """The way of a curve down and up again.
+
+  Attributes:
+    fall: How far the curve had come down from its start before the rise.
+    rise: Largest height above the least value so far, 0 for a falling curve.
+    lowest: Index of the least value before that height.
+  """
+
+  fall: float
+  rise: float
+  lowest: int
+
+
+def largest_rise(curve: Float[Any, "S"]) -> Rise:
+  """Finds the largest rise after a fall; values that are not finite end it."""
+  is_finite = np.isfinite(curve)
+  curve = np.asarray(curve)[: None if is_finite.all() else is_finite.argmin()]
+  least = np.minimum.accumulate(curve)
+  top = int(np.argmax(curve - least))
+  lowest = int(np.argmin(curve[: top + 1]))
+  return Rise(
+      float(curve[0] - curve[lowest]), float(curve[top] - curve[lowest]), lowest
+  )
+
+
+def interval(
+    values: Float[Any, "R *s"],
+    *,
+    least: float | int = -np.inf,
+    most: float | int = np.inf,
+    is_positive: bool = False,
+) -> dict[str, Any]:
+  """Computes the mean over runs and its 95 % interval by Student's t.
+
+  Args:
+    values: One row a run, of two runs or more.
+    least: Least value that there can be; the interval ends there.
+    most: Largest value that there can be.
+    is_positive: The values are positive and range over decades: take the
+      geometric mean, and its interval, by logarithms. Where a value is 0, all
+      of it is 0.
+
+  Returns:
+    "mean", "low" and "high": floats, or arrays if a row has many values.
+  """
+  values = np.asarray(values, np.float64)
+  has_all = (values > 0).all(axis=0)
+  if is_positive:
+    values = np.log(np.where(has_all, values, 1))
+  error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+  half = t_quantile(len(values) - 1) * error
+  mean = values.mean(axis=0)
+  parts = dict(mean=mean, low=mean - half, high=mean + half)
+  if is_positive:
+    parts = {name: np.exp(part) * has_all for name, part in parts.items()}
+  parts = {name: np.clip(part, least, most) for name, part in parts.items()}
+  if mean.ndim:
+    return parts
+  return {name: float(value) for name, value in parts.items()}
+
+
+def t_quantile(degrees: int, tail: float = 0.025) -> float:
+  """Computes the t that a Student's t exceeds with probability `tail`."""
+  low, high = 0.0, 1e3
+  for _ in range(60):
+    middle = (low + high) / 2
+    share = degrees / (degrees + middle**2)
+    beyond = jax.scipy.special.betainc(degrees / 2, 0.5, share) / 2
+    low, high = (middle, high) if beyond > tail else (low, middle)
+  return low
+
+
+def text(parts: Mapping[str, float], digits: int = 3) -> str:
+  """Writes an interval: mean [low, high]."""
+  mean, low, high = (f"{parts[k]:.{digits}f}" for k in ("mean", "low", "high"))
+  return f"{mean} [{low}, {high}]"
+
+
+def emit(
+    on_metrics: OnMetrics | None,
+    steps: Int[np.ndarray, "S"],
+    curves: Mapping[str, Float[Any, "R S"]],
+) -> None:
+  """Streams means over runs, one row a time."""
+  if on_metrics is None:
+    return
+  means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
+  for i, step in enumerate(steps):
+    on_metrics(int(step), {name: float(m[i]) for name, m in means.items()})
