@@ -236,19 +236,22 @@ def forward_vmem(
 ) -> dict[str, int]:
   """Bytes of VMEM that `tpu_forward` takes, by what for.
 
-  Registers that ran out, too: at most as many as a tile of logits fills.
+  Registers that run out are part of it. As compiled kernels show, they fill up
+  to a tile of logits more where keys are streamed, and of float32 the three
+  parts that factors of products are cut into.
   """
   lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
   num_keys = tpu_layout.round_up(sizes.num_keys, tiles.block_kv)
   buffers = 1 if place == "vmem_once" else 2
   held = tiles.block_kv if place == "hbm" else num_keys
+  parts = (size == 4) * 3 * 2 * (tiles.lanes_q + tiles.block_kv) * lanes_h
   return {
       "logits": 4 * chunk * tiles.area,
       "keys and values": buffers * held * (lanes_h + sizes.head_dim) * size,
       "queries and out": tiles.lanes_q * (4 * lanes_h * size + 4 * lanes_h),
       "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 2 * 4 * num_keys,
       "column sums": emits_col_mass * 2 * 4 * num_keys,
-      "registers": _MIB + 4 * tiles.area,
+      "registers": _MIB + 4 * (place == "hbm") * tiles.area + parts,
   }
 
 
