@@ -26,6 +26,7 @@ from typing import Any
 from absl import flags
 
 from launch import app
+from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
 
@@ -52,6 +53,7 @@ _UPDATE = flags.DEFINE_boolean(
 
 def main(_: list[str]) -> None:
   """Measures, prints, writes."""
+  devices.set_up()
   if _UPDATE.value:
     from launch import kernel_budgets
 

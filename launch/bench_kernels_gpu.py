@@ -389,7 +389,16 @@ def _chosen(peers: Sequence[str] | None, known: Iterable[str]) -> list[str]:
 
 
 def report() -> list[dict[str, Any]]:
-  """Prints each row of `measure` when it is known; returns the rows."""
+  """Prints each row of `measure` when it is known; returns the rows.
+
+  Raises:
+    ValueError: If there is no GPU.
+  """
+  if jax.default_backend() != "gpu":
+    raise ValueError(
+        f"--target=gpu measures on a GPU; jax has {jax.devices()[0].platform}"
+        " devices here. --target=h100 compiles without one"
+    )
   print(table(()), flush=True)
   tell = lambda row: print(table([row]).splitlines()[-1], flush=True)
   return [dataclasses.asdict(row) for row in measure(tell=tell)]

@@ -46,6 +46,10 @@ class BenchKernelsGpuTest(parameterized.TestCase):
     assert {line.count("|") for line in lines} == {9}
     return rows
 
+  def test_without_a_gpu_nothing_is_called_its_figures(self):
+    with self.assertRaisesRegex(ValueError, "--target=gpu .* has cpu devices"):
+      bench_kernels_gpu.report()
+
   def test_rows_after_the_deadline_are_named(self):
     rows = bench_kernels_gpu.measure(max_seconds=-1.0, sparse_length=256)
     assert all(row.note == "not measured: no time left" for row in rows)
