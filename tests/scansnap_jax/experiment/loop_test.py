@@ -127,8 +127,12 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(self._saved(), [4])
     history, params, progress = self._run(setting)
     self.assertEqual(progress, [8, 8, 4])
+    rows = metric_stream.read_rows(self.workdir / "metrics.jsonl")
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
     undisturbed = self._run(setting)
+    self.assertEqual(
+        rows, metric_stream.read_rows(self.workdir / "metrics.jsonl")
+    )
     chex.assert_trees_all_equal((history, params), undisturbed[:2])
 
   def test_divergence_is_told_and_not_saved(self):
