@@ -8,10 +8,10 @@ or of the docs. Imports no jax, so that command lines answer at once.
 from collections.abc import Iterable
 import dataclasses
 import math
-from typing import Any
 
 from joma import published
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Figure2Config:
 
   def __post_init__(self):
     _require_seeds(self.first_seed, self.num_seeds)
-    _require_between("num_steps", self.num_steps, 1, 10**6)
-    _require_between("record_every", self.record_every, 1, self.num_steps)
+    require.between("num_steps", self.num_steps, 1, 10**6)
+    require.between("record_every", self.record_every, 1, self.num_steps)
     if self.num_steps % self.record_every:
       raise errors.UserError(
           f"record_every must divide num_steps={self.num_steps}, got"
           f" {self.record_every}."
       )
-    _require_positive("step_size", self.step_size)
-    _require_positive("temperature", self.temperature)
+    require.positive("step_size", self.step_size)
+    require.positive("temperature", self.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,9 @@ class Figure4Config:
 
   def __post_init__(self):
     _require_targets(self.mu, self.initial)
-    _require_positive("temperature", self.temperature)
-    _require_positive("step_size", self.step_size)
-    _require_between("num_steps", self.num_steps, 1, 10**6)
+    require.positive("temperature", self.temperature)
+    require.positive("step_size", self.step_size)
+    require.between("num_steps", self.num_steps, 1, 10**6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,14 +110,14 @@ class InvariantsConfig:
 
   def __post_init__(self):
     _require_seeds(self.seed, 1)
-    _require_positive("time", self.time)
+    require.positive("time", self.time)
     if len(set(self.step_sizes)) < 2:
       raise errors.UserError(
           "step_sizes needs two or more values that differ, to see how the"
           f" error falls; got {self.step_sizes}."
       )
     for step_size in self.step_sizes:
-      _require_positive("step_sizes", step_size)
+      require.positive("step_sizes", step_size)
       steps = self.time / step_size
       if steps < 0.5 or abs(steps - round(steps)) > 1e-6 * steps:
         raise errors.UserError(
@@ -127,9 +127,9 @@ class InvariantsConfig:
     if not self.num_queries:
       raise errors.UserError("num_queries needs one or more values.")
     for number in self.num_queries:
-      _require_between("num_queries", number, 1, self.num_samples)
-    _require_between("num_tokens", self.num_tokens, 2, 1000)
-    _require_between("num_hidden", self.num_hidden, 1, 1000)
+      require.between("num_queries", number, 1, self.num_samples)
+    require.between("num_tokens", self.num_tokens, 2, 1000)
+    require.between("num_hidden", self.num_hidden, 1, 1000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class ErfConfig:
       raise errors.UserError(
           f"shown_until must be between 0 and 1, got {self.shown_until}."
       )
-    _require_between("num_times", self.num_times, 2, 10**5)
+    require.between("num_times", self.num_times, 2, 10**5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class ConvergenceConfig:
       raise errors.UserError(
           f"end_time must be in (0.01, 1e6], got {self.end_time}."
       )
-    _require_between("num_times", self.num_times, 2, 10**5)
+    require.between("num_times", self.num_times, 2, 10**5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ class EntropyBounceConfig:
       raise errors.UserError(
           f"end_time must be in (0, 1e6], got {self.end_time}."
       )
-    _require_between("num_times", self.num_times, 2, 10**5)
+    require.between("num_times", self.num_times, 2, 10**5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,9 +247,9 @@ class HbltConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require_between("num_depths", self.num_depths, 2, 10)
-    _require_between("branching", self.branching, 2, 10)
-    _require_between("num_top_nodes", self.num_top_nodes, 1, 10)
+    require.between("num_depths", self.num_depths, 2, 10)
+    require.between("branching", self.branching, 2, 10)
+    require.between("num_top_nodes", self.num_top_nodes, 1, 10)
     num_leaves = self.num_top_nodes * self.branching ** (self.num_depths - 1)
     if num_leaves > 2048:
       raise errors.UserError(
@@ -265,7 +265,7 @@ class HbltConfig:
     for prob in self.root_probs:
       if not 0 < prob < 1:
         raise errors.UserError(f"root_probs must lie in (0, 1), got {prob}.")
-    _require_between("batch_size", self.batch_size, 1, 10**7)
+    require.between("batch_size", self.batch_size, 1, 10**7)
     _require_seeds(self.seed, 1)
 
 
@@ -295,9 +295,9 @@ class StableRankConfig:
   first_seed: int = 0
 
   def __post_init__(self):
-    _require_between("num_tokens", self.num_tokens, 2, 1000)
-    _require_between("num_hidden", self.num_hidden, 2, 1000)
-    _require_positive("salience_min", self.salience_min)
+    require.between("num_tokens", self.num_tokens, 2, 1000)
+    require.between("num_hidden", self.num_hidden, 2, 1000)
+    require.positive("salience_min", self.salience_min)
     if not self.salience_min < self.salience_max <= 6:
       raise errors.UserError(
           f"salience_max must be above salience_min={self.salience_min:g} and"
@@ -307,25 +307,13 @@ class StableRankConfig:
       raise errors.UserError(
           f"end_time must be in (0.01, 1e6], got {self.end_time}."
       )
-    _require_between("num_times", self.num_times, 2, 10**5)
+    require.between("num_times", self.num_times, 2, 10**5)
     _require_seeds(self.first_seed, self.num_seeds)
 
 
 def _require_seeds(first_seed: int, num_seeds: int) -> None:
-  _require_between("num_seeds", num_seeds, 1, 10**4)
-  _require_between("first_seed", first_seed, 0, 2**31 - num_seeds)
-
-
-def _require_between(name: str, value: int, least: int, most: int) -> None:
-  if not least <= value <= most:
-    raise errors.UserError(
-        f"{name} must be from {least} to {most}, got {value}."
-    )
-
-
-def _require_positive(name: str, value: Any) -> None:
-  if not (value > 0 and math.isfinite(value)):
-    raise errors.UserError(f"{name} must be positive and finite, got {value}.")
+  require.between("num_seeds", num_seeds, 1, 10**4)
+  require.between("first_seed", first_seed, 0, 2**31 - num_seeds)
 
 
 def _require_targets(mu: Iterable[float], initial: float) -> None:
@@ -333,7 +321,7 @@ def _require_targets(mu: Iterable[float], initial: float) -> None:
   if len(mu) < 2:
     raise errors.UserError(f"mu needs two or more components, got {mu}.")
   for value in mu:
-    _require_positive("mu", value)
+    require.positive("mu", value)
   if not 0 <= initial < min(mu):
     raise errors.UserError(
         f"initial must be from 0 to below every mu, {min(mu):g}, got {initial}."

@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class BounceConfig:
   def __post_init__(self):
     _check_runs(self)
     for name in ("num_classes", "num_distinct", "hidden_dim", "seq_len"):
-      _require_at_least(name, getattr(self, name), 1)
-    _require_at_least("num_samples", self.num_samples, self.num_classes)
+      require.at_least(name, getattr(self, name), 1)
+    require.at_least("num_samples", self.num_samples, self.num_classes)
     for name in (
         "noise",
         "step_size",
@@ -58,7 +59,7 @@ class BounceConfig:
         "max_attn_logit",
         "min_rise",
     ):
-      _require_positive(name, getattr(self, name))
+      require.positive(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,8 @@ class LinearControlConfig:
   def __post_init__(self):
     _check_runs(self)
     for name in ("num_classes", "num_distinct", "hidden_dim"):
-      _require_at_least(name, getattr(self, name), 1)
-    _require_at_least("num_samples", self.num_samples, self.num_classes)
+      require.at_least(name, getattr(self, name), 1)
+    require.at_least("num_samples", self.num_samples, self.num_classes)
     _require_several("noises", self.noises)
     for name in (
         "step_size",
@@ -107,7 +108,7 @@ class LinearControlConfig:
         "max_attn_logit",
         "min_rise",
     ):
-      _require_positive(name, getattr(self, name))
+      require.positive(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,14 +140,14 @@ class JointInvariantConfig:
   def __post_init__(self):
     _check_runs(self)
     for name in ("num_classes", "hidden_dim"):
-      _require_at_least(name, getattr(self, name), 2)
+      require.at_least(name, getattr(self, name), 2)
     for name in ("num_steps", "num_records"):
       if getattr(self, name) % 2:
         raise errors.UserError(
             f"{name} must be even, got {getattr(self, name)}."
         )
     for name in ("step_size", "embedding_step_size"):
-      _require_positive(name, getattr(self, name))
+      require.positive(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,8 +175,8 @@ class DriftConfig:
   def __post_init__(self):
     _check_runs(self)
     for name in ("num_classes", "hidden_dim"):
-      _require_at_least(name, getattr(self, name), 2)
-    _require_positive("step_size", self.step_size)
+      require.at_least(name, getattr(self, name), 2)
+    require.positive("step_size", self.step_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,8 +206,8 @@ class ResidualConfig:
   def __post_init__(self):
     _check_runs(self)
     for name in ("num_classes", "num_queries", "hidden_dim"):
-      _require_at_least(name, getattr(self, name), 2)
-    _require_positive("step_size", self.step_size)
+      require.at_least(name, getattr(self, name), 2)
+    require.positive("step_size", self.step_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,7 +250,7 @@ class TwoLayerHbltConfig:
   def __post_init__(self):
     _check_runs(self)
     _check_tree(self)
-    _require_at_least("num_scores", self.num_scores, 1)
+    require.at_least("num_scores", self.num_scores, 1)
     if self.num_records % self.num_scores:
       raise errors.UserError(
           f"num_records must be a multiple of num_scores={self.num_scores},"
@@ -309,9 +310,9 @@ class NoisyHbltConfig:
 
 def _check_runs(config) -> None:
   # Intervals over seeds need two.
-  _require_at_least("num_seeds", config.num_seeds, 2)
-  _require_at_least("first_seed", config.first_seed, 0)
-  _require_at_least("num_records", config.num_records, 1)
+  require.at_least("num_seeds", config.num_seeds, 2)
+  require.at_least("first_seed", config.first_seed, 0)
+  require.at_least("num_records", config.num_records, 1)
   if config.num_steps < 1 or config.num_steps % config.num_records:
     raise errors.UserError(
         f"num_steps must be a multiple of num_records={config.num_records},"
@@ -321,7 +322,7 @@ def _check_runs(config) -> None:
 
 def _check_tree(config) -> None:
   for name in ("num_classes", "hidden_dim", "batch_size", "num_held_out"):
-    _require_at_least(name, getattr(config, name), 2)
+    require.at_least(name, getattr(config, name), 2)
   if config.num_roots < 2 or config.num_roots % 2:
     raise errors.UserError(
         f"num_roots must be even and at least 2, got {config.num_roots}."
@@ -336,7 +337,7 @@ def _check_tree(config) -> None:
     raise errors.UserError(
         f"branching needs one or more positive values, got {config.branching}."
     )
-  _require_positive("step_size", config.step_size)
+  require.positive("step_size", config.step_size)
 
 
 def _require_several(name: str, values: tuple[float, ...]) -> None:
@@ -345,15 +346,4 @@ def _require_several(name: str, values: tuple[float, ...]) -> None:
         f"{name} needs two or more different values, got {values}."
     )
   for value in values:
-    _require_positive(name, value)
-
-
-def _require_at_least(name: str, value: int, least: int) -> None:
-  if value < least:
-    raise errors.UserError(f"{name} must be at least {least}, got {value}.")
-
-
-def _require_positive(name: str, value: float) -> None:
-  # Refuses NaN and infinity as well.
-  if not 0 < value < float("inf"):
-    raise errors.UserError(f"{name} must be positive, got {value}.")
+    require.positive(name, value)

@@ -12,6 +12,7 @@ import math
 from typing import Any, Literal, get_args
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 _PARAMETRIZATIONS = Literal["reparametrized", "original"]
 _NORMALIZATIONS = Literal["l2", "none"]
@@ -51,9 +52,9 @@ class DataConfig:
   classes_file: str | None = None
 
   def __post_init__(self):
-    _require_at_least("data.num_next_per_last", self.num_next_per_last, 1)
-    _require_at_least("data.num_common", self.num_common, 0)
-    _require_at_least("data.num_common_per_last", self.num_common_per_last, 0)
+    require.at_least("data.num_next_per_last", self.num_next_per_last, 1)
+    require.at_least("data.num_common", self.num_common, 0)
+    require.at_least("data.num_common_per_last", self.num_common_per_last, 0)
     if self.classes_file is None and self.num_distinct_per_next < 1:
       raise errors.UserError(
           "data.num_distinct_per_next must be at least 1, got"
@@ -61,9 +62,9 @@ class DataConfig:
           " tells the next tokens of a query apart."
       )
     for name in ("common_weight", "distinct_weight_min", "distinct_weight_max"):
-      _require_positive(f"data.{name}", getattr(self, name))
+      require.positive(f"data.{name}", getattr(self, name))
     if self.seq_len is not None:
-      _require_at_least("data.seq_len", self.seq_len, 2)
+      require.at_least("data.seq_len", self.seq_len, 2)
       if self.seq_len > 2**24:
         raise errors.UserError(
             f"data.seq_len={self.seq_len}: float32 counts are exact up to"
@@ -98,7 +99,7 @@ class ModelConfig:
   def __post_init__(self):
     _require_choice(self, "model", "parametrization", _PARAMETRIZATIONS)
     _require_choice(self, "model", "normalization", _NORMALIZATIONS)
-    _require_at_least("model.embed_dim", self.embed_dim, 1)
+    require.at_least("model.embed_dim", self.embed_dim, 1)
     if self.parametrization == "original" and self.zero_init:
       raise errors.UserError(
           "model.zero_init=True leaves the original parametrization at a fixed"
@@ -180,7 +181,7 @@ class ScanSnapConfig:
             f" {values}."
         )
       for value in values:
-        _require_positive(name, value)
+        require.positive(name, value)
     if min(self.lr_z) < _SMALLEST_RATE:
       raise errors.UserError(
           f"lr_z={self.lr_z} has a rate below {_SMALLEST_RATE:g}, which is 0 in"
@@ -193,9 +194,9 @@ class ScanSnapConfig:
           f" which float32 cannot hold; rates may be up to {_LARGEST_RATE:g}."
       )
     for name in ("num_seeds", "batch_size", "num_steps"):
-      _require_at_least(name, getattr(self, name), 1)
+      require.at_least(name, getattr(self, name), 1)
     for name in ("log_every", "checkpoint_every"):
-      _require_at_least(name, getattr(self, name), 1)
+      require.at_least(name, getattr(self, name), 1)
     # Far beyond what any machine runs, yet not so far that it hangs.
     for name, most in (
         ("num_seeds", 10**6),
@@ -206,7 +207,7 @@ class ScanSnapConfig:
         raise errors.UserError(
             f"{name} may be up to {most}, got {getattr(self, name)}."
         )
-    _require_at_least("first_seed", self.first_seed, 0)
+    require.at_least("first_seed", self.first_seed, 0)
     if self.first_seed + self.num_seeds > 2**31:
       raise errors.UserError(
           f"first_seed={self.first_seed} and num_seeds={self.num_seeds} reach"
@@ -227,16 +228,6 @@ def _require_choice(config: object, prefix: str, field: str, kind: Any) -> None:
   value, choices = getattr(config, field), get_args(kind)
   if value not in choices:
     raise errors.UserError(f"{prefix}.{field}={value!r} is none of {choices}.")
-
-
-def _require_at_least(name: str, value: int, least: int) -> None:
-  if value < least:
-    raise errors.UserError(f"{name} must be at least {least}, got {value}.")
-
-
-def _require_positive(name: str, value: int | float) -> None:
-  if not (value > 0 and math.isfinite(value)):
-    raise errors.UserError(f"{name} must be positive and finite, got {value}.")
 
 
 def figure4() -> ScanSnapConfig:

@@ -1,0 +1,32 @@
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
+
+
+class RequireTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (lambda: require.at_least("steps", 0, 1), "steps .* at least 1, got 0"),
+      (lambda: require.between("rho", -1, 0, 1), "rho .* 0 to 1, got -1"),
+      (lambda: require.between("rho", 2, 0, 1), "rho .* 0 to 1, got 2"),
+      (lambda: require.positive("rate", 0.0), "rate .* positive.*0.0"),
+      (lambda: require.positive("rate", math.inf), "rate .* finite.*inf"),
+      (lambda: require.positive("rate", math.nan), "rate .* got nan"),
+  )
+  def test_names_setting_bound_and_value(self, check, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      check()
+
+  def test_takes_the_bounds(self):
+    require.at_least("steps", 1, 1)
+    require.between("rho", 0, 0, 1)
+    require.between("rho", 1, 0, 1)
+    require.positive("rate", 1e-30)
+
+
+if __name__ == "__main__":
+  absltest.main()
