@@ -66,7 +66,7 @@ class Hierarchy:
   def is_used(self, level: int) -> Bool[np.ndarray, "N"]:
     """Latents that some class holds and some does not: others teach nothing."""
     held = self.activity[level]
-    return held.any(axis=0) & ~held.all(axis=0)
+    return np.asarray(held.any(axis=0) & ~held.all(axis=0))
 
   @functools.cached_property
   def is_present(self) -> Bool[np.ndarray, "K V"]:

@@ -55,7 +55,8 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
 
 def _is_cpu_only() -> bool:
   """Whether nobody chose a platform and no accelerator is there."""
-  if jax.config.jax_platforms or sys.platform != "linux":
+  config: Any = jax.config
+  if config.jax_platforms or sys.platform != "linux":
     return False
   return not any(glob.glob(f"/dev/{name}") for name in _ACCELERATORS)
 
