@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,8 @@ class Table1Config:
             f"{name} needs one or more values that differ, got {values}."
         )
     for name, least in _LEAST.items():
-      if getattr(self, name) < least:
-        raise errors.UserError(
-            f"{name} must be at least {least}, got {getattr(self, name)}."
-        )
-    if not (0 < self.lr < math.inf):
-      raise errors.UserError(f"lr must be positive and finite, got {self.lr}.")
+      require.at_least(name, getattr(self, name), least)
+    require.positive("lr", self.lr)
     if not (0 <= self.weight_decay < math.inf):
       raise errors.UserError(
           "weight_decay must be finite and not negative, got"
