@@ -24,7 +24,9 @@ _OPERAND = re.compile(
     r"%(?P<name>s\d+)\w* = inlined_call_operand\.(?P<space>\w+) \[shape: [^;]*?"
     r"index: (?P<index>\d+), kind: input"
 )
-_CORE = re.compile(r"sld \[smem:\[(#\w+)\]\] *(?:\([^)]*\) *)?/\* core id \*/")
+_CORE = re.compile(
+    r"sld \[smem:\[(#\w+)\]\] *(?:\([^)]*\) *)?/\* [^*]*core id \*/"
+)
 _UNIT_BYTES = 512  # Of an address that is not in HBM.
 # Operands are taken to lie so far apart; there is room for 255 in 32 bits of
 # granules.

@@ -90,7 +90,8 @@ class CountTest(parameterized.TestCase):
     found = control.count(bundles.parse_code(code), _V5E, {})
     self.assertEqual(list(found), 6 * [1] + [0, 0, 1])
 
-  def test_each_core_has_its_number(self):
+  @parameterized.parameters("core id", "megacore core id :: core id")
+  def test_each_core_has_its_number(self, comment):
     code = """
      0   :  { %s1_s0 = sld [smem:[#allocation0]] /* core id */ }
    0x1   :  { %p1_p0 = scmp.ne.s32.totalorder %s1_s0, 0 }
@@ -100,8 +101,9 @@ class CountTest(parameterized.TestCase):
    0x5   :  { %s2_s1 = vend } /* Start region 4 */
 """
     for core, expected in ((0, 1), (1, 0)):
+      text = code.replace("core id", comment)
       found = control.count(
-          bundles.parse_code(code), chips.get_chip("v4"), {}, core
+          bundles.parse_code(text), chips.get_chip("v4"), {}, core
       )
       self.assertEqual(list(found), [1, 1, 1, 1, expected, 1])
 
