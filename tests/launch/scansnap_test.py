@@ -8,6 +8,7 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TINY = (
@@ -95,8 +96,15 @@ class ScanSnapTest(parameterized.TestCase):
     self.assertTrue((workdir / "figures" / f"{preset}.pdf").exists())
     self.assertIn("base64", (workdir / "report.html").read_text())
 
-  @parameterized.parameters("figure11", "figure12", "sweep")
+  def test_sweep_draws(self):
+    self._check_sweep("sweep")
+
+  @pytest.mark.slow
+  @parameterized.parameters("figure11", "figure12")
   def test_sweep_presets_draw(self, preset):
+    self._check_sweep(preset)
+
+  def _check_sweep(self, preset):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     _run(f"--preset={preset}", "--num_last=2", f"--workdir={workdir}", *_TINY)
     row, *_ = json.loads((workdir / "summary.json").read_text())[preset]

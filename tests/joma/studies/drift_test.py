@@ -1,5 +1,6 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma import question_config as config_lib
 from joma.studies import drift
@@ -7,6 +8,7 @@ from joma.studies import drift
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_moving_mean_mends_part_and_the_exact_term_all(self):
     config = config_lib.DriftConfig(
         num_seeds=2, num_classes=6, hidden_dim=8, num_steps=1600, num_records=4

@@ -2,6 +2,7 @@ import copy
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma import question_config as config_lib
 from joma.studies import two_layer_hblt
@@ -9,6 +10,7 @@ from joma.studies import two_layer_hblt
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_training_gains_over_every_floor(self):
     config = config_lib.TwoLayerHbltConfig(
         num_seeds=2,
