@@ -154,6 +154,7 @@ def memory_rows(
     finished = subprocess.run(
         [sys.executable, "-m", "launch.bench_kernels_cpu", *arguments],
         cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
