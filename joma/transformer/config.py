@@ -124,7 +124,7 @@ class TransformerConfig:
       )
     if len(self.windows) not in (0, self.num_layers):
       raise UserError(
-          f"windows must name one number a layer, or none: got"
+          "windows must name one number a layer, or none: got"
           f" {len(self.windows)} for num_layers={self.num_layers}."
       )
     if any(window < 0 for window in self.windows):
@@ -145,6 +145,12 @@ class TransformerConfig:
   def rotary_dim(self) -> int:
     """Numbers of each head that are rotated."""
     return int(self.head_dim * self.rotary_fraction)
+
+  def rope_of(self, layer: int) -> RopeConfig:
+    """Rotary frequencies of a layer."""
+    if self.local_rope_theta is None or self.window_of(layer) is None:
+      return self.rope
+    return RopeConfig(rope_theta=self.local_rope_theta)
 
   def window_of(self, layer: int) -> int | None:
     """Keys that a layer's queries see; None where all are."""

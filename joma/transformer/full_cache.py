@@ -1,0 +1,137 @@
+"""The KV cache that keeps everything: slot s of a layer holds position s.
+
+Shapes never change, so one compilation serves every length; donated, it is
+written in place. Policies that evict are `attention.KVCache`s too.
+
+Letters: B batch, T new tokens, C capacity in positions, N query heads, K key
+and value heads, G = N / K, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joma.transformer import attention
+from joma.transformer import config as configs
+from kernels_pallas import masks
+from kernels_pallas.flash_attention import api
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FullCache:
+  """Rotated keys, and values, of one layer.
+
+  Attributes:
+    key: [B, K, C, H]; positions not written yet hold anything, for no query
+      stands behind them.
+    value: As key.
+  """
+
+  key: Float[Array, "B K C H"]
+  value: Float[Array, "B K C H"]
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: attention.Rotate,
+      options: attention.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
+    """Writes T positions, then attends to all up to each query's own."""
+    query, key = rotate(query, positions), rotate(key, positions)
+    cache = FullCache(
+        _write(self.key, key, positions), _write(self.value, value, positions)
+    )
+    attend = _attend_one if query.shape[1] == 1 else _attend_many
+    return attend(query, cache, positions, options), cache
+
+
+def init(
+    config: configs.TransformerConfig,
+    batch_size: int,
+    capacity: int,
+    dtype: Any = jnp.float32,
+) -> tuple[FullCache, ...]:
+  """Returns empty caches, one a layer.
+
+  Args:
+    config: The model's.
+    batch_size: B.
+    capacity: C, positions of the longest text, prompt and continuation.
+    dtype: Of keys and values.
+  """
+  shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+  empty = lambda: FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  return tuple(empty() for _ in range(config.num_layers))
+
+
+def _write(
+    kept: Float[Array, "B K C H"],
+    new: Float[Array, "B T K H"],
+    positions: Int[Array, "B T"],
+) -> Float[Array, "B K C H"]:
+  """Padding, whose position is -1, falls outside and is dropped."""
+  batch, num_kv_heads, capacity, _ = kept.shape
+  slots = jnp.where(positions < 0, capacity, positions)
+  return kept.at[
+      jnp.arange(batch)[:, None, None],
+      jnp.arange(num_kv_heads)[None, :, None],
+      slots[:, None, :],
+  ].set(new.swapaxes(1, 2).astype(kept.dtype), mode="drop")
+
+
+def _attend_many(
+    query: Float[Array, "B T N H"],
+    cache: FullCache,
+    positions: Int[Array, "B T"],
+    options: attention.AttentionOptions,
+) -> Float[Array, "B T N H"]:
+  """A span of slots for each query: linear memory."""
+  stops = (positions + 1).astype(jnp.int32)
+  starts = jnp.zeros_like(stops)
+  if options.window is not None:
+    starts = jnp.maximum(stops - options.window, 0)
+  return api.flash_attention(
+      query,
+      cache.key.swapaxes(1, 2).astype(query.dtype),
+      cache.value.swapaxes(1, 2).astype(query.dtype),
+      mask=masks.Mask(starts[:, None], stops[:, None]),
+      scale=options.scale,
+      logits_soft_cap=options.logits_soft_cap,
+      implementation=options.implementation,
+  ).out
+
+
+def _attend_one(
+    query: Float[Array, "B 1 N H"],
+    cache: FullCache,
+    positions: Int[Array, "B 1"],
+    options: attention.AttentionOptions,
+) -> Float[Array, "B 1 N H"]:
+  """One query a sequence: two products along the cache as it lies."""
+  batch, _, num_heads, head_dim = query.shape
+  num_kv_heads, capacity = cache.key.shape[1:3]
+  grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
+  attn_logits = options.scale * jnp.einsum(
+      "BKGH,BKCH->BKGC",
+      grouped.astype(cache.key.dtype),
+      cache.key,
+      preferred_element_type=jnp.float32,
+  )
+  if options.logits_soft_cap is not None:
+    cap = options.logits_soft_cap
+    attn_logits = cap * jnp.tanh(attn_logits / cap)
+  slots, last = jnp.arange(capacity)[None], positions
+  is_seen = slots <= last
+  if options.window is not None:
+    is_seen = is_seen & (slots > last - options.window)
+  attn_logits = jnp.where(is_seen[:, None, None], attn_logits, -jnp.inf)
+  attn_weights = jax.nn.softmax(attn_logits).astype(cache.value.dtype)
+  out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, cache.value)
+  return out.reshape(batch, 1, num_heads, head_dim).astype(query.dtype)

@@ -1,0 +1,70 @@
+"""The MLP of a Transformer block, plain or gated (arXiv 2002.05202)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from joma.transformer import config as configs
+
+ACTIVATIONS: dict[configs.Activation, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "identity": lambda x: x,
+    "quadratic": jnp.square,
+}
+
+
+class Mlp(nn.Module):
+  """act(x W_up) W_down, or (act(x W_gate) * (x W_up)) W_down when gated.
+
+  Sows `hidden_pre`, the argument of the activation, and `hidden`, what W_down
+  reads, both [B, T, F].
+
+  Attributes:
+    config: The model's.
+    dtype: Of the products.
+  """
+
+  config: configs.TransformerConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, "B T D"], is_training: bool = False
+  ) -> Float[Array, "B T D"]:
+    """Applies the MLP to every position."""
+    config = self.config
+    dense = lambda width, name, **options: nn.Dense(
+        width,
+        use_bias=config.use_mlp_bias,
+        dtype=self.dtype,
+        name=name,
+        **options,
+    )
+    hidden_pre = up = dense(config.hidden_dim, "up")(x)
+    if config.use_gated_mlp:
+      hidden_pre = dense(config.hidden_dim, "gate")(x)
+    hidden = ACTIVATIONS[config.activation](hidden_pre)
+    hidden = hidden * up if config.use_gated_mlp else hidden
+    self.sow("intermediates", "hidden_pre", hidden_pre)
+    self.sow("intermediates", "hidden", hidden)
+    hidden = nn.Dropout(config.hidden_dropout)(
+        hidden, deterministic=not is_training
+    )
+    init = kernel_init(config, into_residual=True)
+    return dense(config.embed_dim, "down", kernel_init=init)(hidden)
+
+
+def kernel_init(
+    config: configs.TransformerConfig, *, into_residual: bool = False
+) -> nn.initializers.Initializer:
+  """Variance 1 / fan_in; less by 2 L into the residual where config says so."""
+  shrink = into_residual and config.residual_scale
+  scale = 1 / (2 * config.num_layers) if shrink else 1.0
+  return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")

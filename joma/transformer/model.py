@@ -1,0 +1,236 @@
+"""A decoder-only Transformer in Linen, of every family of `config`.
+
+  x = embed(tokens) + positions
+  x = x + attention(norm(x)),  x = x + mlp(norm(x))      L times (pre-norm)
+  logits = norm(x) W_output
+
+Everything that the analyses look at is sown under "intermediates" by the
+modules themselves: `model.apply(variables, tokens, mutable="intermediates")`.
+
+Letters: B batch, T positions, D width, F hidden width, N heads, H head size,
+V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joma.transformer import attention
+from joma.transformer import config as configs
+from joma.transformer import mlp
+from joma.transformer import norm
+from kernels_pallas import implementations
+from kernels_pallas import masks
+from scansnap_jax.experiment import errors
+
+
+class Transformer(nn.Module):
+  """Tokens to logits.
+
+  Attributes:
+    config: The shape.
+    dtype: Of the products and the residual stream; norms, softmax and logits
+      are float32, and parameters are as they are stored.
+    implementation: Of attention, see `kernels_pallas.implementations`.
+    use_remat: Whether the backward pass computes each layer anew instead of
+      keeping its activations.
+  """
+
+  config: configs.TransformerConfig
+  dtype: Any = jnp.float32
+  implementation: implementations.Implementation | None = None
+  use_remat: bool = False
+
+  @nn.compact
+  def __call__(
+      self,
+      tokens: Int[Array, "B T"],
+      *,
+      positions: Int[Array, "B T"] | None = None,
+      mask: masks.Mask | None = None,
+      kv_cache: tuple[Any, ...] | None = None,
+      logits_at: Int[Array, "B"] | None = None,
+      is_training: bool = False,
+  ) -> Any:
+    """Returns logits [B, T, V], float32; with a cache, (logits, cache).
+
+    Args:
+      tokens: Each in [0, V).
+      positions: Where the tokens stand; None is 0, 1, ... -1 marks padding.
+      mask: Which tokens see which; None is causal. Not for use with a cache,
+        which knows what it holds.
+      kv_cache: An `attention.KVCache` a layer.
+      logits_at: Index in T of the one token of each sequence whose logits are
+        wanted; the result is then [B, 1, V].
+      is_training: Whether to drop; wants an rng "dropout" if config drops.
+
+    Raises:
+      UserError: If there are more tokens than learned positions.
+    """
+    seq_len = tokens.shape[1]
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(seq_len)[None], tokens.shape)
+    mask = masks.causal(seq_len, seq_len) if mask is None else mask
+    token_embed = nn.Embed(
+        self.config.vocab_size,
+        self.config.embed_proj_dim or self.config.embed_dim,
+        dtype=self.dtype,
+        name="token_embed",
+    )
+    x = self._embed(token_embed, tokens, positions, is_training)
+    caches = kv_cache or (None,) * self.config.num_layers
+    # Attributes of static arguments: self is 0, is_training the last.
+    layer_class = (
+        nn.remat(Layer, static_argnums=(5,)) if self.use_remat else Layer
+    )
+    new_caches = []
+    for layer, cache in enumerate(caches):
+      x, cache = layer_class(
+          self.config,
+          layer,
+          self.dtype,
+          self.implementation,
+          name=f"layers_{layer}",
+      )(x, positions, mask, cache, is_training)
+      new_caches.append(cache)
+    if logits_at is not None:
+      x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
+    logits = self._logits(token_embed, x)
+    return logits if kv_cache is None else (logits, tuple(new_caches))
+
+  def _embed(self, token_embed, tokens, positions, is_training) -> Array:
+    config = self.config
+    x = token_embed(tokens)
+    x = x * jnp.asarray(config.embed_scale, x.dtype)
+    if config.embed_proj_dim is not None:
+      x = self._dense(config.embed_dim, "embed_proj")(x)
+    if config.positions == "learned":
+      check_learned_positions(config, tokens.shape[1])
+      x = x + nn.Embed(
+          config.max_len + config.position_offset,
+          config.embed_dim,
+          dtype=self.dtype,
+          name="position_embed",
+      )(jnp.maximum(positions, 0) + config.position_offset)
+    elif config.positions == "sinusoidal":
+      x = x + sinusoids(positions, config.embed_dim).astype(x.dtype)
+    return nn.Dropout(config.dropout)(x, deterministic=not is_training)
+
+  def _logits(self, token_embed: nn.Embed, x: Array) -> Float[Array, "B T V"]:
+    config = self.config
+    if config.use_final_norm:
+      x = make_norm(config, self.dtype, "final_norm")(x)
+    if config.embed_proj_dim is not None:
+      x = self._dense(config.embed_proj_dim, "output_proj")(x)
+    if config.tie_embeddings:
+      table = token_embed.embedding.astype(self.dtype)
+      logits = jnp.einsum(
+          "BTD,VD->BTV", x, table, preferred_element_type=jnp.float32
+      )
+    else:
+      logits = self._dense(
+          config.vocab_size, "output", use_bias=config.use_output_bias
+      )(x).astype(jnp.float32)
+    if config.output_logits_soft_cap is not None:
+      cap = config.output_logits_soft_cap
+      logits = cap * jnp.tanh(logits / cap)
+    return logits
+
+  def _dense(self, width: int, name: str, use_bias: bool = False) -> nn.Dense:
+    return nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)
+
+
+class Layer(nn.Module):
+  """Attention and MLP round the residual stream.
+
+  Sows `resid_attn` and `resid_mlp` [B, T, D], the stream after each of the two.
+
+  Attributes:
+    config: The model's.
+    layer: Which layer, from 0.
+    dtype: As in `Transformer`.
+    implementation: As in `Transformer`.
+  """
+
+  config: configs.TransformerConfig
+  layer: int
+  dtype: Any = jnp.float32
+  implementation: implementations.Implementation | None = None
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      mask: masks.Mask,
+      kv_cache: Any = None,
+      is_training: bool = False,
+  ) -> tuple[Float[Array, "B T D"], Any]:
+    """Returns the residual stream after this layer, and the layer's cache."""
+    config = self.config
+    attend = attention.Attention(
+        config, self.layer, self.dtype, self.implementation, name="attn"
+    )
+    apply_mlp = mlp.Mlp(config, self.dtype, name="mlp")
+    drop = nn.Dropout(config.dropout, deterministic=not is_training)
+    before = config.norm_placement != "post"
+    attn_in = self._norm("attn_norm", x) if before else x
+    update, kv_cache = attend(attn_in, positions, mask, kv_cache, is_training)
+    attn_resid = self._add(x, drop(update), "attn")
+    self.sow("intermediates", "resid_attn", attn_resid)
+    mlp_in = x if config.use_parallel_residual else attn_resid
+    mlp_in = self._norm("mlp_norm", mlp_in) if before else mlp_in
+    update = drop(apply_mlp(mlp_in, is_training))
+    mlp_resid = self._add(attn_resid, update, "mlp")
+    self.sow("intermediates", "resid_mlp", mlp_resid)
+    return mlp_resid, kv_cache
+
+  def _norm(self, name: str, x: Array) -> Array:
+    return make_norm(self.config, self.dtype, name)(x)
+
+  def _add(self, x: Array, update: Array, sublayer: str) -> Array:
+    """Adds an update to the stream, normalized where the placement says so."""
+    if self.config.norm_placement == "sandwich":
+      return x + self._norm(f"{sublayer}_post_norm", update)
+    if self.config.norm_placement == "post":
+      return self._norm(f"{sublayer}_norm", x + update)
+    return x + update
+
+
+def make_norm(
+    config: configs.TransformerConfig, dtype: Any, name: str
+) -> norm.Norm:
+  """The norm of the model's residual stream."""
+  return norm.Norm(
+      config.norm,
+      config.norm_epsilon,
+      config.norm_scale_offset,
+      dtype,
+      name=name,
+  )
+
+
+def check_learned_positions(
+    config: configs.TransformerConfig, num_positions: int
+) -> None:
+  """Raises UserError where learned positions end before the tokens do."""
+  if config.positions == "learned" and num_positions > config.max_len:
+    raise errors.UserError(
+        f"This model has {config.max_len} learned positions and was asked for"
+        f" {num_positions}: give it shorter texts."
+    )
+
+
+def sinusoids(
+    positions: Int[Array, "B T"], embed_dim: int
+) -> Float[Array, "B T D"]:
+  """sin and cos of t 10000^(-2 j / D) in turn (arXiv 1706.03762, 3.5)."""
+  even = jnp.arange(0, embed_dim, 2, dtype=jnp.float32)
+  angles = (
+      positions.astype(jnp.float32)[..., None]
+      * (10_000.0 ** (-even / embed_dim))[None, None]
+  )
+  both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  return both.reshape(*positions.shape, -1)[..., :embed_dim]
