@@ -1,0 +1,244 @@
+"""Tensors of a folder of safetensors files, one file or shards with an index.
+
+Files are memory-mapped and tensors are read one at a time. Pickle files are
+refused: opening one runs whatever code it holds. Only the `safetensors` package
+is needed, neither torch nor a network. Imports no jax.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from scansnap_jax.experiment.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A tensor that is still in its file.
+
+  Attributes:
+    name: In the file.
+    path: The file.
+    shape: In the file.
+  """
+
+  name: str
+  path: Path
+  shape: tuple[int, ...]
+  _handle: Any
+
+  def read(self) -> np.ndarray:
+    """Copies the tensor out of the file.
+
+    Raises:
+      UserError: If it holds no floating-point numbers.
+    """
+    kind = self._handle.get_slice(self.name).get_dtype()
+    if kind not in _DTYPES:
+      raise UserError(
+          f"Tensor {self.name} of {self.path} holds {kind}; supported:"
+          f" {', '.join(_DTYPES)}. Quantized weights must be dequantized first."
+      )
+    return self._handle.get_tensor(self.name)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+  """Returns every tensor of a folder by its name.
+
+  Args:
+    folder: With model.safetensors, or model.safetensors.index.json and the
+      files that it names.
+
+  Raises:
+    UserError: If there is no such file, if one is damaged, or if index and
+      files disagree; the message names file and tensor.
+  """
+  if (folder / SINGLE).exists():
+    return _tensors_of(folder / SINGLE)
+  if not (folder / INDEX).exists():
+    raise _no_weights(folder)
+  weight_map = _weight_map(folder / INDEX)
+  found: dict[str, StoredTensor] = {}
+  for file in sorted(set(weight_map.values())):
+    if not (folder / file).is_file():
+      raise UserError(f"{folder / INDEX} names {file}, which is not there.")
+    found.update(_tensors_of(folder / file))
+  for name, file in weight_map.items():
+    if name not in found or found[name].path.name != file:
+      raise UserError(
+          f"{folder / INDEX} says that tensor {name} is in {file}; it is not."
+      )
+  return found
+
+
+def write(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype_of: Mapping[str, np.dtype],
+    tensors: Iterator[tuple[str, np.ndarray]],
+    max_shard_bytes: int,
+) -> None:
+  """Writes tensors, and removes what an earlier model left in the folder.
+
+  The same tensors always give the same bytes. Files appear under their names
+  only when all of them are complete.
+
+  Args:
+    folder: Exists.
+    shapes: Of every tensor, in the order in which `tensors` yields them.
+    dtype_of: Of every tensor.
+    tensors: Name and contiguous array; taken one shard at a time.
+    max_shard_bytes: A file holds more only if one tensor does.
+  """
+  save_file = _safetensors("safetensors.numpy").save_file
+  shards = _shards(shapes, dtype_of, max_shard_bytes)
+  files = [SINGLE]
+  if len(shards) > 1:
+    files = [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        for i in range(len(shards))
+    ]
+  for file, names in zip(files, shards, strict=True):
+    held = dict(next(tensors) for _ in names)
+    # transformers reads files of this format alone.
+    save_file(held, folder / f"{file}.partial", metadata={"format": "pt"})
+    del held
+  for stale in (*folder.glob("model*.safetensors"), folder / INDEX):
+    stale.unlink(missing_ok=True)
+  for file in files:
+    os.replace(folder / f"{file}.partial", folder / file)
+  if len(shards) > 1:
+    total = sum(_num_bytes(name, shapes, dtype_of) for name in shapes)
+    weight_map = {
+        name: file
+        for file, names in zip(files, shards, strict=True)
+        for name in names
+    }
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / INDEX, index)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a dictionary.
+
+  Raises:
+    UserError: If the file is no JSON, or holds something else.
+  """
+  try:
+    value = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON: {error}.") from error
+  if not isinstance(value, dict):
+    raise UserError(f"{path} must hold a JSON dictionary, got {value!r:.60}.")
+  return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+  """Writes a dictionary, keys in order."""
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def refuse_pickle(path: Path) -> None:
+  """Raises UserError if a path is named like a pickle file."""
+  if path.suffix in _PICKLES:
+    raise UserError(
+        f"{path} is a pickle file, and opening one runs whatever code it holds:"
+        " only safetensors files are read. Convert it where you trust it, with"
+        " transformers: model.save_pretrained(folder)."
+    )
+
+
+def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+  safetensors = _safetensors("safetensors")
+  try:
+    handle = safetensors.safe_open(path, framework="numpy")
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    raise UserError(
+        f"{path} ({path.stat().st_size} bytes) is no complete safetensors file:"
+        f" {error}. Copy or download it again."
+    ) from error
+  return {
+      name: StoredTensor(
+          name, path, tuple(handle.get_slice(name).get_shape()), handle
+      )
+      for name in handle.keys()
+  }
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+  weight_map = read_json(path).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise UserError(
+        f"{path} has no weight_map, which names each tensor's file."
+    )
+  for name, file in weight_map.items():
+    if not isinstance(file, str) or Path(file).name != file:
+      raise UserError(
+          f"{path} says that tensor {name} is in {file!r}: no file of its own"
+          " folder."
+      )
+    refuse_pickle(path.parent / file)
+  return weight_map
+
+
+def _no_weights(folder: Path) -> UserError:
+  for path in sorted(folder.iterdir()):
+    refuse_pickle(path)
+  names = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+  return UserError(
+      f"{folder} has neither {SINGLE} nor {INDEX}; it has {names}."
+  )
+
+
+def _shards(
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype_of: Mapping[str, np.dtype],
+    max_shard_bytes: int,
+) -> list[list[str]]:
+  """Names of the tensors of each file."""
+  shards: list[list[str]] = [[]]
+  room = max_shard_bytes
+  for name in shapes:
+    size = _num_bytes(name, shapes, dtype_of)
+    if size > room and shards[-1]:
+      shards.append([])
+      room = max_shard_bytes
+    shards[-1].append(name)
+    room -= size
+  return shards
+
+
+def _num_bytes(
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype_of: Mapping[str, np.dtype],
+) -> int:
+  return int(np.prod(shapes[name], dtype=np.int64)) * dtype_of[name].itemsize
+
+
+def _safetensors(module: str) -> Any:
+  import importlib  # Only whoever has a folder needs the package.
+
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise UserError(
+        "Model folders need the package safetensors: pip install"
+        " 'scansnap-jax[hf]'."
+    ) from error
