@@ -64,12 +64,15 @@ class CorpusTest(parameterized.TestCase):
         np.testing.assert_array_equal(getattr(corpus, split), expected)
     self.assertEqual(first.facts(), second.facts())
 
-  def test_a_changed_text_is_encoded_anew(self):
-    self._load("words", cache_dir=self.cache)
-    self.path.write_text(_TEXT.replace("many", "few"))
-    corpus = self._load("words", cache_dir=self.cache)
-    self.assertIn("few", corpus.tokenizer.words)
-    np.testing.assert_array_equal(corpus.train, self._load("words").train)
+  @parameterized.parameters("bytes", "words")
+  def test_a_changed_text_is_encoded_anew(self, kind):
+    self._load(kind, cache_dir=self.cache)
+    self.path.write_text(_TEXT.replace("many", "lots"))
+    corpus = self._load(kind, cache_dir=self.cache)
+    expected = self._load(kind)
+    self.assertIn("lots", corpus.tokenizer.decode(corpus.train))
+    np.testing.assert_array_equal(corpus.train, expected.train)
+    self.assertEqual(corpus.facts(), expected.facts())
 
   def test_a_file_cut_short_is_written_anew(self):
     expected = np.array(self._load("bytes", cache_dir=self.cache).train)

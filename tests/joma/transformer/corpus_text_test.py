@@ -144,6 +144,14 @@ class PathTest(_CorpusTextTest):
       self.assertTrue(split.endswith(b"\n"))
     self.assertEqual(text.fractions, (0.6, 0.3, 0.1))
 
+  def test_a_share_that_ends_at_a_line_end_is_exact(self):
+    (self.folder / "a.txt").write_text("abc\n" * 4)
+    text = corpus_text.find(
+        "a.txt", data_dir=self.folder, fractions=(0.5, 0.25, 0.25)
+    )
+    lengths = [len(split) for split in text.splits.values()]
+    self.assertEqual(lengths, [8, 4, 4])
+
   def test_one_line_is_cut_between_characters(self):
     path = self.folder / "a.txt"
     path.write_text("日本語" * 50, encoding="utf-8")
