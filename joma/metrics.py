@@ -21,9 +21,20 @@ def attention_entropy(attn_logits: Float[Array, "*b M"]) -> Float[Array, "*b"]:
 
 
 def stable_rank(weights: Float[Array, "*b D K"]) -> Float[Array, "*b"]:
-  """Computes |W|_F^2 / |W|_2^2, from 1 to min(D, K); 0 for a zero matrix."""
-  squares = jnp.linalg.svd(weights, compute_uv=False) ** 2
-  return _ratio(squares.sum(axis=-1), squares.max(axis=-1))
+  """Computes |W|_F^2 / |W|_2^2, from 1 to min(D, K); 0 for a zero matrix.
+
+  The eigenvalues of the smaller of W W^T and W^T W are the squared singular
+  values, many times sooner than those of W.
+  """
+  is_wide = weights.shape[-2] <= weights.shape[-1]
+  gram = jnp.einsum(
+      "...DK,...EK->...DE" if is_wide else "...DK,...DL->...KL",
+      weights,
+      weights,
+      precision="highest",
+  )
+  trace = jnp.trace(gram, axis1=-2, axis2=-1)
+  return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., -1])
 
 
 def normalized_correlation(

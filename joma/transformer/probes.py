@@ -1,0 +1,216 @@
+"""What is read off a Transformer: how sparse attention is, and MLP ranks.
+
+Figure 7 of JoMA (https://arxiv.org/abs/2310.00535) follows attention sparsity
+and the stable rank of the lower MLP layer over checkpoints of real models. Of
+one query's weights a_1, a_2, ..., of which v may be above zero:
+
+  entropy            -sum_s a_s ln a_s, from 0 to ln v
+  effective support  exp(entropy), from 1 to v: how many keys it attends to
+  top mass           sum of its ceil(v / 5) largest weights; 1 is all attention
+                     on the best fifth of what it sees
+  negligible         share of the v weights that are below 1 % of the largest,
+                     the measure of H2O (https://arxiv.org/abs/2306.14048)
+  sink mass          a_1, the weight of the first token, where attention goes
+                     that has nothing to look for
+                     (https://arxiv.org/abs/2309.17453)
+
+All of it is computed where the weights are made, layer by layer: `read` never
+holds more than a few T x S maps, whatever the number of layers.
+
+Letters: B batch, T queries, S keys, N heads, L layers, D width, F hidden width,
+V vocabulary.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from joma import metrics
+from joma.transformer import model as models
+
+TOP_SHARE = 0.2
+NEGLIGIBLE = 0.01
+# A head is a sink when the first token has more than this of its attention.
+SINK_THRESHOLD = 0.3
+
+
+class Attention(NamedTuple):
+  """The five measures of the module: of queries, or summed or mean over them.
+
+  Attributes:
+    entropy: In nats.
+    effective_support: In keys.
+    top_mass: From 0 to 1.
+    negligible: From 0 to 1.
+    sink_mass: From 0 to 1.
+  """
+
+  entropy: Float[Array, "*b"]
+  effective_support: Float[Array, "*b"]
+  top_mass: Float[Array, "*b"]
+  negligible: Float[Array, "*b"]
+  sink_mass: Float[Array, "*b"]
+
+
+def attention(
+    attn_weights: Float[Array, "B N T S"], num_visible: Int[Array, "T"]
+) -> Attention:
+  """Measures every query, each result [B, N, T].
+
+  Args:
+    attn_weights: Rows that sum to 1, 0 where the mask forbids.
+    num_visible: v, keys that the mask allows; see `count_visible`.
+  """
+  attn_weights = attn_weights.astype(jnp.float32)
+  entropy = jax.scipy.special.entr(attn_weights).sum(axis=-1)
+  num_top = jnp.ceil(TOP_SHARE * num_visible).astype(jnp.int32)
+  largest = attn_weights.max(axis=-1, keepdims=True)
+  # Keys that are not visible have weight 0 and are counted out again.
+  num_keys = attn_weights.shape[-1]
+  small = (attn_weights < NEGLIGIBLE * largest).sum(axis=-1)
+  visible = num_visible[None, None]
+  return Attention(
+      entropy=entropy,
+      effective_support=jnp.exp(entropy),
+      top_mass=top_mass(attn_weights, num_top[None, None]),
+      negligible=(small - (num_keys - visible)) / visible,
+      sink_mass=attn_weights[..., 0],
+  )
+
+
+def uniform(num_visible: Int[Array, "T"]) -> Attention:
+  """What attention to all visible keys alike measures, each result [T].
+
+  The first key counts as visible, which it is without a window.
+  """
+  visible = num_visible.astype(jnp.float32)
+  return Attention(
+      entropy=jnp.log(visible),
+      effective_support=visible,
+      top_mass=jnp.ceil(TOP_SHARE * num_visible) / visible,
+      negligible=jnp.zeros_like(visible),
+      sink_mass=1 / visible,
+  )
+
+
+def count_visible(seq_len: int, window: int | None = None) -> Int[Array, "T"]:
+  """Keys that each query sees under a causal mask, its own included."""
+  return jnp.minimum(jnp.arange(1, seq_len + 1), window or seq_len)
+
+
+def top_mass(
+    values: Float[Array, "*b S"], num_top: Int[Array, "*#b"]
+) -> Float[Array, "*b"]:
+  """Sums the `num_top` >= 1 largest of each row of non-negative numbers.
+
+  Exact, and many times faster than sorting: the threshold is found bit by bit,
+  as the bits of non-negative floats, read as integers, have their order.
+  """
+  bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+  def set_bit(i, threshold):
+    trial = threshold | (1 << (30 - i))
+    num_above = (bits >= trial[..., None]).sum(axis=-1)
+    return jnp.where(num_above >= num_top, trial, threshold)
+
+  threshold = jnp.zeros(values.shape[:-1], jnp.int32)
+  threshold = jax.lax.fori_loop(0, 31, set_bit, threshold)
+  is_above = bits > threshold[..., None]
+  at_threshold = jax.lax.bitcast_convert_type(threshold, jnp.float32)
+  num_equal = num_top - is_above.sum(axis=-1)
+  return jnp.where(is_above, values, 0).sum(axis=-1) + at_threshold * num_equal
+
+
+class Reading(NamedTuple):
+  """One batch, as sums over its tokens: add them, then divide by `num_tokens`.
+
+  Attributes:
+    attention: Of each layer and head, leaves [L, N].
+    num_tokens: Tokens that are no padding.
+    loss: Cross-entropy in nats, summed over `num_targets`.
+    num_targets: Tokens that follow another.
+    logits: Of every position; None unless asked for.
+  """
+
+  attention: Attention
+  num_tokens: Float[Array, ""]
+  loss: Float[Array, ""]
+  num_targets: Float[Array, ""]
+  logits: Float[Array, "B T V"] | None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "with_logits"))
+def read(
+    model: models.Transformer,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    with_logits: bool = False,
+) -> Reading:
+  """Reads texts and measures every layer.
+
+  Args:
+    model: Static.
+    params: Its parameters.
+    tokens: Each in [0, V), padded at their ends.
+    lengths: Tokens of each text, from 0 to T.
+    with_logits: Whether to return the logits too; static.
+  """
+  steps = jnp.arange(tokens.shape[1])[None]
+  is_token = steps < lengths[:, None]
+  positions = jnp.where(is_token, steps, -1)
+  logits, seen = model.apply(
+      {"params": params}, tokens, positions=positions, mutable="intermediates"
+  )
+  weights = is_token.astype(jnp.float32)
+  found = []
+  for layer in range(model.config.num_layers):
+    sown = seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
+    num_visible = count_visible(tokens.shape[1], model.config.window_of(layer))
+    found.append(
+        jax.tree.map(
+            lambda rows: jnp.einsum("BNT,BT->N", rows, weights),
+            attention(sown, num_visible),
+        )
+    )
+  log_probs = jax.nn.log_softmax(logits[:, :-1])
+  picked = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)
+  return Reading(
+      attention=jax.tree.map(lambda *layers: jnp.stack(layers), *found),
+      num_tokens=weights.sum(),
+      loss=-(picked[..., 0] * weights[:, 1:]).sum(),
+      num_targets=weights[:, 1:].sum(),
+      logits=logits if with_logits else None,
+  )
+
+
+def sink_rate(sink_mass: Float[np.ndarray, "*b N"]) -> Float[np.ndarray, "*b"]:
+  """Share of heads whose mean sink mass exceeds `SINK_THRESHOLD`."""
+  return (sink_mass > SINK_THRESHOLD).mean(axis=-1)
+
+
+def stable_ranks(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Measures ||W||_F^2 / ||W||_2^2 of every MLP matrix, by its name, each [L].
+
+  Args:
+    params: Of a Transformer.
+
+  Returns:
+    Of `up` and `down`, and of `gate` where the MLP has one. The lower layer
+    that JoMA speaks of is `up`, and `gate` beside it.
+  """
+  num_layers = sum(name.startswith("layers_") for name in params)
+  layers = [params[f"layers_{layer}"]["mlp"] for layer in range(num_layers)]
+  rank = lambda kernel: float(_stable_rank(kernel.astype(jnp.float32)))
+  return {
+      name: np.array([rank(layer[name]["kernel"]) for layer in layers])
+      for name in sorted(layers[0])
+  }
+
+
+_stable_rank = jax.jit(metrics.stable_rank)
