@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jaxtyping import Bool
 import numpy as np
 
 PyTree = Any
@@ -61,6 +62,30 @@ class Ensemble:
         ],
         members,
     )
+
+  def is_finite(self, members: PyTree) -> Bool[np.ndarray, "R"]:
+    """Tells which members have no NaN or infinity; leaves [R, ...]."""
+    is_good = np.ones(self.num_members, bool)
+    for leaf in jax.tree.leaves(members):
+      is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+    return is_good
+
+  def to_save(self, members: PyTree) -> PyTree:
+    """Gathers a state for a checkpoint."""
+    return self.gather(members)
+
+  def to_restore(self, members: PyTree) -> PyTree:
+    """Shapes of what `to_save` makes of a state of these shapes."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (self.num_members, *leaf.shape[2:]), leaf.dtype
+        ),
+        members,
+    )
+
+  def from_saved(self, saved: PyTree) -> PyTree:
+    """Scatters what a checkpoint held."""
+    return self.scatter(saved)
 
   def map(
       self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any

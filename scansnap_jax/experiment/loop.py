@@ -1,9 +1,10 @@
 """The loop of every training experiment: advance, record, check, save.
 
-All runs of a setting advance together (`scansnap_jax.ensemble`) from one
-evaluation to the next. What a run is, what is observed of it and where its data
-come from is said by a `Setting`. As long as data are a pure function of (seed,
-step), a restart from the last checkpoint gives the same bits.
+All runs of a setting advance together, laid out by `scansnap_jax.ensemble` or
+another `Layout`, from one evaluation to the next. What a run is, what is
+observed of it and where its data come from is said by a `Setting`. As long as
+data are a pure function of (seed, step), a restart from the last checkpoint
+gives the same bits.
 
 Letters: R runs, N steps of an interval, E evaluations.
 """
@@ -12,18 +13,47 @@ from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Int, PyTree
+from jaxtyping import Bool, Int, PyTree
 import numpy as np
 
-from scansnap_jax import ensemble
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import preemption
+
+
+@runtime_checkable
+class Layout(Protocol):
+  """How R runs lie on devices."""
+
+  @property
+  def num_members(self) -> int:
+    """R."""
+    ...
+
+  def gather(self, members: Any) -> Any:
+    """Brings what is laid out to the host, as arrays [R, ...]."""
+    ...
+
+  def is_finite(self, members: Any) -> Bool[np.ndarray, "R"]:
+    """Tells which runs are without NaN in what was gathered or saved."""
+    ...
+
+  def to_save(self, members: Any) -> Any:
+    """Makes of a state, laid out, what a checkpoint holds of it."""
+    ...
+
+  def to_restore(self, members: Any) -> Any:
+    """Makes the template of a checkpoint of the shapes of a state, laid out."""
+    ...
+
+  def from_saved(self, saved: Any) -> Any:
+    """Lays out what a checkpoint held."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +83,7 @@ class Setting:
   num_steps: int
   log_every: int
   checkpoint_every: int
-  layout: ensemble.Ensemble
+  layout: Layout
   init: Callable[[], Any]
   advance: Callable[[Any, int, int], tuple[Any, PyTree, tuple[PyTree, PyTree]]]
   record: Callable[[Any, Any, int], list[dict[str, Any]]]
@@ -111,10 +141,10 @@ def run(
         on_progress((end - start) * layout.num_members)
         stop = preemption.on_any_process(stop_requested())
         if stop or _is_due(setting, start, end):
-          on_host = layout.gather(state)
+          saved = layout.to_save(state)
           losses = history.losses[:, :end]
-          check_finite(setting, losses, on_host.params, start)
-          checkpointer.save(end, _to_save(on_host, history))
+          check_finite(setting, losses, saved.params, start)
+          checkpointer.save(end, _to_save(saved, history))
         if stop:
           raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
         start = end
@@ -129,15 +159,14 @@ def check_finite(
   Args:
     setting: The runs.
     losses: So far, [R, end].
-    values: What came of the interval from `start` to `end`, leaves [R, ...].
+    values: What came of the interval from `start` to `end`, gathered or to be
+      saved.
     start: First step of the interval.
 
   Raises:
     UserError: If a loss or a value is NaN or infinite.
   """
-  is_good = np.isfinite(losses).all(axis=1)
-  for leaf in jax.tree.leaves(values):
-    is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+  is_good = np.isfinite(losses).all(axis=1) & setting.layout.is_finite(values)
   if is_good.all():
     return
   r = int(np.argmin(is_good))
@@ -187,16 +216,13 @@ def _restore(
 ) -> tuple[int, Any, Any]:
   """Step, state and history of the last good checkpoint, or of the start."""
   layout = setting.layout
-  shape_of = lambda leaf: jax.ShapeDtypeStruct(
-      (layout.num_members, *leaf.shape[2:]), leaf.dtype
-  )
-  shapes = jax.tree.map(shape_of, jax.eval_shape(setting.init))
-  restored = checkpointer.restore_latest(_to_save(shapes, history))
+  template = layout.to_restore(jax.eval_shape(setting.init))
+  restored = checkpointer.restore_latest(_to_save(template, history))
   if restored is None:
     return 0, setting.init(), history
   return (
       restored.step,
-      layout.scatter(restored.tree["state"]),
+      layout.from_saved(restored.tree["state"]),
       type(history)(**restored.tree["history"]),
   )
 

@@ -1,0 +1,98 @@
+"""Which axis of a mesh splits which axis of which parameter: one table.
+
+A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data and
+fsdp. Parameters, and optimizer moments with them, are split over fsdp, which
+saves memory (https://arxiv.org/abs/1910.02054), and over tensor, which splits
+heads, hidden units and vocabulary (https://arxiv.org/abs/1909.08053); over data
+they are copies.
+"""
+
+from collections.abc import Sequence
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+import numpy as np
+
+from scansnap_jax.experiment import errors
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern that the end of a path matches holds.
+_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"token_embed/embedding", ("tensor", "fsdp")),
+    (r"position_embed/embedding", (None, "fsdp")),
+    (r"attn/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+    (r"attn/(query|key|value)/bias", ("tensor", None)),
+    (r"attn/out/kernel", ("tensor", None, "fsdp")),
+    (r"mlp/(gate|up)/kernel", ("fsdp", "tensor")),
+    (r"mlp/(gate|up)/bias", ("tensor",)),
+    (r"mlp/down/kernel", ("tensor", "fsdp")),
+    (r"output/kernel", ("fsdp", "tensor")),
+    (r"output/bias", ("tensor",)),
+    (r"(embed_proj|output_proj)/kernel", ("fsdp", None)),
+    (r".*", ()),  # Norms, the remaining biases, counters.
+)
+
+
+def make_mesh(
+    fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Lays all devices out; what fsdp and tensor leave goes to data.
+
+  Raises:
+    UserError: If the devices cannot be so divided.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  data, rest = divmod(len(devices), fsdp * tensor)
+  if rest:
+    raise errors.UserError(
+        f"fsdp={fsdp} x tensor={tensor} must divide the {len(devices)} devices."
+    )
+  return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
+
+
+def partition_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """How a parameter, or what the optimizer keeps of it, is split.
+
+  Args:
+    path: Names from the root, such as `params/layers_0/mlp/up/kernel`.
+    shape: Its shape. An axis that the mesh does not divide is not split.
+    mesh: The mesh.
+  """
+  axes = next(axes for rule, axes in _RULES if re.search(rule + "$", path))
+  if len(axes) > len(shape):
+    return P()
+  whole = [
+      axis if axis is not None and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, shape, strict=False)
+  ]
+  return P(*whole)
+
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+  """A sharding for each array, or its shape, of a state."""
+
+  def sharding(path, leaf):
+    names = "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh, ndim: int, batch_axis: int) -> NamedSharding:
+  """Splits one axis of an array over data and fsdp."""
+  axes: list[Any] = [None] * ndim
+  axes[batch_axis] = BATCH_AXES
+  return NamedSharding(mesh, P(*axes))
+
+
+def num_batch_parts(mesh: Mesh) -> int:
+  """How many parts a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

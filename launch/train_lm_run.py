@@ -1,0 +1,156 @@
+"""The parts of `train_lm`: check, train, write."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from joma.transformer import corpus as corpus_lib
+from joma.transformer import hf_config
+from joma.transformer import lm_config
+from joma.transformer import pretrained
+from joma.transformer import tokenizer as tokenizer_lib
+from joma.transformer import train as train_lib
+from launch import lm_summary
+from launch import report_joma
+from scansnap_jax.experiment import devices
+from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment import progress
+from scansnap_jax.experiment import workdir as workdir_lib
+
+
+class Run(NamedTuple):
+  """A finished run.
+
+  Attributes:
+    config: Its settings.
+    corpus: What it read.
+    result: What came of it.
+  """
+
+  config: lm_config.LmConfig
+  corpus: corpus_lib.Corpus
+  result: train_lib.Result
+
+
+def check(
+    config: lm_config.LmConfig, reference_csv: str | None, save_hf: bool
+) -> None:
+  """Raises UserError before the run for what would fail after it."""
+  if reference_csv is not None:
+    lm_summary.read_reference(pathlib.Path(reference_csv))
+  if save_hf:
+    hf_config.to_hf(config.model)
+
+
+def train(
+    config: lm_config.LmConfig, workdir: pathlib.Path, data_dir: str | None
+) -> Run:
+  """Loads the corpus, says which it is, and trains from the last checkpoint.
+
+  Raises:
+    UserError: As `corpus.load` and `train.train_and_evaluate`.
+    Stopped: If asked to stop.
+  """
+  corpus = corpus_lib.load(
+      config.corpus,
+      tokenizer=config.tokenizer,
+      data_dir=data_dir,
+      cache_dir=workdir / "corpus",
+      bpe_vocab_size=config.bpe_vocab_size,
+  )
+  if devices.is_main_process():
+    print(describe(corpus.facts()), flush=True)
+  text = train_lib.make_batches(config, corpus)
+  num_steps = train_lib.num_steps(config, text.steps_per_epoch)
+  with progress.bar(
+      config.corpus, num_runs=1, steps_per_run=num_steps
+  ) as on_progress:
+    result = train_lib.train_and_evaluate(
+        config, corpus, workdir, on_progress=on_progress
+    )
+  return Run(config, corpus, result)
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+  """Says in one line which corpus a run reads."""
+  counts = ", ".join(
+      f"{split} {number:,}" for split, number in facts["num_tokens"].items()
+  )
+  digests = ", ".join(digest[:12] for digest in facts["files"].values())
+  return (
+      f"Corpus {facts['corpus']} (sha256 {digests}) by {facts['tokenizer']},"
+      f" vocabulary {facts['vocab_size']:,}: {counts} tokens."
+  )
+
+
+def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
+  """Every number of a run, in plain JSON types."""
+  config, result = run.config, run.result
+  about = {
+      "preset": preset,
+      "corpus": config.corpus,
+      "optimizer": config.optimizer,
+      "num_layers": config.model.num_layers,
+      "lr": config.lr,
+      "seed": config.seed,
+      "num_params": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
+      "corpus_facts": run.corpus.facts(),
+  }
+  rows = metric_stream.read_rows(workdir / "metrics.jsonl")
+  summary = lm_summary.summarize_run(rows, about)
+  final = float(result.history.valid_loss[0, -1])
+  summary["final_valid_loss"] = final
+  summary["final_perplexity"] = float(np.exp(final))
+  summary["maps"] = lm_summary.summarize_maps(
+      result.history.attn_maps[0], result.map_steps
+  )
+  return report_joma.to_json(summary)
+
+
+def write(
+    run: Run,
+    workdir: pathlib.Path,
+    *,
+    preset: str,
+    reference_csv: str | None,
+    save_hf: bool,
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes what a finished run is asked for.
+
+  Args:
+    run: The run.
+    workdir: Its folder.
+    preset: What it started from.
+    reference_csv: Curves to draw beside.
+    save_hf: Whether to write the model as a Hugging Face folder.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start.
+
+  Returns:
+    The path of the report.
+  """
+  del reference_csv, facts, started
+  summary = summarize(run, workdir, preset)
+  workdir_lib.write_atomic(
+      workdir / "summary.json",
+      json.dumps(summary, indent=2, allow_nan=False) + "\n",
+  )
+  np.savez_compressed(
+      workdir / "attn_maps.npz",
+      steps=np.array(run.result.map_steps, np.int64),
+      maps=run.result.history.attn_maps[0],
+  )
+  if save_hf:
+    pretrained.save(workdir / "hf", run.config.model, run.result.params)
+    tokenizer_lib.save(run.corpus.tokenizer, workdir / "hf")
+  print(
+      f"Validation loss {summary['final_valid_loss']:.4f} nats a token,"
+      f" perplexity {summary['final_perplexity']:.2f}."
+  )
+  return workdir / "summary.json"
