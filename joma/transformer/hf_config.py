@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from joma.transformer.config import TransformerConfig
 from joma.transformer.hf_families import FAMILIES
 from joma.transformer.hf_families import Family
+from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
 # transformers has several names for one function; the first is written.
@@ -73,6 +74,16 @@ _FIELDS_OF_TYPE = {
     "a list": ("layer_types",),
     "a dictionary": ("rope_parameters", "rope_scaling"),
 }
+# Where null is a value; elsewhere it is the default.
+_NULLABLE = (
+    "sliding_window",
+    "word_embed_proj_dim",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "layer_types",
+    "rope_parameters",
+    "rope_scaling",
+)
 # They act in training alone, so a family need not be able to say them.
 _TRAINING_ONLY = ("dropout", "attn_dropout", "hidden_dropout", "residual_scale")
 
@@ -154,10 +165,12 @@ def _checked_types(fields: Mapping[str, Any]) -> dict[str, Any]:
   for kind, names in _FIELDS_OF_TYPE.items():
     for name in names:
       value = fields.get(name)
-      if value is None and kind == "true or false":
+      if value is None and name not in _NULLABLE:
         checked.pop(name, None)
       elif value is not None and not _is_of(value, _JSON_TYPES[kind]):
         raise UserError(f"{name} must be {kind}, got {value!r}.")
+      elif value is not None and kind == "a number":
+        require.positive(name, value)
   return checked
 
 

@@ -247,7 +247,7 @@ def read_gemma3(fields: Fields, known: Fields) -> Fields:
 
 
 def _read_local_theta(fields: Fields) -> float:
-  theta = fields.get("rope_local_base_freq", 10_000.0)
+  theta = float(fields.get("rope_local_base_freq", 10_000.0))
   nested = (fields.get("rope_parameters") or {}).get(_SLIDING)
   local = rope_config.from_hf(
       {"rope_type": "default", **(nested or {})}, default_theta=theta
