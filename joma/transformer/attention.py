@@ -22,6 +22,7 @@ from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import rope
+from joma.transformer import sharding
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas.flash_attention import api
@@ -181,7 +182,7 @@ class Attention(nn.Module):
       attn_weights = jax.nn.softmax(masked_logits(query, key, mask, options))
       dropout = nn.Dropout(self.config.attn_dropout, deterministic=False)
       return _weighted_values(dropout(attn_weights), value)
-    return api.flash_attention(
+    attend = lambda query, key, value, mask: api.flash_attention(
         query,
         key,
         value,
@@ -190,6 +191,7 @@ class Attention(nn.Module):
         logits_soft_cap=options.logits_soft_cap,
         implementation=options.implementation,
     ).out
+    return sharding.per_part(attend, query, key, value, mask)
 
 
 def with_window(

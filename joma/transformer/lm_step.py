@@ -10,6 +10,7 @@ Letters: B batch, T positions, V vocabulary, N steps, L layers.
 import dataclasses
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -21,6 +22,7 @@ from joma.transformer import lm_config
 from joma.transformer import model as model_lib
 from joma.transformer import optimizer as optimizer_lib
 from joma.transformer import probes
+from joma.transformer import sharding
 
 
 class TrainState(NamedTuple):
@@ -114,12 +116,13 @@ def loss_sum(
     dropout_key: Array | None = None,
 ) -> Float[Array, ""]:
   """Weighted sum of a batch's cross-entropies; drops where a key is given."""
-  logits: Any = task.model.apply(
-      {"params": params},
-      batch.inputs,
-      is_training=dropout_key is not None,
-      rngs=None if dropout_key is None else {"dropout": dropout_key},
-  )
+  with nn.intercept_methods(sharding.keep_split):
+    logits: Any = task.model.apply(
+        {"params": params},
+        batch.inputs,
+        is_training=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
   return (token_losses(logits, batch.targets) * batch.weights).sum()
 
 

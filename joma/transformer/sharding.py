@@ -7,7 +7,7 @@ heads, hidden units and vocabulary (https://arxiv.org/abs/1909.08053); over data
 they are copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import re
 from typing import Any
@@ -16,9 +16,10 @@ import jax
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
+from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
 AXES = ("data", "fsdp", "tensor")
@@ -93,6 +94,72 @@ def batch_sharding(mesh: Mesh, ndim: int, batch_axis: int) -> NamedSharding:
   return NamedSharding(mesh, P(*axes))
 
 
-def num_batch_parts(mesh: Mesh) -> int:
+def keep_split(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+  """Keeps the outputs [B, ...] of modules split by sequences.
+
+  For `nn.intercept_methods`, under `jax.set_mesh` of a mesh of this module: XLA
+  may else gather activations where it should gather parameters.
+  """
+  output = next_fun(*args, **kwargs)
+  mesh = jax.sharding.get_abstract_mesh()
+  if context.method_name != "__call__" or not set(AXES) <= set(mesh.auto_axes):
+    return output
+  num_parts = num_batch_parts(mesh)
+
+  def keep(leaf):
+    if leaf.ndim != 3 or leaf.shape[0] % num_parts:
+      return leaf
+    free = (P.UNCONSTRAINED,) * (leaf.ndim - 1)
+    return jax.lax.with_sharding_constraint(leaf, P(BATCH_AXES, *free))
+
+  return jax.tree.map(keep, output)
+
+
+def per_part(
+    attend: Callable[..., Array],
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: masks.Mask,
+) -> Float[Array, "B T N H"]:
+  """Attends in parts of batch and heads, as kernels cannot be split by XLA.
+
+  Under `jax.set_mesh` of a mesh of this module each device calls `attend` with
+  the sequences and heads that are its own, or with all of an axis that the mesh
+  does not divide. Without one it is `attend(query, key, value, mask)`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(AXES) <= set(mesh.auto_axes):
+    return attend(query, key, value, mask)
+  num_parts = num_batch_parts(mesh)
+  batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
+  heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
+  arrays = P(batch, None, heads, None)
+  is_known = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(mask))
+  if is_known and mask.starts.ndim == 2:  # Tiles can then be left out.
+    in_parts = jax.shard_map(
+        lambda *parts: attend(*parts, mask),
+        in_specs=(arrays,) * 3,
+        out_specs=arrays,
+        check_vma=False,
+    )
+    return in_parts(query, key, value)
+  split = lambda leaf, rank: P(batch) if leaf.ndim == rank else P()
+  place = masks.Mask(
+      split(mask.starts, 3),
+      split(mask.stops, 3),
+      None if mask.query_ids is None else split(mask.query_ids, 2),
+      None if mask.key_ids is None else split(mask.key_ids, 2),
+  )
+  in_parts = jax.shard_map(
+      attend,
+      in_specs=(arrays, arrays, arrays, place),
+      out_specs=arrays,
+      check_vma=False,
+  )
+  return in_parts(query, key, value, mask)
+
+
+def num_batch_parts(mesh: Any) -> int:
   """How many parts a batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
