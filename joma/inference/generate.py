@@ -51,7 +51,7 @@ def prefill(
     prompts: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     kv_cache: Any,
-    sampler: sampling.SamplingConfig = sampling.SamplingConfig(),
+    sampler: sampling.SamplingConfig = sampling.GREEDY,
     eos_ids: tuple[int, ...] = (),
 ) -> DecodeState:
   """Reads prompts of any length up to T and draws their next tokens.
@@ -88,7 +88,7 @@ def decode_step(
     model: models.Transformer,
     params: Any,
     state: DecodeState,
-    sampler: sampling.SamplingConfig = sampling.SamplingConfig(),
+    sampler: sampling.SamplingConfig = sampling.GREEDY,
     eos_ids: tuple[int, ...] = (),
 ) -> DecodeState:
   """Takes in the newest tokens and draws the next ones.
@@ -118,7 +118,7 @@ def stream(
     prompts: Sequence[Sequence[int] | np.ndarray],
     *,
     max_new_tokens: int,
-    sampler: sampling.SamplingConfig = sampling.SamplingConfig(),
+    sampler: sampling.SamplingConfig = sampling.GREEDY,
     eos_ids: tuple[int, ...] = (),
     kv_cache: Any = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -39,6 +39,9 @@ class SamplingConfig:
       raise errors.UserError(f"top_p must lie in (0, 1], got {self.top_p}.")
 
 
+GREEDY = SamplingConfig()
+
+
 def sample(
     logits: Float[Array, "B V"],
     config: SamplingConfig,

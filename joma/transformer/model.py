@@ -226,7 +226,7 @@ def check_learned_positions(
 def sinusoids(
     positions: Int[Array, "B T"], embed_dim: int
 ) -> Float[Array, "B T D"]:
-  """sin and cos of t 10000^(-2 j / D) in turn (arXiv 1706.03762, 3.5)."""
+  """Sines and cosines of t 10000^(-2 j / D) in turn (arXiv 1706.03762)."""
   even = jnp.arange(0, embed_dim, 2, dtype=jnp.float32)
   angles = (
       positions.astype(jnp.float32)[..., None]
