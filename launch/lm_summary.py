@@ -104,6 +104,8 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           math.lgamma(runs[0]["seq_len"] + 1) / runs[0]["seq_len"]
       ),
       **{name: _spread(values) for name, values in curves.items()},
+      # At the last step, mean over layers.
+      "final_entropy": _spread(curves["entropy"][..., -1].mean(axis=1)),
       **_extremes(
           steps,
           curves["valid_loss"].mean(axis=0),
@@ -303,5 +305,7 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
 
 
 def _to_json(values: np.ndarray) -> Any:
-  """Nested lists, with None for what is not finite."""
-  return np.where(np.isfinite(values), values, None).tolist()
+  """Nested lists or a number, with None for what is not finite."""
+  found = np.array(values, object)
+  found[~np.isfinite(values)] = None
+  return found.tolist()

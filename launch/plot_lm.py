@@ -172,7 +172,7 @@ def final_entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
       )
       figures.draw_known_points(axes, x, columns["authors"], look=look)
     rates = [group["lr"] for group in groups]
-    if min(rates) > 0 and max(rates) / min(rates) > 10:
+    if min(rates) > 0 and max(rates) / min(rates) > 5:
       axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="attention entropy (nats)")
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
@@ -182,19 +182,16 @@ def final_entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
 
 def final_entropies(
     groups: Sequence[Group], num_layers: int
-) -> list[dict[str, float | None]]:
+) -> list[dict[str, Any]]:
   """The points of one curve of `final_entropy`, by rising rate."""
-  found = []
+  found: list[dict[str, Any]] = []
   for group in groups:
     if group["num_layers"] == num_layers:
-      last = [group["entropy"][kind] for kind in ("mean", "std")]
-      mean, std = (_array(curve)[:, -1].mean() for curve in last)
       authors = group["authors"]
       ends = authors and [layer["end"] for layer in authors["layers"]]
       found.append({
           "lr": group["lr"],
-          "mean": float(mean),
-          "std": None if np.isnan(std) else float(std),
+          **group["final_entropy"],
           "authors": float(np.mean(ends)) if ends else None,
       })
   return sorted(found, key=lambda point: point["lr"])
@@ -346,14 +343,13 @@ def _put_legend(
 
 def _cut_start(axes: mpl_axes.Axes) -> None:
   """Ends a long run's axis of losses at what they are after 2 % of it."""
-  curves = [line.get_data() for line in axes.get_lines()]
-  last = max(max(x, default=0) for x, _ in curves)
-  late = [y[x >= last / 50] for x, y in curves]
-  if any(np.sum(x < last / 50) > 0 and len(x) > _SHORT_RUN for x, _ in curves):
-    low = min(min(y, default=np.inf) for y in late)
-    high = max(max(y, default=-np.inf) for y in late)
-    margin = 0.05 * (high - low)
-    axes.set_ylim(low - margin, high + margin)
+  curves = [np.array(line.get_xydata()) for line in axes.get_lines()]
+  curves = [curve for curve in curves if len(curve) > _SHORT_RUN]
+  if curves:
+    last = max(curve[-1, 0] for curve in curves)
+    late = np.concatenate([c[c[:, 0] >= last / 50, 1] for c in curves])
+    margin = 0.05 * np.ptp(late)
+    axes.set_ylim(late.min() - margin, late.max() + margin)
 
 
 def _count_in_thousands(axes: mpl_axes.Axes) -> None:
@@ -369,11 +365,12 @@ def _short(step: float) -> str:
 
 def _add_perplexities(axes: mpl_axes.Axes) -> None:
   """Adds an axis of exp(loss) on the right, with round numbers."""
-  # matplotlib tries numbers out that no perplexity has.
-  log = lambda values: np.log(np.maximum(values, 1e-30))
-  right = axes.secondary_yaxis("right", functions=(np.exp, log))
+  # Within what float64 can hold, whatever matplotlib tries out.
+  exp = lambda values: np.exp(np.minimum(values, 700))
+  log = lambda values: np.log(np.maximum(values, 1e-300))
+  right = axes.secondary_yaxis("right", functions=(exp, log))
   right.set_ylabel("perplexity")
-  low, high = np.exp(np.array(axes.get_ylim()))
+  low, high = exp(np.array(axes.get_ylim()))
   decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
   ticks: list[float] = []
   for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):

@@ -1,0 +1,241 @@
+"""Figures, summary and report of language-model runs: of one, or of several.
+
+`write` is for a run that has just finished; `compare` puts runs side by side
+whose folders are there.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from launch import lm_summary
+from launch import plot_lm
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.experiment.errors import UserError
+
+_TITLE = "Attention of language models along training"
+
+
+def write(
+    workdir: pathlib.Path,
+    run: Mapping[str, Any],
+    attn_maps: Float[np.ndarray, "M L N T T"],
+    *,
+    facts: Mapping[str, str],
+    started: float,
+    reference_csv: str | None = None,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html of a finished run.
+
+  Args:
+    workdir: The run's folder.
+    run: What `lm_summary.summarize_run` made; with `map_steps`, when each of
+      the M maps was taken, and where it is known `map_text`, the sequence that
+      they are of. Other entries come into summary.json as they are.
+    attn_maps: Attention weights of one sequence, rows of queries.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+    reference_csv: The authors' curves, see `lm_summary.read_reference`.
+
+  Returns:
+    The path of the report.
+
+  Raises:
+    UserError: `reference_csv` cannot be read.
+  """
+  groups = lm_summary.group_runs([run], _reference(reference_csv))
+  numbers = lm_summary.summarize_maps(attn_maps, run["map_steps"])
+  summary = {**run, "maps": numbers, "groups": groups}
+  sections = [_losses(workdir, groups), _entropy(workdir, groups)]
+  items = [_save(workdir, "probes", plot_lm.probes(groups[0]))]
+  sections.append(report.Section("Probes", "", items))
+  if len(attn_maps):
+    sections.append(_maps(workdir, run, attn_maps, numbers))
+  facts = {**facts, **report.run_facts(started)}
+  return _write(workdir, summary, facts, sections)
+
+
+def compare(
+    workdir: pathlib.Path,
+    runs: Sequence[pathlib.Path],
+    *,
+    facts: Mapping[str, str],
+    started: float,
+    reference_csv: str | None = None,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html of several runs.
+
+  Those that differ in their seed alone become one curve with its spread.
+
+  Args:
+    workdir: Where to.
+    runs: Folders of finished runs.
+    facts: What the report says first.
+    started: `time.monotonic()` at the start.
+    reference_csv: The authors' curves.
+
+  Returns:
+    The path of the report.
+
+  Raises:
+    UserError: A folder has no summary, or a seed occurs twice.
+  """
+  summaries = [_read_summary(run) for run in runs]
+  groups = lm_summary.group_runs(summaries, _reference(reference_csv))
+  sections = [_losses(workdir, groups), _entropy(workdir, groups)]
+  summary: dict[str, Any] = {"runs": list(map(str, runs)), "groups": groups}
+  if len({group["lr"] for group in groups}) > 1:
+    depths = sorted({group["num_layers"] for group in groups})
+    summary["final_entropy"] = [
+        {"num_layers": depth, **point}
+        for depth in depths
+        for point in plot_lm.final_entropies(groups, depth)
+    ]
+    items = [
+        _save(workdir, "final_entropy", plot_lm.final_entropy(groups)),
+        _table("After training.", summary["final_entropy"]),
+    ]
+    title = "Attention entropy against the learning rate"
+    sections.append(report.Section(title, "", items))
+  facts = {**facts, **report.run_facts(started)}
+  del facts["settings"]  # Each run has its own.
+  return _write(workdir, summary, facts, sections)
+
+
+def _reference(reference_csv: str | None) -> dict[Any, Any]:
+  if reference_csv is None:
+    return {}
+  return lm_summary.read_reference(pathlib.Path(reference_csv).expanduser())
+
+
+def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / "summary.json"
+  try:
+    summary = json.loads(path.read_bytes())
+    if isinstance(summary, dict) and "num_layers" in summary:
+      return summary
+    reason = "it is not of a run of train_lm"
+  except (OSError, ValueError) as error:
+    reason = str(error)
+  raise UserError(f"{path} is no summary of a finished run: {reason}.")
+
+
+def _write(
+    workdir: pathlib.Path,
+    summary: Mapping[str, Any],
+    facts: Mapping[str, str],
+    sections: Sequence[report.Section],
+) -> pathlib.Path:
+  workdir_lib.write_atomic(
+      workdir / "summary.json",
+      json.dumps(summary, indent=2, allow_nan=False) + "\n",
+  )
+  path = workdir / "report.html"
+  workdir_lib.write_atomic(path, report.render(_TITLE, facts, sections))
+  return path
+
+
+def _losses(
+    workdir: pathlib.Path, groups: Sequence[plot_lm.Group]
+) -> report.Section:
+  rows = []
+  for group in groups:
+    best = group["best_valid_loss"] or {"value": None, "step": None}
+    value = best["value"]
+    row = {
+        "runs": plot_lm.describe(group, groups),
+        "seeds": len(group["seeds"]),
+        "least validation loss": value,
+        "perplexity": None if value is None else float(np.exp(value)),
+        "at minibatch": best["step"],
+    }
+    if (authors := group["authors"]) is not None:
+      gaps = [
+          abs(gap["valid_loss"])
+          for gap in authors["differences"]
+          if gap["valid_loss"] is not None
+      ]
+      row["authors' least"] = authors["best_valid_loss"]["value"]
+      row["at their minibatch"] = authors["best_valid_loss"]["step"]
+      row["largest difference at a minibatch"] = max(gaps, default=None)
+    rows.append(row)
+  items = [
+      _save(workdir, "losses", plot_lm.losses(groups)),
+      _table("Validation loss in nats per token, mean over seeds.", rows),
+  ]
+  return report.Section("Loss and perplexity", "", items)
+
+
+def _entropy(
+    workdir: pathlib.Path, groups: Sequence[plot_lm.Group]
+) -> report.Section:
+  rows = []
+  for group in groups:
+    theirs = (group["authors"] or {"layers": []})["layers"]
+    for layer, ours in enumerate(group["layers"]):
+      row = {"runs": plot_lm.describe(group, groups), **ours}
+      if theirs:
+        names = ("start", "min", "min_step", "end")
+        row |= {f"authors' {name}": theirs[layer][name] for name in names}
+      rows.append(row)
+  items = [
+      _save(workdir, "entropy", plot_lm.entropy(groups)),
+      _table(
+          "Entropy in nats by layer: at the start, at its least and where that"
+          " is, at the end, and end less least.",
+          rows,
+      ),
+  ]
+  text = (
+      "Where attention becomes sparse and then dense again, the entropy falls"
+      " and rebounds."
+  )
+  return report.Section("Attention entropy", text, items)
+
+
+def _maps(
+    workdir: pathlib.Path,
+    run: Mapping[str, Any],
+    attn_maps: Float[np.ndarray, "M L N T T"],
+    numbers: Sequence[Mapping[str, Any]],
+) -> report.Section:
+  shown = set(plot_lm.shown_maps(*attn_maps.shape[1:3]))
+  rows = [row for row in numbers if (row["layer"], row["head"]) in shown]
+  items = [
+      _save(workdir, "maps", plot_lm.maps(attn_maps, run["map_steps"])),
+      _table(
+          "Of these maps, means over queries: entropy in nats, largest weight,"
+          " weight of the first key.",
+          rows,
+      ),
+  ]
+  text = f"The sequence: {run['map_text']}" if "map_text" in run else ""
+  return report.Section("Attention maps", text, items)
+
+
+def _save(
+    workdir: pathlib.Path, name: str, figure: plot_lm.mpl_figure.Figure
+) -> report.Figure:
+  png, _ = figures.save(figure, workdir / "figures", name)
+  return report.Figure(plot_lm.CAPTIONS[name], png)
+
+
+def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> report.Table:
+  """Lays rows out; what some rows lack is a dash there."""
+  header = list(dict.fromkeys(name for row in rows for name in row))
+  cells = [[_text(row.get(name)) for name in header] for row in rows]
+  return report.Table(
+      caption, [name.replace("_", " ") for name in header], cells
+  )
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return "–" if value is None else str(value)
