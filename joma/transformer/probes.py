@@ -164,13 +164,14 @@ def read(
   steps = jnp.arange(tokens.shape[1])[None]
   is_token = steps < lengths[:, None]
   positions = jnp.where(is_token, steps, -1)
+  seen: Any
   logits, seen = model.apply(
       {"params": params}, tokens, positions=positions, mutable="intermediates"
   )
   weights = is_token.astype(jnp.float32)
   found = []
   for layer in range(model.config.num_layers):
-    sown = seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
+    sown: Any = seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
     num_visible = count_visible(tokens.shape[1], model.config.window_of(layer))
     found.append(
         jax.tree.map(

@@ -1,0 +1,37 @@
+"""Settings of the inspection of models."""
+
+import dataclasses
+
+from scansnap_jax.experiment import require
+from scansnap_jax.experiment.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectionConfig:
+  """What models read.
+
+  Attributes:
+    text: Text file, UTF-8, encoded by the model's tokenizer.json.
+    ids: File .npz with an array ids [B, T] of token ids, instead of a text.
+    logits_out: File .npy to write the logits of a single model to, float32
+      [B, T, V]; a text is B = 1.
+    window: Tokens that are read at once; longer texts are cut, and each window
+      starts at position 0. None is all of ids and 512 of a text, as far as the
+      model's positions reach.
+    max_windows: Windows of a text that are read; 0 is all.
+  """
+
+  text: str | None = None
+  ids: str | None = None
+  logits_out: str | None = None
+  window: int | None = None
+  max_windows: int = 16
+
+  def __post_init__(self):
+    if self.window is not None:
+      require.at_least("window", self.window, 1)
+    require.at_least("max_windows", self.max_windows, 0)
+    if self.text is not None and self.ids is not None:
+      raise UserError("give one of text and ids, not both.")
+    if self.logits_out is not None and not self.logits_out.endswith(".npy"):
+      raise UserError(f"logits_out={self.logits_out} must end in .npy.")

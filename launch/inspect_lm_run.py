@@ -1,0 +1,218 @@
+"""The parts of `inspect_lm`: find models, read texts, measure."""
+
+from collections.abc import Iterator
+import contextlib
+import glob
+import pathlib
+import re
+from typing import Any
+
+from absl import logging
+from jaxtyping import Int
+import numpy as np
+
+from joma.transformer import config as configs
+from joma.transformer import inspection
+from joma.transformer import inspection_config
+from joma.transformer import pretrained
+from joma.transformer import tokenizer
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import progress
+
+InspectionConfig = inspection_config.InspectionConfig
+
+_TEXT_WINDOW = 512
+
+
+def find_models(values: list[str]) -> list[pathlib.Path]:
+  """Returns the folders that --model names, patterns in the order of numbers.
+
+  Args:
+    values: Each a folder, a pattern, or several with commas between.
+
+  Raises:
+    UserError: A pattern fits nothing.
+  """
+  folders = []
+  for value in ",".join(values).split(","):
+    found = [value]
+    if glob.has_magic(value):
+      found = sorted(glob.glob(value), key=_numbers_by_value)
+      if not found:
+        raise errors.UserError(f"model={value} fits no folder.")
+    folders += [pathlib.Path(name).expanduser() for name in found]
+  return folders
+
+
+def _numbers_by_value(name: str) -> list[tuple[int, int, str]]:
+  parts = re.split(r"(\d+)", name)
+  return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+
+
+def read_all(
+    folders: list[pathlib.Path], config: InspectionConfig
+) -> list[Int[np.ndarray, "B T"]]:
+  """Reads what each model is to be measured on, and checks that it can be.
+
+  Raises:
+    UserError: A file or folder is missing or none of its kind, a text is empty,
+      a token is none of a model's, or logits are wanted of several models.
+  """
+  if config.logits_out is not None and len(folders) > 1:
+    raise errors.UserError(
+        f"logits_out holds the logits of one model, got {len(folders)}."
+    )
+  found = []
+  for folder in folders:
+    model = pretrained.read_config(folder)
+    if config.ids is not None:
+      ids = read_ids(config.ids)
+    else:
+      ids = _read_text(str(config.text), folder, folders[0])
+    try:
+      inspection.check_ids(ids, model)
+    except errors.UserError as error:
+      raise errors.UserError(f"{folder}: {error}") from error
+    found.append(ids)
+  return found
+
+
+def read_ids(path: str) -> Int[np.ndarray, "B T"]:
+  """Reads the array ids of a file .npz.
+
+  Raises:
+    UserError: There is no such file or array, or it is no [B, T] of ints.
+  """
+  _check_file("ids", path)
+  try:
+    arrays = np.load(path, allow_pickle=False)
+    found = dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else {}
+  except (OSError, ValueError, EOFError) as error:
+    raise errors.UserError(f"ids={path} is no .npz file: {error}") from error
+  if "ids" not in found:
+    raise errors.UserError(
+        f"ids={path} has no array ids; it has {', '.join(found) or 'none'}."
+    )
+  ids = found["ids"]
+  if ids.ndim != 2 or ids.dtype.kind not in "iu":
+    raise errors.UserError(
+        f"ids={path}: ids must be whole numbers [B, T], got {ids.dtype}"
+        f" {list(ids.shape)}."
+    )
+  return ids
+
+
+def _read_text(
+    path: str, folder: pathlib.Path, first: pathlib.Path
+) -> Int[np.ndarray, "B T"]:
+  _check_file("text", path)
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f"text={path} must be UTF-8: {error}") from error
+  if not text.strip():
+    raise errors.UserError(f"text={path} is empty.")
+  has_own = (folder / "tokenizer.json").is_file()
+  return tokenizer.from_folder(folder if has_own else first).encode(text)[None]
+
+
+def _check_file(name: str, path: str) -> None:
+  if not pathlib.Path(path).is_file():
+    raise errors.UserError(f"{name}={path} is no file.")
+
+
+def measure(
+    folder: pathlib.Path, ids: Int[np.ndarray, "B T"], config: InspectionConfig
+) -> dict[str, Any]:
+  """Measures one model, and writes its logits if they are wanted.
+
+  Args:
+    folder: Of the model.
+    ids: What it reads.
+    config: Settings.
+
+  Returns:
+    `name`, `folder`, `window`, and what `inspection.measure` gives.
+  """
+  model, params = pretrained.load(folder)
+  ids, window = fit(ids, model, config)
+  num_windows = len(inspection.cut(ids.shape, window))
+  shape = (*ids.shape, model.vocab_size)
+  with (
+      _logits_file(config.logits_out, shape) as write_logits,
+      progress.bar(
+          folder.name, num_runs=num_windows, steps_per_run=1
+      ) as on_progress,
+  ):
+    found = inspection.measure(
+        model,
+        params,
+        ids,
+        window,
+        write_logits=write_logits,
+        on_progress=on_progress,
+    )
+  return {
+      "name": folder.resolve().name,
+      "folder": str(folder),
+      "window": window,
+      **found,
+  }
+
+
+def fit(
+    ids: Int[np.ndarray, "B T"],
+    model: configs.TransformerConfig,
+    config: InspectionConfig,
+) -> tuple[Int[np.ndarray, "B T"], int]:
+  """Returns what is read of a text, and how many tokens at once; says both."""
+  num_tokens, is_text = ids.shape[1], config.ids is None
+  window = config.window or (_TEXT_WINDOW if is_text else num_tokens)
+  if model.positions == "learned" or (is_text and config.window is None):
+    window = min(window, model.max_len)
+  if is_text and 0 < window * config.max_windows < num_tokens:
+    ids = ids[:, : window * config.max_windows]
+    logging.info(
+        "%d of %d tokens are read (max_windows=%d)",
+        ids.shape[1],
+        num_tokens,
+        config.max_windows,
+    )
+  if window < ids.shape[1]:
+    logging.info(
+        "%d tokens are cut into windows of %d, each read from position 0; the"
+        " model was made for %d positions",
+        ids.shape[1],
+        window,
+        model.max_len,
+    )
+  return ids, min(window, ids.shape[1])
+
+
+@contextlib.contextmanager
+def _logits_file(
+    name: str | None, shape: tuple[int, int, int]
+) -> Iterator[inspection.WriteLogits | None]:
+  """Yields what writes logits to a file, which is there when all are."""
+  if name is None:
+    yield None
+    return
+  path = pathlib.Path(name)
+  temporary = path.with_name(f".{path.name}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logits = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+  except OSError as error:
+    raise errors.UserError(
+        f"logits_out={path} cannot be written: {error.strerror}"
+    ) from error
+
+  def write(row, start, values):
+    logits[row, start : start + len(values)] = values
+
+  try:
+    yield write
+    logits.flush()
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)

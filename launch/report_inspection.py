@@ -1,0 +1,163 @@
+"""Figures, summary and report of inspected models."""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from launch import plot_inspection
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+
+Model = Mapping[str, Any]
+
+_TEXT = (
+    "Every number is a mean over all queries of the text. The best 20 % are"
+    " the keys with the largest weights, a fifth of those that the query sees;"
+    " negligible are weights below 1 % of the query's largest. A head is a sink"
+    " if the first token has more than .3 of its attention. The stable rank"
+    " ‖W‖²_F / ‖W‖²_2 is between 1 and the rank. What is longer than the window"
+    " is cut, and each window starts at position 0."
+)
+
+
+def write(
+    workdir: pathlib.Path,
+    summary: Mapping[str, Any],
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html.
+
+  Args:
+    workdir: The run's folder.
+    summary: `models`, a list of what was measured of each.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+
+  Returns:
+    The path of the report.
+  """
+  # What is drawn is what is written: anyone can draw it again.
+  plain = lambda value: np.asarray(value).tolist()
+  text = json.dumps(
+      {"finding": finding(summary["models"]), **summary},
+      indent=2,
+      allow_nan=False,
+      default=plain,
+  )
+  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
+  models = json.loads(text)["models"]
+  sections = [
+      report.Section(
+          "Attention sparsity and stable ranks",
+          finding(models) + "\n\n" + _TEXT,
+          [*_overview(models, workdir / "figures"), _models_table(models)],
+      )
+  ]
+  for model in _most(models):
+    png, _ = figures.save(
+        plot_inspection.heads(model),
+        workdir / "figures",
+        f"heads_{models.index(model)}",
+    )
+    caption = plot_inspection.CAPTIONS["heads"]
+    items = [report.Figure(caption, png), _layers_table(model)]
+    sections.append(report.Section(model["name"], items=items))
+  path = workdir / "report.html"
+  facts = {**facts, **report.run_facts(started)}
+  title = "Inside Transformers: attention sparsity and MLP ranks"
+  workdir_lib.write_atomic(path, report.render(title, facts, sections))
+  return path
+
+
+def finding(models: Sequence[Model]) -> str:
+  """One sentence a model; of a series the first and the last."""
+  return " ".join(_sentence(model) for model in _ends(models))
+
+
+def _sentence(model: Model) -> str:
+  top, sinks = np.mean(model["top_mass"]), np.mean(model["sink_rate"])
+  support = np.mean(model["effective_support"])
+  ranks = [
+      f"{min(model['stable_rank'][name]):.1f} to"
+      f" {max(model['stable_rank'][name]):.1f} ({name})"
+      for name in ("gate", "up")
+      if name in model["stable_rank"]
+  ]
+  loss = ""
+  if model["loss"] is not None:
+    loss = f"perplexity {model['perplexity']:.4g}, "
+  return (
+      f"{model['name']}: {loss}{100 * top:.0f} % of attention on the best fifth"
+      f" of the keys, spread over {support:.1f} keys, {100 * sinks:.0f} % of"
+      f" heads are sinks, stable ranks {', '.join(ranks)}."
+  )
+
+
+def _overview(
+    models: Sequence[Model], folder: pathlib.Path
+) -> list[report.Figure]:
+  names = ["layers"] if len(models[0]["entropy"]) > 1 else []
+  names += ["series"] if plot_inspection.is_series(models) else []
+  found = []
+  for name in names:
+    png, _ = figures.save(getattr(plot_inspection, name)(models), folder, name)
+    found.append(report.Figure(plot_inspection.CAPTIONS[name], png))
+  return found
+
+
+def _models_table(models: Sequence[Model]) -> report.Table:
+  header = ("model", "layers", "heads", "window", "tokens", "perplexity")
+  header += ("entropy", "support", "best 20 %", "negligible", "sinks")
+  rows = []
+  for model in models:
+    perplexity = model["perplexity"]
+    rows.append((
+        model["name"],
+        *np.shape(model["entropy"]),
+        model["window"],
+        model["num_tokens"],
+        "–" if perplexity is None else f"{perplexity:.4g}",
+        *(
+            f"{np.mean(model[name]):.3f}"
+            for name in (
+                "entropy",
+                "effective_support",
+                "top_mass",
+                "negligible",
+                "sink_rate",
+            )
+        ),
+    ))
+  return report.Table("Means over layers and heads.", header, rows)
+
+
+def _layers_table(model: Model) -> report.Table:
+  names = ("entropy", "effective_support", "top_mass", "negligible")
+  names += ("sink_mass",)
+  ranks = model["stable_rank"]
+  header = ("layer", *(n.replace("_", " ") for n in names), "sink rate")
+  header += tuple(f"stable rank, {name}" for name in ranks)
+  rows = [
+      (
+          layer,
+          *(f"{np.mean(model[name][layer]):.3f}" for name in names),
+          f"{model['sink_rate'][layer]:.2f}",
+          *(f"{values[layer]:.2f}" for values in ranks.values()),
+      )
+      for layer in range(len(model["entropy"]))
+  ]
+  return report.Table("Layers, means over heads.", header, rows)
+
+
+def _ends(models: Sequence[Model]) -> list[Model]:
+  return list(models) if len(models) <= 3 else [models[0], models[-1]]
+
+
+def _most(models: Sequence[Model]) -> list[Model]:
+  """Models with a section of their own: of many, the first and the last."""
+  return list(models) if len(models) <= 4 else [models[0], models[-1]]

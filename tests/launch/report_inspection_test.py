@@ -1,0 +1,102 @@
+"""Tests of the report on inspected models, and of its figures."""
+
+import json
+import pathlib
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from launch import plot_inspection
+from launch import report_inspection
+from scansnap_jax.experiment import figures
+
+
+def _model(name, num_layers=3, num_heads=2, seed=0, is_gated=True):
+  rng = np.random.default_rng(seed)
+  of_heads = lambda: rng.uniform(0.1, 1, (num_layers, num_heads))
+  names = ("entropy", "effective_support", "top_mass", "negligible")
+  names += ("sink_mass",)
+  ranks = ("down", "gate", "up") if is_gated else ("down", "up")
+  return {
+      "name": name,
+      "folder": f"runs/{name}",
+      "window": 8,
+      **{key: of_heads() for key in names},
+      "uniform": {key: np.full(num_layers, 0.5) for key in names},
+      "sink_rate": rng.uniform(0, 1, num_layers),
+      "stable_rank": {key: rng.uniform(1, 9, num_layers) for key in ranks},
+      "loss": 2.0,
+      "perplexity": np.exp(2.0),
+      "num_tokens": 16,
+      "num_targets": 14,
+      "num_windows": 2,
+  }
+
+
+class PlotTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (["step0", "step512", "step1000"], [0, 512, 1000], "training step"),
+      (["a-1", "b"], [0, 1], "checkpoint"),
+      (["x2", "x1"], [0, 1], "checkpoint"),
+      (["opt-125m", "opt-350m"], [0, 1], "checkpoint"),
+  )
+  def test_steps_are_what_names_end_in(self, names, steps, label):
+    self.assertEqual(plot_inspection.checkpoint_steps(names), (steps, label))
+
+  def test_only_models_of_one_shape_are_a_series(self):
+    one = _model("a")
+    self.assertTrue(plot_inspection.is_series([one, _model("b")]))
+    self.assertFalse(plot_inspection.is_series([one]))
+    self.assertFalse(plot_inspection.is_series([one, _model("b", 4)]))
+    plain = _model("b", is_gated=False)
+    self.assertFalse(plot_inspection.is_series([one, plain]))
+
+  def test_series_shows_every_layer_at_every_step(self):
+    models = [_model(f"step{i}", seed=i) for i in (1, 4, 400)]
+    figure = plot_inspection.series(models)
+    labels = {axes.get_ylabel(): axes for axes in figure.axes}
+    lines = labels["entropy (nats)"].get_lines()
+    self.assertLen(lines, 3)
+    for layer, line in enumerate(lines):
+      np.testing.assert_array_equal(line.get_xdata(), [1, 4, 400])
+      expected = [np.mean(model["entropy"][layer]) for model in models]
+      np.testing.assert_allclose(line.get_ydata(), expected)
+    self.assertEqual(labels["entropy (nats)"].get_xscale(), "log")
+    for name in ("gate", "up"):
+      axes = labels[f"stable rank of W$_{{{name}}}$"]
+      ranks = [model["stable_rank"][name][2] for model in models]
+      np.testing.assert_allclose(axes.get_lines()[2].get_ydata(), ranks)
+
+  def test_heads_of_a_single_layer_and_head_are_drawn(self):
+    figure = plot_inspection.heads(_model("a", 1, 1))
+    images = [axes.get_images() for axes in figure.axes]
+    self.assertLen([image for image in images if image], 4)
+
+
+class WriteTest(absltest.TestCase):
+
+  def test_every_number_is_written_and_every_figure_shown(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    models = [_model("step0"), _model("step8", seed=1)]
+    models[1]["loss"] = models[1]["perplexity"] = None
+    path = report_inspection.write(
+        workdir, {"models": models}, {"command": "x"}, time.monotonic()
+    )
+    summary = json.loads((workdir / "summary.json").read_text())
+    self.assertLen(summary["models"], 2)
+    np.testing.assert_array_equal(
+        summary["models"][1]["top_mass"], models[1]["top_mass"]
+    )
+    self.assertIn("step0: perplexity 7.389, ", summary["finding"])
+    text = path.read_text()
+    self.assertEqual(text.count("data:image/png;base64"), 4)
+    names = sorted(p.stem for p in (workdir / "figures").glob("*.pdf"))
+    self.assertEqual(names, ["heads_0", "heads_1", "layers", "series"])
+    self.assertEqual(text.count(figures.__name__), 0)
+
+
+if __name__ == "__main__":
+  absltest.main()
