@@ -321,13 +321,11 @@ def _draw_authors(
     pick: Callable[[Group], Mapping[str, Any]],
     look: figures.CurveStyle,
 ) -> None:
-  """Draws the authors' points up to our last step, thinned out."""
+  """Draws the authors' points, thinned out, the least one among them."""
   if group["authors"] is None:
     return
   steps = np.array(group["authors"]["steps"])
   mean = _array(pick(group["authors"])["mean"])
-  within = steps <= group["steps"][-1]
-  steps, mean = steps[within], mean[within]
   every = -(-len(steps) // _NUM_KNOWN)
   kept = np.union1d(np.arange(0, len(steps), every), np.argmin(mean))
   figures.draw_known_points(axes, steps[kept], mean[kept], look=look)
@@ -377,7 +375,6 @@ def _add_perplexities(axes: mpl_axes.Axes) -> None:
     if len(ticks) < 3:
       round_numbers = (f * decade for decade in decades for f in factors)
       ticks = [tick for tick in round_numbers if low <= tick <= high]
-  right.set_yscale("log")
   right.set_yticks(ticks, [f"{tick:,.12g}" for tick in ticks])
   right.minorticks_off()
 

@@ -10,12 +10,12 @@ HEADER = (
 
 
 def make_rows(*, num_layers=2, seed=1, steps=range(0, 2001, 100)):
-  """Metrics with an entropy that falls to a least at 1000 and rises again."""
+  """Metrics with an entropy that falls by 1 until 1000 and rises by half."""
   rows = []
   for step in steps:
     row = {"step": step, "tokens_per_sec": 1000.0}
+    dip = (step / 1000 - 1) ** 2 * (1 if step < 1000 else 0.5)
     for layer in range(num_layers):
-      dip = (step / 1000 - 1) ** 2
       row[f"entropy/layer_{layer}"] = 1.5 + 0.2 * layer + dip + 0.1 * seed
       row[f"sink_rate/layer_{layer}"] = 0.1 * layer
       row[f"effective_support/layer_{layer}"] = 5.0

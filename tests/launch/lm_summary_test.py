@@ -61,7 +61,7 @@ class GroupTest(parameterized.TestCase):
     self.assertEqual(group["best_valid_loss"], {"value": 5.0, "step": 2000})
     layer = group["layers"][1]
     self.assertEqual((layer["layer"], layer["min_step"]), (1, 1000))
-    expected = {"start": 2.9, "min": 1.9, "end": 2.9, "rebound": 1.0}
+    expected = {"start": 2.9, "min": 1.9, "end": 2.4, "rebound": 0.5}
     for name, value in expected.items():
       self.assertAlmostEqual(layer[name], value)
 
@@ -194,6 +194,13 @@ class MapsTest(absltest.TestCase):
     self.assertEqual(last["entropy"], 0)
     self.assertEqual(last["largest_weight"], 1)
     self.assertAlmostEqual(last["first_key"], 1 / 6, places=6)
+
+  def test_rows_are_queries(self):
+    maps = np.zeros((1, 1, 1, 4, 4), np.float32)
+    maps[..., 0] = 1
+    (row,) = lm_summary.summarize_maps(maps, [0])
+    self.assertEqual(row["largest_weight"], 1)
+    self.assertEqual(row["first_key"], 1)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,27 @@ class PlotLmTest(parameterized.TestCase):
         panels[1].texts[0].get_text(), "loss 4.875 @ 2k (authors 7.000 @ 2k)"
     )
 
+  def test_of_many_points_of_the_authors_the_least_is_kept(self):
+    path = self.folder / "long.csv"
+    entropy = [2.0] * 60
+    entropy[7] = 1.0
+    rows = [f"1,0.0001,1,{i}000,7,{e}," for i, e in enumerate(entropy)]
+    path.write_text("\n".join([lm_runs.HEADER, *rows]) + "\n")
+    runs = [lm_runs.make_run(num_layers=1, steps=range(0, 60_000, 1000))]
+    groups = lm_summary.group_runs(runs, lm_summary.read_reference(path))
+    (axes,) = plot_lm.entropy(groups).axes
+    points = {len(line.get_xdata()): line for line in axes.get_lines()}[13]
+    self.assertIn((7000, 1.0), list(map(tuple, points.get_xydata())))
+
   def test_a_layer_has_one_colour_in_all_panels(self):
-    runs = [lm_runs.make_run(num_layers=n) for n in (1, 2)]
+    runs = [lm_runs.make_run(num_layers=n) for n in (2, 3)]
     colors = [
-        axes.get_lines()[0].get_color()
+        {line.get_label(): line.get_color() for line in axes.get_lines()}
         for axes in plot_lm.entropy(self._groups(runs)).axes
     ]
-    self.assertEqual(colors[0], colors[1])
+    for layer in ("layer 0", "layer 1"):
+      self.assertEqual(colors[0][layer], colors[1][layer])
+    self.assertNotEqual(colors[1]["layer 1"], colors[1]["layer 2"])
 
   def test_probes_are_drawn_by_layer(self):
     (group,) = self._groups([lm_runs.make_run()])
@@ -101,7 +115,7 @@ class PlotLmTest(parameterized.TestCase):
     groups = self._groups(runs)
     points = plot_lm.final_entropies(groups, 2)
     self.assertEqual([point["lr"] for point in points], [1e-4, 1e-3])
-    self.assertAlmostEqual(points[0]["mean"], 2.75)
+    self.assertAlmostEqual(points[0]["mean"], 2.25)
     self.assertAlmostEqual(points[0]["std"], np.std([0.1, 0.2], ddof=1))
     self.assertAlmostEqual(points[0]["authors"], (1.5 + 1.75) / 2)
     self.assertIsNone(points[1]["authors"])
