@@ -32,11 +32,12 @@ CAPTIONS = types.MappingProxyType({
         " lowest on top; a column is a head."
     ),
     "layers": (
-        "By depth, from the first layer (0) to the last (1): attention entropy;"
-        " attention on the best fifth of the visible keys; attention on the"
-        " first token: mean over heads, and a band of one standard deviation"
-        " between heads. Stable rank ‖W‖²_F / ‖W‖²_2 of the lower MLP"
-        " matrices. Dotted: attention to all visible keys alike."
+        "By layer, or by depth from the first (0) to the last (1) where models"
+        " have not as many: attention entropy; attention on the best fifth of"
+        " the visible keys; attention on the first token: mean over heads, and"
+        " a band of one standard deviation between heads. Stable rank ‖W‖²_F /"
+        " ‖W‖²_2 of the lower MLP matrices. Dotted: attention to all visible"
+        " keys alike."
     ),
     "series": (
         "Along a series of checkpoints, one curve a layer: attention entropy,"
@@ -70,7 +71,8 @@ def heads(model: Model) -> mpl_figure.Figure:
       image = figures.draw_heat_map(axes, values, limit)
       bar = figure.colorbar(image, ax=axes, location="bottom", aspect=14)
       bar.set_label(title)
-      bar.locator = mpl_ticker.MaxNLocator(3)
+      bar.locator = mpl_ticker.LinearLocator(3)
+      bar.formatter = mpl_ticker.FormatStrFormatter("%.2g")
       axes.xaxis.set_major_locator(_whole_numbers(num_heads))
       axes.yaxis.set_major_locator(_whole_numbers(num_layers))
       axes.set_xlabel("head")
@@ -81,6 +83,7 @@ def heads(model: Model) -> mpl_figure.Figure:
 def layers(models: Sequence[Model]) -> mpl_figure.Figure:
   """Draws each model's measures by depth; of more than six, six."""
   models = _spread(models, _MOST_CURVES)
+  in_layers = len({len(model["entropy"]) for model in models}) == 1
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 4.4)
     panels = figure.subplots(2, 2).ravel()
@@ -89,23 +92,25 @@ def layers(models: Sequence[Model]) -> mpl_figure.Figure:
       look = look._replace(linestyle="-")
       for axes, name in zip(panels, _ALONG_DEPTH, strict=False):
         values = np.array(model[name], float)
-        figures.draw_band(axes, _depth(values), values.T, look, model["name"])
+        x = _depth(values, in_layers)
+        figures.draw_band(axes, x, values.T, look, model["name"])
       for name, line in _LOWER.items():
         if name in model["stable_rank"]:
           ranks = np.array(model["stable_rank"][name], float)
           every = figures.sparsely(len(ranks), look)
           axes = panels[3]
           style = look._replace(linestyle=line)._asdict()
-          axes.plot(_depth(ranks), ranks, **style, markevery=every)
-    _draw_uniform(panels, models)
+          x = _depth(ranks, in_layers)
+          axes.plot(x, ranks, **style, markevery=every)
+    _draw_uniform(panels, models, in_layers)
     for axes, name in zip(panels, _ALONG_DEPTH, strict=False):
       axes.set_ylabel(_MEASURES[name])
       axes.set_ylim(0, 1.02 if name.endswith("mass") else None)
     panels[3].set(ylabel="stable rank of lower MLP", ylim=(0, None))
     for axes in panels:
-      axes.set_xlim(-0.02, 1.02)
+      axes.margins(x=0.02)
     for axes in panels[2:]:
-      axes.set_xlabel("depth")
+      axes.set_xlabel("layer" if in_layers else "depth")
     entries = figures.legend_entries(panels[0])
     line = lambda style: mpl_lines.Line2D(
         [], [], color="black", linestyle=style, linewidth=0.8
@@ -153,17 +158,17 @@ def series(models: Sequence[Model]) -> mpl_figure.Figure:
       axes.remove()
     for axes in figure.axes:
       axes.set_xlabel(label)
-      if min(steps) > 0 and max(steps) > 20 * min(steps):
-        axes.set_xscale("log")
-      elif max(steps) > 20 * max(1, sorted(steps)[1]):
-        axes.set_xscale("symlog", linthresh=sorted(steps)[1])
+      _scale_steps(axes, steps)
     if num_layers > 1:
       shown = mpl_colors.ListedColormap(
           [colors(norm(layer)) for layer in range(num_layers)]
       )
       scale = mpl_colors.Normalize(-0.5, num_layers - 0.5)
       bar = figure.colorbar(
-          mpl_cm.ScalarMappable(scale, shown), ax=grid, aspect=40, label="layer"
+          mpl_cm.ScalarMappable(scale, shown),
+          ax=figure.axes,
+          aspect=40,
+          label="layer",
       )
       bar.ax.yaxis.set_major_locator(_whole_numbers(num_layers))
   return figure
@@ -186,8 +191,24 @@ def checkpoint_steps(names: Sequence[str]) -> tuple[list[int], str]:
   return list(range(len(names))), "checkpoint"
 
 
+def _scale_steps(axes: mpl_axes.Axes, steps: Sequence[int]) -> None:
+  """Logarithmic where steps grow so; a step 0 keeps its place."""
+  first, last = sorted({0, *steps})[1], max(steps)
+  if last <= 20 * first:
+    return
+  if 0 in steps:
+    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
+    axes.set_xlim(-0.1 * first, 1.3 * last)
+  else:
+    axes.set_xscale("log")
+  powers = np.arange(np.ceil(np.log10(first)), np.log10(last) + 0.01)
+  ticks = 10 ** powers[:: -(-len(powers) // 4)]
+  axes.set_xticks([0, *ticks] if 0 in steps else ticks)
+  axes.xaxis.set_minor_locator(mpl_ticker.NullLocator())
+
+
 def _draw_uniform(
-    panels: Sequence[mpl_axes.Axes], models: Sequence[Model]
+    panels: Sequence[mpl_axes.Axes], models: Sequence[Model], in_layers: bool
 ) -> None:
   drawn = set()
   for model in models:
@@ -197,12 +218,13 @@ def _draw_uniform(
       if key not in drawn:
         drawn.add(key)
         line = {"color": "black", "linestyle": ":", "linewidth": 0.8}
-        axes.plot(_depth(values), values, **line)
+        axes.plot(_depth(values, in_layers), values, **line)
 
 
-def _depth(values: np.ndarray) -> np.ndarray:
-  """Depth of each layer, from 0 to 1; of a single one, both ends."""
-  return np.linspace(0, 1, len(values))
+def _depth(values: np.ndarray, in_layers: bool) -> np.ndarray:
+  """Where each layer stands: its number, or its depth from 0 to 1."""
+  last = len(values) - 1 if in_layers else 1
+  return np.linspace(0, last, len(values))
 
 
 def _spread(models: Sequence[Model], count: int) -> list[Model]:

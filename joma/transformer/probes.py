@@ -164,19 +164,18 @@ def read(
   steps = jnp.arange(tokens.shape[1])[None]
   is_token = steps < lengths[:, None]
   positions = jnp.where(is_token, steps, -1)
-  seen: Any
   logits, seen = model.apply(
       {"params": params}, tokens, positions=positions, mutable="intermediates"
   )
   weights = is_token.astype(jnp.float32)
   found = []
   for layer in range(model.config.num_layers):
-    sown: Any = seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
+    attn: Any = seen["intermediates"][f"layers_{layer}"]["attn"]
     num_visible = count_visible(tokens.shape[1], model.config.window_of(layer))
     found.append(
         jax.tree.map(
             lambda rows: jnp.einsum("BNT,BT->N", rows, weights),
-            attention(sown, num_visible),
+            attention(attn["attn_weights"][0], num_visible),
         )
     )
   log_probs = jax.nn.log_softmax(logits[:, :-1])
