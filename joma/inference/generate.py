@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 import numpy as np
 
 from joma.inference import sampling
+from joma.inference import sampling_config
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
@@ -37,10 +38,10 @@ class DecodeState:
     kv_cache: A cache a layer.
   """
 
-  tokens: Int[Array, "B"]
-  positions: Int[Array, "B"]
-  is_done: Bool[Array, "B"]
-  num_new: Int[Array, ""]
+  tokens: Any
+  positions: Any
+  is_done: Any
+  num_new: Any
   kv_cache: Any
 
 
@@ -51,7 +52,7 @@ def prefill(
     prompts: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     kv_cache: Any,
-    sampler: sampling.SamplingConfig = sampling.GREEDY,
+    sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
 ) -> DecodeState:
   """Reads prompts of any length up to T and draws their next tokens.
@@ -88,7 +89,7 @@ def decode_step(
     model: models.Transformer,
     params: Any,
     state: DecodeState,
-    sampler: sampling.SamplingConfig = sampling.GREEDY,
+    sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
 ) -> DecodeState:
   """Takes in the newest tokens and draws the next ones.
@@ -118,7 +119,7 @@ def stream(
     prompts: Sequence[Sequence[int] | np.ndarray],
     *,
     max_new_tokens: int,
-    sampler: sampling.SamplingConfig = sampling.GREEDY,
+    sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
     kv_cache: Any = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

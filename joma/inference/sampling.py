@@ -4,47 +4,16 @@ Each sequence draws with a key of its own, so that what one prompt yields does
 not depend on its neighbours in the batch.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import require
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-  """How a token is chosen.
-
-  Attributes:
-    temperature: Divides the logits; 0 takes the largest logit (greedy).
-    top_k: Tokens among which to draw, the most probable ones; 0 is all.
-    top_p: Draws among the fewest tokens whose probabilities sum to at least
-      this much (https://arxiv.org/abs/1904.09751); 1 is all. Comes after top_k.
-    seed: Of the draws.
-  """
-
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  seed: int = 0
-
-  def __post_init__(self):
-    if self.temperature:
-      require.positive("temperature", self.temperature)
-    require.at_least("top_k", self.top_k, 0)
-    if not 0 < self.top_p <= 1:
-      raise errors.UserError(f"top_p must lie in (0, 1], got {self.top_p}.")
-
-
-GREEDY = SamplingConfig()
+from joma.inference import sampling_config
 
 
 def sample(
     logits: Float[Array, "B V"],
-    config: SamplingConfig,
+    config: sampling_config.SamplingConfig,
     step: Int[Array, ""] | int = 0,
 ) -> Int[Array, "B"]:
   """Draws a token a sequence.
@@ -64,7 +33,7 @@ def sample(
 
 
 def keep_top(
-    logits: Float[Array, "B V"], config: SamplingConfig
+    logits: Float[Array, "B V"], config: sampling_config.SamplingConfig
 ) -> Float[Array, "B V"]:
   """Puts -inf where top_k or top_p leave a token out."""
   num_kept = min(config.top_k or logits.shape[-1], logits.shape[-1])

@@ -31,8 +31,8 @@ class FullCache:
     value: As key.
   """
 
-  key: Float[Array, "B K C H"]
-  value: Float[Array, "B K C H"]
+  key: Any
+  value: Any
 
   def attend(
       self,

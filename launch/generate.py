@@ -1,0 +1,135 @@
+"""Continues prompts with a model from a Hugging Face folder.
+
+  python -m launch.generate --model=DIR --prompt="The capital of France is"
+
+One prompt is continued on stdout as its tokens come; several, of any lengths,
+are continued as one batch and printed one after the other. Greedy by default;
+--temperature, --top_k and --top_p draw. How fast it went goes to stderr, the
+compilation apart.
+"""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from joma.inference import sampling_config
+from launch import app
+from launch import flag_config
+from scansnap_jax.experiment import errors
+
+_MODEL = flags.DEFINE_string(
+    "model", None, "Folder with config.json and safetensors.", required=True
+)
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "Text to continue; may be given several times."
+)
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, "Text file whose every line is a prompt."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 64, "Tokens of each continuation, at most.", 1
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Of parameters, products and the cache.",
+)
+_IGNORE_EOS = flags.DEFINE_boolean(
+    "ignore_eos", False, "Goes on behind the model's end-of-text token."
+)
+_SAMPLER = flag_config.define(sampling_config.SamplingConfig())
+
+
+def main(_: list[str]) -> None:
+  """Loads the model, continues the prompts, prints."""
+  sampler, prompts = _SAMPLER(), _read_prompts()
+  # Imported here, so that --help and wrong flags answer at once.
+  from joma.inference import stop_tokens
+  from joma.transformer import model as models
+  from joma.transformer import pretrained
+  from joma.transformer import tokenizer as tokenizers
+  from scansnap_jax.experiment import devices
+
+  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
+  tokenizer = tokenizers.from_folder(_MODEL.value)
+  eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
+  config, params = pretrained.load(_MODEL.value, _DTYPE.value)
+  model = models.Transformer(config, _DTYPE.value)
+  ids = [tokenizer.encode(prompt) for prompt in prompts]
+  _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)
+  options = dict(
+      max_new_tokens=_MAX_NEW_TOKENS.value, sampler=sampler, eos_ids=eos_ids
+  )
+  show = _show_one if len(prompts) == 1 else _show_many
+  show(prompts, tokenizer, _timed_steps(model, params, ids, options))
+
+
+def _read_prompts() -> list[str]:
+  prompts = list(_PROMPT.value or ())
+  if _PROMPT_FILE.value is not None:
+    path = pathlib.Path(_PROMPT_FILE.value).expanduser()
+    if not path.is_file():
+      raise errors.UserError(f"--prompt_file={path} is no file.")
+    prompts += path.read_text(encoding="utf-8").splitlines()
+  if not prompts:
+    raise errors.UserError("give --prompt=TEXT or --prompt_file=FILE")
+  return prompts
+
+
+def _warn_of_length(num_positions: int, max_len: int) -> None:
+  if num_positions > max_len:
+    print(
+        f"warning: up to {num_positions} positions, and the model was made for"
+        f" {max_len}",
+        file=sys.stderr,
+    )
+
+
+def _timed_steps(model: Any, params: Any, ids: list, options: dict[str, Any]):
+  """Yields the steps of `generate.stream`, then prints tokens per second."""
+  from joma.inference import generate
+
+  started, num_new, first = time.monotonic(), 0, None
+  for step, (tokens, is_new) in enumerate(
+      generate.stream(model, params, ids, **options)
+  ):
+    # The first two steps compile: prefill and decode.
+    if step == 2:
+      first, num_new = time.monotonic(), 0
+    num_new += int(is_new.sum())
+    yield tokens, is_new
+  ended = time.monotonic()
+  if first is not None and ended > first:
+    print(
+        f"{num_new / (ended - first):.1f} tokens/s after"
+        f" {first - started:.1f} s for prefill and compilation",
+        file=sys.stderr,
+    )
+
+
+def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:
+  from joma.transformer import tokenizer as tokenizers
+
+  print(prompts[0], end="", flush=True)
+  ids = (int(tokens[0]) for tokens, _ in steps)
+  for piece in tokenizers.stream_decode(tokenizer, ids):
+    print(piece, end="", flush=True)
+  print()
+
+
+def _show_many(prompts: list[str], tokenizer: Any, steps: Any) -> None:
+  new_ids = [[] for _ in prompts]
+  for tokens, is_new in steps:
+    for row, row_ids in enumerate(new_ids):
+      if is_new[row]:
+        row_ids.append(int(tokens[row]))
+  for prompt, row_ids in zip(prompts, new_ids, strict=True):
+    print(prompt + tokenizer.decode(row_ids))
+
+
+if __name__ == "__main__":
+  app.run(main)

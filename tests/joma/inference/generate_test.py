@@ -1,0 +1,125 @@
+import functools
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+from joma.inference import generate
+from joma.inference import sampling_config
+from joma.transformer import config as configs
+from joma.transformer import model as models
+from scansnap_jax.experiment import errors
+
+_CONFIG = configs.TransformerConfig(
+    vocab_size=50,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_dim=24,
+)
+_MODEL = models.Transformer(_CONFIG, implementation="reference")
+_PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9]]
+
+
+@functools.cache
+def _params(config=_CONFIG):
+  model = _MODEL.clone(config=config)
+  params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4), int))
+  # Wider than at the start of training, so that the largest logit stands out.
+  return jax.tree.map(lambda x: 3 * x, params["params"])
+
+
+@functools.cache
+def _greedy(prompt, num_new):
+  """By a forward pass of the whole text for every token."""
+  apply = jax.jit(_MODEL.apply)
+  ids = list(prompt)
+  for _ in range(num_new):
+    # Padded to one length: causality leaves the logits as they are.
+    padded = jnp.array([ids + [0] * (24 - len(ids))])
+    logits = apply({"params": _params()}, padded)
+    ids.append(int(logits[0, len(ids) - 1].argmax()))
+  return ids[len(prompt) :]
+
+
+class GenerateTest(parameterized.TestCase):
+
+  def test_ragged_prompts_continue_as_each_alone_by_full_passes(self):
+    got = generate.generate(_MODEL, _params(), _PROMPTS, max_new_tokens=12)
+    for row, prompt in zip(got, _PROMPTS, strict=True):
+      self.assertEqual(row.tolist(), _greedy(tuple(prompt), 12))
+
+  def test_one_compilation_for_prompts_of_any_length(self):
+    run = functools.partial(
+        generate.generate, _MODEL, _params(), max_new_tokens=12
+    )
+    run(_PROMPTS)
+    sizes = [f._cache_size() for f in (generate.prefill, generate.decode_step)]
+    run([[1] * 60, [2] * 3, [7]])
+    run([[1], [2], [7]])
+    after = [f._cache_size() for f in (generate.prefill, generate.decode_step)]
+    self.assertEqual(after, sizes)
+
+  def test_a_sequence_ends_at_its_end_of_text(self):
+    texts = [_greedy(tuple(prompt), 12) for prompt in _PROMPTS]
+    stop = texts[0][3]
+    got = generate.generate(
+        _MODEL, _params(), _PROMPTS, max_new_tokens=12, eos_ids=(stop,)
+    )
+    for row, text in zip(got, texts, strict=True):
+      end = text.index(stop) + 1 if stop in text else 12
+      self.assertEqual(row.tolist(), text[:end])
+
+  def test_all_ended_stops_early(self):
+    steps = generate.stream(
+        _MODEL,
+        _params(),
+        _PROMPTS,
+        max_new_tokens=12,
+        eos_ids=tuple(range(50)),
+    )
+    self.assertLen(list(steps), 1)
+
+  def test_draws_do_not_depend_on_neighbours(self):
+    options = dict(
+        max_new_tokens=8,
+        sampler=sampling_config.SamplingConfig(temperature=1.0, seed=1),
+    )
+    run = functools.partial(generate.generate, _MODEL, _params(), **options)
+    together, alone = run(_PROMPTS), run(_PROMPTS[:1])
+    self.assertEqual(together[0].tolist(), alone[0].tolist())
+    greedy = _greedy(tuple(_PROMPTS[0]), 8)
+    self.assertNotEqual(together[0].tolist(), greedy)
+
+  @parameterized.parameters(
+      ([], "There is no prompt"),
+      ([[1], []], "Prompt 1 has no tokens"),
+      ([[1, 50]], "ids from 1 to 50; the model knows 0 to 49"),
+      ([[-1]], "ids from -1 to -1"),
+  )
+  def test_wrong_prompts_are_refused(self, prompts, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      generate.generate(_MODEL, _params(), prompts, max_new_tokens=2)
+
+  def test_learned_positions_bound_the_text(self):
+    config = configs.TransformerConfig(
+        vocab_size=50,
+        num_layers=1,
+        embed_dim=16,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        hidden_dim=8,
+        positions="learned",
+        max_len=10,
+    )
+    run = functools.partial(
+        generate.generate, _MODEL.clone(config=config), _params(config)
+    )
+    # 7 tokens, and 3 more that are read, at positions 0 to 9.
+    (row,) = run([[1] * 7], max_new_tokens=4)
+    self.assertLen(row, 4)
+    with self.assertRaisesRegex(errors.UserError, "asked for 11"):
+      run([[1] * 7], max_new_tokens=5)

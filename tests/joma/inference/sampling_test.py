@@ -1,0 +1,66 @@
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.inference import sampling
+from joma.inference import sampling_config
+from scansnap_jax.experiment import errors
+
+_PROBS = np.array([0.05, 0.4, 0.15, 0.3, 0.1])
+
+
+class SamplingConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(temperature=-1.0), "temperature must be positive"),
+      (dict(temperature=float("nan")), "temperature must be positive"),
+      (dict(top_k=-1), "top_k must be at least 0, got -1"),
+      (dict(top_p=0.0), r"top_p must lie in \(0, 1\], got 0.0"),
+      (dict(top_p=1.5), r"top_p must lie in \(0, 1\], got 1.5"),
+  )
+  def test_impossible_settings_are_refused(self, changes, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      sampling_config.SamplingConfig(**changes)
+
+
+class SampleTest(parameterized.TestCase):
+
+  def test_greedy_takes_the_largest(self):
+    logits = jnp.array([[0.0, 2.0, 1.0], [3.0, -1.0, 2.0]])
+    got = sampling.sample(logits, sampling_config.GREEDY)
+    np.testing.assert_array_equal(got, [1, 0])
+
+  @parameterized.parameters(
+      # Tokens 1 and 3 have .7 of the probability, with token 2 they have .85.
+      (dict(top_k=2), [0, 4 / 7, 0, 3 / 7, 0]),
+      (dict(top_p=0.65), [0, 4 / 7, 0, 3 / 7, 0]),
+      (dict(top_p=0.75), [0, 0.4 / 0.85, 0.15 / 0.85, 0.3 / 0.85, 0]),
+      # Among the three that top_k leaves, 1 and 3 have .7 / .85 = .82.
+      (dict(top_k=3, top_p=0.8), [0, 4 / 7, 0, 3 / 7, 0]),
+      (dict(top_p=0.01), [0, 1, 0, 0, 0]),
+      (dict(), list(_PROBS)),
+      (dict(temperature=0.5), list(_PROBS**2 / (_PROBS**2).sum())),
+  )
+  def test_draws_have_the_probabilities(self, changes, want):
+    config = sampling_config.SamplingConfig(**{"temperature": 1.0} | changes)
+    num = 20_000
+    logits = jnp.broadcast_to(jnp.log(_PROBS)[None], (num, 5))
+    tokens = jax.jit(lambda x: sampling.sample(x, config))(logits)
+    got = np.bincount(tokens, minlength=5) / num
+    want = np.array(want)
+    # Five standard errors; what is left out is never drawn.
+    np.testing.assert_array_less(
+        np.abs(got - want), 5 * np.sqrt(want * (1 - want) / num) + 1e-12
+    )
+
+  def test_neighbours_and_steps(self):
+    config = sampling_config.SamplingConfig(temperature=1.0, seed=3)
+    logits = jax.random.normal(jax.random.key(0), (4, 50))
+    alone = sampling.sample(logits[:2], config, 5)
+    together = sampling.sample(logits, config, 5)
+    np.testing.assert_array_equal(alone, together[:2])
+    same = jnp.broadcast_to(logits[:1], (64, 50))
+    draws = [sampling.sample(same, config, step) for step in (0, 1)]
+    self.assertGreater(len(set(np.asarray(draws[0]).tolist())), 5)
+    self.assertTrue((draws[0] != draws[1]).any())
