@@ -115,10 +115,15 @@ def write(
         for i in range(len(shards))
     ]
   for file, names in zip(files, shards, strict=True):
+    partial = folder / f"{file}.partial"
+    partial.touch()
+    mode = partial.stat().st_mode
     held = dict(next(tensors) for _ in names)
     # transformers reads files of this format alone.
-    save_file(held, folder / f"{file}.partial", metadata={"format": "pt"})
+    save_file(held, partial, metadata={"format": "pt"})
     del held
+    # The package makes files that nobody else can read.
+    partial.chmod(mode)
   for stale in (*folder.glob("model*.safetensors"), folder / INDEX):
     stale.unlink(missing_ok=True)
   for file in files:
