@@ -16,4 +16,6 @@ Modules, from the theory to the experiment:
   train             train_and_evaluate, the training loop of Table 1
   published         numbers that the paper's code fixes
   studies           one file a figure, theorem or open question
+  transformer       the Transformer on real text and checkpoints
+  inference         continuations of prompts
 """
