@@ -99,6 +99,7 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       **{name: runs[0][name] for name in _SHARED},
       "seeds": sorted(seeds),
       "steps": steps,
+      "tokens_per_sec": _speed(runs),
       # Mean over queries of the logarithm of the keys that they see.
       "uniform_entropy": (
           math.lgamma(runs[0]["seq_len"] + 1) / runs[0]["seq_len"]
@@ -112,6 +113,13 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           curves["entropy"].mean(axis=0),
       ),
   }
+
+
+def _speed(runs: Sequence[Mapping[str, Any]]) -> float | None:
+  """Median over the rows of all runs that measured it."""
+  rows = [speed for run in runs for speed in run["tokens_per_sec"]]
+  known = [speed for speed in rows if speed is not None]
+  return float(np.median(known)) if known else None
 
 
 def _extremes(

@@ -21,6 +21,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
+from joma.transformer import probes as probes_lib
 from scansnap_jax.experiment import figures
 
 Group = Mapping[str, Any]
@@ -41,10 +42,12 @@ CAPTIONS = types.MappingProxyType({
         " alike. Above: least validation loss, and where."
     ),
     "probes": (
-        "On the validation text, one curve a layer: attention weight of the"
-        " first key; number of keys that attention is spread over, the mean of"
-        " exp(entropy); stable rank of the MLP's lower matrix, the square of"
-        " the ratio of its Frobenius norm to its spectral norm."
+        "On the validation text, one curve a layer: share of heads that have"
+        f" more than {probes_lib.SINK_THRESHOLD:g} of their attention on the"
+        " first key, mean over queries; number of keys that attention is"
+        " spread over, the mean of exp(entropy); stable rank of the MLP's"
+        " lower matrix, the square of the ratio of its Frobenius norm to its"
+        " spectral norm."
     ),
     "final_entropy": (
         "Entropy of attention on the validation text after training, mean over"
@@ -61,7 +64,7 @@ CAPTIONS = types.MappingProxyType({
 })
 
 _PROBES = {
-    "sink_rate": ("attention on the first key", "weight"),
+    "sink_rate": ("sinks", "share of heads"),
     "effective_support": ("effective support", "keys"),
     "stable_rank": ("stable rank of the lower MLP", "rank"),
 }
@@ -124,7 +127,7 @@ def entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
           fontsize=6.5,
           ha="center",
       )
-      axes.set_ylim(0, None)
+      _start_at_zero(axes)
     entries = figures.legend_entries(*panels)
     entries["uniform"] = entries.pop("uniform")  # Comes last.
     _put_legend(figure, entries, groups)
@@ -137,8 +140,9 @@ def _best(group: Group) -> str:
   if group["best_valid_loss"] is None:
     return ""
   text = f"loss {name(group['best_valid_loss'])}"
-  if group["authors"] is not None:
-    text += f" (authors {name(group['authors']['best_valid_loss'])})"
+  authors = group["authors"]
+  if authors is not None and len(authors["steps"]) > 1:
+    text += f" (authors {name(authors['best_valid_loss'])})"
   return text
 
 
@@ -151,7 +155,8 @@ def probes(group: Group) -> mpl_figure.Figure:
         panels, _PROBES.items(), strict=True
     ):
       _draw_layers(axes, group, name, group["num_layers"])
-      axes.set(title=title, ylabel=unit, ylim=(0, None))
+      axes.set(title=title, ylabel=unit)
+      _start_at_zero(axes)
     figures.put_legend_above(figure, figures.legend_entries(*panels))
   return figure
 
@@ -175,7 +180,7 @@ def final_entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
     if min(rates) > 0 and max(rates) / min(rates) > 5:
       axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="attention entropy (nats)")
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    _start_at_zero(axes)
     _put_legend(figure, figures.legend_entries(axes), groups)
   return figure
 
@@ -348,6 +353,10 @@ def _cut_start(axes: mpl_axes.Axes) -> None:
     late = np.concatenate([c[c[:, 0] >= last / 50, 1] for c in curves])
     margin = 0.05 * np.ptp(late)
     axes.set_ylim(late.min() - margin, late.max() + margin)
+
+
+def _start_at_zero(axes: mpl_axes.Axes) -> None:
+  axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
 
 
 def _count_in_thousands(axes: mpl_axes.Axes) -> None:

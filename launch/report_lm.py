@@ -154,6 +154,7 @@ def _losses(
         "least validation loss": value,
         "perplexity": None if value is None else float(np.exp(value)),
         "at minibatch": best["step"],
+        "tokens a second": group["tokens_per_sec"],
     }
     if (authors := group["authors"]) is not None:
       gaps = [

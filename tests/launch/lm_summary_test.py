@@ -56,6 +56,13 @@ class GroupTest(parameterized.TestCase):
     self.assertEqual(group["valid_loss"]["std"], [None] * 21)
     self.assertIsNone(group["final_entropy"]["std"])
 
+  def test_speed_is_the_median_of_what_was_measured(self):
+    runs = [lm_runs.make_run(seed=seed) for seed in (1, 2)]
+    runs[0]["tokens_per_sec"] = [None, None, *[100.0] * 19]
+    runs[1]["tokens_per_sec"] = [None, *[300.0] * 20]
+    (group,) = lm_summary.group_runs(runs)
+    self.assertEqual(group["tokens_per_sec"], 300)
+
   def test_extremes(self):
     (group,) = lm_summary.group_runs([lm_runs.make_run(seed=2)])
     self.assertEqual(group["best_valid_loss"], {"value": 5.0, "step": 2000})
