@@ -157,6 +157,7 @@ def probes(group: Group) -> mpl_figure.Figure:
       _draw_layers(axes, group, name, group["num_layers"])
       axes.set(title=title, ylabel=unit)
       _start_at_zero(axes)
+    panels[0].set_ylim(-0.04, 1.04)  # A share.
     figures.put_legend_above(figure, figures.legend_entries(*panels))
   return figure
 
