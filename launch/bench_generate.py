@@ -13,6 +13,7 @@ Other programs on the machine falsify the times.
 from collections.abc import Callable
 import dataclasses
 import importlib.util
+import inspect
 import json
 import pathlib
 import statistics
@@ -204,6 +205,9 @@ def start_transformers(
   model = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32
   ).eval()
+  # transformers 5.24 renamed the argument.
+  known = inspect.signature(model.forward).parameters
+  cache_name = "cache" if "cache" in known else "past_key_values"
   vocab_size = model.config.vocab_size
   prompts = torch.tensor(_prompts(vocab_size, batch_size, config))
 
@@ -215,8 +219,8 @@ def start_transformers(
     return cache, step(prompts, cache)
 
   def step(tokens, cache):
-    logits = model(tokens, past_key_values=cache, logits_to_keep=1).logits
-    return logits[:, -1:].argmax(dim=-1)
+    options = {cache_name: cache, "logits_to_keep": 1}
+    return model(tokens, **options).logits[:, -1:].argmax(dim=-1)
 
   (cache, tokens), prefill_s = prefill(), _seconds_of(prefill)
 

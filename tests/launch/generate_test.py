@@ -1,0 +1,76 @@
+"""`launch.generate` as its own process, on a model of random numbers."""
+
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+
+from joma.transformer import config as configs
+from joma.transformer import model as models
+from joma.transformer import pretrained
+from joma.transformer import tokenizer
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_CONFIG = configs.TransformerConfig(
+    vocab_size=256,
+    num_layers=1,
+    embed_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    hidden_dim=16,
+    max_len=32,
+)
+
+
+def save_model(folder: pathlib.Path) -> None:
+  model = models.Transformer(_CONFIG, implementation="reference")
+  params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+  pretrained.save(folder, _CONFIG, params)
+  tokenizer.save(tokenizer.Bytes(), folder)
+
+
+def _run(*args):
+  return subprocess.run(
+      [sys.executable, "-m", "launch.generate", *args],
+      capture_output=True,
+      text=True,
+      cwd=_ROOT,
+      check=False,
+  )
+
+
+class GenerateTest(absltest.TestCase):
+
+  def test_a_batch_and_one_prompt_give_the_same_text(self):
+    folder = self.create_tempdir().full_path
+    save_model(pathlib.Path(folder))
+    options = (f"--model={folder}", "--max_new_tokens=8", "--prompt=To be")
+    many = _run(*options, "--prompt=or not to")
+    one = _run(*options)
+    self.assertEqual(many.returncode, 0, many.stderr)
+    self.assertTrue(many.stdout.startswith("To be"), many.stdout)
+    self.assertIn("or not to", many.stdout)
+    self.assertTrue(many.stdout.startswith(one.stdout.rstrip("\n")))
+    self.assertGreater(len(one.stdout), len("To be\n"))
+    self.assertRegex(one.stderr, r"\d tokens/s after")
+
+  def test_bad_input_is_one_line(self):
+    for args, message in (
+        ((), "give --prompt=TEXT or --prompt_file=FILE"),
+        (("--prompt=a", "--top_p=2"), r"top_p must lie in \(0, 1\], got 2.0"),
+        (("--prompt_file=absent",), "--prompt_file=absent is no file"),
+    ):
+      result = _run("--model=unused", *args)
+      self.assertEqual(result.returncode, 2)
+      self.assertRegex(result.stderr, f"^error: {message}[^\n]*\n$")
+
+  def test_flags_do_not_wait_for_jax(self):
+    code = (
+        "import sys; from launch import generate;"
+        " assert not {'jax', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=_ROOT)
