@@ -124,11 +124,14 @@ def save(
   sizes = hf_tensors.sizes_of(config)
   flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
   _check_params(flat, rows, sizes)
-  dtype_of = {
-      row.name: dtype or np.dtype(flat[row.leaves.split()[0]].dtype)
+  dtype_of: Any = {
+      row.name: dtype or _checked_dtype(flat[row.leaves.split()[0]].dtype)
       for row in rows
   }
-  folder = Path(folder)
+  names = {"dtype": str(dtype_of[rows[0].name])}
+  names["torch_dtype"] = names["dtype"]
+  fields = {**_kept_fields(like_fields, fields), **fields, **names}
+  folder = Path(folder).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   safetensors_folder.write(
       folder,
@@ -137,12 +140,7 @@ def save(
       _file_tensors(flat, rows, sizes, dtype_of),
       max_shard_bytes,
   )
-  kept = _kept_fields(like_fields, fields)
-  names = {"dtype": str(dtype_of[rows[0].name])}
-  names["torch_dtype"] = names["dtype"]
-  safetensors_folder.write_json(
-      folder / "config.json", {**kept, **fields, **names}
-  )
+  safetensors_folder.write_json(folder / "config.json", fields)
   if like is not None and like.resolve() != folder.resolve():
     for name in _COMPANIONS:
       if (like / name).is_file():

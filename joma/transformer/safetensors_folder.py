@@ -124,7 +124,8 @@ def write(
     del held
     # The package makes files that nobody else can read.
     partial.chmod(mode)
-  for stale in (*folder.glob("model*.safetensors"), folder / INDEX):
+  shards_before = folder.glob("model-*-of-*.safetensors")
+  for stale in (folder / SINGLE, folder / INDEX, *shards_before):
     stale.unlink(missing_ok=True)
   for file in files:
     os.replace(folder / f"{file}.partial", folder / file)

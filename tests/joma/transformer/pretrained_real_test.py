@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from joma.inference import generate
 from joma.transformer import model
 from joma.transformer import pretrained
 from joma.transformer import tokenizer
@@ -42,22 +43,10 @@ def _needs(path):
 
 
 def _greedy(config, params, prompt, num_tokens):
-  """Returns the continuation of one prompt, a full forward pass a token."""
-  transformer = model.Transformer(config)
-  length = len(prompt) + num_tokens
-
-  @jax.jit
-  def run(params, tokens):
-    def step(i, tokens):
-      logits = transformer.apply(
-          {"params": params}, tokens, logits_at=jnp.array([i - 1])
-      )
-      return tokens.at[0, i].set(logits[0, 0].argmax().astype(tokens.dtype))
-
-    return jax.lax.fori_loop(len(prompt), length, step, tokens)
-
-  tokens = jnp.zeros((1, length), jnp.int32).at[0, : len(prompt)].set(prompt)
-  return np.asarray(run(params, tokens))[0]
+  (tokens,) = generate.generate(
+      model.Transformer(config), params, [prompt], max_new_tokens=num_tokens
+  )
+  return tokens
 
 
 def _llama2c_folder(path, folder):
@@ -134,7 +123,7 @@ class Stories260KTest(absltest.TestCase):
     config, params = pretrained.load(folder)
     tokens = _greedy(config, params, np.array([1]), 256)
     words = _llama2c_words(source / "tok512.bin")
-    story = "".join(words[token] for token in tokens[1:]).strip()
+    story = "".join(words[token] for token in tokens).strip()
     story = story.replace("<0x0A>", "\n")
     self.assertStartsWith(story, _STORY_START)
     self.assertEqual(
@@ -170,9 +159,7 @@ class SmolLm2Test(absltest.TestCase):
   def test_knows_the_capital_of_france(self):
     prompt = self.tokenizer.encode("The capital of France is")
     tokens = _greedy(self.config, self.params, np.asarray(prompt), 2)
-    self.assertEqual(
-        self.tokenizer.decode(tokens), "The capital of France is Paris."
-    )
+    self.assertEqual(self.tokenizer.decode(tokens), " Paris.")
 
   def test_perplexity_is_that_of_transformers(self):
     text = _needs(_SHARED / "data" / "wikitext-2-raw" / "wiki.test.raw")

@@ -346,12 +346,17 @@ class SaveTest(FolderTestCase):
         )
 
     key = "layers_1/attn/key/kernel"
+    whole = lambda leaf: leaf.astype(np.int64)
     check(f"lack {key}", lambda flat: flat.pop(key))
     check(
         rf"{key} of shape \[24, 12\].*\[24, 2, 6\]",
         lambda flat: flat.update({key: flat[key].reshape(24, 12)}),
     )
     check("have x/y", lambda flat: flat.update({"x/y": np.ones(3)}))
+    check(
+        "dtype=int64.*bfloat16",
+        lambda flat: flat.update({key: whole(flat[key])}),
+    )
     # Nothing was written before the check.
     self.assertEqual(os.listdir(folder), [])
 
@@ -361,8 +366,10 @@ class SaveTest(FolderTestCase):
     (folder / "config.json").write_text(
         json.dumps({**fields, "quantization_config": {"bits": 4}})
     )
+    again = self.folder()
     with self.assertRaisesRegex(UserError, "quantization_config"):
-      pretrained.save(self.folder(), config, params, like=folder)
+      pretrained.save(again, config, params, like=folder)
+    self.assertEqual(os.listdir(again), [])
 
 
 def _json(path):
