@@ -9,10 +9,11 @@ numbers. What is read is a text, through the folder's tokenizer (that of the
 first where a checkpoint has none), or token ids: --ids=FILE.npz with an array
 `ids` [B, T]. --logits_out=FILE.npy writes the logits of every position.
 
-Below --workdir: report.html, summary.json (every number that the figures show,
-by layer and head), figures/, flags.txt, config.json.
+Below --workdir, if there is one: report.html, summary.json (every number that
+the figures show, by layer and head), figures/, flags.txt, config.json.
 """
 
+import contextlib
 import pathlib
 import shlex
 import sys
@@ -30,7 +31,7 @@ _MODEL = flags.DEFINE_multi_string(
     "model", None, "Folder of a model; several, or a pattern.", required=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
+    "workdir", None, "Local folder of this run; none writes no report."
 )
 _CONFIG = flag_config.define(inspection_config.InspectionConfig())
 
@@ -49,8 +50,8 @@ def main(_: list[str]) -> None:
   folders = inspect_lm_run.find_models(_MODEL.value)
   texts = inspect_lm_run.read_all(folders, config)
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
-  workdir = _claim(folders, config)
-  with workdir_lib.lock(workdir):
+  workdir = _WORKDIR.value and _claim(_WORKDIR.value, folders, config)
+  with workdir_lib.lock(workdir) if workdir else contextlib.nullcontext():
     models = [
         inspect_lm_run.measure(folder, ids, config)
         for folder, ids in zip(folders, texts, strict=True)
@@ -61,7 +62,7 @@ def main(_: list[str]) -> None:
         "read": str(config.text or config.ids),
         "devices": devices.describe(),
     }
-    report = report_inspection.write(
+    report = workdir and report_inspection.write(
         workdir, {"models": models}, facts, started
     )
   print(report_inspection.finding(models))
@@ -69,11 +70,13 @@ def main(_: list[str]) -> None:
 
 
 def _claim(
-    folders: list[pathlib.Path], config: inspection_config.InspectionConfig
+    workdir: str,
+    folders: list[pathlib.Path],
+    config: inspection_config.InspectionConfig,
 ) -> pathlib.Path:
   models = ",".join(map(str, folders))
   return workdir_lib.claim(
-      _WORKDIR.value,
+      workdir,
       {"model": models, **workdir_lib.config_to_json(config)},
       flag_config.to_flagfile(config, {"model": models}),
   )

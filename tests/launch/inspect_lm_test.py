@@ -45,6 +45,23 @@ class InspectLmTest(absltest.TestCase):
     self.assertNotEqual(first["loss"], second["loss"])
     self.assertTrue((root / "run" / "report.html").exists())
 
+  def test_logits_alone_need_no_workdir(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    inspect_lm_run_test.save_model(root / "model", 0)
+    np.savez(root / "ids.npz", ids=np.array([[1, 2, 3], [4, 5, 6]]))
+    result = _run(
+        f"--model={root}/model",
+        f"--ids={root}/ids.npz",
+        f"--logits_out={root}/logits.npy",
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    logits = np.load(root / "logits.npy")
+    self.assertEqual((logits.shape[:2], logits.dtype), ((2, 3), np.float32))
+    self.assertEqual(
+        sorted(path.name for path in root.iterdir()),
+        ["ids.npz", "logits.npy", "model"],
+    )
+
   def test_bad_input_is_one_line(self):
     result = _run("--model=absent", "--ids=x.npz", "--workdir=unused")
     self.assertEqual(result.returncode, 2)
