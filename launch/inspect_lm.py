@@ -66,7 +66,8 @@ def main(_: list[str]) -> None:
         workdir, {"models": models}, facts, started
     )
   print(report_inspection.finding(models))
-  print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+  where = f" Report: {report}" if report else ""
+  print(f"{time.monotonic() - started:.1f} s.{where}")
 
 
 def _claim(
