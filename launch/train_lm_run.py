@@ -1,7 +1,7 @@
 """The parts of `train_lm`: check, train, write."""
 
 from collections.abc import Mapping
-import json
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -15,11 +15,10 @@ from joma.transformer import pretrained
 from joma.transformer import tokenizer as tokenizer_lib
 from joma.transformer import train as train_lib
 from launch import lm_summary
-from launch import report_joma
+from launch import report_lm
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import progress
-from scansnap_jax.experiment import workdir as workdir_lib
 
 
 class Run(NamedTuple):
@@ -41,7 +40,7 @@ def check(
 ) -> None:
   """Raises UserError before the run for what would fail after it."""
   if reference_csv is not None:
-    lm_summary.read_reference(pathlib.Path(reference_csv))
+    lm_summary.read_reference(pathlib.Path(reference_csv).expanduser())
   if save_hf:
     hf_config.to_hf(config.model)
 
@@ -88,27 +87,28 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
-  """Every number of a run, in plain JSON types."""
+  """Every number of a run but its maps, in plain JSON types."""
   config, result = run.config, run.result
+  text = train_lib.make_batches(config, run.corpus)
+  mapped = text.batch(config.seed, config.map_batch).inputs[0]
+  final = float(result.history.valid_loss[0, -1])
   about = {
       "preset": preset,
       "corpus": config.corpus,
       "optimizer": config.optimizer,
       "num_layers": config.model.num_layers,
       "lr": config.lr,
+      "seq_len": config.seq_len,
       "seed": config.seed,
       "num_params": sum(leaf.size for leaf in jax.tree.leaves(result.params)),
       "corpus_facts": run.corpus.facts(),
+      "final_valid_loss": final,
+      "final_perplexity": math.exp(final),
+      "map_steps": list(result.map_steps),
+      "map_text": run.corpus.tokenizer.decode(mapped),
   }
   rows = metric_stream.read_rows(workdir / "metrics.jsonl")
-  summary = lm_summary.summarize_run(rows, about)
-  final = float(result.history.valid_loss[0, -1])
-  summary["final_valid_loss"] = final
-  summary["final_perplexity"] = float(np.exp(final))
-  summary["maps"] = lm_summary.summarize_maps(
-      result.history.attn_maps[0], result.map_steps
-  )
-  return report_joma.to_json(summary)
+  return lm_summary.summarize_run(rows, about)
 
 
 def write(
@@ -121,7 +121,7 @@ def write(
     facts: Mapping[str, str],
     started: float,
 ) -> pathlib.Path:
-  """Writes what a finished run is asked for.
+  """Writes what a finished run is asked for, and says how it went.
 
   Args:
     run: The run.
@@ -135,22 +135,23 @@ def write(
   Returns:
     The path of the report.
   """
-  del reference_csv, facts, started
-  summary = summarize(run, workdir, preset)
-  workdir_lib.write_atomic(
-      workdir / "summary.json",
-      json.dumps(summary, indent=2, allow_nan=False) + "\n",
-  )
-  np.savez_compressed(
-      workdir / "attn_maps.npz",
-      steps=np.array(run.result.map_steps, np.int64),
-      maps=run.result.history.attn_maps[0],
-  )
   if save_hf:
     pretrained.save(workdir / "hf", run.config.model, run.result.params)
     tokenizer_lib.save(run.corpus.tokenizer, workdir / "hf")
+  maps = run.result.history.attn_maps[0]
+  steps = np.array(run.result.map_steps, np.int64)
+  np.savez_compressed(workdir / "attn_maps.npz", steps=steps, maps=maps)
+  summary = summarize(run, workdir, preset)
   print(
       f"Validation loss {summary['final_valid_loss']:.4f} nats a token,"
       f" perplexity {summary['final_perplexity']:.2f}."
   )
-  return workdir / "summary.json"
+  facts = {**facts, "corpus": describe(run.corpus.facts())}
+  return report_lm.write(
+      workdir,
+      summary,
+      maps,
+      facts=facts,
+      started=started,
+      reference_csv=reference_csv,
+  )

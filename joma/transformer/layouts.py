@@ -213,13 +213,17 @@ def make_layout(config: lm_config.LmConfig) -> Replicated | Sharded:
     layout = Sharded(sharding.make_mesh(config.fsdp, config.tensor))
   else:
     layout = Replicated()
-  parts = layout.num_parts * config.grad_accum
-  if config.batch_size % parts:
-    raise errors.UserError(
-        f"batch_size={config.batch_size} must be a multiple of"
-        f" {layout.num_parts} devices x grad_accum={config.grad_accum}."
-    )
+  check_batch(config, layout.num_parts)
   return layout
+
+
+def check_batch(config: lm_config.LmConfig, num_parts: int) -> None:
+  """Raises UserError if batches cannot be split into so many parts."""
+  if config.batch_size % (num_parts * config.grad_accum):
+    raise errors.UserError(
+        f"batch_size={config.batch_size} must be a multiple of {num_parts}"
+        f" devices x grad_accum={config.grad_accum}."
+    )
 
 
 def split_evenly(leaf: np.ndarray, num_rows: int) -> np.ndarray:
@@ -234,7 +238,7 @@ def _first(leaf: Any) -> np.ndarray:
   """The copy on the first local device."""
   if isinstance(leaf, jax.Array):
     leaf = leaf.addressable_shards[0].data
-  return np.asarray(leaf)[0]
+  return np.asarray(leaf)[0, ...]  # An array, without axes too.
 
 
 def _is_finite(members: PyTree) -> Bool[np.ndarray, "1"]:

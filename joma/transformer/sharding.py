@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -21,6 +22,8 @@ import numpy as np
 
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+
+AnyMesh = Mesh | AbstractMesh
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -59,7 +62,7 @@ def make_mesh(
   return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
 
 
-def partition_spec(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
   """How a parameter, or what the optimizer keeps of it, is split.
 
   Args:
@@ -160,6 +163,6 @@ def per_part(
   return in_parts(query, key, value, mask)
 
 
-def num_batch_parts(mesh: Any) -> int:
+def num_batch_parts(mesh: AnyMesh) -> int:
   """How many parts a batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
