@@ -299,7 +299,8 @@ def _write_alternating(config: TransformerConfig) -> Fields:
   scalar = config.head_dim if scale is None else scale**-2
   return {
       "query_pre_attn_scalar": round(scalar),
-      "sliding_window": max(config.windows, default=0) or None,
+      # transformers wants a number even where no layer uses it.
+      "sliding_window": max(config.windows, default=0) or config.max_len,
       "layer_types": _write_layer_types(config),
   }
 

@@ -161,6 +161,12 @@ VARIANTS = {
         "layer_types": ["full_attention", "sliding_attention"],
         "sliding_window": 3,
     },
+    "gemma2 without windows": {
+        **_LLAMA,
+        "model_type": "gemma2",
+        "head_dim": 10,
+        "layer_types": ["full_attention"] * 2,
+    },
     "gemma3 of this generation": {
         **_LLAMA,
         "model_type": "gemma3_text",
