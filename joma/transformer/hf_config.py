@@ -110,6 +110,8 @@ def from_hf(fields: Mapping[str, Any]) -> TransformerConfig:
     )
   family = FAMILIES[model_type]
   fields = _checked_types(fields)
+  for name in ("rope_parameters", "rope_scaling"):
+    _check_rope(name, fields.get(name) or {})
   _check_neutral(fields, {**_NEUTRAL, **family.neutral})
   known = _read_names(fields, family, model_type)
   return TransformerConfig(**{**known, **family.read(fields, known)})
@@ -174,6 +176,17 @@ def _checked_types(fields: Mapping[str, Any]) -> dict[str, Any]:
   return checked
 
 
+def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
+  """Checks what `rope_config` takes for granted, a kind of layer at a time."""
+  for key, value in rope.items():
+    if key in ("rope_type", "type") and not isinstance(value, str | None):
+      raise UserError(f"{name}.{key} must be a name, got {value!r}.")
+    if key.endswith("_attention") and value is not None:
+      if not isinstance(value, Mapping):
+        raise UserError(f"{name}.{key} must be a dictionary, got {value!r}.")
+      _check_rope(f"{name}.{key}", value)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
   # JSON's true is no number, though Python's is; 1 is as good as 1.0.
   if isinstance(value, bool):
@@ -231,6 +244,8 @@ def _typed(ours: str, theirs: str, value: Any) -> Any:
     return _activation(theirs, value)
   kind = get_type_hints(TransformerConfig)[ours]
   if _is_of(value, kind):
+    if kind is int:
+      require.between(theirs, value, 1, 2**31 - 1)
     return float(value) if kind is float else value
   wanted = next(words for words, k in _JSON_TYPES.items() if k == kind)
   raise UserError(f"{theirs} must be {wanted}, got {value!r}.")

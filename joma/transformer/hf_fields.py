@@ -62,7 +62,15 @@ def write_opt(config: TransformerConfig) -> Fields:
 def read_gpt_neox(fields: Fields, known: Fields) -> Fields:
   """Rotary positions of a part of each head."""
   rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-  fraction = rope.get("partial_rotary_factor", fields.get("rotary_pct", 0.25))
+  fraction = rope.get("partial_rotary_factor")
+  if fraction is None:
+    fraction = fields.get("rotary_pct", 0.25)
+  is_number = isinstance(fraction, int | float)
+  if not is_number or isinstance(fraction, bool) or not 0 < fraction <= 1:
+    raise UserError(
+        "partial_rotary_factor (or rotary_pct) must be a number in (0, 1], got"
+        f" {fraction!r}."
+    )
   return {
       "rope": rope_config.from_hf(fields),
       "rotary_fraction": float(fraction),

@@ -172,6 +172,18 @@ class FromHfTest(parameterized.TestCase):
           {"rope_scaling": {"type": "wavy", "factor": 2.0}},
           "rope_type 'wavy'.*yarn",
       ),
+      (
+          "llama",
+          {"rope_parameters": {"rope_type": ["yarn"]}},
+          r"rope_parameters.rope_type must be a name, got \['yarn'\]",
+      ),
+      (
+          "gemma3_text",
+          {"rope_parameters": {"sliding_attention": 3}},
+          "rope_parameters.sliding_attention must be a dictionary, got 3",
+      ),
+      ("gpt_neox", {"rotary_pct": 1.5}, r"rotary_pct.*\(0, 1\], got 1.5"),
+      ("llama", {"num_attention_heads": 0}, "num_attention_heads must be from"),
       ("llama", {"rope_scaling": "yarn"}, "rope_scaling must be a dictionary"),
       (
           "llama",
