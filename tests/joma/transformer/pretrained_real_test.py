@@ -114,6 +114,7 @@ def _llama2c_words(path):
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 class Stories260KTest(absltest.TestCase):
 
   def test_tells_the_known_story_word_for_word(self):
@@ -176,7 +177,6 @@ class SmolLm2Test(absltest.TestCase):
 
     perplexity = self.perplexity(windows, ours)
     expected = self.perplexity(windows, self.their_logits())
-    print(f"{len(tokens)} tokens: ours {perplexity}, theirs {expected}")
     self.assertAlmostEqual(perplexity, expected, delta=1e-3)
 
   def perplexity(self, windows, logits_of):
