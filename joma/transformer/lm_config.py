@@ -58,6 +58,8 @@ class LmConfig:
     checkpoint_every: Steps between checkpoints, each taken at the row that
       reaches it; the last step is always saved.
     eval_batch_size: Columns of the validation text.
+    probe_batches: Batches of batch_size rows of the validation text that probes
+      are averaged over; 0 is all of it.
     map_steps: Steps whose attention maps are kept; multiples of log_every.
     map_batch: Number of the training batch whose first sequence the maps are
       of.
@@ -97,6 +99,7 @@ class LmConfig:
   eval_every: int = 100
   checkpoint_every: int = 100
   eval_batch_size: int = 16
+  probe_batches: int = 1
   map_steps: tuple[int, ...] = (0, 100, 500)
   map_batch: int = 0
   dtype: Literal["float32", "bfloat16"] = "float32"
@@ -112,7 +115,7 @@ class LmConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("checkpoint_every", "eval_batch_size", "fsdp", "tensor"):
       require.at_least(name, getattr(self, name), 1)
-    for name in ("warmup_steps", "map_batch", "seed"):
+    for name in ("warmup_steps", "map_batch", "probe_batches", "seed"):
       require.at_least(name, getattr(self, name), 0)
     require.positive("lr", self.lr)
     for name in ("lr_mlp", "clip_norm"):
@@ -201,6 +204,7 @@ def joma_figure6() -> LmConfig:
       eval_every=1000,
       checkpoint_every=1000,
       eval_batch_size=10,
+      probe_batches=0,
       map_steps=(0, 2000, 20_000),
       map_batch=100,
   )

@@ -236,29 +236,41 @@ def probe(
     task: Task,
     axis_name: str | None = None,
 ) -> Probes:
-  """Probes every layer on the first of some batches, leaves [N, B, T]."""
-  batch = jax.tree.map(lambda leaf: leaf[0], batches)
-  total = _sum_over(batch.weights.sum(), axis_name)
+  """Probes every layer, averaged over batches with leaves [N, B, T]."""
 
-  def mean(rows):  # Over the queries of each head.
-    sums = jnp.einsum("BNT,BT->N", rows, batch.weights)
-    return _sum_over(sums, axis_name) / total
+  def add(so_far, batch):
+    found = _head_sums(params, batch, task), batch.weights.sum()
+    return jax.tree.map(jnp.add, so_far, found), None
 
-  config, found = task.config.model, []
+  shape = (task.config.model.num_layers, task.config.model.num_heads)
+  start = (jnp.zeros((3, *shape)), jnp.zeros(()))
+  sums, total = _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
+  entropy, effective_support, sink_mass = sums / total
+  kernels = [
+      params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
+      for layer in range(shape[0])
+  ]
+  is_sink = sink_mass > probes.SINK_THRESHOLD
+  return Probes(
+      entropy=entropy.mean(axis=-1),
+      effective_support=effective_support.mean(axis=-1),
+      sink_rate=is_sink.astype(jnp.float32).mean(axis=-1),
+      stable_rank=jnp.stack([metrics.stable_rank(k) for k in kernels]),
+  )
+
+
+def _head_sums(
+    params: PyTree, batch: batches_lib.Batch, task: Task
+) -> Float[Array, "3 L N"]:
+  """Sums entropy, effective support and sink mass over a batch's queries."""
+  found = []
   for layer, attn_weights in enumerate(_attn_weights(params, batch, task)):
-    window = config.window_of(layer)
+    window = task.config.model.window_of(layer)
     visible = probes.count_visible(attn_weights.shape[-1], window)
     seen = probes.attention(attn_weights, visible)
-    kernel = params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
-    is_sink = mean(seen.sink_mass) > probes.SINK_THRESHOLD
-    layer_probes = Probes(
-        entropy=mean(seen.entropy).mean(),
-        effective_support=mean(seen.effective_support).mean(),
-        sink_rate=is_sink.astype(jnp.float32).mean(),
-        stable_rank=metrics.stable_rank(kernel),
-    )
-    found.append(layer_probes)
-  return jax.tree.map(lambda *layers: jnp.stack(layers), *found)
+    rows = jnp.stack([seen.entropy, seen.effective_support, seen.sink_mass])
+    found.append(jnp.einsum("PBNT,BT->PN", rows, batch.weights))
+  return jnp.stack(found, axis=1)
 
 
 def attn_maps(

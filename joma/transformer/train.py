@@ -194,8 +194,9 @@ class _Run:
 
   def _observe(self, params, step: int) -> dict[str, Any]:
     """What is looked at after so many steps."""
-    one = jax.tree.map(lambda leaf: leaf[:1], self._valid)
-    seen = {"probes": self._probe(params, one)}
+    number = self._config.probe_batches or len(self._valid.weights)
+    some = jax.tree.map(lambda leaf: leaf[:number], self._valid)
+    seen = {"probes": self._probe(params, some)}
     is_last = step == self._num_steps
     if step % self._config.eval_every == 0 or is_last:
       seen["valid_loss"] = self._evaluate(params, self._valid)

@@ -180,6 +180,26 @@ class ProbeTest(absltest.TestCase):
     expected = lm_step.probe(params, half, task=task)
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
+  def test_probes_are_means_over_all_batches(self):
+    task = _task()
+    params = _jit_init(task=task).params
+    batches = _batches(3)
+    one_by_one = [
+        lm_step.probe(
+            params,
+            jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batches),
+            task=task,
+        )
+        for i in range(3)
+    ]
+    found = lm_step.probe(params, batches, task=task)
+    for name in ("entropy", "effective_support"):
+      parts = [getattr(part, name) for part in one_by_one]
+      self.assertGreater(np.ptp(parts, axis=0).max(), 1e-4)
+      np.testing.assert_allclose(
+          getattr(found, name), np.mean(parts, axis=0), rtol=1e-5
+      )
+
   def test_maps_are_of_the_first_sequence(self):
     task = _task()
     params = _jit_init(task=task).params
