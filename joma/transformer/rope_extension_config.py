@@ -32,7 +32,7 @@ class RopeExtensionConfig:
   window: int = 64
   factor: int = 4
   num_layers: int = 3
-  embed_dim: int = 128
+  embed_dim: int = 96
   num_steps: int = 1500
   batch_size: int = 32
   lr: float = 3e-3
@@ -72,7 +72,7 @@ class RopeExtensionConfig:
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=32,
-        hidden_dim=4 * self.embed_dim,
+        hidden_dim=8 * self.embed_dim // 3,
         max_len=self.window,
     )
     return lm_config.LmConfig(
