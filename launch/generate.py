@@ -65,7 +65,9 @@ def main(_: list[str]) -> None:
       max_new_tokens=_MAX_NEW_TOKENS.value, sampler=sampler, eos_ids=eos_ids
   )
   show = _show_one if len(prompts) == 1 else _show_many
-  show(prompts, tokenizer, _timed_steps(model, params, ids, options))
+  speed: list[str] = []
+  show(prompts, tokenizer, _timed_steps(model, params, ids, options, speed))
+  print(*speed, file=sys.stderr)
 
 
 def _read_prompts() -> list[str]:
@@ -89,8 +91,14 @@ def _warn_of_length(num_positions: int, max_len: int) -> None:
     )
 
 
-def _timed_steps(model: Any, params: Any, ids: list, options: dict[str, Any]):
-  """Yields the steps of `generate.stream`, then prints tokens per second."""
+def _timed_steps(
+    model: Any,
+    params: Any,
+    ids: list,
+    options: dict[str, Any],
+    speed: list[str],
+):
+  """Yields the steps of `generate.stream`, then appends how fast they came."""
   from joma.inference import generate
 
   started, num_new, first = time.monotonic(), 0, None
@@ -104,10 +112,9 @@ def _timed_steps(model: Any, params: Any, ids: list, options: dict[str, Any]):
     yield tokens, is_new
   ended = time.monotonic()
   if first is not None and ended > first:
-    print(
+    speed.append(
         f"{num_new / (ended - first):.1f} tokens/s after"
-        f" {first - started:.1f} s for prefill and compilation",
-        file=sys.stderr,
+        f" {first - started:.1f} s for prefill and compilation"
     )
 
 

@@ -42,7 +42,10 @@ _REFERENCE_CSV = flags.DEFINE_string(
     " attn_entropy_layer0 to the last.",
 )
 _SAVE_HF = flags.DEFINE_boolean(
-    "save_hf", False, "Write the final model as a Hugging Face folder, hf/."
+    "save_hf",
+    False,
+    "Write the model at each of map_steps as a Hugging Face folder, hf/step0"
+    " and so on, which inspect_lm and generate read.",
 )
 _MULTIHOST = flags.DEFINE_boolean(
     "multihost", False, "Set when the same command runs on every host."
@@ -73,7 +76,7 @@ def main(_: list[str]) -> None:
   is_main = devices.is_main_process()
   with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
     try:
-      run = train_lm_run.train(config, workdir, _DATA_DIR.value)
+      run = train_lm_run.train(config, workdir, _DATA_DIR.value, _SAVE_HF.value)
     except preemption.Stopped as stopped:
       print(
           f"Stopped in {stopped}. The same command continues.", file=sys.stderr
@@ -89,7 +92,6 @@ def main(_: list[str]) -> None:
           workdir,
           preset=_PRESET.value,
           reference_csv=_REFERENCE_CSV.value,
-          save_hf=_SAVE_HF.value,
           facts=facts,
           started=started,
       )

@@ -1,6 +1,6 @@
 """The parts of `train_lm`: check, train, write."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -46,9 +46,19 @@ def check(
 
 
 def train(
-    config: lm_config.LmConfig, workdir: pathlib.Path, data_dir: str | None
+    config: lm_config.LmConfig,
+    workdir: pathlib.Path,
+    data_dir: str | None,
+    save_hf: bool,
 ) -> Run:
   """Loads the corpus, says which it is, and trains from the last checkpoint.
+
+  Args:
+    config: The run.
+    workdir: Its folder.
+    data_dir: Where the corpus may lie.
+    save_hf: Whether to write the model at each of `map_steps` as a Hugging
+      Face folder, hf/step0 and so on.
 
   Raises:
     UserError: As `corpus.load` and `train.train_and_evaluate`.
@@ -69,9 +79,26 @@ def train(
       config.corpus, num_runs=1, steps_per_run=num_steps
   ) as on_progress:
     result = train_lib.train_and_evaluate(
-        config, corpus, workdir, on_progress=on_progress
+        config,
+        corpus,
+        workdir,
+        on_progress=on_progress,
+        on_map=_save_steps(config, corpus, workdir) if save_hf else None,
     )
   return Run(config, corpus, result)
+
+
+def _save_steps(
+    config: lm_config.LmConfig, corpus: corpus_lib.Corpus, workdir: pathlib.Path
+) -> Callable[[int, Any], None]:
+
+  def save(step: int, params: Any) -> None:
+    if devices.is_main_process():
+      folder = workdir / "hf" / f"step{step}"
+      pretrained.save(folder, config.model, params)
+      tokenizer_lib.save(corpus.tokenizer, folder)
+
+  return save
 
 
 def describe(facts: Mapping[str, Any]) -> str:
@@ -117,7 +144,6 @@ def write(
     *,
     preset: str,
     reference_csv: str | None,
-    save_hf: bool,
     facts: Mapping[str, str],
     started: float,
 ) -> pathlib.Path:
@@ -128,16 +154,12 @@ def write(
     workdir: Its folder.
     preset: What it started from.
     reference_csv: Curves to draw beside.
-    save_hf: Whether to write the model as a Hugging Face folder.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start.
 
   Returns:
     The path of the report.
   """
-  if save_hf:
-    pretrained.save(workdir / "hf", run.config.model, run.result.params)
-    tokenizer_lib.save(run.corpus.tokenizer, workdir / "hf")
   maps = run.result.history.attn_maps[0]
   steps = np.array(run.result.map_steps, np.int64)
   np.savez_compressed(workdir / "attn_maps.npz", steps=steps, maps=maps)

@@ -7,6 +7,7 @@ source. Imports no jax.
 import collections
 from collections.abc import Mapping
 import dataclasses
+import sys
 from typing import Any, Literal, get_args
 
 from scansnap_jax.experiment import require
@@ -296,7 +297,8 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
       return tuple(_number(f"{name}[{i}]", v) for i, v in enumerate(value))
     raise UserError(f"{name} must be a list of numbers, got {value!r}.")
-  if isinstance(value, bool) or not isinstance(value, int | float):
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not abs(value) <= sys.float_info.max:
     raise UserError(f"{name} must be a number, got {value!r}.")
   if name != "original_max_len":
     return float(value)

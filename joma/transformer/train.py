@@ -71,6 +71,7 @@ def train_and_evaluate(
     workdir: pathlib.Path,
     *,
     on_progress: Callable[[int], None] = lambda num_steps: None,
+    on_map: Callable[[int, PyTree], None] | None = None,
 ) -> Result:
   """Trains and evaluates a run, from its last checkpoint on.
 
@@ -79,6 +80,8 @@ def train_and_evaluate(
     corpus: What to read; `config.corpus` is only its name.
     workdir: Where `metrics.jsonl` and `checkpoints/` go.
     on_progress: Told how many steps have been taken since.
+    on_map: Given the step and the parameters, on the host, at `map_steps`; a
+      run that continues comes to a step again if it was stopped close to it.
 
   Returns:
     The run.
@@ -91,7 +94,7 @@ def train_and_evaluate(
   check_vocabulary(config, corpus)
   text = make_batches(config, corpus)
   steps = num_steps(config, text.steps_per_epoch)
-  run = _Run(config, corpus, text, steps)
+  run = _Run(config, corpus, text, steps, on_map)
   setting = loop.Setting(
       name="lm",
       tags={},
@@ -156,8 +159,9 @@ class _Run:
       corpus: corpus_lib.Corpus,
       text: batches_lib.Batches,
       num_steps: int,
+      on_map: Callable[[int, PyTree], None] | None,
   ):
-    self._config, self._text = config, text
+    self._config, self._text, self._on_map = config, text, on_map
     self.layout = layouts.make_layout(config)
     self.map_steps = tuple(s for s in config.map_steps if s <= num_steps)
     self._num_steps = num_steps
@@ -204,6 +208,9 @@ class _Run:
       number = self._config.map_batch
       batch = self._draw(range(number, number + 1))
       seen["attn_maps"] = self._attn_maps(params, batch)
+      if self._on_map is not None:
+        gathered = self.layout.gather(params)
+        self._on_map(step, jax.tree.map(lambda leaf: leaf[0], gathered))
     return seen
 
   def record(

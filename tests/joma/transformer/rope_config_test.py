@@ -223,6 +223,14 @@ class HuggingFaceTest(parameterized.TestCase):
           "factor must be a number, got '4'",
       ),
       ({"rope_type": "linear", "factor": True}, "factor must be a number"),
+      ({"rope_type": "linear", "factor": 10**400}, "factor must be a number"),
+      (
+          {
+              "rope_type": "yarn",
+              "original_max_position_embeddings": float("inf"),
+          },
+          "original_max_len must be a number, got inf",
+      ),
       (
           {"rope_type": "yarn", "original_max_position_embeddings": 1.5},
           "original_max_len must be a whole number",
