@@ -33,7 +33,8 @@ model = config.TransformerConfig(
 settings = lm_config.LmConfig(
     model=model, batch_size=8, seq_len=6, grad_accum=2, lr=.03)
 task = lm_step.make_task(settings, 4, 4)
-inputs, targets = np.random.default_rng(0).integers(0, 12, (2, 2, 8, 6), np.int32)
+draw = np.random.default_rng(0).integers
+inputs, targets = draw(0, 12, (2, 2, 8, 6), np.int32)
 weights = np.ones(inputs.shape, np.float32)
 weights[:, 3:, 4:] = 0
 text = batches.Batch(inputs, targets, weights)
@@ -57,7 +58,8 @@ found["part"] = kernel.addressable_shards[0].data.shape
 with jax.set_mesh(layout.mesh):
   compiled = layout.compiled(lm_step.train, state, True, task=task)
   program = compiled.lower(state, layout._split(text)).compile().as_text()
-found["gathered"] = re.findall(r"= \\(?(\\w+\\[[\\d,]*\\])[^=]* all-gather", program)
+pattern = r"= \\(?(\\w+\\[[\\d,]*\\])[^=]* all-gather"
+found["gathered"] = re.findall(pattern, program)
 print(json.dumps(found))
 """
 

@@ -11,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -123,11 +124,11 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     np.testing.assert_allclose(history.attn_maps.sum(-1), 1, rtol=1e-5)
     # The rows' loss is that of the text read in one piece per row of columns.
     task = lm_step.make_task(_SMALL, 8, 3)
-    columns = corpus.valid[:48].reshape(3, 16).astype(np.int32)
-    losses = []
+    columns = jnp.int32(corpus.valid[:48].reshape(3, 16))
+    apply, losses = jax.jit(task.model.apply), []
     for start in range(0, 15, 6):
       piece = columns[:, start : start + 7]
-      logits = task.model.apply({"params": result.params}, piece[:, :-1])
+      logits = apply({"params": result.params}, piece[:, :-1])
       losses.append(lm_step.token_losses(logits, piece[:, 1:]))
     np.testing.assert_allclose(
         rows[4]["valid_loss"],

@@ -1,0 +1,84 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+import numpy as np
+
+from joma.transformer import pretrained
+from joma.transformer import tokenizer
+
+_TINY = (
+    "--model.num_layers=1",
+    "--model.embed_dim=8",
+    "--model.num_heads=1",
+    "--model.num_kv_heads=1",
+    "--model.head_dim=8",
+    "--model.hidden_dim=8",
+    "--batch_size=2",
+    "--seq_len=8",
+    "--num_steps=4",
+    "--log_every=2",
+    "--eval_every=2",
+    "--map_steps=0,4",
+)
+
+
+class TrainLmTest(absltest.TestCase):
+
+  def _run(self, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.train_lm", *arguments],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+  def test_from_flags_to_report_and_a_folder_for_others(self):
+    text = self.create_tempfile("text.txt", "to be or not to be\n" * 99)
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    done = self._run(
+        f"--workdir={workdir}",
+        f"--corpus={text.full_path}",
+        *_TINY,
+        "--save_hf",
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(done.stdout, r"sha256 [0-9a-f]{12}.* by bytes.* tokens")
+    summary = json.loads((workdir / "summary.json").read_text())
+    self.assertEqual(summary["steps"], [0, 2, 4])
+    self.assertEqual(summary["corpus_facts"]["tokenizer"], "bytes")
+    self.assertLess(summary["final_valid_loss"], 8)
+    self.assertIn("report.html", [path.name for path in workdir.iterdir()])
+    maps = np.load(workdir / "attn_maps.npz")
+    self.assertEqual(maps["maps"].shape, (2, 1, 1, 8, 8))
+    self.assertEqual(maps["steps"].tolist(), [0, 4])
+    config, _ = pretrained.load(workdir / "hf" / "step4")
+    self.assertEqual(config.embed_dim, 8)
+    self.assertEqual(
+        tokenizer.from_folder(workdir / "hf" / "step4").vocab_size, 256
+    )
+    flags = (workdir / "flags.txt").read_text()
+    self.assertIn("--model.embed_dim=8\n", flags)
+
+  def test_what_would_fail_at_the_end_fails_at_once(self):
+    workdir = self.create_tempdir().full_path
+    for arguments, message in (
+        (["--preset=joma_figure6", "--save_hf"], "cannot say|describe"),
+        (["--reference_csv=nowhere.csv"], "nowhere.csv cannot be read"),
+        (
+            ["--preset=joma_figure6", "--data_dir=/nowhere"],
+            "--corpus=wikitext2",
+        ),
+    ):
+      done = self._run(f"--workdir={workdir}/new", *arguments)
+      self.assertEqual(done.returncode, 2, done.stderr)
+      self.assertRegex(done.stderr, message)
+
+
+if __name__ == "__main__":
+  absltest.main()
