@@ -72,7 +72,7 @@ def heads(model: Model) -> mpl_figure.Figure:
       bar = figure.colorbar(image, ax=axes, location="bottom", aspect=14)
       bar.set_label(title)
       bar.locator = mpl_ticker.LinearLocator(3)
-      bar.formatter = mpl_ticker.FormatStrFormatter("%.2g")
+      bar.formatter = mpl_ticker.FormatStrFormatter("%.3g")
       axes.xaxis.set_major_locator(_whole_numbers(num_heads))
       axes.yaxis.set_major_locator(_whole_numbers(num_layers))
       axes.set_xlabel("head")
