@@ -16,7 +16,7 @@ _FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64")
 def check_arrays(query: Any, key: Any, value: Any) -> None:
   """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together."""
   for name, array in (("query", query), ("key", key), ("value", value)):
-    _check_float_array(name, array)
+    check_float_array(name, array)
     if array.ndim != 4:
       raise ValueError(
           f"{name} has shape {array.shape}; it must have 4 axes: batch,"
@@ -103,12 +103,12 @@ def check_options(
 ) -> None:
   """Raises ValueError for an option that has no meaning."""
   batch, num_queries, num_heads = query.shape[:3]
-  _check_number("scale", scale)
-  _check_number("logits_soft_cap", logits_soft_cap)
+  check_number("scale", scale)
+  check_number("logits_soft_cap", logits_soft_cap)
   if logits_soft_cap is not None and not logits_soft_cap > 0:
     raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive")
   if sink_logits is not None:
-    _check_float_array("sink_logits", sink_logits)
+    check_float_array("sink_logits", sink_logits)
     if sink_logits.shape != (num_heads,):
       raise ValueError(
           f"sink_logits has shape {sink_logits.shape}; it must be one number"
@@ -181,7 +181,8 @@ def _check_table(selection: selection_lib.Selection, query: Any) -> None:
     )
 
 
-def _check_float_array(name: str, array: Any) -> None:
+def check_float_array(name: str, array: Any) -> None:
+  """Raises ValueError unless it is an array of floats."""
   if not isinstance(array, jax.Array | np.ndarray):
     raise ValueError(f"{name} is a {type(array).__name__}; it must be an array")
   if array.dtype.name not in _FLOAT_TYPES:
@@ -191,8 +192,8 @@ def _check_float_array(name: str, array: Any) -> None:
     )
 
 
-def _check_number(name: str, number: Any) -> None:
-  """Kernels are compiled for one value, so that it must be known."""
+def check_number(name: str, number: Any) -> None:
+  """Raises ValueError unless it is None or a finite number that is known."""
   if number is None:
     return
   if isinstance(number, jax.core.Tracer):
