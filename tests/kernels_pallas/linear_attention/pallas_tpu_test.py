@@ -28,8 +28,8 @@ def _attend(chunk, **arguments):
 
 
 def _sweep(is_reversed, chunk=128):
-  """A sweep over 200 positions of a head, and its state."""
-  shape = shapes.Shape(length=200, num_heads=1, num_kv_heads=1, head_dim=16)
+  """A sweep over 300 positions of a head, and its state."""
+  shape = shapes.Shape(length=300, num_heads=1, num_kv_heads=1, head_dim=16)
   case = oracle.draw(shape, "float32", "slow")
   sweep = sweep_lib.Sweep(
       is_reversed=is_reversed,
