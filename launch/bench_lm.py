@@ -80,6 +80,10 @@ def main(_: list[str]) -> None:
   output, config = _OUTPUT.value, _CONFIG()
   if output and not pathlib.Path(output).absolute().parent.is_dir():
     raise errors.UserError(f"--output={output} is in no folder that exists")
+  from scansnap_jax.experiment import devices
+
+  if config.part == "train":
+    devices.set_up(num_cpu_devices=1)  # One run has all cores.
   results = measure(config)
   if output:
     workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")

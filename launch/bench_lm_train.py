@@ -42,7 +42,6 @@ class Row:
 
 def measure(config: Any) -> list[dict[str, Any]]:
   """Times the rows in turns; returns a table."""
-  devices.set_up(num_cpu_devices=1)  # One run has all cores.
   lm = _settings(config)
   task = lm_step.make_task(lm, config.num_steps, config.num_steps)
   state = jax.jit(functools.partial(lm_step.init, task=task))()

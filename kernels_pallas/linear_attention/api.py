@@ -14,6 +14,7 @@ import numpy as np
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
+from kernels_pallas.linear_attention import differentiable
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import reference
 from kernels_pallas.linear_attention import sweep
@@ -73,7 +74,7 @@ def linear_attention(
   if chosen == "reference" or 0 in query.shape:
     result = reference.attend(*operands, scale)
   else:
-    result = sweep.attend(_module(chosen), *operands, scale, config)
+    result = differentiable.attend(_module(chosen), *operands, scale, config)
   return result if return_state else result._replace(state=None)
 
 

@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.linear_attention import output
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -71,85 +69,3 @@ def sum_type(dtype: jax.typing.DTypeLike) -> Any:
 def log_of(decay: Float[Array, "N"]) -> Float[Array, "N"]:
   """The logarithm; of what a CPU would flush to 0, of the least number."""
   return jnp.log(jnp.maximum(decay, jnp.finfo(decay.dtype).tiny))
-
-
-def attend(
-    implementation: Any,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    scale: float,
-    config: Any,
-) -> output.LinearAttentionOutput:
-  """Linear attention by sweeps of `implementation`, forward and backward."""
-  call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
-  call.defvjp(_forward_and_kept, _backward)
-  result = call(implementation, scale, config, query, key, value, decay, state)
-  return output.LinearAttentionOutput(*result)
-
-
-def _forward(implementation, scale, config, query, key, value, decay, state):
-  sweep = Sweep(out_scale=scale, config=config)
-  return implementation.run(query, key, value, log_of(decay), state, sweep)
-
-
-def _forward_and_kept(implementation, scale, config, *arrays):
-  return _forward(implementation, scale, config, *arrays), arrays
-
-
-def _backward(implementation, scale, config, arrays, cotangents):
-  query, key, value, decay, state = arrays
-  d_out, d_state = cotangents
-  log_decay = log_of(decay)
-  is_grouped = key.shape[2] < query.shape[2]
-  back = Sweep(
-      is_reversed=True,
-      in_scale=scale,
-      is_out_wide=is_grouped,
-      config=config,
-  )
-  d_query, _ = implementation.run(
-      d_out,
-      value,
-      key,
-      log_decay,
-      jnp.swapaxes(state, -1, -2),
-      Sweep(out_scale=scale, config=config),
-  )
-  d_value, d_initial = implementation.run(
-      key, query, d_out, log_decay, d_state, back
-  )
-  d_key, _ = implementation.run(
-      value, d_out, query, log_decay, jnp.swapaxes(d_state, -1, -2), back
-  )
-  d_key, d_value = (_sum_groups(x, key) for x in (d_key, d_value))
-  return d_query, d_key, d_value, _d_decay(scale, arrays, cotangents), d_initial
-
-
-def _sum_groups(x: Any, like: Any) -> Any:
-  """Adds up the query heads that share a key head."""
-  batch, length, num_kv_heads, head_dim = like.shape
-  grouped = x.reshape(batch, length, num_kv_heads, -1, head_dim)
-  return grouped.sum(axis=3).astype(like.dtype)
-
-
-def _d_decay(scale: float, arrays: Any, cotangents: Any) -> Any:
-  """Of each head: how its results move with its decay, times the cotangents.
-
-  One more sweep, by XLA, which drops it where nobody asks for this gradient.
-  """
-  from kernels_pallas.linear_attention import xla
-
-  query, key, value, decay, state = arrays
-  sweep = Sweep(out_scale=scale, is_out_wide=True)
-
-  def results(decay):
-    return xla.run(query, key, value, log_of(decay), state, sweep)
-
-  _, moved = jax.jvp(results, (decay,), (jnp.ones_like(decay),))
-  d_out, d_state = (x.astype(decay.dtype) for x in cotangents)
-  by_out = jnp.einsum("BTNH,BTNH->N", moved[0], d_out, precision="highest")
-  by_state = jnp.einsum("BNHJ,BNHJ->N", moved[1], d_state, precision="highest")
-  return by_out + by_state

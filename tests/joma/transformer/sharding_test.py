@@ -11,7 +11,9 @@ from joma.transformer import sharding
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
-_MESH = jax.sharding.AbstractMesh((1, 2, 4), sharding.AXES)
+_MESH = jax.sharding.AbstractMesh(
+    (1, 2, 4), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
+)
 
 
 class PartitionSpecTest(parameterized.TestCase):
