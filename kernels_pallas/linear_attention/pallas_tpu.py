@@ -35,17 +35,18 @@ class Config:
   """Sizes.
 
   Attributes:
-    chunk: Positions of a step, a multiple of the 128 lanes. Static schedules
-      are lowest at 256 a position, for heads of 128.
+    chunk: Positions of a step, a multiple of the 128 lanes; None is twice the
+      side of a matrix unit, where static schedules of heads of 128 are lowest.
   """
 
-  chunk: int = 256
+  chunk: int | None = None
 
   def __post_init__(self):
-    if self.chunk < 1 or self.chunk % _LANES:
+    chunk = self.chunk
+    if chunk is not None and (chunk < 1 or chunk % _LANES):
       raise ValueError(
-          f"chunk={self.chunk} must be a multiple of the {_LANES} lanes of a"
-          f" TPU, such as {tpu_layout.round_up(max(self.chunk, 1), _LANES)}"
+          f"chunk={chunk} must be a multiple of the {_LANES} lanes of a"
+          f" TPU, such as {tpu_layout.round_up(max(chunk, 1), _LANES)}"
       )
 
 
@@ -64,8 +65,9 @@ def run(
   """
   _check_type(query.dtype)
   (batch, length, _, head_dim), num_heads = query.shape, log_decay.shape[0]
-  config = sweep.config or Config()
-  chunk = min(config.chunk, tpu_layout.round_up(length, _LANES))
+  asked = (sweep.config or Config()).chunk
+  chunk = asked or 2 * tpu_layout.tpu_info().mxu_column_size
+  chunk = min(chunk, tpu_layout.round_up(length, _LANES))
   out_dtype = jnp.float32 if sweep.is_out_wide else query.dtype
   _check_vmem(chunk, head_dim, query.dtype.itemsize)
   arrays = [_pad(tpu_layout.to_heads(x), chunk) for x in (query, key, value)]

@@ -130,6 +130,11 @@ class CompileTest(parameterized.TestCase):
     shape = shapes.Shape(length=512, num_heads=2, num_kv_heads=1, head_dim=128)
     compiled = _compile(chip, shape, jnp.bfloat16)
     self.assertLen(compiled.scoped_vmem_bytes, 4)
+    # A chunk is twice the side of a matrix unit: powers of 256^2 or 512^2.
+    powers = str(compiled.jaxpr)
+    chunk = 512 if chip in ("v6e", "v7x") else 256
+    self.assertIn(f"f32[{chunk},{chunk}]", powers)
+    self.assertNotIn(f"f32[{768 - chunk},{768 - chunk}]", powers)
     for name in compiled.scoped_vmem_bytes:
       self.assertIn("linear_attention", name)
     # Copies of arguments and results, which are laid out by heads: nothing of
