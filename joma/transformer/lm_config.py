@@ -172,7 +172,7 @@ class LmConfig:
 
 
 def default() -> LmConfig:
-  """A small Llama on the embedded text, by bytes, in two minutes on a CPU."""
+  """A small Llama on the embedded text, by bytes: minutes on a CPU."""
   return LmConfig()
 
 

@@ -75,7 +75,10 @@ class MakeHbltTest(parameterized.TestCase):
       (dict(polarity=[0.5]), "polarity is given for 1 depths"),
       (dict(branching=[2, 0]), r"\[4, 0\] nodes"),
       (dict(branching=[2, -1]), r"branching\[1\] must be whole numbers"),
-      (dict(branching=[1.5, 2]), "branching"),
+      (
+          dict(branching=[1.5, 2]),
+          r"branching\[0\] must be whole numbers|parameter 'branching'",
+      ),
       (dict(branching=[[1, 2, 3], 2]), r"branching\[0\] must be one value or"),
       (dict(polarity=[0.5, [0.5, 0.5]]), r"polarity\[1\] must be one value or"),
       (dict(root_probs=np.zeros((0, 2))), "Every depth needs a node"),
