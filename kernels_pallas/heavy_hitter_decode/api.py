@@ -1,0 +1,234 @@
+"""One decode step over a cache of fixed size that evicts what it used least.
+
+Letters: B batch, N query heads, K key and value heads, C slots, H head size.
+H2O (https://arxiv.org/abs/2306.14048), attention sinks
+(https://arxiv.org/abs/2309.17453) and their kin, in one pass over the cache:
+attention, scores, the choice of a slot and the write of the new token.
+"""
+
+import importlib
+import typing
+from typing import Any, Literal
+
+from jax.experimental import checkify
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import arguments
+from kernels_pallas import implementations
+from kernels_pallas.heavy_hitter_decode import rule as rule_lib
+from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+
+Score = Literal["sum", "mean", "ema"]
+Reduce = Literal["sum", "max"]
+
+
+def heavy_hitter_decode(
+    query: Float[Array, "B N H"],
+    key: Float[Array, "B K H"],
+    value: Float[Array, "B K H"],
+    cache: slots_lib.Slots,
+    positions: Int[Array, "B"],
+    *,
+    num_sinks: int = 0,
+    num_recent: int = 0,
+    score: Score = "sum",
+    decay: float = 1.0,
+    reduce: Reduce = "sum",
+    scale: float | None = None,
+    logits_soft_cap: float | None = None,
+    window: int | None = None,
+    implementation: implementations.Implementation | None = None,
+    config: Any = None,
+) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+  """Writes the new tokens, attends from them, and updates the scores.
+
+  In this order, for each sequence and key head: a slot is chosen, the first
+  empty one, else that of least priority among the unprotected, the first of
+  equal ones; key and value are written there with score 0; the query attends
+  to all slots that are not empty, the new one among them; each score becomes
+  decay times itself and what attention its slot received. Donate the cache, and
+  it is updated in place. Not differentiable.
+
+  Args:
+    query: Any float type; logits, softmax and scores are float32 (float64 for
+      float64).
+    key: K divides N; head n reads key head n // (N / K). Positions are encoded
+      in it already.
+    value: As key.
+    cache: See `slots.Slots`; `slots.empty` makes one. Its float type may be
+      another than the query's.
+    positions: Of the new tokens. -1 marks an inactive sequence: nothing of it
+      is written, its out is 0.
+    num_sinks: Positions below it are never evicted.
+    num_recent: Nor so many positions before the new token's.
+    score: Priority is the score for "sum" and "ema", the score for each step
+      since the token came for "mean".
+    decay: What a step leaves of the scores, in (0, 1].
+    reduce: Whether a slot receives the sum over the query heads that share it,
+      or their largest weight.
+    scale: Factor of the logits; None is H ** -0.5.
+    logits_soft_cap: c in c tanh(logits / c); None is off.
+    window: Positions that the query sees, its own included; None is all.
+    implementation: None is the best of the platform; a named one raises where
+      it cannot run.
+    config: Sizes, the `Config` of the implementation; None lets it choose.
+
+  Returns:
+    (out, cache, slot): slot is which each new token took, -1 where inactive.
+
+  Raises:
+    ValueError: If shapes, types or options do not fit together, or the
+      implementation is unknown or not for this platform. What is only known
+      when the program runs is checked under `jax.experimental.checkify`.
+  """
+  check_vectors(query, key, value, positions)
+  _check_cache(cache, key)
+  rule = make_rule(
+      query,
+      num_sinks=num_sinks,
+      num_recent=num_recent,
+      score=score,
+      decay=decay,
+      reduce=reduce,
+      scale=scale,
+      logits_soft_cap=logits_soft_cap,
+      window=window,
+      config=config,
+  )
+  check_room(rule, cache.capacity, "slots")
+  chosen = implementations.choose(implementation, {})
+  arguments.check_config(config, chosen, _module(chosen))
+  check_values(cache.pos, positions)
+  return _module(chosen).step(query, key, value, cache, positions, rule)
+
+
+def make_rule(query: Any, **options: Any) -> rule_lib.Rule:
+  """Checks the options of a step.
+
+  Raises:
+    ValueError: If one has no meaning.
+  """
+  for name, kind in (("score", Score), ("reduce", Reduce)):
+    known = typing.get_args(kind)
+    if options[name] not in known:
+      raise ValueError(
+          f"{name}={options[name]!r} is unknown; it must be one of"
+          f" {', '.join(known)}"
+      )
+  for name, least in (("num_sinks", 0), ("num_recent", 0), ("window", 1)):
+    number = options[name]
+    if name == "window" and number is None:
+      continue
+    if isinstance(number, bool) or not isinstance(number, int):
+      raise ValueError(f"{name}={number!r} must be an integer")
+    if number < least:
+      raise ValueError(f"{name}={number} must be at least {least}")
+  for name in ("decay", "scale", "logits_soft_cap"):
+    arguments.check_number(name, options[name])
+  if options["decay"] is None or not 0 < options["decay"] <= 1:
+    raise ValueError(f"decay={options['decay']} must be above 0 and at most 1")
+  cap = options["logits_soft_cap"]
+  if cap is not None and not cap > 0:
+    raise ValueError(f"logits_soft_cap={cap} must be positive")
+  if options["scale"] is None:
+    options["scale"] = query.shape[-1] ** -0.5
+  return rule_lib.Rule(**options)
+
+
+def check_room(rule: rule_lib.Rule, capacity: int, what: str) -> None:
+  """Raises ValueError unless a token can always be evicted."""
+  if rule.num_sinks + rule.num_recent > capacity - 1:
+    raise ValueError(
+        f"num_sinks={rule.num_sinks} and num_recent={rule.num_recent} protect"
+        f" {rule.num_sinks + rule.num_recent} tokens, but of {capacity}"
+        f" {what} at most {capacity - 1} may be protected: one is for the new"
+        " token"
+    )
+
+
+def check_vectors(query: Any, key: Any, value: Any, positions: Any) -> None:
+  """Raises ValueError unless [B, N, H], [B, K, H] x 2 and [B] fit together."""
+  for name, array in (("query", query), ("key", key), ("value", value)):
+    arguments.check_float_array(name, array)
+    if array.ndim != 3:
+      raise ValueError(
+          f"{name} has shape {array.shape}; in a step it must have 3 axes:"
+          " batch, head, head_dim"
+      )
+  arguments.check_arrays(*(x[:, None] for x in (query, key, value)))
+  check_int32("positions", positions, query.shape[:1])
+
+
+def check_int32(name: str, array: Any, shape: tuple[int, ...]) -> None:
+  """Raises ValueError unless it is an int32 array of this shape."""
+  if getattr(array, "dtype", None) != jnp.int32 or array.shape != shape:
+    found = getattr(array, "dtype", type(array).__name__)
+    raise ValueError(
+        f"{name} is {found} {getattr(array, 'shape', '')}; it must be an int32"
+        f" array of shape {shape}"
+    )
+
+
+def check_values(pos: Any, positions: Any) -> None:
+  """Checks what is only known when the program runs, under checkify alone."""
+  checkify.debug_check(
+      jnp.all(positions >= -1),
+      "positions has {least}; each must be a position, or -1 for none",
+      least=jnp.min(positions, initial=0),
+  )
+  newest = jnp.max(pos, axis=tuple(range(1, pos.ndim)), initial=-1)
+  checkify.debug_check(
+      jnp.all((positions < 0) | (newest < positions)),
+      "the cache holds position {newest}, which is not before the new token's",
+      newest=jnp.max(newest, initial=-1),
+  )
+
+
+def _check_cache(cache: Any, key: Any) -> None:
+  """Raises ValueError unless it is a cache for keys [B, K, H]."""
+  if not isinstance(cache, slots_lib.Slots):
+    raise ValueError(
+        f"cache is a {type(cache).__name__}; it must be a"
+        " kernels_pallas.heavy_hitter_decode.slots.Slots, such as slots.empty"
+        " makes"
+    )
+  if getattr(cache.pos, "ndim", 0) != 3 or cache.pos.shape[:2] != key.shape[:2]:
+    raise ValueError(
+        f"cache.pos has shape {getattr(cache.pos, 'shape', None)}; for key"
+        f" {key.shape} it must be [{key.shape[0]}, {key.shape[1]}, slots]"
+    )
+  check_int32("cache.pos", cache.pos, cache.pos.shape)
+  check_stored(cache, cache.pos.shape, key.shape[-1])
+
+
+def check_stored(cache: Any, lead: tuple[int, ...], head_dim: int) -> None:
+  """Raises ValueError unless keys, values, scores and scales fit `lead`."""
+  for name in ("key", "value"):
+    array = getattr(cache, name)
+    if jnp.dtype(array.dtype) != jnp.int8:
+      arguments.check_float_array(f"cache.{name}", array)
+    if array.shape != (*lead, head_dim) or array.dtype != cache.key.dtype:
+      raise ValueError(
+          f"cache.{name} is {array.dtype} {array.shape}; it must be"
+          f" {cache.key.dtype} {(*lead, head_dim)}"
+      )
+  is_int8 = cache.key.dtype == jnp.int8
+  for name in ("score", "key_scale", "value_scale"):
+    array = getattr(cache, name)
+    if name != "score" and not is_int8:
+      if array is not None:
+        raise ValueError(
+            f"cache.{name} is for int8; with {cache.key.dtype} it must be None"
+        )
+      continue
+    dtype = getattr(array, "dtype", type(array).__name__)
+    if dtype != jnp.float32 or array.shape != lead:
+      raise ValueError(
+          f"cache.{name} is {dtype} {getattr(array, 'shape', '')}; it must be"
+          f" float32 {lead}"
+      )
+
+
+def _module(implementation: str) -> Any:
+  return importlib.import_module(f"{__package__}.{implementation}")

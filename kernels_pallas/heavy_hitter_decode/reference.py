@@ -1,0 +1,86 @@
+"""A decode step in plain jnp: the contract of the op.
+
+For each sequence and key head, with the new token at position p:
+
+  1. slot   = the first empty one, else the unprotected one of least priority
+  2. write  key, value, pos = p and score = 0 there
+  3. weights = softmax(soft_cap(scale query key^T)) over slots with pos >= 0
+     out     = weights value
+  4. score  = decay score + sum (or max) of weights over the group's heads
+
+Where p = -1 the sequence is inactive: nothing is written, slot is -1, out 0.
+Letters: B batch, N query heads, K key heads, G = N / K, C slots, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas.heavy_hitter_decode import rule as rule_lib
+from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+
+
+def step(
+    query: Float[Array, "B N H"],
+    key: Float[Array, "B K H"],
+    value: Float[Array, "B K H"],
+    cache: slots_lib.Slots,
+    positions: Int[Array, "B"],
+    rule: rule_lib.Rule,
+) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+  """Computes the op."""
+  slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
+  is_new = jnp.arange(cache.capacity) == slot[..., None]  # [B, K, C]
+  cache = _written(cache, key, value, positions, is_new)
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  kept_key = _wide(cache.key, cache.key_scale, dtype)
+  kept_value = _wide(cache.value, cache.value_scale, dtype)
+  batch, num_heads, head_dim = query.shape
+  grouped = query.reshape(batch, key.shape[1], -1, head_dim).astype(dtype)
+  logits = rule.scale * jnp.einsum(
+      "BKGH,BKCH->BKGC", grouped, kept_key, precision="highest"
+  )
+  is_seen = rule_lib.sees(cache.pos, positions[:, None, None], rule)
+  is_seen &= (positions >= 0)[:, None, None]
+  logits = jnp.where(
+      is_seen[:, :, None], rule_lib.capped(logits, rule), -jnp.inf
+  )
+  weights = jax.nn.softmax(logits, axis=-1, where=is_seen[:, :, None])
+  out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept_value, precision="highest")
+  score = rule_lib.updated(cache.score, weights, positions, rule)
+  out = out.reshape(batch, num_heads, head_dim).astype(query.dtype)
+  return out, dataclasses.replace(cache, score=score), slot
+
+
+def _written(
+    cache: slots_lib.Slots,
+    key: Float[Array, "B K H"],
+    value: Float[Array, "B K H"],
+    positions: Int[Array, "B"],
+    is_new: Bool[Array, "B K C"],
+) -> slots_lib.Slots:
+  key_scale, value_scale = cache.key_scale, cache.value_scale
+  if cache.is_quantized:
+    key, new_scale = slots_lib.quantize(key)
+    key_scale = jnp.where(is_new, new_scale[..., None], key_scale)
+    value, new_scale = slots_lib.quantize(value)
+    value_scale = jnp.where(is_new, new_scale[..., None], value_scale)
+  put = lambda kept, new: jnp.where(
+      is_new[..., None], new[:, :, None].astype(kept.dtype), kept
+  )
+  return slots_lib.Slots(
+      key=put(cache.key, key),
+      value=put(cache.value, value),
+      score=jnp.where(is_new, 0.0, cache.score),
+      pos=jnp.where(is_new, positions[:, None, None], cache.pos),
+      key_scale=key_scale,
+      value_scale=value_scale,
+  )
+
+
+def _wide(rows: Array, scale: Array | None, dtype: Any) -> Array:
+  rows = rows.astype(dtype)
+  return rows if scale is None else rows * scale[..., None].astype(dtype)

@@ -1,0 +1,92 @@
+"""The cache of a decode step: C slots for each sequence and key head.
+
+Letters: B batch, K key and value heads, C slots, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+  """Keys and values in no order, and what is known of each.
+
+  Attributes:
+    key: [B, K, C, H], of a float type or int8. Finite also where a slot is
+      empty.
+    value: As key.
+    score: float32 [B, K, C], the attention that a slot has received.
+    pos: int32 [B, K, C], where its token stands; -1 marks an empty slot.
+    key_scale: float32 [B, K, C] with int8, else None: a key is its numbers
+      times this.
+    value_scale: As key_scale.
+  """
+
+  key: Any
+  value: Any
+  score: Any
+  pos: Any
+  key_scale: Any = None
+  value_scale: Any = None
+
+  @property
+  def capacity(self) -> int:
+    """C."""
+    return self.pos.shape[-1]
+
+  @property
+  def is_quantized(self) -> bool:
+    """Whether keys and values are int8."""
+    return self.key_scale is not None
+
+
+def empty(
+    batch_size: int,
+    num_kv_heads: int,
+    capacity: int,
+    head_dim: int,
+    dtype: Any = jnp.float32,
+) -> Slots:
+  """Returns a cache that holds nothing yet.
+
+  Args:
+    batch_size: B.
+    num_kv_heads: K.
+    capacity: C.
+    head_dim: H.
+    dtype: Of keys and values; int8 stores them with a scale a slot.
+  """
+  lead = (batch_size, num_kv_heads, capacity)
+  # Buffers of their own: each is donated.
+  rows = lambda: jnp.zeros((*lead, head_dim), dtype)
+  scales = lambda: (
+      jnp.zeros(lead, jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
+  )
+  return Slots(
+      key=rows(),
+      value=rows(),
+      score=jnp.zeros(lead, jnp.float32),
+      pos=jnp.full(lead, -1, jnp.int32),
+      key_scale=scales(),
+      value_scale=scales(),
+  )
+
+
+def quantize(
+    x: Float[Array, "*rows H"],
+) -> tuple[Int8[Array, "*rows H"], Float[Array, "*rows"]]:
+  """Rounds each row to 127 steps on either side of 0; also their size.
+
+  A row of zeros has size 0. Off by half a step: max |x| / 254 at most.
+  """
+  x = x.astype(jnp.float32)
+  # A product, not a quotient, so that all implementations round alike.
+  scale = jnp.abs(x).max(axis=-1) * (1 / 127)
+  inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+  steps = jnp.clip(jnp.round(x * inverse[..., None]), -127, 127)
+  return steps.astype(jnp.int8), scale
