@@ -1,0 +1,191 @@
+"""How many slots a cache has and a step reads, and what each slot costs.
+
+One plan stands for every policy of a kind: what H2O, TOVA and Scissorhands move
+is the same, whatever they keep. Imports no jax.
+
+Letters: L layers, K key and value heads, T tokens so far, C slots.
+"""
+
+import dataclasses
+import math
+
+from joma.transformer import config as configs
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
+
+# float32 score and int32 position.
+_STATE = 8
+_POSITION = 4
+# A score is read and written, a position read.
+_SCORED = 12
+
+Capacities = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CachePlan:
+  """Slots and their cost.
+
+  Attributes:
+    name: In tables.
+    capacities: C; one number, one a layer, or one a layer and KV head. None
+      keeps every token.
+    slot_state: Bytes that a slot holds besides key and value.
+    slot_traffic: Bytes besides key and value that a step moves of a slot.
+    scored_queries: Of a prompt, last queries whose attention is summed to
+      choose what stays; None is all, 0 none.
+    page_size: Slots of a page with a least and a largest key, by which pages
+      are chosen to be read; 0 is no pages.
+    read_capacity: Slots that are read of the chosen pages; None is all.
+  """
+
+  name: str
+  capacities: Capacities | None = None
+  slot_state: int = 0
+  slot_traffic: int = 0
+  scored_queries: int | None = 0
+  page_size: int = 0
+  read_capacity: int | None = None
+
+  @property
+  def evicts(self) -> bool:
+    """Whether tokens are dropped."""
+    return self.capacities is not None
+
+  def slots(
+      self, config: configs.TransformerConfig, length: int
+  ) -> tuple[tuple[int, ...], ...]:
+    """Returns slots [L, K].
+
+    Raises:
+      UserError: If `capacities` has not one entry a layer or head, or one is
+        not from 1 to T.
+    """
+    shape = (config.num_layers, config.num_kv_heads)
+    found = self.capacities
+    if found is None:
+      found = length
+    if isinstance(found, int):
+      found = (found,) * shape[0]
+    rows = tuple(
+        (row,) * shape[1] if isinstance(row, int) else row for row in found
+    )
+    if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
+      raise errors.UserError(
+          "capacities must be one number, one for each of the"
+          f" {shape[0]} layers, or one for each layer and each of its"
+          f" {shape[1]} KV heads."
+      )
+    for row in rows:
+      for slot in row:
+        require.between("capacity", slot, 1, length)
+    return rows
+
+  def read_slots(
+      self, config: configs.TransformerConfig, length: int
+  ) -> tuple[tuple[int, ...], ...]:
+    """Returns the slots [L, K] of which key and value are read in a step."""
+    most = self.read_capacity
+    if most is None:
+      return self.slots(config, length)
+    require.between("read_capacity", most, 1, length)
+    return tuple(
+        tuple(min(slot, most) for slot in row)
+        for row in self.slots(config, length)
+    )
+
+
+def full() -> CachePlan:
+  """Every token stays."""
+  return CachePlan(name="full")
+
+
+def window(capacities: Capacities, name: str = "window") -> CachePlan:
+  """The last tokens, with or without sinks: their places decide."""
+  return CachePlan(
+      name=name,
+      capacities=capacities,
+      slot_state=_STATE,
+      slot_traffic=_POSITION,
+  )
+
+
+def scored(
+    capacities: Capacities,
+    name: str = "h2o",
+    scored_queries: int | None = None,
+) -> CachePlan:
+  """Every step changes every slot's score: H2O, TOVA, Scissorhands, R-KV.
+
+  Args:
+    capacities: C.
+    name: In tables.
+    scored_queries: Of a prompt; None is all.
+  """
+  return CachePlan(
+      name=name,
+      capacities=capacities,
+      slot_state=_STATE,
+      slot_traffic=_SCORED,
+      scored_queries=scored_queries,
+  )
+
+
+def quest(read_capacity: int, page_size: int = 16) -> CachePlan:
+  """All tokens stay, a step reads the best pages (arXiv 2406.10774)."""
+  require.at_least("page_size", page_size, 1)
+  return CachePlan(
+      name="quest", page_size=page_size, read_capacity=read_capacity
+  )
+
+
+def pyramid(
+    mean: int, num_layers: int, beta: int | float = 20.0
+) -> tuple[int, ...]:
+  """Capacities that fall linearly with depth (arXiv 2406.02069).
+
+  Args:
+    mean: Of all layers.
+    num_layers: L.
+    beta: The last layer has 1 / beta of the mean; from 1.
+
+  Returns:
+    One a layer, of the given mean up to rounding down, at least 1 each.
+  """
+  if not beta >= 1:
+    raise errors.UserError(f"beta must be at least 1, got {beta}.")
+  last = mean / beta
+  first = 2 * mean - last
+  step = (first - last) / max(num_layers - 1, 1)
+  if num_layers == 1:
+    return (mean,)
+  return tuple(
+      max(1, math.floor(first - step * layer + 1e-9))
+      for layer in range(num_layers)
+  )
+
+
+def split_heads(
+    full_fraction: int | float,
+    num_streaming: int,
+    length: int,
+    config: configs.TransformerConfig,
+) -> tuple[tuple[int, ...], ...]:
+  """Some heads keep all, the others sinks and a window (arXiv 2410.10819).
+
+  Args:
+    full_fraction: Of the KV heads, rounded up.
+    num_streaming: Slots of the others.
+    length: T.
+    config: The model's.
+  """
+  if not 0 <= full_fraction <= 1:
+    raise errors.UserError(
+        f"full_fraction must lie in [0, 1], got {full_fraction}."
+    )
+  heads = config.num_kv_heads
+  num_full = math.ceil(full_fraction * heads)
+  row = (length,) * num_full + (min(num_streaming, length),) * (
+      heads - num_full
+  )
+  return (row,) * config.num_layers
