@@ -1,0 +1,48 @@
+"""A gathered MLP with a backward pass of its own.
+
+An implementation is a module with two functions:
+
+  forward(x, weights, plan, spec) -> y [B, D], in the type of the sums
+  backward(x, weights, plan, d_out, spec) -> d_x, in the type of the sums, and
+      the cotangents of the weights, 0 where no sequence chose a block
+
+Nothing but the arguments is kept for the backward pass: it reads each block
+once, and what the neurons were is made from that again.
+"""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from kernels_pallas.gather_mlp import parts
+
+
+def apply(
+    implementation: Any,
+    x: Float[Array, "B D"],
+    weights: parts.Weights,
+    plan: parts.Plan,
+    spec: parts.Spec,
+) -> Float[Array, "B D"]:
+  """The op by `implementation`, in the type of the sums."""
+  if not hasattr(implementation, "backward"):
+    return implementation.forward(x, weights, plan, spec)
+  call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
+  call.defvjp(_forward_and_kept, _backward)
+  return call(implementation, spec, x, weights, plan)
+
+
+def _forward(implementation, spec, x, weights, plan):
+  return implementation.forward(x, weights, plan, spec)
+
+
+def _forward_and_kept(implementation, spec, *arrays):
+  return _forward(implementation, spec, *arrays), arrays
+
+
+def _backward(implementation, spec, kept, d_out):
+  x, weights, plan = kept
+  d_x, d_weights = implementation.backward(x, weights, plan, d_out, spec)
+  d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+  return d_x.astype(x.dtype), d_weights, None

@@ -1,0 +1,71 @@
+"""Which blocks to compute, from a score a block: the most, or those above.
+
+Scores may be summed activations of a predictor, one a block; Deja Vu
+(https://arxiv.org/abs/2310.17157) chooses neurons so, here it is blocks.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def top_blocks(
+    scores: Float[Array, "*B blocks"], num_blocks: int
+) -> tuple[Int[Array, "*B S"], Int[Array, "*B"]]:
+  """The blocks of highest scores; of equal ones those of lower numbers.
+
+  Args:
+    scores: [blocks] for all sequences, or [B, blocks]. -inf is never chosen.
+    num_blocks: S, at least 1 and at most what there are.
+
+  Returns:
+    block_ids, int32, the chosen ones ascending and the rest after them, and
+    num_valid, int32: S less the chosen of -inf.
+
+  Raises:
+    ValueError: If `num_blocks` is out of range.
+  """
+  there_are = scores.shape[-1]
+  if not 1 <= num_blocks <= there_are:
+    raise ValueError(
+        f"num_blocks={num_blocks} must be from 1 to the {there_are} blocks that"
+        " have scores"
+    )
+  return _list(scores, scores > -jnp.inf, num_blocks)
+
+
+def threshold_blocks(
+    scores: Float[Array, "*B blocks"],
+    threshold: Float[Array, ""] | float,
+    max_blocks: int,
+) -> tuple[Int[Array, "*B S"], Int[Array, "*B"]]:
+  """The blocks whose scores exceed a threshold, the highest `max_blocks`.
+
+  Args:
+    scores: [blocks] for all sequences, or [B, blocks].
+    threshold: A number; it may be traced.
+    max_blocks: S, the width of the list, at least 1 and at most what there are.
+
+  Returns:
+    As `top_blocks`; num_valid is how many exceed, at most S.
+
+  Raises:
+    ValueError: If `max_blocks` is out of range.
+  """
+  there_are = scores.shape[-1]
+  if not 1 <= max_blocks <= there_are:
+    raise ValueError(
+        f"max_blocks={max_blocks} must be from 1 to the {there_are} blocks that"
+        " have scores"
+    )
+  return _list(scores, scores > threshold, max_blocks)
+
+
+def _list(scores: Any, may_be: Any, width: int) -> Any:
+  """Of the blocks that may be chosen the `width` best, ascending."""
+  order = jnp.argsort(-jnp.where(may_be, scores, -jnp.inf), axis=-1)
+  rank = jnp.argsort(order, axis=-1)
+  chosen = may_be & (rank < width)
+  block_ids = jnp.argsort(~chosen, axis=-1, stable=True)[..., :width]
+  return block_ids.astype(jnp.int32), chosen.sum(axis=-1).astype(jnp.int32)
