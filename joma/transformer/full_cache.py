@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import one_query
 from kernels_pallas import masks
+from kernels_pallas import output
 from kernels_pallas.flash_attention import api
 
 
@@ -48,8 +50,10 @@ class FullCache:
     cache = FullCache(
         _write(self.key, key, positions), _write(self.value, value, positions)
     )
-    attend = _attend_one if query.shape[1] == 1 else _attend_many
-    return attend(query, cache, positions, options), cache
+    if query.shape[1] == 1:
+      return _attend_one(query, cache, positions, options), cache
+    result = attend_many(query, cache.key, cache.value, positions, options)
+    return result.out, cache
 
 
 def init(
@@ -86,26 +90,38 @@ def _write(
   ].set(new.swapaxes(1, 2).astype(kept.dtype), mode="drop")
 
 
-def _attend_many(
+def attend_many(
     query: Float[Array, "B T N H"],
-    cache: FullCache,
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
     positions: Int[Array, "B T"],
     options: attention.AttentionOptions,
-) -> Float[Array, "B T N H"]:
-  """A span of slots for each query: linear memory."""
+    **returns: Any,
+) -> output.AttentionOutput:
+  """A span of keys for each query, key s at position s: linear memory.
+
+  Args:
+    query: Rotated.
+    key: Rotated.
+    value: Of the keys.
+    positions: Of the queries; -1, padding, sees nothing.
+    options: Static.
+    **returns: What else `flash_attention` is to return.
+  """
   stops = (positions + 1).astype(jnp.int32)
   starts = jnp.zeros_like(stops)
   if options.window is not None:
     starts = jnp.maximum(stops - options.window, 0)
   return api.flash_attention(
       query,
-      cache.key.swapaxes(1, 2).astype(query.dtype),
-      cache.value.swapaxes(1, 2).astype(query.dtype),
+      key.swapaxes(1, 2).astype(query.dtype),
+      value.swapaxes(1, 2).astype(query.dtype),
       mask=masks.Mask(starts[:, None], stops[:, None]),
       scale=options.scale,
       logits_soft_cap=options.logits_soft_cap,
       implementation=options.implementation,
-  ).out
+      **returns,
+  )
 
 
 def _attend_one(
@@ -115,23 +131,11 @@ def _attend_one(
     options: attention.AttentionOptions,
 ) -> Float[Array, "B 1 N H"]:
   """One query a sequence: two products along the cache as it lies."""
-  batch, _, num_heads, head_dim = query.shape
-  num_kv_heads, capacity = cache.key.shape[1:3]
-  grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
-  attn_logits = options.scale * jnp.einsum(
-      "BKGH,BKCH->BKGC",
-      grouped.astype(cache.key.dtype),
-      cache.key,
-      preferred_element_type=jnp.float32,
-  )
-  if options.logits_soft_cap is not None:
-    cap = options.logits_soft_cap
-    attn_logits = cap * jnp.tanh(attn_logits / cap)
-  slots, last = jnp.arange(capacity)[None], positions
+  slots, last = jnp.arange(cache.key.shape[2])[None], positions
   is_seen = slots <= last
   if options.window is not None:
     is_seen = is_seen & (slots > last - options.window)
-  attn_logits = jnp.where(is_seen[:, None, None], attn_logits, -jnp.inf)
-  attn_weights = jax.nn.softmax(attn_logits).astype(cache.value.dtype)
-  out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, cache.value)
-  return out.reshape(batch, 1, num_heads, head_dim).astype(query.dtype)
+  out, _ = one_query.attend(
+      query, cache.key, cache.value, is_seen[:, None], options
+  )
+  return out

@@ -1,0 +1,82 @@
+"""Keys and values as a cache keeps them: floats, or int8 with a scale a slot.
+
+Letters: B batch, K key and value heads, C slots, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from scansnap_jax.experiment import errors
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Vectors of each slot.
+
+  Attributes:
+    data: [B, K, C, H], a float type or int8.
+    scale: Float32 [B, K, C]: a vector is scale data; None for floats.
+  """
+
+  data: Any
+  scale: Any = None
+
+
+def empty(shape: tuple[int, int, int, int], dtype: Any) -> Stored:
+  """Returns slots of zeros.
+
+  Raises:
+    UserError: If `dtype` is neither a float type nor int8.
+  """
+  dtype = jnp.dtype(dtype)
+  if dtype == jnp.int8:
+    return Stored(jnp.zeros(shape, dtype), jnp.zeros(shape[:3]))
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise errors.UserError(
+        f"dtype={dtype.name} of a KV cache must be a float type or int8."
+    )
+  return Stored(jnp.zeros(shape, dtype))
+
+
+def read(stored: Stored) -> Float[Array, "B K C H"]:
+  """Returns the vectors; of int8 as float32."""
+  if stored.scale is None:
+    return stored.data
+  return stored.data.astype(jnp.float32) * stored.scale[..., None]
+
+
+def write(stored: Stored, vectors: Float[Array, "B K C H"]) -> Stored:
+  """Replaces all slots."""
+  if stored.scale is None:
+    return Stored(vectors.astype(stored.data.dtype))
+  return Stored(*_quantize(vectors))
+
+
+def write_slot(
+    stored: Stored, vectors: Float[Array, "B K H"], slot: Int[Array, "B K"]
+) -> Stored:
+  """Replaces one slot of each head; beyond the last one nothing is written."""
+  batch, num_kv_heads = slot.shape
+  index = (
+      jnp.arange(batch)[:, None],
+      jnp.arange(num_kv_heads)[None, :],
+      slot,
+  )
+  put = lambda x, new: x.at[index].set(new.astype(x.dtype), mode="drop")
+  if stored.scale is None:
+    return Stored(put(stored.data, vectors))
+  data, scale = _quantize(vectors)
+  return Stored(put(stored.data, data), put(stored.scale, scale))
+
+
+def _quantize(vectors) -> tuple[Any, Any]:
+  """Symmetric: the greatest number of a vector is 127."""
+  vectors = vectors.astype(jnp.float32)
+  scale = jnp.abs(vectors).max(axis=-1) / 127
+  data = jnp.round(vectors / jnp.where(scale == 0, 1.0, scale)[..., None])
+  return data.astype(jnp.int8), scale

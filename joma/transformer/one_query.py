@@ -1,0 +1,49 @@
+"""One query a sequence against the keys of a cache, as they lie.
+
+Letters: B batch, N query heads, K key and value heads, G = N / K, C slots of
+the cache, H head size.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from joma.transformer import attention
+
+
+def attend(
+    query: Float[Array, "B 1 N H"],
+    key: Float[Array, "B K C H"],
+    value: Float[Array, "B K C H"],
+    is_seen: Bool[Array, "B #K C"],
+    options: attention.AttentionOptions,
+) -> tuple[Float[Array, "B 1 N H"], Float[Array, "B K G C"]]:
+  """Two products along the cache; returns out, and the attention logits.
+
+  Args:
+    query: Rotated.
+    key: Rotated.
+    value: Of the keys.
+    is_seen: The query's keys, at least one.
+    options: Its window is the caller's matter: part of `is_seen`.
+
+  Returns:
+    out, and the logits, float32: -inf where nothing is seen. `jax.nn.softmax`
+    of them are the attention weights, computed once.
+  """
+  batch, _, num_heads, head_dim = query.shape
+  grouped = query.reshape(batch, key.shape[1], -1, head_dim)
+  attn_logits = options.scale * jnp.einsum(
+      "BKGH,BKCH->BKGC",
+      grouped.astype(key.dtype),
+      key,
+      preferred_element_type=jnp.float32,
+  )
+  if options.logits_soft_cap is not None:
+    cap = options.logits_soft_cap
+    attn_logits = cap * jnp.tanh(attn_logits / cap)
+  attn_logits = jnp.where(is_seen[:, :, None], attn_logits, -jnp.inf)
+  attn_weights = jax.nn.softmax(attn_logits).astype(value.dtype)
+  out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, value)
+  out = out.reshape(batch, 1, num_heads, head_dim).astype(query.dtype)
+  return out, attn_logits
