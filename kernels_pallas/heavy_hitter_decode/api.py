@@ -97,7 +97,7 @@ def heavy_hitter_decode(
       config=config,
   )
   check_room(rule, cache.capacity, "slots")
-  chosen = implementations.choose(implementation, {})
+  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
   return _module(chosen).step(query, key, value, cache, positions, rule)
