@@ -102,7 +102,7 @@ def gather_mlp(
 
 def choose(implementation: Any) -> implementations.Implementation:
   """The implementation that is meant, see `implementations.choose`."""
-  return implementations.choose(implementation, {})
+  return implementations.choose(implementation, {"tpu": "pallas_tpu"})
 
 
 def module_of(implementation: str) -> Any:
@@ -113,4 +113,8 @@ def module_of(implementation: str) -> Any:
     from kernels_pallas.gather_mlp import xla
 
     return xla
+  if implementation == "pallas_tpu":
+    from kernels_pallas.gather_mlp import pallas_tpu
+
+    return pallas_tpu
   raise ValueError(f"implementation={implementation!r} is not there yet")

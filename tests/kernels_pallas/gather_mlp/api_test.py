@@ -13,7 +13,7 @@ from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import shapes
 from tests.kernels_pallas.gather_mlp import oracle
 
-_IMPLEMENTATIONS = ("reference", "xla")
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
 # Shape, type, activation, lists per sequence, entries that do not count.
 _CASES = (
     ("one", "float32", "relu", False, False),

@@ -8,7 +8,7 @@ import numpy as np
 from kernels_pallas.gather_mlp import heads
 from tests.kernels_pallas.gather_mlp import oracle
 
-_IMPLEMENTATIONS = ("reference", "xla")
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
 # As in the oracle of the MLP.
 _ATOL = {"float32": 2e-5, "bfloat16": 2.0**-7}
 _BATCH, _WIDTH, _HEADS, _SIZE, _CHOSEN = 3, 24, 6, 16, 3

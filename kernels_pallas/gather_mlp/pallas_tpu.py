@@ -1,0 +1,365 @@
+"""A gathered MLP on a TPU: one kernel forward, one backward.
+
+The blocks of the plan are copied from HBM one ahead of their use, a piece of
+each matrix at a time, and both products, biases and the activation are made
+while they are in VMEM: a chosen weight crosses the memory bus once, and nothing
+else of its size does. Backward reads the same pieces once more, makes what the
+neurons were again, and writes the gradients of a piece to its place.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas import interpret
+from kernels_pallas.gather_mlp import cost
+from kernels_pallas.gather_mlp import parts
+from kernels_pallas.gather_mlp import tpu_config
+from kernels_pallas.gather_mlp import tpu_heads
+from kernels_pallas.gather_mlp import tpu_stream
+from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.tiles import tpu_tile
+
+Config = tpu_config.Config
+into_heads = tpu_heads.into_heads
+out_of_heads = tpu_heads.out_of_heads
+
+_LAST_BY_LAST = (((1,), (1,)), ((), ()))
+_LAST_BY_FIRST = (((1,), (0,)), ((), ()))
+_FIRST_BY_FIRST = (((0,), (0,)), ((), ()))
+# A TPU has erf, but not erfc.
+_ACTIVATIONS = parts.ACTIVATIONS | {
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+}
+
+
+def forward(
+    x: Float[Array, "B D"],
+    weights: parts.Weights,
+    plan: parts.Plan,
+    spec: parts.Spec,
+) -> Float[Array, "B D"]:
+  """Computes the op without `down_bias`, in float32.
+
+  Raises:
+    ValueError: If a TPU has no such type, or nothing fits into VMEM.
+  """
+  call = _Call(x, weights, plan, spec, is_backward=False)
+  out = call.run(
+      functools.partial(_forward_kernel, call),
+      [call.x],
+      out_shape=[jax.ShapeDtypeStruct(call.totals, jnp.float32)],
+      out_specs=[call.total_spec],
+      scratch=[],
+      name="gather_mlp",
+  )
+  return out[0].sum(axis=0)[: x.shape[0]]
+
+
+def backward(
+    x: Float[Array, "B D"],
+    weights: parts.Weights,
+    plan: parts.Plan,
+    d_out: Float[Array, "B D"],
+    spec: parts.Spec,
+) -> tuple[Float[Array, "B D"], parts.Weights]:
+  """Cotangents of x, in float32, and of the weights."""
+  call = _Call(x, weights, plan, spec, is_backward=True)
+  kind = jnp.float32 if call.num_tiles > 1 else x.dtype
+  zeros = [jnp.zeros(m.shape, kind) for m in call.matrices]
+  lists = (call.num_cores, plan.blocks.shape[0] * call.parts, call.rows)
+  list_spec = pl.BlockSpec((1, *lists[1:]), lambda core, tile, *_: (core, 0, 0))
+  any_spec = pl.BlockSpec(memory_space=pl.ANY)
+  num_biases = len(call.biases)
+  slab = pltpu.VMEM((2, call.rows, x.shape[1]), kind)
+  out = call.run(
+      functools.partial(_backward_kernel, call),
+      [call.x, call.pad(d_out.astype(x.dtype))],
+      sums=zeros,
+      out_shape=[
+          jax.ShapeDtypeStruct(call.totals, jnp.float32),
+          *(jax.ShapeDtypeStruct(lists, jnp.float32) for _ in call.biases),
+          *(jax.ShapeDtypeStruct(z.shape, z.dtype) for z in zeros),
+      ],
+      out_specs=[
+          call.total_spec,
+          *[list_spec] * num_biases,
+          *[any_spec] * len(zeros),
+      ],
+      scratch=[
+          *[slab] * len(zeros),
+          pltpu.SemaphoreType.DMA((len(zeros), 2)),
+      ],
+      name="gather_mlp_backward",
+  )
+  d_x = out[0].sum(axis=0)[: x.shape[0]]
+  d_biases = [call.to_blocks(d) for d in out[1 : 1 + num_biases]]
+  return d_x, call.weights_of(out[1 + num_biases :], d_biases)
+
+
+class _Call:
+  """Sizes, padded arrays and blocks of a call.
+
+  `matrices` are up, down and the gate if there is one; `biases` those that
+  there are, of up and of the gate.
+  """
+
+  def __init__(self, x, weights, plan, spec, is_backward):
+    self.plan, self.spec, self.is_backward = plan, spec, is_backward
+    self.is_gated = weights.gate is not None
+    self.matrices = [weights.up, weights.down]
+    self.matrices += [weights.gate] if self.is_gated else []
+    self.has_bias = [weights.up_bias is not None, weights.gate_bias is not None]
+    self.num_cores = tpu_layout.tpu_info().num_cores
+    tiles = tpu_config.choose(
+        spec.config or Config(),
+        tpu_config.Sizes(
+            batch=x.shape[0],
+            width=x.shape[1],
+            block_size=spec.block_size,
+            num_entries=plan.blocks.shape[0],
+            num_neurons=weights.up.shape[0],
+            num_matrices=len(self.matrices),
+            dtype=x.dtype,
+            has_members=plan.member is not None,
+            num_biases=sum(self.has_bias),
+        ),
+        is_backward,
+    )
+    self.rows, self.batch = tiles.rows, tiles.batch
+    self.parts = spec.block_size // self.rows
+    self.x = self.pad(x)
+    self.num_tiles = self.x.shape[0] // self.batch
+    biases = (weights.up_bias, weights.gate_bias)
+    self.biases = [
+        b.astype(jnp.float32).reshape(-1, self.rows)
+        for b in biases
+        if b is not None
+    ]
+    self.totals = (self.num_cores, *self.x.shape)
+    self.total_spec = pl.BlockSpec(
+        (1, self.batch, x.shape[1]), lambda core, tile, *_: (core, tile, 0)
+    )
+
+  def pad(self, x):
+    """The batch to whole tiles."""
+    return jnp.pad(x, ((0, -x.shape[0] % self.batch), (0, 0)))
+
+  def run(self, kernel, rows, *, sums=(), out_shape, out_specs, scratch, name):
+    """Runs a kernel on arrays by sequence, and `sums`, which become outputs."""
+    plan, width = self.plan, self.x.shape[1]
+    by_tile = lambda size: pl.BlockSpec(
+        (self.batch, size), lambda core, tile, *_: (tile, 0)
+    )
+    arrays, specs = list(rows), [by_tile(width)] * len(rows)
+    if plan.member is not None:
+      arrays.append(self.pad(plan.member.astype(jnp.float32)))
+      specs.append(by_tile(plan.blocks.shape[0]))
+    arrays += self.biases
+    specs += [pl.BlockSpec(b.shape, lambda *_: (0, 0)) for b in self.biases]
+    arrays += [*self.matrices, *sums]
+    specs += [pl.BlockSpec(memory_space=pl.ANY)] * (
+        len(self.matrices) + len(sums)
+    )
+    streamed = [*self.matrices, *(sums if self.num_tiles > 1 else ())]
+    first_in, first_out = 2 + len(arrays) - len(sums), len(out_shape) - len(
+        sums
+    )
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(self.num_cores, self.num_tiles),
+            in_specs=specs,
+            out_specs=out_specs,
+            scratch_shapes=[
+                *tpu_stream.scratch(streamed, self.rows),
+                *scratch,
+            ],
+        ),
+        out_shape=out_shape,
+        input_output_aliases={
+            first_in + i: first_out + i for i in range(len(sums))
+        },
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=tpu_config.limit(),
+        ),
+        cost_estimate=self._cost(),
+        interpret=interpret.mode(),
+        name=name,
+    )(plan.blocks, plan.num[None], *arrays)
+
+  def refs(self, num_rows, refs):
+    """Refs by purpose, in the order of `run`: see the kernels."""
+    refs = list(refs)
+    take = lambda n: [refs.pop(0) for _ in range(n)]
+    blocks, num = take(2)
+    rows = take(num_rows)
+    member = take(1)[0] if self.plan.member is not None else None
+    biases = take(len(self.biases))
+    matrices = take(len(self.matrices))
+    num_sums = len(matrices) if self.is_backward else 0
+    old = take(num_sums)
+    totals = take(1)[0]
+    d_biases = take(len(biases) if self.is_backward else 0)
+    new = take(num_sums)
+    # Outputs are the inputs that they alias; of one tile nothing is read back.
+    streamed = matrices + (new if self.num_tiles > 1 else [])
+    del old
+    buffers = take(len(streamed))
+    stream = tpu_stream.Stream(
+        blocks,
+        num,
+        self.parts,
+        self.num_cores,
+        streamed,
+        self.rows,
+        buffers,
+        take(1)[0],
+    )
+    return rows, member, biases, stream, totals, d_biases, new, refs
+
+  def row_of(self, bias, visit):
+    """The biases of a slab, [1, rows]."""
+    return bias[pl.ds(visit.slab, 1)]
+
+  def to_blocks(self, by_entry):
+    """[cores, U parts, rows] to [F]: what no entry names is 0."""
+    neurons = self.matrices[0].shape[0]
+    by_entry = by_entry.sum(axis=0).reshape(-1, self.spec.block_size)
+    zeros = jnp.zeros((neurons // self.spec.block_size, by_entry.shape[1]))
+    return zeros.at[self.plan.blocks].add(by_entry).reshape(-1)
+
+  def weights_of(self, matrices, biases):
+    """Gradients as weights."""
+    biases = list(biases)
+    up_bias, gate_bias = (
+        biases.pop(0) if has_bias else None for has_bias in self.has_bias
+    )
+    gate = matrices[2] if self.is_gated else None
+    up, down = matrices[:2]
+    return parts.Weights(up, down, gate, up_bias, gate_bias)
+
+  def _cost(self):
+    work = (cost.backward_of if self.is_backward else cost.forward_of)(
+        batch=self.x.shape[0],
+        width=self.x.shape[1],
+        num_chosen=self.plan.blocks.shape[0] * self.spec.block_size,
+        num_neurons=self.matrices[0].shape[0],
+        num_matrices=len(self.matrices),
+        itemsize=self.x.dtype.itemsize,
+        num_reads=self.num_tiles,
+    )
+    return pl.CostEstimate(
+        flops=work.flops,
+        bytes_accessed=work.bytes_accessed,
+        transcendentals=work.transcendentals,
+    )
+
+
+def _forward_kernel(call, *refs) -> None:
+  (x,), member, biases, stream, out, _, _, _ = call.refs(1, refs)
+  out[...] = jnp.zeros_like(out)
+
+  def see(visit, slabs):
+    neurons = _Neurons(call, x[...], slabs, biases, visit)
+    hidden = neurons.act(*neurons.pre)
+    hidden = _of_members(member, visit, hidden).astype(x.dtype)
+    out[0] += tpu_tile.multiply(hidden, slabs[1], _LAST_BY_FIRST)
+
+  stream.walk(see)
+
+
+def _backward_kernel(call, *refs) -> None:
+  found = call.refs(2, refs)
+  (x, d_out), member, biases, stream, d_x, d_biases, new, rest = found
+  *staged, semaphores = rest
+  num = len(call.matrices)
+  d_x[...] = jnp.zeros_like(d_x)
+
+  @pl.when(pl.program_id(1) == 0)
+  def _():
+    for ref in d_biases:
+      ref[...] = jnp.zeros_like(ref)
+
+  def copies(visit):
+    return [
+        pltpu.make_async_copy(
+            stage.at[visit.slot],
+            stream.place(ref, visit),
+            semaphores.at[k, visit.slot],
+        )
+        for k, (stage, ref) in enumerate(zip(staged, new, strict=True))
+    ]
+
+  def wait(visit):
+    for copy in copies(visit):
+      copy.wait()
+
+  def see(visit, slabs):
+    slabs, old = slabs[:num], slabs[num:]
+    neurons = _Neurons(call, x[...], slabs, biases, visit)
+    hidden, pullback = jax.vjp(neurons.act, *neurons.pre)
+    hidden = _of_members(member, visit, hidden).astype(x.dtype)
+    multiply = tpu_tile.multiply
+    d_hidden = multiply(d_out[...], slabs[1], _LAST_BY_LAST)
+    d_pre = pullback(_of_members(member, visit, d_hidden))
+    # By up, down and the gate: who reads x, and hidden.
+    pairs = [(d_pre[0].astype(x.dtype), x), (hidden, d_out)]
+    pairs += [(d.astype(x.dtype), x) for d in d_pre[1:]]
+    for (d, _), slab in zip(pairs[::2], slabs[::2], strict=True):
+      d_x[0] += multiply(d, slab, _LAST_BY_FIRST)
+    is_reused = visit.number - 2 >= low
+    pl.when(is_reused)(lambda: wait(visit))  # The same sizes, two visits ago.
+    for k, (stage, (d, other)) in enumerate(zip(staged, pairs, strict=True)):
+      product = multiply(d, other[...], _FIRST_BY_FIRST)
+      product = product + old[k] if old else product
+      stage[visit.slot] = product.astype(stage.dtype)
+    for copy in copies(visit):
+      copy.start()
+    wanted = [d for d, has in zip(d_pre, call.has_bias, strict=False) if has]
+    for ref, d in zip(d_biases, wanted, strict=True):
+      here = pl.ds(visit.number, 1)
+      ref[0, here] = ref[0, here] + d.sum(axis=0, keepdims=True)
+
+  low, high = stream.bounds()
+  stream.walk(see)
+  for behind in (2, 1):
+    last = high - behind
+    pl.when(last >= low)(lambda last=last: wait(stream.visit(last)))
+
+
+class _Neurons:
+  """The neurons of a slab, for a tile of sequences.
+
+  Attributes:
+    pre: What goes into `act`: that of up, and of the gate if there is one.
+  """
+
+  def __init__(self, call, x, slabs, biases, visit):
+    self._call, biases = call, list(biases)
+    self.pre = []
+    for matrix, has_bias in zip(slabs[::2], call.has_bias, strict=False):
+      pre = tpu_tile.multiply(x, matrix, _LAST_BY_LAST)
+      bias = call.row_of(biases.pop(0), visit) if has_bias else 0.0
+      self.pre.append(pre + bias)
+
+  def act(self, pre, gate=None):
+    """What they give to their rows of down."""
+    activation = _ACTIVATIONS[self._call.spec.activation]
+    return activation(pre) if gate is None else activation(gate) * pre
+
+
+def _of_members(member: Any, visit: Any, hidden: Any) -> Any:
+  """0 for sequences that did not choose the block."""
+  if member is None:
+    return hidden
+  entry = jax.lax.broadcasted_iota(jnp.int32, member.shape, 1)
+  here = jnp.where(entry == visit.entry, member[...], 0.0)
+  return jnp.where(here.sum(axis=1, keepdims=True) > 0, hidden, 0.0)
