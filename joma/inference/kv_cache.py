@@ -544,7 +544,11 @@ def _options(config, keys, positions, page_size) -> CacheOptions:
 
 def _check_capacity(capacity, config, options) -> None:
   require.at_least("capacity", capacity, 1)
-  if config.positions in ("learned", "rotary") and capacity > config.max_len:
+  # Raw keys may be turned to any length.
+  is_bounded = config.positions == "learned" or (
+      config.positions == "rotary" and options.keys == "rotated"
+  )
+  if is_bounded and capacity > config.max_len:
     raise errors.UserError(
         f"capacity={capacity} is above the model's {config.max_len} positions:"
         " there is nothing more to keep."
