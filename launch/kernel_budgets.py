@@ -7,6 +7,7 @@ spills in the code, and bytes that the program allocates.
 """
 
 from collections.abc import Sequence
+import inspect
 import pathlib
 from typing import Any
 
@@ -15,10 +16,13 @@ from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
 from launch import bench_kernels_tpu
+from launch import kernel_programs
 
 _DENSE = {"length": 2048}
 _EMITS = _DENSE | {"return_col_mass": True}
 _SPARSE = {"length": 4096, "block_q": 512, "block_kv": 512, "density": 0.25}
+_LINEAR = {"length": 8192}
+_GATHER = {"shape": "llama3_8b_b16", "density": 0.1}
 # Program, arguments, and how many of its last kernels count.
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "forward": ("forward", _DENSE, 0),
@@ -27,6 +31,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "backward": ("backward", _DENSE, 1),
     "block-sparse": ("sparse", _SPARSE, 0),
     "block-sparse backward": ("sparse", _SPARSE | {"is_backward": True}, 1),
+    "linear": ("linear", _LINEAR, 0),
+    "linear reversed": ("linear", _LINEAR | {"is_reversed": True}, 0),
+    "gather MLP": ("gather_mlp", _GATHER, 0),
+    "gather MLP backward": ("gather_mlp", _GATHER | {"is_backward": True}, 1),
 }
 
 
@@ -42,7 +50,8 @@ def compile_cases(
   keys, jobs = [], []
   for chip in map(chips.get_chip, chip_names):
     for case, (program, options, _) in CASES.items():
-      options = options | {"num_heads": chip.num_cores}
+      if _takes_heads(program):  # One a core.
+        options = options | {"num_heads": chip.num_cores}
       keys.append((case, chip.name))
       program = bench_kernels_tpu.PROGRAMS + program
       jobs.append(jobs_lib.Job(chip.name, program, options))
@@ -53,6 +62,11 @@ def compile_cases(
       key: schedule.from_result(job, result)
       for key, job, result in zip(keys, jobs, results, strict=True)
   }
+
+
+def _takes_heads(program: str) -> bool:
+  function = getattr(kernel_programs, program)
+  return "num_heads" in inspect.signature(function).parameters
 
 
 def figures(case: str, report: schedule.Report) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Programs that `launch.bench_kernels` compiles: ours and jax's own kernels.
 
-Each function returns (fn, abstract arguments): causal heads that share nothing,
-bfloat16, of head size 128, which is how schedules are compared. A chip whose
-two cores work as one gets two heads, one a core.
+Each function returns (fn, abstract arguments). Of attention: causal heads that
+share nothing, bfloat16, of head size 128, which is how schedules are compared.
+A chip whose two cores work as one gets two heads, one a core.
 """
 
 import functools
@@ -18,6 +18,11 @@ from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.flash_attention import api
+from kernels_pallas.gather_mlp import api as gather_api
+from kernels_pallas.gather_mlp import shapes as gather_shapes
+from kernels_pallas.linear_attention import api as linear_api
+from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
+from kernels_pallas.linear_attention import sweep as sweep_lib
 from kernels_pallas.tiles import tpu_config
 
 HEAD_DIM = 128
@@ -100,6 +105,89 @@ def random_selection(
   width = int(num_valid.max())
   table = np.argsort(order, axis=-1)[..., :width].astype(np.int32)
   return selection_lib.Selection(table, num_valid, mask, block_q, block_kv)
+
+
+def linear(
+    length: int,
+    num_heads: int = 1,
+    chunk: int | None = None,
+    is_reversed: bool = False,
+) -> tuple[Any, Any]:
+  """Our linear attention with a decay of 0.99, or one of its backward sweeps.
+
+  The backward pass is a forward sweep and two reversed ones.
+  """
+  config = linear_tpu.Config(chunk=chunk)
+  array = _heads_last(length, num_heads)
+  if not is_reversed:
+
+    def attend(*arrays):
+      return linear_api.linear_attention(
+          *arrays,
+          decay=jnp.full(num_heads, 0.99),
+          implementation="pallas_tpu",
+          config=config,
+      ).out
+
+    return attend, (array,) * 3
+
+  def sweep(*arrays):
+    log_decay = jnp.log(jnp.full(num_heads, 0.99))
+    state = jnp.zeros((1, num_heads, HEAD_DIM, HEAD_DIM))
+    options = sweep_lib.Sweep(is_reversed=True, config=config)
+    return linear_tpu.run(*arrays, log_decay, state, options)[0]
+
+  return sweep, (array,) * 3
+
+
+def gather_mlp(
+    shape: str, density: float, is_backward: bool = False
+) -> tuple[Any, Any]:
+  """Ours over random blocks that are known, the same for all sequences.
+
+  Args:
+    shape: A name in `gather_mlp.shapes.BENCHMARKS`.
+    density: Share of the blocks, rounded.
+    is_backward: Whether to return the gradients instead.
+  """
+  sizes = gather_shapes.BENCHMARKS[shape]
+  x, weights = sizes.arrays()
+  order = np.random.default_rng(0).permutation(sizes.num_blocks)
+  chosen = np.sort(order[: round(density * sizes.num_blocks)])
+  given = {k: v for k, v in weights._asdict().items() if v is not None}
+
+  def apply(x, given):
+    return gather_api.gather_mlp(
+        x,
+        **given,
+        block_ids=chosen.astype(np.int32),
+        activation="silu" if sizes.is_gated else "relu",
+        implementation="pallas_tpu",
+    )
+
+  if is_backward:
+    both = lambda x, given, d_out: jax.vjp(apply, x, given)[1](d_out)
+    return both, (x, given, x)
+  return apply, (x, given)
+
+
+def dense_mlp(shape: str) -> tuple[Any, Any]:
+  """The MLP of all neurons by XLA, products of bfloat16 with float32 sums."""
+  sizes = gather_shapes.BENCHMARKS[shape]
+
+  def apply(x, weights):
+    multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    hidden = multiply("BD,FD->BF", x, weights.up)
+    if weights.up_bias is not None:
+      hidden += weights.up_bias[None]
+    if weights.gate is None:
+      hidden = jax.nn.relu(hidden)
+    else:
+      gate = multiply("BD,FD->BF", x, weights.gate)
+      hidden *= jax.nn.silu(gate)
+    return multiply("BF,FD->BD", hidden.astype(x.dtype), weights.down)
+
+  return apply, sizes.arrays()
 
 
 def flash(length: int, block: int, num_heads: int = 1) -> tuple[Any, Any]:

@@ -167,13 +167,12 @@ class _Call:
         len(self.matrices) + len(sums)
     )
     streamed = [*self.matrices, *(sums if self.num_tiles > 1 else ())]
-    first_in, first_out = 2 + len(arrays) - len(sums), len(out_shape) - len(
-        sums
-    )
+    first_in = 1 + len(arrays) - len(sums)
+    first_out = len(out_shape) - len(sums)
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=1,
             grid=(self.num_cores, self.num_tiles),
             in_specs=specs,
             out_specs=out_specs,
@@ -193,13 +192,13 @@ class _Call:
         cost_estimate=self._cost(),
         interpret=interpret.mode(),
         name=name,
-    )(plan.blocks, plan.num[None], *arrays)
+    )(tpu_stream.table_of(plan), *arrays)
 
   def refs(self, num_rows, refs):
     """Refs by purpose, in the order of `run`: see the kernels."""
     refs = list(refs)
     take = lambda n: [refs.pop(0) for _ in range(n)]
-    blocks, num = take(2)
+    table = take(1)[0]
     rows = take(num_rows)
     member = take(1)[0] if self.plan.member is not None else None
     biases = take(len(self.biases))
@@ -214,8 +213,7 @@ class _Call:
     del old
     buffers = take(len(streamed))
     stream = tpu_stream.Stream(
-        blocks,
-        num,
+        table,
         self.parts,
         self.num_cores,
         streamed,

@@ -69,7 +69,7 @@ def _run(given: Any, kernel: Any, plan: Any, config: Any, is_into: bool) -> Any:
   out = pl.pallas_call(
       functools.partial(_kernel, num_cores, is_into),
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2,
+          num_scalar_prefetch=1,
           grid=(num_cores, num_tiles),
           in_specs=[
               pl.BlockSpec(
@@ -98,15 +98,15 @@ def _run(given: Any, kernel: Any, plan: Any, config: Any, is_into: bool) -> Any:
       ),
       interpret=interpret.mode(),
       name="into_heads" if is_into else "out_of_heads",
-  )(plan.blocks, plan.num[None], given, kernel)
+  )(tpu_stream.table_of(plan), given, kernel)
   return out.sum(axis=0)
 
 
-def _kernel(num_cores, is_into, blocks, num, given, kernel, out, *scratch):
+def _kernel(num_cores, is_into, table, given, kernel, out, *scratch):
   buffer, semaphores = scratch
   out[...] = jnp.zeros_like(out)
   stream = tpu_stream.Stream(
-      blocks, num, 1, num_cores, [kernel], None, [buffer], semaphores
+      table, 1, num_cores, [kernel], None, [buffer], semaphores
   )
 
   def see(visit, slabs):

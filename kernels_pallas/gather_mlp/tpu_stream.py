@@ -11,6 +11,9 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from kernels_pallas.gather_mlp import parts
 
 
 class Visit(NamedTuple):
@@ -33,8 +36,7 @@ class Stream(NamedTuple):
   """Refs of a kernel that streams slabs.
 
   Attributes:
-    blocks: int32 [U] in SMEM.
-    num: int32 [1] in SMEM.
+    table: int32 [1 + U] in SMEM, see `table_of`.
     parts: Slabs of a block.
     num_cores: Cores that share the visits; the first axis of the grid.
     matrices: Refs in HBM; a slab is `rows` rows, or an index if rows is None.
@@ -43,8 +45,7 @@ class Stream(NamedTuple):
     semaphores: [matrices, 2].
   """
 
-  blocks: Any
-  num: Any
+  table: Any
   parts: int
   num_cores: int
   matrices: Sequence[Any]
@@ -54,7 +55,7 @@ class Stream(NamedTuple):
 
   def bounds(self) -> tuple[Any, Any]:
     """The visits of this core, from the first to before the last."""
-    count = self.num[0] * self.parts
+    count = self.table[0] * self.parts
     share = pl.cdiv(count, self.num_cores)
     low = pl.program_id(0) * share
     return low, jnp.minimum(low + share, count)
@@ -85,7 +86,7 @@ class Stream(NamedTuple):
     entry, part = (
         (i, 0) if self.parts == 1 else (i // self.parts, i % self.parts)
     )
-    return Visit(i, entry, self.blocks[entry] * self.parts + part, i & 1)
+    return Visit(i, entry, self.table[1 + entry] * self.parts + part, i & 1)
 
   def _start(self, i: Any) -> None:
     for copy in self._copies(self.visit(i)):
@@ -102,6 +103,11 @@ class Stream(NamedTuple):
             zip(self.matrices, self.buffers, strict=True)
         )
     ]
+
+
+def table_of(plan: parts.Plan) -> Int[Array, "U+1"]:
+  """How many blocks count, and which: one copy to SMEM."""
+  return jnp.concatenate([plan.num[None], plan.blocks])
 
 
 def scratch(matrices: Sequence[Any], rows: int) -> list[Any]:
