@@ -35,9 +35,11 @@ from kernels_pallas.tiles import tpu_tile
 
 _LANES = tpu_layout.LANES
 _MIB = 1 << 20
-# Bytes of a block of keys: enough to hide what a step of a grid costs, while
-# little of a short cache is waited for before the first product.
-_BLOCK_BYTES = _MIB
+# Bytes of a block of keys at most: they hide what a step of the grid costs.
+_BLOCK_BYTES = 2 * _MIB
+# Nothing is computed while the first block comes: a small part of the whole, if
+# that leaves enough slots for their latencies to overlap.
+_MIN_STEPS, _MIN_CHUNK = 4, 512
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))
 
@@ -48,7 +50,7 @@ class Config:
 
   Attributes:
     chunk: Slots of a step, which divide the capacity: all, or a multiple of the
-      128 lanes; None is about a MiB of keys.
+      128 lanes; None is up to two MiB of keys.
   """
 
   chunk: int | None = None
@@ -166,13 +168,13 @@ def choose_chunk(config: Config, sizes: Sizes) -> int:
           f" of the {_LANES} lanes of a TPU or all of them"
       )
     return chunk
-  fitting = _BLOCK_BYTES // (
-      sizes.num_kv_heads * sizes.head_dim * sizes.cache_itemsize
-  )
-  divisors = [
-      n for n in range(_LANES, capacity, _LANES) if capacity % n == 0
-  ] + [capacity]
-  return max((n for n in divisors if n <= fitting), default=divisors[0])
+  divisors = [n for n in range(_LANES, capacity, _LANES) if capacity % n == 0]
+  row = sizes.num_kv_heads * sizes.head_dim * sizes.cache_itemsize
+  part = sizes.batch * capacity // _MIN_STEPS
+  most = min(_BLOCK_BYTES // row, max(part, _MIN_CHUNK))
+  fits = lambda n: n <= most and sum(vmem(n, sizes).values()) <= _limit()
+  divisors.append(capacity)
+  return max(filter(fits, divisors), default=divisors[0])
 
 
 def vmem(chunk: int, sizes: Sizes) -> dict[str, int]:
@@ -287,34 +289,32 @@ def _kernel(rule, sizes, names, positions, *refs) -> None:
       scratch=_Scratch(*take(9)),
   )
   sequence, index = pl.program_id(0), pl.program_id(1)
-  is_last = index == pl.num_programs(1) - 1
   position = positions[sequence]
-  is_active = position >= 0
+  num_chunks = sizes.capacity // refs.stored[0].shape[2]
+  # A single chunk is one block of code, which the compiler can interleave.
+  at = lambda step: (
+      pl.when(index == step) if num_chunks > 1 else lambda body: body()
+  )
 
-  @pl.when((index == 0) & is_active)
+  @pl.when(position >= 0)
   def _():
-    _choose(rule, sizes, refs, position)
-    _start(rule, sizes, refs)
-    for copy in _tile_copies(sizes, refs, sequence, is_read=True):
-      copy.start()
+    @at(0)
+    def _():
+      _choose(rule, sizes, refs, position)
+      _start_reads(sizes, refs, sequence)
+      _start(rule, sizes, refs)
 
-  @pl.when(is_active)
-  def _():
     _visit(rule, sizes, refs, position, index)
 
-  @pl.when(is_last & is_active)
-  def _():
-    for copy in _tile_copies(sizes, refs, sequence, is_read=True):
-      copy.wait()
-    _merge(sizes, refs)
-    writes = _tile_copies(sizes, refs, sequence, is_read=False)
-    for copy in writes:
-      copy.start()
-    _finish(rule, sizes, refs, position)
-    for copy in writes:
-      copy.wait()
+    @at(num_chunks - 1)
+    def _():
+      _await(refs.scratch.tiles, refs.scratch.reads)
+      _merge(sizes, refs)
+      _start_writes(sizes, refs, sequence)
+      _finish(rule, sizes, refs, position)
+      _await(refs.scratch.tiles, refs.scratch.writes)
 
-  @pl.when(is_last & jnp.logical_not(is_active))
+  @pl.when(position < 0)
   def _():
     refs.out[...] = jnp.zeros_like(refs.out)
     for k in range(sizes.num_kv_heads):
@@ -456,25 +456,38 @@ def _merge(sizes, refs) -> None:
     if is_int8:
       rows = slots_lib.quantize(rows)[0].astype(jnp.float32)
     for k in range(sizes.num_kv_heads):
-      at = refs.slot[0, 0, k] % sizes.tile_rows
+      at = refs.slot[0, 0, k] & (sizes.tile_rows - 1)
       kept = tiles[i, k].astype(jnp.float32)
       merged = jnp.where(row == at, rows[k : k + 1], kept)
       tiles[i, k] = merged.astype(tiles.dtype)
 
 
-def _tile_copies(sizes, refs, sequence, *, is_read: bool) -> list[Any]:
-  """The rows around each slot, from HBM or to it."""
-  scratch, copies = refs.scratch, []
-  for i, stored in enumerate(refs.new_stored):
-    for k in range(sizes.num_kv_heads):
-      rows = sizes.tile_rows
-      first = pl.multiple_of(refs.slot[0, 0, k] // rows * rows, rows)
+def _start_reads(sizes, refs, sequence) -> None:
+  """Asks for the rows around each slot."""
+  for near, far in _rows_around(sizes, refs, sequence):
+    pltpu.make_async_copy(far, near, refs.scratch.reads).start()
+
+
+def _start_writes(sizes, refs, sequence) -> None:
+  """Sends them back."""
+  for near, far in _rows_around(sizes, refs, sequence):
+    pltpu.make_async_copy(near, far, refs.scratch.writes).start()
+
+
+def _await(tiles, semaphore) -> None:
+  """Waits for all of them, which is a matter of bytes alone."""
+  pltpu.make_async_copy(tiles, tiles, semaphore).wait()
+
+
+def _rows_around(sizes, refs, sequence) -> list[tuple[Any, Any]]:
+  """In VMEM and in HBM."""
+  rows, pairs = sizes.tile_rows, []
+  for k in range(sizes.num_kv_heads):
+    first = pl.multiple_of(refs.slot[0, 0, k] & -rows, rows)
+    for i, stored in enumerate(refs.new_stored):
       far = stored.at[sequence, k, pl.ds(first, rows)]
-      near = scratch.tiles.at[i, k]
-      pair = (far, near) if is_read else (near, far)
-      semaphore = scratch.reads if is_read else scratch.writes
-      copies.append(pltpu.make_async_copy(*pair, semaphore))
-  return copies
+      pairs.append((refs.scratch.tiles.at[i, k], far))
+  return pairs
 
 
 def _stored_rows(rows, refs) -> Any:

@@ -33,7 +33,8 @@ def step(
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
   """Computes the op."""
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  is_new = jnp.arange(cache.capacity) == slot[..., None]  # [B, K, C]
+  index = jax.lax.broadcasted_iota(jnp.int32, cache.pos.shape, 2)
+  is_new = index == slot[..., None]
   cache = _written(cache, key, value, positions, is_new)
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   kept_key = _wide(cache.key, cache.key_scale, dtype)

@@ -42,7 +42,7 @@ class Rule:
 def order(
     score: Float[Array, "*rows C"],
     pos: Int[Array, "*rows C"],
-    position: Int[Array, "*#rows 1"],
+    position: Int[Array, "..."],
     rule: Rule,
 ) -> Float[Array, "*rows C"]:
   """What to evict first: the least, and of equal ones that of least index.
@@ -59,7 +59,7 @@ def order(
 
 
 def is_protected_at(
-    pos: Int[Array, "*rows C"], position: Int[Array, "*#rows 1"], rule: Rule
+    pos: Int[Array, "*rows C"], position: Int[Array, "..."], rule: Rule
 ) -> Bool[Array, "*rows C"]:
   """Whether a token may not be evicted."""
   return (pos < rule.num_sinks) | (pos >= position - rule.num_recent)
@@ -77,7 +77,7 @@ def choose(
 
 
 def sees(
-    pos: Int[Array, "*rows C"], position: Int[Array, "*#rows 1"], rule: Rule
+    pos: Int[Array, "*rows C"], position: Int[Array, "..."], rule: Rule
 ) -> Bool[Array, "*rows C"]:
   """Which slots the query attends to."""
   is_seen = pos >= 0

@@ -97,9 +97,9 @@ def _attend_by_head(query, cache, is_seen, rule) -> Any:
   def visit(arrays):
     query, key, value, key_scale, value_scale, is_seen = arrays
     products = jnp.dot(query, wide(key).T, precision="highest")
-    products = products if key_scale is None else products * key_scale
+    products = products if key_scale is None else products * key_scale[None]
     weights = _softmax(products, is_seen, rule)
-    shares = weights if value_scale is None else weights * value_scale
+    shares = weights if value_scale is None else weights * value_scale[None]
     return jnp.dot(shares, wide(value), precision="highest"), weights
 
   arrays = (query, cache.key, cache.value, cache.key_scale, cache.value_scale)
