@@ -29,6 +29,8 @@ from scansnap_jax.experiment import errors
 class Transformer(nn.Module):
   """Tokens to logits.
 
+  Sows `resid_embed` [B, T, D], the residual stream that the first layer reads.
+
   Attributes:
     config: The shape.
     dtype: Of the products and the residual stream; norms, softmax and logits
@@ -80,6 +82,7 @@ class Transformer(nn.Module):
         name="token_embed",
     )
     x = self._embed(token_embed, tokens, positions, is_training)
+    self.sow("intermediates", "resid_embed", x)
     caches = kv_cache or (None,) * self.config.num_layers
     # Attributes of static arguments: self is 0, is_training the last.
     layer_class = (
