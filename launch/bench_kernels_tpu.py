@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 from typing import Any
 
 import jax
@@ -22,12 +23,17 @@ from kernels_pallas.aot import topology
 from kernels_pallas.block_sparse_attention import cost as sparse_cost
 from kernels_pallas.flash_attention import cost
 from kernels_pallas.flash_attention import shapes
+from kernels_pallas.linear_attention import cost as linear_cost
+from kernels_pallas.linear_attention import shapes as linear_shapes
+from launch import bench_mlp_tpu
 from launch import kernel_programs
 
 PROGRAMS = "launch.kernel_programs:"
 # Tiles of a selection, and the two densities through which the line goes.
 SPARSE_TILES = ((128, 128), (128, 256), (256, 512), (512, 512), (512, 1024))
 DENSITIES = (0.1, 0.3)
+# Where linear attention and our dense forward pass are close.
+LINEAR_LENGTHS = (256, 512, 1024)
 CALIBRATION = (
     "Static, not measured: stalls on HBM and transposes around the kernels are"
     " left out. On a v6e, timings that others published of splash attention are"
@@ -63,6 +69,7 @@ def measure(
     lengths: Sequence[int],
     sparse_length: int = 32_768,
     sparse_tiles: Sequence[tuple[int, int]] = SPARSE_TILES,
+    linear_lengths: Sequence[int] = (),
     num_workers: int = 2,
 ) -> list[dict[str, Any]]:
   """Compiles every case; a row of figures for each.
@@ -72,6 +79,7 @@ def measure(
     lengths: T of dense attention.
     sparse_length: T of block-sparse attention, 0 for none.
     sparse_tiles: Queries and keys of its blocks.
+    linear_lengths: T of linear attention, with and without a dense forward.
     num_workers: Compilers to run side by side.
 
   Raises:
@@ -79,6 +87,8 @@ def measure(
   """
   num_heads = chip.num_cores
   cases = [x for n in lengths for x in dense_cases(n, num_heads)]
+  for n in linear_lengths:
+    cases += linear_cases(n, chip)[n in lengths :]  # The dense one is there.
   if sparse_length:
     cases += sparse_cases(sparse_length, num_heads, sparse_tiles)
   jobs = [
@@ -122,6 +132,26 @@ def dense_cases(length: int, num_heads: int) -> list[Case]:
     name = f"jax splash fused backward {block}"
     cases.append(backward(kernel=name, program="splash", options=options))
   return cases
+
+
+def linear_cases(length: int, chip: chips.Chip) -> list[Case]:
+  """Linear attention, and our dense causal attention to compare it with."""
+  num_heads = chip.num_cores
+  sizes = {"length": length, "num_heads": num_heads}
+  shape = linear_shapes.Shape(
+      **sizes, num_kv_heads=num_heads, head_dim=kernel_programs.HEAD_DIM
+  )
+  dense, *_ = dense_cases(length, num_heads)
+  # Twice the side of a matrix unit, as the kernel chooses.
+  chunk = min(512 if chip.name in ("v6e", "v7x") else 256, length)
+  linear = Case(
+      kernel="linear attention",
+      length=length,
+      program="linear",
+      options=sizes,
+      work=linear_cost.forward(shape, chunk),
+  )
+  return [dense, linear]
 
 
 def sparse_cases(
@@ -277,7 +307,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         if row["length"] == length and row.get("static_bundles")
     }
     sentences += _of_dense(length, found) + _of_sparse(length, found)
-  return sentences
+  return sentences + _of_linear(rows)
 
 
 def _of_dense(length: int, found: dict[str, int]) -> list[str]:
@@ -324,6 +354,43 @@ def _of_sparse(length: int, found: dict[str, int]) -> list[str]:
   return sentences
 
 
+def _of_linear(rows: Sequence[dict[str, Any]]) -> list[str]:
+  """From which length on linear attention takes fewer bundles than dense."""
+  found = {
+      (row["kernel"], row["length"]): row["static_bundles"]
+      for row in rows
+      if row.get("static_bundles")
+  }
+  lengths = sorted(n for name, n in found if name == "linear attention")
+  ratios = [
+      (n, found["linear attention", n] / found["forward", n])
+      for n in lengths
+      if ("forward", n) in found
+  ]
+  sentences = [
+      f"T={n:,}: linear attention {ratio:.2f} of our dense forward,"
+      f" {found['linear attention', n] / n:.2f} bundles a position"
+      for n, ratio in ratios
+  ]
+  return sentences + ([crossing(ratios)] if ratios else [])
+
+
+def crossing(ratios: Sequence[tuple[int, float]]) -> str:
+  """Where the ratio of linear to dense attention falls to 1.
+
+  Args:
+    ratios: Lengths, ascending, and the ratio at each; a line between them.
+  """
+  what = "linear attention takes fewer bundles than dense"
+  if ratios[0][1] < 1:
+    return f"{what} at T={ratios[0][0]:,} and above"
+  for (low, above), (high, below) in itertools.pairwise(ratios):
+    if below < 1:
+      length = low + (high - low) * (above - 1) / (above - below)
+      return f"{what} from T={length:,.0f} on"
+  return f"{what} nowhere up to T={ratios[-1][0]:,}"
+
+
 def break_even(dense: int, low: int, high: int) -> float:
   """The density at which a line through two densities meets `dense`."""
   slope = (high - low) / (DENSITIES[1] - DENSITIES[0])
@@ -349,11 +416,12 @@ def report(
   if chip.platform != "tpu":
     raise ValueError(f"no TPU {name!r}; known are {', '.join(chips.TPU_NAMES)}")
   topology.require("tpu")
-  rows = measure(chip, lengths, sparse_length)
+  linear_lengths = sorted({*LINEAR_LENGTHS, *lengths})
+  rows = measure(chip, lengths, sparse_length, linear_lengths=linear_lengths)
   print(
       f"{chip.name}, {versions()}; {chip.num_cores} causal head(s) of"
       f" {kernel_programs.HEAD_DIM}, one a core, bfloat16. {CALIBRATION}\n"
   )
   print(table(rows) + "\n")
   print("\n".join(summary(rows)))
-  return rows
+  return rows + bench_mlp_tpu.report(chip)

@@ -1,4 +1,4 @@
-"""Static figures of gathered MLPs on a TPU that is not there, beside dense ones.
+"""Static figures of gathered MLPs on a TPU that is not there, and dense ones.
 
 A part of `launch.bench_kernels` for --target=tpu:CHIP. The time of a kernel is
 taken to be the longer of its schedule and its bytes at the peak of the memory;

@@ -167,5 +167,35 @@ class MeasureTest(absltest.TestCase):
     self.assertLess(found["block-sparse 512x512 10%"], found["forward"] / 2)
 
 
+class LinearTest(absltest.TestCase):
+
+  def test_the_crossing_is_on_the_line_between_two_lengths(self):
+    crossing = bench_kernels_tpu.crossing
+    self.assertEndsWith(crossing([(256, 1.2), (512, 0.8)]), "from T=384 on")
+    self.assertEndsWith(crossing([(256, 0.9)]), "at T=256 and above")
+    self.assertEndsWith(crossing([(256, 3.0), (512, 2.0)]), "up to T=512")
+
+  def test_beside_dense_attention(self):
+    dense, linear = bench_kernels_tpu.linear_cases(1024, _V5E)
+    self.assertEqual((dense.program, linear.program), ("forward", "linear"))
+    rows = [
+        {"length": 512, "kernel": "forward", "static_bundles": 100},
+        {"length": 512, "kernel": "linear attention", "static_bundles": 50},
+    ]
+    self.assertEqual(
+        bench_kernels_tpu.summary(rows),
+        [
+            (
+                "T=512: linear attention 0.50 of our dense forward, 0.10"
+                " bundles a position"
+            ),
+            (
+                "linear attention takes fewer bundles than dense at T=512 and"
+                " above"
+            ),
+        ],
+    )
+
+
 if __name__ == "__main__":
   absltest.main()
