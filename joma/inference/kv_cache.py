@@ -22,6 +22,7 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import one_query
+from kernels_pallas import output
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -200,11 +201,7 @@ def choose_slot(
   if page > 1:
     slot, freed = _choose_page(ranks, pos, page)
   else:
-    least = ranks == ranks.min(axis=-1, keepdims=True)
-    # Empty slots in their order; ties to the oldest token.
-    order = jnp.where(pos < 0, jnp.arange(capacity)[None, None], pos)
-    far = jnp.iinfo(jnp.int32).max
-    slot = jnp.argmin(jnp.where(least, order, far), axis=-1)
+    slot = jnp.argmin(ranks, axis=-1)  # Empty slots have -inf.
     freed = jnp.arange(capacity)[None, None] == slot[..., None]
   if not cache.policy.evicts:
     is_full = (pos >= 0).all(axis=-1)
@@ -231,10 +228,10 @@ def compact(
   policy = cache.policy.with_capacity(capacity)
   index = _best(policy, view(cache), position, min(capacity, cache.capacity))
   kept = jax.tree.map(
-      lambda x: _resize(_take(x, index), capacity),
+      lambda x: resize(take(x, index), capacity),
       (cache.key, cache.value, cache.score, cache.aux),
   )
-  pos = _resize(_take(cache.pos, index), capacity, -1)
+  pos = resize(take(cache.pos, index), capacity, -1)
   key, value, score, aux = kept
   rank = None if cache.rank is None else _ranks_of(pos)
   return dataclasses.replace(
@@ -306,20 +303,57 @@ def _decode(cache, query, key, value, positions, rotate, options):
   step = policy_lib.Step(attn_logits, jax.nn.softmax(attn_logits), position)
   score, aux, state = cache.policy.observe(view(cache), step)
   cache = dataclasses.replace(cache, score=score, aux=aux, state=state)
-  return out, _where_active(is_active, cache, old)
+  return out, where_active(is_active, cache, old)
 
 
 def _read(cache, query, key, value, positions, rotate, options):
   policy, capacity = cache.policy, cache.capacity
+  result, prompt = read_prompt(
+      policy,
+      cache.layer,
+      capacity,
+      cache.options.keys == "raw",
+      query,
+      key,
+      value,
+      positions,
+      rotate,
+      options,
+  )
+  was_empty = (cache.pos < 0).all()
+  cache = _keep(cache, prompt)
+  out = jnp.where(was_empty, result.out, jnp.nan)
+  if not policy.evicts:
+    overflows = prompt.lengths > capacity
+    out = jnp.where(overflows[:, None, None, None], jnp.nan, out)
+  return out, cache
+
+
+def read_prompt(
+    policy: policy_lib.Policy,
+    layer: int,
+    capacity: int,
+    is_raw: bool,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    positions: Int[Array, "B T"],
+    rotate: attention.Rotate,
+    options: attention.AttentionOptions,
+) -> tuple[output.AttentionOutput, policy_lib.Prompt]:
+  """Attends within prompts; returns that, and what the policy is to read.
+
+  Over max(C, T) keys, as a full cache of C slots would: the same bits.
+  """
   seq_len, num_kv_heads = key.shape[1:3]
   lengths = (positions >= 0).sum(axis=1)
   rotated_query, rotated_key = rotate(query, positions), rotate(key, positions)
-  heads_first = lambda x: _resize(x.swapaxes(1, 2), max(capacity, seq_len))
-  returns = {}
+  heads_first = lambda x: resize(x.swapaxes(1, 2), max(capacity, seq_len))
+  returns: dict[str, Any] = {}
   if policy.uses_col_mass:
     weights = policy.row_weights(positions, lengths)
     weights = None if weights is None else weights[:, None]
-    returns = dict(return_col_mass=True, row_weights=weights)
+    returns = {"return_col_mass": True, "row_weights": weights}
   result = full_cache.attend_many(
       rotated_query,
       heads_first(rotated_key),
@@ -332,10 +366,9 @@ def _read(cache, query, key, value, positions, rotate, options):
   if col_mass is not None:
     col_mass = col_mass[..., :seq_len]
     col_mass = col_mass.reshape(len(key), num_kv_heads, -1, seq_len)
-  kept_key = key if cache.options.keys == "raw" else rotated_key
   prompt = policy_lib.Prompt(
       query=rotated_query,
-      key=kept_key,
+      key=key if is_raw else rotated_key,
       rotated_key=rotated_key,
       value=value,
       raw_query=query,
@@ -344,14 +377,9 @@ def _read(cache, query, key, value, positions, rotate, options):
       col_mass=col_mass,
       rotate=rotate,
       options=options,
-      layer=cache.layer,
+      layer=layer,
   )
-  was_empty = (cache.pos < 0).all()
-  cache = _keep(cache, prompt)
-  out = jnp.where(was_empty, result.out, jnp.nan)
-  if not policy.evicts:
-    out = jnp.where((lengths > capacity)[:, None, None, None], jnp.nan, out)
-  return out, cache
+  return result, prompt
 
 
 def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
@@ -362,12 +390,14 @@ def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
   seq_len, capacity = pos.shape[2], cache.capacity
   kept = (key, value, score, aux)
   if seq_len > capacity:
-    slots = policy_lib.Slots(key, value, score, pos, aux, state, cache.layer)
+    slots = policy_lib.Slots(
+        key, value, score, pos, aux, state, cache.layer, cache.num_groups
+    )
     index = _best(cache.policy, slots, prompt.lengths, capacity)
-    kept, pos = jax.tree.map(lambda x: _take(x, index), (kept, pos))
-  resize = lambda x: _resize(x, capacity)
-  key, value, score, aux = jax.tree.map(resize, kept)
-  pos = _resize(pos, capacity, -1).astype(jnp.int32)
+    kept, pos = jax.tree.map(lambda x: take(x, index), (kept, pos))
+  fit = lambda x: resize(x, capacity)
+  key, value, score, aux = jax.tree.map(fit, kept)
+  pos = resize(pos, capacity, -1).astype(jnp.int32)
   return dataclasses.replace(
       cache,
       key=storage.write(cache.key, key),
@@ -397,7 +427,7 @@ def _write(cache, token, slot, freed) -> SlotCache:
   is_new = is_new & (token.position >= 0)[:, None, None]
   score, aux, state = cache.policy.enter(token, cache.state)
   fill = lambda x, new, empty: jnp.where(
-      _like(is_new, x), new[:, :, None], jnp.where(_like(freed, x), empty, x)
+      like(is_new, x), new[:, :, None], jnp.where(like(freed, x), empty, x)
   )
   pos = fill(cache.pos, _per_head(token.position, slot), -1)
   slot = jnp.where((token.position >= 0)[:, None], slot, capacity)
@@ -466,9 +496,11 @@ def _choose_page(ranks, pos, page) -> tuple[Any, Any]:
   return slot, jnp.where(is_full[..., None], of_page, is_slot)
 
 
-def _where_active(is_active, new: SlotCache, old: SlotCache) -> SlotCache:
+def where_active(
+    is_active: Bool[Array, "B"], new: SlotCache, old: SlotCache
+) -> SlotCache:
   """Sequences without a token keep what they had; keys were not written."""
-  choose = lambda a, b: jnp.where(_like(is_active, a), a, b)
+  choose = lambda a, b: jnp.where(like(is_active, a), a, b)
   names = ("score", "pos", "rank", "aux", "state")
   return dataclasses.replace(
       new,
@@ -487,16 +519,17 @@ def _per_head(position, slot) -> Any:
   return jnp.broadcast_to(position[:, None], slot.shape)
 
 
-def _like(mask, x) -> Any:
+def like(mask: Array, x: Array) -> Array:
   """A mask with axes of one for those of x that it lacks."""
   return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
-def _take(x, index) -> Any:
-  return jnp.take_along_axis(x, _like(index, x), axis=2)
+def take(x: Array, index: Int[Array, "B K C"]) -> Array:
+  """Picks slots, axis 2."""
+  return jnp.take_along_axis(x, like(index, x), axis=2)
 
 
-def _resize(x, capacity, fill=0) -> Any:
+def resize(x: Array, capacity: int, fill: float | int = 0) -> Array:
   """Cuts or fills the slots' axis, 2."""
   missing = capacity - x.shape[2]
   if missing <= 0:

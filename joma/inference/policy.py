@@ -4,8 +4,8 @@ A policy is a frozen dataclass with pure functions, the same for a prompt read
 at once and for tokens one by one. The cache (`kv_cache.SlotCache`) asks it in
 one order:
 
-  1. slot = an empty one, else the unprotected one of least `priority`; ties go
-     to the oldest position
+  1. slot = the first empty one, else the unprotected one of least `priority`,
+     the first of equal ones
   2. the new key and value take it, with what `enter` gives them
   3. the query attends to all kept keys, the new one among them
   4. `observe` sees the attention weights and updates scores
@@ -203,7 +203,7 @@ class Policy:
       self, pos: Int[Array, "B K C"], position: Int[Array, "B"]
   ) -> Bool[Array, "B K C"]:
     """Whether a slot may not leave at the step of `position`."""
-    oldest = position[:, None, None] - self.num_recent
+    oldest = position[:, None, None] - (self.num_recent or 0)
     return (pos >= 0) & ((pos < self.num_sinks) | (pos >= oldest))
 
   def init_cache(

@@ -3,6 +3,7 @@
 Letters: B batch, K key and value heads, C slots, H head size.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -67,11 +68,25 @@ def write_slot(
       jnp.arange(num_kv_heads)[None, :],
       slot,
   )
-  put = lambda x, new: x.at[index].set(new.astype(x.dtype), mode="drop")
+  return put(
+      stored,
+      vectors,
+      lambda x, new: x.at[index].set(new.astype(x.dtype), mode="drop"),
+  )
+
+
+def put(
+    stored: Stored,
+    vectors: Float[Array, "B K H"],
+    write_array: Callable[[Array, Array], Array],
+) -> Stored:
+  """Writes vectors as they are kept, each array by `write_array`."""
   if stored.scale is None:
-    return Stored(put(stored.data, vectors))
+    return Stored(write_array(stored.data, vectors))
   data, scale = _quantize(vectors)
-  return Stored(put(stored.data, data), put(stored.scale, scale))
+  return Stored(
+      write_array(stored.data, data), write_array(stored.scale, scale)
+  )
 
 
 def _quantize(vectors) -> tuple[Any, Any]:

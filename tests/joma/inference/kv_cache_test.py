@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from joma.inference import head_budgets
 from joma.inference import kv_cache
 from joma.inference import policies
+from joma.inference import quest
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
@@ -65,6 +67,11 @@ def _policies():
   made = {name: kind() for name, kind in policies.all_policies().items()}
   made["snapkv"] = policies.SnapKV(window=4)
   made["pyramidkv"] = policies.PyramidKV(window=4, beta=1.0)
+  made["quest"] = quest.Quest()
+  made["adakv"] = head_budgets.AdaKV(base=policies.H2O())
+  made["duo_attention"] = head_budgets.DuoAttention(
+      retrieval_heads=((0,), (0, 1))
+  )
   return made
 
 

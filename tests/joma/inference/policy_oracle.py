@@ -70,9 +70,7 @@ class Oracle:
         slot = slots.index(None)
       else:
         ranks = self._ranks(slots, position, head)
-        slot = min(
-            range(self.capacity), key=lambda c: (ranks[c], slots[c]["pos"])
-        )
+        slot = min(range(self.capacity), key=lambda c: ranks[c])
       slots[slot] = dict(
           pos=position, key=key[head], value=value[head], score=0.0
       )
