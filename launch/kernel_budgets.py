@@ -23,6 +23,7 @@ _EMITS = _DENSE | {"return_col_mass": True}
 _SPARSE = {"length": 4096, "block_q": 512, "block_kv": 512, "density": 0.25}
 _LINEAR = {"length": 8192}
 _GATHER = {"shape": "llama3_8b_b16", "density": 0.1}
+_DECODE = {"batch": 4, "capacity": 1024}
 # Program, arguments, and how many of its last kernels count.
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "forward": ("forward", _DENSE, 0),
@@ -34,6 +35,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "linear": ("linear", _LINEAR, 0),
     "linear reversed": ("linear", _LINEAR | {"is_reversed": True}, 0),
     "gather MLP": ("gather_mlp", _GATHER, 0),
+    "decode": ("decode", _DECODE, 0),
+    "decode int8": ("decode", _DECODE | {"cache_dtype": "int8"}, 0),
     "gather MLP backward": ("gather_mlp", _GATHER | {"is_backward": True}, 1),
 }
 

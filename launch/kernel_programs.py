@@ -6,10 +6,12 @@ A chip whose two cores work as one gets two heads, one a core.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu import flash_attention as jax_flash
+from jax.experimental.pallas.ops.tpu import paged_attention as jax_paged
 from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.flash_attention import api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
+from kernels_pallas.heavy_hitter_decode import api as decode_api
+from kernels_pallas.heavy_hitter_decode import shapes as decode_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
 from kernels_pallas.linear_attention import sweep as sweep_lib
@@ -131,11 +135,11 @@ def linear(
 
     return attend, (array,) * 3
 
-  def sweep(*arrays):
-    log_decay = jnp.log(jnp.full(num_heads, 0.99))
+  def sweep(query, key, value):
+    log_decay = jnp.full(num_heads, math.log(0.99))
     state = jnp.zeros((1, num_heads, HEAD_DIM, HEAD_DIM))
     options = sweep_lib.Sweep(is_reversed=True, config=config)
-    return linear_tpu.run(*arrays, log_decay, state, options)[0]
+    return linear_tpu.run(query, key, value, log_decay, state, options)[0]
 
   return sweep, (array,) * 3
 
@@ -219,6 +223,55 @@ def splash(
   if is_backward:
     return _with_backward(attend), (array,) * 4
   return attend, (array,) * 3
+
+
+def decode(
+    batch: int, capacity: int, cache_dtype: str | None = None
+) -> tuple[Any, Any]:
+  """Ours: a step of 32 query and 8 key heads, with eviction, in place."""
+  shape = decode_shapes.Shape(
+      batch=batch, num_heads=32, num_kv_heads=8, capacity=capacity
+  )
+  # Known, so that it is known too which sequences are active.
+  positions = np.full(batch, 1 << 20, np.int32)
+
+  def step(query, key, value, cache):
+    return decode_api.heavy_hitter_decode(
+        query,
+        key,
+        value,
+        cache,
+        jnp.asarray(positions),
+        num_sinks=4,
+        num_recent=capacity // 2,
+        implementation="pallas_tpu",
+    )
+
+  arrays = shape.arrays(cache_dtype=cache_dtype)[:4]
+  return jax.jit(step, donate_argnums=3), arrays
+
+
+def paged(batch: int, capacity: int, page_size: int = 64) -> tuple[Any, Any]:
+  """Paged attention of jax, of the same heads to as many keys.
+
+  It computes no scores, chooses no slot, and writes no key.
+  """
+  num_pages = capacity // page_size
+  table = np.arange(batch * num_pages, dtype=np.int32).reshape(batch, num_pages)
+
+  def attend(query, key, value):
+    return jax_paged.paged_attention(
+        query,
+        key,
+        value,
+        jnp.full(batch, capacity, jnp.int32),
+        jnp.asarray(table),
+        pages_per_compute_block=min(num_pages, 512 // page_size),
+    )
+
+  query = jax.ShapeDtypeStruct((batch, 32, HEAD_DIM), jnp.bfloat16)
+  shape = (8, batch * num_pages, page_size, HEAD_DIM)
+  return attend, (query, *2 * (jax.ShapeDtypeStruct(shape, jnp.bfloat16),))
 
 
 def _heads_last(length: int, num_heads: int) -> jax.ShapeDtypeStruct:

@@ -24,6 +24,11 @@ _OPERAND = re.compile(
     r"%(?P<name>s\d+)\w* = inlined_call_operand\.(?P<space>\w+) \[shape: [^;]*?"
     r"index: (?P<index>\d+), kind: input"
 )
+# An array of one number is passed in a register.
+_SCALAR = re.compile(
+    r"%(?P<name>s\d+)\w* = inlined_call_operand\.<no memory space>"
+    r" \[shape: [^;]*?index: (?P<index>\d+), kind: input"
+)
 _CORE = re.compile(
     r"sld \[smem:\[(#\w+)\]\] *(?:\([^)]*\) *)?/\* [^*]*core id \*/"
 )
@@ -77,6 +82,10 @@ class _Machine:
         unit = chip.hbm_unit_bytes if is_hbm else _UNIT_BYTES
         number = (int(match["index"]) + 1) * (_OPERAND_BYTES // unit)
         self._values[match["name"]] = number
+      for match in _SCALAR.finditer(text):
+        words = operands.get(int(match["index"]), ())
+        if len(words):
+          self._values[match["name"]] = int(words[0]) & 0xFFFFFFFF
       for name in _CORE.findall(text):
         self._memory[self._reader(name)()] = core
     code = [scalars.parse(text) for text in source.bundles]

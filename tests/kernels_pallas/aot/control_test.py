@@ -90,6 +90,23 @@ class CountTest(parameterized.TestCase):
     found = control.count(bundles.parse_code(code), _V5E, {})
     self.assertEqual(list(found), 6 * [1] + [0, 0, 1])
 
+  def test_one_number_is_passed_in_a_register(self):
+    code = """
+     0   :  { %s1_s0 = inlined_call_operand.<no memory space> [shape: s32[1], index: 0, kind: input, shape index: {}] }
+   0x1   :  { %p1_p0 = scmp.ne.s32.totalorder %s1_s0, 0 }
+   0x2   :  { %3 = sbr.rel (%p1_p0) target = $region4 }
+   0x3   :  {}
+   0x4   :  {}
+   0x5   :  { %s2_s1 = vend } /* Start region 4 */
+"""
+    parsed = bundles.parse_code(code)
+    for number, expected in ((0, 1), (7, 0)):
+      operands = {0: np.full(128, number, np.int32)}
+      found = control.count(parsed, chips.get_chip("v4"), operands)
+      self.assertEqual(list(found), [1, 1, 1, 1, expected, 1])
+    with self.assertRaises(control.Undecided):
+      control.count(parsed, chips.get_chip("v4"), {})
+
   @parameterized.parameters("core id", "megacore core id :: core id")
   def test_each_core_has_its_number(self, comment):
     code = """
