@@ -31,6 +31,10 @@ from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.block_sparse_attention import cost as sparse_cost
 from kernels_pallas.flash_attention import api
 from kernels_pallas.flash_attention import shapes
+from kernels_pallas.gather_mlp import api as gather_api
+from kernels_pallas.gather_mlp import shapes as gather_shapes
+from kernels_pallas.gather_mlp import xla as gather_xla
+from kernels_pallas.linear_attention import api as linear_api
 from launch import app
 
 # Whoever imports this module for its functions gets no flags.
@@ -48,6 +52,8 @@ _HEAD_DIM = 64
 _MEMORY_LENGTH = 16_384
 _COMPILED_LENGTHS = 32_768, 65_536, 131_072
 _SPARSE_LENGTH = 8192
+_LINEAR_LENGTHS = 1024, 4096
+_MLP_DENSITY = 0.1
 
 Row = dict[str, Any]
 
@@ -68,6 +74,8 @@ def report() -> list[Row]:
       *compiled_rows(_COMPILED_LENGTHS, tell=_print),
       *measure(LENGTHS, tell=_print),
       sparse_row(_SPARSE_LENGTH, tell=_print),
+      *(linear_row(n, tell=_print) for n in _LINEAR_LENGTHS),
+      *(mlp_row(x, tell=_print) for x in ("opt_6.7b", "llama3_8b")),
   ]
 
 
@@ -140,6 +148,82 @@ def sparse_row(
   )
   density = sparse_cost.density(jax.tree.map(np.asarray, chosen), shape, mask)
   row = _row(f"block-sparse, {density:.0%} of the pairs", shape, True, times)
+  tell(row)
+  return row
+
+
+def linear_row(
+    length: int,
+    *,
+    num_times: int = 20,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> Row:
+  """Times causal linear attention beside our dense causal attention.
+
+  Args:
+    length: T.
+    num_times: Calls of each program.
+    tell: Is given the row.
+  """
+  shape = shapes.square(length, 8, 8, _HEAD_DIM)
+  ours = lambda *arrays: linear_api.linear_attention(
+      *arrays, decay=jnp.full(8, 0.99), implementation="xla"
+  )
+  dense = lambda *arrays: api.flash_attention(
+      *arrays, mask=masks.causal(length), implementation="xla"
+  )
+  calls = {"ours": jax.jit(ours), "peer": jax.jit(dense)}
+  times = time_in_turns(calls, _draw(shape), num_times)
+  row = _row("linear attention, by dense", shape, True, times)
+  tell(row)
+  return row
+
+
+def mlp_row(
+    name: str,
+    *,
+    density: float = _MLP_DENSITY,
+    num_times: int = 20,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> Row:
+  """Times a gathered MLP beside the dense one, float32.
+
+  Args:
+    name: Of a shape in `gather_mlp.shapes.BENCHMARKS`.
+    density: Share of the blocks, rounded.
+    num_times: Calls of each program.
+    tell: Is given the row.
+  """
+  shape = gather_shapes.BENCHMARKS[name]
+  abstract, treedef = jax.tree.flatten(shape.arrays("float32"))
+  keys = jax.random.split(jax.random.key(0), len(abstract))
+  leaves = [
+      0.02 * jax.random.normal(key, x.shape)
+      for key, x in zip(keys, abstract, strict=True)
+  ]
+  x, weights = jax.tree.unflatten(treedef, leaves)
+  order = np.random.default_rng(0).permutation(shape.num_blocks)
+  chosen = jnp.asarray(np.sort(order[: round(density * shape.num_blocks)]))
+  activation = "silu" if shape.is_gated else "relu"
+
+  def ours(x, weights, chosen):
+    given = {k: v for k, v in weights._asdict().items() if v is not None}
+    return gather_api.gather_mlp(
+        x,
+        **given,
+        block_ids=chosen,
+        activation=activation,
+        block_size=shape.block_size,
+        implementation="xla",
+    )
+
+  def dense(x, weights, _):
+    return gather_xla.dense(x, weights, activation)
+
+  calls = {"ours": jax.jit(ours), "peer": jax.jit(dense)}
+  times = time_in_turns(calls, (x, weights, chosen), num_times)
+  row = {"what": f"gather MLP at {density:.0%}, by dense", "shape": name}
+  row |= {"batch": shape.batch} | _times(times)
   tell(row)
   return row
 
@@ -320,6 +404,12 @@ def _row(
       "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
       "mask": "causal" if is_causal else "full",
   }
+  return row | _times(times)
+
+
+def _times(times: dict[str, np.ndarray]) -> Row:
+  """Medians, quartiles and ratios; the machine's load."""
+  row: Row = {}
   for name in ("ours", "peer"):
     low, median, high = 1e3 * np.quantile(times[name], (0.25, 0.5, 0.75))
     row |= {f"{name}_ms": float(median), f"{name}_iqr_ms": float(high - low)}

@@ -62,7 +62,7 @@ def _row(
 ) -> Row:
   shape = shapes.BENCHMARKS[name]
   around = 1e6 * report.fusion_cycles / chip.clock_hz
-  row = {"chip": chip.name, "shape": name, "kernel": "dense MLP, XLA"}
+  row: Row = {"chip": chip.name, "shape": name, "kernel": "dense MLP, XLA"}
   row |= {"hbm_mb": cost.dense(shape).bytes_accessed / 1e6}
   if not report.kernels:
     row["hbm_us"] = 1e12 * row["hbm_mb"] / chip.hbm_bytes_per_sec

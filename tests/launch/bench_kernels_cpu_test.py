@@ -73,6 +73,20 @@ class BenchKernelsCpuTest(parameterized.TestCase):
     # The diagonal's block (of 16 keys half) and one heavy one a row.
     self.assertRegex(row["what"], r"block-sparse, \d\d% of the pairs")
 
+  def test_linear_attention(self):
+    row = bench.linear_row(64, num_times=1)
+    self.assertEqual((row["what"][:6], row["length"]), ("linear", 64))
+    self.assertGreater(row["ratio"], 0)
+
+  def test_a_gathered_mlp(self):
+    shape = bench.gather_shapes.Shape(
+        batch=1, width=16, num_neurons=320, block_size=32, is_gated=True
+    )
+    with mock.patch.dict(bench.gather_shapes.BENCHMARKS, {"tiny": shape}):
+      row = bench.mlp_row("tiny", num_times=1)
+    self.assertEqual(row["what"], "gather MLP at 10%, by dense")
+    self.assertEqual((row["shape"], row["num_times"]), ("tiny", 1))
+
 
 if __name__ == "__main__":
   absltest.main()

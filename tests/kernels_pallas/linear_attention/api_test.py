@@ -1,5 +1,9 @@
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
+import hypothesis
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -42,6 +46,11 @@ def _run_case(implementation, shape, dtype, decay):
   case = oracle.draw(shapes.TESTS[shape], dtype, decay)
   call = lambda **arguments: _attend(implementation, **arguments)
   oracle.check(call, case, implementation)
+
+
+@jax.jit
+def _any_attend(arguments):
+  return _attend("xla", **arguments, return_state=True)
 
 
 class OracleTest(absltest.TestCase):
@@ -143,6 +152,28 @@ class LinearAttentionTest(parameterized.TestCase):
       out = api.linear_attention(*arrays, decay=jnp.full(1, decay)).out
       present = (arrays[0] * arrays[1]).sum(-1, keepdims=True) * arrays[2]
       np.testing.assert_allclose(out, present * 8**-0.5, atol=1e-5)
+
+  @hypothesis.given(
+      seed=st.integers(0, 2**31 - 1),
+      decay=st.lists(st.floats(1e-3, 1), min_size=4, max_size=4),
+      size=st.sampled_from((1e-3, 1.0, 30.0)),
+  )
+  @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+  def test_any_decays_and_values(self, seed, decay, size):
+    case = oracle.draw(shapes.TESTS["ragged_gqa"], "float32", "slow", seed)
+    case = dataclasses.replace(
+        case,
+        query=size * case.query,
+        value=size * case.value,
+        decay=jnp.asarray(decay, jnp.float32),
+    )
+    found = _any_attend(case.arguments())
+    states, out = oracle.recur(case.wide())
+    results = (("out", found.out, out), ("state", found.state, states[-1]))
+    for name, x, want in results:
+      # Two hundred positions of products of these sizes.
+      atol = 2e-5 * max(np.abs(want).max(), size**2)
+      np.testing.assert_allclose(x, want, atol=atol, rtol=0, err_msg=name)
 
   def test_float64_is_summed_in_float64(self):
     with jax.enable_x64(True):
