@@ -1,0 +1,144 @@
+"""Settings of an evaluation of KV-cache policies; imports no jax."""
+
+import dataclasses
+from typing import Literal
+
+from joma.transformer.config import TransformerConfig
+from scansnap_jax.experiment import require
+from scansnap_jax.experiment.errors import UserError
+
+Reading = Literal["tokens", "context", "prompt"]
+SYMBOLS = ("mqar", "induction", "copy")
+TEXTS = (
+    "passkey",
+    "niah_single",
+    "niah_multikey",
+    "niah_multivalue",
+    "niah_multiquery",
+    "variable_tracking",
+    "common_words",
+    "frequent_words",
+    "long_generation",
+)
+PERPLEXITY = "perplexity"
+TASKS = (*SYMBOLS, *TEXTS, PERPLEXITY)
+# Whatever is asked for, these stand beside.
+ALWAYS = ("full", "window", "random")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+  """What is read, by which model, with which caches.
+
+  Attributes:
+    tasks: Of mqar, induction, copy; passkey, niah_single, niah_multikey,
+      niah_multivalue, niah_multiquery, variable_tracking, common_words,
+      frequent_words, long_generation; and perplexity. All but the first three
+      want a model with a tokenizer.
+    policies: Names of policies, each with settings of its own if need be, as
+      h2o:score=ema:decay=0.98. full, window and random are always there.
+    budgets: Slots of a KV head over the length of the text, in (0, 1].
+    slots: The same as numbers; where given, instead of budgets.
+    num_seeds: Draws of examples.
+    first_seed: Of them.
+    batch_size: Examples of a draw, read side by side.
+    length: T, tokens of a text at most, what is generated not counted.
+    reading: tokens takes the text in one by one, so that the policy acts from
+      the first token on; context reads it at once up to the question and then
+      that token by token; prompt reads all at once.
+    positions: What rotary positions count: absolute ones, or places in the
+      cache.
+    cache_dtype: How keys and values are stored.
+    num_pairs: Of mqar.
+    vocab_size: Of symbols; a model that is given has its own.
+    filler: Of texts with needles: sentences, or lines of the embedded text.
+    corpus: Of perplexity: a corpus, or a text file or folder. Its test text is
+      cut into windows of which each seed draws others.
+    texts: Files of perplexity instead: the first `length` tokens of each.
+    skip: Tokens of each text whose losses do not count: at least 1, that
+      nothing predicts.
+    shape: Of the model that is trained here where none is given. By default
+      its first layer sees a token and the one before alone, as short
+      convolutions do, with which recall is learned in minutes.
+    train_steps: Of its training.
+    train_batch: Examples of a step.
+    train_length: Of them; 0 is `length`.
+    lr: Highest learning rate.
+    train_seed: Of initial values and examples.
+  """
+
+  tasks: tuple[str, ...] = ("mqar",)
+  policies: tuple[str, ...] = ("h2o", "tova", "streaming_llm", "keydiff")
+  budgets: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
+  slots: tuple[int, ...] = ()
+  num_seeds: int = 3
+  first_seed: int = 0
+  batch_size: int = 64
+  length: int = 64
+  reading: Reading = "tokens"
+  positions: Literal["absolute", "rolled"] = "absolute"
+  cache_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+  num_pairs: int = 8
+  vocab_size: int = 64
+  filler: Literal["sentences", "shakespeare"] = "sentences"
+  corpus: str = "tinyshakespeare"
+  texts: tuple[str, ...] = ()
+  skip: int = 1
+  shape: TransformerConfig = TransformerConfig(
+      num_layers=2,
+      embed_dim=64,
+      num_heads=2,
+      num_kv_heads=1,
+      head_dim=32,
+      hidden_dim=128,
+      windows=(2, 0),
+  )
+  train_steps: int = 400
+  train_batch: int = 32
+  train_length: int = 0
+  lr: float = 3e-3
+  train_seed: int = 0
+
+  def __post_init__(self):
+    for task in self.tasks:
+      if task not in TASKS:
+        raise UserError(f"tasks={task} is none of {', '.join(TASKS)}.")
+    if not self.tasks:
+      raise UserError("tasks must name at least one.")
+    for name in ("num_seeds", "batch_size", "num_pairs"):
+      require.at_least(name, getattr(self, name), 1)
+    for name in ("train_steps", "train_batch"):
+      require.at_least(name, getattr(self, name), 1)
+    for name in ("first_seed", "train_length", "train_seed"):
+      require.at_least(name, getattr(self, name), 0)
+    require.at_least("length", self.length, 2)
+    require.positive("lr", self.lr)
+    require.between("skip", self.skip, 1, self.length - 1)
+    if not (self.slots or self.budgets):
+      raise UserError("budgets must name at least one.")
+    for budget in self.budgets:
+      if not 0 < budget <= 1:
+        raise UserError(
+            f"budgets={budget} must lie in (0, 1]: slots over the"
+            f" {self.length} tokens of a text."
+        )
+    for slots in self.slots:
+      require.between("slots", slots, 1, self.length)
+    if self.reading == "prompt" and set(self.tasks) & {"mqar", "copy"}:
+      raise UserError(
+          "reading=prompt takes a text in at once, and mqar and copy ask within"
+          " it: give reading=tokens or context."
+      )
+
+  def capacities(self) -> dict[int, float]:
+    """Slots to budget, ascending."""
+    if self.slots:
+      return {slots: slots / self.length for slots in sorted(set(self.slots))}
+    return {
+        max(1, round(budget * self.length)): budget
+        for budget in sorted(set(self.budgets))
+    }
+
+  def all_policies(self) -> tuple[str, ...]:
+    """Those asked for behind those that are always there."""
+    return tuple(dict.fromkeys((*ALWAYS, *self.policies)))

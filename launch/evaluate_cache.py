@@ -1,0 +1,102 @@
+r"""Evaluates KV-cache policies: quality against budget, and against bytes.
+
+  python -m launch.evaluate_cache --workdir=runs/mqar
+  python -m launch.evaluate_cache --model=DIR --tasks=perplexity,passkey \
+      --length=512 --batch_size=8 --corpus=wikitext2-raw --data_dir=DATA \
+      --workdir=runs/cache
+
+Without --model a small Transformer is trained on the task first, in a minute or
+two on two cores. Policies share texts, seeds and budgets, and stand beside the
+full cache, a plain window and random eviction. What is reported of each:
+quality with a 95 % interval, how many of the tokens that hold the answer were
+still in the cache when it was asked, the bytes of a step by the cost model,
+bytes held, measured time, compilations. Below --workdir: report.html,
+summary.json, figures/, flags.txt, config.json.
+"""
+
+import pathlib
+import shlex
+import sys
+import time
+
+from absl import flags
+
+from joma.inference import evaluate_config
+from launch import app
+from launch import flag_config
+from scansnap_jax.experiment import workdir as workdir_lib
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Local folder of this run.", required=True
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Folder of a model and its tokenizer; none trains one."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder that holds the corpus, or its folder."
+)
+_CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
+
+
+def main(_: list[str]) -> None:
+  """Claims the workdir, makes or loads the model, evaluates, reports."""
+  started = time.monotonic()
+  config = _CONFIG()
+  # Imported here, so that --help and wrong flags answer at once.
+  from joma.inference import evaluate_grid
+  from joma.inference import evaluate_subject
+  from launch import report_cache
+  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import progress
+
+  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
+  evaluate_subject.check(config, _MODEL.value)
+  workdir = _claim(config)
+  with workdir_lib.lock(workdir):
+    subject, training = _subject(config)
+    with progress.bar(
+        "reading",
+        num_runs=evaluate_grid.num_readings(config),
+        steps_per_run=1,
+    ) as on_progress:
+      rows = evaluate_grid.measure(
+          config, subject, _DATA_DIR.value, on_progress
+      )
+    facts = {
+        "command": (
+            f"python -m launch.evaluate_cache {shlex.join(sys.argv[1:])}"
+        ),
+        "devices": devices.describe(),
+    }
+    summary = {"tasks": rows, "training": training, "length": config.length}
+    path = report_cache.write(workdir, summary, facts, started)
+  for task, found in rows.items():
+    print(report_cache.finding(task, found))
+  print(f"{time.monotonic() - started:.1f} s. Report: {path}")
+
+
+def _subject(config: evaluate_config.EvaluateConfig):
+  """Loads or trains the model; says what training came to."""
+  from joma.inference import evaluate_subject
+  from scansnap_jax.experiment import progress
+
+  if _MODEL.value is not None:
+    return evaluate_subject.load(config, _MODEL.value), None
+  with progress.bar(
+      "training", num_runs=1, steps_per_run=config.train_steps
+  ) as on_progress:
+    return evaluate_subject.train(config, on_progress)
+
+
+def _claim(config: evaluate_config.EvaluateConfig) -> pathlib.Path:
+  extra = {"model": _MODEL.value, "data_dir": _DATA_DIR.value}
+  given = {name: value for name, value in extra.items() if value is not None}
+  return workdir_lib.claim(
+      _WORKDIR.value,
+      {**given, **workdir_lib.config_to_json(config)},
+      flag_config.to_flagfile(config, extra),
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

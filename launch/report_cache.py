@@ -1,0 +1,202 @@
+"""Summary, figures and report of `launch.evaluate_cache`."""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+from joma.inference import evaluate_config
+from launch import plot_cache
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+
+Row = Mapping[str, Any]
+
+
+def write(
+    workdir: pathlib.Path,
+    summary: Mapping[str, Any],
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html; returns the report's path.
+
+  Args:
+    workdir: The run's folder.
+    summary: `tasks`, rows of each as `evaluate_grid.measure` gives them;
+      `training`, its losses or None; `length`, tokens of a text.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+  """
+  findings = [finding(task, rows) for task, rows in summary["tasks"].items()]
+  summary = {"finding": findings, **summary}
+  text = json.dumps(summary, indent=2, allow_nan=False)
+  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
+  sections = []
+  for task, rows in summary["tasks"].items():
+    png, _ = figures.save(plot_cache.draw(rows), workdir / "figures", task)
+    sections.append(
+        report.Section(
+            task.replace("_", " "),
+            finding(task, rows),
+            [
+                report.Figure(_caption(task, rows, summary["length"]), png),
+                _quality(task, rows),
+                _expense(rows),
+            ],
+        )
+    )
+  facts = {**facts, **_training(summary), **report.run_facts(started)}
+  path = workdir / "report.html"
+  title = "Which tokens a KV cache keeps, and what that costs"
+  workdir_lib.write_atomic(path, report.render(title, facts, sections))
+  return path
+
+
+def finding(task: str, rows: Sequence[Row]) -> str:
+  """Says in a sentence or two what a task showed."""
+  full = next(row for row in rows if row["policy"] == "full")
+  key = "perplexity" if "perplexity" in full else "quality"
+  least = min(row["slots"] for row in rows)
+  small = [row for row in rows if row["slots"] == least]
+  best = (min if key == "perplexity" else max)(
+      small, key=lambda row: row[key]["mean"]
+  )
+  said = [
+      f"{task}: full cache {_number(full[key]['mean'])}. With {least} slots,"
+      f" {100 * best['budget']:.3g} % of the text, {best['policy']} is best"
+      f" with {_number(best[key]['mean'])}"
+  ]
+  beside = [
+      f"{row['policy']} {_number(row[key]['mean'])}"
+      for row in small
+      if row["policy"] in ("window", "random") and row is not best
+  ]
+  said[0] += f", beside {' and '.join(beside)}." if beside else "."
+  said += _compare_recall(rows)
+  return " ".join(said)
+
+
+def _compare_recall(rows: Sequence[Row]) -> list[str]:
+  """H2O's gold-slot recall beside StreamingLLM's, budget by budget."""
+  of = lambda name: {
+      row["slots"]: row
+      for row in rows
+      if row["policy"] == name and "recall" in row
+  }
+  ours, theirs = of("h2o"), of("streaming_llm")
+  both = sorted(set(ours) & set(theirs))
+  if not both:
+    return []
+  mean = lambda row: row["recall"]["mean"]
+  less = [n for n in both if mean(ours[n]) < mean(theirs[n])]
+  if not less:
+    return [
+        "H2O keeps at least as many gold tokens as StreamingLLM at every"
+        " budget."
+    ]
+  listed = ", ".join(
+      f"{mean(ours[n]):.2f} against {mean(theirs[n]):.2f} with {n} slots"
+      + ("" if _apart(ours[n], theirs[n]) else " (intervals overlap)")
+      for n in less
+  )
+  share = theirs[less[0]]["gold_in_sinks"]
+  return [
+      "H2O keeps fewer gold tokens than StreamingLLM at some budgets:"
+      f" {listed}; {100 * share:.0f} % of them stand in StreamingLLM's sinks,"
+      " the first tokens, and never leave."
+  ]
+
+
+def _apart(one: Row, other: Row) -> bool:
+  return one["recall"]["high"] < other["recall"]["low"]
+
+
+def _caption(task: str, rows: Sequence[Row], length: int) -> str:
+  num_texts = rows[0]["num_texts"]
+  recall = (
+      ""
+      if "perplexity" in rows[0]
+      else (
+          " Middle: tokens that hold the answer which are in the cache when it"
+          " is asked, mean over layers and KV heads."
+      )
+  )
+  what = "Perplexity" if "perplexity" in rows[0] else "Accuracy"
+  return (
+      f"{what} on {num_texts} texts of {length} tokens at most, by the slots of"
+      " each KV head and by the bytes of keys, values and scores that a decode"
+      f" step moves.{recall} Bands: 95 % confidence over texts. Dotted: the"
+      " full cache."
+  )
+
+
+def _quality(task: str, rows: Sequence[Row]) -> report.Table:
+  is_text = task == evaluate_config.PERPLEXITY
+  header = ["policy", "slots"]
+  header += ["perplexity", "of full"] if is_text else ["accuracy", "gold kept"]
+  header += ["attention kept"]
+  cells = []
+  for row in rows:
+    keys = ("perplexity", "ratio") if is_text else ("quality", "recall")
+    mass = row["kept_mass"]
+    cells.append((
+        row["policy"],
+        row["slots"],
+        *(_interval(row[key]) for key in keys),
+        "–" if mass is None else _number(mass["mean"]),
+    ))
+  caption = (
+      "Mean and 95 % interval. Attention kept: of all attention of the text,"
+      " the share that went to tokens that are kept at its end, where the"
+      " policy's score says so."
+  )
+  return report.Table(caption, header, cells)
+
+
+def _expense(rows: Sequence[Row]) -> report.Table:
+  header = (
+      "policy",
+      "slots",
+      "MB a step",
+      "of it cache",
+      "MB of cache",
+      "ms a step",
+      "compilations",
+  )
+  cells = [
+      (
+          row["policy"],
+          row["slots"],
+          f"{row['step_bytes'] / 1e6:.4g}",
+          f"{row['step_cache_bytes'] / 1e6:.4g}",
+          f"{row['cache_bytes'] / 1e6:.4g}",
+          "–" if row["ms_per_step"] is None else f"{row['ms_per_step']:.3g}",
+          row["compilations"],
+      )
+      for row in rows
+  ]
+  caption = (
+      "Bytes that a decode step moves, by the cost model; bytes that the arrays"
+      " of the cache hold; measured median time of a step; programs compiled"
+      " for all texts."
+  )
+  return report.Table(caption, header, cells)
+
+
+def _training(summary: Mapping[str, Any]) -> dict[str, str]:
+  training = summary["training"]
+  if training is None:
+    return {}
+  losses = training["losses"]
+  return {"trained here": f"loss {losses[0]:.3f} to {losses[-1]:.3f} nats"}
+
+
+def _interval(parts: Mapping[str, float]) -> str:
+  half = (parts["high"] - parts["low"]) / 2
+  return f"{_number(parts['mean'])} ± {_number(half)}"
+
+
+def _number(value: float) -> str:
+  return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
