@@ -25,6 +25,7 @@ from kernels_pallas.flash_attention import cost
 from kernels_pallas.flash_attention import shapes
 from kernels_pallas.linear_attention import cost as linear_cost
 from kernels_pallas.linear_attention import shapes as linear_shapes
+from launch import bench_decode_tpu
 from launch import bench_mlp_tpu
 from launch import kernel_programs
 
@@ -424,4 +425,5 @@ def report(
   )
   print(table(rows) + "\n")
   print("\n".join(summary(rows)))
-  return rows + bench_mlp_tpu.report(chip)
+  rows += bench_mlp_tpu.report(chip)
+  return rows + bench_decode_tpu.report(chip)
