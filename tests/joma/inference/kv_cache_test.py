@@ -69,9 +69,6 @@ def _policies():
   made["pyramidkv"] = policies.PyramidKV(window=4, beta=1.0)
   made["quest"] = quest.Quest()
   made["adakv"] = head_budgets.AdaKV(base=policies.H2O())
-  made["duo_attention"] = head_budgets.DuoAttention(
-      retrieval_heads=((0,), (0, 1))
-  )
   return made
 
 
