@@ -83,7 +83,7 @@ def gather_mlp(
   num_blocks = up.shape[0] // block_size
   if debug:
     checks.check_values("block_ids", block_ids, num_valid, num_blocks, "blocks")
-  chosen = choose(implementation)
+  chosen = choose(implementation, x, block_size, x.shape[1])
   module = module_of(chosen)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)
@@ -100,9 +100,23 @@ def gather_mlp(
   return result.astype(x.dtype)
 
 
-def choose(implementation: Any) -> implementations.Implementation:
-  """The implementation that is meant, see `implementations.choose`."""
-  return implementations.choose(implementation, {"tpu": "pallas_tpu"})
+def choose(
+    implementation: Any, x: Any, size: int, width: int
+) -> implementations.Implementation:
+  """The implementation that is meant, see `implementations.choose`.
+
+  Args:
+    implementation: As the user said.
+    x: What has a row a sequence.
+    size: Neurons of a block, or of a head.
+    width: D.
+  """
+  best = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+  chosen = implementations.choose(implementation, best)
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    chosen = "xla" if module_of(chosen).why_not(x, size, width) else chosen
+  return chosen
 
 
 def module_of(implementation: str) -> Any:
@@ -117,4 +131,6 @@ def module_of(implementation: str) -> Any:
     from kernels_pallas.gather_mlp import pallas_tpu
 
     return pallas_tpu
-  raise ValueError(f"implementation={implementation!r} is not there yet")
+  from kernels_pallas.gather_mlp import pallas_gpu
+
+  return pallas_gpu

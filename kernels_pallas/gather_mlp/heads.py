@@ -52,7 +52,7 @@ def project_in(
     ValueError: As `api.gather_mlp`.
   """
   _check("x", x, ("B", "D"), kernel, head_ids, num_valid, debug)
-  module = _module_of(implementation, config)
+  module = _module_of(implementation, config, x, kernel)
   shape = (x.shape[0], np.shape(head_ids)[-1], kernel.shape[1])
   if 0 in (*shape, *kernel.shape):
     return jnp.zeros(shape, x.dtype)
@@ -89,7 +89,7 @@ def project_out(
     ValueError: As `api.gather_mlp`.
   """
   _check("heads", heads, ("B", "S", "H"), kernel, head_ids, num_valid, debug)
-  module = _module_of(implementation, config)
+  module = _module_of(implementation, config, heads, kernel)
   shape = (heads.shape[0], kernel.shape[2])
   if 0 in (*heads.shape, *kernel.shape):
     return jnp.zeros(shape, heads.dtype)
@@ -199,8 +199,8 @@ def _to_plan(heads: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
   return jnp.zeros(shape, heads.dtype).at[row, place].add(heads)
 
 
-def _module_of(implementation: Any, config: Any) -> Any:
-  chosen = api.choose(implementation)
+def _module_of(implementation: Any, config: Any, x: Any, kernel: Any) -> Any:
+  chosen = api.choose(implementation, x, *kernel.shape[1:])
   module = api.module_of(chosen)
   arguments.check_config(config, chosen, module)
   return module

@@ -105,7 +105,7 @@ class Stream(NamedTuple):
     ]
 
 
-def table_of(plan: parts.Plan) -> Int[Array, "U+1"]:
+def table_of(plan: parts.Plan) -> Int[Array, "_"]:
   """How many blocks count, and which: one copy to SMEM."""
   return jnp.concatenate([plan.num[None], plan.blocks])
 

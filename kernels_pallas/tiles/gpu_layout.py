@@ -112,7 +112,7 @@ def log2_lse(lse: jax.Array, block_q: int) -> jax.Array:
   return pad_rows(lse, block_q, jnp.inf)
 
 
-def check_smem(what: str, num_bytes: int, config: Config) -> None:
+def check_smem(what: str, num_bytes: int, config: Any) -> None:
   """Raises ValueError if a kernel's buffers cannot be in shared memory."""
   total = num_bytes + SMEM_RESERVE_BYTES
   if total > MAX_SMEM_BYTES:
