@@ -33,6 +33,19 @@ def step(
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
   """Computes the op."""
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
+  return (*step_at(query, key, value, cache, positions, slot, rule), slot)
+
+
+def step_at(
+    query: Float[Array, "B N H"],
+    key: Float[Array, "B K H"],
+    value: Float[Array, "B K H"],
+    cache: slots_lib.Slots,
+    positions: Int[Array, "B"],
+    slot: Int[Array, "B K"],
+    rule: rule_lib.Rule,
+) -> tuple[Float[Array, "B N H"], slots_lib.Slots]:
+  """What follows the choice of the slots."""
   index = jax.lax.broadcasted_iota(jnp.int32, cache.pos.shape, 2)
   is_new = index == slot[..., None]
   cache = _written(cache, key, value, positions, is_new)
@@ -53,7 +66,7 @@ def step(
   out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept_value, precision="highest")
   score = rule_lib.updated(cache.score, weights, positions, rule)
   out = out.reshape(batch, num_heads, head_dim).astype(query.dtype)
-  return out, dataclasses.replace(cache, score=score), slot
+  return out, dataclasses.replace(cache, score=score)
 
 
 def _written(

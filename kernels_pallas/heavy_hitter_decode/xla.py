@@ -52,6 +52,18 @@ def write(
   # -1 would count from the end; what is past the end is dropped.
   where = jnp.where(slot < 0, cache.capacity, slot)
   at = (jnp.arange(batch)[:, None], jnp.arange(num_kv_heads)[None], where)
+  by_head = jnp.broadcast_to(positions[:, None], slot.shape)
+  return write_at(cache, key, value, by_head, at)
+
+
+def write_at(
+    cache: slots_lib.Slots,
+    key: Float[Array, "*rows H"],
+    value: Float[Array, "*rows H"],
+    positions: Int[Array, "*rows"],
+    at: tuple[Array, ...],
+) -> slots_lib.Slots:
+  """Puts new rows where `at` says; what is past an end is dropped."""
   put = lambda kept, new: kept.at[at].set(new.astype(kept.dtype), mode="drop")
   scales: dict[str, Any] = {}
   if cache.is_quantized:
@@ -62,8 +74,8 @@ def write(
   return slots_lib.Slots(
       key=put(cache.key, key),
       value=put(cache.value, value),
-      score=put(cache.score, jnp.zeros(slot.shape, jnp.float32)),
-      pos=put(cache.pos, jnp.broadcast_to(positions[:, None], slot.shape)),
+      score=put(cache.score, jnp.zeros(positions.shape, jnp.float32)),
+      pos=put(cache.pos, positions),
       **scales,
   )
 
