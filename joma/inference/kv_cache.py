@@ -22,7 +22,10 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import one_query
+from kernels_pallas import implementations
 from kernels_pallas import output
+from kernels_pallas.heavy_hitter_decode import api
+from kernels_pallas.heavy_hitter_decode import slots as kernel_slots
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -95,7 +98,8 @@ class SlotCache:
     follows token by token.
     """
     if query.shape[1] == 1:
-      return _decode(self, query, key, value, positions, rotate, options)
+      step = _decode_fused if _is_fused(self, options) else _decode
+      return step(self, query, key, value, positions, rotate, options)
     return _read(self, query, key, value, positions, rotate, options)
 
 
@@ -270,6 +274,47 @@ def stats(
       "max_age": age.max(axis=-1).astype(jnp.float32),
       "kept_mass": cache.policy.kept_mass(view(cache), position),
   }
+
+
+def _is_fused(cache: SlotCache, options: attention.AttentionOptions) -> bool:
+  """Whether one kernel does the whole step, where kernels run."""
+  chosen = implementations.choose(options.implementation, {"tpu": "pallas_tpu"})
+  is_plain = cache.options == CacheOptions()
+  has_kernel = cache.policy.kernel_options() is not None
+  # The kernel writes whole tiles of memory: 32 bytes of rows.
+  has_tiles = cache.capacity * cache.key.data.dtype.itemsize % 32 == 0
+  return chosen == "pallas_tpu" and is_plain and has_kernel and has_tiles
+
+
+def _decode_fused(cache, query, key, value, positions, rotate, options):
+  kept = kernel_slots.Slots(
+      key=cache.key.data,
+      value=cache.value.data,
+      score=cache.score,
+      pos=cache.pos,
+      key_scale=cache.key.scale,
+      value_scale=cache.value.scale,
+  )
+  out, kept, _ = api.heavy_hitter_decode(
+      rotate(query, positions)[:, 0],
+      rotate(key, positions)[:, 0],
+      value[:, 0],
+      kept,
+      positions[:, 0],
+      scale=options.scale,
+      logits_soft_cap=options.logits_soft_cap,
+      window=options.window,
+      implementation="pallas_tpu",
+      **cache.policy.kernel_options(),
+  )
+  cache = dataclasses.replace(
+      cache,
+      key=storage.Stored(kept.key, kept.key_scale),
+      value=storage.Stored(kept.value, kept.value_scale),
+      score=kept.score,
+      pos=kept.pos,
+  )
+  return out[:, None], cache
 
 
 def _decode(cache, query, key, value, positions, rotate, options):

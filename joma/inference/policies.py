@@ -99,6 +99,15 @@ class H2O(policy_lib.Policy):
     if not 0 < self.decay <= 1:
       raise errors.UserError(f"decay={self.decay} must be in (0, 1].")
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        "score": self.score,
+        "decay": self.decay if self.score == "ema" else 1.0,
+        "reduce": self.reduce,
+    }
+
   @property
   def uses_col_mass(self):
     return True

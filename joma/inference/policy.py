@@ -224,6 +224,13 @@ class Policy:
     """Share of all attention so far that went to what is kept, or NaN."""
     return jnp.full(slots.pos.shape[:2], jnp.nan)
 
+  def kernel_options(self) -> dict[str, Any] | None:
+    """Options with which `kernels_pallas.heavy_hitter_decode` is this policy.
+
+    None where no kernel is.
+    """
+    return None
+
   @property
   def uses_col_mass(self) -> bool:
     """Whether `read_prompt` wants `Prompt.col_mass`."""

@@ -12,10 +12,12 @@ from joma.inference import head_budgets
 from joma.inference import kv_cache
 from joma.inference import policies
 from joma.inference import quest
+from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
 from joma.transformer import rope_config
+from kernels_pallas import interpret
 from scansnap_jax.experiment import errors
 
 _CONFIG = configs.TransformerConfig(
@@ -265,6 +267,42 @@ class StorageTest(parameterized.TestCase):
     self.assertEqual(
         size(wide[0]) // size(narrow[0]), 4 // jnp.dtype(dtype).itemsize
     )
+
+
+class KernelTest(parameterized.TestCase):
+
+  @parameterized.parameters((jnp.float32, 8), (jnp.int8, 32))
+  def test_one_kernel_does_the_whole_step_of_h2o(self, dtype, capacity):
+    policy = policies.H2O(num_sinks=1, score="ema").with_capacity(capacity)
+    draws = jax.random.split(jax.random.key(0), 3)
+    arrays = [
+        jax.random.normal(draw, (40, 2, 1, heads, 8))
+        for draw, heads in zip(draws, (4, 2, 2), strict=True)
+    ]
+
+    def run(implementation):
+      options = attention.AttentionOptions(
+          scale=0.3, implementation=implementation
+      )
+
+      def step(cache, inputs):
+        i, query, key, value = inputs
+        at = jnp.stack([i, i - 3])[:, None]  # The second one starts later.
+        at = jnp.maximum(at, -1)
+        plain = lambda x, positions: x
+        out, cache = cache.attend(query, key, value, at, plain, options)
+        is_active = (at >= 0)[..., None, None]
+        return cache, (jnp.where(is_active, out, 0), cache.pos)
+
+      cache = kv_cache.init_layer(policy, 0, (2, 2, capacity, 8), 2, dtype)
+      return jax.lax.scan(step, cache, (jnp.arange(40), *arrays))
+
+    with interpret.interpreted():
+      cache, (outs, kept) = run("pallas_tpu")
+    want, (want_outs, want_kept) = run("xla")
+    np.testing.assert_array_equal(kept, want_kept)
+    np.testing.assert_allclose(outs, want_outs, atol=1e-5)
+    np.testing.assert_allclose(cache.score, want.score, atol=1e-5)
 
 
 class CompactTest(absltest.TestCase):
