@@ -1,0 +1,111 @@
+"""Predicts heavy hitters from co-occurrence, and follows them in training.
+
+  python -m launch.bridge --workdir=runs/bridge
+  python -m launch.bridge --lm.corpus=wikitext2 --data_dir=DATA --workdir=DIR
+
+Which tokens attention will keep, as Scan & Snap
+(https://arxiv.org/abs/2305.16380) and JoMA (https://arxiv.org/abs/2310.00535)
+predict from token statistics alone, against H2O's running score
+(https://arxiv.org/abs/2306.14048), frequency, recency and chance: in the
+one-layer model, and in Transformers on text without and with positions. Below
+--workdir: report.html, summary.json, figures/bridge.pdf, the runs' metrics and
+checkpoints, flags.txt, config.json. The same command continues what was
+interrupted.
+"""
+
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from joma.inference import bridge_config
+from launch import app
+from launch import flag_config
+from scansnap_jax.experiment import workdir as workdir_lib
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Local folder of this run.", required=True
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder that holds the corpus, or its folder."
+)
+_CONFIG = flag_config.define(bridge_config.BridgeConfig())
+
+
+def main(_: list[str]) -> None:
+  """Claims the workdir, trains and measures, writes the report."""
+  started = time.monotonic()
+  config = _CONFIG()
+  # Imported here, so that --help and wrong flags answer at once.
+  from launch import report_bridge
+  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import preemption
+
+  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
+  workdir = workdir_lib.claim(
+      _WORKDIR.value,
+      workdir_lib.config_to_json(config),
+      flag_config.to_flagfile(config, {"data_dir": _DATA_DIR.value}),
+  )
+  with workdir_lib.lock(pathlib.Path(workdir)):
+    try:
+      summary, corpus = _measure(config, workdir)
+    except preemption.Stopped as stopped:
+      print(
+          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
+      )
+      return
+    facts = {
+        "command": f"python -m launch.bridge {shlex.join(sys.argv[1:])}",
+        "devices": devices.describe(),
+        "corpus": corpus,
+    }
+    report = report_bridge.write(workdir, summary, facts, started)
+  print(summary["finding"])
+  print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+
+
+def _measure(
+    config: bridge_config.BridgeConfig, workdir: pathlib.Path
+) -> tuple[dict[str, Any], str]:
+  """Returns the summary, and a line about the corpus."""
+  from joma.inference import bridge_one_layer
+  from joma.inference import bridge_text
+  from joma.transformer import corpus as corpus_lib
+  from launch import report_bridge
+  from launch import train_lm_run
+  from scansnap_jax.experiment import progress
+
+  corpus = corpus_lib.load(
+      config.lm.corpus,
+      tokenizer=config.lm.tokenizer,
+      data_dir=_DATA_DIR.value,
+      cache_dir=workdir / "corpus",
+      bpe_vocab_size=config.lm.bpe_vocab_size,
+  )
+  described = train_lm_run.describe(corpus.facts())
+  print(described, flush=True)
+  with progress.bar(
+      "one layer",
+      num_runs=config.scansnap.num_runs,
+      steps_per_run=config.scansnap.num_steps,
+  ) as on_progress:
+    one_layer = bridge_one_layer.measure(
+        config, workdir / "one_layer", on_progress
+    )
+  with progress.bar(
+      "text",
+      num_runs=len(config.positions) * config.num_lm_seeds,
+      steps_per_run=config.lm.num_steps or 1,
+  ) as on_progress:
+    text = bridge_text.measure(config, corpus, workdir / "text", on_progress)
+  named = text.pop("named")
+  panels = {"one_layer": one_layer, **text}
+  return report_bridge.summarize(panels, named), described
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,150 @@
+"""Number, summary and report of `launch.bridge`."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from joma import summaries
+from launch import plot_bridge
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+
+Panels = Mapping[str, Mapping[str, Any]]
+
+
+def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
+  """Computes every interval at the end, and says what was found.
+
+  Args:
+    panels: By a name of `plot_bridge.TITLES`, what the measurements give; the
+      last one is what the number is of.
+    named: Types that the theory ranks first and last.
+
+  Returns:
+    `finding`; `number`, the recall of the theory on the last panel with `low`
+    and `high`; `over_frequency` and `over_h2o`, the same of its difference to
+    those predictors, run by run; `at_end`, recalls by panel and predictor;
+    `panels` and `named`.
+  """
+  last = panels[list(panels)[-1]]
+  ends = {
+      name: {key: _at_end(panel, key) for key in panel["recall"]}
+      for name, panel in panels.items()
+  }
+  found = {
+      "number": _at_end(last, "theory"),
+      "over_frequency": _gain(last, "frequency"),
+      "over_h2o": _gain(last, "h2o"),
+      "over_h2o_mean": _gain(last, "h2o_mean"),
+      "partial": summaries.interval(
+          np.asarray(last["partial"])[:, -1], least=-1, most=1
+      ),
+      "at_end": ends,
+      "panels": panels,
+      "named": named,
+  }
+  return {"finding": _finding(found, last), **found}
+
+
+def _at_end(panel: Mapping[str, Any], name: str) -> dict[str, float]:
+  values = np.asarray(panel["recall"][name])[:, -1]
+  return summaries.interval(values, least=0, most=1)
+
+
+def _gain(panel: Mapping[str, Any], other: str) -> dict[str, float]:
+  recall = panel["recall"]
+  gain = np.asarray(recall["theory"]) - np.asarray(recall[other])
+  return summaries.interval(gain[:, -1])
+
+
+def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+  gains = {
+      name: summaries.text(found[f"over_{name}"])
+      for name in ("frequency", "h2o", "h2o_mean")
+  }
+  ceiling = found["at_end"]["one_layer"]["type"]["mean"]
+  return (
+      "From co-occurrence alone the theory names"
+      f" {summaries.text(found['number'])} of a trained Transformer's heavy"
+      f" hitters (chance {last['chance']:.3f}). That is {gains['h2o']} more"
+      f" than H2O's running sum, {gains['h2o_mean']} more than its running"
+      f" mean, and {gains['frequency']} more than the frequency of tokens."
+      " Given frequency, its rank correlation with the attention that types"
+      f" get is {summaries.text(found['partial'])}. In one layer on its own"
+      " data the theory names"
+      f" {summaries.text(found['at_end']['one_layer']['theory'])} of them"
+      f" ({ceiling:.3f} is possible)."
+  )
+
+
+def write(
+    workdir: pathlib.Path,
+    summary: Mapping[str, Any],
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html; returns the report's path.
+
+  Args:
+    workdir: The run's folder.
+    summary: As `summarize` gives it.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+  """
+  plain = lambda value: np.asarray(value).tolist()
+  text = json.dumps(summary, indent=2, allow_nan=False, default=plain)
+  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
+  figure = plot_bridge.draw(summary["panels"])
+  png, _ = figures.save(figure, workdir / "figures", "bridge")
+  items = [report.Figure(caption(summary), png), _ends(summary)]
+  section = report.Section(
+      "Heavy hitters, predicted and found",
+      f"{summary['finding']}\n\n{_named(summary['named'])}",
+      items,
+  )
+  path = workdir / "report.html"
+  title = "From co-occurrence to heavy hitters"
+  facts = {**facts, **report.run_facts(started)}
+  workdir_lib.write_atomic(path, report.render(title, facts, [section]))
+  return path
+
+
+def caption(summary: Mapping[str, Any]) -> str:
+  """Says what the figure shows."""
+  panel = list(summary["panels"].values())[-1]
+  return (
+      f"Of the first {panel['num_candidates']} tokens of a sequence (63 where"
+      " contexts have 127), the quarter that the second half attends to most:"
+      " the share of it among as many tokens that each predictor ranks highest,"
+      " along training. The theory sees token statistics, never a model; H2O"
+      " sees the attention of the first half. Dotted: chance. Bands: 95 %"
+      " intervals over runs."
+  )
+
+
+def _ends(summary: Mapping[str, Any]) -> report.Table:
+  panels = summary["at_end"]
+  rows = [
+      (
+          label,
+          *(
+              summaries.text(panel[name]) if name in panel else "–"
+              for panel in panels.values()
+          ),
+      )
+      for name, label in plot_bridge.LABELS.items()
+  ]
+  header = ("predictor", *(plot_bridge.TITLES[name] for name in panels))
+  return report.Table("Recall after training, 95 % interval.", header, rows)
+
+
+def _named(named: Mapping[str, Any]) -> str:
+  listed = lambda names: " ".join(repr(name) for name in names)
+  return (
+      "Of the frequent tokens the theory ranks highest"
+      f" {listed(named['highest'])}, and lowest {listed(named['lowest'])}."
+  )
