@@ -111,8 +111,9 @@ def choose(
     size: Neurons of a block, or of a head.
     width: D.
   """
-  best = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
-  chosen = implementations.choose(implementation, best)
+  chosen = implementations.choose(
+      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+  )
   if implementation is None and chosen == "pallas_gpu":
     # Hopper's tensor cores have no float32, among other things.
     chosen = "xla" if module_of(chosen).why_not(x, size, width) else chosen

@@ -1,5 +1,5 @@
 """Causal linear attention with a decay per head, in O(T) time and memory.
 
-Public modules: api (linear_attention, step), reference, xla, pallas_tpu, cost,
-shapes.
+Public modules: api (linear_attention, step), reference, xla, pallas_tpu,
+pallas_gpu, cost, shapes.
 """

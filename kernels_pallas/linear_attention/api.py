@@ -45,8 +45,8 @@ def linear_attention(
     scale: None is H ** -0.5.
     initial_state: What came before, of an earlier call; None is zeros.
     return_state: Whether to return the state after the last position.
-    implementation: None is the best of the platform, "pallas_tpu" or "xla"; a
-      named one raises where it cannot run. There is no "pallas_gpu".
+    implementation: None is the best of the platform; a named one raises where
+      it cannot run.
     config: Sizes of chunks, the `Config` of the implementation; None lets it
       choose.
 
@@ -64,7 +64,7 @@ def linear_attention(
   scale = _check_scale(scale, head_dim)
   _check_decay(decay, num_heads)
   _check_state("initial_state", initial_state, (batch, num_heads, head_dim))
-  chosen = _choose(implementation)
+  chosen = _choose(implementation, query)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = sweep.sum_type(query.dtype)
   shape = (batch, num_heads, head_dim, head_dim)
@@ -120,25 +120,31 @@ def step(
   return reference.step(state, query, key, value, rates, scale)
 
 
-def _choose(implementation: Any) -> implementations.Implementation:
-  if implementation == "pallas_gpu":
-    raise ValueError(
-        "implementation='pallas_gpu' is not there for linear attention; use"
-        " 'xla', 'reference' or None"
-    )
-  return implementations.choose(implementation, {"tpu": "pallas_tpu"})
+def _choose(implementation: Any, query: Any) -> implementations.Implementation:
+  chosen = implementations.choose(
+      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+  )
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    chosen = "xla" if _module(chosen).why_not(query) else chosen
+  return chosen
 
 
 def _module(implementation: str) -> Any:
+  """Imports on demand: GPU kernels need a newer jax than the others."""
   if implementation == "reference":
     return reference
   if implementation == "xla":
     from kernels_pallas.linear_attention import xla
 
     return xla
-  from kernels_pallas.linear_attention import pallas_tpu
+  if implementation == "pallas_tpu":
+    from kernels_pallas.linear_attention import pallas_tpu
 
-  return pallas_tpu
+    return pallas_tpu
+  from kernels_pallas.linear_attention import pallas_gpu
+
+  return pallas_gpu
 
 
 def _decay(decay: Any, num_heads: int, dtype: Any) -> Any:

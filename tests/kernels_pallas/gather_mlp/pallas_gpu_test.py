@@ -113,9 +113,17 @@ class InterpretedTest(parameterized.TestCase):
     conformance.check_equal((want,), (back,), 2**-7)
 
 
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters("num_stages", "num_blocks")
+  def test_sizes_of_nothing(self, name):
+    with self.assertRaisesRegex(ValueError, f"{name}=0 must be at least 1"):
+      pallas_gpu.Config(**{name: 0})
+
+
+@needs_new_jax
 class WhyNotTest(parameterized.TestCase):
 
-  @needs_new_jax
   @parameterized.parameters(
       ("float32", 1, 128, 64, "not float32; use implementation='xla'"),
       ("bfloat16", 1, 96, 64, "multiples of 64, not 64 and 96"),
@@ -126,11 +134,6 @@ class WhyNotTest(parameterized.TestCase):
   def test_says_what_is_missing(self, dtype, batch, width, size, message):
     x = jax.ShapeDtypeStruct((batch, width), dtype)
     self.assertIn(message, pallas_gpu.why_not(x, size))
-
-  @parameterized.parameters("num_stages", "num_blocks")
-  def test_sizes_of_nothing(self, name):
-    with self.assertRaisesRegex(ValueError, f"{name}=0 must be at least 1"):
-      pallas_gpu.Config(**{name: 0})
 
 
 @needs_compiler

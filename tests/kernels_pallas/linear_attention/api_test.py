@@ -248,11 +248,7 @@ class WrongCallTest(parameterized.TestCase):
       ("state", {"initial_state": (1, 2, 4, 4)}, r"= \(1, 4, 4, 4\)"),
       ("scale", {"scale": float("inf")}, "scale=inf must be finite"),
       ("unknown", {"implementation": "cuda"}, "'cuda' is unknown"),
-      (
-          "gpu",
-          {"implementation": "pallas_gpu"},
-          "not there for linear attention",
-      ),
+      ("gpu", {"implementation": "pallas_gpu"}, "needs a GPU"),
       ("tpu", {"implementation": "pallas_tpu"}, "needs a TPU"),
       (
           "config",
