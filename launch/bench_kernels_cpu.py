@@ -36,6 +36,7 @@ from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.gather_mlp import xla as gather_xla
 from kernels_pallas.linear_attention import api as linear_api
 from launch import app
+from launch import bench_decode_cpu
 
 # Whoever imports this module for its functions gets no flags.
 _FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
@@ -76,6 +77,7 @@ def report() -> list[Row]:
       sparse_row(_SPARSE_LENGTH, tell=_print),
       *(linear_row(n, tell=_print) for n in _LINEAR_LENGTHS),
       *(mlp_row(x, tell=_print) for x in ("opt_6.7b", "llama3_8b")),
+      bench_decode_cpu.decode_row(tell=_print),
   ]
 
 
