@@ -4,8 +4,9 @@
 
 One prompt is continued on stdout as its tokens come; several, of any lengths,
 are continued as one batch and printed one after the other. Greedy by default;
---temperature, --top_k and --top_p draw. How fast it went goes to stderr, the
-compilation apart.
+--temperature, --top_k and --top_p draw. --policy=h2o --capacity=1024 bounds the
+KV cache: see `joma.inference.policies` for what may leave it. How fast it went
+goes to stderr, the compilation apart.
 """
 
 import pathlib
@@ -41,6 +42,14 @@ _DTYPE = flags.DEFINE_enum(
 _IGNORE_EOS = flags.DEFINE_boolean(
     "ignore_eos", False, "Goes on behind the model's end-of-text token."
 )
+_POLICY = flags.DEFINE_string(
+    "policy",
+    "full",
+    "What leaves the KV cache: full (nothing), window, streaming_llm, h2o, ...",
+)
+_CAPACITY = flags.DEFINE_integer(
+    "capacity", None, "Slots of the KV cache a key head, where tokens leave.", 1
+)
 _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 
 
@@ -48,12 +57,14 @@ def main(_: list[str]) -> None:
   """Loads the model, continues the prompts, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   # Imported here, so that --help and wrong flags answer at once.
+  from joma.inference import kv_cache
   from joma.inference import stop_tokens
   from joma.transformer import model as models
   from joma.transformer import pretrained
   from joma.transformer import tokenizer as tokenizers
   from scansnap_jax.experiment import devices
 
+  policy = _read_policy()
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
@@ -62,12 +73,32 @@ def main(_: list[str]) -> None:
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)
   options = dict(
-      max_new_tokens=_MAX_NEW_TOKENS.value, sampler=sampler, eos_ids=eos_ids
+      max_new_tokens=_MAX_NEW_TOKENS.value,
+      sampler=sampler,
+      eos_ids=eos_ids,
+      kv_cache=policy
+      and kv_cache.init(
+          policy, config, len(ids), _CAPACITY.value, _DTYPE.value
+      ),
   )
   show = _show_one if len(prompts) == 1 else _show_many
   speed: list[str] = []
   show(prompts, tokenizer, _timed_steps(model, params, ids, options, speed))
   print(*speed, file=sys.stderr)
+
+
+def _read_policy() -> Any:
+  """Returns the policy of the KV cache; None keeps everything."""
+  from joma.inference import policies
+
+  policy, capacity = policies.from_name(_POLICY.value), _CAPACITY.value
+  if policy.evicts and capacity is None:
+    raise errors.UserError(f"--policy={_POLICY.value} needs --capacity.")
+  if not policy.evicts and capacity is not None:
+    raise errors.UserError(
+        f"--capacity={capacity} has no effect with --policy={_POLICY.value}."
+    )
+  return policy if policy.evicts else None
 
 
 def _read_prompts() -> list[str]:

@@ -58,11 +58,24 @@ class GenerateTest(absltest.TestCase):
     self.assertGreater(len(one.stdout), len("To be\n"))
     self.assertRegex(one.stderr, r"\d tokens/s after")
 
+  def test_a_bounded_cache_of_room_enough_changes_nothing(self):
+    folder = self.create_tempdir().full_path
+    save_model(pathlib.Path(folder))
+    options = (f"--model={folder}", "--max_new_tokens=8", "--prompt=To be")
+    full = _run(*options)
+    bounded = _run(*options, "--policy=h2o", "--capacity=32")
+    small = _run(*options, "--policy=streaming_llm", "--capacity=6")
+    self.assertEqual(bounded.stdout, full.stdout, bounded.stderr)
+    self.assertEqual(small.returncode, 0, small.stderr)
+
   def test_bad_input_is_one_line(self):
     for args, message in (
         ((), "give --prompt=TEXT or --prompt_file=FILE"),
         (("--prompt=a", "--top_p=2"), r"top_p must lie in \(0, 1\], got 2.0"),
         (("--prompt_file=absent",), "--prompt_file=absent is no file"),
+        (("--prompt=a", "--policy=h2o"), "--policy=h2o needs --capacity"),
+        (("--prompt=a", "--capacity=9"), "--capacity=9 has no effect"),
+        (("--prompt=a", "--policy=h3o"), "policy='h3o' is unknown"),
     ):
       result = _run("--model=unused", *args)
       self.assertEqual(result.returncode, 2)
