@@ -24,7 +24,6 @@ import optax
 from joma.inference import capture
 from joma.inference import contextual_config
 from joma.inference import predictors
-from joma.inference import sparsity_labels
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
@@ -63,13 +62,15 @@ class Data(NamedTuple):
     num_top = contextual_config.count(self.config.head_fraction, num_heads)
     is_ahead = self.config.lookahead == 1
     order = np.maximum(np.arange(layer_in.shape[1]) - is_ahead, 0)
-    heads = sparsity_labels.keep_top(jnp.asarray(held["heads"]), num_top)
+    ranked = np.argsort(-held["heads"], axis=-1, kind="stable")
+    heads = np.zeros(ranked.shape, bool)
+    np.put_along_axis(heads, ranked[..., :num_top], True, axis=-1)
     return Examples(
         {
             "mlp": layer_in if is_ahead else held["mlp_in"],
             "heads": layer_in[:, order],
         },
-        {"mlp": held["units"], "heads": np.asarray(heads)},
+        {"mlp": held["units"], "heads": heads},
     )
 
   def batch(self, step: int) -> Examples:

@@ -176,13 +176,20 @@ def _choose(one: Any, resid: Float[Array, "B D"], num_units: int):
   rule, plan = one.plan.mlp, one.plan
   if isinstance(rule, unit_rules.Griffin):
     return one.block_ids, None
-  if isinstance(rule, unit_rules.Random):
+  if isinstance(rule, unit_rules.Random) and rule.num is not None:
     key = jax.random.fold_in(jax.random.key(rule.seed), one.layer)
     key = jax.random.fold_in(key, one.positions.max())
     found = jax.random.uniform(key, (resid.shape[0], num_units))
+  elif isinstance(rule, unit_rules.Random):
+    raise errors.UserError("Random decodes with a number of blocks: give num.")
   else:
     found = rule.scores(one.arrays, resid)
   found = found.max(axis=0) if plan.is_shared else found
-  if rule.num is None:
-    return selection.threshold_blocks(found, 0.0, num_units)
-  return selection.top_blocks(found, one.block_ids.shape[-1])
+  if rule.num is not None:
+    return selection.top_blocks(found, rule.num)
+  if "mlp_threshold" not in one.arrays or "num_blocks" in one.arrays:
+    raise errors.UserError(
+        f"{type(rule).__name__} decodes with a number of blocks, or with"
+        " calibrated thresholds: give num, or thresholds to `prepare`."
+    )
+  return selection.threshold_blocks(found, 0.0, num_units)
