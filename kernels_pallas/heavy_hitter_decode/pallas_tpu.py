@@ -199,7 +199,9 @@ def vmem(chunk: int, sizes: Sizes) -> dict[str, int]:
           + 4 * heads * (lanes + 4 * _LANES)
       ),
       "rows to write": 2 * tile,
-      "registers": _MIB + 3 * 4 * heads * up(chunk, _LANES),
+      "registers": (
+          _MIB + 3 * 4 * heads * up(chunk, _LANES) + 4 * 4 * kv_heads * slots
+      ),
   }
 
 
