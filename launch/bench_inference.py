@@ -263,9 +263,9 @@ def start_attention(
   def turn():
     nonlocal cache, position
     for _ in range(config.num_steps):
-      cache, out = step(cache, position)
+      cache, _ = step(cache, position)
       position += 1
-    jax.block_until_ready(out)
+    jax.block_until_ready(cache)
 
   return Row(name, turn, _nbytes(cache))
 

@@ -9,6 +9,8 @@ KV cache: see `joma.inference.policies` for what may leave it. How fast it went
 goes to stderr, the compilation apart.
 """
 
+from collections.abc import Callable
+import functools
 import pathlib
 import sys
 import time
@@ -57,14 +59,13 @@ def main(_: list[str]) -> None:
   """Loads the model, continues the prompts, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   # Imported here, so that --help and wrong flags answer at once.
-  from joma.inference import kv_cache
   from joma.inference import stop_tokens
   from joma.transformer import model as models
   from joma.transformer import pretrained
   from joma.transformer import tokenizer as tokenizers
   from scansnap_jax.experiment import devices
 
-  policy = _read_policy()
+  make_cache = _read_policy()
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
@@ -76,10 +77,8 @@ def main(_: list[str]) -> None:
       max_new_tokens=_MAX_NEW_TOKENS.value,
       sampler=sampler,
       eos_ids=eos_ids,
-      kv_cache=policy
-      and kv_cache.init(
-          policy, config, len(ids), _CAPACITY.value, _DTYPE.value
-      ),
+      kv_cache=make_cache
+      and make_cache(config, batch_size=len(ids), dtype=_DTYPE.value),
   )
   show = _show_one if len(prompts) == 1 else _show_many
   speed: list[str] = []
@@ -87,8 +86,9 @@ def main(_: list[str]) -> None:
   print(*speed, file=sys.stderr)
 
 
-def _read_policy() -> Any:
-  """Returns the policy of the KV cache; None keeps everything."""
+def _read_policy() -> Callable[..., Any] | None:
+  """Returns what makes the KV cache of a model; None keeps everything."""
+  from joma.inference import kv_cache
   from joma.inference import policies
 
   policy, capacity = policies.from_name(_POLICY.value), _CAPACITY.value
@@ -98,7 +98,9 @@ def _read_policy() -> Any:
     raise errors.UserError(
         f"--capacity={capacity} has no effect with --policy={_POLICY.value}."
     )
-  return policy if policy.evicts else None
+  if capacity is None:
+    return None
+  return functools.partial(kv_cache.init, policy, capacity=capacity)
 
 
 def _read_prompts() -> list[str]:

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from joma.inference import cache_options
 from joma.inference import kv_cache
 from joma.inference import policies
 from joma.inference import policy as policy_lib
+from joma.inference import prompts
+from joma.inference import slot_arrays
 from joma.inference import storage
 from joma.transformer import attention
 from joma.transformer import one_query
@@ -153,7 +156,7 @@ class AdaKV(policy_lib.Policy):
 
   def init_cache(self, config, layer, batch_size, capacity, dtype, options):
     """Returns a `PooledCache` of K C slots."""
-    if options != kv_cache.CacheOptions():
+    if options != cache_options.DEFAULT:
       raise errors.UserError(
           "AdaKV keeps rotated keys at absolute positions, slot by slot: leave"
           " keys, positions and page_size as they are."
@@ -231,7 +234,7 @@ class PooledCache:
 
   def _joined(self, x) -> Array:
     """Takes from [B, K, M, ...] what each slot's owner has: [B, 1, M, ...]."""
-    index = kv_cache.like(self.owner[:, None], x)
+    index = slot_arrays.like(self.owner[:, None], x)
     return jnp.take_along_axis(x, index, axis=1)
 
   def _decode(self, query, key, value, positions, rotate, options):
@@ -329,7 +332,7 @@ class PooledCache:
     capacity = self.pool.capacity // self.num_kv_heads
     base = self.policy.base
     room = max(capacity, key.shape[1])
-    result, prompt = kv_cache.read_prompt(
+    result, prompt = prompts.read(
         base,
         self.pool.layer,
         room,
@@ -353,13 +356,13 @@ class PooledCache:
         self.pool.layer,
         self.pool.num_groups,
     )
-    fit = lambda x, fill=0: kv_cache.resize(x, room, fill)
+    fit = lambda x, fill=0.0: slot_arrays.resize(x, room, fill)
     arrays = jax.tree.map(fit, (slots.key, slots.value, score, aux))
     ranks = fit(policy_lib.rank(base, slots, prompt.lengths), -np.inf)
     index = self._share(ranks, capacity)  # [B, M] into K room.
     flat = lambda x: x.reshape(x.shape[0], 1, -1, *x.shape[3:])
     chosen = lambda x: jnp.take_along_axis(
-        flat(x), kv_cache.like(index[:, None], flat(x)), axis=2
+        flat(x), slot_arrays.like(index[:, None], flat(x)), axis=2
     )
     key, value, score, aux = jax.tree.map(chosen, arrays)
     pool = dataclasses.replace(

@@ -16,34 +16,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.inference import cache_options
 from joma.inference import policy as policy_lib
+from joma.inference import prompts
+from joma.inference import slot_arrays
 from joma.inference import storage
 from joma.transformer import attention
 from joma.transformer import config as configs
-from joma.transformer import full_cache
 from joma.transformer import one_query
 from kernels_pallas import implementations
-from kernels_pallas import output
 from kernels_pallas.heavy_hitter_decode import api
 from kernels_pallas.heavy_hitter_decode import slots as kernel_slots
-from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CacheOptions:
-  """How a cache keeps things; static.
-
-  Attributes:
-    keys: Whether keys are kept after rotary positions ("rotated", cheaper) or
-      before ("raw": turned at every step, which positions that change need).
-    positions: "absolute", or "rolled": a token's place among those kept.
-    page_size: Slots that are freed together; 1 is one at a time.
-  """
-
-  keys: Literal["rotated", "raw"] = "rotated"
-  positions: Literal["absolute", "rolled"] = "absolute"
-  page_size: int = 1
 
 
 @jax.tree_util.register_dataclass
@@ -136,10 +120,10 @@ def init(
       of a model without rotary ones.
   """
   require.at_least("batch_size", batch_size, 1)
-  options = _options(config, keys, positions, page_size)
+  options = cache_options.resolve(config, keys, positions, page_size)
   caches = []
   for layer, size in enumerate(policy.capacities(config.num_layers, capacity)):
-    _check_capacity(size, config, options)
+    cache_options.check_capacity(size, config, options)
     sized = policy.with_capacity(size)
     own = sized.init_cache(config, layer, batch_size, size, dtype, options)
     if own is None:
@@ -156,7 +140,7 @@ def init_layer(
     shape: tuple[int, int, int, int],
     num_groups: int,
     dtype: Any,
-    options: CacheOptions = CacheOptions(),
+    options: cache_options.CacheOptions = cache_options.DEFAULT,
 ) -> SlotCache:
   """Returns the empty cache of one layer, of shape [B, K, C, H]."""
   batch, num_kv_heads, capacity, head_dim = shape
@@ -230,14 +214,16 @@ def compact(
     UserError: If the policy protects more than that.
   """
   policy = cache.policy.with_capacity(capacity)
-  index = _best(policy, view(cache), position, min(capacity, cache.capacity))
+  index = prompts.best(
+      policy, view(cache), position, min(capacity, cache.capacity)
+  )
   kept = jax.tree.map(
-      lambda x: resize(take(x, index), capacity),
+      lambda x: slot_arrays.resize(slot_arrays.take(x, index), capacity),
       (cache.key, cache.value, cache.score, cache.aux),
   )
-  pos = resize(take(cache.pos, index), capacity, -1)
+  pos = slot_arrays.resize(slot_arrays.take(cache.pos, index), capacity, -1)
   key, value, score, aux = kept
-  rank = None if cache.rank is None else _ranks_of(pos)
+  rank = None if cache.rank is None else slot_arrays.ranks_of(pos)
   return dataclasses.replace(
       cache,
       key=key,
@@ -279,7 +265,7 @@ def stats(
 def _is_fused(cache: SlotCache, options: attention.AttentionOptions) -> bool:
   """Whether one kernel does the whole step, where kernels run."""
   chosen = implementations.choose(options.implementation, {"tpu": "pallas_tpu"})
-  is_plain = cache.options == CacheOptions()
+  is_plain = cache.options == cache_options.DEFAULT
   has_kernel = cache.policy.kernel_options() is not None
   # The kernel writes whole tiles of memory: 32 bytes of rows.
   has_tiles = cache.capacity * cache.key.data.dtype.itemsize % 32 == 0
@@ -353,7 +339,7 @@ def _decode(cache, query, key, value, positions, rotate, options):
 
 def _read(cache, query, key, value, positions, rotate, options):
   policy, capacity = cache.policy, cache.capacity
-  result, prompt = read_prompt(
+  result, prompt = prompts.read(
       policy,
       cache.layer,
       capacity,
@@ -374,59 +360,6 @@ def _read(cache, query, key, value, positions, rotate, options):
   return out, cache
 
 
-def read_prompt(
-    policy: policy_lib.Policy,
-    layer: int,
-    capacity: int,
-    is_raw: bool,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    positions: Int[Array, "B T"],
-    rotate: attention.Rotate,
-    options: attention.AttentionOptions,
-) -> tuple[output.AttentionOutput, policy_lib.Prompt]:
-  """Attends within prompts; returns that, and what the policy is to read.
-
-  Over max(C, T) keys, as a full cache of C slots would: the same bits.
-  """
-  seq_len, num_kv_heads = key.shape[1:3]
-  lengths = (positions >= 0).sum(axis=1)
-  rotated_query, rotated_key = rotate(query, positions), rotate(key, positions)
-  heads_first = lambda x: resize(x.swapaxes(1, 2), max(capacity, seq_len))
-  returns: dict[str, Any] = {}
-  if policy.uses_col_mass:
-    weights = policy.row_weights(positions, lengths)
-    weights = None if weights is None else weights[:, None]
-    returns = {"return_col_mass": True, "row_weights": weights}
-  result = full_cache.attend_many(
-      rotated_query,
-      heads_first(rotated_key),
-      heads_first(value),
-      positions,
-      options,
-      **returns,
-  )
-  col_mass = result.col_mass
-  if col_mass is not None:
-    col_mass = col_mass[..., :seq_len]
-    col_mass = col_mass.reshape(len(key), num_kv_heads, -1, seq_len)
-  prompt = policy_lib.Prompt(
-      query=rotated_query,
-      key=key if is_raw else rotated_key,
-      rotated_key=rotated_key,
-      value=value,
-      raw_query=query,
-      positions=positions,
-      lengths=lengths,
-      col_mass=col_mass,
-      rotate=rotate,
-      options=options,
-      layer=layer,
-  )
-  return result, prompt
-
-
 def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
   """Chooses among the tokens of a prompt."""
   score, aux, state = cache.policy.read_prompt(prompt)
@@ -438,31 +371,21 @@ def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
     slots = policy_lib.Slots(
         key, value, score, pos, aux, state, cache.layer, cache.num_groups
     )
-    index = _best(cache.policy, slots, prompt.lengths, capacity)
-    kept, pos = jax.tree.map(lambda x: take(x, index), (kept, pos))
-  fit = lambda x: resize(x, capacity)
+    index = prompts.best(cache.policy, slots, prompt.lengths, capacity)
+    kept, pos = jax.tree.map(lambda x: slot_arrays.take(x, index), (kept, pos))
+  fit = lambda x: slot_arrays.resize(x, capacity)
   key, value, score, aux = jax.tree.map(fit, kept)
-  pos = resize(pos, capacity, -1).astype(jnp.int32)
+  pos = slot_arrays.resize(pos, capacity, -1).astype(jnp.int32)
   return dataclasses.replace(
       cache,
       key=storage.write(cache.key, key),
       value=storage.write(cache.value, value),
       score=score,
       pos=pos,
-      rank=None if cache.rank is None else _ranks_of(pos),
+      rank=None if cache.rank is None else slot_arrays.ranks_of(pos),
       aux=aux,
       state=state,
   )
-
-
-def _best(policy, slots, position, capacity) -> Int[Array, "B K C"]:
-  """Slots of the greatest rank, oldest first; ties go to the newest."""
-  ranks = policy_lib.rank(policy, slots, position)[..., ::-1]
-  index = ranks.shape[-1] - 1 - jax.lax.top_k(ranks, capacity)[1]
-  pos = jnp.take_along_axis(slots.pos, index, axis=-1)
-  # Empty slots come last, in any order.
-  order = jnp.argsort(jnp.where(pos < 0, jnp.iinfo(jnp.int32).max, pos))
-  return jnp.take_along_axis(index, order, axis=-1)
 
 
 def _write(cache, token, slot, freed) -> SlotCache:
@@ -472,7 +395,9 @@ def _write(cache, token, slot, freed) -> SlotCache:
   is_new = is_new & (token.position >= 0)[:, None, None]
   score, aux, state = cache.policy.enter(token, cache.state)
   fill = lambda x, new, empty: jnp.where(
-      like(is_new, x), new[:, :, None], jnp.where(like(freed, x), empty, x)
+      slot_arrays.like(is_new, x),
+      new[:, :, None],
+      jnp.where(slot_arrays.like(freed, x), empty, x),
   )
   pos = fill(cache.pos, _per_head(token.position, slot), -1)
   slot = jnp.where((token.position >= 0)[:, None], slot, capacity)
@@ -545,7 +470,7 @@ def where_active(
     is_active: Bool[Array, "B"], new: SlotCache, old: SlotCache
 ) -> SlotCache:
   """Sequences without a token keep what they had; keys were not written."""
-  choose = lambda a, b: jnp.where(like(is_active, a), a, b)
+  choose = lambda a, b: jnp.where(slot_arrays.like(is_active, a), a, b)
   names = ("score", "pos", "rank", "aux", "state")
   return dataclasses.replace(
       new,
@@ -562,76 +487,3 @@ def _grouped(query, num_kv_heads) -> Any:
 
 def _per_head(position, slot) -> Any:
   return jnp.broadcast_to(position[:, None], slot.shape)
-
-
-def like(mask: Array, x: Array) -> Array:
-  """A mask with axes of one for those of x that it lacks."""
-  return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-
-
-def take(x: Array, index: Int[Array, "B K C"]) -> Array:
-  """Picks slots, axis 2."""
-  return jnp.take_along_axis(x, like(index, x), axis=2)
-
-
-def resize(x: Array, capacity: int, fill: float | int = 0) -> Array:
-  """Cuts or fills the slots' axis, 2."""
-  missing = capacity - x.shape[2]
-  if missing <= 0:
-    return x[:, :, :capacity]
-  widths = [(0, 0)] * x.ndim
-  widths[2] = (0, missing)
-  return jnp.pad(x, widths, constant_values=fill)
-
-
-def _ranks_of(pos) -> Any:
-  order = jnp.where(pos < 0, jnp.iinfo(jnp.int32).max, pos)
-  ranks = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
-  return jnp.where(pos < 0, -1, ranks).astype(jnp.int32)
-
-
-def _options(config, keys, positions, page_size) -> CacheOptions:
-  """Raises UserError where the model has no such positions."""
-  if positions not in ("absolute", "rolled"):
-    raise errors.UserError(
-        f"positions={positions!r} must be 'absolute' or 'rolled'."
-    )
-  if keys not in (None, "rotated", "raw"):
-    raise errors.UserError(f"keys={keys!r} must be 'rotated' or 'raw'.")
-  require.at_least("page_size", page_size, 1)
-  is_rotary = config.positions == "rotary"
-  if positions == "rolled" and not is_rotary:
-    raise errors.UserError(
-        "positions='rolled' turns keys again, which needs rotary positions; the"
-        f" model's are {config.positions}."
-    )
-  kinds = {config.rope_of(n).rope_type for n in range(config.num_layers)}
-  changes = is_rotary and bool(kinds & {"dynamic", "longrope"})
-  must_be_raw = positions == "rolled" or changes
-  if must_be_raw and keys == "rotated":
-    raise errors.UserError(
-        "keys='rotated' cannot be turned again, which positions='rolled' and"
-        " rotary frequencies that change with the text need: use keys='raw'."
-    )
-  return CacheOptions(
-      keys=keys or ("raw" if must_be_raw else "rotated"),
-      positions=positions,
-      page_size=page_size,
-  )
-
-
-def _check_capacity(capacity, config, options) -> None:
-  require.at_least("capacity", capacity, 1)
-  # Raw keys may be turned to any length.
-  is_bounded = config.positions == "learned" or (
-      config.positions == "rotary" and options.keys == "rotated"
-  )
-  if is_bounded and capacity > config.max_len:
-    raise errors.UserError(
-        f"capacity={capacity} is above the model's {config.max_len} positions:"
-        " there is nothing more to keep."
-    )
-  if capacity % options.page_size:
-    raise errors.UserError(
-        f"page_size={options.page_size} must divide capacity={capacity}."
-    )

@@ -316,14 +316,17 @@ class Keyformer(policy_lib.Policy):
     query = prompt.query.astype(jnp.float32)
     key = widen(prompt.rotated_key.astype(jnp.float32), channel)
     options = dataclasses.replace(prompt.options, scale=scale / self.tau_start)
-    col_mass = full_cache.attend_many(
+    result = full_cache.attend_many(
         widen(query, jnp.ones_like(query[..., :1])),
         key.swapaxes(1, 2),
         jnp.zeros_like(key).swapaxes(1, 2),
         prompt.positions,
         options,
         return_col_mass=True,
-    ).col_mass.reshape(batch, num_kv_heads, -1, seq_len)
+    )
+    assert result.col_mass is not None  # It was asked for.
+    grouped = (batch, num_kv_heads, -1, seq_len)
+    col_mass = result.col_mass.reshape(grouped)
     return policy_lib.group_sum(col_mass, self.reduce), noise, None
 
   def enter(self, token, state):

@@ -14,6 +14,7 @@ from joma.inference import key_policies
 from joma.inference import kv_cache
 from joma.inference import policies
 from joma.inference import policy as policy_lib
+from joma.inference import prompts
 from joma.transformer import model as models
 from joma.transformer import pretrained
 
@@ -88,7 +89,7 @@ class _Recorder:
   score: jax.Array | None = None
 
   def attend(self, query, key, value, positions, rotate, options):
-    result, prompt = kv_cache.read_prompt(
+    result, prompt = prompts.read(
         self.policy,
         self.layer,
         0,
