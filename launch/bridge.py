@@ -75,6 +75,7 @@ def _measure(
   from joma.inference import bridge_one_layer
   from joma.inference import bridge_text
   from joma.transformer import corpus as corpus_lib
+  from joma.transformer import train
   from launch import report_bridge
   from launch import train_lm_run
   from scansnap_jax.experiment import progress
@@ -86,6 +87,7 @@ def _measure(
       cache_dir=workdir / "corpus",
       bpe_vocab_size=config.lm.bpe_vocab_size,
   )
+  train.check_vocabulary(config.lm, corpus)
   described = train_lm_run.describe(corpus.facts())
   print(described, flush=True)
   with progress.bar(

@@ -11,6 +11,8 @@ from scansnap_jax.experiment.errors import UserError
 
 Positions = Literal["none", "rotary"]
 
+_MOST_TYPES = 8192
+
 
 def one_layer() -> scansnap_config.ScanSnapConfig:
   """The setting of Scan & Snap's theorems: plain SGD, a fast decoder.
@@ -101,11 +103,7 @@ class BridgeConfig:
       )
     if not scansnap.record_attention:
       raise UserError("scansnap.record_attention must be on.")
-    if self.lm.seq_len < 8 or not self.lm.map_steps:
-      raise UserError(
-          "lm needs seq_len of at least 8 and one of map_steps, got"
-          f" {self.lm.seq_len} and {self.lm.map_steps}."
-      )
+    self._check_text()
     if not self.positions or len(set(self.positions)) < len(self.positions):
       raise UserError(
           f"positions must name none, rotary or both, got {self.positions}."
@@ -115,6 +113,21 @@ class BridgeConfig:
       raise UserError(f"budget must lie in (0, 1), got {self.budget}.")
     require.at_least("num_sequences", self.num_sequences, 1)
     require.at_least("num_windows", self.num_windows, 2)
+
+  def _check_text(self) -> None:
+    require.at_least("lm.seq_len", self.lm.seq_len, 8)
+    if self.lm.num_steps is None or self.lm.num_steps not in self.lm.map_steps:
+      raise UserError(
+          "lm.map_steps are where models are measured, and must name the last"
+          f" step: got {self.lm.map_steps} for"
+          f" lm.num_steps={self.lm.num_steps}."
+      )
+    vocab_size = self.lm.model.vocab_size
+    if vocab_size > _MOST_TYPES:
+      raise UserError(
+          f"lm.model.vocab_size={vocab_size}: co-occurrence is counted in"
+          f" arrays of its square, so up to {_MOST_TYPES} types are allowed."
+      )
 
   @property
   def seq_len(self) -> int:

@@ -64,7 +64,6 @@ def measure(
     UserError: If the text is too short, or as training.
     Stopped: As training.
   """
-  train_lib.check_vocabulary(config.lm, corpus)
   subject = Subject(config, corpus)
   found: dict[str, Any] = {}
   for positions in config.positions:

@@ -28,7 +28,9 @@ _MODEL = configs.TransformerConfig(
     hidden_dim=8,
     max_len=8,
 )
-_LM = lm_config.LmConfig(model=_MODEL, seq_len=8)
+_LM = lm_config.LmConfig(
+    model=_MODEL, seq_len=8, num_steps=50, map_steps=(0, 50)
+)
 
 
 def _corpus(num_tokens):
@@ -45,7 +47,16 @@ class BridgeConfigTest(parameterized.TestCase):
       ({"positions": ()}, "positions must name none, rotary or both"),
       ({"positions": ("none", "none")}, "none, rotary or both"),
       ({"num_lm_seeds": 1}, "num_lm_seeds must be at least 2"),
-      ({"lm": lm_config.LmConfig(seq_len=4)}, "seq_len of at least 8"),
+      ({"lm": lm_config.LmConfig(seq_len=4)}, "lm.seq_len must be at least 8"),
+      ({"lm": lm_config.LmConfig(map_steps=(0,))}, "must name the last step"),
+      (
+          {
+              "lm": lm_config.LmConfig(
+                  model=configs.TransformerConfig(vocab_size=28_782)
+              )
+          },
+          "up to 8192 types",
+      ),
   )
   def test_setting_that_cannot_be_is_refused(self, changes, message):
     with self.assertRaisesRegex(errors.UserError, message):
