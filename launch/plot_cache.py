@@ -24,6 +24,22 @@ _KNOWN = {
     "streaming_llm": figures.CurveStyle("#E69F00", "D", "-"),
     "h2o": figures.CurveStyle("#D55E00", "o", "-"),
 }
+_LABELS = {
+    "streaming_llm": "StreamingLLM",
+    "h2o": "H2O",
+    "tova": "TOVA",
+    "snapkv": "SnapKV",
+    "pyramidkv": "PyramidKV",
+    "scissorhands": "Scissorhands",
+    "keyformer": "Keyformer",
+    "knorm": "Knorm",
+    "keydiff": "KeyDiff",
+    "rkv": "R-KV",
+    "lagkv": "LagKV",
+    "expected_attention": "Expected Attention",
+    "quest": "Quest",
+    "adakv": "AdaKV",
+}
 _OTHERS = (
     figures.CurveStyle("#0072B2", "s", "-"),
     figures.CurveStyle("#009E73", "^", "-"),
@@ -40,10 +56,10 @@ def draw(rows: Sequence[Row]) -> mpl_figure.Figure:
   """Draws a task: quality by budget and by bytes, recall where there is any."""
   is_text = "perplexity" in rows[0]
   name = "perplexity" if is_text else "quality"
-  label = "perplexity" if is_text else "accuracy"
+  title = "perplexity" if is_text else "accuracy"
   panels: list[tuple[str, str, Callable[[Row], float]]] = [
-      (name, label, _percent),
-      (name, label, _megabytes),
+      (name, title, _percent),
+      (name, title, _megabytes),
   ]
   if not is_text:
     panels.insert(1, ("recall", "gold tokens still kept", _percent))
@@ -58,10 +74,7 @@ def draw(rows: Sequence[Row]) -> mpl_figure.Figure:
         axes.set_xlabel("slots, % of the text")
       else:
         axes.set_xlabel("MB of cache that a step moves")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(mpl_ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(mpl_ticker.NullLocator())
+      axes.set_xlim(0, None)
     entries = figures.legend_entries(grid[0])
     entries["full cache"] = mpl_lines.Line2D(
         [], [], color="black", linestyle=":", linewidth=0.8
@@ -81,6 +94,13 @@ def looks(rows: Sequence[Row]) -> dict[str, figures.CurveStyle]:
   }
 
 
+def label(name: str) -> str:
+  """Writes the name of a policy as its paper does, its settings behind."""
+  base, *settings = name.split(":")
+  known = _LABELS.get(base, base.replace("_", " "))
+  return " ".join([known, *settings])
+
+
 def _draw_curves(
     axes: mpl_axes.Axes,
     rows: Sequence[Row],
@@ -94,7 +114,7 @@ def _draw_curves(
         part: np.array([row[key][part] for row in mine])
         for part in ("mean", "low", "high")
     }
-    axes.plot(x, parts["mean"], **look._asdict(), label=name)
+    axes.plot(x, parts["mean"], **look._asdict(), label=label(name))
     figures.shade(axes, x, parts["low"], parts["high"], look)
   full = next(row for row in rows if row["policy"] == "full")
   axes.axhline(full[key]["mean"], color="black", linestyle=":", linewidth=0.8)

@@ -65,8 +65,9 @@ def finding(task: str, rows: Sequence[Row]) -> str:
   )
   said = [
       f"{task}: full cache {_number(full[key]['mean'])}. With {least} slots,"
-      f" {100 * best['budget']:.3g} % of the text, {best['policy']} is best"
-      f" with {_number(best[key]['mean'])}"
+      f" {100 * best['budget']:.3g} % of the text,"
+      f" {plot_cache.label(best['policy'])} is best with"
+      f" {_number(best[key]['mean'])}"
   ]
   beside = [
       f"{row['policy']} {_number(row[key]['mean'])}"
@@ -142,7 +143,7 @@ def _quality(task: str, rows: Sequence[Row]) -> report.Table:
     keys = ("perplexity", "ratio") if is_text else ("quality", "recall")
     mass = row["kept_mass"]
     cells.append((
-        row["policy"],
+        plot_cache.label(row["policy"]),
         row["slots"],
         *(_interval(row[key]) for key in keys),
         "–" if mass is None else _number(mass["mean"]),
@@ -167,7 +168,7 @@ def _expense(rows: Sequence[Row]) -> report.Table:
   )
   cells = [
       (
-          row["policy"],
+          plot_cache.label(row["policy"]),
           row["slots"],
           f"{row['step_bytes'] / 1e6:.4g}",
           f"{row['step_cache_bytes'] / 1e6:.4g}",

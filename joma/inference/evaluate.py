@@ -105,20 +105,34 @@ def gold_recall(kv_cache: Any, gold: Int[Array, "B M"]) -> Float[Array, "B L"]:
   """Share of gold tokens that are kept, by layer, mean over KV heads.
 
   Args:
-    kv_cache: A cache a layer; one without `pos` keeps everything.
+    kv_cache: A cache a layer.
     gold: Positions; -1 is none. A text without any gives NaN.
   """
   is_gold = gold >= 0
   number = is_gold.sum(axis=1)
   layers = []
   for cache in kv_cache:
-    if getattr(cache, "pos", None) is None:
+    pos = kept_positions(cache)
+    if pos is None:
       layers.append(jnp.where(number > 0, 1.0, jnp.nan))
       continue
-    is_kept = (cache.pos[..., None] == gold[:, None, None]).any(axis=2)
+    is_kept = (pos[..., None] == gold[:, None, None]).any(axis=2)
     kept = (is_kept & is_gold[:, None]).sum(axis=2).mean(axis=1)
     layers.append(kept / number)
   return jnp.stack(layers, axis=1)
+
+
+def kept_positions(cache: Any) -> Int[Array, "B K C"] | None:
+  """Positions that each KV head of a layer keeps, -1 for others; None is all.
+
+  Args:
+    cache: With slots (`kv_cache`), a pool of them (`head_budgets`), or one
+      that keeps everything.
+  """
+  if hasattr(cache, "owner"):
+    heads = jnp.arange(cache.num_kv_heads)[None, :, None]
+    return jnp.where(cache.owner[:, None] == heads, cache.pool.pos, -1)
+  return getattr(cache, "pos", None)
 
 
 @functools.partial(

@@ -36,7 +36,8 @@ class EvaluateConfig:
       frequent_words, long_generation; and perplexity. All but the first three
       want a model with a tokenizer.
     policies: Names of policies, each with settings of its own if need be, as
-      h2o:score=ema:decay=0.98. full, window and random are always there.
+      h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
+      that policy out among heads. full, window and random are always there.
     budgets: Slots of a KV head over the length of the text, in (0, 1].
     slots: The same as numbers; where given, instead of budgets.
     num_seeds: Draws of examples.

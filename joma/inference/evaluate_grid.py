@@ -24,9 +24,11 @@ from joma.inference import evaluate
 from joma.inference import evaluate_config
 from joma.inference import evaluate_data
 from joma.inference import generate
+from joma.inference import head_budgets
 from joma.inference import kv_cache as kv_cache_lib
 from joma.inference import policies
 from joma.inference import policy as policy_lib
+from joma.inference import quest
 from joma.inference import tasks
 from joma.transformer import model as models
 from joma.transformer import tokenizer as tokenizer_lib
@@ -54,13 +56,17 @@ class Subject:
 
 
 def parse_policy(name: str) -> policy_lib.Policy:
-  """Returns the policy of `h2o:score=ema:decay=0.98`.
+  """Returns the policy of `h2o:score=ema:decay=0.98` or `adakv:snapkv`.
 
   Raises:
     UserError: The name or a setting is unknown, or of another type.
   """
   base, *settings = name.split(":")
   fields: dict[str, Any] = {}
+  if base == "adakv":
+    # What follows is the policy that it shares slots out by.
+    shared = parse_policy(":".join(settings) or "h2o")
+    return head_budgets.AdaKV(base=shared)
   for setting in settings:
     field, equals, value = setting.partition("=")
     if not equals:
@@ -69,6 +75,8 @@ def parse_policy(name: str) -> policy_lib.Policy:
       )
     fields[field] = _value(value)
   try:
+    if base == "quest":
+      return quest.Quest(**fields)
     return policies.from_name(base, **fields)
   except TypeError as error:
     raise errors.UserError(f"policies={name}: {error}") from error
@@ -85,16 +93,41 @@ def _value(text: str) -> Any:
 
 
 def make_caches(
-    config: Config, subject: Subject, name: str, slots: int, batch_size: int
+    config: Config,
+    subject: Subject,
+    name: str,
+    slots: int,
+    batch_size: int,
+    seed: int = 0,
+    num_new: int = 0,
 ) -> tuple[Any, ...]:
   """Returns empty caches of a policy.
 
-  Windows of a prompt's last queries shrink to half of small caches.
+  Windows of a prompt's last queries shrink to half of small caches. Quest keeps
+  everything and reads so many slots, in whole pages.
+
+  Args:
+    config: Settings.
+    subject: The model.
+    name: As `parse_policy`.
+    slots: Of a KV head.
+    batch_size: B.
+    seed: Of policies that draw; a seed in the name goes before.
+    num_new: Tokens beyond the text, for which those that keep everything need
+      room.
 
   Raises:
     UserError: The policy does not fit so few slots.
   """
   policy: Any = parse_policy(name)
+  if hasattr(policy, "seed") and "seed=" not in name:
+    policy = dataclasses.replace(policy, seed=seed)
+  if isinstance(policy, quest.Quest):
+    num_keys = slots // policy.page_size * policy.page_size
+    policy = dataclasses.replace(
+        policy, num_keys=max(num_keys, policy.page_size)
+    )
+    slots = config.length + num_new
   window = getattr(policy, "window", None)
   if window is not None and "window=" not in name:
     window = max(1, min(window, slots // 2))
@@ -145,7 +178,8 @@ def measure(
     `recall_by_layer` (of layers without windows) and `gold_in_sinks` for
     others, `kept_mass`,
     `step_bytes` of the cost model, `cache_bytes`, `ms_per_step` (of all batches
-    but the first; None if there is no other), `compilations`, `num_texts`.
+    but the first; None if there is no other, or a policy draws), `num_draws`
+    of such a policy, `compilations`, `num_texts`.
 
   Raises:
     UserError: As `check`, or if a text cannot be had.
@@ -218,11 +252,14 @@ def _grid(
   rows = []
   for name, budget, slots in settings:
     parts, before = [], _num_compiled()
-    for batch in batches:
+    draws = hasattr(parse_policy(name), "seed")
+    for seed, batch in enumerate(batches):
       tokens = batch[0].tokens if isinstance(batch, tuple) else batch
       num_new = _num_new(batch, subject)
       number = slots or tokens.shape[1] + max(num_new - 1, 0)
-      caches = make_caches(config, subject, name, number, len(tokens))
+      caches = make_caches(
+          config, subject, name, number, len(tokens), seed, max(num_new - 1, 0)
+      )
       parts.append(ask(batch, caches))
       on_progress(1)
     # The first batch compiles.
@@ -234,11 +271,12 @@ def _grid(
     compilations = _num_compiled() - before
     number = slots or tokens.shape[1] + max(num_new - 1, 0)
     row = {"policy": name, "budget": budget, "slots": number}
-    row |= _sum_up(seen)
+    row |= _sum_up(seen, len(batches) if draws else None)
     row["gold_in_sinks"] = _gold_in_sinks(batches, parse_policy(name).num_sinks)
     row |= _cost(config, subject, name, number, tokens.shape)
     row["compilations"] = compilations
-    is_timed = bool(times) and not np.isnan(times).any()
+    # Each draw of a policy is a program of its own.
+    is_timed = bool(times) and not draws and not np.isnan(times).any()
     row["ms_per_step"] = float(np.median(times)) if is_timed else None
     rows.append(row)
   return rows
@@ -258,10 +296,19 @@ def _num_compiled() -> int:
   return sum(program._cache_size() for program in programs)
 
 
-def _sum_up(seen: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _sum_up(
+    seen: Mapping[str, np.ndarray], num_draws: int | None
+) -> dict[str, Any]:
+  """Means and intervals; texts for which a policy drew alike are one draw."""
   values = seen["quality"]
   row: dict[str, Any] = {"values": values, "num_texts": len(values)}
-  row["quality"] = _interval(values)
+  row["num_draws"] = num_draws
+  if num_draws is not None:
+    seen = {
+        key: np.stack([part.mean(axis=0) for part in np.split(x, num_draws)])
+        for key, x in seen.items()
+    }
+  row["quality"] = _interval(seen["quality"])
   if "recall" in seen:
     by_layer = seen["recall"]  # [B, L]
     row["recall"] = _interval(by_layer.mean(axis=1))
@@ -289,14 +336,18 @@ def _cost(
   batch_size, length = shape
   caches = make_caches(config, subject, name, slots, batch_size)
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
-  capacities = tuple(cache.pos.shape[2] for cache in caches)
   base = name.split(":")[0]
+  if base == "quest":
+    capacities = (caches[0].kept.key.shape[2],)
+    num_keys = min(caches[0].policy.num_keys, *capacities)
+    plan = cache_plan.quest(num_keys, caches[0].policy.page_size)
+  else:
+    capacities = tuple(_capacity(cache) for cache in caches)
+    plan = cache_plan.scored(capacities, name)
   if base == "full":
     plan = cache_plan.full()
   elif base in _BY_PLACE:
     plan = cache_plan.window(capacities, name)
-  else:
-    plan = cache_plan.scored(capacities, name)
   dtype = np.dtype(subject.model.dtype).name
   load = cost_model.Load(
       batch_size=batch_size,
@@ -312,6 +363,13 @@ def _cost(
       "step_cache_bytes": int(cost.cache_bytes),
       "cache_bytes": held,
   }
+
+
+def _capacity(cache: Any) -> int:
+  """Slots of a layer, a KV head on average."""
+  if hasattr(cache, "owner"):
+    return cache.owner.shape[1] // cache.num_kv_heads
+  return cache.pos.shape[2]
 
 
 def _answers(
@@ -400,13 +458,13 @@ def _perplexity(
 
 def _kept_mass(kv_cache: Any, position: Int[np.ndarray, "B"]) -> np.ndarray:
   """Share of attention so far that is on what is kept, mean over layers."""
+  if not isinstance(kv_cache[0], kv_cache_lib.SlotCache):
+    return np.full(len(position), np.nan)
   masses = [
-      np.asarray(
-          kv_cache_lib.stats(cache, jnp.asarray(position))["kept_mass"]
-      ).mean(axis=1)
+      kv_cache_lib.stats(cache, jnp.asarray(position))["kept_mass"]
       for cache in kv_cache
   ]
-  return np.mean(masses, axis=0)
+  return np.mean([np.asarray(mass).mean(axis=1) for mass in masses], axis=0)
 
 
 def _compare(rows: list[dict[str, Any]]) -> None:
@@ -415,4 +473,8 @@ def _compare(rows: list[dict[str, Any]]) -> None:
   for row in rows:
     exp = lambda parts: {k: float(np.exp(v)) for k, v in parts.items()}
     row["perplexity"] = exp(row["quality"])
-    row["ratio"] = exp(_interval(row["values"] - full))
+    ratios = row["values"] - full
+    if row["num_draws"] is not None:
+      parts = np.split(ratios, row["num_draws"])
+      ratios = np.array([part.mean() for part in parts])
+    row["ratio"] = exp(_interval(ratios))

@@ -1,0 +1,102 @@
+"""What the report of evaluated policies says, from numbers made up."""
+
+import json
+import pathlib
+import time
+
+from absl.testing import absltest
+
+from launch import plot_cache
+from launch import report_cache
+
+
+def _parts(mean, half=0.01):
+  return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _row(policy, slots, quality, recall=None, **changes):
+  return {
+      "policy": policy,
+      "budget": slots / 64,
+      "slots": slots,
+      "quality": _parts(quality),
+      "recall": _parts(quality if recall is None else recall),
+      "gold_in_sinks": 0.25,
+      "kept_mass": None,
+      "step_bytes": 10**6 + 1000 * slots,
+      "step_cache_bytes": 1000 * slots,
+      "cache_bytes": 900 * slots,
+      "ms_per_step": 1.25,
+      "compilations": 1,
+      "num_texts": 12,
+      **changes,
+  }
+
+
+def _rows(h2o=(0.5, 0.9), streaming=(0.3, 0.8)):
+  rows = [_row("full", 64, 1.0)]
+  for i, slots in enumerate((16, 32)):
+    rows += [
+        _row("window", slots, 0.1 + 0.1 * i),
+        _row("random", slots, 0.2, ms_per_step=None),
+        _row("h2o", slots, h2o[i], kept_mass=_parts(0.6)),
+        _row("streaming_llm", slots, streaming[i]),
+    ]
+  return rows
+
+
+def _texts():
+  return [
+      _row("full", 64, 3.0)
+      | {"perplexity": _parts(20.0), "ratio": _parts(1.0, 0)},
+      _row("window", 16, 4.2)
+      | {"perplexity": _parts(70.0), "ratio": _parts(3)},
+      _row("h2o", 16, 3.1) | {"perplexity": _parts(22.0), "ratio": _parts(1.1)},
+  ]
+
+
+class ReportTest(absltest.TestCase):
+
+  def test_names_the_best_beside_window_and_random(self):
+    said = report_cache.finding("mqar", _rows())
+    self.assertIn("full cache 1.000. With 16 slots, 25 % of the text", said)
+    self.assertIn("H2O is best with 0.500, beside window 0.100", said)
+    self.assertIn("and random 0.200", said)
+    self.assertIn("at least as many gold tokens as StreamingLLM", said)
+
+  def test_of_perplexities_the_least_is_best(self):
+    said = report_cache.finding("perplexity", _texts())
+    self.assertIn("H2O is best with 22.00, beside window 70.00.", said)
+
+  def test_says_where_fewer_gold_tokens_are_kept_and_why(self):
+    said = report_cache.finding("mqar", _rows(h2o=(0.295, 0.7)))
+    self.assertIn("0.29 against 0.30 with 16 slots (intervals overlap)", said)
+    self.assertIn("0.70 against 0.80 with 32 slots;", said)
+    self.assertIn("25 % of them stand in StreamingLLM's sinks", said)
+
+  def test_writes_a_report_of_all_tasks(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    summary = {
+        "tasks": {"mqar": _rows(), "perplexity": _texts()},
+        "training": {"losses": [3.0, 0.1]},
+        "length": 64,
+    }
+    path = report_cache.write(workdir, summary, {}, time.monotonic())
+    text = path.read_text()
+    self.assertEqual(text.count("data:image/png;base64"), 2)
+    self.assertIn("loss 3.000 to 0.100 nats", text)
+    self.assertIn("0.500 ± 0.010", text)
+    written = json.loads((workdir / "summary.json").read_text())
+    self.assertLen(written["finding"], 2)
+    self.assertEqual(written["tasks"]["mqar"], _rows())
+
+  def test_policies_of_a_figure_look_different(self):
+    names = ["h2o", "h2o:score=ema", "tova", "keydiff", "window", "random"]
+    names += ["streaming_llm", "snapkv", "knorm"]
+    looks = plot_cache.looks([_row(name, 16, 0.5) for name in names])
+    self.assertLen(set(map(str, looks.values())), len(names))
+    self.assertEqual(plot_cache.label("h2o:score=ema"), "H2O score=ema")
+
+
+if __name__ == "__main__":
+  absltest.main()
