@@ -361,7 +361,7 @@ def _start(rule, sizes, refs) -> None:
 def _visit(rule, sizes, refs, position, index) -> None:
   """Takes a chunk into the softmax."""
   scratch, chunk = refs.scratch, refs.stored[0].shape[2]
-  lanes = pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
+  lanes = _lanes(sizes, index, chunk)
   pos = refs.small["pos"][0, :, lanes]
   column = jax.lax.broadcasted_iota(jnp.int32, pos.shape, 1) + index * chunk
   slot = scratch.slot[:, :1].astype(jnp.int32)
@@ -425,7 +425,7 @@ def _finish(rule, sizes, refs, position) -> None:
 
   @pl.loop(0, sizes.capacity // chunk)
   def _(index):
-    lanes = pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
+    lanes = _lanes(sizes, index, chunk)
     new = {name: ref.at[0, :, lanes] for name, ref in refs.new_small.items()}
     old = {name: ref[0, :, lanes] for name, ref in refs.small.items()}
     mass = _joined(rule, sizes, weights_of(scratch.logits[:, lanes]))
@@ -505,6 +505,13 @@ def _product_type(refs) -> Any:
   """float32 where either side is."""
   types = (refs.vectors[0].dtype, refs.stored[0].dtype)
   return jnp.float32 if jnp.float32 in types else jnp.bfloat16
+
+
+def _lanes(sizes, index, chunk) -> Any:
+  """The slots of a chunk; all of them need not be whole registers."""
+  if chunk == sizes.capacity:
+    return pl.ds(0, chunk)
+  return pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
 
 
 def _heads(sizes, k) -> slice:

@@ -202,7 +202,8 @@ class CompileManyTest(parameterized.TestCase):
       chunk = pallas_tpu.choose_chunk(pallas_tpu.Config(), sizes)
     need = sum(pallas_tpu.vmem(chunk, sizes).values())
     (taken,) = compiled.scoped_vmem_bytes.values()
-    self.assertBetween(need, taken, 4 * taken + 2 * _MIB)
+    # One MiB of ours is for registers, whatever the sizes.
+    self.assertBetween(need, taken, 4 * taken + 3 * _MIB)
 
 
 if __name__ == "__main__":
