@@ -221,9 +221,8 @@ class RecomputeTest(parameterized.TestCase):
     params, tokens = make_params(name), make_tokens(seq_len=11)
     rule = unit_rules.HeadRule(num=1, missing_kv="recompute", period=4)
     always = dataclasses.replace(rule, missing_kv="always_compute_kv")
-    found, lazy = decode_through(
-        make_model(name, heads=rule), params, tokens, 3
-    )
+    model = make_model(name, heads=rule)
+    found, lazy = decode_through(model, params, tokens, 3)
     expected, full = decode_through(
         make_model(name, heads=always), params, tokens, 3
     )
