@@ -18,7 +18,7 @@ compiles the kernels of `kernels_pallas/aot/budgets.json` with the libtpu that
 is installed and writes their figures, which a test compares from then on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib
 import json
 from typing import Any
@@ -45,6 +45,13 @@ _SPARSE_LENGTH = flags.DEFINE_integer(
     lower_bound=0,
     flag_values=_FLAGS,
 )
+_OPS = flags.DEFINE_multi_enum(
+    "ops",
+    ["attention", "mlp", "decode"],
+    ["attention", "mlp", "decode"],
+    "Which ops on a TPU; linear attention goes with attention.",
+    flag_values=_FLAGS,
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
 _UPDATE = flags.DEFINE_boolean(
     "update_budgets", False, "Whether to write budgets.json instead.", _FLAGS
@@ -61,13 +68,16 @@ def main(_: list[str]) -> None:
     return
   lengths = [_length(text) for text in _LENGTHS.value]
   sparse_length = _SPARSE_LENGTH.value and _length(str(_SPARSE_LENGTH.value))
-  rows = measure(_TARGET.value, lengths, sparse_length)
+  rows = measure(_TARGET.value, lengths, sparse_length, _OPS.value)
   if _OUTPUT.value:
     workdir.write_atomic(_OUTPUT.value, json.dumps(rows, indent=2) + "\n")
 
 
 def measure(
-    target: str, lengths: list[int], sparse_length: int = 0
+    target: str,
+    lengths: list[int],
+    sparse_length: int = 0,
+    ops: Sequence[str] = ("attention",),
 ) -> list[dict[str, Any]]:
   """Prints the report of a target; returns its rows.
 
@@ -75,6 +85,7 @@ def measure(
     target: tpu:CHIP, h100 (or gpu:h100), gpu, or cpu.
     lengths: Of TPU programs.
     sparse_length: Of block-sparse ones; 0 is none.
+    ops: On a TPU.
 
   Raises:
     UserError: If the target is unknown or its compiler is not installed.
@@ -88,7 +99,7 @@ def measure(
     raise errors.UserError(
         f"--target={target} must be tpu:CHIP, h100, gpu or cpu"
     )
-  return _explained(_module("tpu").report, name, lengths, sparse_length)
+  return _explained(_module("tpu").report, name, lengths, sparse_length, ops)
 
 
 def _module(name: str) -> Any:

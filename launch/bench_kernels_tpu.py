@@ -34,6 +34,7 @@ PROGRAMS = "launch.kernel_programs:"
 SPARSE_TILES = ((128, 128), (128, 256), (256, 512), (512, 512), (512, 1024))
 DENSITIES = (0.1, 0.3)
 # Where linear attention and our dense forward pass are close.
+OPS = ("attention", "mlp", "decode")
 LINEAR_LENGTHS = (256, 512, 1024)
 CALIBRATION = (
     "Static, not measured: stalls on HBM and transposes around the kernels are"
@@ -405,9 +406,18 @@ def versions() -> str:
 
 
 def report(
-    name: str, lengths: Sequence[int], sparse_length: int
+    name: str,
+    lengths: Sequence[int],
+    sparse_length: int,
+    ops: Sequence[str] = OPS,
 ) -> list[dict[str, Any]]:
   """Prints what `measure` finds for the chip of this name; returns the rows.
+
+  Args:
+    name: In `chips`.
+    lengths: Of attention's programs.
+    sparse_length: Of block-sparse ones; 0 is none.
+    ops: Which of `OPS`.
 
   Raises:
     ValueError: If there is no such TPU.
@@ -417,6 +427,19 @@ def report(
   if chip.platform != "tpu":
     raise ValueError(f"no TPU {name!r}; known are {', '.join(chips.TPU_NAMES)}")
   topology.require("tpu")
+  rows = []
+  if "attention" in ops:
+    rows += _report_attention(chip, lengths, sparse_length)
+  if "mlp" in ops:
+    rows += bench_mlp_tpu.report(chip)
+  if "decode" in ops:
+    rows += bench_decode_tpu.report(chip)
+  return rows
+
+
+def _report_attention(
+    chip: chips.Chip, lengths: Sequence[int], sparse_length: int
+) -> list[dict[str, Any]]:
   linear_lengths = sorted({*LINEAR_LENGTHS, *lengths})
   rows = measure(chip, lengths, sparse_length, linear_lengths=linear_lengths)
   print(
@@ -425,5 +448,4 @@ def report(
   )
   print(table(rows) + "\n")
   print("\n".join(summary(rows)))
-  rows += bench_mlp_tpu.report(chip)
-  return rows + bench_decode_tpu.report(chip)
+  return rows
