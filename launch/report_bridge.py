@@ -66,17 +66,23 @@ def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
       name: summaries.text(found[f"over_{name}"])
       for name in ("frequency", "h2o", "h2o_mean")
   }
+  over = found["over_frequency"]
+  verdict = "cannot be told from what"
+  if over["low"] > 0:
+    verdict = "is more than"
+  elif over["high"] < 0:
+    verdict = "is less than"
   ceiling = found["at_end"]["one_layer"]["type"]["mean"]
   return (
       "From co-occurrence alone the theory names"
       f" {summaries.text(found['number'])} of a trained Transformer's heavy"
-      f" hitters (chance {last['chance']:.3f}). That is {gains['h2o']} more"
-      f" than H2O's running sum, {gains['h2o_mean']} more than its running"
-      f" mean, and {gains['frequency']} more than the frequency of tokens."
-      " Given frequency, its rank correlation with the attention that types"
-      f" get is {summaries.text(found['partial'])}. In one layer on its own"
-      " data the theory names"
-      f" {summaries.text(found['at_end']['one_layer']['theory'])} of them"
+      f" hitters (chance {last['chance']:.3f}). This {verdict} the frequency of"
+      f" tokens names: the difference is {gains['frequency']}. The difference"
+      f" to H2O's running sum is {gains['h2o']}, to its running mean"
+      f" {gains['h2o_mean']}. Given frequency, the theory's rank correlation"
+      " with the attention that types get is"
+      f" {summaries.text(found['partial'])}. In one layer on its own data it"
+      f" names {summaries.text(found['at_end']['one_layer']['theory'])} of them"
       f" ({ceiling:.3f} is possible)."
   )
 
@@ -115,14 +121,19 @@ def write(
 
 def caption(summary: Mapping[str, Any]) -> str:
   """Says what the figure shows."""
-  panel = list(summary["panels"].values())[-1]
+  sizes = ", ".join(
+      f"{panel['num_kept']} of {panel['num_candidates']} ({title})"
+      for title, panel in (
+          (plot_bridge.TITLES[name], panel)
+          for name, panel in summary["panels"].items()
+      )
+  )
   return (
-      f"Of the first {panel['num_candidates']} tokens of a sequence (63 where"
-      " contexts have 127), the quarter that the second half attends to most:"
-      " the share of it among as many tokens that each predictor ranks highest,"
-      " along training. The theory sees token statistics, never a model; H2O"
-      " sees the attention of the first half. Dotted: chance. Bands: 95 %"
-      " intervals over runs."
+      "Heavy hitters are the tokens of a sequence's first half that its second"
+      f" half attends to most: {sizes}. Shown is which share of them is among"
+      " as many tokens that each predictor ranks highest, along training. The"
+      " theory sees token statistics, never a model; H2O sees the attention of"
+      " the first half. Dotted: chance. Bands: 95 % intervals over runs."
   )
 
 
