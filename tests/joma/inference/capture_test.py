@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl.testing import absltest
 import jax
@@ -113,11 +114,12 @@ class CaptureTest(absltest.TestCase):
       capture.write(_MODEL, self.params, _TEXTS[1:], self.folder, _CONFIG)
 
   def test_bad_input_is_refused(self):
-    for changes, texts, scale, message in (
+    cases: Any = (
         ({"block_size": 3}, _TEXTS, 1, "3 must divide the 20 neurons"),
         ({}, _TEXTS[:0], 1, "no text to capture"),
         ({"dtype": "float16"}, _TEXTS, 1e6, "too large for float16"),
-    ):
+    )
+    for changes, texts, scale, message in cases:
       config = dataclasses.replace(_CONFIG, **changes)
       with self.assertRaisesRegex(errors.UserError, message):
         capture.write(_MODEL, make_params(scale), texts, self.folder, config)

@@ -39,7 +39,9 @@ class StrengthsTest(absltest.TestCase):
   def _strengths(self, label, block_size):
     return np.asarray(
         labels.unit_strengths(
-            *map(jnp.asarray, (self.hidden_pre, self.hidden, self.down)),
+            jnp.asarray(self.hidden_pre),
+            jnp.asarray(self.hidden),
+            jnp.asarray(self.down),
             label,
             block_size,
         )
