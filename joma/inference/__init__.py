@@ -1,5 +1,13 @@
 """What the theory's sparsity buys at inference.
 
-sampling          the next token from logits
-generate          prompts to continuations: prefill, then decode steps
+generate, sampling      prompts to continuations: prefill, then decode steps
+kv_cache                a cache of a fixed number of slots
+policy, policies,       which tokens stay; key_policies by keys, head_budgets
+key_policies, quest,    with slots of each head's own, quest reads chosen pages,
+h2o_variants            h2o_variants the published programs of that name
+contextual_sparsity     which heads and neurons a token needs: capture,
+                        predictors, sparse_mlp, sparse_heads, training_free
+cost_model, chips       bytes, operations and least time of a step
+tasks, evaluate         what it costs: texts whose needed tokens are known
+bridge                  heavy hitters that the theory predicts
 """

@@ -1,5 +1,5 @@
 """One decode step over a cache of fixed size that evicts what it used least.
 
 Public modules: api (heavy_hitter_decode), slots (the cache), rule (who goes),
-reference, xla, pallas_tpu, pallas_gpu, cost, shapes; paged (over a pool's pages).
+reference, xla, pallas_tpu, pallas_gpu, cost, shapes; paged (pages of a pool).
 """
