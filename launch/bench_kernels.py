@@ -49,7 +49,7 @@ _OPS = flags.DEFINE_multi_enum(
     "ops",
     ["attention", "mlp", "decode"],
     ["attention", "mlp", "decode"],
-    "Which ops on a TPU; linear attention goes with attention.",
+    "Which ops, on TPUs and CPUs; linear attention goes with attention.",
     flag_values=_FLAGS,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
@@ -85,7 +85,7 @@ def measure(
     target: tpu:CHIP, h100 (or gpu:h100), gpu, or cpu.
     lengths: Of TPU programs.
     sparse_length: Of block-sparse ones; 0 is none.
-    ops: On a TPU.
+    ops: On a TPU and a CPU.
 
   Raises:
     UserError: If the target is unknown or its compiler is not installed.
@@ -93,8 +93,10 @@ def measure(
   platform, _, name = target.partition(":")
   if target in ("h100", "gpu:h100"):
     return _explained(_module("h100").report)
-  if target in ("gpu", "cpu"):
+  if target == "gpu":
     return _explained(_module(target).report)
+  if target == "cpu":
+    return _explained(_module(target).report, ops)
   if platform != "tpu" or not name:
     raise errors.UserError(
         f"--target={target} must be tpu:CHIP, h100, gpu or cpu"

@@ -47,6 +47,7 @@ _CHILD_LENGTH = flags.DEFINE_integer(
     "child_length", 0, "Internal: its sequence length.", flag_values=_FLAGS
 )
 
+OPS = ("attention", "mlp", "decode")
 LENGTHS = (512, 1024, 2048, 4096)
 _HEADS = (8, 8), (8, 2)  # Query and key heads.
 _HEAD_DIM = 64
@@ -67,18 +68,23 @@ def main(_: list[str]) -> None:
   report()
 
 
-def report() -> list[Row]:
-  """Makes and prints all rows."""
-  # A process starts from the peak of its parent, which is small as yet.
-  return [
-      *memory_rows(_MEMORY_LENGTH, tell=_print),
-      *compiled_rows(_COMPILED_LENGTHS, tell=_print),
-      *measure(LENGTHS, tell=_print),
-      sparse_row(_SPARSE_LENGTH, tell=_print),
-      *(linear_row(n, tell=_print) for n in _LINEAR_LENGTHS),
-      *(mlp_row(x, tell=_print) for x in ("opt_6.7b", "llama3_8b")),
-      bench_decode_cpu.decode_row(tell=_print),
-  ]
+def report(ops: Sequence[str] = OPS) -> list[Row]:
+  """Makes and prints the rows of some of `OPS`."""
+  rows = []
+  if "attention" in ops:
+    # A process starts from the peak of its parent, which is small as yet.
+    rows += [
+        *memory_rows(_MEMORY_LENGTH, tell=_print),
+        *compiled_rows(_COMPILED_LENGTHS, tell=_print),
+        *measure(LENGTHS, tell=_print),
+        sparse_row(_SPARSE_LENGTH, tell=_print),
+        *(linear_row(n, tell=_print) for n in _LINEAR_LENGTHS),
+    ]
+  if "mlp" in ops:
+    rows += [mlp_row(x, tell=_print) for x in ("opt_6.7b", "llama3_8b")]
+  if "decode" in ops:
+    rows.append(bench_decode_cpu.decode_row(tell=_print))
+  return rows
 
 
 def measure(

@@ -23,7 +23,7 @@ class MeasureTest(parameterized.TestCase):
   )
   def test_each_target_has_a_module(self, target, name):
     rows = [{"what": name}]
-    module = types.SimpleNamespace(report=lambda: rows)
+    module = types.SimpleNamespace(report=lambda *ops: rows)
     with mock.patch.object(
         bench_kernels.importlib, "import_module", return_value=module
     ) as imported:
