@@ -130,7 +130,7 @@ def measure(folder: str | None, config: BenchConfig) -> dict[str, Any]:
       folder = own
       _save_random_model(folder, config)
     gb_per_sec = _bandwidth()
-    print(f"bandwidth of a copy: {gb_per_sec:.1f} GB/s")
+    print(f"bandwidth of reading: {gb_per_sec:.1f} GB/s")
     batches = [
         _measure_batch(folder, batch_size, gb_per_sec, config)
         for batch_size in config.batch_sizes
