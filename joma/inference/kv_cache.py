@@ -26,6 +26,7 @@ from joma.transformer import config as configs
 from joma.transformer import one_query
 from kernels_pallas import implementations
 from kernels_pallas.heavy_hitter_decode import api
+from kernels_pallas.heavy_hitter_decode import rule as kernel_rule
 from kernels_pallas.heavy_hitter_decode import slots as kernel_slots
 from scansnap_jax.experiment import require
 
@@ -189,7 +190,7 @@ def choose_slot(
   if page > 1:
     slot, freed = _choose_page(ranks, pos, page)
   else:
-    slot = jnp.argmin(ranks, axis=-1)  # Empty slots have -inf.
+    slot = kernel_rule.first_least(ranks)  # Empty slots have -inf.
     freed = jnp.arange(capacity)[None, None] == slot[..., None]
   if not cache.policy.evicts:
     is_full = (pos >= 0).all(axis=-1)

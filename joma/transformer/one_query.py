@@ -33,12 +33,16 @@ def attend(
   """
   batch, _, num_heads, head_dim = query.shape
   grouped = query.reshape(batch, key.shape[1], -1, head_dim)
-  attn_logits = options.scale * jnp.einsum(
-      "BKGH,BKCH->BKGC",
+  products = jnp.einsum(
+      "BKGH,BKCH->BKCG",
       grouped.astype(key.dtype),
       key,
       preferred_element_type=jnp.float32,
   )
+  # XLA's CPU reads keys once, as rows, if slots stand before heads of a group,
+  # and the barrier keeps it from exchanging them.
+  products = jax.lax.optimization_barrier(products)
+  attn_logits = options.scale * products.swapaxes(2, 3)
   if options.logits_soft_cap is not None:
     cap = options.logits_soft_cap
     attn_logits = cap * jnp.tanh(attn_logits / cap)

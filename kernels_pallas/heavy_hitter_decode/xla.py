@@ -88,10 +88,12 @@ def attend(
 ) -> tuple[Float[Array, "B K G H"], Float[Array, "B K G C"]]:
   """Out and weights; weights are 0 where nothing is seen."""
   if cache.key.dtype == query.dtype and not cache.is_quantized:
-    # Slots before heads of a group: XLA's CPU then reads keys once, as rows.
     products = jnp.einsum(
         "BKGH,BKCH->BKCG", query, cache.key, precision="highest"
-    ).swapaxes(2, 3)
+    )
+    # XLA's CPU reads keys once, as rows, if slots stand before heads of a
+    # group, and the barrier keeps it from exchanging them.
+    products = jax.lax.optimization_barrier(products).swapaxes(2, 3)
     weights = _softmax(products, is_seen, rule)
     out = jnp.einsum(
         "BKGC,BKCH->BKGH", weights, cache.value, precision="highest"
