@@ -7,8 +7,9 @@ H2O's policy; with transformers' full cache, and with kvpress, which cuts its
 cache back to the same number of keys every `peer_interval` steps. Same weights,
 float32, one process, in turns; medians over rounds, ratios within a round. The
 caches are filled with noise, whose values no time depends on. The attention
-part is that of all layers, one after the other, in a program of its own. The cost model's ratio stands beside, with this
-machine's bandwidth measured in the same run.
+part is that of all layers, one after the other, in a program of its own. The
+cost model's ratio stands beside, with this machine's bandwidth measured in the
+same run.
 
 Other programs on the machine falsify the times. kvpress wants a transformers of
 its own: without it, or with --nopeer, only our rows are there.

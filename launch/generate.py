@@ -47,7 +47,8 @@ _IGNORE_EOS = flags.DEFINE_boolean(
 _POLICY = flags.DEFINE_string(
     "policy",
     "full",
-    "What leaves the KV cache: full (nothing), window, streaming_llm, h2o, ...",
+    "What leaves the KV cache: full (nothing), window, streaming_llm, h2o, ..."
+    " with settings of its own if need be, as h2o:score=ema:decay=0.98.",
 )
 _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "Slots of the KV cache a key head, where tokens leave.", 1
@@ -89,9 +90,9 @@ def main(_: list[str]) -> None:
 def _read_policy() -> Callable[..., Any] | None:
   """Returns what makes the KV cache of a model; None keeps everything."""
   from joma.inference import kv_cache
-  from joma.inference import policies
+  from joma.inference import policy_names
 
-  policy, capacity = policies.from_name(_POLICY.value), _CAPACITY.value
+  policy, capacity = policy_names.parse(_POLICY.value), _CAPACITY.value
   if policy.evicts and capacity is None:
     raise errors.UserError(f"--policy={_POLICY.value} needs --capacity.")
   if not policy.evicts and capacity is not None:

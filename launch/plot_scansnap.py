@@ -232,6 +232,7 @@ def _draw_attention(
       for s in settings
   ])
   grid = _heat_map_grid(figure, len(settings), num_classes)
+  image: Any = None
   for (s, n), axes in np.ndenumerate(grid):
     never = result.classes.probs[n, tokens] == 0
     values = np.where(never, np.nan, maps[s, :, n]).T

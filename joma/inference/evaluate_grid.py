@@ -18,25 +18,19 @@ from jaxtyping import Float, Int, PyTree
 import numpy as np
 
 from joma import summaries
-from joma.inference import cache_plan
-from joma.inference import cost_model
 from joma.inference import evaluate
+from joma.inference import evaluate_caches
 from joma.inference import evaluate_config
 from joma.inference import evaluate_data
 from joma.inference import generate
-from joma.inference import head_budgets
 from joma.inference import kv_cache as kv_cache_lib
-from joma.inference import policies
-from joma.inference import policy as policy_lib
-from joma.inference import quest
+from joma.inference import policy_names
 from joma.inference import tasks
 from joma.transformer import model as models
 from joma.transformer import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 
 Config = evaluate_config.EvaluateConfig
-# Of slots: their place alone decides who leaves.
-_BY_PLACE = ("full", "window", "streaming_llm", "random")
 _WORD_SLACK = 4
 
 
@@ -55,103 +49,18 @@ class Subject:
   tokenizer: tokenizer_lib.Tokenizer | None = None
 
 
-def parse_policy(name: str) -> policy_lib.Policy:
-  """Returns the policy of `h2o:score=ema:decay=0.98` or `adakv:snapkv`.
-
-  Raises:
-    UserError: The name or a setting is unknown, or of another type.
-  """
-  base, *settings = name.split(":")
-  fields: dict[str, Any] = {}
-  if base == "adakv":
-    # What follows is the policy that it shares slots out by.
-    shared = parse_policy(":".join(settings) or "h2o")
-    return head_budgets.AdaKV(base=shared)
-  for setting in settings:
-    field, equals, value = setting.partition("=")
-    if not equals:
-      raise errors.UserError(
-          f"policies={name}: settings are written :name=value, got {setting!r}."
-      )
-    fields[field] = _value(value)
-  try:
-    if base == "quest":
-      return quest.Quest(**fields)
-    return policies.from_name(base, **fields)
-  except TypeError as error:
-    raise errors.UserError(f"policies={name}: {error}") from error
-
-
-def _value(text: str) -> Any:
-  for kind in (int, float):
-    try:
-      return kind(text)
-    except ValueError:
-      pass
-  named = {"true": True, "false": False, "none": None}
-  return named.get(text.lower(), text)
-
-
-def make_caches(
-    config: Config,
-    subject: Subject,
-    name: str,
-    slots: int,
-    batch_size: int,
-    seed: int = 0,
-    num_new: int = 0,
-) -> tuple[Any, ...]:
-  """Returns empty caches of a policy.
-
-  Windows of a prompt's last queries shrink to half of small caches. Quest keeps
-  everything and reads so many slots, in whole pages.
-
-  Args:
-    config: Settings.
-    subject: The model.
-    name: As `parse_policy`.
-    slots: Of a KV head.
-    batch_size: B.
-    seed: Of policies that draw; a seed in the name goes before.
-    num_new: Tokens beyond the text, for which those that keep everything need
-      room.
-
-  Raises:
-    UserError: The policy does not fit so few slots.
-  """
-  policy: Any = parse_policy(name)
-  if hasattr(policy, "seed") and "seed=" not in name:
-    policy = dataclasses.replace(policy, seed=seed)
-  if isinstance(policy, quest.Quest):
-    num_keys = slots // policy.page_size * policy.page_size
-    policy = dataclasses.replace(
-        policy, num_keys=max(num_keys, policy.page_size)
-    )
-    slots = config.length + num_new
-  window = getattr(policy, "window", None)
-  if window is not None and "window=" not in name:
-    window = max(1, min(window, slots // 2))
-    policy = dataclasses.replace(policy, window=window)
-  try:
-    return kv_cache_lib.init(
-        policy,
-        subject.model.config,
-        batch_size,
-        slots,
-        jnp.dtype(config.cache_dtype),
-        positions=config.positions,
-    )
-  except errors.UserError as error:
-    raise errors.UserError(
-        f"policies={name}, {slots} slots: {error}"
-    ) from error
-
-
 def check(config: Config, subject: Subject) -> None:
   """Raises UserError where a policy, a budget or the length cannot be."""
   for name in config.all_policies():
     for slots in config.capacities():
-      make = functools.partial(make_caches, config, subject, name, slots, 1)
+      make = functools.partial(
+          evaluate_caches.make,
+          config,
+          subject.model.config,
+          name,
+          slots,
+          1,
+      )
       jax.eval_shape(make)
   positions = np.zeros((1, config.length), np.int32)
   evaluate.check(subject.model, positions, 1)
@@ -250,15 +159,17 @@ def _grid(
         (name, budget, slots) for slots, budget in config.capacities().items()
     ]
   rows = []
+  # All batches are of one shape.
+  first = batches[0]
+  shape = (first[0].tokens if isinstance(first, tuple) else first).shape
+  more = max(_num_new(first, subject) - 1, 0)
   for name, budget, slots in settings:
     parts, before = [], _num_compiled()
-    draws = hasattr(parse_policy(name), "seed")
+    draws = hasattr(policy_names.parse(name), "seed")
+    number = slots or shape[1] + more
     for seed, batch in enumerate(batches):
-      tokens = batch[0].tokens if isinstance(batch, tuple) else batch
-      num_new = _num_new(batch, subject)
-      number = slots or tokens.shape[1] + max(num_new - 1, 0)
-      caches = make_caches(
-          config, subject, name, number, len(tokens), seed, max(num_new - 1, 0)
+      caches = evaluate_caches.make(
+          config, subject.model.config, name, number, shape[0], seed, more
       )
       parts.append(ask(batch, caches))
       on_progress(1)
@@ -269,11 +180,12 @@ def _grid(
         for key in parts[0]
     }
     compilations = _num_compiled() - before
-    number = slots or tokens.shape[1] + max(num_new - 1, 0)
     row = {"policy": name, "budget": budget, "slots": number}
     row |= _sum_up(seen, len(batches) if draws else None)
-    row["gold_in_sinks"] = _gold_in_sinks(batches, parse_policy(name).num_sinks)
-    row |= _cost(config, subject, name, number, tokens.shape)
+    row["gold_in_sinks"] = _gold_in_sinks(
+        batches, policy_names.parse(name).num_sinks
+    )
+    row |= evaluate_caches.cost(config, subject.model, name, number, shape)
     row["compilations"] = compilations
     # Each draw of a policy is a program of its own.
     is_timed = bool(times) and not draws and not np.isnan(times).any()
@@ -323,53 +235,6 @@ def _interval(values: Float[np.ndarray, "B"]) -> dict[str, float]:
     mean = float(values.mean())
     return dict(mean=mean, low=mean, high=mean)
   return summaries.interval(values)
-
-
-def _cost(
-    config: Config,
-    subject: Subject,
-    name: str,
-    slots: int,
-    shape: tuple[int, int],
-) -> dict[str, Any]:
-  """Bytes by the cost model and of the real arrays, and the time of a step."""
-  batch_size, length = shape
-  caches = make_caches(config, subject, name, slots, batch_size)
-  held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
-  base = name.split(":")[0]
-  if base == "quest":
-    capacities = (caches[0].kept.key.shape[2],)
-    num_keys = min(caches[0].policy.num_keys, *capacities)
-    plan = cache_plan.quest(num_keys, caches[0].policy.page_size)
-  else:
-    capacities = tuple(_capacity(cache) for cache in caches)
-    plan = cache_plan.scored(capacities, name)
-  if base == "full":
-    plan = cache_plan.full()
-  elif base in _BY_PLACE:
-    plan = cache_plan.window(capacities, name)
-  dtype = np.dtype(subject.model.dtype).name
-  load = cost_model.Load(
-      batch_size=batch_size,
-      length=max(length, *capacities),
-      weight_dtype="float32" if dtype == "float32" else "bfloat16",
-      cache_dtype=config.cache_dtype,
-  )
-  cost = cost_model.decode(
-      subject.model.config, load, plan, counts_lookup=False
-  )
-  return {
-      "step_bytes": int(cost.num_bytes),
-      "step_cache_bytes": int(cost.cache_bytes),
-      "cache_bytes": held,
-  }
-
-
-def _capacity(cache: Any) -> int:
-  """Slots of a layer, a KV head on average."""
-  if hasattr(cache, "owner"):
-    return cache.owner.shape[1] // cache.num_kv_heads
-  return cache.pos.shape[2]
 
 
 def _answers(

@@ -2,7 +2,7 @@
 
 Here are those that go by position, by chance or by attention; those that go by
 keys and values are in `key_policies`; what shares slots out among heads is in
-`head_budgets`, and what only selects in `quest`. `from_name` knows them all.
+`head_budgets`, and what only selects in `quest`. `policy_names` knows them all.
 
 Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
 each, C slots.
@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from joma.inference import key_policies
 from joma.inference import policy as policy_lib
 from joma.transformer import full_cache
 from scansnap_jax.experiment import errors
@@ -362,50 +361,3 @@ def _moving_mean(score, kernel_size):
 def _check_one_of(name, value, choices):
   if value not in choices:
     raise errors.UserError(f"{name}={value!r} must be one of {choices}.")
-
-
-def from_name(name: str, **fields: Any) -> policy_lib.Policy:
-  """Returns the policy of a flag's name.
-
-  Args:
-    name: A key of `all_policies()`.
-    **fields: Of its class.
-
-  Raises:
-    UserError: If the name or a field is unknown.
-  """
-  known = all_policies()
-  if name not in known:
-    raise errors.UserError(
-        f"policy={name!r} is unknown; there are {', '.join(sorted(known))}."
-    )
-  policy = known[name]
-  names = {field.name for field in dataclasses.fields(policy)}
-  unknown = sorted(set(fields) - names)
-  if unknown:
-    raise errors.UserError(
-        f"policy={name!r} has no {unknown[0]!r}; it has"
-        f" {', '.join(sorted(names))}."
-    )
-  return policy(**fields)
-
-
-def all_policies() -> dict[str, type[policy_lib.Policy]]:
-  """Returns the classes that need no other policy, by their flags' names."""
-  return {
-      "full": Full,
-      "window": Window,
-      "random": Random,
-      "streaming_llm": StreamingLLM,
-      "h2o": H2O,
-      "scissorhands": Scissorhands,
-      "tova": TOVA,
-      "snapkv": SnapKV,
-      "pyramidkv": PyramidKV,
-      "keyformer": Keyformer,
-      "knorm": key_policies.Knorm,
-      "keydiff": key_policies.KeyDiff,
-      "rkv": key_policies.RKV,
-      "lagkv": key_policies.LagKV,
-      "expected_attention": key_policies.ExpectedAttention,
-  }

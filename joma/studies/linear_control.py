@@ -68,6 +68,7 @@ def measure(
       for noise in config.noises
   }
   rows: dict[str, dict[str, dict[str, Any]]] = {loss: {} for loss in LOSSES}
+  steps: Any = ()
   for loss, activation in CASES:
     of_loss = {k: v for k, v in settings.items() if k.startswith(loss)}
     runs = bounce.train(config, setting, of_loss, (activation,))
@@ -80,9 +81,10 @@ def measure(
         for noise in config.noises
     }
     entropies = {name: runs[name].blocks[0].entropy for name in runs.names}
-    summaries.emit(on_metrics, runs.steps, entropies)
+    steps = runs.steps
+    summaries.emit(on_metrics, steps, entropies)
   return {
-      "steps": runs.steps,
+      "steps": steps,
       "noises": list(config.noises),
       "min_rise": config.min_rise,
       "num_seeds": config.num_seeds,

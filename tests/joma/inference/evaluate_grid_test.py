@@ -11,10 +11,10 @@ import pytest
 from joma.inference import cache_plan
 from joma.inference import cost_model
 from joma.inference import evaluate
+from joma.inference import evaluate_caches
 from joma.inference import evaluate_config
 from joma.inference import evaluate_grid
 from joma.inference import evaluate_subject
-from joma.inference import policies
 from joma.transformer import model as models
 from joma.transformer import tokenizer
 from scansnap_jax.experiment import errors
@@ -112,31 +112,17 @@ class GridTest(absltest.TestCase):
 
 class CacheTest(parameterized.TestCase):
 
-  def test_settings_of_policies(self):
-    found = evaluate_grid.parse_policy("h2o:score=ema:decay=0.9")
-    self.assertEqual(found, policies.H2O(score="ema", decay=0.9))
-    found = evaluate_grid.parse_policy("streaming_llm:num_sinks=2")
-    self.assertEqual(found.num_sinks, 2)
-
-  @parameterized.parameters(
-      ("h3o", "h3o.*h2o"),
-      ("h2o:colour=red", "colour"),
-      ("h2o:score=worst", "worst"),
-      ("h2o:score", "written :name=value"),
-  )
-  def test_policies_that_are_none(self, name, message):
-    with self.assertRaisesRegex(errors.UserError, message):
-      evaluate_grid.parse_policy(name)
-
   def test_windows_of_prompts_shrink_with_the_cache(self):
     config = dataclasses.replace(_CONFIG, policies=("snapkv",))
-    caches = evaluate_grid.make_caches(config, _subject(config), "snapkv", 8, 1)
+    caches = evaluate_caches.make(
+        config, _subject(config).model.config, "snapkv", 8, 1
+    )
     self.assertEqual(caches[0].policy.window, 4)
 
   def test_quest_reads_so_much_and_adakv_shares_as_much(self):
-    subject = _subject(_CONFIG)
-    make = lambda name, slots: evaluate_grid.make_caches(
-        _CONFIG, subject, name, slots, 1
+    shape = _subject(_CONFIG).model.config
+    make = lambda name, slots: evaluate_caches.make(
+        _CONFIG, shape, name, slots, 1
     )[0]
     read = make("quest:page_size=4", 11)
     self.assertEqual(read.policy.num_keys, 8)

@@ -11,7 +11,7 @@ import numpy as np
 from joma.inference import head_budgets
 from joma.inference import kv_cache
 from joma.inference import policies
-from joma.inference import quest
+from joma.inference import policy_names
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -66,10 +66,9 @@ def _read_and_decode(kv_cache, tokens, lengths, num_steps, model=_MODEL):
 
 
 def _policies():
-  made = {name: kind() for name, kind in policies.all_policies().items()}
+  made = {name: kind() for name, kind in policy_names.all_policies().items()}
   made["snapkv"] = policies.SnapKV(window=4)
   made["pyramidkv"] = policies.PyramidKV(window=4, beta=1.0)
-  made["quest"] = quest.Quest()
   made["adakv"] = head_budgets.AdaKV(base=policies.H2O())
   return made
 

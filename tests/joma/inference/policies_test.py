@@ -1,6 +1,5 @@
 import functools
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import pytest
 
 from joma.inference import kv_cache
 from joma.inference import policies
+from joma.inference import policy_names
 from joma.transformer import attention
 from scansnap_jax.experiment import errors
 from tests.joma.inference import policy_oracle
@@ -106,22 +106,6 @@ class OracleTest(parameterized.TestCase):
     _check(name, *heads, num_steps=512)
 
 
-class FromNameTest(absltest.TestCase):
-
-  def test_makes_each_with_its_fields(self):
-    for name, kind in policies.all_policies().items():
-      self.assertIsInstance(policies.from_name(name), kind)
-    self.assertEqual(
-        policies.from_name("h2o", score="mean"), policies.H2O(score="mean")
-    )
-
-  def test_unknown_names_and_fields_are_named_with_the_known(self):
-    with self.assertRaisesRegex(errors.UserError, "'h20' is unknown.*h2o"):
-      policies.from_name("h20")
-    with self.assertRaisesRegex(errors.UserError, "no 'decoy'.*decay"):
-      policies.from_name("h2o", decoy=1)
-
-
 class FieldsTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -140,7 +124,7 @@ class FieldsTest(parameterized.TestCase):
   def test_out_of_range_is_named(self, name, fields, message):
     # Where types are checked, values of a Literal are refused before.
     with self.assertRaisesRegex(Exception, message):
-      policies.from_name(name, **fields)
+      policy_names.from_name(name, **fields)
 
   def test_protecting_every_slot_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "protect 8 slots.*at most 7"):

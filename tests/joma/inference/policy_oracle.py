@@ -10,6 +10,7 @@ import numpy as np
 
 from joma.inference import policies
 from joma.inference import policy as policy_lib
+from joma.inference import policy_names
 
 
 def softmax(x):
@@ -286,7 +287,7 @@ class Oracle:
 def every_policy():
   """One of each, with sizes that a capacity of 12 shows at work."""
   h2o = policies.H2O
-  known = policies.all_policies()
+  known = policy_names.all_policies()
   return {
       "window": known["window"](),
       "streaming_llm": known["streaming_llm"](num_sinks=3),
