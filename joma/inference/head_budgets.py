@@ -21,6 +21,7 @@ from joma.inference import policies
 from joma.inference import policy as policy_lib
 from joma.inference import prompts
 from joma.inference import slot_arrays
+from joma.inference import slot_step
 from joma.inference import storage
 from joma.transformer import attention
 from joma.transformer import one_query
@@ -221,7 +222,7 @@ class PooledCache:
     everywhere = lambda x: jnp.broadcast_to(
         x, (x.shape[0], self.num_kv_heads, *x.shape[2:])
     )
-    slots = kv_cache.view(self.pool)
+    slots = slot_step.view(self.pool)
     own = lambda x, fill: jnp.where(mine, everywhere(x), fill)
     return dataclasses.replace(
         slots,
@@ -268,7 +269,7 @@ class PooledCache:
         state=state,
     )
     return out, dataclasses.replace(
-        self, pool=kv_cache.where_active(is_active, after, pool)
+        self, pool=slot_step.where_active(is_active, after, pool)
     )
 
   def _attend(self, query, slots, is_seen, options) -> tuple[Array, Array]:

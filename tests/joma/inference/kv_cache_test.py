@@ -12,6 +12,7 @@ from joma.inference import head_budgets
 from joma.inference import kv_cache
 from joma.inference import policies
 from joma.inference import policy_names
+from joma.inference import slot_step
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -268,7 +269,7 @@ class PageTest(absltest.TestCase):
             jnp.array([9, 1, 1, 1, 2, 2, 2, 2.0])[None, None], (3, 2, 8)
         ),
     )
-    slot, freed = kv_cache.choose_slot(cache, jnp.array([20, 10, 9]))
+    slot, freed = slot_step.choose_slot(cache, jnp.array([20, 10, 9]))
     # 12 against 8; at 10 and at 9 the last tokens protect the second page.
     np.testing.assert_array_equal(slot[:, 0], [4, 0, 0])
     np.testing.assert_array_equal(freed[:, 1].sum(-1), [4, 4, 4])
