@@ -1,9 +1,10 @@
 """Static figures of decode steps on a TPU that is not there.
 
 A part of `launch.bench_kernels` for --target=tpu:CHIP: our step, which evicts,
-beside jax's paged attention to as many keys, which computes no scores, chooses
-no slot and writes no key. The time of a kernel is taken to be the longer of its
-schedule and its bytes at the peak of the memory. Nothing is measured.
+over slots and over pages of 64, beside jax's paged attention to as many keys in
+such pages, which computes no scores, chooses no slot and writes no key. The
+time of a kernel is taken to be the longer of its schedule and its bytes at the
+peak of the memory. Nothing is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ CAPACITIES = (512, 1024, 4096, 16_384)
 KERNELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "decode": ("decode", {}, 2),
     "decode int8": ("decode", {"cache_dtype": "int8"}, 1),
+    "decode paged": ("decode_paged", {}, 2),
     "jax paged": ("paged", {}, 2),
 }
 

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "gather MLP": ("gather_mlp", _GATHER, 0),
     "decode": ("decode", _DECODE, 0),
     "decode int8": ("decode", _DECODE | {"cache_dtype": "int8"}, 0),
+    "decode paged": ("decode_paged", _DECODE, 0),
     "gather MLP backward": ("gather_mlp", _GATHER | {"is_backward": True}, 1),
 }
 

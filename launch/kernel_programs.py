@@ -23,6 +23,7 @@ from kernels_pallas.flash_attention import api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.heavy_hitter_decode import api as decode_api
+from kernels_pallas.heavy_hitter_decode import paged as decode_paged_api
 from kernels_pallas.heavy_hitter_decode import shapes as decode_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
@@ -249,6 +250,45 @@ def decode(
 
   arrays = shape.arrays(cache_dtype=cache_dtype)[:4]
   return jax.jit(step, donate_argnums=3), arrays
+
+
+def decode_paged(
+    batch: int,
+    capacity: int,
+    page_size: int = 64,
+    cache_dtype: str | None = None,
+) -> tuple[Any, Any]:
+  """Ours over pages of a pool: the same step, of the same heads."""
+  num_rows, num_pages = 8 * batch, capacity // page_size
+  total = num_rows * num_pages
+  pages = decode_shapes.Shape(
+      num_heads=total, num_kv_heads=total, capacity=page_size
+  ).arrays(cache_dtype=cache_dtype)[3]
+  pool = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), pages
+  )
+  table = np.arange(total, dtype=np.int32)
+  positions = np.full(batch, 1 << 20, np.int32)
+
+  def step(query, key, value, pool):
+    return decode_paged_api.heavy_hitter_decode(
+        query,
+        key,
+        value,
+        pool,
+        jnp.asarray(table.reshape(num_rows, num_pages)),
+        jnp.full(num_rows, num_pages, jnp.int32),
+        jnp.asarray(positions),
+        num_sinks=4,
+        num_recent=capacity // 2,
+        implementation="pallas_tpu",
+    )
+
+  vectors = (
+      jax.ShapeDtypeStruct((batch, n, HEAD_DIM), jnp.bfloat16)
+      for n in (32, 8, 8)
+  )
+  return jax.jit(step, donate_argnums=3), (*vectors, pool)
 
 
 def paged(batch: int, capacity: int, page_size: int = 64) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from kernels_pallas.heavy_hitter_decode import api
 from kernels_pallas.heavy_hitter_decode import slots as slots_lib
 
 Granularity = Literal["token", "page"]
-# Rows of 16 bits that a TPU moves together.
+# Rows of 16 bits that a TPU moves together. Its kernel takes int8 from 32 on.
 MIN_PAGE_SIZE = 16
 
 
@@ -53,7 +53,9 @@ def heavy_hitter_decode(
     key: K divides N.
     value: As key.
     pool: key and value [P, S, H], score and pos [P, S], scales [P, S]. S is 16
-      or more.
+      or more; on a TPU also a divisor or a multiple of 128. Programs for some
+      TPUs turn arrays of rows of less than 128 around when they start, unless
+      `jax.jit` is told a `Layout` by rows for the pool, in and out.
     page_table: Pages of each row in order, of no two rows the same; what is at
       or past `num_pages` is not read.
     num_pages: Pages of each row, at least 1, with room for a token that is not
@@ -71,7 +73,8 @@ def heavy_hitter_decode(
     scale: Factor of the logits.
     logits_soft_cap: c in c tanh(logits / c).
     window: Positions that the query sees.
-    implementation: "reference" or "xla"; None is "xla".
+    implementation: None is the best of the platform; a named one raises where
+      it cannot run. There is none for GPUs.
 
   Returns:
     (out, pool, slot): slot is which of its row each token took, or -1.
@@ -100,12 +103,12 @@ def heavy_hitter_decode(
       config=None,
   )
   api.check_room(rule, page_table.shape[1] * pool.capacity, "slots of a row")
-  if implementation in ("pallas_tpu", "pallas_gpu"):
+  if implementation == "pallas_gpu":
     raise ValueError(
-        f"implementation={implementation!r} is not there for pages; use 'xla',"
+        "implementation='pallas_gpu' is not there for pages; use 'xla',"
         " 'reference' or None"
     )
-  chosen = implementations.choose(implementation, {})
+  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   _check_values(pool, page_table, num_pages, rule)
   module = importlib.import_module(f"{__package__}.paged_{chosen}")
   return module.step(

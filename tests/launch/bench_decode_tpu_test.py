@@ -27,14 +27,14 @@ class MeasureTest(absltest.TestCase):
 
   def test_steps_take_the_time_of_their_bytes(self):
     rows = bench_decode_tpu.measure(chips.get_chip("v5e"), (2,), (1024,), 1)
-    decode, int8, paged = rows
+    decode, int8, pages, paged = rows
     self.assertEqual(paged["kernel"], "jax paged")
-    for row in (decode, int8):
+    for row in (decode, int8, pages):
       self.assertEqual(row["temp_bytes"], 0)
-      self.assertLessEqual(row["of_roofline"], 1.2)
+      self.assertLessEqual(row["of_roofline"], 1.5 if row is pages else 1.2)
     # A head less than half the bytes: int8 has scales.
     self.assertBetween(int8["hbm_mb"] / decode["hbm_mb"], 0.5, 0.56)
-    self.assertLen(bench_decode_tpu.table(rows).splitlines(), 5)
+    self.assertLen(bench_decode_tpu.table(rows).splitlines(), 6)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import pytest
 
+from kernels_pallas import interpret
 from kernels_pallas.heavy_hitter_decode import paged
 from kernels_pallas.heavy_hitter_decode import shapes
 from kernels_pallas.heavy_hitter_decode import slots as slots_lib
@@ -20,6 +22,8 @@ _SHAPE = shapes.Shape(
 # Budgets differ between the heads of a sequence.
 _NUM_PAGES = np.array([3, 2, 1, 3], np.int32)
 _OPTIONS = {"num_sinks": 2, "num_recent": 6}
+# Granularity and score.
+_VARIANTS = (("token", "sum"), ("page", "sum"), ("page", "mean"))
 
 
 def _pool(num_pages=11, dtype=jnp.float32):
@@ -106,14 +110,23 @@ def _expected(case, granularity, score):
 
 class PagedTest(parameterized.TestCase):
 
-  @parameterized.product(
-      implementation=("reference", "xla"),
-      variant=(("token", "sum"), ("page", "sum"), ("page", "mean")),
-  )
+  @parameterized.product(implementation=("reference", "xla"), variant=_VARIANTS)
   def test_equals_plain_python(self, implementation, variant):
+    self._check(implementation, variant)
+
+  def test_pallas_tpu_equals_plain_python(self):
+    self._check("pallas_tpu", ("page", "mean"))
+
+  @parameterized.parameters(*_VARIANTS[:-1])
+  @pytest.mark.slow
+  def test_other_variants_of_pallas_tpu_equal_plain_python(self, *variant):
+    self._check("pallas_tpu", variant)
+
+  def _check(self, implementation, variant):
     case = oracle.draw(_SHAPE, 150)
     arrays = (case.query, case.key, case.value, case.positions)
-    pool, (out, slot) = _run(arrays, _pool(), implementation, *variant)
+    with interpret.interpreted(implementation == "pallas_tpu"):
+      pool, (out, slot) = _run(arrays, _pool(), implementation, *variant)
     expected_out, expected_slot, caches = _expected(case, *variant)
     np.testing.assert_array_equal(slot, expected_slot)
     largest = np.abs(case.value).max()
@@ -192,7 +205,8 @@ class WrongCallTest(parameterized.TestCase):
       ("num", {"num_pages": jnp.ones(4)}, "num_pages is float32"),
       ("granularity", {"granularity": "block"}, "one of token, page"),
       ("protected", {"num_recent": 48}, "of 48 slots of a row at most 47"),
-      ("tpu", {"implementation": "pallas_tpu"}, "not there for pages"),
+      ("gpu", {"implementation": "pallas_gpu"}, "not there for pages"),
+      ("tpu", {"implementation": "pallas_tpu"}, "needs a TPU"),
   )
   def test_says_what_would_be_right(self, changed, message):
     with self.assertRaisesRegex(ValueError, message):
