@@ -28,6 +28,7 @@ from kernels_pallas.linear_attention import shapes as linear_shapes
 from launch import bench_decode_tpu
 from launch import bench_mlp_tpu
 from launch import kernel_programs
+from launch import markdown
 
 PROGRAMS = "launch.kernel_programs:"
 # Tiles of a selection, and the two densities through which the line goes.
@@ -284,19 +285,12 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """Formats rows as a Markdown table."""
-  lines = [
-      f"| {' | '.join(title for title, _ in _COLUMNS.values())} |",
-      f"|{' --- |' * len(_COLUMNS)}",
-  ]
-  for row in rows:
-    if row.get("static_bundles") and row.get("steps"):
-      row = row | {"per_step": row["static_bundles"] / row["steps"]}
-    cells = (
-        "" if row.get(name) is None else form(row[name])
-        for name, (_, form) in _COLUMNS.items()
-    )
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
+  per_step = lambda row: (
+      {"per_step": row["static_bundles"] / row["steps"]}
+      if row.get("static_bundles") and row.get("steps")
+      else {}
+  )
+  return markdown.table(_COLUMNS, [row | per_step(row) for row in rows])
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:

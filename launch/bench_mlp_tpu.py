@@ -15,6 +15,7 @@ from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import shapes
+from launch import markdown
 
 _PROGRAMS = "launch.kernel_programs:"
 # The two densities through which the line goes.
@@ -135,17 +136,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def table(rows: Sequence[Row]) -> str:
   """Formats rows as a Markdown table."""
-  lines = [
-      f"| {' | '.join(title for title, _ in _COLUMNS.values())} |",
-      f"|{' --- |' * len(_COLUMNS)}",
-  ]
-  for row in rows:
-    cells = (
-        "" if row.get(name) is None else form(row[name])
-        for name, (_, form) in _COLUMNS.items()
-    )
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
+  return markdown.table(_COLUMNS, rows)
 
 
 def report(chip: chips.Chip) -> list[Row]:
