@@ -35,7 +35,7 @@ _HEADS = {
     "heads": ("predicted", _NEURONS["predicted"][1]),
     "heads, missing keys zero": (
         "predicted, missing keys zero",
-        figures.CurveStyle("#0072B2", "o", (0, (5, 1.2))),
+        figures.CurveStyle("#56B4E9", "p", (0, (5, 1.2))),
     ),
     "heads, oracle": ("oracle", _NEURONS["oracle"][1]),
     "heads, random": ("random", _NEURONS["random"][1]),
@@ -130,6 +130,7 @@ def draw(summary: Summary) -> mpl_figure.Figure:
     for axes in (left, right):
       axes.axhline(dense, color="black", linewidth=0.6)
       axes.set_ylim(_low(summary), _HIGHEST * dense)
+      axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(7, steps=(1, 2, 5)))
       axes.xaxis.set_major_formatter(mpl_ticker.PercentFormatter(1, decimals=0))
     left.set(
         xlabel="MLP weights read",
