@@ -88,7 +88,7 @@ def measure(
     others, `kept_mass`,
     `step_bytes` of the cost model, `cache_bytes`, `ms_per_step` (of all batches
     but the first; None if there is no other, or a policy draws), `num_draws`
-    of such a policy, `compilations`, `num_texts`.
+    of such a policy if there are several, `compilations`, `num_texts`.
 
   Raises:
     UserError: As `check`, or if a text cannot be had.
@@ -181,7 +181,9 @@ def _grid(
     }
     compilations = _num_compiled() - before
     row = {"policy": name, "budget": budget, "slots": number}
-    row |= _sum_up(seen, len(batches) if draws else None)
+    # One draw has no interval of its own; its texts have.
+    num_draws = len(batches) if draws and len(batches) > 1 else None
+    row |= _sum_up(seen, num_draws)
     row["gold_in_sinks"] = _gold_in_sinks(
         batches, policy_names.parse(name).num_sinks
     )

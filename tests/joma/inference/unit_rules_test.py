@@ -38,11 +38,13 @@ class RuleTest(parameterized.TestCase):
   def test_griffin_looks_at_the_prompt_alone_row_by_row(self):
     view = make_view()
     kept = unit_rules.Griffin(num=2).keep(view)
+    scores = unit_rules.Griffin().scores(view.hidden, view.is_prompt, 2)
     for b, prompt_len in enumerate((3, 2)):
       h = np.asarray(view.hidden[b, :prompt_len], np.float64)
       # One loud token has no more to say than a quiet one.
       h = h / np.linalg.norm(h, axis=1, keepdims=True)
       squares = (h**2).sum(axis=0).reshape(3, 2).sum(axis=1)
+      np.testing.assert_allclose(scores[b], squares, rtol=1e-6)
       expected = np.zeros(3, bool)
       expected[np.argsort(-squares)[:2]] = True
       for t in range(5):
@@ -94,6 +96,12 @@ class RuleTest(parameterized.TestCase):
         unit_rules.kv_heads(chosen, 2), [[1, 0], [0, 1], [0, 0]]
     )
 
+  def test_a_threshold_of_heads_leaves_at_least_the_strongest(self):
+    scores = jnp.array([[-3.0, -1.0, -2.0], [1.0, -1.0, 2.0]])
+    np.testing.assert_array_equal(
+        unit_rules.HeadRule().keep(scores, {}), [[0, 1, 0], [1, 0, 1]]
+    )
+
 
 class CalibrateTest(absltest.TestCase):
 
@@ -126,6 +134,8 @@ class CalibrateTest(absltest.TestCase):
           # One of the 420 numbers, at most.
           self.assertAlmostEqual(float(above), share, delta=1 / 420 + 1e-6)
     self.assertEqual(found["teal_inputs"].shape, (2, 3))
+    # All is all, of other texts too.
+    np.testing.assert_array_equal(found["teal"][:, 2], [0, 0])
     with self.assertRaisesRegex(errors.UserError, "share must lie in"):
       training_free.calibrate(model, params, tokens, (0.0,))
 
