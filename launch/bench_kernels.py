@@ -49,7 +49,7 @@ _OPS = flags.DEFINE_multi_enum(
     "ops",
     ["attention", "mlp", "decode"],
     ["attention", "mlp", "decode"],
-    "Which ops, on TPUs and CPUs; linear attention goes with attention.",
+    "Which ops; linear attention goes with attention.",
     flag_values=_FLAGS,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
@@ -85,17 +85,15 @@ def measure(
     target: tpu:CHIP, h100 (or gpu:h100), gpu, or cpu.
     lengths: Of TPU programs.
     sparse_length: Of block-sparse ones; 0 is none.
-    ops: On a TPU and a CPU.
+    ops: Which ops.
 
   Raises:
     UserError: If the target is unknown or its compiler is not installed.
   """
   platform, _, name = target.partition(":")
   if target in ("h100", "gpu:h100"):
-    return _explained(_module("h100").report)
-  if target == "gpu":
-    return _explained(_module(target).report)
-  if target == "cpu":
+    return _explained(_module("h100").report, ops)
+  if target in ("cpu", "gpu"):
     return _explained(_module(target).report, ops)
   if platform != "tpu" or not name:
     raise errors.UserError(

@@ -2,7 +2,8 @@
 
 The part of `launch.bench_kernels` for --target=h100: registers of a thread,
 bytes spilled, and shared memory of a block, for the kernels of forward pass,
-column sums and both gradients under masks from simple to everything at once.
+column sums and both gradients under masks from simple to everything at once;
+and for the other ops, see `bench_ops_h100`.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from kernels_pallas.aot import topology
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.flash_attention import api
 from kernels_pallas.flash_attention import shapes
+from launch import bench_ops_h100
 from launch import kernel_programs
 
 _LENGTH = 2048
@@ -130,11 +132,25 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def report() -> list[dict[str, Any]]:
-  """Prints what `measure` finds; returns the rows."""
-  rows = measure()
+def report(
+    ops: Sequence[str] = ("attention", "decode", "mlp"),
+) -> list[dict[str, Any]]:
+  """Prints what `measure` and `bench_ops_h100` find; returns the rows.
+
+  Args:
+    ops: Which; linear attention goes with attention.
+  """
   print(f"h100, jax {jax.__version__}: compiled, not run; bfloat16.\n")
-  print(table(rows))
+  rows = measure() if "attention" in ops else []
+  if rows:
+    print(table(rows), end="\n\n")
+  cases = [case for case in bench_ops_h100.cases() if case.op in ops]
+  others = bench_ops_h100.measure(cases)
+  print(bench_ops_h100.table(others))
+  if "attention" in ops:
+    slope = bench_ops_h100.slope(cases)
+    print(f"\nlinear attention's roofline grows as T^{slope:.2f}")
+  rows += others
   spilling = [row for row in rows if row.get("spilled_bytes")]
   print(f"\n{len(spilling)} of {len(rows)} kernels spill registers")
   return rows

@@ -69,7 +69,7 @@ def into_rows(
 
   def body(refs, scratch):
     split, tile = lax.axis_index("split"), lax.axis_index("tile")
-    entry, part = _divide(tile, size // TILE)
+    entry, part = divide(tile, size // TILE)
 
     @pl.when(entry < refs["table"][0])
     def _():
@@ -127,7 +127,7 @@ def out_of_rows(
     columns = pl.ds(tile * TILE, TILE)
 
     def slab(i):
-      entry, part = _divide(low + i, num_parts)
+      entry, part = divide(low + i, num_parts)
       first = (refs["table"][1 + entry] * num_parts + part) * TILE
       return refs["matrix"].at[pl.ds(first, TILE), columns]
 
@@ -215,7 +215,8 @@ def _share(num_steps: int, num_tiles: int, config: Config) -> int:
   return max(1, -(-num_steps // splits))
 
 
-def _divide(i: Any, number: int) -> tuple[Any, Any]:
+def divide(i: Any, number: int) -> tuple[Any, Any]:
+  """Quotient and remainder."""
   return (i, 0) if number == 1 else (lax.div(i, number), lax.rem(i, number))
 
 

@@ -1,8 +1,8 @@
-"""A gathered MLP on Hopper GPUs: a kernel for each product, forward.
+"""A gathered MLP on Hopper GPUs: a kernel for each product, in both passes.
 
-What is between the products, of the size of the chosen neurons, is XLA's, and
-so is the backward pass. No figure of speed is known yet: the kernels are
-compiled for the H100 and checked by interpretation.
+What is between the products, of the size of the chosen neurons, is XLA's. No
+figure of speed is known yet: the kernels are compiled for the H100 and checked
+by interpretation.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import gpu_gather
+from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.gather_mlp import xla
 from kernels_pallas.tiles import gpu_attention
 
 Config = gpu_gather.Config
@@ -33,22 +33,7 @@ def forward(
   """
   _check(x, spec.block_size)
   size, config = spec.block_size, spec.config or Config()
-
-  def affine(matrix, bias):
-    hidden = gpu_gather.into_rows(x, matrix, plan, size, config)
-    if bias is None:
-      return hidden
-    chosen = bias.astype(jnp.float32).reshape(-1, size)[plan.blocks]
-    return hidden + chosen.reshape(1, -1)
-
-  activation = parts.ACTIVATIONS[spec.activation]
-  hidden = affine(weights.up, weights.up_bias)
-  if weights.gate is None:
-    hidden = activation(hidden)
-  else:
-    hidden *= activation(affine(weights.gate, weights.gate_bias))
-  if plan.member is not None:
-    hidden = jnp.where(jnp.repeat(plan.member, size, axis=1), hidden, 0.0)
+  hidden = _hidden(*_before(x, weights, plan, spec), plan, spec)
   hidden = hidden.astype(x.dtype)
   return gpu_gather.out_of_rows(hidden, weights.down, plan, size, config)
 
@@ -60,8 +45,77 @@ def backward(
     d_out: Float[Array, "B D"],
     spec: parts.Spec,
 ) -> tuple[Float[Array, "B D"], parts.Weights]:
-  """As `xla.backward`."""
-  return xla.backward(x, weights, plan, d_out, spec)
+  """Cotangents of x, in float32, and of the weights, in their type.
+
+  Slabs of what x is multiplied by are read twice: before the cotangent of a
+  neuron is known, and after.
+
+  Raises:
+    ValueError: As `forward`.
+  """
+  _check(x, spec.block_size)
+  size, config = spec.block_size, spec.config or Config()
+  num_blocks = weights.up.shape[0] // size
+  d_out = d_out.astype(x.dtype)
+  before = _before(x, weights, plan, spec)
+  made = lambda up, gate: _hidden(up, gate, plan, spec)
+  hidden, pullback = jax.vjp(made, *before)
+  d_hidden = gpu_gather.into_rows(d_out, weights.down, plan, size, config)
+  d_up, d_gate = pullback(d_hidden)
+  outer = lambda of_neurons, of_columns: gpu_scatter.outer(
+      of_neurons.astype(x.dtype), of_columns, plan, size, num_blocks
+  )
+  d_x = jnp.zeros(x.shape, jnp.float32)
+  found: dict[str, Any] = {"down": outer(hidden, d_out)}
+  for name, d_before in (("up", d_up), ("gate", d_gate)):
+    matrix = getattr(weights, name)
+    if matrix is None:
+      continue
+    d_x += gpu_gather.out_of_rows(
+        d_before.astype(x.dtype), matrix, plan, size, config
+    )
+    found[name] = outer(d_before, x)
+    if getattr(weights, f"{name}_bias") is not None:
+      found[f"{name}_bias"] = _of_all(d_before, plan, size, num_blocks)
+  return d_x, parts.Weights(**found)
+
+
+def _before(
+    x: Any, weights: parts.Weights, plan: parts.Plan, spec: parts.Spec
+) -> tuple[Any, Any]:
+  """What goes into the neurons of the plan, by up and by gate, float32."""
+  size, config = spec.block_size, spec.config or Config()
+
+  def affine(matrix, bias):
+    if matrix is None:
+      return None
+    before = gpu_gather.into_rows(x, matrix, plan, size, config)
+    if bias is None:
+      return before
+    chosen = bias.astype(jnp.float32).reshape(-1, size)[plan.blocks]
+    return before + chosen.reshape(1, -1)
+
+  return (
+      affine(weights.up, weights.up_bias),
+      affine(weights.gate, weights.gate_bias),
+  )
+
+
+def _hidden(up: Any, gate: Any, plan: parts.Plan, spec: parts.Spec) -> Any:
+  """What comes out of them, 0 for who did not choose their block."""
+  activation = parts.ACTIVATIONS[spec.activation]
+  hidden = activation(up) if gate is None else activation(gate) * up
+  if plan.member is None:
+    return hidden
+  keeps = jnp.repeat(plan.member, spec.block_size, axis=1)
+  return jnp.where(keeps, hidden, 0.0)
+
+
+def _of_all(d_before: Any, plan: parts.Plan, size: int, num_blocks: int) -> Any:
+  """The gradient of a bias, 0 where nobody chose."""
+  entries = gpu_scatter.entries(plan, num_blocks)
+  by_block = d_before.sum(axis=0).reshape(-1, size)[jnp.maximum(entries, 0)]
+  return jnp.where(entries[:, None] >= 0, by_block, 0.0).reshape(-1)
 
 
 def into_heads(

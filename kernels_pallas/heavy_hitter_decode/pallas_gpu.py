@@ -1,29 +1,27 @@
-"""A decode step on a Hopper GPU, by the attention kernels of this package.
+"""A decode step on a Hopper GPU: one pass over keys and values.
 
-A key head of a sequence is a batch entry whose queries are the heads that share
-it, and its slots are cut into parts, so that there are enough entries for all
-multiprocessors: the cache is only seen in other shapes, never copied. Out and
-lse of the parts are merged; the scores come from the kernel of column sums,
-which reads the keys a second time. XLA chooses the slot and writes the new row
-in place. No figure of speed is known yet.
+A key head of a sequence is a row whose slots are cut into parts, so that there
+are enough for all multiprocessors: the cache is only seen in another shape,
+never copied. XLA chooses the slot and writes the new row in place; the kernel
+(`gpu_attend`) gives out of each part, and the logits; XLA joins the parts and
+turns the logits into scores. No figure of speed is known yet: the kernel is
+compiled for the H100 and checked by interpretation.
 """
 
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import differentiable
-from kernels_pallas import masks
+from kernels_pallas.heavy_hitter_decode import gpu_attend
 from kernels_pallas.heavy_hitter_decode import rule as rule_lib
 from kernels_pallas.heavy_hitter_decode import slots as slots_lib
 from kernels_pallas.heavy_hitter_decode import xla
 from kernels_pallas.tiles import gpu_attention
 
-# Multiprocessors of an H100, and the fewest slots of a part: two tiles.
-_NUM_CORES, _MIN_PART = 132, 256
+# Two blocks for each multiprocessor of an H100, and the fewest slots of a part.
+_NUM_BLOCKS, _MIN_PART = 264, 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +29,19 @@ class Config:
   """Sizes.
 
   Attributes:
-    num_parts: Parts of the slots, a divisor of the capacity; None is enough for
-      every multiprocessor, of 256 slots at least.
-    tiles: Of the kernels.
+    num_parts: Parts of the slots to aim for, each of whole tiles of 64; None is
+      enough for every multiprocessor, of 256 slots at least.
+    num_stages: Tiles that are in shared memory at once.
   """
 
   num_parts: int | None = None
-  tiles: gpu_attention.Config = gpu_attention.Config()
+  num_stages: int = 2
 
   def __post_init__(self):
-    if self.num_parts is not None and self.num_parts < 1:
-      raise ValueError(f"num_parts={self.num_parts} must be at least 1")
+    for name in ("num_parts", "num_stages"):
+      number = getattr(self, name)
+      if number is not None and number < 1:
+        raise ValueError(f"{name}={number} must be at least 1")
 
 
 def step(
@@ -55,90 +55,72 @@ def step(
   """Computes the op, see `reference`.
 
   Raises:
-    ValueError: If the kernels do not have the type, head size or reduction.
+    ValueError: If the kernel does not have the types, sizes or heads.
   """
-  _check(query, cache, rule)
-  config = rule.config or Config()
-  num_parts = config.num_parts or choose_parts(*cache.pos.shape)
-  if cache.capacity % num_parts:
-    raise ValueError(
-        f"num_parts={num_parts} must divide the {cache.capacity} slots"
-    )
+  _check(query, cache)
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
   cache = xla.write(cache, key, value, positions, slot)
-  is_seen = rule_lib.sees(cache.pos, positions[:, None, None], rule)
-  is_seen &= (positions >= 0)[:, None, None]
-  out, mass = _attend(query, cache, is_seen, num_parts, config, rule)
-  score = rule_lib.updated(cache.score, mass[:, :, None], positions, rule)
+  out, weights = _attend(query, cache, positions, rule)
+  score = rule_lib.updated(cache.score, weights, positions, rule)
   cache = dataclasses.replace(cache, score=score)
   return out.astype(query.dtype), cache, slot
 
 
 def choose_parts(batch: int, num_kv_heads: int, capacity: int) -> int:
   """Enough parts for every multiprocessor."""
-  num_parts = 1
-  while (
-      batch * num_kv_heads * num_parts < _NUM_CORES
-      and capacity % (2 * num_parts) == 0
-      and capacity // (2 * num_parts) >= _MIN_PART
-  ):
-    num_parts *= 2
-  return num_parts
+  wanted = -(-_NUM_BLOCKS // (batch * num_kv_heads))
+  return max(1, min(wanted, capacity // _MIN_PART))
 
 
-def _attend(query, cache, is_seen, num_parts, config, rule) -> Any:
-  """Out [B, N, H], and the sum of the weights [B, K, C]."""
-  num_kv_heads, head_dim = cache.key.shape[1], query.shape[-1]
-  part = cache.capacity // num_parts
-  parts = lambda x: x.reshape(-1, part, 1, head_dim)
-  grouped = query.reshape(-1, 1, query.shape[1] // num_kv_heads, head_dim)
-  num_rows, _, num_groups, _ = grouped.shape
-  queries = jnp.broadcast_to(
-      grouped, (num_rows, num_parts, num_groups, head_dim)
-  ).reshape(-1, num_groups, 1, head_dim)
-  where = masks.Mask(
-      jnp.zeros((1, num_groups), jnp.int32),
-      jnp.full((1, num_groups), part, jnp.int32),
-      jnp.ones((num_rows * num_parts, num_groups), jnp.int32),
-      is_seen.reshape(-1, part).astype(jnp.int32),
+def _attend(query, cache, positions, rule) -> Any:
+  """Out [B, N, H], and the weights [B, K, G, C]."""
+  (batch, num_kv_heads, capacity), head_dim = cache.pos.shape, query.shape[-1]
+  config = rule.config or Config()
+  width = next(size for size in gpu_attend.HEAD_DIMS if size >= head_dim)
+  by_row = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
+  wide = lambda x: gpu_attend.padded(x, x.ndim - 1, width)
+  grouped = query.reshape(batch * num_kv_heads, -1, head_dim)
+  num_groups = grouped.shape[1]
+  out, lse, logits = gpu_attend.attend(
+      wide(grouped),
+      gpu_attend.Rows(
+          key=wide(by_row(cache.key)),
+          value=wide(by_row(cache.value)),
+          pos=by_row(cache.pos),
+          key_scale=by_row(cache.key_scale),
+          value_scale=by_row(cache.value_scale),
+      ),
+      jnp.repeat(positions, num_kv_heads),
+      rule,
+      num_parts=config.num_parts or choose_parts(*cache.pos.shape),
+      num_stages=config.num_stages,
   )
-  spec = differentiable.AttentionSpec(
-      scale=rule.scale, logits_soft_cap=rule.logits_soft_cap
-  )
-  keys, values = parts(cache.key), parts(cache.value)
-  out, lse = gpu_attention.forward(
-      queries, keys, values, where, None, spec, config.tiles
-  )
-  by_part = lse.reshape(num_rows, num_parts, num_groups)
-  # Of the whole; a part without a key has share 0.
-  whole = jax.nn.logsumexp(by_part, axis=1, keepdims=True)
-  whole = jnp.where(jnp.isneginf(whole), 0.0, whole)
-  shares = jnp.exp(by_part - whole)
-  out = out.reshape(num_rows, num_parts, num_groups, head_dim)
-  out = (shares[..., None] * out.astype(jnp.float32)).sum(axis=1)
-  mass = gpu_attention.col_mass(
-      queries,
-      keys,
-      lse,
-      where,
-      shares.reshape(-1, 1, num_groups),
-      spec,
-      config.tiles,
-  )
-  return out.reshape(query.shape), mass.reshape(cache.pos.shape)
+  lse, out = lse[:, :, :num_groups], out[:, :, :num_groups, :head_dim]
+  highest = lse.max(axis=1, keepdims=True)
+  # Where a row sees nothing all is 0.
+  highest = jnp.where(jnp.isneginf(highest), 0.0, highest)
+  shares = jnp.exp2(lse - highest)
+  total = shares.sum(axis=1, keepdims=True)
+  total = jnp.where(total > 0, total, 1.0)
+  out = ((shares / total)[..., None] * out.astype(jnp.float32)).sum(axis=1)
+  whole = (highest + jnp.log2(total)).swapaxes(1, 2)
+  weights = jnp.exp2(logits[:, :num_groups, :capacity] - whole)
+  weights = weights.reshape(batch, num_kv_heads, num_groups, capacity)
+  return out.reshape(query.shape), weights
 
 
-def _check(query: Any, cache: Any, rule: rule_lib.Rule) -> None:
-  """Raises ValueError for what the kernels lack."""
-  if cache.key.dtype != query.dtype:
+def _check(query: Any, cache: Any) -> None:
+  """Raises ValueError for what the kernel lacks."""
+  if cache.key.dtype not in (query.dtype, jnp.int8):
     raise ValueError(
-        f"pallas_gpu needs a cache of the query's type, {query.dtype}, not"
-        f" {cache.key.dtype}; use implementation='xla'"
+        f"pallas_gpu needs a cache of the query's type, {query.dtype}, or int8,"
+        f" not {cache.key.dtype}; use implementation='xla'"
     )
-  if rule.reduce != "sum":
+  num_groups = query.shape[1] // cache.pos.shape[1]
+  if num_groups > gpu_attend.MOST_GROUPS:
     raise ValueError(
-        f"pallas_gpu has reduce='sum' alone, not {rule.reduce!r}; use"
-        " implementation='xla'"
+        f"pallas_gpu takes up to {gpu_attend.MOST_GROUPS} query heads a key"
+        f" head, not {num_groups}; use implementation='xla'"
     )
   reason = gpu_attention.why_not(query[:, None], any_device=True)
   if reason is not None:

@@ -3,6 +3,8 @@ import pytest
 
 from kernels_pallas.flash_attention import shapes
 from launch import bench_kernels_gpu
+from launch import bench_ops_gpu
+from launch import gpu_rows
 
 
 class BenchKernelsGpuTest(parameterized.TestCase):
@@ -19,6 +21,8 @@ class BenchKernelsGpuTest(parameterized.TestCase):
     told = []
     rows = bench_kernels_gpu.measure(
         peers=("cudnn", peer),
+        ops=("attention",),
+        op_sizes=bench_ops_gpu.Sizes(lengths=()),
         cases=[shapes.square(64, 2, 1, 64)],
         sparse_length=64,
         matmul_size=16,
@@ -32,6 +36,7 @@ class BenchKernelsGpuTest(parameterized.TestCase):
     assert told == rows
     ceilings = [row for row in rows if row.what == "ceiling"]
     assert len(ceilings) == 2
+    assert ceilings[1].of_copy == 1
     for row in ceilings + [row for row in rows if row.peer == peer]:
       if row.what.startswith("error"):
         assert 1e-4 < row.error < 1e-2, row
@@ -41,9 +46,9 @@ class BenchKernelsGpuTest(parameterized.TestCase):
     # Forward and gradients: errors for two head sizes, and one shape timed.
     assert len(failed) == 6
     assert all(row.note and row.median_ms is None for row in failed)
-    lines = bench_kernels_gpu.table(rows).splitlines()
+    lines = gpu_rows.table(rows).splitlines()
     assert len(lines) == len(rows) + 2
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {11}
     return rows
 
   def test_without_a_gpu_nothing_is_called_its_figures(self):

@@ -1,3 +1,4 @@
+import functools
 import shutil
 
 from absl.testing import absltest
@@ -13,6 +14,7 @@ from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import gpu_gather
+from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import heads
 from kernels_pallas.gather_mlp import pallas_gpu
 from kernels_pallas.gather_mlp import parts
@@ -28,6 +30,9 @@ _SHAPE = shapes.Shape(
     is_gated=True,
     has_bias=True,
 )
+# Without gate or biases, more sequences than an instruction has rows, columns
+# that are no pair of tiles, blocks of two tiles.
+_PLAIN = shapes.Shape(batch=70, width=192, num_neurons=512, block_size=128)
 
 needs_new_jax = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
@@ -57,19 +62,38 @@ def forward(shape, num_chosen):
   return call, (x, weights, ids)
 
 
+def backward(shape, num_chosen):
+  """The gradients by x and weights; as `forward`."""
+  call, (x, weights, ids) = forward(shape, num_chosen)
+
+  def gradients(x, weights, ids, d_out):
+    _, pullback = jax.vjp(lambda *given: call(*given, ids), x, weights)
+    return pullback(d_out)
+
+  return gradients, (x, weights, ids, x)
+
+
 @needs_new_jax
 class InterpretedTest(parameterized.TestCase):
 
-  @parameterized.parameters((True, True, 128), (False, True, 2))
-  def test_equals_the_oracle(self, per_sequence, is_ragged, num_blocks):
+  @parameterized.parameters(
+      (_SHAPE, "silu", True, True, 128),
+      (_SHAPE, "gelu", False, True, 2),
+      (_PLAIN, "relu", True, False, 4),
+  )
+  def test_equals_the_oracle(
+      self, shape, activation, per_sequence, is_ragged, num_blocks
+  ):
     case = oracle.draw(
-        _SHAPE,
+        shape,
         "bfloat16",
-        "silu",
-        num_chosen=2,
+        activation,
+        num_chosen=3,
         per_sequence=per_sequence,
         is_ragged=is_ragged,
+        seed=1,  # Of which no list of the ragged is empty for all.
     )
+    self.assertTrue(any(len(blocks) for blocks in case.lists()))
     config = pallas_gpu.Config(num_stages=2, num_blocks=num_blocks)
 
     def call(arrays, block_ids, num_valid):
@@ -97,6 +121,23 @@ class InterpretedTest(parameterized.TestCase):
     with interpret.interpreted():
       one, other = (gpu_gather.into_rows(*arguments, c) for c in configs)
     conformance.check_equal((one,), (other,), 1e-6)
+
+  def test_nothing_but_the_chosen_slabs(self):
+    rng = np.random.default_rng(0)
+    normal = lambda *s: jnp.asarray(rng.standard_normal(s), jnp.bfloat16)
+    hidden, few = normal(3, 192), normal(3, 128)
+    # Of three entries two count; the third names a block that counts.
+    plan = parts.Plan(jnp.array([2, 0, 2]), jnp.int32(2))
+    call = functools.partial(gpu_scatter.outer, hidden, few, plan, 64, 4)
+    with interpret.interpreted():
+      found = np.asarray(call(), np.float64).reshape(4, 64, 128)
+    wide = [np.asarray(x, np.float64) for x in (hidden, few)]
+    products = (wide[0].T @ wide[1]).reshape(3, 64, 128)
+    for block, entry in ((2, 0), (0, 1)):
+      np.testing.assert_allclose(
+          found[block], products[entry], rtol=2**-8, atol=2**-8
+      )
+    np.testing.assert_array_equal(found[[1, 3]], 0)
 
   @pytest.mark.slow
   def test_heads(self):
@@ -140,18 +181,29 @@ class WhyNotTest(parameterized.TestCase):
 class CompileTest(absltest.TestCase):
 
   def test_no_kernel_spills_for_an_h100(self):
-    program = f"{__name__}:forward"
+    for kernels in self._compiled("forward", [2, 3]):
+      for kernel in kernels:
+        # A tile and the sequences, for each stage ahead and in the loop.
+        self.assertEqual(kernel.num_tma_loads, 2 * (6 + 1))
+
+  def test_nor_do_those_of_the_backward_pass(self):
+    # What is recomputed, two or three products back, and each gradient.
+    for kernels in self._compiled("backward", [2 + 1 + 2, 3 + 2 + 3]):
+      stores = sum(kernel.num_tma_stores for kernel in kernels)
+      self.assertGreater(stores, 0)
+
+  def _compiled(self, program, num_kernels):
     names = ("opt_6.7b", "llama3_8b_b16")
+    program = f"{__name__}:{program}"
     found = ptx.report([
         jobs.Job("h100", program, {"shape": name, "num_chosen": 13})
         for name in names
     ])
-    self.assertEqual([len(x.kernels) for x in found], [2, 3])
+    self.assertEqual([len(x.kernels) for x in found], num_kernels)
     for kernel in (k for report in found for k in report.kernels):
       self.assertEqual(kernel.spill_store_bytes, 0)
       self.assertGreater(kernel.num_wgmma, 0)
-      # A tile and the sequences, for each stage ahead and in the loop.
-      self.assertEqual(kernel.num_tma_loads, 2 * (6 + 1))
+    return [report.kernels for report in found]
 
 
 if __name__ == "__main__":
