@@ -77,7 +77,8 @@ class MakeHbltTest(parameterized.TestCase):
       (dict(branching=[2, -1]), r"branching\[1\] must be whole numbers"),
       (
           dict(branching=[1.5, 2]),
-          r"branching\[0\] must be whole numbers|parameter 'branching'",
+          # Types are checked of one entry, drawn anew for the message.
+          r"branching\[0\] must be whole numbers|parameters of .*make_hblt",
       ),
       (dict(branching=[[1, 2, 3], 2]), r"branching\[0\] must be one value or"),
       (dict(polarity=[0.5, [0.5, 0.5]]), r"polarity\[1\] must be one value or"),
