@@ -60,7 +60,7 @@ def choose_slot(
 
 
 def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
-  """Whether one kernel does the whole step, where kernels run."""
+  """Returns whether one kernel does the whole step, where kernels run."""
   chosen = implementations.choose(options.implementation, {"tpu": "pallas_tpu"})
   is_plain = cache.options == cache_options.DEFAULT
   has_kernel = cache.policy.kernel_options() is not None
@@ -70,7 +70,7 @@ def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
 
 
 def decode_fused(cache, query, key, value, positions, rotate, options):
-  """As `decode`, by the kernel."""
+  """As `decode`, by `kernels_pallas.heavy_hitter_decode` in one pass."""
   kept = kernel_slots.Slots(
       key=cache.key.data,
       value=cache.value.data,
@@ -102,7 +102,10 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
 
 
 def decode(cache, query, key, value, positions, rotate, options):
-  """Takes one token of each sequence; returns out, and the cache."""
+  """Takes one token of each sequence; returns out, and the cache.
+
+  Arguments and results are those of `kv_cache.SlotCache.attend` with T = 1.
+  """
   position = positions[:, 0]
   is_active = position >= 0
   is_raw = cache.options.keys == "raw"

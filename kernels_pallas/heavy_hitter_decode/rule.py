@@ -79,7 +79,7 @@ def choose(
 def first_least(order: Float[Array, "*rows C"]) -> Int[Array, "*rows"]:
   """`jnp.argmin` over the last axis, as two reductions.
 
-  XLA's CPU takes five times as long for one of pairs.
+  XLA's CPU takes three times as long for one of pairs.
   """
   index = jnp.arange(order.shape[-1], dtype=jnp.int32)
   is_least = order == order.min(axis=-1, keepdims=True)
