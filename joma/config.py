@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import dataclasses
 import math
 
-from joma import published
+from joma.theory import published
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 

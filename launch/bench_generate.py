@@ -168,7 +168,7 @@ def start_ours(folder: str, batch_size: int, config: BenchConfig) -> Row:
   from joma.inference import generate
   from joma.transformer import full_cache
   from joma.transformer import model as models
-  from joma.transformer import pretrained
+  from joma.transformer.hf import pretrained
 
   shape, params = pretrained.load(folder)
   model = models.Transformer(shape)

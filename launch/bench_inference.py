@@ -147,7 +147,7 @@ def _measure_batch(
     folder: str, batch_size: int, gb_per_sec: float, config: BenchConfig
 ) -> dict[str, Any]:
   """Takes turns; the first one compiles and warms up."""
-  from joma.transformer import pretrained
+  from joma.transformer.hf import pretrained
 
   shape, params = pretrained.load(folder)
   shape = dataclasses.replace(
@@ -208,8 +208,8 @@ def _caches(name: str, shape: Any, batch_size: int, config: BenchConfig) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from joma.inference import kv_cache
-  from joma.inference import policies
+  from joma.inference.cache import kv_cache
+  from joma.systems.cache_policies import policies
   from joma.transformer import full_cache
 
   noise = lambda x: jax.random.normal(jax.random.key(config.seed), x.shape)
@@ -372,7 +372,7 @@ def _save_random_model(folder: str, config: BenchConfig) -> None:
 
   from joma.transformer import config as configs
   from joma.transformer import model as models
-  from joma.transformer import pretrained
+  from joma.transformer.hf import pretrained
 
   shape = configs.TransformerConfig(
       vocab_size=49152,
@@ -392,9 +392,9 @@ def _save_random_model(folder: str, config: BenchConfig) -> None:
 
 def _predicted(shape, batch_size, gb_per_sec, config) -> float:
   """Time of the full cache's step over the small one's, by the cost model."""
-  from joma.inference import cache_plan
-  from joma.inference import chips
-  from joma.inference import cost_model
+  from joma.inference.cost import cache_plan
+  from joma.inference.cost import chips
+  from joma.inference.cost import cost_model
 
   load = cost_model.Load(
       batch_size=batch_size,

@@ -37,9 +37,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from joma import hierarchy
-from joma import hierarchy_model
-from joma import hierarchy_train
+from joma.hierarchy import data
+from joma.hierarchy import model as hierarchy_model
+from joma.hierarchy import run as hierarchy_train
 from launch import app
 from launch import bench_scansnap
 from launch import flag_config
@@ -193,7 +193,7 @@ def _seconds_per_step(row: Row, num_steps: int) -> float:
 
 def make_rows(config: BenchConfig, width: int, set_size: int) -> list[Row]:
   """Builds what is to be timed."""
-  latents = hierarchy.make_hierarchy(
+  latents = data.make_hierarchy(
       config.seed,
       num_latents=(10, 20, config.num_classes),
       set_sizes=(set_size,) * 3,
@@ -205,8 +205,8 @@ def make_rows(config: BenchConfig, width: int, set_size: int) -> list[Row]:
       embed_dim=width,
       hidden_dim=4 * latents.num_tokens,
   )
-  tokens = hierarchy.to_tokens(latents.is_present, config.seq_len)
-  merged = hierarchy.merge_padding(tokens, latents.max_tokens)
+  tokens = data.to_tokens(latents.is_present, config.seq_len)
+  merged = data.merge_padding(tokens, latents.max_tokens)
   rows = []
   for name, savings in _SAVINGS.items():
     run = _make_run(config, *(merged if savings.padding else (tokens, 1)))

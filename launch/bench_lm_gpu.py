@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from joma.transformer import batches as batches_lib
 from joma.transformer import config as config_lib
-from joma.transformer import lm_config
-from joma.transformer import lm_step
+from joma.transformer.text import batches as batches_lib
+from joma.transformer.training import lm_config
+from joma.transformer.training import lm_step
 from scansnap_jax.experiment import errors
 
 # Dense bfloat16 FLOPs per second that NVIDIA's data sheets state.

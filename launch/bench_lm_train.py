@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from joma.transformer import batches as batches_lib
 from joma.transformer import config as config_lib
-from joma.transformer import lm_config
-from joma.transformer import lm_step
 from joma.transformer import model as model_lib
+from joma.transformer.text import batches as batches_lib
+from joma.transformer.training import lm_config
+from joma.transformer.training import lm_step
 from scansnap_jax.experiment import devices
 
 _PAUSE_S = 0.05

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from joma.inference import bridge_config
+from joma.inference.bridge import config as bridge_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -72,10 +72,10 @@ def _measure(
     config: bridge_config.BridgeConfig, workdir: pathlib.Path
 ) -> tuple[dict[str, Any], str]:
   """Returns the summary, and a line about the corpus."""
-  from joma.inference import bridge_one_layer
-  from joma.inference import bridge_text
-  from joma.transformer import corpus as corpus_lib
-  from joma.transformer import train
+  from joma.inference.bridge import one_layer as bridge_one_layer
+  from joma.inference.bridge import text as bridge_text
+  from joma.transformer.text import corpus as corpus_lib
+  from joma.transformer.training import train
   from launch import report_bridge
   from launch import train_lm_run
   from scansnap_jax.experiment import progress

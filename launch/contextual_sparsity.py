@@ -19,7 +19,7 @@ import time
 
 from absl import flags
 
-from joma.inference import contextual_config
+from joma.inference.sparsity import contextual_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
   started = time.monotonic()
   config = _CONFIG()
   # Imported here, so that --help and wrong flags answer at once.
-  from joma.inference import contextual_study
+  from joma.inference.sparsity import contextual_study
   from launch import report_contextual_sparsity
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import preemption

@@ -23,8 +23,8 @@ from rich import box
 from rich import console as rich_console
 from rich import table as rich_table
 
-from joma.inference import cost_table
-from joma.inference import cost_table_config
+from joma.inference.cost import cost_table
+from joma.inference.cost import cost_table_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import errors
@@ -77,7 +77,7 @@ def _resolve() -> cost_table_config.CostTableConfig:
     if flags.FLAGS["preset"].present:
       raise errors.UserError("--model and --preset both name a model.")
     # Imported here: --help and presets do without jax.
-    from joma.transformer import pretrained
+    from joma.transformer.hf import pretrained
 
     shape = pretrained.read_config(_MODEL.value)
   return _CONFIG(dataclasses.replace(base, shape=shape))

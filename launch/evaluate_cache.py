@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from joma.inference import evaluate_config
+from joma.inference.evaluation import evaluate_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -43,8 +43,8 @@ def main(_: list[str]) -> None:
   started = time.monotonic()
   config = _CONFIG()
   # Imported here, so that --help and wrong flags answer at once.
-  from joma.inference import evaluate_grid
-  from joma.inference import evaluate_subject
+  from joma.inference.evaluation import evaluate_grid
+  from joma.inference.evaluation import evaluate_subject
   from launch import report_cache
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import progress
@@ -77,7 +77,7 @@ def main(_: list[str]) -> None:
 
 def _subject(config: evaluate_config.EvaluateConfig):
   """Loads or trains the model; says what training came to."""
-  from joma.inference import evaluate_subject
+  from joma.inference.evaluation import evaluate_subject
   from scansnap_jax.experiment import progress
 
   if _MODEL.value is not None:

@@ -5,8 +5,8 @@
 One prompt is continued on stdout as its tokens come; several, of any lengths,
 are continued as one batch and printed one after the other. Greedy by default;
 --temperature, --top_k and --top_p draw. --policy=h2o --capacity=1024 bounds the
-KV cache: see `joma.inference.policies` for what may leave it. How fast it went
-goes to stderr, the compilation apart.
+KV cache: see `joma.systems.cache_policies` for what may leave it. How fast it
+went goes to stderr, the compilation apart.
 """
 
 from collections.abc import Callable
@@ -62,8 +62,8 @@ def main(_: list[str]) -> None:
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import stop_tokens
   from joma.transformer import model as models
-  from joma.transformer import pretrained
-  from joma.transformer import tokenizer as tokenizers
+  from joma.transformer.hf import pretrained
+  from joma.transformer.text import tokenizer as tokenizers
   from scansnap_jax.experiment import devices
 
   make_cache = _read_policy()
@@ -89,8 +89,8 @@ def main(_: list[str]) -> None:
 
 def _read_policy() -> Callable[..., Any] | None:
   """Returns what makes the KV cache of a model; None keeps everything."""
-  from joma.inference import kv_cache
-  from joma.inference import policy_names
+  from joma.inference.cache import kv_cache
+  from joma.systems.cache_policies import policy_names
 
   policy, capacity = policy_names.parse(_POLICY.value), _CAPACITY.value
   if policy.evicts and capacity is None:
@@ -153,7 +153,7 @@ def _timed_steps(
 
 
 def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:
-  from joma.transformer import tokenizer as tokenizers
+  from joma.transformer.text import tokenizer as tokenizers
 
   print(prompts[0], end="", flush=True)
   ids = (int(tokens[0]) for tokens, _ in steps)

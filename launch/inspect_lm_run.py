@@ -14,8 +14,8 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer import inspection
 from joma.transformer import inspection_config
-from joma.transformer import pretrained
-from joma.transformer import tokenizer
+from joma.transformer.hf import pretrained
+from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import progress
 

@@ -22,7 +22,7 @@ from absl import flags
 
 from joma import config as config_lib
 from joma import question_config
-from joma import table1_config
+from joma.hierarchy import config as table1_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import errors

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from matplotlib import figure as mpl_figure
 
-from joma import table1_config
-from joma import train
+from joma.hierarchy import config as table1_config
+from joma.hierarchy import train
 from joma.studies import bounce
 from joma.studies import convergence
 from joma.studies import drift

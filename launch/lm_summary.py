@@ -16,7 +16,7 @@ import numpy as np
 
 from scansnap_jax.experiment.errors import UserError
 
-# Per layer, as `joma.transformer.train` names them: NAME/layer_0 and so on.
+# Per layer, as `training.train` names them: NAME/layer_0 and so on.
 PROBES = ("entropy", "sink_rate", "effective_support", "stable_rank")
 
 _LOSSES = ("train_loss", "valid_loss")

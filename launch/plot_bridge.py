@@ -8,8 +8,8 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
-from joma import summaries
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import intervals
 
 LABELS = {
     "theory": "co-occurrence theory",
@@ -57,7 +57,7 @@ def _draw_panel(axes: mpl_axes.Axes, panel: Mapping[str, Any]) -> None:
   steps = np.asarray(panel["steps"])
   for name, look in _LOOKS.items():
     curves = np.asarray(panel["recall"][name])
-    found = summaries.interval(curves, least=0, most=1)
+    found = intervals.interval(curves, least=0, most=1)
     every = figures.sparsely(len(steps), look)
     axes.plot(
         steps,

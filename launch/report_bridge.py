@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from joma import summaries
 from launch import plot_bridge
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import intervals
 from scansnap_jax.experiment import report
 from scansnap_jax.experiment import workdir as workdir_lib
 
@@ -40,7 +40,7 @@ def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
       "over_frequency": _gain(last, "frequency"),
       "over_h2o": _gain(last, "h2o"),
       "over_h2o_mean": _gain(last, "h2o_mean"),
-      "partial": summaries.interval(
+      "partial": intervals.interval(
           np.asarray(last["partial"])[:, -1], least=-1, most=1
       ),
       "at_end": ends,
@@ -52,18 +52,18 @@ def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
 
 def _at_end(panel: Mapping[str, Any], name: str) -> dict[str, float]:
   values = np.asarray(panel["recall"][name])[:, -1]
-  return summaries.interval(values, least=0, most=1)
+  return intervals.interval(values, least=0, most=1)
 
 
 def _gain(panel: Mapping[str, Any], other: str) -> dict[str, float]:
   recall = panel["recall"]
   gain = np.asarray(recall["theory"]) - np.asarray(recall[other])
-  return summaries.interval(gain[:, -1])
+  return intervals.interval(gain[:, -1])
 
 
 def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
   gains = {
-      name: summaries.text(found[f"over_{name}"])
+      name: intervals.text(found[f"over_{name}"])
       for name in ("frequency", "h2o", "h2o_mean")
   }
   over = found["over_frequency"]
@@ -75,14 +75,14 @@ def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
   ceiling = found["at_end"]["one_layer"]["type"]["mean"]
   return (
       "From co-occurrence alone the theory names"
-      f" {summaries.text(found['number'])} of a trained Transformer's heavy"
+      f" {intervals.text(found['number'])} of a trained Transformer's heavy"
       f" hitters (chance {last['chance']:.3f}). This {verdict} the frequency of"
       f" tokens names: the difference is {gains['frequency']}. The difference"
       f" to H2O's running sum is {gains['h2o']}, to its running mean"
       f" {gains['h2o_mean']}. Given frequency, the theory's rank correlation"
       " with the attention that types get is"
-      f" {summaries.text(found['partial'])}. In one layer on its own data it"
-      f" names {summaries.text(found['at_end']['one_layer']['theory'])} of them"
+      f" {intervals.text(found['partial'])}. In one layer on its own data it"
+      f" names {intervals.text(found['at_end']['one_layer']['theory'])} of them"
       f" ({ceiling:.3f} is possible)."
   )
 
@@ -143,7 +143,7 @@ def _ends(summary: Mapping[str, Any]) -> report.Table:
       (
           label,
           *(
-              summaries.text(panel[name]) if name in panel else "–"
+              intervals.text(panel[name]) if name in panel else "–"
               for panel in panels.values()
           ),
       )

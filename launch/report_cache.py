@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from joma.inference import evaluate_config
+from joma.inference.evaluation import evaluate_config
 from launch import plot_cache
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report

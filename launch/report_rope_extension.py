@@ -44,7 +44,7 @@ def write(
 
   Args:
     workdir: The run's folder.
-    summary: As `joma.transformer.rope_extension.measure` gives it.
+    summary: As `joma.transformer.rope.extension.measure` gives it.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
   """

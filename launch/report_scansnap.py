@@ -18,11 +18,11 @@ from scansnap_jax import config as config_lib
 from scansnap_jax import flow
 from scansnap_jax import published
 from scansnap_jax import run as run_lib
-from scansnap_jax import theorems
 from scansnap_jax import train
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
 from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.theorems import table
 
 Configs = Mapping[str, config_lib.ScanSnapConfig]
 Results = Mapping[str, list[train.Result]]
@@ -65,7 +65,7 @@ def write(
   Returns:
     The path of the report.
   """
-  checks = theorems.check_all() if preset in ("main", "theorems") else []
+  checks = table.check_all() if preset in ("main", "theorems") else []
   summary = summarize(configs, results, checks)
   sections = [
       _figure_section(workdir, name, configs, results)
@@ -86,7 +86,7 @@ def write(
 
 
 def summarize(
-    configs: Configs, results: Results, checks: list[theorems.TheoremCheck]
+    configs: Configs, results: Results, checks: list[table.TheoremCheck]
 ) -> dict[str, Any]:
   """The numbers of a run: a key per experiment, and `theorems`."""
   summary: dict[str, Any] = {}
@@ -267,7 +267,7 @@ def _with_std(row: Mapping[str, Any], name: str) -> str:
   return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
-def _theorem_section(checks: list[theorems.TheoremCheck]) -> report.Section:
+def _theorem_section(checks: list[table.TheoremCheck]) -> report.Section:
   rows = [
       (
           check.name,

@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from joma.transformer import rope_extension_config
+from joma.transformer.rope import extension_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -25,7 +25,7 @@ from scansnap_jax.experiment import workdir as workdir_lib
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Local folder of this run.", required=True
 )
-_CONFIG = flag_config.define(rope_extension_config.RopeExtensionConfig())
+_CONFIG = flag_config.define(extension_config.RopeExtensionConfig())
 
 
 def main(_: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
   started = time.monotonic()
   config = _CONFIG()
   # Imported here, so that --help and wrong flags answer at once.
-  from joma.transformer import rope_extension
+  from joma.transformer.rope import extension
   from launch import report_rope_extension
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import preemption
@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
       with progress.bar(
           "training", num_runs=1, steps_per_run=config.num_steps
       ) as on_progress:
-        summary = rope_extension.measure(config, workdir, on_progress)
+        summary = extension.measure(config, workdir, on_progress)
     except preemption.Stopped as stopped:
       print(
           f"Stopped in {stopped}. The same command continues.", file=sys.stderr

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from joma.transformer import lm_config
+from joma.transformer.training import lm_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import workdir as workdir_lib

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from joma.transformer import corpus as corpus_lib
-from joma.transformer import hf_config
-from joma.transformer import lm_config
-from joma.transformer import pretrained
-from joma.transformer import tokenizer as tokenizer_lib
-from joma.transformer import train as train_lib
+from joma.transformer.hf import config_json
+from joma.transformer.hf import pretrained
+from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.text import tokenizer as tokenizer_lib
+from joma.transformer.training import lm_config
+from joma.transformer.training import train as train_lib
 from launch import lm_summary
 from launch import report_lm
 from scansnap_jax.experiment import devices
@@ -42,7 +42,7 @@ def check(
   if reference_csv is not None:
     lm_summary.read_reference(pathlib.Path(reference_csv).expanduser())
   if save_hf:
-    hf_config.to_hf(config.model)
+    config_json.to_hf(config.model)
 
 
 def train(

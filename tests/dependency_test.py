@@ -83,7 +83,7 @@ class DependencyTest(parameterized.TestCase):
     self.assertEmpty(found, "\n".join(found))
 
   @parameterized.parameters(
-      ("scansnap_jax/x.py", "joma.model"),
+      ("scansnap_jax/x.py", "joma.block.model"),
       ("joma/x.py", "kernels_pallas.masks"),
       ("joma/x.py", "launch.app"),
       ("kernels_pallas/x.py", "scansnap_jax.model"),

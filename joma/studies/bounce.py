@@ -29,14 +29,14 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from joma import block_data
-from joma import block_ensemble
-from joma import block_train
-from joma import dynamics
-from joma import invariants
-from joma import model
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
+from joma.block import ensemble
+from joma.block import model
+from joma.block import train as block_train
+from joma.theory import dynamics
+from joma.theory import invariants
+from scansnap_jax.experiment import intervals
 
 ACTIVATIONS = ("relu", "gelu", "quadratic", "identity")
 NONLINEAR = ACTIVATIONS[:3]
@@ -52,7 +52,7 @@ PANELS = (
 def measure(
     config: config_lib.BounceConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains every setting and measures how far the entropy rises.
 
@@ -64,10 +64,10 @@ def measure(
     "panels": for each of `PANELS` and each activation what `summarize` returns;
     "steps", "min_rise" and "finding".
   """
-  clouds = block_data.DrawClouds(config.num_samples)
-  sequences = block_data.DrawSequences(config.num_samples, config.seq_len)
+  clouds = data.DrawClouds(config.num_samples)
+  sequences = data.DrawSequences(config.num_samples, config.seq_len)
   probs = class_probs(config)
-  mixture = block_data.Clouds(probs, np.float32(config.noise))
+  mixture = data.Clouds(probs, np.float32(config.noise))
   step = dict(lr_w=config.step_size, lr_z=config.step_size)
   slow = config.stationary_step_size
   panels: dict[str, dict[str, Any]] = {}
@@ -104,7 +104,7 @@ def measure(
           )
           for activation in NONLINEAR
       }
-  summaries.emit(
+  intervals.emit(
       on_metrics,
       runs.steps,
       {
@@ -124,7 +124,7 @@ def measure(
 
 def class_probs(config: Any) -> Float[np.ndarray, "K M"]:
   """P(l|n) of the configured classes."""
-  return block_data.class_probs(
+  return data.class_probs(
       num_classes=config.num_classes,
       num_distinct=config.num_distinct,
       num_common=0,
@@ -157,11 +157,11 @@ def train(
     setting: block_train.Setting,
     settings: Mapping[str, Mapping[str, Any]],
     activations: tuple[str, ...],
-) -> block_ensemble.Runs:
+) -> ensemble.Runs:
   """Crosses settings, arguments of `block_ensemble.member`, and activations."""
-  return block_ensemble.train(
+  return ensemble.train(
       {
-          f"{name}/{activation}": block_ensemble.member(
+          f"{name}/{activation}": ensemble.member(
               activation=ACTIVATIONS.index(activation), **arguments
           )
           for name, arguments in settings.items()
@@ -198,14 +198,14 @@ def summarize(
   block = seen.blocks[0]
   entropy = block.implied_entropy if is_frozen else block.entropy
   most = np.log(block.v.shape[2])
-  rises = [summaries.largest_rise(curve) for curve in entropy]
+  rises = [intervals.largest_rise(curve) for curve in entropy]
   return {
-      "entropy": summaries.interval(entropy, least=0, most=most),
-      "fall": summaries.interval(np.array([r.fall for r in rises]), least=0),
-      "rise": summaries.interval(np.array([r.rise for r in rises]), least=0),
+      "entropy": intervals.interval(entropy, least=0, most=most),
+      "fall": intervals.interval(np.array([r.fall for r in rises]), least=0),
+      "rise": intervals.interval(np.array([r.rise for r in rises]), least=0),
       "rises": [r.rise for r in rises],
       "num_bounces": sum(min(r.fall, r.rise) >= min_rise for r in rises),
-      "accuracy": summaries.interval(seen.accuracy[:, -1], most=1),
+      "accuracy": intervals.interval(seen.accuracy[:, -1], most=1),
       "law_error": 0.0 if is_frozen else _law_error(block, attention),
   }
 
@@ -235,7 +235,7 @@ def _finding(panels: Mapping[str, Any], num_seeds: int) -> str:
   return (
       f"Attention entropy {verdict} under exp attention, a nonlinear MLP and"
       f" the cross-entropy on an isotropic mixture ({count('isotropic, exp')}"
-      f" runs; largest for {largest}, by {summaries.text(exp[largest]['rise'])}"
+      f" runs; largest for {largest}, by {intervals.text(exp[largest]['rise'])}"
       " nats); under the stationary gradient that the theory assumes"
       f" {count('stationary')} runs do, with frozen attention"
       f" {count('isotropic, frozen')} (of the entropy it would have), on token"

@@ -5,7 +5,7 @@
 
 for neighbours j, k of falling mu (https://arxiv.org/abs/2310.00535). The paper
 bounds lambda; that it tends to a constant, and to which, is derived in
-`joma.convergence`. In float64 and in L: the gaps delta underflow.
+`joma.theory.convergence`. In float64 and in L: the gaps delta underflow.
 
 Letters: S times, J components.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import config as config_lib
-from joma import convergence
+from joma.theory import convergence
 
 _FIRST_TIME = 0.01
 

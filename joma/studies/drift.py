@@ -23,14 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from joma import block_data
-from joma import block_ensemble
-from joma import block_train
-from joma import dynamics
-from joma import model
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
+from joma.block import ensemble
+from joma.block import model
+from joma.block import train
 from joma.studies import joint_invariant
+from joma.theory import dynamics
+from scansnap_jax.experiment import intervals
 
 ACTIVATIONS = ("identity", "relu")
 MODES = ("random", "gaussian")
@@ -39,7 +39,7 @@ MODES = ("random", "gaussian")
 def measure(
     config: config_lib.DriftConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both activations on both kinds of contexts.
 
@@ -56,7 +56,7 @@ def measure(
   """
   runs = _train(config)
   rows = {name: _summarize(runs[name].blocks[0]) for name in runs.names}
-  summaries.emit(
+  intervals.emit(
       on_metrics,
       runs.steps,
       {
@@ -73,23 +73,23 @@ def measure(
   }
 
 
-def _train(config: config_lib.DriftConfig) -> block_ensemble.Runs:
+def _train(config: config_lib.DriftConfig) -> ensemble.Runs:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
       kind=dynamics.Block(attention="softmax"),
       w_scale=0.1,
   )
-  setting = block_train.Setting(
+  setting = train.Setting(
       blocks=(block,),
       num_classes=config.num_classes,
-      draw=block_data.DrawContexts(config.num_classes),
+      draw=data.DrawContexts(config.num_classes),
       activations=ACTIVATIONS,
       readout_scale=1.0,
   )
   members = {
-      f"{activation}/{mode}": block_ensemble.member(
-          source=block_data.ContextSource(np.bool_(mode == "gaussian")),
+      f"{activation}/{mode}": ensemble.member(
+          source=data.ContextSource(np.bool_(mode == "gaussian")),
           lr_w=config.step_size,
           lr_z=config.step_size,
           activation=ACTIVATIONS.index(activation),
@@ -97,7 +97,7 @@ def _train(config: config_lib.DriftConfig) -> block_ensemble.Runs:
       for activation in ACTIVATIONS
       for mode in MODES
   }
-  return block_ensemble.train(
+  return ensemble.train(
       members,
       range(config.first_seed, config.first_seed + config.num_seeds),
       setting=setting,
@@ -115,7 +115,7 @@ def relative_drift(
   return change / np.linalg.norm(start, axis=-1)
 
 
-def _summarize(block: block_train.BlockObservation) -> dict[str, Any]:
+def _summarize(block: train.BlockObservation) -> dict[str, Any]:
   check = lambda **second: np.asarray(
       joint_invariant.printed_check(block, **second).relative_error
   )
@@ -131,13 +131,13 @@ def _summarize(block: block_train.BlockObservation) -> dict[str, Any]:
       for d, e in zip(drift, errors["fixed"], strict=True)
   ]
   return {
-      "drift": summaries.interval(drift, is_positive=True),
+      "drift": intervals.interval(drift, is_positive=True),
       **{
-          name: summaries.interval(error, is_positive=True)
+          name: intervals.interval(error, is_positive=True)
           for name, error in errors.items()
       },
-      "rank_correlation": summaries.interval(np.array(ranked), most=1),
-      "share_mended": summaries.interval(mended, most=1),
+      "rank_correlation": intervals.interval(np.array(ranked), most=1),
+      "share_mended": intervals.interval(mended, most=1),
       "drifts": drift,
       "errors": errors["fixed"],
   }
@@ -160,7 +160,7 @@ def _finding(rows: dict[str, dict[str, Any]]) -> str:
   else:
     verdict = "The drift of b-bar explains a part of the error that varies"
   shares = "; ".join(
-      f"{name} {summaries.text(row['share_mended'], 2)}"
+      f"{name} {intervals.text(row['share_mended'], 2)}"
       for name, row in rows.items()
   )
   last = lambda name: [row[name]["mean"][-1] for row in rows.values()]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import config as config_lib
-from joma import convergence
+from joma.theory import convergence
 
 
 def measure(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import config as config_lib
-from joma import winner
+from joma.theory import winner
 
 # The clock runs to |v_w| = 9, where 2e-19 of the time is left.
 _END_OF_CLOCK = 9.0

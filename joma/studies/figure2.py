@@ -25,11 +25,11 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from joma import config as config_lib
-from joma import data
-from joma import dynamics
-from joma import flow
-from joma import invariants
-from joma import metrics
+from joma.theory import data
+from joma.theory import dynamics
+from joma.theory import flow
+from joma.theory import invariants
+from joma.theory import metrics
 from scansnap_jax.dynamics import Scalar
 
 Mode = Literal["gaussian", "random"]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import config as config_lib
-from joma import convergence
+from joma.theory import convergence
 
 _TABLED = (0, 100, 300, 500, 1000, 2000, 4999)
 _CURVE_POINTS = 500

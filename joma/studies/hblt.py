@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from joma import config as config_lib
-from joma import cooccurrence
-from joma import data
+from joma.theory import cooccurrence
+from joma.theory import data
 
 # Samples drawn at once.
 _BATCH = 10_000

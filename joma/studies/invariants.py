@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from joma import config as config_lib
-from joma import dynamics
-from joma import flow
-from joma import invariants
+from joma.theory import dynamics
+from joma.theory import flow
+from joma.theory import invariants
 from scansnap_jax.experiment import errors as errors_lib
 
 ATTENTIONS: tuple[dynamics.Attention, ...] = get_args(dynamics.Attention)

@@ -33,15 +33,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from joma import block_data
-from joma import block_ensemble
-from joma import block_train
-from joma import dynamics
-from joma import invariants
-from joma import metrics
-from joma import model
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
+from joma.block import ensemble
+from joma.block import model
+from joma.block import train
+from joma.theory import dynamics
+from joma.theory import invariants
+from joma.theory import metrics
+from scansnap_jax.experiment import intervals
 
 UPPER = ("frozen", "joint", "embeddings")
 MODES = ("random", "gaussian")
@@ -50,7 +50,7 @@ MODES = ("random", "gaussian")
 def measure(
     config: config_lib.JointInvariantConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains every setting and holds the three laws against it.
 
@@ -77,7 +77,7 @@ def measure(
         full, half = runs[f"{name}/1"], runs[f"{name}/0.5"]
         rows[name] = _summarize(full, half, has_u=embedding == "trained")
   curves = ("relative_error", "exact")
-  summaries.emit(
+  intervals.emit(
       on_metrics,
       runs.steps,
       {
@@ -98,7 +98,7 @@ def _train(
     config: config_lib.JointInvariantConfig,
     embedding: Any,
     uppers: tuple[str, ...],
-) -> block_ensemble.Runs:
+) -> ensemble.Runs:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
@@ -106,10 +106,10 @@ def _train(
       embedding=embedding,
       w_scale=0.1,
   )
-  setting = block_train.Setting(
+  setting = train.Setting(
       blocks=(block,),
       num_classes=config.num_classes,
-      draw=block_data.DrawContexts(config.num_classes),
+      draw=data.DrawContexts(config.num_classes),
       readout_scale=1.0,
   )
   members = {}
@@ -120,14 +120,14 @@ def _train(
         rate = share * (
             config.embedding_step_size if is_trained else config.step_size
         )
-        members[f"{upper}/{mode}/{share}"] = block_ensemble.member(
-            source=block_data.ContextSource(np.bool_(mode == "gaussian")),
+        members[f"{upper}/{mode}/{share}"] = ensemble.member(
+            source=data.ContextSource(np.bool_(mode == "gaussian")),
             lr_w=rate,
             lr_z=rate,
             lr_readout=0.0 if upper == "frozen" else rate,
             lr_u=rate if is_trained else 0.0,
         )
-  return block_ensemble.train(
+  return ensemble.train(
       members,
       range(config.first_seed, config.first_seed + config.num_seeds),
       setting=setting,
@@ -137,7 +137,7 @@ def _train(
 
 
 def printed_check(
-    block: block_train.BlockObservation, **second_term: Any
+    block: train.BlockObservation, **second_term: Any
 ) -> invariants.InvariantCheck:
   """Holds Theorem 1 for softmax attention against runs [R, S, ...].
 
@@ -156,7 +156,7 @@ def printed_check(
 @jax.jit
 @jax.vmap
 def _embedding_error(
-    block: block_train.BlockObservation,
+    block: train.BlockObservation,
 ) -> Float[Array, "S"]:
   """Relative error of the embedding law."""
   growth = (block.embedding_norms - block.embedding_norms[:1]) / 2
@@ -166,8 +166,8 @@ def _embedding_error(
 
 
 def _summarize(
-    full: block_train.Observation,
-    half: block_train.Observation,
+    full: train.Observation,
+    half: train.Observation,
     *,
     has_u: bool,
 ) -> dict[str, Any]:
@@ -182,27 +182,27 @@ def _summarize(
   # At equal time: half the steps at the full rate, all at half of it.
   ratio = law_of(block)[:, middle] / law_of(slow)[:, -1]
   row = {
-      "correlation": summaries.interval(printed.correlation, most=1),
-      "slope": summaries.interval(printed.slope),
-      "relative_error": summaries.interval(
+      "correlation": intervals.interval(printed.correlation, most=1),
+      "slope": intervals.interval(printed.slope),
+      "relative_error": intervals.interval(
           printed.relative_error, is_positive=True
       ),
   }
   row |= {
-      "exact": summaries.interval(exact, is_positive=True),
-      "loss": summaries.interval(full.loss[:, -1], least=0),
-      "accuracy": summaries.interval(full.accuracy[:, -1], least=0, most=1),
-      "step_ratio": summaries.interval(ratio, is_positive=True),
+      "exact": intervals.interval(exact, is_positive=True),
+      "loss": intervals.interval(full.loss[:, -1], least=0),
+      "accuracy": intervals.interval(full.accuracy[:, -1], least=0, most=1),
+      "step_ratio": intervals.interval(ratio, is_positive=True),
   }
   if has_u:
-    row["embedding"] = summaries.interval(law_of(block), is_positive=True)
+    row["embedding"] = intervals.interval(law_of(block), is_positive=True)
   return row
 
 
 def _finding(rows: dict[str, dict[str, Any]]) -> str:
   def end(row, name, digits=2):
     parts = {key: value[-1] for key, value in row[name].items()}
-    return summaries.text(parts, digits)
+    return intervals.text(parts, digits)
 
   clauses = []
   for upper in UPPER:

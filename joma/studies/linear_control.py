@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from joma import block_data
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
 from joma.studies import bounce
+from scansnap_jax.experiment import intervals
 
 LOSSES = ("cross-entropy", "stationary")
 # Loss and activation.
@@ -38,7 +38,7 @@ CASES = (
 def measure(
     config: config_lib.LinearControlConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both losses, and ReLU under the cross-entropy, at every noise.
 
@@ -50,7 +50,7 @@ def measure(
     "rows": for each loss, activation and noise (a string) what
     `bounce.summarize` returns; "steps", "noises", "min_rise" and "finding".
   """
-  draw = block_data.DrawClouds(config.num_samples)
+  draw = data.DrawClouds(config.num_samples)
   setting = bounce.make_setting(config, "exp", draw)
   probs = bounce.class_probs(config)
   rates = {
@@ -59,7 +59,7 @@ def measure(
   }
   settings = {
       f"{loss}/{noise:g}": dict(
-          source=block_data.Clouds(probs, np.float32(noise)),
+          source=data.Clouds(probs, np.float32(noise)),
           lr_w=rates[loss],
           lr_z=rates[loss],
           is_stationary=loss == "stationary",
@@ -82,7 +82,7 @@ def measure(
     }
     entropies = {name: runs[name].blocks[0].entropy for name in runs.names}
     steps = runs.steps
-    summaries.emit(on_metrics, steps, entropies)
+    intervals.emit(on_metrics, steps, entropies)
   return {
       "steps": steps,
       "noises": list(config.noises),
@@ -113,7 +113,7 @@ def _finding(rows: dict[str, Any], num_seeds: int) -> str:
       f"{verdict}: under the stationary gradient of Theorem 2 {stationary} of"
       f" {total} linear runs bounce, under the cross-entropy {fading} of"
       f" {total} (ReLU: {count('cross-entropy', 'relu')}), by up to"
-      f" {summaries.text(linear[noise]['rise'])} nats at noise {noise} against"
-      f" {summaries.text(linear[least]['rise'])} at noise {least}, where"
+      f" {intervals.text(linear[noise]['rise'])} nats at noise {noise} against"
+      f" {intervals.text(linear[least]['rise'])} at noise {least}, where"
       " classes hardly overlap."
   )

@@ -18,10 +18,10 @@ floors, and accuracy. Means and 95 % intervals over seeds.
 
 from typing import Any
 
-from joma import block_data
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
 from joma.studies import two_layer_hblt
+from scansnap_jax.experiment import intervals
 
 LABELS = ("true", "shuffled")
 
@@ -29,7 +29,7 @@ LABELS = ("true", "shuffled")
 def measure(
     config: config_lib.NoisyHbltConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains at every polarity on true and on shuffled labels.
 
@@ -47,7 +47,7 @@ def measure(
   settings = {}
   for polarity in config.polarities:
     trees = [
-        block_data.binary_tree(
+        data.binary_tree(
             seed,
             num_classes=config.num_classes,
             num_roots=config.num_roots,
@@ -71,15 +71,15 @@ def measure(
     )
     accuracy = runs[f"{polarity:g}/true"].accuracy
     rows[f"{polarity:g}"] = {
-        "trained": summaries.interval(true[:, 1], most=1),
-        "untrained": summaries.interval(true[:, 0], most=1),
-        "shuffled": summaries.interval(shuffled[:, 1], most=1),
-        "gain": summaries.interval(true[:, 1] - true[:, 0]),
-        "gain_shuffled": summaries.interval(true[:, 1] - shuffled[:, 1]),
-        "accuracy": summaries.interval(accuracy[:, -1], most=1),
+        "trained": intervals.interval(true[:, 1], most=1),
+        "untrained": intervals.interval(true[:, 0], most=1),
+        "shuffled": intervals.interval(shuffled[:, 1], most=1),
+        "gain": intervals.interval(true[:, 1] - true[:, 0]),
+        "gain_shuffled": intervals.interval(true[:, 1] - shuffled[:, 1]),
+        "accuracy": intervals.interval(accuracy[:, -1], most=1),
     }
   accuracies = {name: runs[name].accuracy for name in runs.names}
-  summaries.emit(on_metrics, runs.steps, accuracies)
+  intervals.emit(on_metrics, runs.steps, accuracies)
   return {
       "steps": runs.steps,
       "polarities": list(config.polarities),
@@ -94,7 +94,7 @@ def _finding(rows: dict[str, dict[str, Any]]) -> str:
   def at(name, curve, layer, depth):
     parts = rows[name][curve]
     one = {key: value[layer, depth] for key, value in parts.items()}
-    return summaries.text(one, 2)
+    return intervals.text(one, 2)
 
   order = sorted(rows, key=float)
   clear = [name for name in order if rows[name]["gain"]["low"][1].min() > 0]

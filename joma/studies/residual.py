@@ -26,15 +26,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from joma import block_data
-from joma import block_ensemble
-from joma import block_train
-from joma import dynamics
-from joma import invariants
-from joma import metrics
-from joma import model
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data
+from joma.block import ensemble
+from joma.block import model
+from joma.block import train
+from joma.theory import dynamics
+from joma.theory import invariants
+from joma.theory import metrics
+from scansnap_jax.experiment import intervals
 
 ATTENTIONS: tuple[dynamics.Attention, ...] = ("exp", "softmax")
 TASKS = ("silent", "speaking")
@@ -44,7 +44,7 @@ RESIDUALS = ("on", "off")
 def measure(
     config: config_lib.ResidualConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both tasks with either attention, with and without the residual.
 
@@ -68,10 +68,10 @@ def measure(
       for residual, runs in zip(RESIDUALS, (on, off), strict=True):
         rows[f"{name}/{residual}"] = _summarize(runs[task], attention)
       cost = off[task].loss[:, -1] - on[task].loss[:, -1]
-      costs[name] = summaries.interval(cost)
+      costs[name] = intervals.interval(cost)
   every = config.num_steps // config.num_records
   steps = every * np.arange(config.num_records + 1)
-  summaries.emit(
+  intervals.emit(
       on_metrics,
       steps,
       {
@@ -93,7 +93,7 @@ def _train(
     config: config_lib.ResidualConfig,
     attention: dynamics.Attention,
     has_residual: bool,
-) -> block_ensemble.Runs:
+) -> ensemble.Runs:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
@@ -101,16 +101,16 @@ def _train(
       kind=dynamics.Block(attention=attention, has_residual=has_residual),
       w_scale=0.1,
   )
-  setting = block_train.Setting(
+  setting = train.Setting(
       blocks=(block,),
       num_classes=config.num_classes,
-      draw=block_data.DrawContexts(config.num_classes, config.num_queries),
+      draw=data.DrawContexts(config.num_classes, config.num_queries),
       max_attn_logit=8.0,
       readout_scale=1.0,
   )
   members = {
-      task: block_ensemble.member(
-          source=block_data.ContextSource(
+      task: ensemble.member(
+          source=data.ContextSource(
               np.bool_(False), np.int32(task == "speaking")
           ),
           lr_w=config.step_size,
@@ -119,7 +119,7 @@ def _train(
       )
       for task in TASKS
   }
-  return block_ensemble.train(
+  return ensemble.train(
       members,
       range(config.first_seed, config.first_seed + config.num_seeds),
       setting=setting,
@@ -169,7 +169,7 @@ def law_errors(
 
 
 def _summarize(
-    seen: block_train.Observation, attention: dynamics.Attention
+    seen: train.Observation, attention: dynamics.Attention
 ) -> dict[str, Any]:
   block = seen.blocks[0]
   errors_of = functools.partial(law_errors, attention=attention)
@@ -177,7 +177,7 @@ def _summarize(
       block.attn_logits, block.v, block.correction
   )
   distance = jax.jit(jax.vmap(query_distance))(block.attn_logits)
-  interval = lambda values, most=np.inf: summaries.interval(
+  interval = lambda values, most=np.inf: intervals.interval(
       values, least=0, most=most
   )
   return {
@@ -185,8 +185,8 @@ def _summarize(
       "entropy": interval(block.entropy),
       "distance": interval(distance),
       "accuracy": interval(seen.accuracy[:, -1], most=1),
-      "summed_law": summaries.interval(errors[0], is_positive=True),
-      "single_law": summaries.interval(errors[1], is_positive=True),
+      "summed_law": intervals.interval(errors[0], is_positive=True),
+      "single_law": intervals.interval(errors[1], is_positive=True),
   }
 
 
@@ -197,7 +197,7 @@ def _finding(rows: dict[str, dict[str, Any]], costs: dict[str, Any]) -> str:
     on, off = (
         last(parts) if np.ndim(parts["mean"]) else parts for parts in (on, off)
     )
-    return f"{summaries.text(on, 2)} with, {summaries.text(off, 2)} without"
+    return f"{intervals.text(on, 2)} with, {intervals.text(off, 2)} without"
 
   cost, silent = costs["softmax/speaking"], costs["softmax/silent"]
   if cost["low"] > 0:
@@ -212,10 +212,10 @@ def _finding(rows: dict[str, dict[str, Any]], costs: dict[str, Any]) -> str:
   )
   return (
       f"{verdict}: under softmax attention the final loss without it is higher"
-      f" by {summaries.text(cost, 2)} nats where the query speaks and by"
-      f" {summaries.text(silent, 2)} where it is silent (exp:"
-      f" {summaries.text(costs['exp/speaking'], 2)} and"
-      f" {summaries.text(costs['exp/silent'], 2)}); where it speaks, attention"
+      f" by {intervals.text(cost, 2)} nats where the query speaks and by"
+      f" {intervals.text(silent, 2)} where it is silent (exp:"
+      f" {intervals.text(costs['exp/speaking'], 2)} and"
+      f" {intervals.text(costs['exp/silent'], 2)}); where it speaks, attention"
       f" entropy ends at {pair('softmax/speaking', 'entropy')}, and queries"
       f" attend apart by {pair('softmax/speaking', 'distance')}; the law summed"
       f" over queries is off by at most {worst:.4f} in all settings, a single"

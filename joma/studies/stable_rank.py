@@ -25,9 +25,9 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from joma import config as config_lib
-from joma import convergence
-from joma import flow
-from joma import metrics
+from joma.theory import convergence
+from joma.theory import flow
+from joma.theory import metrics
 
 _FIRST_TIME = 0.01
 # A change in stable rank that is not rounding.

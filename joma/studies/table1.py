@@ -1,10 +1,10 @@
 """Table 1: do hidden nodes find the latents of a hierarchy?
 
 A three-block Transformer learns the classes of a hierarchy of latents
-(joma/hierarchy.py). A latent's score is the correlation of the hidden node that
-follows it best, in the block of its level
+(`joma.hierarchy.data`). A latent's score is the correlation of the hidden node
+that follows it best, in the block of its level
 (https://arxiv.org/abs/2310.00535, Table 1). Beside every score of the trained
-network stand its floors (joma/hierarchy_scores.py): the network before
+network stand its floors (joma/hierarchy/scores.py): the network before
 training, the same network against latents permuted over the classes, and scores
 on combinations of latents that no class has.
 
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from joma import hierarchy
-from joma import table1_config as config_lib
-from joma import train
+from joma.hierarchy import config as config_lib
+from joma.hierarchy import data
+from joma.hierarchy import train
 
 _START, _END = 0, -1
 _NUM_LATENT_LEVELS = 2  # Above them are the classes themselves.
@@ -112,7 +112,7 @@ def _summarize_level(result: train.Result, level: int) -> dict[str, Any]:
   }
 
 
-def least_loss(one: hierarchy.Hierarchy) -> float:
+def least_loss(one: data.Hierarchy) -> float:
   """The loss that remains as some classes share their sequence, in nats.
 
   A class whose sequence g classes share has probability 1/g at best: the mean

@@ -27,15 +27,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from joma import block_data
-from joma import block_ensemble
-from joma import block_train
-from joma import data
-from joma import dynamics
-from joma import metrics
-from joma import model
 from joma import question_config as config_lib
-from joma import summaries
+from joma.block import data as block_data
+from joma.block import ensemble
+from joma.block import model
+from joma.block import train as block_train
+from joma.theory import data
+from joma.theory import dynamics
+from joma.theory import metrics
+from scansnap_jax.experiment import intervals
 
 NUM_LAYERS = 2
 CASES = ("learned", "frozen", "shuffled")
@@ -100,7 +100,7 @@ def _mean_score(
 def measure(
     config: config_lib.TwoLayerHbltConfig,
     *,
-    on_metrics: summaries.OnMetrics | None = None,
+    on_metrics: intervals.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains with learned and frozen attention, and on shuffled labels.
 
@@ -143,7 +143,7 @@ def measure(
   )
   cases = {case: _summarize(runs, case) for case in CASES}
   emitted = ("accuracy", "loss")
-  summaries.emit(
+  intervals.emit(
       on_metrics,
       runs.steps,
       {
@@ -170,7 +170,7 @@ def member(
     is_shuffled: bool = False,
 ) -> block_train.Run:
   """A run on this tree; all but frozen attention trains."""
-  return block_ensemble.member(
+  return ensemble.member(
       source=block_data.TreeSource(tree, np.bool_(is_shuffled)),
       lr_w=step_size,
       lr_z=0.0 if is_frozen else step_size,
@@ -183,7 +183,7 @@ def train(
     settings: dict[str, list[block_train.Run]],
     *,
     num_scores: int,
-) -> block_ensemble.Runs:
+) -> ensemble.Runs:
   """Trains two blocks on trees and scores them as `score` does."""
   num_tokens = config.num_roots * int(np.prod(config.branching))
   sizes = (num_tokens, *[config.hidden_dim] * NUM_LAYERS)
@@ -205,7 +205,7 @@ def train(
       readout_scale=1.0,
       has_fresh_batches=True,
   )
-  return block_ensemble.train(
+  return ensemble.train(
       settings,
       range(config.first_seed, config.first_seed + config.num_seeds),
       setting=setting,
@@ -216,7 +216,7 @@ def train(
   )
 
 
-def _summarize(runs: block_ensemble.Runs, case: str) -> dict[str, Any]:
+def _summarize(runs: ensemble.Runs, case: str) -> dict[str, Any]:
   seen, scores = runs[case], runs.score_of(case)
   stack = lambda name: np.stack(
       [getattr(block, name) for block in seen.blocks], axis=-1
@@ -225,15 +225,15 @@ def _summarize(runs: block_ensemble.Runs, case: str) -> dict[str, Any]:
   lead = gain[:, 1] - gain[:, 0]
   probs = np.asarray(jax.nn.softmax(seen.blocks[0].attn_logits[:, :, 0]))
   return {
-      "accuracy": summaries.interval(seen.accuracy, least=0, most=1),
-      "loss": summaries.interval(seen.loss),
-      "entropy": summaries.interval(stack("entropy")),
-      "stable_rank": summaries.interval(stack("stable_rank")),
-      "scores": summaries.interval(scores.latents, most=1),
-      "chance": summaries.interval(scores.chance),
-      "gain": summaries.interval(gain),
-      "sorting": summaries.interval(lead[:, 0] - lead[:, -1]),
-      "strong_share": summaries.interval(probs[..., ::2].sum(axis=-1)),
+      "accuracy": intervals.interval(seen.accuracy, least=0, most=1),
+      "loss": intervals.interval(seen.loss),
+      "entropy": intervals.interval(stack("entropy")),
+      "stable_rank": intervals.interval(stack("stable_rank")),
+      "scores": intervals.interval(scores.latents, most=1),
+      "chance": intervals.interval(scores.chance),
+      "gain": intervals.interval(gain),
+      "sorting": intervals.interval(lead[:, 0] - lead[:, -1]),
+      "strong_share": intervals.interval(probs[..., ::2].sum(axis=-1)),
   }
 
 
@@ -242,7 +242,7 @@ def _finding(cases: dict[str, dict[str, Any]]) -> str:
     parts = {
         key: value[layer, depth] for key, value in cases[case][name].items()
     }
-    return summaries.text(parts, 2)
+    return intervals.text(parts, 2)
 
   gain = cases["learned"]["gain"]
   sorting = cases["learned"]["sorting"]
@@ -260,7 +260,7 @@ def _finding(cases: dict[str, dict[str, Any]]) -> str:
       for depth in (top, bottom)
   ]
   return (
-      f"{verdict} (contrast {summaries.text(sorting)}): over the untrained"
+      f"{verdict} (contrast {intervals.text(sorting)}): over the untrained"
       f" nodes {'; '.join(clauses)} (shuffled labels:"
       f" {at('shuffled', 'gain', 1, top)} in layer 2 on depth {top}); held-out"
       f" accuracy {cases['learned']['accuracy']['mean'][-1]:.2f} with learned"

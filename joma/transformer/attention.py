@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
-from joma.transformer import rope
 from joma.transformer import sharding
+from joma.transformer.rope import rotary
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas.flash_attention import api
@@ -171,7 +171,7 @@ class Attention(nn.Module):
     if config.positions != "rotary":
       return lambda x, positions: x
     kind = config.rope_of(self.layer)
-    return lambda x, positions: rope.rotate_by(x, positions, kind, config)
+    return lambda x, positions: rotary.rotate_by(x, positions, kind, config)
 
   def _attend(self, query, key, value, mask, options, is_training) -> Array:
     if self.is_mutable_collection("intermediates"):

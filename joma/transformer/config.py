@@ -12,7 +12,7 @@ heads, K key and value heads, H size of a head, T positions.
 import dataclasses
 from typing import Literal
 
-from joma.transformer.rope_config import RopeConfig
+from joma.transformer.rope.config import RopeConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 

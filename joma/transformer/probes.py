@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from joma import metrics
+from joma.theory import metrics
 from joma.transformer import model as models
 
 TOP_SHARE = 0.2

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from joma import dynamics
+from joma.theory import dynamics
 
 NUM_TOKENS = 8
 NUM_HIDDEN = 5

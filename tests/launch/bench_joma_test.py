@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma import hierarchy_model
-from joma import hierarchy_train
+from joma.hierarchy import model as hierarchy_model
+from joma.hierarchy import run
 from launch import bench_joma
 from scansnap_jax.experiment import errors
 
@@ -32,7 +32,7 @@ class TorchTest(absltest.TestCase):
     init = jax.jit(model.init, compiler_options=_FAST_COMPILE)
     params = init(jax.random.key(0), jnp.asarray(tokens))
     params = params["params"]
-    loss_of = lambda params: hierarchy_train.weighted_loss(
+    loss_of = lambda params: run.weighted_loss(
         *(params, model, jnp.asarray(tokens), jnp.arange(4)),
         *(jnp.full(4, 1 / 4), 3),
         last_only=False,

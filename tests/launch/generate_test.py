@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
-from joma.transformer import pretrained
-from joma.transformer import tokenizer
+from joma.transformer.hf import pretrained
+from joma.transformer.text import tokenizer
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _CONFIG = configs.TransformerConfig(

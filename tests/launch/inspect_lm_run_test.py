@@ -11,8 +11,8 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer import inspection_config
 from joma.transformer import model as models
-from joma.transformer import pretrained
-from joma.transformer import tokenizer
+from joma.transformer.hf import pretrained
+from joma.transformer.text import tokenizer
 from launch import inspect_lm_run
 from scansnap_jax.experiment import errors
 

@@ -7,9 +7,9 @@ from absl.testing import parameterized
 import numpy as np
 
 from joma import config as config_lib
-from joma import dynamics
-from joma import invariants
 from joma.studies import figure2
+from joma.theory import dynamics
+from joma.theory import invariants
 from launch import plot_joma
 from scansnap_jax.experiment import figures
 

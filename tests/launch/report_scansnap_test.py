@@ -17,8 +17,8 @@ from launch import report_scansnap
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import published
-from scansnap_jax import theorems
 from scansnap_jax import train
+from scansnap_jax.theorems import table
 
 # Sums of a few float64 in another order.
 _ATOL = 1e-12
@@ -30,8 +30,8 @@ _MODEL = config_lib.ModelConfig
 _OPTIMIZER = config_lib.OptimizerConfig
 
 _CHECKS = (
-    theorems.TheoremCheck("Lemma 1", "deviation of f", 1e-15, 1e-12),
-    theorems.TheoremCheck("Theorem 2", "violations", 3.0, 0.0),
+    table.TheoremCheck("Lemma 1", "deviation of f", 1e-15, 1e-12),
+    table.TheoremCheck("Theorem 2", "violations", 3.0, 0.0),
 )
 
 
@@ -278,7 +278,7 @@ class WriteTest(parameterized.TestCase):
   def _write(self, preset, configs, checks=()):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     results = {name: _results(config) for name, config in configs.items()}
-    with mock.patch.object(theorems, "check_all", return_value=[*checks]):
+    with mock.patch.object(table, "check_all", return_value=[*checks]):
       path = report_scansnap.write(
           workdir,
           *(preset, configs, results),

@@ -7,8 +7,8 @@ import sys
 from absl.testing import absltest
 import numpy as np
 
-from joma.transformer import pretrained
-from joma.transformer import tokenizer
+from joma.transformer.hf import pretrained
+from joma.transformer.text import tokenizer
 
 _TINY = (
     "--model.num_layers=1",

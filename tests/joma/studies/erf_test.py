@@ -5,8 +5,8 @@ from absl.testing import absltest
 import numpy as np
 
 from joma import config as config_lib
-from joma import winner
 from joma.studies import erf
+from joma.theory import winner
 
 _CONFIG = config_lib.ErfConfig(num_times=8)
 # Along an integrated path: ten times the largest error seen.

@@ -4,8 +4,8 @@ from absl.testing import absltest
 import numpy as np
 
 from joma import config as config_lib
-from joma import published
 from joma.studies import figure4
+from joma.theory import published
 
 
 class MeasureTest(absltest.TestCase):

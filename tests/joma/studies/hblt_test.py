@@ -5,8 +5,8 @@ from absl.testing import absltest
 import numpy as np
 
 from joma import config as config_lib
-from joma import cooccurrence
 from joma.studies import hblt
+from joma.theory import cooccurrence
 
 _CONFIG = config_lib.HbltConfig(
     num_depths=4, polarity=(0.8, -0.6), batch_size=20_000

@@ -5,9 +5,9 @@ from absl.testing import absltest
 import numpy as np
 
 from joma import config as config_lib
-from joma import dynamics
-from joma import invariants as laws
 from joma.studies import invariants
+from joma.theory import dynamics
+from joma.theory import invariants as laws
 from scansnap_jax.experiment import errors
 
 _CONFIG = config_lib.InvariantsConfig(step_sizes=(2e-3, 1e-2), num_queries=(1,))
@@ -23,7 +23,7 @@ class MeasureTest(absltest.TestCase):
   def test_every_law_is_first_order(self):
     summary = _summary()
     self.assertEqual(summary["step_sizes"], [1e-2, 2e-3])
-    # Kinds of attention and activations; `joma.invariants` has three queries.
+    # Kinds of attention and activations; `invariants` has three queries.
     self.assertLen(summary["laws"], 3 * len(dynamics.ACTIVATIONS))
     orders = invariants.fitted_orders(summary["step_sizes"], summary["laws"])
     np.testing.assert_allclose(orders, 1, atol=0.05)

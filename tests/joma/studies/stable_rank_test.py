@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma import config as config_lib
-from joma import convergence
 from joma.studies import stable_rank
+from joma.theory import convergence
 
 _CONFIG = config_lib.StableRankConfig(num_times=40, num_seeds=3)
 

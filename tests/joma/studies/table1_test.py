@@ -5,10 +5,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from joma import hierarchy
-from joma import hierarchy_scores
-from joma import table1_config as config_lib
-from joma import train
+from joma.hierarchy import config as config_lib
+from joma.hierarchy import data
+from joma.hierarchy import scores as hierarchy_scores
+from joma.hierarchy import train
 from joma.studies import table1
 
 _CONFIG = config_lib.Table1Config(
@@ -23,7 +23,7 @@ _CONFIG = config_lib.Table1Config(
 
 def _hierarchies():
   return [
-      hierarchy.make_hierarchy(
+      data.make_hierarchy(
           seed, num_tokens=9, num_latents=(6, 12, 6), set_sizes=(2,) * 3
       )
       for seed in range(3)
@@ -150,7 +150,7 @@ class LeastLossTest(absltest.TestCase):
     # Classes 0, 1 and 2 are {0, 1}, 3 is {0, 2}: three of four classes have
     # probability 1/3 at best.
     members = (np.array([[0, 1], [0, 1], [0, 1], [0, 2]]),)
-    one = hierarchy.Hierarchy(4, members)
+    one = data.Hierarchy(4, members)
     self.assertAlmostEqual(table1.least_loss(one), 0.75 * np.log(3), places=12)
 
 

@@ -1,7 +1,7 @@
 from absl.testing import parameterized
 
 from joma.transformer import config as configs
-from joma.transformer import rope_config
+from joma.transformer.rope import config as rope_config
 from scansnap_jax.experiment import errors
 
 

@@ -5,9 +5,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from joma.transformer import config as config_lib
-from joma.transformer import lm_config
-from joma.transformer import lm_step
 from joma.transformer import sharding
+from joma.transformer.training import lm_config
+from joma.transformer.training import lm_step
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from joma.transformer import hf_config
-from joma.transformer import hf_tensors
+from joma.transformer.hf import config_json
+from joma.transformer.hf import tensors
 
 _SIZES = {
     "vocab_size": 61,
@@ -196,19 +196,19 @@ def fields_of(name):
 
 def config_of(name):
   """Returns the TransformerConfig of a family or variant."""
-  return hf_config.from_hf(fields_of(name))
+  return config_json.from_hf(fields_of(name))
 
 
 def flat_params(name, seed=0):
   """Returns random leaves by their paths: no two numbers are the same."""
   config = config_of(name)
-  table = hf_tensors.TABLES[fields_of(name)["model_type"]]
-  sizes = hf_tensors.sizes_of(config)
+  table = tensors.TABLES[fields_of(name)["model_type"]]
+  sizes = tensors.sizes_of(config)
   generator = np.random.default_rng(seed)
   return {
       leaf: (
           generator.normal(
-              scale=0.15, size=hf_tensors.leaf_shape(row.pattern, sizes)
+              scale=0.15, size=tensors.leaf_shape(row.pattern, sizes)
           ).astype(np.float32)
       )
       for row in table.rows_of(config)

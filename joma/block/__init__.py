@@ -1,0 +1,1 @@
+"""JoMA's block and a linear read-out: `model`, `data`, `train`, `ensemble`."""

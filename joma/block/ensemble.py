@@ -1,0 +1,136 @@
+"""Runs of blocks over seeds and settings: one ensemble, one program.
+
+`make_runs` crosses settings with seeds; `train` lifts `block_train` to all of
+them by `scansnap_jax.ensemble`.
+
+Letters: R runs, S records, N steps.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Float, Int, PyTree
+import numpy as np
+
+from joma.block import train
+from scansnap_jax import ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Trained runs, leaves [settings, seeds, ...].
+
+  Attributes:
+    names: Of the settings.
+    steps: Steps at which there are records [S].
+    losses: Batch losses [settings, seeds, N].
+    seen: Records, leaves [settings, seeds, S, ...].
+    scores: What `score` returned, leaves [settings, seeds, times, ...].
+  """
+
+  names: tuple[str, ...]
+  steps: Int[np.ndarray, "S"]
+  losses: Float[np.ndarray, "C R N"]
+  seen: train.Observation
+  scores: PyTree
+
+  def __getitem__(self, name: str) -> train.Observation:
+    """The records of one setting, leaves [seeds, S, ...]."""
+    index = self.names.index(name)
+    return jax.tree.map(lambda leaf: leaf[index], self.seen)
+
+  def score_of(self, name: str) -> PyTree:
+    """The scores of one setting, leaves [seeds, times, ...]."""
+    index = self.names.index(name)
+    return jax.tree.map(lambda leaf: leaf[index], self.scores)
+
+
+def member(
+    *,
+    source: Any = (),
+    lr_w: float,
+    lr_z: float,
+    lr_readout: float = 0.0,
+    lr_u: float = 0.0,
+    is_stationary: bool = False,
+    activation: int = 0,
+) -> train.Run:
+  """One setting, its seed left at 0."""
+  rates = (np.float32(rate) for rate in (lr_w, lr_z, lr_readout, lr_u))
+  return train.Run(
+      np.int32(0),
+      np.bool_(is_stationary),
+      np.int32(activation),
+      source,
+      *rates,
+  )
+
+
+def train(
+    settings: Mapping[str, train.Run | Sequence[train.Run]],
+    seeds: Sequence[int],
+    *,
+    setting: train.Setting,
+    num_steps: int,
+    num_records: int,
+    score: Any = None,
+    num_scores: int = 1,
+) -> Runs:
+  """Trains every setting with every seed.
+
+  Args:
+    settings: Name to member; or to one member for each seed.
+    seeds: Seeds of data and initial values.
+    setting: What all share.
+    num_steps: N, a multiple of `num_records`.
+    num_records: S - 1, a multiple of `num_scores`.
+    score: A function (state, shared, *, setting) of a run, if anything is to be
+      measured beside the records.
+    num_scores: How often it is, at equal distances, after once at the start.
+
+  Returns:
+    The runs.
+  """
+  rows = []
+  for runs in settings.values():
+    each = [runs] * len(seeds) if isinstance(runs, train.Run) else runs
+    rows += [
+        run._replace(seed=np.int32(seed))
+        for run, seed in zip(each, seeds, strict=True)
+    ]
+  layout = ensemble.make_ensemble(len(rows))
+  members = layout.scatter(jax.tree.map(lambda *x: np.stack(x), *rows))
+  state = layout.map(train.init, setting=setting)(members, ())
+  every = num_steps // num_records
+  advance = layout.map(
+      train.train,
+      setting=setting,
+      num_steps=num_steps // num_scores,
+      record_every=every,
+  )
+  measure = layout.map(score, setting=setting) if score else lambda *_: ()
+  losses, seen, scores = [], [], [layout.gather(measure(state, ()))]
+  for _ in range(num_scores):
+    state, *observed = advance(state, ())
+    more_losses, more_seen = layout.gather(observed)
+    losses.append(more_losses)
+    seen.append(more_seen)
+    scores.append(layout.gather(measure(state, ())))
+  shape = (len(settings), len(seeds))
+  split = lambda leaf: leaf.reshape(*shape, *leaf.shape[1:])
+  return Runs(
+      tuple(settings),
+      every * np.arange(num_records + 1),
+      split(np.concatenate(losses, axis=1)),
+      jax.tree.map(lambda *parts: split(_join(parts)), *seen),
+      jax.tree.map(lambda *parts: split(np.stack(parts, axis=1)), *scores),
+  )
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Joins records [R, S, ...]; a part begins where the one before it ended."""
+  return np.concatenate(
+      [parts[0], *(part[:, 1:] for part in parts[1:])], axis=1
+  )

@@ -1,0 +1,279 @@
+"""The training loop of Table 1: all seeds of a cell at once, cell by cell.
+
+The padding that all sequences of a cell begin with is merged into one token,
+and each class is computed once; see hierarchy_model.py and hierarchy_train.py.
+A batch is a pure function of (seed, step), so a restart needs the step alone.
+
+Letters: R runs (seeds), E evaluations, K classes, Q unseen combinations, T
+sequence length.
+"""
+
+from collections.abc import Callable
+import functools
+import itertools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, PyTree
+import numpy as np
+
+from joma.hierarchy import config as config_lib
+from joma.hierarchy import data
+from joma.hierarchy import model as hierarchy_model
+from joma.hierarchy import run
+from joma.hierarchy import scores as hierarchy_scores
+from scansnap_jax import ensemble
+from scansnap_jax.experiment import loop
+from scansnap_jax.experiment import preemption
+
+_SCORES = hierarchy_scores.Scores._fields
+
+
+class Cell(NamedTuple):
+  """A cell of the table.
+
+  Attributes:
+    num_classes: C.
+    num_combinations: N_ch.
+    num_latents: Of level 0 and level 1.
+  """
+
+  num_classes: int
+  num_combinations: int
+  num_latents: tuple[int, int]
+
+  @property
+  def name(self) -> str:
+    """Such as `C=20,N_ch=2,latents=10+20`."""
+    latents = "+".join(map(str, self.num_latents))
+    return (
+        f"C={self.num_classes},N_ch={self.num_combinations},latents={latents}"
+    )
+
+
+class History(NamedTuple):
+  """What was recorded of all runs; NaN where it is still to come.
+
+  Attributes:
+    losses: Batch loss before each update.
+    accuracy: At each evaluation, the first one before training.
+    scores: For each level, the classes last: leaves [R, E, N].
+  """
+
+  losses: Float[np.ndarray, "R num_steps"]
+  accuracy: Float[np.ndarray, "R E"]
+  scores: tuple[hierarchy_scores.Scores, ...]
+
+
+class Result(NamedTuple):
+  """The runs of one cell.
+
+  Attributes:
+    cell: Which.
+    seeds: [R].
+    hierarchies: One a run.
+    steps: Steps of the evaluations, [E], from 0 to num_steps.
+    history: What was recorded.
+    params: Final parameters, leaves [R, ...].
+  """
+
+  cell: Cell
+  seeds: np.ndarray
+  hierarchies: list[data.Hierarchy]
+  steps: np.ndarray
+  history: History
+  params: PyTree
+
+
+def train_and_evaluate(
+    config: config_lib.Table1Config,
+    workdir: pathlib.Path,
+    *,
+    experiment: str = "table1",
+    on_progress: Callable[[int], None] = lambda num_run_steps: None,
+) -> list[Result]:
+  """Trains and evaluates every run of the table, from its last checkpoint on.
+
+  Args:
+    config: The table.
+    workdir: Where `metrics.jsonl` and `checkpoints/` go.
+    experiment: Its name in metric rows, folders and errors.
+    on_progress: Told how many steps of single runs have been taken since.
+
+  Returns:
+    One result per cell.
+
+  Raises:
+    UserError: If a run diverges, or the checkpoints are of another config.
+    Stopped: If SIGTERM or Ctrl-C asked to stop; the state has been saved.
+  """
+  with preemption.stop_requests() as stop_requested:
+    return [
+        _train_cell(
+            config, cell, workdir, experiment, on_progress, stop_requested
+        )
+        for cell in make_cells(config)
+    ]
+
+
+def make_cells(config: config_lib.Table1Config) -> list[Cell]:
+  """Lists the cells, num_classes outermost."""
+  pairs = zip(config.num_latents_0, config.num_latents_1, strict=True)
+  axes = (config.num_classes, config.num_combinations, pairs)
+  return [Cell(*values) for values in itertools.product(*axes)]
+
+
+def _train_cell(
+    config: config_lib.Table1Config,
+    cell: Cell,
+    workdir: pathlib.Path,
+    experiment: str,
+    on_progress: Callable[[int], None],
+    stop_requested: Callable[[], bool],
+) -> Result:
+  """Trains all seeds of one cell."""
+  seeds = np.arange(config.num_seeds, dtype=np.int32) + config.first_seed
+  hierarchies = [make_hierarchy(config, cell, int(seed)) for seed in seeds]
+  runs = make_runs(config, seeds, hierarchies)
+  layout = ensemble.make_ensemble(len(seeds))
+  model = make_model(config, cell.num_classes)
+  init = layout.map(run.init, model=model)
+
+  def advance(state, start, end):
+    train = layout.map(
+        run.train,
+        donate=True,
+        model=model,
+        batch_size=config.batch_size,
+        num_steps=end - start,
+        num_shuffles=config.num_shuffles,
+    )
+    return train(state, ())
+
+  setting = loop.Setting(
+      name=f"{experiment}/{cell.name}",
+      tags={"experiment": experiment, "cell": cell.name},
+      num_steps=config.num_steps,
+      log_every=config.log_every,
+      checkpoint_every=config.checkpoint_every,
+      layout=layout,
+      init=lambda: init(layout.scatter(runs), ()),
+      advance=advance,
+      record=functools.partial(_record, hierarchies, seeds),
+      describe=lambda r: f"seed={seeds[r]}, lr={config.lr:g}",
+      rates="lr",
+  )
+  steps = setting.evaluation_steps
+  history, params = loop.run(
+      setting,
+      _start_history(config, cell, len(seeds), len(steps)),
+      workdir,
+      on_progress=on_progress,
+      stop_requested=stop_requested,
+  )
+  return Result(cell, seeds, hierarchies, steps, history, params)
+
+
+def make_hierarchy(
+    config: config_lib.Table1Config, cell: Cell, seed: int
+) -> data.Hierarchy:
+  """Draws the hierarchy of a seed."""
+  return data.make_hierarchy(
+      seed,
+      num_tokens=config.num_tokens,
+      num_latents=(*cell.num_latents, cell.num_classes),
+      set_sizes=(cell.num_combinations,) * 3,
+  )
+
+
+def make_model(
+    config: config_lib.Table1Config, num_classes: int
+) -> hierarchy_model.HierarchyTransformer:
+  """The Transformer of a cell."""
+  return hierarchy_model.HierarchyTransformer(
+      config.num_tokens,
+      num_classes,
+      num_layers=config.num_layers,
+      embed_dim=config.embed_dim,
+      hidden_dim=config.hidden_multiple * config.num_tokens,
+  )
+
+
+def make_runs(
+    config: config_lib.Table1Config,
+    seeds: np.ndarray,
+    hierarchies: list[data.Hierarchy],
+) -> run.Run:
+  """The runs of a cell on the host, leaves [R, ...], with merged padding."""
+  runs = [
+      _make_run(config, seed, one)
+      for seed, one in zip(seeds, hierarchies, strict=True)
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+
+
+def _make_run(
+    config: config_lib.Table1Config, seed: np.int32, one: data.Hierarchy
+) -> run.Run:
+  unseen = data.unseen_classes(int(seed), one, config.num_unseen)
+  num_missing = config.num_unseen - len(unseen)  # Filled up with weight 0.
+  filled = np.concatenate([unseen, one.members[-1][:1].repeat(num_missing, 0)])
+  weights = np.arange(config.num_unseen) < len(unseen)
+  write = lambda is_present: data.merge_padding(
+      data.to_tokens(is_present, config.seq_len), one.max_tokens
+  )
+  tokens, num_padding = write(one.is_present)
+  no_class = np.zeros((config.num_unseen, one.num_classes), bool)
+  return run.Run(
+      seed=seed,
+      lr=np.float32(config.lr),
+      weight_decay=np.float32(config.weight_decay),
+      tokens=tokens,
+      num_padding=np.int32(num_padding),
+      latents=run.Latents(
+          activity=one.activity,
+          unseen_tokens=write(one.tokens_of(filled))[0],
+          unseen_activity=(*one.expand(filled), no_class),
+          unseen_weights=(weights / max(1, weights.sum())).astype(np.float32),
+      ),
+  )
+
+
+def _start_history(
+    config: config_lib.Table1Config,
+    cell: Cell,
+    num_runs: int,
+    num_evaluations: int,
+) -> History:
+  empty = lambda *shape: np.full((num_runs, *shape), np.nan, np.float32)
+  levels = (*cell.num_latents, cell.num_classes)
+  return History(
+      losses=empty(config.num_steps),
+      accuracy=empty(num_evaluations),
+      scores=tuple(
+          hierarchy_scores.Scores(*(empty(num_evaluations, n) for _ in _SCORES))
+          for n in levels
+      ),
+  )
+
+
+def _record(
+    hierarchies: list[data.Hierarchy],
+    seeds: np.ndarray,
+    history: History,
+    seen: run.Observation,
+    evaluation: int,
+) -> list[dict[str, Any]]:
+  """Keeps an evaluation of all runs; returns a metric row for each."""
+  history.accuracy[:, evaluation] = seen.accuracy
+  rows = [
+      {"seed": seed, "accuracy": accuracy}
+      for seed, accuracy in zip(seeds, seen.accuracy, strict=True)
+  ]
+  for level, scores in enumerate(seen.scores):
+    for name, values in scores._asdict().items():
+      getattr(history.scores[level], name)[:, evaluation] = values
+    for row, one, own in zip(rows, hierarchies, scores.own, strict=True):
+      row[f"score_{level}"] = own[one.is_used(level)].mean()
+  return rows

@@ -1,0 +1,1 @@
+"""From the theory to heavy hitters: does co-occurrence predict them?"""

@@ -1,0 +1,275 @@
+"""A KV cache of a fixed number of slots, which a policy shares out.
+
+Shapes never change: one compilation serves every length, and a donated cache is
+written in place, one slot a step. What leaves and what stays is the policy's
+(`policy`, `policies`); each key head of each sequence decides for itself. With
+as many slots as tokens every policy equals the full cache, bit for bit.
+
+Letters: B batch, T new tokens, C slots, N query heads, K key and value heads,
+G = N / K, H head size.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joma.inference.cache import cache_options
+from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import prompts
+from joma.inference.cache import slot_arrays
+from joma.inference.cache import slot_step
+from joma.inference.cache import storage
+from joma.transformer import attention
+from joma.transformer import config as configs
+from scansnap_jax.experiment import require
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotCache:
+  """Slots of one layer; an `attention.KVCache`.
+
+  Attributes:
+    key: `storage.Stored` [B, K, C, H].
+    value: As key.
+    score: Float32 [B, K, C], the policy's.
+    pos: Int32 [B, K, C], the token's position; -1 is empty.
+    rank: Int32 [B, K, C], its place among those kept; None if not rolled.
+    aux: The policy's arrays, [B, K, C, ...] each.
+    state: The policy's arrays, [B, ...] each.
+    policy: Static, with its sizes set.
+    options: Static.
+    layer: Static.
+    num_groups: G, static.
+  """
+
+  key: Any
+  value: Any
+  score: Any
+  pos: Any
+  rank: Any
+  aux: Any
+  state: Any
+  policy: Any = dataclasses.field(metadata={"static": True})
+  options: Any = dataclasses.field(metadata={"static": True})
+  layer: Any = dataclasses.field(metadata={"static": True})
+  num_groups: Any = dataclasses.field(metadata={"static": True})
+
+  @property
+  def capacity(self) -> int:
+    """C."""
+    return self.pos.shape[2]
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: attention.Rotate,
+      options: attention.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "SlotCache"]:
+    """One token: a decode step. More: prompts, for an empty cache only.
+
+    Prompts attend to all of their own tokens; then the policy chooses those
+    that stay. Prompts to a cache that holds something give NaN: read what
+    follows token by token.
+    """
+    if query.shape[1] == 1:
+      is_fused = slot_step.is_fused(self, options)
+      step = slot_step.decode_fused if is_fused else slot_step.decode
+      return step(self, query, key, value, positions, rotate, options)
+    return _read(self, query, key, value, positions, rotate, options)
+
+
+def init(
+    policy: policy_lib.Policy,
+    config: configs.TransformerConfig,
+    batch_size: int,
+    capacity: int,
+    dtype: Any = jnp.float32,
+    *,
+    keys: Literal["rotated", "raw"] | None = None,
+    positions: Literal["absolute", "rolled"] = "absolute",
+    page_size: int = 1,
+) -> tuple[Any, ...]:
+  """Returns empty caches, one a layer.
+
+  Args:
+    policy: What leaves when all slots are taken.
+    config: The model's.
+    batch_size: B.
+    capacity: C, slots a key head; on average, where the policy gives layers or
+      heads different ones.
+    dtype: Of keys and values as they are kept: a float type, or int8 with a
+      scale a slot.
+    keys: None is "raw" where positions are rolled or the rotary frequencies
+      change with the length of the text (dynamic NTK, LongRoPE), else
+      "rotated".
+    positions: "rolled" counts among the kept tokens, as StreamingLLM does.
+    page_size: A divisor of the capacity; above 1, eviction frees the page of
+      least priority, all unprotected.
+
+  Raises:
+    UserError: If the sizes do not fit together, or rolled positions are asked
+      of a model without rotary ones.
+  """
+  require.at_least("batch_size", batch_size, 1)
+  options = cache_options.resolve(config, keys, positions, page_size)
+  caches = []
+  for layer, size in enumerate(policy.capacities(config.num_layers, capacity)):
+    cache_options.check_capacity(size, config, options)
+    sized = policy.with_capacity(size)
+    own = sized.init_cache(config, layer, batch_size, size, dtype, options)
+    if own is None:
+      shape = (batch_size, config.num_kv_heads, size, config.head_dim)
+      num_groups = config.num_heads // config.num_kv_heads
+      own = init_layer(sized, layer, shape, num_groups, dtype, options)
+    caches.append(own)
+  return tuple(caches)
+
+
+def init_layer(
+    policy: policy_lib.Policy,
+    layer: int,
+    shape: tuple[int, int, int, int],
+    num_groups: int,
+    dtype: Any,
+    options: cache_options.CacheOptions = cache_options.DEFAULT,
+) -> SlotCache:
+  """Returns the empty cache of one layer, of shape [B, K, C, H]."""
+  batch, num_kv_heads, capacity, head_dim = shape
+  zeros = jnp.zeros((batch, num_kv_heads, capacity))
+  pos = jnp.full(zeros.shape, -1, jnp.int32)
+  return SlotCache(
+      key=storage.empty(shape, dtype),
+      value=storage.empty(shape, dtype),
+      score=zeros,
+      pos=pos,
+      # A copy: what is donated must not lie in one place twice.
+      rank=jnp.copy(pos) if options.positions == "rolled" else None,
+      aux=policy.init_aux(batch, num_kv_heads, capacity, num_groups),
+      state=policy.init_state(batch, num_kv_heads, head_dim, num_groups),
+      policy=policy,
+      options=options,
+      layer=layer,
+      num_groups=num_groups,
+  )
+
+
+def compact(
+    cache: SlotCache, capacity: int, position: Int[Array, "B"]
+) -> SlotCache:
+  """Keeps the slots of greatest priority, in the order of their positions.
+
+  Off the hot path: all that stays is copied.
+
+  Args:
+    cache: Of one layer.
+    capacity: New number of slots, fewer or more.
+    position: Of each sequence's next token.
+
+  Raises:
+    UserError: If the policy protects more than that.
+  """
+  policy = cache.policy.with_capacity(capacity)
+  index = prompts.best(
+      policy, slot_step.view(cache), position, min(capacity, cache.capacity)
+  )
+  kept = jax.tree.map(
+      lambda x: slot_arrays.resize(slot_arrays.take(x, index), capacity),
+      (cache.key, cache.value, cache.score, cache.aux),
+  )
+  pos = slot_arrays.resize(slot_arrays.take(cache.pos, index), capacity, -1)
+  key, value, score, aux = kept
+  rank = None if cache.rank is None else slot_arrays.ranks_of(pos)
+  return dataclasses.replace(
+      cache,
+      key=key,
+      value=value,
+      score=score,
+      pos=pos,
+      rank=rank,
+      aux=aux,
+      policy=policy,
+  )
+
+
+def stats(
+    cache: SlotCache, position: Int[Array, "B"]
+) -> dict[str, Float[Array, "B K"]]:
+  """Returns what is in a cache, a number a sequence and key head.
+
+  Args:
+    cache: Of one layer.
+    position: Of each sequence's next token.
+
+  Returns:
+    occupancy, the share of slots taken; mean_age and max_age of the kept
+    tokens in positions; kept_mass, the share of all attention so far (N / K
+    a query) that went to tokens still kept: NaN unless the policy's score is
+    a sum of it, as `policies.H2O`'s.
+  """
+  is_kept = cache.pos >= 0
+  count = is_kept.sum(axis=-1)
+  age = jnp.where(is_kept, position[:, None, None] - cache.pos, 0)
+  return {
+      "occupancy": count / cache.capacity,
+      "mean_age": age.sum(axis=-1) / jnp.maximum(count, 1),
+      "max_age": age.max(axis=-1).astype(jnp.float32),
+      "kept_mass": cache.policy.kept_mass(slot_step.view(cache), position),
+  }
+
+
+def _read(cache, query, key, value, positions, rotate, options):
+  policy, capacity = cache.policy, cache.capacity
+  result, prompt = prompts.read(
+      policy,
+      cache.layer,
+      capacity,
+      cache.options.keys == "raw",
+      query,
+      key,
+      value,
+      positions,
+      rotate,
+      options,
+  )
+  was_empty = (cache.pos < 0).all()
+  cache = _keep(cache, prompt)
+  out = jnp.where(was_empty, result.out, jnp.nan)
+  if not policy.evicts:
+    overflows = prompt.lengths > capacity
+    out = jnp.where(overflows[:, None, None, None], jnp.nan, out)
+  return out, cache
+
+
+def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
+  """Chooses among the tokens of a prompt."""
+  score, aux, state = cache.policy.read_prompt(prompt)
+  key, value = prompt.key.swapaxes(1, 2), prompt.value.swapaxes(1, 2)
+  pos = jnp.broadcast_to(prompt.positions[:, None], key.shape[:3])
+  seq_len, capacity = pos.shape[2], cache.capacity
+  kept = (key, value, score, aux)
+  if seq_len > capacity:
+    slots = policy_lib.Slots(
+        key, value, score, pos, aux, state, cache.layer, cache.num_groups
+    )
+    index = prompts.best(cache.policy, slots, prompt.lengths, capacity)
+    kept, pos = jax.tree.map(lambda x: slot_arrays.take(x, index), (kept, pos))
+  fit = lambda x: slot_arrays.resize(x, capacity)
+  key, value, score, aux = jax.tree.map(fit, kept)
+  pos = slot_arrays.resize(pos, capacity, -1).astype(jnp.int32)
+  return dataclasses.replace(
+      cache,
+      key=storage.write(cache.key, key),
+      value=storage.write(cache.value, value),
+      score=score,
+      pos=pos,
+      rank=None if cache.rank is None else slot_arrays.ranks_of(pos),
+      aux=aux,
+      state=state,
+  )

@@ -1,0 +1,1 @@
+"""What prefill and decode must move, compute and hold, by chip and cache."""

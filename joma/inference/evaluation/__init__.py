@@ -1,0 +1,1 @@
+"""Evaluation of KV caches: tasks, texts, and the grid of policies by budget."""

@@ -1,0 +1,316 @@
+"""Reads texts through a KV cache and looks at what comes out, and what is kept.
+
+Every token of a text, or of its end, goes through the decode path: one
+compilation reads any text of a length. What is read is teacher-forced; answers
+of several tokens are then generated greedily.
+
+Letters: B texts, T tokens, M gold tokens, L layers, V vocabulary.
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
+
+from joma.inference import generate
+from joma.inference.evaluation import tasks
+from joma.transformer import model as models
+from scansnap_jax.experiment import errors
+
+
+class Reading(NamedTuple):
+  """What reading texts token by token showed.
+
+  Attributes:
+    next_tokens: Most likely token after each, [B, T].
+    losses: Cross-entropy in nats of the token after each, [B, T]; 0 where the
+      text has ended.
+    recall: Share of the gold tokens of a query that its layer still had, mean
+      over KV heads, [B, T, L]; NaN where nothing is asked.
+    kv_cache: After the last token.
+  """
+
+  next_tokens: Int[Array, "B T"]
+  losses: Float[Array, "B T"]
+  recall: Float[Array, "B T L"]
+  kv_cache: Any
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model",), donate_argnames=("kv_cache",)
+)
+def read(
+    model: models.Transformer,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    starts: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    gold: Int[Array, "B T M"],
+    kv_cache: Any,
+) -> Reading:
+  """Reads texts token by token.
+
+  Args:
+    model: Static.
+    params: Of the model.
+    tokens: Padded at their ends.
+    starts: Position of each text's first token: what the cache has read.
+    lengths: Tokens of each text here; 0 reads nothing.
+    gold: Positions of gold tokens of the query at each token, else -1.
+    kv_cache: A cache a layer; donated.
+  """
+  seq_len = tokens.shape[1]
+  targets = jnp.roll(tokens, -1, axis=1)
+
+  def step(kv_cache, now):
+    time, token, target, gold = now
+    is_read = time < lengths
+    positions = jnp.where(is_read, starts + time, -1)
+    logits, kv_cache = model.apply(
+        {"params": params},
+        token[:, None],
+        positions=positions[:, None],
+        kv_cache=kv_cache,
+    )
+    logits = logits[:, 0]
+    picked = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    loss = jax.nn.logsumexp(logits, axis=1) - picked
+    loss = jnp.where(time + 1 < lengths, loss, 0.0)
+    # Recall takes time, and most tokens ask nothing.
+    recall = jax.lax.cond(
+        ((gold >= 0) & is_read[:, None]).any(),
+        lambda cache: gold_recall(cache, gold),
+        lambda cache: jnp.full((len(gold), len(cache)), jnp.nan),
+        kv_cache,
+    )
+    recall = jnp.where(is_read[:, None], recall, jnp.nan)
+    next_tokens = logits.argmax(axis=1).astype(jnp.int32)
+    return kv_cache, (next_tokens, loss, recall)
+
+  by_time = lambda x: x.swapaxes(0, 1)
+  kv_cache, found = jax.lax.scan(
+      step,
+      kv_cache,
+      (jnp.arange(seq_len), by_time(tokens), by_time(targets), by_time(gold)),
+  )
+  next_tokens, losses, recall = map(by_time, found)
+  return Reading(next_tokens, losses, recall, kv_cache)
+
+
+def gold_recall(kv_cache: Any, gold: Int[Array, "B M"]) -> Float[Array, "B L"]:
+  """Share of gold tokens that are kept, by layer, mean over KV heads.
+
+  Args:
+    kv_cache: A cache a layer.
+    gold: Positions; -1 is none. A text without any gives NaN.
+  """
+  is_gold = gold >= 0
+  number = is_gold.sum(axis=1)
+  layers = []
+  for cache in kv_cache:
+    pos = kept_positions(cache)
+    if pos is None:
+      layers.append(jnp.where(number > 0, 1.0, jnp.nan))
+      continue
+    is_kept = (pos[..., None] == gold[:, None, None]).any(axis=2)
+    kept = (is_kept & is_gold[:, None]).sum(axis=2).mean(axis=1)
+    layers.append(kept / number)
+  return jnp.stack(layers, axis=1)
+
+
+def kept_positions(cache: Any) -> Int[Array, "B K C"] | None:
+  """Positions that each KV head of a layer keeps, -1 for others; None is all.
+
+  Args:
+    cache: With slots (`kv_cache`), a pool of them (`head_budgets`), or one
+      that keeps everything.
+  """
+  if hasattr(cache, "owner"):
+    heads = jnp.arange(cache.num_kv_heads)[None, :, None]
+    return jnp.where(cache.owner[:, None] == heads, cache.pool.pos, -1)
+  return getattr(cache, "pos", None)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model",), donate_argnames=("kv_cache",)
+)
+def read_at_once(
+    model: models.Transformer,
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    kv_cache: Any,
+) -> tuple[Int[Array, "B"], Any]:
+  """Reads prompts in one go; returns the most likely next tokens and caches."""
+  steps = jnp.arange(tokens.shape[1])[None]
+  logits, kv_cache = model.apply(
+      {"params": params},
+      tokens,
+      positions=jnp.where(steps < lengths[:, None], steps, -1),
+      kv_cache=kv_cache,
+      logits_at=lengths - 1,
+  )
+  return logits[:, 0].argmax(axis=1).astype(jnp.int32), kv_cache
+
+
+class Answers(NamedTuple):
+  """What a batch of examples was answered.
+
+  Attributes:
+    predicted: Most likely token at each query, [B, T], -1 elsewhere.
+    generated: Greedy continuation of each text, [B, num_new].
+    recall: Of gold tokens at each query, [B, T, L], else NaN.
+    ms_per_step: Of the decode steps of reading, or of generating where all was
+      read at once; NaN where there was one step at most.
+    kv_cache: After all.
+  """
+
+  predicted: Int[np.ndarray, "B T"]
+  generated: Int[np.ndarray, "B A"]
+  recall: Float[np.ndarray, "B T L"]
+  ms_per_step: float
+  kv_cache: Any
+
+
+def answer(
+    model: models.Transformer,
+    params: PyTree,
+    batch: tasks.Batch,
+    kv_cache: Any,
+    *,
+    reading: str = "tokens",
+    num_new: int | None = None,
+) -> Answers:
+  """Reads examples and answers them.
+
+  Args:
+    model: A Transformer.
+    params: Its parameters.
+    batch: Examples.
+    kv_cache: Empty caches; donated.
+    reading: As in `evaluate_config.EvaluateConfig`.
+    num_new: Tokens to generate; None is those of the longest answer.
+
+  Raises:
+    UserError: If a token is outside of the vocabulary, or the texts and what
+      is generated are beyond the model's learned positions.
+  """
+  num_new = batch.num_new if num_new is None else num_new
+  check(model, batch.tokens, num_new)
+  is_asked = batch.targets >= 0
+  shape = batch.tokens.shape
+  ms_per_step = None
+  rows, ends = np.arange(shape[0]), batch.lengths - 1
+  if reading == "prompt":
+    first, kv_cache = read_at_once(
+        model, params, batch.tokens, batch.lengths, kv_cache
+    )
+    first = np.asarray(first)
+    predicted = np.full(shape, -1, np.int32)
+    predicted[rows, ends] = first
+    layers = gold_recall(kv_cache, jnp.asarray(batch.gold[rows, ends]))
+    recall = np.full((*shape, layers.shape[1]), np.nan, np.float32)
+    recall[rows, ends] = layers
+  else:
+    starts = np.zeros_like(batch.lengths)
+    if reading == "context":
+      starts = batch.num_context
+      # All but the context's tokens are padding here.
+      _, kv_cache = read_at_once(
+          model, params, batch.tokens[:, : starts.max()], starts, kv_cache
+      )
+    tokens, gold = _from(batch.tokens, starts), _from(batch.gold, starts)
+    seen, ms_per_step = timed_read(
+        model, params, tokens, starts, batch.lengths - starts, gold, kv_cache
+    )
+    kv_cache = seen.kv_cache
+    predicted = _back(np.asarray(seen.next_tokens), starts, shape[1], -1)
+    recall = _back(np.asarray(seen.recall), starts, shape[1], np.nan)
+    first = predicted[rows, ends]
+  generated, kv_cache, found = _continue(
+      model, params, first, batch.lengths, num_new, kv_cache
+  )
+  ms_per_step = found if ms_per_step is None else ms_per_step
+  predicted = np.where(is_asked, predicted, -1)
+  return Answers(predicted, generated, recall, ms_per_step, kv_cache)
+
+
+def timed_read(
+    model: models.Transformer, params: PyTree, tokens: Any, *arguments: Any
+) -> tuple[Reading, float]:
+  """Calls `read`; returns also milliseconds a step, compilation included."""
+  started = time.perf_counter()
+  seen = jax.block_until_ready(read(model, params, tokens, *arguments))
+  seconds = time.perf_counter() - started
+  return seen, 1e3 * seconds / tokens.shape[1]
+
+
+def check(
+    model: models.Transformer, tokens: Int[np.ndarray, "B T"], num_new: int
+) -> None:
+  """Raises UserError where a model cannot read texts and go on."""
+  vocab_size = model.config.vocab_size
+  if tokens.size == 0:
+    raise errors.UserError("There is no token to read: a text is empty.")
+  if not (0 <= tokens.min() and tokens.max() < vocab_size):
+    raise errors.UserError(
+        f"Token ids are from {tokens.min()} to {tokens.max()}; the model knows"
+        f" 0 to {vocab_size - 1}."
+    )
+  models.check_learned_positions(
+      model.config, tokens.shape[1] + max(num_new - 1, 0)
+  )
+
+
+def _continue(
+    model: models.Transformer,
+    params: PyTree,
+    first: Int[np.ndarray, "B"],
+    lengths: Int[np.ndarray, "B"],
+    num_new: int,
+    kv_cache: Any,
+) -> tuple[Int[np.ndarray, "B A"], Any, float]:
+  """Goes on from the first new token, greedily; also median ms of a step."""
+  state = generate.DecodeState(
+      tokens=jnp.array(first),
+      positions=jnp.array(lengths),
+      is_done=jnp.zeros(len(first), bool),
+      num_new=jnp.int32(1),
+      kv_cache=kv_cache,
+  )
+  generated, seconds = [np.array(first)], []
+  for _ in range(num_new - 1):
+    started = time.perf_counter()
+    state = generate.decode_step(model, params, state)
+    generated.append(np.array(state.tokens))
+    seconds.append(time.perf_counter() - started)
+  # The first one compiles.
+  ms = 1e3 * float(np.median(seconds[1:])) if seconds[1:] else np.nan
+  return np.stack(generated, axis=1), state.kv_cache, ms
+
+
+def _from(values: np.ndarray, starts: Int[np.ndarray, "B"]) -> np.ndarray:
+  """Moves each row to the left, so that it begins at its start."""
+  length = values.shape[1] - int(starts.min())
+  index = np.minimum(
+      starts[:, None] + np.arange(length)[None], values.shape[1] - 1
+  )
+  return values[np.arange(len(values))[:, None], index]
+
+
+def _back(
+    values: np.ndarray,
+    starts: Int[np.ndarray, "B"],
+    length: int,
+    filling: float | int,
+) -> np.ndarray:
+  """Moves each row back to the right, `filling` before its start."""
+  shape = (len(values), length, *values.shape[2:])
+  found = np.full(shape, filling, values.dtype)
+  for row, start in enumerate(starts):
+    found[row, start:] = values[row, : length - start]
+  return found

@@ -1,0 +1,347 @@
+"""Policies against budgets: quality, what is kept, bytes and time.
+
+Every policy and budget reads the same examples, so that differences to the full
+cache are taken text by text. Intervals are Student's t at 95 % over the texts
+of all seeds.
+
+Letters: B texts, T tokens, L layers.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, PyTree
+import numpy as np
+
+from joma.inference import generate
+from joma.inference.cache import kv_cache as kv_cache_lib
+from joma.inference.evaluation import evaluate
+from joma.inference.evaluation import evaluate_caches
+from joma.inference.evaluation import evaluate_config
+from joma.inference.evaluation import evaluate_data
+from joma.inference.evaluation import tasks
+from joma.systems.cache_policies import policy_names
+from joma.transformer import model as models
+from joma.transformer.text import tokenizer as tokenizer_lib
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import intervals
+
+Config = evaluate_config.EvaluateConfig
+_WORD_SLACK = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+  """A model to evaluate.
+
+  Attributes:
+    model: The Transformer.
+    params: Its parameters.
+    tokenizer: None where it reads symbols.
+  """
+
+  model: models.Transformer
+  params: PyTree
+  tokenizer: tokenizer_lib.Tokenizer | None = None
+
+
+def check(config: Config, subject: Subject) -> None:
+  """Raises UserError where a policy, a budget or the length cannot be."""
+  for name in config.all_policies():
+    for slots in config.capacities():
+      make = functools.partial(
+          evaluate_caches.make,
+          config,
+          subject.model.config,
+          name,
+          slots,
+          1,
+      )
+      jax.eval_shape(make)
+  positions = np.zeros((1, config.length), np.int32)
+  evaluate.check(subject.model, positions, 1)
+
+
+def measure(
+    config: Config,
+    subject: Subject,
+    data_dir: str | None = None,
+    on_progress: Callable[[int], None] = lambda num_readings: None,
+) -> dict[str, list[dict[str, Any]]]:
+  """Evaluates all tasks, policies and budgets.
+
+  Args:
+    config: Settings.
+    subject: The model.
+    data_dir: Where a corpus is looked for.
+    on_progress: Told how many batches have been read since.
+
+  Returns:
+    By task, rows: `policy`, `budget` (1 for full), `slots`, `quality` with
+    `mean`, `low` and `high` (accuracy, or loss in nats), `perplexity` and
+    `ratio` to the full cache likewise for perplexity, `recall` and
+    `recall_by_layer` (of layers without windows) and `gold_in_sinks` for
+    others, `kept_mass`,
+    `step_bytes` of the cost model, `cache_bytes`, `ms_per_step` (of all batches
+    but the first; None if there is no other, or a policy draws), `num_draws`
+    of such a policy if there are several, `compilations`, `num_texts`.
+
+  Raises:
+    UserError: As `check`, or if a text cannot be had.
+  """
+  check(config, subject)
+  found = {}
+  for task in config.tasks:
+    if task == evaluate_config.PERPLEXITY:
+      if subject.tokenizer is None:
+        raise errors.UserError(
+            "tasks=perplexity reads a text: give --model, a folder with a"
+            " tokenizer."
+        )
+      batches = evaluate_data.texts(config, subject.tokenizer, data_dir)
+      ask = lambda batch, caches: _perplexity(config, subject, batch, caches)
+      found[task] = _grid(config, subject, batches, ask, on_progress)
+      _compare(found[task])
+    else:
+      draw = evaluate_data.drawer(
+          config, task, subject.model.config.vocab_size, subject.tokenizer
+      )
+      batches = _stack_alike([
+          evaluate_data.examples(config, draw, config.first_seed + seed)
+          for seed in range(config.num_seeds)
+      ])
+      ask = lambda batch, caches: _answers(config, subject, batch, caches)
+      found[task] = _grid(config, subject, batches, ask, on_progress)
+    for row in found[task]:
+      del row["values"]
+  return found
+
+
+def num_readings(config: Config) -> int:
+  """Batches that `measure` reads."""
+  settings = 1 + (len(config.all_policies()) - 1) * len(config.capacities())
+  seeds = 1 if config.texts else config.num_seeds
+  return settings * seeds * len(config.tasks)
+
+
+def _stack_alike(
+    drawn: list[list[tasks.Example]],
+) -> list[tuple[tasks.Batch, list[tasks.Example]]]:
+  """Batches of one shape, which one compilation reads."""
+  together = tasks.stack([e for examples in drawn for e in examples])
+  size, batches = len(drawn[0]), []
+  for seed, examples in enumerate(drawn):
+    rows = slice(seed * size, (seed + 1) * size)
+    part = {
+        field.name: getattr(together, field.name)[rows]
+        for field in dataclasses.fields(together)
+        if field.name != "num_new"
+    }
+    batch = tasks.Batch(**part, num_new=together.num_new)
+    batches.append((batch, examples))
+  return batches
+
+
+def _grid(
+    config: Config,
+    subject: Subject,
+    batches: list[Any],
+    ask: Callable[[Any, Any], dict[str, Any]],
+    on_progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+  settings = [("full", 1.0, None)]
+  for name in config.all_policies()[1:]:
+    settings += [
+        (name, budget, slots) for slots, budget in config.capacities().items()
+    ]
+  rows = []
+  # All batches are of one shape.
+  first = batches[0]
+  shape = (first[0].tokens if isinstance(first, tuple) else first).shape
+  more = max(_num_new(first, subject) - 1, 0)
+  for name, budget, slots in settings:
+    parts, before = [], _num_compiled()
+    draws = hasattr(policy_names.parse(name), "seed")
+    number = slots or shape[1] + more
+    for seed, batch in enumerate(batches):
+      caches = evaluate_caches.make(
+          config, subject.model.config, name, number, shape[0], seed, more
+      )
+      parts.append(ask(batch, caches))
+      on_progress(1)
+    # The first batch compiles.
+    times = [part.pop("ms_per_step") for part in parts][1:]
+    seen = {
+        key: np.concatenate([np.asarray(part[key]) for part in parts])
+        for key in parts[0]
+    }
+    compilations = _num_compiled() - before
+    row = {"policy": name, "budget": budget, "slots": number}
+    # One draw has no interval of its own; its texts have.
+    num_draws = len(batches) if draws and len(batches) > 1 else None
+    row |= _sum_up(seen, num_draws)
+    row["gold_in_sinks"] = _gold_in_sinks(
+        batches, policy_names.parse(name).num_sinks
+    )
+    row |= evaluate_caches.cost(config, subject.model, name, number, shape)
+    row["compilations"] = compilations
+    # Each draw of a policy is a program of its own.
+    is_timed = bool(times) and not draws and not np.isnan(times).any()
+    row["ms_per_step"] = float(np.median(times)) if is_timed else None
+    rows.append(row)
+  return rows
+
+
+def _gold_in_sinks(batches: list[Any], num_sinks: int) -> float | None:
+  """Share of the gold tokens among the first ones, which never leave."""
+  if not isinstance(batches[0], tuple):
+    return None
+  gold = np.concatenate([batch.gold.ravel() for batch, _ in batches])
+  return float((gold[gold >= 0] < num_sinks).mean())
+
+
+def _num_compiled() -> int:
+  """Programs that were compiled for reading and generating."""
+  programs: Any = (evaluate.read, evaluate.read_at_once, generate.decode_step)
+  return sum(program._cache_size() for program in programs)
+
+
+def _sum_up(
+    seen: Mapping[str, np.ndarray], num_draws: int | None
+) -> dict[str, Any]:
+  """Means and intervals; texts for which a policy drew alike are one draw."""
+  values = seen["quality"]
+  row: dict[str, Any] = {"values": values, "num_texts": len(values)}
+  row["num_draws"] = num_draws
+  if num_draws is not None:
+    seen = {
+        key: np.stack([part.mean(axis=0) for part in np.split(x, num_draws)])
+        for key, x in seen.items()
+    }
+  row["quality"] = _interval(seen["quality"])
+  if "recall" in seen:
+    by_layer = seen["recall"]  # [B, L]
+    row["recall"] = _interval(by_layer.mean(axis=1))
+    row["recall_by_layer"] = by_layer.mean(axis=0).tolist()
+  mass = seen["kept_mass"]
+  row["kept_mass"] = None if np.isnan(mass).any() else _interval(mass)
+  return row
+
+
+def _interval(values: Float[np.ndarray, "B"]) -> dict[str, float]:
+  if len(values) < 2:
+    mean = float(values.mean())
+    return dict(mean=mean, low=mean, high=mean)
+  return intervals.interval(values)
+
+
+def _answers(
+    config: Config,
+    subject: Subject,
+    batch: tuple[tasks.Batch, list[tasks.Example]],
+    caches: Any,
+) -> dict[str, Any]:
+  """Accuracy and recall of each example of a batch."""
+  stacked, examples = batch
+  seen = evaluate.answer(
+      subject.model,
+      subject.params,
+      stacked,
+      caches,
+      reading=config.reading,
+      num_new=_num_new(batch, subject),
+  )
+  is_asked = stacked.targets >= 0
+  if examples[0].answers and subject.tokenizer is not None:
+    quality = np.array([
+        _share_said(subject.tokenizer.decode(ids), example.answers)
+        for ids, example in zip(seen.generated, examples, strict=True)
+    ])
+  else:
+    is_right = (seen.predicted == stacked.targets) & is_asked
+    quality = is_right.sum(axis=1) / is_asked.sum(axis=1)
+  recall = np.where(is_asked[..., None], seen.recall, np.nan)
+  last = stacked.lengths + seen.generated.shape[1] - 1
+  # Layers with windows cannot see far, whatever they keep.
+  shape = subject.model.config
+  far = [
+      layer
+      for layer in range(shape.num_layers)
+      if shape.window_of(layer) is None
+  ]
+  recall = recall[..., far] if far else recall
+  return {
+      "ms_per_step": seen.ms_per_step,
+      "quality": quality,
+      "recall": np.nanmean(recall, axis=1),
+      "kept_mass": _kept_mass(seen.kv_cache, last),
+  }
+
+
+def _num_new(batch: Any, subject: Subject) -> int:
+  """Tokens to generate: some more than the answer has."""
+  if not isinstance(batch, tuple):
+    return 0
+  stacked, examples = batch
+  if examples[0].answers and subject.tokenizer is not None:
+    return stacked.num_new + _WORD_SLACK
+  return 1
+
+
+def _share_said(text: str, answers: tuple[str, ...]) -> float:
+  return float(np.mean([answer in text for answer in answers]))
+
+
+def _perplexity(
+    config: Config,
+    subject: Subject,
+    ids: Int[np.ndarray, "B T"],
+    caches: Any,
+) -> dict[str, Any]:
+  """Mean loss of each text behind the first tokens."""
+  evaluate.check(subject.model, ids, 0)
+  lengths = np.full(len(ids), ids.shape[1], np.int32)
+  gold = np.full((*ids.shape, 1), -1, np.int32)
+  seen, ms_per_step = evaluate.timed_read(
+      subject.model,
+      subject.params,
+      ids,
+      np.zeros_like(lengths),
+      lengths,
+      gold,
+      caches,
+  )
+  losses = np.asarray(seen.losses, np.float64)[:, config.skip - 1 : -1]
+  return {
+      "ms_per_step": ms_per_step,
+      "quality": losses.mean(axis=1),
+      "kept_mass": _kept_mass(seen.kv_cache, lengths),
+  }
+
+
+def _kept_mass(kv_cache: Any, position: Int[np.ndarray, "B"]) -> np.ndarray:
+  """Share of attention so far that is on what is kept, mean over layers."""
+  if not isinstance(kv_cache[0], kv_cache_lib.SlotCache):
+    return np.full(len(position), np.nan)
+  masses = [
+      kv_cache_lib.stats(cache, jnp.asarray(position))["kept_mass"]
+      for cache in kv_cache
+  ]
+  return np.mean([np.asarray(mass).mean(axis=1) for mass in masses], axis=0)
+
+
+def _compare(rows: list[dict[str, Any]]) -> None:
+  """Adds perplexity, and its ratio to the full cache's, text by text."""
+  full = rows[0]["values"]
+  for row in rows:
+    exp = lambda parts: {k: float(np.exp(v)) for k, v in parts.items()}
+    row["perplexity"] = exp(row["quality"])
+    ratios = row["values"] - full
+    if row["num_draws"] is not None:
+      parts = np.split(ratios, row["num_draws"])
+      ratios = np.array([part.mean() for part in parts])
+    row["ratio"] = exp(_interval(ratios))

@@ -1,0 +1,97 @@
+"""A small model that learns a task of symbols, to have one to evaluate.
+
+Cross-entropy at the queries alone, AdamW with a warm-up and a half cosine; new
+examples at every step. Multi-query recall falls into place at once, after a
+plateau, when the two layers have found each other.
+
+Letters: B examples, T tokens, S steps.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+import numpy as np
+import optax
+
+from joma.inference.evaluation import tasks
+from joma.transformer import config as configs
+from joma.transformer import model as models
+from joma.transformer.training import lm_step
+
+# Steps of one call on the device.
+_STEPS_AT_ONCE = 25
+_WARMUP_FRACTION = 0.05
+
+
+def train(
+    config: configs.TransformerConfig,
+    draw: Callable[[np.random.Generator], tasks.Example],
+    *,
+    num_steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda num_steps: None,
+) -> tuple[PyTree, Float[np.ndarray, "S"]]:
+  """Trains a model.
+
+  Args:
+    config: Its shape.
+    draw: Draws an example; all are of one length.
+    num_steps: S.
+    batch_size: B.
+    lr: Highest learning rate.
+    seed: Of initial values and examples.
+    on_progress: Told how many steps have been taken since.
+
+  Returns:
+    (params, losses), the latter of each step before its update, in nats.
+  """
+  model = models.Transformer(config)
+  generator = np.random.default_rng(seed)
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, lr, max(int(_WARMUP_FRACTION * num_steps), 1), num_steps
+  )
+  optimizer = optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
+  )
+  example = draw(np.random.default_rng(seed))
+  start = jax.jit(model.init)(
+      jax.random.key(seed), jnp.asarray(example.tokens)[None]
+  )
+  state = (start["params"], optimizer.init(start["params"]))
+  losses = []
+  for first in range(0, num_steps, _STEPS_AT_ONCE):
+    steps = min(_STEPS_AT_ONCE, num_steps - first)
+    drawn = [
+        tasks.stack([draw(generator) for _ in range(batch_size)])
+        for _ in range(steps)
+    ]
+    tokens = np.stack([batch.tokens for batch in drawn])
+    targets = np.stack([batch.targets for batch in drawn])
+    state, found = _advance(state, tokens, targets, model, optimizer)
+    losses.append(np.asarray(found))
+    on_progress(steps)
+  return state[0], np.concatenate(losses)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _advance(state, tokens, targets, model, optimizer) -> tuple[Any, Array]:
+  def step(state, batch):
+    params, opt_state = state
+    loss, grads = jax.value_and_grad(_loss)(params, *batch, model)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+  return jax.lax.scan(step, state, (tokens, targets))
+
+
+def _loss(params, tokens, targets, model) -> Float[Array, ""]:
+  logits = model.apply({"params": params}, tokens)
+  is_asked = targets >= 0
+  losses = lm_step.token_losses(logits, jnp.maximum(targets, 0))
+  return (losses * is_asked).sum() / jnp.maximum(is_asked.sum(), 1)

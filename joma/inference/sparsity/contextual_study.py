@@ -1,0 +1,104 @@
+"""Quality against weights read: a model under every rule of leaving out.
+
+A text is a prompt, which is read densely, and a continuation, of which each
+token computes what its rule chooses; losses and measures are of continuations.
+Rules, predictors and thresholds come from the training split, measures from the
+validation split.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from joma.inference.sparsity import capture
+from joma.inference.sparsity import contextual_bench
+from joma.inference.sparsity import contextual_config
+from joma.inference.sparsity import contextual_subject
+from joma.inference.sparsity import predictor_training
+from joma.inference.sparsity import predictors
+from joma.transformer import model as models
+
+Config = contextual_config.ContextualConfig
+
+# What a change of perplexity is compared with.
+_SMALL = 0.02
+
+
+def study(
+    config: Config,
+    workdir: pathlib.Path,
+    on_progress: Callable[[int], None] = lambda num_steps: None,
+) -> dict[str, Any]:
+  """Trains or loads a model, learns to predict its sparsity, measures.
+
+  Args:
+    config: Settings.
+    workdir: Where model, capture and predictors go; it continues from them.
+    on_progress: Told how many steps of training, of the model and of the
+      predictors, have been taken since.
+
+  Returns:
+    `rows`, one for each rule and share; `dense`, the model as it is; `layers`,
+    measures of each layer by rule; `facts`; `finding`, a sentence.
+
+  Raises:
+    UserError: If a text is too short, or as its parts.
+    Stopped: As training.
+  """
+  subject = contextual_subject.load(config, workdir, on_progress)
+  model = models.Transformer(subject.config)
+  settings = dataclasses.replace(
+      config.capture, label=contextual_subject.label_of(config, subject)
+  )
+  shards = capture.write(
+      model, subject.params, subject.texts.train, workdir / "capture", settings
+  )
+  data = predictor_training.split(
+      shards, config.predictor, config.held_out_fraction
+  )
+  learned = predictor_training.train(data, workdir / "predictors", on_progress)
+  predictors.save(
+      workdir / "predictors.npz",
+      learned,
+      dataclasses.asdict(config.predictor)
+      | {"block_size": settings.block_size, "label": settings.label},
+  )
+  bench = contextual_bench.Bench(config, subject, settings, learned, data)
+  dense = bench.measure(None, None, {})
+  rows = [*bench.unit_rows(dense), *bench.head_rows(dense)]
+  return {
+      "finding": _finding(rows, dense),
+      "dense": contextual_bench.perplexity(dense.losses),
+      "rows": rows,
+      "label": settings.label,
+      "block_size": settings.block_size,
+      "num_eval_tokens": (
+          dense.losses.size * (config.seq_len - config.prompt_len - 1)
+      ),
+      "capture_bytes": shards.manifest["bytes"],
+      "capture_tokens": shards.num_rows,
+      "facts": subject.facts,
+  }
+
+
+def _finding(rows, dense: contextual_bench.Measured) -> str:
+  """The least that each rule reads with at most 2 % more perplexity."""
+  names = ("predicted", "calibrated", "griffin", "cats", "teal", "oracle")
+  names += ("random",)
+  parts = []
+  for name in names:
+    read = [
+        row["mlp_weights"]
+        for row in rows
+        if row["rule"] == name and row["change"] <= _SMALL
+    ]
+    parts.append(f"{name} {100 * min(read):.0f} %" if read else f"{name} none")
+  base = float(np.exp(dense.losses.mean()))
+  return (
+      f"Perplexity {base:.4g} as it is. Share of the MLP weights that a token"
+      " reads, predictors included, at no more than"
+      f" {100 * _SMALL:g} % above: {', '.join(parts)}."
+  )

@@ -1,0 +1,1 @@
+"""Attention systems: each is one file of the folder of its kind."""

@@ -1,0 +1,1 @@
+"""Policies of KV caches: which token leaves when there is no slot left."""

@@ -1,0 +1,167 @@
+"""Quest: everything is kept, and each query reads the pages worth reading.
+
+A page knows the least and the greatest value of each channel of its keys; what
+a query could at most have with one of them bounds the page (arXiv 2406.10774).
+Time falls, memory does not.
+
+Letters: B batch, T new tokens, K key and value heads, G query heads of each,
+P pages, S pages read, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joma.inference.cache import policy as policy_lib
+from joma.transformer import attention
+from joma.transformer import full_cache
+from joma.transformer import one_query
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quest(policy_lib.Policy):
+  """Reads the pages of the greatest bound; the newest page always.
+
+  Attributes:
+    num_keys: Keys read a step, a multiple of the page's size; the query heads
+      of a key head read the same pages, by the greatest of their bounds.
+    page_size: Keys of a page.
+  """
+
+  num_recent: int | None = 0
+  num_keys: int = 1024
+  page_size: int = 16
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.page_size < 1 or self.num_keys < self.page_size:
+      raise errors.UserError(
+          f"num_keys={self.num_keys} must be at least a page, and"
+          f" page_size={self.page_size} at least 1."
+      )
+    if self.num_keys % self.page_size:
+      raise errors.UserError(
+          f"num_keys={self.num_keys} must be a multiple of"
+          f" page_size={self.page_size}."
+      )
+
+  def init_cache(self, config, layer, batch_size, capacity, dtype, options):
+    """Returns a `QuestCache`, of `capacity` positions in all."""
+    if options.keys != "rotated" or options.page_size != 1:
+      raise errors.UserError(
+          "Quest keeps rotated keys at absolute positions, in pages of its own:"
+          " leave keys, positions and page_size as they are."
+      )
+    if jnp.dtype(dtype) == jnp.int8:
+      raise errors.UserError("Quest keeps floats: dtype must not be int8.")
+    num_pages = -(-capacity // self.page_size)
+    heads = (batch_size, config.num_kv_heads)
+    size = num_pages * self.page_size
+    empty = lambda length: jnp.zeros((*heads, length, config.head_dim), dtype)
+    return QuestCache(
+        full_cache.FullCache(empty(size), empty(size)),
+        jnp.full(empty(num_pages).shape, jnp.inf, dtype),
+        jnp.full(empty(num_pages).shape, -jnp.inf, dtype),
+        self,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuestCache:
+  """An `attention.KVCache`.
+
+  Attributes:
+    kept: `full_cache.FullCache` of P pages.
+    least: [B, K, P, H], of each channel of a page's keys; inf where empty.
+    greatest: As least; -inf where empty.
+    policy: Static.
+  """
+
+  kept: Any
+  least: Any
+  greatest: Any
+  policy: Any = dataclasses.field(metadata={"static": True})
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: attention.Rotate,
+      options: attention.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "QuestCache"]:
+    """Prompts attend to everything, single tokens to the chosen pages."""
+    whole, kept = self.kept.attend(
+        query, key, value, positions, rotate, options
+    )
+    rotated = rotate(key, positions).swapaxes(1, 2).astype(self.least.dtype)
+    cache = QuestCache(
+        kept,
+        self._extend(self.least, rotated, positions, "min"),
+        self._extend(self.greatest, rotated, positions, "max"),
+        self.policy,
+    )
+    num_pages = self.least.shape[2]
+    if query.shape[1] > 1 or num_pages * self.policy.page_size <= (
+        self.policy.num_keys
+    ):
+      return whole, cache
+    return cache._read(rotate(query, positions), positions, options), cache
+
+  def _extend(self, bound, new, positions, how) -> Array:
+    """Joins new keys to their pages' bounds; padding falls outside."""
+    batch, num_kv_heads, num_pages, _ = bound.shape
+    page = positions // self.policy.page_size
+    page = jnp.where(positions < 0, num_pages, page)[:, None, :]
+    place = bound.at[
+        jnp.arange(batch)[:, None, None],
+        jnp.arange(num_kv_heads)[None, :, None],
+        page,
+    ]
+    return getattr(place, how)(new, mode="drop")
+
+  def _read(self, query, positions, options) -> Array:
+    """Gathers the pages of the greatest bounds and attends to them."""
+    size, position = self.policy.page_size, positions[:, 0]
+    pages = self._choose(query, position)  # [B, K, S]
+    keys = (
+        pages[..., None] * size + jnp.arange(size)[None, None, None]
+    ).reshape(*pages.shape[:2], -1)
+    gather = lambda x: _gather_pages(x, pages, size)
+    is_seen = keys <= position[:, None, None]
+    if options.window is not None:
+      is_seen &= keys > (position - options.window)[:, None, None]
+    out, _ = one_query.attend(
+        query, gather(self.kept.key), gather(self.kept.value), is_seen, options
+    )
+    return out
+
+  def _choose(self, query, position) -> Int[Array, "B K S"]:
+    batch, num_kv_heads, num_pages, head_dim = self.least.shape
+    grouped = query.reshape(batch, num_kv_heads, -1, 1, head_dim)
+    grouped = grouped.astype(jnp.float32)
+    is_empty = ~jnp.isfinite(self.greatest[..., 0])
+    bounded = lambda x: jnp.where(is_empty[..., None], 0, x)[:, :, None]
+    bound = jnp.maximum(
+        grouped * bounded(self.greatest), grouped * bounded(self.least)
+    ).sum(axis=-1)
+    bound = jnp.where(is_empty, -jnp.inf, bound.max(axis=2))
+    newest = (position // self.policy.page_size)[:, None, None]
+    bound = jnp.where(
+        jnp.arange(num_pages)[None, None] == newest, jnp.inf, bound
+    )
+    num_read = min(self.policy.num_keys // self.policy.page_size, num_pages)
+    return jax.lax.top_k(bound, num_read)[1]
+
+
+def _gather_pages(x, pages, size) -> Float[Array, "B K C H"]:
+  batch, num_kv_heads, _, head_dim = x.shape
+  paged = x.reshape(batch, num_kv_heads, -1, size * head_dim)
+  chosen = jnp.take_along_axis(paged, pages[..., None], axis=2)
+  return chosen.reshape(batch, num_kv_heads, -1, head_dim)

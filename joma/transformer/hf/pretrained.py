@@ -1,0 +1,328 @@
+"""Folders of Hugging Face models, to a config and a parameter tree and back.
+
+  config, params = pretrained.load("SmolLM2-135M")
+  logits = model.Transformer(config).apply({"params": params}, tokens)
+  pretrained.save("mine", config, params, like="SmolLM2-135M")
+
+A folder is config.json and model.safetensors, or shards with their index, as
+transformers writes it: GPT-2, OPT, GPT-NeoX and Pythia, Llama 1 to 3, Mistral,
+Qwen 2 and 3, Gemma 1 to 3 (text). No torch, no network, no pickle. What was
+saved, loaded and saved again is the same to the byte.
+"""
+
+from collections.abc import Iterator, Mapping
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.transformer.config import TransformerConfig
+from joma.transformer.hf import config_json
+from joma.transformer.hf import safetensors_folder
+from joma.transformer.hf import tensors
+from joma.transformer.hf.safetensors_folder import StoredTensor
+from scansnap_jax.experiment.errors import UserError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def load(
+    folder: str | os.PathLike[str], dtype: Any = "float32"
+) -> tuple[TransformerConfig, dict[str, Any]]:
+  """Reads a model.
+
+  Arrays go to JAX's default device one tensor at a time, so that the host
+  never holds more than the model and a few copies of its largest tensor; under
+  `jax.default_device(jax.devices("cpu")[0])` they stay in its memory.
+
+  Args:
+    folder: With config.json and safetensors files.
+    dtype: Of the parameters: float32, bfloat16 or float16; None keeps what is
+      stored.
+
+  Returns:
+    (config, params), the latter as `model.Transformer` names it.
+
+  Raises:
+    UserError: If the folder, a file or a tensor is missing, damaged, of another
+      shape or not expected, or if the model is not supported; the message
+      names file and tensor.
+  """
+  folder, fields, config = _read_config(folder)
+  table = tensors.TABLES[fields["model_type"]]
+  dtype = _checked_dtype(dtype)
+  stored = _named(safetensors_folder.stored_tensors(folder), table)
+  rows = list(table.rows_of(config))
+  sizes = tensors.sizes_of(config)
+  _check_tied(stored, rows, table, config)
+  _check_names(stored, rows, table, folder)
+  _check_shapes(stored, rows, sizes)
+  flat = {}
+  for row in rows:
+    tensor = stored[row.name].read()
+    leaves = tensors.from_file(tensor, row.pattern, sizes)
+    for path, leaf in zip(row.leaves.split(), leaves, strict=True):
+      flat[path] = jnp.asarray(
+          leaf if dtype is None else leaf.astype(dtype, copy=False)
+      )
+  return config, traverse_util.unflatten_dict(flat, sep="/")
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: TransformerConfig,
+    params: Mapping[str, Any],
+    *,
+    family: str | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = 5_000_000_000,
+    like: str | os.PathLike[str] | None = None,
+) -> None:
+  """Writes a folder that `load` and transformers read.
+
+  Args:
+    folder: Made where it is not there; weights that it holds are replaced.
+    config: The model's.
+    params: Its parameters.
+    family: Its model_type; None is that of `like`, or the first that can
+      describe it.
+    dtype: Of the file: float32, bfloat16 or float16; None is the parameters'.
+    max_shard_bytes: Weights beyond it go to further files, with an index.
+    like: Folder whose tokenizer and generation_config.json are copied, and
+      whose config.json gives the fields that do not describe the forward pass.
+
+  Raises:
+    UserError: If no family, or not this one, can describe the model, or if a
+      parameter is missing, of another shape or not expected.
+  """
+  like_fields: dict[str, Any] = {}
+  if like is not None:
+    like = _existing(like)
+    like_fields = safetensors_folder.read_json(like / "config.json")
+    family = family or like_fields.get("model_type")
+  fields = config_json.to_hf(config, family)
+  dtype = _checked_dtype(dtype)
+  rows = list(tensors.TABLES[fields["model_type"]].rows_of(config))
+  sizes = tensors.sizes_of(config)
+  flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
+  _check_params(flat, rows, sizes)
+  dtype_of: Any = {
+      row.name: dtype or _checked_dtype(flat[row.leaves.split()[0]].dtype)
+      for row in rows
+  }
+  names = {"dtype": str(dtype_of[rows[0].name])}
+  names["torch_dtype"] = names["dtype"]
+  fields = {**_kept_fields(like_fields, fields), **fields, **names}
+  folder = Path(folder).expanduser()
+  folder.mkdir(parents=True, exist_ok=True)
+  safetensors_folder.write(
+      folder,
+      {row.name: tensors.file_shape(row.pattern, sizes) for row in rows},
+      dtype_of,
+      _file_tensors(flat, rows, sizes, dtype_of),
+      max_shard_bytes,
+  )
+  safetensors_folder.write_json(folder / "config.json", fields)
+  if like is not None and like.resolve() != folder.resolve():
+    for name in _COMPANIONS:
+      if (like / name).is_file():
+        shutil.copyfile(like / name, folder / name)
+
+
+def read_config(folder: str | os.PathLike[str]) -> TransformerConfig:
+  """Reads config.json alone.
+
+  Raises:
+    UserError: As `load`.
+  """
+  return _read_config(folder)[2]
+
+
+def _read_config(
+    folder: str | os.PathLike[str],
+) -> tuple[Path, dict[str, Any], TransformerConfig]:
+  folder = _existing(folder)
+  path = folder / "config.json"
+  fields = safetensors_folder.read_json(path)
+  try:
+    return folder, fields, config_json.from_hf(fields)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def _existing(folder: str | os.PathLike[str]) -> Path:
+  """Returns the path of a folder with a config.json."""
+  folder = Path(folder).expanduser()
+  if folder.is_file():
+    safetensors_folder.refuse_pickle(folder)
+    raise UserError(f"{folder} is a file: give the folder that it lies in.")
+  if not folder.is_dir():
+    raise UserError(
+        f"There is no folder {folder}. Models are read from local folders:"
+        " download one first, with config.json and its safetensors files."
+    )
+  if not (folder / "config.json").is_file():
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    raise UserError(
+        f"{folder} has no config.json; it has {names or 'nothing'}."
+    )
+  return folder
+
+
+def _checked_dtype(dtype: Any) -> np.dtype | None:
+  if dtype is None:
+    return None
+  try:
+    name = jnp.dtype(dtype).name
+  except TypeError:
+    name = str(dtype)
+  if name not in _DTYPES:
+    raise UserError(f"dtype={name} must be one of {', '.join(_DTYPES)}.")
+  return jnp.dtype(name)
+
+
+def _named(
+    stored: dict[str, StoredTensor], table: tensors.Table
+) -> dict[str, StoredTensor]:
+  """Returns tensors by the names of the table, whatever generation wrote them.
+
+  A folder of a body without its output layer leaves out the names' first part.
+  """
+  renamed = dict(table.renamed)
+  has_prefix = any(name.startswith(table.prefix) for name in stored)
+  named = {}
+  for name, tensor in stored.items():
+    if re.search(table.ignored, f".{name}"):
+      continue
+    if not has_prefix and name not in (table.tied, *renamed):
+      name = table.prefix + name
+    named[renamed.get(name, name)] = tensor
+  return named
+
+
+def _check_tied(
+    stored: dict[str, StoredTensor],
+    rows: list[tensors.Row],
+    table: tensors.Table,
+    config: TransformerConfig,
+) -> None:
+  """Drops an output layer that repeats the embedding; raises if it differs."""
+  if not config.tie_embeddings or table.tied not in stored:
+    return
+  output, embedding = stored.pop(table.tied), stored.get(rows[0].name)
+  if embedding is not None and (
+      output.shape != embedding.shape
+      or not np.array_equal(output.read(), embedding.read())
+  ):
+    raise UserError(
+        f"config.json says tie_word_embeddings, but tensor {output.name} of"
+        f" {output.path} differs from {embedding.name}: set"
+        " tie_word_embeddings to false, or remove the tensor."
+    )
+
+
+def _check_names(
+    stored: Mapping[str, StoredTensor],
+    rows: list[tensors.Row],
+    table: tensors.Table,
+    folder: Path,
+) -> None:
+  wanted = {row.name for row in rows}
+  if missing := [row.name for row in rows if row.name not in stored]:
+    hint = ""
+    if table.tied in missing:
+      hint = " Is tie_word_embeddings missing in config.json?"
+    raise UserError(
+        f"{folder} lacks {_some(missing)}, which config.json asks for.{hint}"
+    )
+  if extra := [t for name, t in stored.items() if name not in wanted]:
+    raise UserError(
+        f"{extra[0].path} has {_some([tensor.name for tensor in extra])}, which"
+        " the model that config.json describes has no use for."
+    )
+
+
+def _some(names: list[str]) -> str:
+  shown = ", ".join(names[:4])
+  more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+  return f"tensor{'s' if len(names) > 1 else ''} {shown}{more}"
+
+
+def _check_shapes(
+    stored: Mapping[str, StoredTensor],
+    rows: list[tensors.Row],
+    sizes: dict[str, int],
+) -> None:
+  for row in rows:
+    tensor = stored[row.name]
+    shape = tensors.file_shape(row.pattern, sizes)
+    if tensor.shape != shape:
+      raise UserError(
+          f"Tensor {tensor.name} of {tensor.path} has shape"
+          f" {list(tensor.shape)}; config.json asks for {list(shape)}."
+      )
+
+
+def _check_params(
+    flat: Mapping[str, jax.Array | np.ndarray],
+    rows: list[tensors.Row],
+    sizes: dict[str, int],
+) -> None:
+  shapes = {
+      path: tensors.leaf_shape(row.pattern, sizes)
+      for row in rows
+      for path in row.leaves.split()
+  }
+  for path, shape in shapes.items():
+    if path not in flat:
+      raise UserError(f"params lack {path}, which the config asks for.")
+    if flat[path].shape != shape:
+      raise UserError(
+          f"params have {path} of shape {list(flat[path].shape)}; the config"
+          f" asks for {list(shape)}."
+      )
+  if extra := sorted(flat.keys() - shapes.keys()):
+    raise UserError(f"params have {extra[0]}, which the config has no use for.")
+
+
+def _file_tensors(
+    flat: Mapping[str, jax.Array | np.ndarray],
+    rows: list[tensors.Row],
+    sizes: dict[str, int],
+    dtype_of: Mapping[str, np.dtype],
+) -> Iterator[tuple[str, np.ndarray]]:
+  for row in rows:
+    leaves = [np.asarray(flat[path]) for path in row.leaves.split()]
+    tensor = tensors.to_file(leaves, row.pattern, sizes)
+    yield row.name, tensor.astype(dtype_of[row.name], copy=False)
+
+
+def _kept_fields(
+    like: Mapping[str, Any], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Fields of another config.json that say nothing about the forward pass."""
+  kept = {name: like.get(name) for name in _TOKEN_IDS}
+  if like.get("model_type") == fields["model_type"]:
+    kept = {**kept, **like}
+  # Nothing that was taken over may change what the model computes.
+  if config_json.from_hf({**kept, **fields}) != config_json.from_hf(fields):
+    raise UserError("like: its config.json describes another model.")
+  return kept

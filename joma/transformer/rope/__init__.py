@@ -1,0 +1,1 @@
+"""Rotary positions: `config`, `rotary`, `bounds`, and the study `extension`."""

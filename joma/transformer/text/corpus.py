@@ -1,0 +1,170 @@
+"""A corpus as arrays of token ids, and what a run says of it.
+
+`load` finds the text, makes or takes the tokenizer, and encodes each split
+once: with a folder for it the ids lie there as .npy files, which later loads
+map into memory. Batches of them are in `batches`.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Integer
+import numpy as np
+
+from joma.transformer.text import corpus_text
+from joma.transformer.text import tokenizer as tokenizer_lib
+from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Token ids of the splits, uint16 where the vocabulary allows, or int32.
+
+  Attributes:
+    text: Where they are from; without the text itself.
+    tokenizer: What made them.
+    train: Ids, in the order of the text.
+    valid: Ids.
+    test: Ids; empty where the corpus has no such split.
+  """
+
+  text: corpus_text.Text
+  tokenizer: tokenizer_lib.Tokenizer
+  train: Integer[np.ndarray, "_"]
+  valid: Integer[np.ndarray, "_"]
+  test: Integer[np.ndarray, "_"]
+
+  @property
+  def vocab_size(self) -> int:
+    """V."""
+    return self.tokenizer.vocab_size
+
+  def facts(self) -> dict[str, Any]:
+    """Returns what a run records of its corpus, in plain JSON types."""
+    fractions = self.text.fractions
+    return {
+        "corpus": self.text.name,
+        "files": dict(self.text.files),
+        "fractions": fractions and list(fractions),
+        "is_published": self.text.is_published,
+        "tokenizer": self.tokenizer.name,
+        "tokenizer_sha256": _sha256(self.tokenizer.to_json().encode()),
+        "vocab_size": self.vocab_size,
+        "num_tokens": {
+            split: len(getattr(self, split)) for split in corpus_text.SPLITS
+        },
+    }
+
+
+def load(
+    name: str = corpus_text.EMBEDDED,
+    *,
+    tokenizer: str | tokenizer_lib.Tokenizer = "bytes",
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    bpe_vocab_size: int = 8192,
+    fractions: Sequence[float] = (0.9, 0.05, 0.05),
+) -> Corpus:
+  """Loads a corpus.
+
+  Args:
+    name: Which; see `corpus_text.find`.
+    tokenizer: `bytes`; `words` or `bpe`, learned of the train split alone; the
+      path of a folder with a tokenizer.json; or a tokenizer.
+    data_dir: Where WikiText, or a relative `name`, is looked for.
+    cache_dir: Folder for the ids and for what was learned; None keeps both in
+      memory. Files there are named by their content: several corpora may share
+      it, and a text that changed is encoded anew.
+    bpe_vocab_size: V at most of a tokenizer `bpe`.
+    fractions: Shares of train, valid and test of a text without splits.
+
+  Returns:
+    The corpus.
+
+  Raises:
+    UserError: Text or tokenizer cannot be had, or are not what they should be.
+  """
+  text = corpus_text.find(name, data_dir=data_dir, fractions=fractions)
+  cache = None if cache_dir is None else pathlib.Path(cache_dir).expanduser()
+  if cache is not None:
+    cache.mkdir(parents=True, exist_ok=True)
+  if isinstance(tokenizer, str):
+    tokenizer = _make_tokenizer(
+        tokenizer, text.splits["train"], bpe_vocab_size, cache
+    )
+  described = tokenizer.to_json().encode()
+  ids = {}
+  for split, data in text.splits.items():
+    make = functools.partial(_encode, tokenizer, data)
+    path = None
+    if cache is not None:
+      key = _sha256(_sha256(data).encode() + described)
+      path = cache / f"{split}-{key[:16]}.npy"
+    ids[split] = _cached(path, make)
+  return Corpus(text._replace(splits={}), tokenizer, **ids)
+
+
+def _make_tokenizer(
+    kind: str, train: bytes, bpe_vocab_size: int, cache: pathlib.Path | None
+) -> tokenizer_lib.Tokenizer:
+  if kind == "bytes":
+    return tokenizer_lib.Bytes()
+  if kind not in tokenizer_lib.KINDS:
+    if not pathlib.Path(kind).is_dir():
+      raise UserError(
+          f"tokenizer={kind} is none of {', '.join(tokenizer_lib.KINDS)}, and"
+          " no folder with a tokenizer.json."
+      )
+    return tokenizer_lib.from_folder(kind)
+  path = None
+  if cache is not None:
+    size = f"-{bpe_vocab_size}" if kind == "bpe" else ""
+    path = cache / f"{kind}{size}-{_sha256(train)[:16]}.json"
+    if path.exists():
+      return tokenizer_lib.from_json(path.read_text(encoding="utf-8"))
+  lines = corpus_text.blocks(train)
+  if kind == "words":
+    learned = tokenizer_lib.learn_words(lines)
+  else:
+    learned = tokenizer_lib.learn_bpe(lines, bpe_vocab_size)
+  if path is not None:
+    workdir.write_atomic(path, learned.to_json())
+  return learned
+
+
+def _encode(
+    tokenizer: tokenizer_lib.Tokenizer, data: bytes
+) -> Integer[np.ndarray, "_"]:
+  """Encodes a text; one of more than 16 MiB block by block, at line ends."""
+  dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+  parts = [
+      tokenizer.encode(block).astype(dtype)
+      for block in corpus_text.blocks(data)
+  ]
+  return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+
+def _cached(
+    path: pathlib.Path | None, make: Callable[[], Integer[np.ndarray, "_"]]
+) -> Integer[np.ndarray, "_"]:
+  """Maps the array of a file, which it writes first where there is none."""
+  if path is None:
+    return make()
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError):  # None yet, or cut short.
+    buffer = io.BytesIO()
+    np.save(buffer, make(), allow_pickle=False)
+    workdir.write_atomic(path, buffer.getvalue())
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _sha256(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,85 @@
+"""Initial parameters of a run, from its seed."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from joma.transformer import model as model_lib
+from joma.transformer.training import lm_config
+
+
+def init_params(
+    config: lm_config.LmConfig, model: model_lib.Transformer
+) -> PyTree:
+  """Draws the parameters of a run, float32.
+
+  Returns:
+    The tree that `model` defines.
+  """
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  # Attention has no parameters: what computes it does not matter here.
+  model = model.clone(implementation="reference")
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  params: Any = model.init(key, tokens)["params"]
+  if config.init == "pytorch":
+    params = _like_pytorch(key, params)
+  if config.identical_layers:
+    layers = [name for name in params if name.startswith("layers_")]
+    params = params | {name: params["layers_0"] for name in layers}
+  return params
+
+
+def _like_pytorch(key: Array, params: PyTree) -> PyTree:
+  """Draws what PyTorch's language model tutorial starts from.
+
+  Every draw is uniform in +-bound:
+
+    embedding and output layer                bound .1, bias 0
+    query, key, value (one fused matrix)      sqrt(6 / (fan_in + fan_out)) with
+                                              the fan_out of all three, bias 0
+    output projection of attention            1 / sqrt(fan_in), bias 0
+    MLP                                       1 / sqrt(fan_in), biases too
+
+  after https://pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention
+  and torch.nn.Linear; norms keep scale 1 and bias 0.
+  """
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+  keys = jax.random.split(key, len(leaves))
+  drawn = []
+  for one, (path, leaf) in zip(keys, leaves, strict=True):
+    names = [key.key for key in path]
+    bound = _bound(names, params)
+    drawn.append(
+        leaf
+        if bound is None
+        else jax.random.uniform(one, leaf.shape, leaf.dtype, -bound, bound)
+    )
+  return jax.tree.unflatten(treedef, drawn)
+
+
+def _bound(names: list[str], params: PyTree) -> float | None:
+  """Largest value of a parameter's draw; None leaves norms as they are."""
+  *parents, module, name = names
+  if module in ("token_embed", "position_embed"):
+    return 0.1
+  if module == "output":
+    return 0.1 if name == "kernel" else 0.0
+  if module.endswith("norm"):
+    return None
+  kernel = params
+  for parent in (*parents, module):
+    kernel = kernel[parent]
+  shape = kernel["kernel"].shape
+  if module in ("query", "key", "value"):
+    attn = params[parents[0]]["attn"]
+    fan_out = sum(
+        math.prod(attn[part]["kernel"].shape[1:])
+        for part in ("query", "key", "value")
+    )
+    return math.sqrt(6 / (shape[0] + fan_out)) if name == "kernel" else 0.0
+  if parents[-1:] == ["attn"]:
+    return math.prod(shape[:-1]) ** -0.5 if name == "kernel" else 0.0
+  return shape[0] ** -0.5

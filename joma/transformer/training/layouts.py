@@ -1,0 +1,259 @@
+"""How one run of a language model lies on devices, for experiment/loop.py.
+
+`Replicated` keeps the whole state on every device and splits batches (`pmap`).
+`Sharded` splits states too, by the table of `sharding`. Both take batches that
+are whole, and the same, on every process, and hand each device its part. They
+give the same losses, rounding and dropout masks aside.
+
+Letters: D devices, N steps, B batch.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, PyTree
+import numpy as np
+
+from joma.transformer import sharding
+from joma.transformer.training import lm_config
+from scansnap_jax.experiment import errors
+
+_AXIS = "data"
+
+
+class Replicated:
+  """A copy of the state on each device: leaves [D, ...]."""
+
+  num_members = 1
+
+  def __init__(self, devices: Sequence[Any] | None = None):
+    """Takes all devices, or those given."""
+    devices = jax.devices() if devices is None else devices
+    self._devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    process = jax.process_index()
+    self._is_local = np.array(
+        [device.process_index == process for device in self._devices]
+    )
+
+  @property
+  def num_parts(self) -> int:
+    """Parts of a batch, D."""
+    return len(self._devices)
+
+  def init(self, make: Callable[[], PyTree]) -> PyTree:
+    """Makes a state on each device."""
+    # The axis has a name here too, or else `map` compiles for both kinds.
+    compiled = jax.pmap(
+        lambda _: make(), axis_name=_AXIS, devices=self._devices
+    )
+    return compiled(np.zeros(np.count_nonzero(self._is_local), np.float32))
+
+  def map(
+      self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
+  ) -> Callable[[PyTree, PyTree], PyTree]:
+    """Compiles `fn(state, batches, *, axis_name, **static)`.
+
+    Args:
+      fn: A pure function that sums over `axis_name`.
+      donate: Give the state's buffers up to the result.
+      **static: Known at compile time.
+
+    Returns:
+      A function of a state, laid out, and of host batches, leaves [N, B, ...].
+    """
+    compiled = jax.pmap(
+        functools.partial(fn, axis_name=_AXIS, **static),
+        axis_name=_AXIS,
+        donate_argnums=0 if donate else (),
+        devices=self._devices,
+    )
+    return lambda state, batches: compiled(state, self._split(batches))
+
+  def _split(self, batches: PyTree) -> PyTree:
+    """Leaves [N, B, ...] as [D, N, B / D, ...], this process's rows of them."""
+
+    def split(leaf):
+      parts = leaf.reshape(len(leaf), self.num_parts, -1, *leaf.shape[2:])
+      return parts.swapaxes(0, 1)[self._is_local]
+
+    return jax.tree.map(split, batches)
+
+  def gather(self, members: PyTree) -> PyTree:
+    """The first local copy, as host arrays [1, ...]."""
+    return jax.tree.map(lambda leaf: _first(leaf)[None], members)
+
+  def is_finite(self, members: PyTree) -> Bool[np.ndarray, "1"]:
+    """Whether there is no NaN or infinity."""
+    return _is_finite(members)
+
+  def to_save(self, members: PyTree) -> PyTree:
+    """The first local copy of a state."""
+    return jax.tree.map(lambda leaf: np.array(_first(leaf)), members)
+
+  def to_restore(self, members: PyTree) -> PyTree:
+    """Shapes of one copy."""
+    shape_of = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return jax.tree.map(shape_of, members)
+
+  def from_saved(self, saved: PyTree) -> PyTree:
+    """A copy for each device."""
+    place = NamedSharding(Mesh(np.array(self._devices), (_AXIS,)), P(_AXIS))
+
+    def copy(leaf):
+      leaf = np.asarray(leaf)
+      shape = (len(self._devices), *leaf.shape)
+      return jax.make_array_from_callback(shape, place, lambda _: leaf[None])
+
+    return jax.tree.map(copy, saved)
+
+
+class Sharded:
+  """One state split over a mesh, see `sharding`: leaves are global arrays."""
+
+  num_members = 1
+
+  def __init__(self, mesh: Mesh):
+    self.mesh = mesh
+
+  @property
+  def num_parts(self) -> int:
+    """Parts of a batch."""
+    return sharding.num_batch_parts(self.mesh)
+
+  def init(self, make: Callable[[], PyTree]) -> PyTree:
+    """Makes a state, each device its part."""
+    places = sharding.shardings(jax.eval_shape(make), self.mesh)
+    return jax.jit(make, out_shardings=places)()
+
+  def map(
+      self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
+  ) -> Callable[[PyTree, PyTree], PyTree]:
+    """Compiles as `Replicated.map` does; a donated state is returned first."""
+
+    def call(state, batches):
+      with jax.set_mesh(self.mesh):
+        return self.compiled(fn, state, donate, **static)(
+            state, self._split(batches)
+        )
+
+    return call
+
+  def compiled(
+      self, fn: Callable[..., PyTree], state: PyTree, donate: bool, **static
+  ) -> Any:
+    """The jitted function behind `map`, for a state of these shapes."""
+    key = (fn, donate, tuple(sorted(static.items())))
+    if key not in self._jitted:
+      whole = NamedSharding(self.mesh, P())
+      places = sharding.shardings(state, self.mesh)
+      self._jitted[key] = jax.jit(
+          functools.partial(fn, axis_name=None, **static),
+          donate_argnums=0 if donate else (),
+          out_shardings=(places, whole) if donate else whole,
+      )
+    return self._jitted[key]
+
+  @functools.cached_property
+  def _jitted(self) -> dict[Any, Any]:
+    return {}
+
+  def _split(self, batches: PyTree) -> PyTree:
+    def split(leaf):
+      place = sharding.batch_sharding(self.mesh, leaf.ndim, batch_axis=1)
+      return jax.make_array_from_callback(
+          leaf.shape, place, lambda index: leaf[index]
+      )
+
+    return jax.tree.map(split, batches)
+
+  def gather(self, members: PyTree) -> PyTree:
+    """Brings whole arrays to the host, as [1, ...]."""
+    if jax.process_count() > 1:
+      members = multihost_utils.process_allgather(members, tiled=True)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], members)
+
+  def is_finite(self, members: PyTree) -> Bool[np.ndarray, "1"]:
+    """Whether there is no NaN or infinity, found where the parts lie."""
+    return _is_finite(members)
+
+  def to_save(self, members: PyTree) -> PyTree:
+    """A copy, as the buffers are given up to the next step."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, members)
+    copy = jax.jit(_copy, out_shardings=places)
+    return copy(members)
+
+  def to_restore(self, members: PyTree) -> PyTree:
+    """Shapes with their shardings."""
+    places = sharding.shardings(members, self.mesh)
+    shape_of = lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+    )
+    return jax.tree.map(shape_of, members, places)
+
+  def from_saved(self, saved: PyTree) -> PyTree:
+    """What was restored lies where it should."""
+    return saved
+
+
+def make_layout(config: lm_config.LmConfig) -> Replicated | Sharded:
+  """The layout of a run on all devices.
+
+  Raises:
+    UserError: If its batches cannot be split over them.
+  """
+  if config.parallelism == "mesh":
+    layout = Sharded(sharding.make_mesh(config.fsdp, config.tensor))
+  else:
+    layout = Replicated()
+  check_batch(config, layout.num_parts)
+  return layout
+
+
+def check_batch(config: lm_config.LmConfig, num_parts: int) -> None:
+  """Raises UserError if batches cannot be split into so many parts."""
+  if config.batch_size % (num_parts * config.grad_accum):
+    raise errors.UserError(
+        f"batch_size={config.batch_size} must be a multiple of {num_parts}"
+        f" devices x grad_accum={config.grad_accum}."
+    )
+
+
+def split_evenly(leaf: np.ndarray, num_rows: int) -> np.ndarray:
+  """Lays rows out as [ceil(rows / num_rows), num_rows, ...], 0 at the end."""
+  num_chunks = math.ceil(len(leaf) / num_rows)
+  missing = num_chunks * num_rows - len(leaf)
+  padded = np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+  return padded.reshape(num_chunks, num_rows, *leaf.shape[1:])
+
+
+def _first(leaf: Any) -> np.ndarray:
+  """The copy on the first local device."""
+  if isinstance(leaf, jax.Array):
+    leaf = leaf.addressable_shards[0].data
+  return np.asarray(leaf)[0, ...]  # An array, without axes too.
+
+
+def _is_finite(members: PyTree) -> Bool[np.ndarray, "1"]:
+  leaves = jax.tree.leaves(members)
+  on_host = [leaf for leaf in leaves if not isinstance(leaf, jax.Array)]
+  laid_out = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+  is_good = all(np.isfinite(leaf).all() for leaf in on_host)
+  return np.array([is_good and bool(_all_finite(laid_out))])
+
+
+def _copy(members: PyTree) -> PyTree:
+  return jax.tree.map(jnp.copy, members)
+
+
+@jax.jit
+def _all_finite(leaves: list[Any]) -> Any:
+  """Whether all are finite, each looked at where it lies."""
+  return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))

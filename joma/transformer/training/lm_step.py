@@ -1,0 +1,297 @@
+"""Steps of a language-model run, as pure functions of its state.
+
+The same functions serve one device, a mesh, and `pmap`, whose axis then has the
+name `axis_name`. The batches of several steps are one `Batch` with leaves
+[N, B, T].
+
+Letters: B batch, T positions, V vocabulary, N steps, L layers.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from joma.theory import metrics
+from joma.transformer import model as model_lib
+from joma.transformer import probes
+from joma.transformer import sharding
+from joma.transformer.text import batches as batches_lib
+from joma.transformer.training import init as init_lib
+from joma.transformer.training import lm_config
+from joma.transformer.training import optimizer as optimizer_lib
+
+
+class TrainState(NamedTuple):
+  """What a run carries from step to step."""
+
+  step: Int[Array, ""]
+  params: PyTree
+  opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a run does; static.
+
+  Attributes:
+    config: Settings.
+    model: The Transformer.
+    optimizer: Its optimizer.
+  """
+
+  config: lm_config.LmConfig
+  model: model_lib.Transformer
+  optimizer: optimizer_lib.Optimizer
+
+
+def make_task(
+    config: lm_config.LmConfig,
+    num_steps: int,
+    steps_per_epoch: int,
+    implementation: Any = None,
+) -> Task:
+  """The task of a run of known length.
+
+  Args:
+    config: Settings.
+    num_steps: Steps of the run.
+    steps_per_epoch: Steps after which the text begins again.
+    implementation: Of attention, see `kernels_pallas.implementations`.
+  """
+  model = model_lib.Transformer(
+      config.model,
+      dtype=jnp.dtype(config.dtype),
+      implementation=implementation,
+      use_remat=config.use_remat,
+  )
+  optimizer = optimizer_lib.make_optimizer(config, num_steps, steps_per_epoch)
+  return Task(config, model, optimizer)
+
+
+def init(task: Task) -> TrainState:
+  """State before the first step, from the seed."""
+  params = init_lib.init_params(task.config, task.model)
+  return TrainState(
+      jnp.zeros((), jnp.int32), params, task.optimizer.init(params)
+  )
+
+
+@jax.custom_vjp
+def token_losses(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+  """Cross-entropy of each token in nats.
+
+  Its gradient, softmax minus one-hot, is one pass over the logits; that of an
+  indexed read would scatter into an array of their size.
+  """
+  return _token_losses(logits, targets)[0]
+
+
+def _token_losses(logits, targets):
+  lse = jax.nn.logsumexp(logits, axis=-1)
+  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return lse - picked, (logits, lse, targets)
+
+
+def _token_losses_backward(residuals, cotangents):
+  logits, lse, targets = residuals
+  vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+  is_target = vocabulary == targets[..., None]
+  error = jnp.exp(logits - lse[..., None]) - is_target
+  return error * cotangents[..., None], None
+
+
+token_losses.defvjp(_token_losses, _token_losses_backward)
+
+
+def loss_sum(
+    params: PyTree,
+    batch: batches_lib.Batch,
+    task: Task,
+    dropout_key: Array | None = None,
+) -> Float[Array, ""]:
+  """Weighted sum of a batch's cross-entropies; drops where a key is given."""
+  with nn.intercept_methods(sharding.keep_split):
+    logits: Any = task.model.apply(
+        {"params": params},
+        batch.inputs,
+        is_training=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+  return (token_losses(logits, batch.targets) * batch.weights).sum()
+
+
+def train(
+    state: TrainState,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Float[Array, "N"]]:
+  """Takes N steps.
+
+  Args:
+    state: The run so far.
+    batches: Of each step, leaves [N, B, T]; with an axis, this device's part.
+    task: The run.
+    axis_name: Of the devices that hold the other parts.
+
+  Returns:
+    The new state, and each step's loss before its update: the mean over the
+    tokens of the whole batch, in nats.
+  """
+
+  def step(state, batch):
+    loss, grads = _loss_and_grads(state, batch, task, axis_name)
+    params, opt_state = task.optimizer.update(
+        grads, state.opt_state, state.params, state.step
+    )
+    return TrainState(state.step + 1, params, opt_state), loss
+
+  return jax.lax.scan(step, state, batches)
+
+
+def _loss_and_grads(state, batch, task, axis_name):
+  """Mean loss of a batch and its gradient, over all devices and parts."""
+  key = jax.random.fold_in(jax.random.key(task.config.seed), 1)
+  key = jax.random.fold_in(key, state.step)
+  if axis_name is not None:
+    key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+  total = _sum_over(batch.weights.sum(), axis_name)
+  num_parts = task.config.grad_accum
+  grad_of = jax.value_and_grad(
+      lambda params, part, key: loss_sum(params, part, task, key) / total
+  )
+  if num_parts == 1:
+    return _sum_over(grad_of(state.params, batch, key), axis_name)
+
+  # Each part has sequences of every device of a mesh.
+  split = lambda leaf: leaf.reshape(-1, num_parts, leaf.shape[-1])
+  parts = jax.tree.map(lambda leaf: split(leaf).swapaxes(0, 1), batch)
+
+  def add(so_far, part):
+    return jax.tree.map(jnp.add, so_far, grad_of(state.params, *part)), None
+
+  start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+  keys = jax.random.split(key, num_parts)
+  found, _ = jax.lax.scan(add, start, (parts, keys))
+  return _sum_over(found, axis_name)
+
+
+def _sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
+  return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def evaluate(
+    params: PyTree,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+  """Mean loss of a text in nats, nothing dropped.
+
+  Args:
+    params: Parameters.
+    batches: The text, leaves [N, B, T]; with an axis, this device's part.
+    task: The run.
+    axis_name: As in `train`.
+  """
+
+  def add(so_far, batch):
+    found = loss_sum(params, batch, task), batch.weights.sum()
+    return jax.tree.map(jnp.add, so_far, found), None
+
+  sums, _ = jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), batches)
+  loss, number = _sum_over(sums, axis_name)
+  return loss / number
+
+
+class Probes(NamedTuple):
+  """What is read off each layer of a run, nothing dropped; see `probes`.
+
+  Attributes:
+    entropy: Of attention in nats, mean over queries and heads. The code of
+      JoMA's Figure 6 has ln(a + 1e-8), which is T 1e-8 less at most.
+    effective_support: In keys, mean likewise.
+    sink_rate: Share of heads that are sinks.
+    stable_rank: Of the MLP's lower matrix, W_up.
+  """
+
+  entropy: Float[Array, "L"]
+  effective_support: Float[Array, "L"]
+  sink_rate: Float[Array, "L"]
+  stable_rank: Float[Array, "L"]
+
+
+def probe(
+    params: PyTree,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    axis_name: str | None = None,
+) -> Probes:
+  """Probes every layer, averaged over batches with leaves [N, B, T]."""
+
+  def add(so_far, batch):
+    found = _head_sums(params, batch, task), batch.weights.sum()
+    return jax.tree.map(jnp.add, so_far, found), None
+
+  shape = (task.config.model.num_layers, task.config.model.num_heads)
+  start = (jnp.zeros((3, *shape)), jnp.zeros(()))
+  sums, total = _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
+  entropy, effective_support, sink_mass = sums / total
+  kernels = [
+      params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
+      for layer in range(shape[0])
+  ]
+  is_sink = sink_mass > probes.SINK_THRESHOLD
+  return Probes(
+      entropy=entropy.mean(axis=-1),
+      effective_support=effective_support.mean(axis=-1),
+      sink_rate=is_sink.astype(jnp.float32).mean(axis=-1),
+      stable_rank=jnp.stack([metrics.stable_rank(k) for k in kernels]),
+  )
+
+
+def _head_sums(
+    params: PyTree, batch: batches_lib.Batch, task: Task
+) -> Float[Array, "3 L N"]:
+  """Sums entropy, effective support and sink mass over a batch's queries."""
+  found = []
+  for layer, attn_weights in enumerate(_attn_weights(params, batch, task)):
+    window = task.config.model.window_of(layer)
+    visible = probes.count_visible(attn_weights.shape[-1], window)
+    seen = probes.attention(attn_weights, visible)
+    rows = jnp.stack([seen.entropy, seen.effective_support, seen.sink_mass])
+    found.append(jnp.einsum("PBNT,BT->PN", rows, batch.weights))
+  return jnp.stack(found, axis=1)
+
+
+def attn_maps(
+    params: PyTree,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    axis_name: str | None = None,
+) -> Float[Array, "L N T T"]:
+  """Attention weights of the very first sequence, every layer and head."""
+  del axis_name  # It is on the first device, whose result is read.
+  first = jax.tree.map(lambda leaf: leaf[0, :1], batches)
+  return jnp.stack([maps[0] for maps in _attn_weights(params, first, task)])
+
+
+def _attn_weights(params, batch, task):
+  """Attention weights [B, N, T, T] of each layer."""
+  _, seen = task.model.apply(
+      {"params": params}, batch.inputs, mutable="intermediates"
+  )
+  return [
+      seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
+      for layer in range(task.config.model.num_layers)
+  ]

@@ -1,0 +1,434 @@
+import dataclasses
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.inference.cache import kv_cache
+from joma.inference.cache import slot_step
+from joma.systems.cache_policies import head_budgets
+from joma.systems.cache_policies import policies
+from joma.systems.cache_policies import policy_names
+from joma.transformer import attention
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import model as models
+from joma.transformer.rope import config as rope_config
+from kernels_pallas import interpret
+from scansnap_jax.experiment import errors
+
+_CONFIG = configs.TransformerConfig(
+    vocab_size=50,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_dim=24,
+    max_len=64,
+    windows=(0, 9),
+)
+_MODEL = models.Transformer(_CONFIG, implementation="reference")
+_TOKENS = jax.random.randint(jax.random.key(0), (3, 40), 0, 50)
+_LENGTHS = jnp.array([5, 11, 1])
+
+
+@functools.cache
+def _params():
+  with jax.ensure_compile_time_eval():
+    return jax.jit(_MODEL.init)(jax.random.key(1), _TOKENS)["params"]
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "model"))
+def _read_and_decode(kv_cache, tokens, lengths, num_steps, model=_MODEL):
+  """Logits [steps, B, V] of ragged prompts of up to 16, then of each token."""
+  steps = jnp.arange(16)[None]
+  positions = jnp.where(steps < lengths[:, None], steps, -1)
+  apply = functools.partial(model.apply, {"params": _params()})
+  first, kv_cache = apply(
+      tokens[:, :16],
+      positions=positions,
+      kv_cache=kv_cache,
+      logits_at=lengths - 1,
+  )
+
+  def step(kv_cache, i):
+    at = (lengths + i)[:, None]
+    token = jnp.take_along_axis(tokens, at, axis=1)
+    logits, kv_cache = apply(token, positions=at, kv_cache=kv_cache)
+    return kv_cache, logits[:, 0]
+
+  kv_cache, rest = jax.lax.scan(step, kv_cache, jnp.arange(num_steps))
+  return jnp.concatenate([first.swapaxes(0, 1), rest]), kv_cache
+
+
+def _policies():
+  made = {name: kind() for name, kind in policy_names.all_policies().items()}
+  made["snapkv"] = policies.SnapKV(window=4)
+  made["pyramidkv"] = policies.PyramidKV(window=4, beta=1.0)
+  made["adakv"] = head_budgets.AdaKV(base=policies.H2O())
+  return made
+
+
+@jax.jit
+def _outs(cache, arrays):
+  options = attention.AttentionOptions(scale=0.4, implementation="reference")
+  plain = lambda x, positions: x
+  steps = jnp.arange(11)[None]
+  positions = jnp.where(steps < _LENGTHS[:, None], steps, -1)
+  first = [x[:, :11] for x in arrays]
+  start, cache = cache.attend(*first, positions, plain, options)
+
+  def step(cache, i):
+    at = (_LENGTHS + i)[:, None]
+    pick = lambda x: jnp.take_along_axis(x, at[..., None, None], axis=1)
+    out, cache = cache.attend(*map(pick, arrays), at, plain, options)
+    return cache, out
+
+  rest = jax.lax.scan(step, cache, jnp.arange(20))[1]
+  is_token = (positions >= 0)[..., None, None]
+  return jnp.where(is_token, start, 0), rest
+
+
+class FullCapacityTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_policies())
+  def test_every_policy_is_the_full_cache_bit_for_bit(self, name):
+    """One layer: ragged prompts, then a token a step."""
+    draws = jax.random.split(jax.random.key(0), 3)
+    arrays = [
+        jax.random.normal(draw, (3, 40, heads, 8))
+        for draw, heads in zip(draws, (4, 2, 2), strict=True)
+    ]
+    config = dataclasses.replace(_CONFIG, num_layers=1, windows=())
+    (cache,) = kv_cache.init(_policies()[name], config, 3, 32)
+    (full,) = full_cache.init(config, 3, 32)
+    chex.assert_trees_all_equal(_outs(cache, arrays), _outs(full, arrays))
+
+  def test_a_whole_model_gives_the_same_bits(self):
+    model = models.Transformer(_CONFIG, implementation="xla")
+    run = lambda caches: _read_and_decode(
+        caches, _TOKENS, _LENGTHS, num_steps=20, model=model
+    )[0]
+    want = run(full_cache.init(_CONFIG, 3, 32))
+    got = run(kv_cache.init(policies.H2O(), _CONFIG, 3, 32))
+    np.testing.assert_array_equal(got, want)
+
+  def test_a_full_policy_that_overflows_gives_nan_from_there(self):
+    caches = kv_cache.init(policies.Full(), _CONFIG, 3, 16)
+    logits, _ = _read_and_decode(caches, _TOKENS, _LENGTHS, num_steps=20)
+    is_nan = np.isnan(logits).any(-1)
+    # Step s of a prompt of n tokens is the one at position n + s - 1.
+    position = np.asarray(_LENGTHS)[None] + np.arange(21)[:, None] - 1
+    np.testing.assert_array_equal(is_nan, position >= 16)
+
+
+class BatchTest(parameterized.TestCase):
+
+  @parameterized.parameters("h2o", "random", "keyformer")
+  def test_sequences_do_not_know_of_each_other(self, name):
+    run = lambda rows: _read_and_decode(
+        kv_cache.init(_policies()[name], _CONFIG, len(rows), 8),
+        _TOKENS[jnp.array(rows)],
+        _LENGTHS[jnp.array(rows)],
+        num_steps=20,
+    )
+    together, caches = run([0, 1, 2])
+    for row in (1, 2):
+      alone, cache = run([row])
+      np.testing.assert_allclose(together[:, row], alone[:, 0], atol=1e-5)
+      for both, one in zip(caches, cache, strict=True):
+        np.testing.assert_array_equal(both.pos[row], one.pos[0])
+
+  def test_a_sequence_without_a_token_keeps_all_it_had(self):
+    _, caches = _read_and_decode(
+        kv_cache.init(policies.H2O(), _CONFIG, 3, 8),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=10,
+    )
+    positions = jnp.array([[15], [-1], [11]])
+    _, after = _MODEL.apply(
+        {"params": _params()},
+        _TOKENS[:, :1],
+        positions=positions,
+        kv_cache=caches,
+    )
+    rows = lambda tree, row: jax.tree.map(lambda x: x[row], tree)
+    chex.assert_trees_all_equal(rows(after, 1), rows(caches, 1))
+    self.assertEqual(int(after[0].pos[0].max()), 15)
+
+  def test_a_prompt_for_a_cache_that_holds_something_gives_nan(self):
+    _, caches = _read_and_decode(
+        kv_cache.init(policies.H2O(), _CONFIG, 3, 8),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=2,
+    )
+    again, _ = _read_and_decode(caches, _TOKENS, _LENGTHS, num_steps=1)
+    self.assertTrue(np.isnan(again[0]).all())
+
+
+class CompilationTest(absltest.TestCase):
+
+  def test_two_thousand_steps_are_one_trace_and_donate_the_cache(self):
+    model = models.Transformer(
+        dataclasses.replace(_CONFIG, num_layers=1, windows=())
+    )
+    params = jax.jit(model.init)(jax.random.key(0), _TOKENS)["params"]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @chex.assert_max_traces(n=1)
+    def step(caches, token, position):
+      logits, caches = model.apply(
+          {"params": params}, token, positions=position, kv_cache=caches
+      )
+      return caches, logits[:, 0].argmax(-1)[:, None]
+
+    chex.clear_trace_counter()
+    caches = kv_cache.init(policies.H2O(num_sinks=1), model.config, 2, 16)
+    token, first = jnp.array([[1], [2]]), caches[0].key.data
+    for position in range(2000):
+      caches, token = step(caches, token, jnp.full((2, 1), position))
+    self.assertTrue(first.is_deleted())
+    self.assertEqual(int(caches[0].pos.max()), 1999)
+    self.assertEqual(int(caches[0].pos.min()), 0)  # The sink.
+
+
+class PositionsTest(parameterized.TestCase):
+
+  def _logits(self, policy, capacity, model=_MODEL, num_steps=20, **options):
+    caches = kv_cache.init(policy, model.config, 3, capacity, **options)
+    return _read_and_decode(caches, _TOKENS, _LENGTHS, num_steps, model)
+
+  @parameterized.parameters("h2o", "streaming_llm")
+  def test_keys_kept_before_rotation_give_the_same(self, name):
+    want, _ = self._logits(_policies()[name], 8)
+    got, _ = self._logits(_policies()[name], 8, keys="raw")
+    # Rotations are done at another place: rounding alone.
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+  @parameterized.parameters(
+      dict(rope_type="linear", factor=4.0),
+      dict(rope_type="dynamic", factor=4.0),
+      dict(rope_type="yarn", factor=4.0, original_max_len=8),
+  )
+  def test_every_scaling_equals_the_model_without_a_cache(self, **rope):
+    """One layer: later keys hold what earlier frequencies gave."""
+    config = dataclasses.replace(
+        _CONFIG,
+        num_layers=1,
+        windows=(),
+        rope=rope_config.RopeConfig(**rope),
+        max_len=8 if rope["rope_type"] == "dynamic" else 32,
+    )
+    model = models.Transformer(config, implementation="reference")
+    got, _ = self._logits(policies.H2O(), 32, model, num_steps=8, keys="raw")
+    for row, length in enumerate(np.asarray(_LENGTHS)):
+      text = _TOKENS[row : row + 1, : length + 8]
+      want = model.apply({"params": _params()}, text)[0, -1]
+      np.testing.assert_allclose(got[8, row], want, atol=2e-5)
+
+  def test_rolled_positions_are_those_of_a_window_read_by_itself(self):
+    """One layer, and a window: what is kept is a text of its own."""
+    config = dataclasses.replace(_CONFIG, num_layers=1, windows=())
+    model = models.Transformer(config, implementation="reference")
+    got, caches = self._logits(policies.Window(), 8, model, positions="rolled")
+    for row, length in enumerate(np.asarray(_LENGTHS)):
+      stop = length + 20
+      text = _TOKENS[row : row + 1, stop - 8 : stop]
+      want = model.apply({"params": _params()}, text)[0, -1]
+      np.testing.assert_allclose(got[20, row], want, atol=2e-5)
+    order = np.argsort(np.argsort(caches[0].pos))
+    np.testing.assert_array_equal(caches[0].rank, order)
+
+  @parameterized.parameters(1, 2)
+  def test_ranks_stay_in_the_order_of_positions(self, page_size):
+    _, caches = self._logits(
+        policies.H2O(num_recent=2), 8, positions="rolled", page_size=page_size
+    )
+    pos = np.asarray(caches[1].pos)
+    order = np.argsort(np.argsort(np.where(pos < 0, 999, pos)))
+    np.testing.assert_array_equal(caches[1].rank, np.where(pos < 0, -1, order))
+
+
+class PageTest(absltest.TestCase):
+
+  def test_the_page_of_least_sum_leaves_whole(self):
+    caches = kv_cache.init(
+        policies.H2O(num_sinks=1, num_recent=2), _CONFIG, 3, 8, page_size=4
+    )
+    cache = dataclasses.replace(
+        caches[0],
+        pos=jnp.broadcast_to(jnp.arange(1, 9)[None, None], (3, 2, 8)),
+        score=jnp.broadcast_to(
+            jnp.array([9, 1, 1, 1, 2, 2, 2, 2.0])[None, None], (3, 2, 8)
+        ),
+    )
+    slot, freed = slot_step.choose_slot(cache, jnp.array([20, 10, 9]))
+    # 12 against 8; at 10 and at 9 the last tokens protect the second page.
+    np.testing.assert_array_equal(slot[:, 0], [4, 0, 0])
+    np.testing.assert_array_equal(freed[:, 1].sum(-1), [4, 4, 4])
+    np.testing.assert_array_equal(freed[0, 0], [0] * 4 + [1] * 4)
+
+
+class StorageTest(parameterized.TestCase):
+
+  @parameterized.parameters((jnp.bfloat16, 2**-7), (jnp.int8, 2**-6))
+  def test_narrow_types_are_near_and_smaller(self, dtype, tolerance):
+    run = lambda dtype: _read_and_decode(
+        kv_cache.init(policies.H2O(), _CONFIG, 3, 8, dtype),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=4,
+    )
+    want, wide = run(jnp.float32)
+    got, narrow = run(dtype)
+    self.assertLess(np.abs(got - want).max(), 4 * tolerance)
+    self.assertGreater(np.abs(got - want).max(), 0)
+    self.assertEqual(narrow[0].score.dtype, jnp.float32)
+    size = lambda cache: cache.key.data.nbytes
+    self.assertEqual(
+        size(wide[0]) // size(narrow[0]), 4 // jnp.dtype(dtype).itemsize
+    )
+
+
+class KernelTest(parameterized.TestCase):
+
+  @parameterized.parameters((jnp.float32, 8), (jnp.int8, 32))
+  def test_one_kernel_does_the_whole_step_of_h2o(self, dtype, capacity):
+    policy = policies.H2O(num_sinks=1, score="ema").with_capacity(capacity)
+    draws = jax.random.split(jax.random.key(0), 3)
+    arrays = [
+        jax.random.normal(draw, (40, 2, 1, heads, 8))
+        for draw, heads in zip(draws, (4, 2, 2), strict=True)
+    ]
+
+    def run(implementation):
+      options = attention.AttentionOptions(
+          scale=0.3, implementation=implementation
+      )
+
+      def step(cache, inputs):
+        i, query, key, value = inputs
+        at = jnp.stack([i, i - 3])[:, None]  # The second one starts later.
+        at = jnp.maximum(at, -1)
+        plain = lambda x, positions: x
+        out, cache = cache.attend(query, key, value, at, plain, options)
+        is_active = (at >= 0)[..., None, None]
+        return cache, (jnp.where(is_active, out, 0), cache.pos)
+
+      cache = kv_cache.init_layer(policy, 0, (2, 2, capacity, 8), 2, dtype)
+      return jax.lax.scan(step, cache, (jnp.arange(40), *arrays))
+
+    with interpret.interpreted():
+      cache, (outs, kept) = run("pallas_tpu")
+    want, (want_outs, want_kept) = run("xla")
+    np.testing.assert_array_equal(kept, want_kept)
+    np.testing.assert_allclose(outs, want_outs, atol=1e-5)
+    np.testing.assert_allclose(cache.score, want.score, atol=1e-5)
+
+
+class CompactTest(absltest.TestCase):
+
+  def test_keeps_the_best_in_order_and_grows_with_empty_slots(self):
+    _, caches = _read_and_decode(
+        kv_cache.init(policies.H2O(num_recent=3), _CONFIG, 3, 12),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=15,
+    )
+    cache, position = caches[0], _LENGTHS + 15
+    small = kv_cache.compact(cache, 6, position)
+    for b in range(3):
+      for head in range(2):
+        pos, score = np.asarray(cache.pos[b, head]), cache.score[b, head]
+        recent = sorted(pos)[-3:]
+        others = [c for c in range(12) if pos[c] not in recent]
+        others.sort(key=lambda c: -score[c])
+        want = sorted([*recent, *pos[others[:3]]])
+        self.assertEqual(list(map(int, small.pos[b, head])), want)
+    slot = int(jnp.argmax(cache.pos[0, 0] == small.pos[0, 0, 2]))
+    np.testing.assert_array_equal(
+        small.key.data[0, 0, 2], cache.key.data[0, 0, slot]
+    )
+    large = kv_cache.compact(cache, 20, position)
+    self.assertEqual(int((large.pos < 0).sum()), 3 * 2 * 8)
+
+  def test_more_protected_than_slots_is_refused(self):
+    caches = kv_cache.init(policies.H2O(num_recent=6), _CONFIG, 3, 12)
+    with self.assertRaisesRegex(
+        errors.UserError, "num_recent=6.*capacity of 4"
+    ):
+      kv_cache.compact(caches[0], 4, _LENGTHS)
+
+
+class StatsTest(absltest.TestCase):
+
+  def test_nothing_evicted_keeps_all_mass(self):
+    _, caches = _read_and_decode(
+        kv_cache.init(policies.H2O(), _CONFIG, 3, 32),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=10,
+    )
+    stats = kv_cache.stats(caches[0], _LENGTHS + 10)
+    np.testing.assert_allclose(stats["kept_mass"], 1, atol=1e-5)
+    want = np.broadcast_to((_LENGTHS + 10)[:, None], (3, 2))
+    np.testing.assert_allclose(stats["occupancy"], want / 32)
+    np.testing.assert_array_equal(stats["max_age"], want)
+    np.testing.assert_allclose(stats["mean_age"], (want + 1) / 2)
+
+  def test_what_leaves_takes_its_mass_along(self):
+    run = lambda policy: kv_cache.stats(
+        _read_and_decode(
+            kv_cache.init(policy, _CONFIG, 3, 8), _TOKENS, _LENGTHS, 20
+        )[1][0],
+        _LENGTHS + 20,
+    )["kept_mass"]
+    self.assertTrue((np.asarray(run(policies.H2O())) < 1).all())
+    self.assertTrue(np.isnan(run(policies.Window())).all())
+
+
+class ShardingTest(absltest.TestCase):
+
+  def test_heads_on_two_devices_keep_the_same_without_talking(self):
+    if jax.device_count() < 2:
+      self.skipTest("needs two devices")
+    mesh = jax.make_mesh(
+        (2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    spec = jax.sharding.PartitionSpec(None, "tensor")
+    caches = kv_cache.init(policies.H2O(), _CONFIG, 3, 8)
+    want, want_caches = _read_and_decode(caches, _TOKENS, _LENGTHS, 20)
+    split = jax.device_put(caches, jax.sharding.NamedSharding(mesh, spec))
+    got, got_caches = _read_and_decode(split, _TOKENS, _LENGTHS, 20)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_array_equal(got_caches[0].pos, want_caches[0].pos)
+
+
+class RefusalTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(capacity=0), "capacity"),
+      (dict(capacity=65), "65 is above the model's 64 positions"),
+      (dict(capacity=9, page_size=4), "page_size=4 must divide"),
+      (dict(positions="relative"), "relative"),
+      (dict(keys="cold"), "cold"),
+      (dict(positions="rolled", keys="rotated"), "keys='raw'"),
+      (dict(dtype=jnp.int32), "int32"),
+      (dict(batch_size=0), "batch_size"),
+  )
+  def test_what_does_not_fit_is_named(self, changes, message):
+    arguments = dict(batch_size=2, capacity=16) | changes
+    with self.assertRaisesRegex(Exception, message):
+      kv_cache.init(policies.Window(), _CONFIG, **arguments)
+
+  def test_learned_positions_cannot_be_rolled(self):
+    config = dataclasses.replace(_CONFIG, positions="learned")
+    with self.assertRaisesRegex(errors.UserError, "needs rotary positions"):
+      kv_cache.init(policies.Window(), config, 2, 16, positions="rolled")

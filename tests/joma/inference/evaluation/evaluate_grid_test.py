@@ -1,0 +1,195 @@
+"""Grids of policies and budgets, with a model too small to be right."""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import pytest
+
+from joma.inference.cost import cache_plan
+from joma.inference.cost import cost_model
+from joma.inference.evaluation import evaluate
+from joma.inference.evaluation import evaluate_caches
+from joma.inference.evaluation import evaluate_config
+from joma.inference.evaluation import evaluate_grid
+from joma.inference.evaluation import evaluate_subject
+from joma.transformer import model as models
+from joma.transformer.text import tokenizer
+from scansnap_jax.experiment import errors
+
+_CONFIG = evaluate_config.EvaluateConfig(
+    policies=("h2o",),
+    budgets=(0.5,),
+    num_seeds=2,
+    batch_size=3,
+    length=16,
+    num_pairs=2,
+    vocab_size=12,
+)
+
+
+def _subject(config, vocab_size=12, reads_text=False):
+  shape = dataclasses.replace(
+      config.shape,
+      vocab_size=vocab_size,
+      embed_dim=8,
+      num_heads=2,
+      head_dim=4,
+      hidden_dim=8,
+  )
+  model = models.Transformer(shape)
+  tokens = np.zeros((1, 4), np.int32)
+  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  return evaluate_grid.Subject(
+      model=model,
+      params=params,
+      tokenizer=tokenizer.Bytes() if reads_text else None,
+  )
+
+
+class GridTest(absltest.TestCase):
+
+  def test_rows_of_a_task(self):
+    subject, told = _subject(_CONFIG), []
+    rows = evaluate_grid.measure(_CONFIG, subject, on_progress=told.append)
+    rows = {row["policy"]: row for row in rows["mqar"]}
+    self.assertEqual([*rows], ["full", "window", "random", "h2o"])
+    self.assertLen(told, evaluate_grid.num_readings(_CONFIG))
+    for row in rows.values():
+      # Random eviction draws anew with each seed, in a program of its own.
+      is_drawn = row["policy"] == "random"
+      self.assertEqual(row["compilations"], 2 if is_drawn else 1)
+      self.assertEqual(row["num_draws"], 2 if is_drawn else None)
+      self.assertEqual(row["num_texts"], 6)
+      if not is_drawn:
+        self.assertGreater(row["ms_per_step"], 0)
+      # Of the layer that sees all.
+      self.assertLen(row["recall_by_layer"], 1)
+    self.assertEqual(rows["full"]["recall"]["mean"], 1)
+    self.assertEqual(rows["full"]["slots"], 16)
+    # The pairs come first, and slots are for half of the text.
+    self.assertLess(rows["window"]["recall"]["mean"], 1)
+    self.assertBetween(rows["h2o"]["kept_mass"]["mean"], 0.1, 1)
+    self.assertIsNone(rows["window"]["kept_mass"])
+    load = cost_model.Load(
+        batch_size=3,
+        length=16,
+        weight_dtype="float32",
+        cache_dtype="float32",
+    )
+    shape = subject.model.config
+    for name, plan in (
+        ("h2o", cache_plan.scored(8)),
+        ("window", cache_plan.window(8)),
+    ):
+      modelled = cost_model.cache_bytes(shape, load, plan)
+      self.assertEqual(rows[name]["cache_bytes"], modelled)
+    self.assertLess(rows["h2o"]["step_bytes"], rows["full"]["step_bytes"])
+
+  @pytest.mark.slow  # Three compilations.
+  def test_perplexity_is_compared_text_by_text(self):
+    config = dataclasses.replace(
+        _CONFIG, tasks=("perplexity",), policies=(), skip=4
+    )
+    subject = _subject(config, 256, reads_text=True)
+    found = evaluate_grid.measure(config, subject)["perplexity"]
+    rows = {row["policy"]: row for row in found}
+    self.assertEqual(
+        rows["full"]["ratio"], {"mean": 1.0, "low": 1.0, "high": 1.0}
+    )
+    # An untrained model: about one in 256.
+    self.assertBetween(rows["full"]["perplexity"]["mean"], 100, 700)
+    window = rows["window"]
+    self.assertAlmostEqual(
+        window["ratio"]["mean"],
+        window["perplexity"]["mean"] / rows["full"]["perplexity"]["mean"],
+        places=6,
+    )
+    self.assertLess(window["ratio"]["low"], window["ratio"]["high"])
+
+
+class CacheTest(parameterized.TestCase):
+
+  def test_windows_of_prompts_shrink_with_the_cache(self):
+    config = dataclasses.replace(_CONFIG, policies=("snapkv",))
+    caches = evaluate_caches.make(
+        config, _subject(config).model.config, "snapkv", 8, 1
+    )
+    self.assertEqual(caches[0].policy.window, 4)
+
+  def test_quest_reads_so_much_and_adakv_shares_as_much(self):
+    shape = _subject(_CONFIG).model.config
+    make = lambda name, slots: evaluate_caches.make(
+        _CONFIG, shape, name, slots, 1
+    )[0]
+    read = make("quest:page_size=4", 11)
+    self.assertEqual(read.policy.num_keys, 8)
+    self.assertEqual(read.kept.key.shape[2], 16)
+    self.assertIsNone(evaluate.kept_positions(read))
+    pool = make("adakv:h2o:score=ema", 8)
+    self.assertEqual(pool.policy.base.score, "ema")
+    self.assertEqual(evaluate.kept_positions(pool).shape, (1, 1, 8))
+
+  def test_what_protects_too_much_is_named(self):
+    config = dataclasses.replace(
+        _CONFIG, policies=("streaming_llm:num_sinks=8",)
+    )
+    with self.assertRaisesRegex(
+        errors.UserError, "streaming_llm:num_sinks=8, 8 slots"
+    ):
+      evaluate_grid.check(config, _subject(config))
+
+
+class SubjectTest(parameterized.TestCase):
+
+  @pytest.mark.slow  # Compiles a training.
+  def test_trains_on_the_task(self):
+    config = dataclasses.replace(
+        _CONFIG, train_steps=25, train_batch=8, lr=1e-2
+    )
+    subject, training = evaluate_subject.train(config)
+    self.assertEqual(subject.model.config.vocab_size, 12)
+    losses = training["losses"]
+    # From one in twelve towards one of the six values.
+    self.assertLess(losses[-1], losses[0] - 0.3)
+
+  @parameterized.parameters(
+      (dict(tasks=("passkey",)), "without --model"),
+      (dict(tasks=("mqar", "copy")), "one task"),
+      (dict(num_pairs=5), "length=16"),
+      (dict(policies=("best",)), "best"),
+  )
+  def test_says_before_training_what_cannot_be(self, changes, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      evaluate_subject.check(dataclasses.replace(_CONFIG, **changes), None)
+
+
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(budgets=(0.0,)), r"budgets=0.0.*\(0, 1\]"),
+      (dict(budgets=(1.5,)), r"budgets=1.5.*\(0, 1\]"),
+      (dict(slots=(0,)), "slots.*1 to 16"),
+      (dict(slots=(17,)), "slots.*1 to 16"),
+      (dict(budgets=()), "budgets"),
+      (dict(tasks=("sudoku",)), "sudoku.*mqar"),
+      (dict(tasks=()), "tasks"),
+      (dict(reading="prompt"), "reading=prompt"),
+      (dict(skip=16), "skip"),
+      (dict(num_seeds=0), "num_seeds"),
+  )
+  def test_refuses(self, changes, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      dataclasses.replace(_CONFIG, **changes)
+
+  def test_budgets_become_slots(self):
+    config = dataclasses.replace(_CONFIG, budgets=(0.5, 0.25, 0.01))
+    self.assertEqual(config.capacities(), {1: 0.01, 4: 0.25, 8: 0.5})
+    config = dataclasses.replace(config, slots=(4, 12))
+    self.assertEqual(config.capacities(), {4: 0.25, 12: 0.75})
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,192 @@
+"""Reading through caches against reading at once, and recall by hand."""
+
+import functools
+import types
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.inference.cache import kv_cache as kv_cache_lib
+from joma.inference.evaluation import evaluate
+from joma.inference.evaluation import tasks
+from joma.systems.cache_policies import policies
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import model as models
+from joma.transformer.training import lm_step
+from scansnap_jax.experiment import errors
+
+# Sums of float32 in another order.
+_TOLERANCE = 1e-5
+_LENGTH = 10
+_CONFIG = configs.TransformerConfig(
+    vocab_size=23,
+    num_layers=1,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    hidden_dim=16,
+    max_len=32,
+)
+_MODEL = models.Transformer(_CONFIG)
+_SHAPE = (2, _LENGTH)
+
+
+@functools.cache
+def _params():
+  tokens = jnp.zeros((1, 4), jnp.int32)
+  return jax.jit(_MODEL.init)(jax.random.key(0), tokens)["params"]
+
+
+def _texts():
+  generator = np.random.default_rng(0)
+  tokens = generator.integers(0, 23, _SHAPE).astype(np.int32)
+  return tokens, np.array([_LENGTH, 7], np.int32)
+
+
+def _logits(tokens):
+  return _MODEL.apply({"params": _params()}, jnp.asarray(tokens))
+
+
+def _slots(policy, capacity):
+  return kv_cache_lib.init(policy, _CONFIG, 2, capacity)
+
+
+def _read(kv_cache, gold=None):
+  tokens, lengths = _texts()
+  if gold is None:
+    gold = np.full((*_SHAPE, 2), -1, np.int32)
+  zeros = np.zeros_like(lengths)
+  return evaluate.read(
+      _MODEL, _params(), tokens, zeros, lengths, gold, kv_cache
+  )
+
+
+def _batch(num_new=1):
+  tokens, lengths = _texts()
+  targets = np.full(_SHAPE, -1, np.int32)
+  gold = np.full((*_SHAPE, 2), -1, np.int32)
+  for row, end in enumerate(lengths - 1):
+    targets[row, end] = 3
+    gold[row, end] = (1, 4)
+  return tasks.Batch(
+      tokens=tokens,
+      lengths=lengths,
+      num_context=np.array([6, 4], np.int32),
+      targets=targets,
+      gold=gold,
+      num_new=num_new,
+  )
+
+
+class ReadTest(parameterized.TestCase):
+
+  @parameterized.parameters("full_cache", "slots")
+  def test_token_by_token_is_what_reading_at_once_gives(self, kind):
+    if kind == "slots":
+      kv_cache = _slots(policies.Full(), _LENGTH)
+    else:
+      kv_cache = full_cache.init(_CONFIG, 2, _LENGTH)
+    tokens, lengths = _texts()
+    seen = _read(kv_cache)
+    logits = _logits(tokens)
+    losses = np.asarray(
+        lm_step.token_losses(logits[:, :-1], jnp.asarray(tokens[:, 1:]))
+    )
+    for row, length in enumerate(lengths):
+      np.testing.assert_array_equal(
+          seen.next_tokens[row, :length], logits[row, :length].argmax(axis=-1)
+      )
+      np.testing.assert_allclose(
+          seen.losses[row, : length - 1],
+          losses[row, : length - 1],
+          rtol=_TOLERANCE,
+      )
+      self.assertEqual(np.abs(seen.losses[row, length - 1 :]).sum(), 0)
+    self.assertTrue(np.isnan(seen.recall).all())
+
+  def test_a_window_has_the_last_tokens(self):
+    gold = np.full((*_SHAPE, 2), -1, np.int32)
+    for time in range(_LENGTH):
+      gold[:, time, 0] = max(time - 3, 0)
+    gold[0, 9, 1] = 9
+    recall = np.asarray(_read(_slots(policies.Window(), 3), gold).recall)
+    # Three slots, the new token's among them: what is three back has left.
+    expected = [1, 1, 1] + [0] * 6 + [0.5]
+    np.testing.assert_array_equal(recall[0, :, 0], expected)
+    np.testing.assert_array_equal(recall[1, :7, 0], expected[:7])
+    self.assertTrue(np.isnan(recall[1, 7:]).all())
+
+  def test_recall_by_hand(self):
+    # Two KV heads keep 0, 2 and 2, 5; a layer without positions keeps all.
+    pos = jnp.array([[[0, 2, -1], [5, 2, -1]]], jnp.int32)
+    caches = (types.SimpleNamespace(pos=pos), types.SimpleNamespace())
+    found = evaluate.gold_recall(caches, jnp.array([[2, 0, 7, -1]]))
+    # Of 0, 2 and 7 one head has two, the other one.
+    np.testing.assert_allclose(found, [[0.5, 1.0]])
+    none = evaluate.gold_recall(caches, jnp.array([[-1]]))
+    self.assertTrue(np.isnan(none).all())
+
+  def test_a_compilation_reads_all_texts_of_a_length(self):
+    before = evaluate.read._cache_size()
+    for _ in range(3):
+      _read(_slots(policies.Window(), 5))
+    self.assertEqual(evaluate.read._cache_size() - before, 1)
+
+
+class AnswerTest(parameterized.TestCase):
+
+  def test_all_ways_of_reading_agree_where_all_is_kept(self):
+    found = {
+        reading: evaluate.answer(
+            _MODEL,
+            _params(),
+            _batch(),
+            _slots(policies.Full(), _LENGTH + 3),
+            reading=reading,
+            num_new=4,
+        )
+        for reading in ("tokens", "context", "prompt")
+    }
+    tokens, lengths = _texts()
+    expected = found["tokens"].generated
+    logits = _logits(tokens)
+    for reading, answers in found.items():
+      np.testing.assert_array_equal(answers.generated, expected, reading)
+      for row, end in enumerate(lengths - 1):
+        first = logits[row, end].argmax()
+        self.assertEqual(answers.predicted[row, end], first)
+        self.assertEqual(answers.generated[row, 0], first)
+        np.testing.assert_array_equal(answers.recall[row, end], [1])
+      self.assertEqual((answers.predicted >= 0).sum(), 2)
+
+  def test_a_context_is_compressed_before_it_is_asked(self):
+    # Four slots: of six and four tokens of context the last four, then three
+    # tokens more each, of which the last asks for positions 1 and 4.
+    answers = evaluate.answer(
+        _MODEL,
+        _params(),
+        _batch(),
+        _slots(policies.Window(), 4),
+        reading="context",
+    )
+    np.testing.assert_array_equal(answers.recall[1, 6], [0.5])
+    np.testing.assert_array_equal(answers.recall[0, 9], [0])
+
+  def test_what_cannot_be_read(self):
+    tokens, _ = _texts()
+    with self.assertRaisesRegex(errors.UserError, "0 to 22"):
+      evaluate.check(_MODEL, tokens + 10, 1)
+    with self.assertRaisesRegex(errors.UserError, "empty"):
+      evaluate.check(_MODEL, tokens[:, :0], 1)
+    learned = configs.TransformerConfig(positions="learned", max_len=11)
+    with self.assertRaisesRegex(errors.UserError, "11 learned positions"):
+      evaluate.check(models.Transformer(learned), tokens, 3)
+
+
+if __name__ == "__main__":
+  absltest.main()

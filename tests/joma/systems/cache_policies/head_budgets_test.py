@@ -1,0 +1,186 @@
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.inference.cache import kv_cache
+from joma.systems.cache_policies import head_budgets
+from joma.systems.cache_policies import policies
+from joma.transformer import attention
+from joma.transformer import config as configs
+from scansnap_jax.experiment import errors
+from tests.joma.systems.cache_policies import policy_oracle
+
+_CAPACITY, _LENGTHS, _STEPS = 6, (4, 15, 9), 25
+_CONFIG = configs.TransformerConfig(
+    vocab_size=5,
+    num_layers=1,
+    embed_dim=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    hidden_dim=8,
+    max_len=64,
+)
+_OPTIONS = attention.AttentionOptions(scale=0.5, implementation="reference")
+# Ten times the largest float32 error seen; values are of order 1.
+_TOLERANCE = 2e-5
+
+
+def _plain(x, positions):
+  return x
+
+
+def _draw():
+  """The heads differ in how sharply they look."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shape = lambda heads: (3, max(_LENGTHS) + _STEPS, heads, 4)
+  sharpness = jnp.array([4.0, 4.0, 0.2, 0.2])[:, None]
+  query = jax.random.normal(keys[0], shape(4)) * sharpness[None, None]
+  key = jax.random.normal(keys[1], shape(2))
+  return query, key, jax.random.normal(keys[2], shape(2))
+
+
+@functools.partial(jax.jit, static_argnames=("policy",))
+def _run(policy, query, key, value):
+  (cache,) = kv_cache.init(policy, _CONFIG, 3, _CAPACITY)
+  longest, lengths = max(_LENGTHS), jnp.array(_LENGTHS)
+  steps = jnp.arange(longest)[None]
+  positions = jnp.where(steps < lengths[:, None], steps, -1)
+  first = lambda x: x[:, :longest]
+  out, cache = cache.attend(
+      first(query), first(key), first(value), positions, _plain, _OPTIONS
+  )
+
+  def step(cache, i):
+    at = lengths + i
+    pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
+    out, cache = cache.attend(
+        pick(query), pick(key), pick(value), at[:, None], _plain, _OPTIONS
+    )
+    return cache, (out[:, 0], cache)
+
+  return out, cache, jax.lax.scan(step, cache, jnp.arange(_STEPS))[1]
+
+
+class AdaKVTest(absltest.TestCase):
+
+  def test_is_plain_python_with_what_all_heads_share_out(self):
+    base = policies.H2O(num_recent=1)
+    policy = head_budgets.AdaKV(base=base, floor=0.5)
+    arrays = _draw()
+    _, start, (outs, caches) = _run(policy, *arrays)
+    query, key, value = (np.asarray(x, np.float64) for x in arrays)
+    unequal = 0
+    for b, length in enumerate(_LENGTHS):
+      parts = [x[b, :length] for x in (query, key, value)]
+      whole = policy_oracle.Oracle(base, 64, 2, _OPTIONS.scale)
+      whole.policy = base.with_capacity(_CAPACITY)
+      whole.read(*parts)
+      shares = _shares(whole, length)
+      budgets = [len(share) for share in shares]
+      if length > _CAPACITY:
+        self.assertEqual(sum(budgets), 2 * _CAPACITY)
+        np.testing.assert_array_equal(start.budgets()[b], budgets)
+        unequal += budgets[0] != budgets[1]
+      else:
+        np.testing.assert_array_equal(start.budgets()[b], [_CAPACITY] * 2)
+        budgets = [_CAPACITY] * 2
+      for head in range(2):
+        oracle = policy_oracle.Oracle(base, budgets[head], 2, _OPTIONS.scale)
+        oracle.policy = whole.policy
+        # The other head only fills in: it is judged in its own turn.
+        for h in range(2):
+          kept = [s for s in whole.slots[h] if s and s["pos"] in shares[h]]
+          kept = [dict(s) for s in kept][: budgets[head]]
+          oracle.slots[h] = kept + [None] * (budgets[head] - len(kept))
+        for i in range(_STEPS):
+          at = length + i
+          want = oracle.step(query[b, at], key[b, at], value[b, at], at)
+          mine = np.asarray(caches.owner[i, b]) == head
+          pos = np.asarray(caches.pool.pos[i, b, 0])[mine]
+          self.assertEqual(sorted(pos[pos >= 0]), oracle.visible(head))
+          np.testing.assert_allclose(
+              outs[i, b, 2 * head : 2 * head + 2],
+              want[2 * head : 2 * head + 2],
+              atol=_TOLERANCE,
+          )
+    self.assertGreater(unequal, 0)  # Or the budgets were never at work.
+
+  def test_takes_the_memory_of_the_average_and_no_more(self):
+    size = lambda policy: sum(
+        x.nbytes
+        for x in jax.tree.leaves(kv_cache.init(policy, _CONFIG, 3, _CAPACITY))
+    )
+    base = policies.H2O()
+    owners = 3 * 2 * _CAPACITY * 4
+    self.assertEqual(size(head_budgets.AdaKV(base=base)), size(base) + owners)
+
+  def test_what_it_cannot_wrap_is_refused(self):
+    with self.assertRaisesRegex(errors.UserError, "TOVA"):
+      head_budgets.AdaKV(base=policies.TOVA())
+    with self.assertRaisesRegex(errors.UserError, "floor=1.5"):
+      head_budgets.AdaKV(floor=1.5)
+    with self.assertRaisesRegex(errors.UserError, "rotated keys"):
+      policy = head_budgets.AdaKV(base=policies.H2O())
+      kv_cache.init(policy, _CONFIG, 2, 8, positions="rolled")
+
+
+def _shares(oracle, length):
+  """Which positions stay: 3 of each head at least, then the best of all."""
+  ranked = []
+  for head in oracle.heads:
+    tokens = [s for s in oracle.slots[head] if s is not None]
+    ranks = oracle._ranks(tokens, length, head)
+    ranked.append(sorted(zip(ranks, range(length), strict=True))[::-1])
+  shares = [{t for _, t in mine[:3]} for mine in ranked]
+  rest = [
+      (rank, head, t)
+      for head, mine in enumerate(ranked)
+      for rank, t in mine[3:]
+  ]
+  room = 2 * _CAPACITY - sum(map(len, shares))
+  for _, head, t in sorted(rest)[::-1][:room]:
+    shares[head].add(t)
+  return shares
+
+
+class DuoAttentionTest(parameterized.TestCase):
+
+  @parameterized.parameters(((0,),), ((1,),), ((),), ((0, 1),))
+  def test_each_head_is_as_in_a_cache_of_its_own_kind(self, retrieval):
+    config = dict(num_sinks=1, window_capacity=5)
+    policy = head_budgets.DuoAttention(retrieval_heads=(retrieval,), **config)
+    arrays = _draw()
+    caches = kv_cache.init(policy, _CONFIG, 3, 64)
+    self.assertLen(caches[0].heads, 2 - (len(retrieval) != 1))
+    out = _steps(caches[0], arrays)
+    for head in range(2):
+      kind = policies.Full() if head in retrieval else None
+      kind = kind or policies.StreamingLLM(num_sinks=1)
+      capacity = 64 if head in retrieval else 5
+      (alone,) = kv_cache.init(kind, _CONFIG, 3, capacity)
+      mine = slice(2 * head, 2 * head + 2)
+      want = _steps(alone, arrays)[:, :, mine]
+      np.testing.assert_allclose(out[:, :, mine], want, atol=_TOLERANCE)
+
+  def test_heads_that_are_not_there_are_named(self):
+    with self.assertRaisesRegex(errors.UserError, r"\(3,\) of layer 0"):
+      policy = head_budgets.DuoAttention(retrieval_heads=((3,),))
+      kv_cache.init(policy, _CONFIG, 2, 16)
+    with self.assertRaisesRegex(errors.UserError, "of 0 layers"):
+      kv_cache.init(head_budgets.DuoAttention(), _CONFIG, 2, 16)
+
+
+@jax.jit
+def _steps(cache, arrays):
+  def step(cache, i):
+    pick = lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
+    at = jnp.full((3, 1), i)
+    out, cache = cache.attend(*map(pick, arrays), at, _plain, _OPTIONS)
+    return cache, out[:, 0]
+
+  return jax.lax.scan(step, cache, jnp.arange(20))[1]

@@ -1,0 +1,228 @@
+"""Scores and kept sets beside kvpress, on the same weights and tokens."""
+
+import dataclasses
+import functools
+import tempfile
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from joma.inference.cache import kv_cache
+from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import prompts
+from joma.systems.cache_policies import key_policies
+from joma.systems.cache_policies import policies
+from joma.transformer import model as models
+from joma.transformer.hf import pretrained
+
+kvpress = pytest.importorskip(
+    "kvpress", reason="kvpress is not installed: see the extra bench"
+)
+
+# float32 of two programs, seven digits less what sums over 132 tokens cost.
+_TOLERANCE = 1e-5
+_LENGTH, _LAG, _KEPT = 132, 16, 76
+
+
+@functools.cache
+def _models():
+  """A random Llama, the same for both: 8 query heads, 2 key heads."""
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+      vocab_size=_LENGTH,
+      hidden_size=64,
+      intermediate_size=96,
+      num_hidden_layers=3,
+      num_attention_heads=8,
+      num_key_value_heads=2,
+      max_position_embeddings=1024,
+      attn_implementation="eager",
+  )
+  peer = transformers.LlamaForCausalLM(config).eval()
+  with tempfile.TemporaryDirectory() as folder:
+    peer.save_pretrained(folder)
+    loaded = pretrained.load(folder)
+  return peer, loaded
+
+
+def _tokens():
+  """Each once: the same token twice has keys of the same length."""
+  rng = np.random.default_rng(0)
+  return np.stack([rng.permutation(_LENGTH) for _ in range(2)])
+
+
+def _peer_scores(press, mask=None):
+  """What kvpress scores, [L B K T], from within its own forward pass."""
+  import torch
+
+  found, score = [], press.score
+
+  def record(*args, **kwargs):
+    found.append(score(*args, **kwargs))
+    return found[-1]
+
+  press.score = record
+  peer, _ = _models()
+  with torch.no_grad(), press(peer):
+    peer(
+        torch.tensor(_tokens()),
+        attention_mask=None if mask is None else torch.tensor(mask),
+        use_cache=True,
+        past_key_values=None,
+    )
+  return np.stack([x.float().numpy() for x in found])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Recorder:
+  """A KV cache that attends to all and keeps what a policy scores."""
+
+  policy: policy_lib.Policy = dataclasses.field(metadata={"static": True})
+  layer: int = dataclasses.field(metadata={"static": True})
+  score: jax.Array | None = None
+
+  def attend(self, query, key, value, positions, rotate, options):
+    result, prompt = prompts.read(
+        self.policy,
+        self.layer,
+        0,
+        False,
+        query,
+        key,
+        value,
+        positions,
+        rotate,
+        options,
+    )
+    score, aux, state = self.policy.read_prompt(prompt)
+    pos = jnp.broadcast_to(positions[:, None], score.shape)
+    slots = policy_lib.Slots(
+        prompt.key.swapaxes(1, 2), value.swapaxes(1, 2), score, pos, aux, state
+    )
+    priority = self.policy.priority(slots, prompt.lengths)
+    return result.out, dataclasses.replace(self, score=priority)
+
+
+def _our_scores(policy):
+  _, (config, params) = _models()
+  model = models.Transformer(config, implementation="reference")
+  sized = policy.with_capacity(_KEPT)
+  caches = tuple(_Recorder(sized, n) for n in range(config.num_layers))
+  _, caches = model.apply(
+      {"params": params}, jnp.asarray(_tokens()), kv_cache=caches
+  )
+  return np.stack([cache.score for cache in caches])
+
+
+def _our_kept(policy):
+  _, (config, params) = _models()
+  model = models.Transformer(config, implementation="reference")
+  caches = kv_cache.init(policy, config, 2, _KEPT)
+  _, caches = model.apply(
+      {"params": params}, jnp.asarray(_tokens()), kv_cache=caches
+  )
+  return np.stack([np.sort(cache.pos, axis=-1) for cache in caches])
+
+
+def _cases():
+  """Press, our policy, our score over theirs, and who is scored by both."""
+  everyone = slice(None)
+  half = dict(compression_ratio=1 - _KEPT / _LENGTH - 1e-9)
+  return {
+      "knorm": (
+          kvpress.KnormPress(**half),
+          key_policies.Knorm(num_recent=0),
+          1,
+          everyone,
+      ),
+      "keydiff": (
+          kvpress.KeyDiffPress(**half),
+          key_policies.KeyDiff(num_recent=0),
+          1,
+          everyone,
+      ),
+      # They keep the last token, which the paper's rule may drop.
+      "tova": (
+          kvpress.TOVAPress(**half),
+          policies.TOVA(num_recent=1),
+          1,
+          slice(0, -1),
+      ),
+      "snapkv": (
+          kvpress.SnapKVPress(window_size=32, kernel_size=5, **half),
+          policies.SnapKV(window=32, kernel_size=5),
+          1,
+          slice(0, -32),
+      ),
+      "expected_attention": (
+          kvpress.ExpectedAttentionPress(n_future_positions=64, **half),
+          key_policies.ExpectedAttention(num_future=64),
+          1,
+          slice(4, None),
+      ),
+      "lagkv": (
+          kvpress.LagKVPress(lag_size=_LAG, **half),
+          key_policies.LagKV(lag_size=_LAG),
+          1,
+          everyone,
+      ),
+      # A mean over queries and no window, where H2O has a sum and one.
+      "observed_attention": (
+          kvpress.ObservedAttentionPress(**half),
+          policies.H2O(score="mean", num_recent=0),
+          4,
+          everyone,
+      ),
+      "streaming_llm": (
+          kvpress.StreamingLLMPress(n_sink=4, **half),
+          policies.StreamingLLM(num_sinks=4),
+          None,
+          everyone,
+      ),
+  }
+
+
+class KvpressTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_cases())
+  def test_scores_and_kept_tokens_are_the_same(self, name):
+    press, policy, factor, scored = _cases()[name]
+    theirs = _peer_scores(press)
+    if factor is not None:  # Theirs of StreamingLLM are 1 and 0.
+      want = factor * theirs[..., scored]
+      got = _our_scores(policy)[..., scored]
+      error = np.abs(got - want).max() / np.abs(want).max()
+      self.assertLess(error, _TOLERANCE)
+    order = np.argsort(-theirs, axis=-1, kind="stable")
+    kept = np.sort(order[..., :_KEPT], axis=-1)
+    np.testing.assert_array_equal(_our_kept(policy), kept)
+
+
+class PaddingTest(parameterized.TestCase):
+
+  def test_they_keep_padding_and_we_do_not(self):
+    mask = np.ones((2, _LENGTH), int)
+    mask[1, :40] = 0  # They pad on the left.
+    theirs = _peer_scores(kvpress.KnormPress(0.5), mask)
+    kept = np.argsort(-theirs, axis=-1)[:, 1, :, : _LENGTH // 2]
+    self.assertGreater((kept < 40).sum(), 0)
+    _, (config, params) = _models()
+    steps = np.arange(_LENGTH)[None]
+    positions = np.where(steps < np.array([[_LENGTH], [92]]), steps, -1)
+    caches = kv_cache.init(key_policies.Knorm(), config, 2, 66)
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        jnp.asarray(_tokens()),
+        positions=jnp.asarray(positions),
+        kv_cache=caches,
+    )
+    for cache in caches:
+      self.assertLess(int(cache.pos[1].max()), 92)
+      self.assertGreaterEqual(int(cache.pos[1].min()), 0)

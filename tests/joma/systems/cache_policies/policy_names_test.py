@@ -1,0 +1,57 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from joma.systems.cache_policies import head_budgets
+from joma.systems.cache_policies import policies
+from joma.systems.cache_policies import policy_names
+from joma.systems.cache_policies import quest
+from scansnap_jax.experiment import errors
+
+
+class FromNameTest(absltest.TestCase):
+
+  def test_makes_each_with_its_fields(self):
+    for name, kind in policy_names.all_policies().items():
+      self.assertIsInstance(policy_names.from_name(name), kind)
+    self.assertEqual(
+        policy_names.from_name("h2o", score="mean"), policies.H2O(score="mean")
+    )
+
+  def test_unknown_names_and_fields_are_named_with_the_known(self):
+    with self.assertRaisesRegex(errors.UserError, "'h20' is unknown.*h2o"):
+      policy_names.from_name("h20")
+    with self.assertRaisesRegex(errors.UserError, "no 'decoy'.*decay"):
+      policy_names.from_name("h2o", decoy=1)
+
+
+class ParseTest(parameterized.TestCase):
+
+  def test_settings_of_policies(self):
+    found = policy_names.parse("h2o:score=ema:decay=0.9")
+    self.assertEqual(found, policies.H2O(score="ema", decay=0.9))
+    found = policy_names.parse("streaming_llm:num_sinks=2")
+    self.assertEqual(found.num_sinks, 2)
+
+  @parameterized.parameters(
+      ("h3o", "h3o.*h2o"),
+      ("h2o:colour=red", "colour"),
+      ("h2o:score=worst", "worst"),
+      ("h2o:score", "written :name=value"),
+  )
+  def test_policies_that_are_none(self, name, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      policy_names.parse(name)
+
+  def test_adakv_shares_out_by_another_and_quest_is_one_of_them(self):
+    self.assertEqual(
+        policy_names.parse("adakv:h2o:score=mean"),
+        head_budgets.AdaKV(base=policies.H2O(score="mean")),
+    )
+    self.assertEqual(policy_names.parse("adakv").base, policies.H2O())
+    self.assertEqual(
+        policy_names.parse("quest:page_size=8"), quest.Quest(page_size=8)
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,213 @@
+import json
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import pytest
+
+from joma.transformer.text import tokenizer as tokenizer_lib
+from scansnap_jax.experiment import errors
+
+_TEXT = (
+    'The cat said: "¡Olé, señor!" (the dog slept; 日本語 🙂).\n\n  The end.\n'
+)
+
+
+def _bpe(vocab_size=300, text=_TEXT * 3):
+  pytest.importorskip("tokenizers")
+  return tokenizer_lib.learn_bpe([text], vocab_size)
+
+
+def _byte_fallback():
+  """As Llama's: a few pieces, other characters byte by byte."""
+  library = pytest.importorskip("tokenizers")
+  pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+  pieces += ["▁", "a", "b", "▁a", "▁b"]
+  vocab = {piece: i for i, piece in enumerate(pieces)}
+  merges = [("▁", "a"), ("▁", "b")]
+  tokenizer = library.Tokenizer(
+      library.models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
+  )
+  tokenizer.normalizer = library.normalizers.Sequence([
+      library.normalizers.Prepend("▁"),
+      library.normalizers.Replace(" ", "▁"),
+  ])
+  decoders = library.decoders
+  tokenizer.decoder = decoders.Sequence([
+      decoders.Replace("▁", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+  ])
+  tokenizer.add_special_tokens(["<s>"])
+  tokenizer.post_processor = library.processors.TemplateProcessing(
+      single="<s> $A", special_tokens=[("<s>", 1)]
+  )
+  return tokenizer
+
+
+class BasicEnglishTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("It's He (she) said: go; NOW!", "it ' s he ( she ) said go now !"),
+      ('"To be," he-said. why?', "to be , he-said . why ?"),
+      ("a<br />b 3.14 @-@ <unk>", "a b 3 . 14 @-@ <unk>"),
+      (" \n\t\u3000= x =\x85y", "= x = y"),
+      ("", ""),
+  )
+  def test_words(self, text, expected):
+    self.assertEqual(tokenizer_lib.basic_english(text), expected.split())
+
+
+class WordsTest(parameterized.TestCase):
+
+  def test_ids_are_by_falling_frequency_then_by_characters(self):
+    words = tokenizer_lib.learn_words(["b a a c", "<unk> B <unk> <unk> z"])
+    self.assertEqual(words.words, ("<unk>", "a", "b", "c", "z"))
+    self.assertEqual(words.vocab_size, 5)
+
+  def test_unknown_words_and_the_word_unk_are_id_0(self):
+    words = tokenizer_lib.learn_words(["a b b"])
+    ids = words.encode("A never <unk>\nb.")
+    np.testing.assert_array_equal(ids, [2, 0, 0, 1, 0])
+    self.assertEqual(ids.dtype, np.int32)
+    self.assertEqual(words.decode(ids), "a <unk> <unk> b <unk>")
+
+  @parameterized.parameters(((),), (("a", "<unk>"),), (("<unk>", "a", "a"),))
+  def test_impossible_vocabularies_are_refused(self, words):
+    with self.assertRaises(errors.UserError):
+      tokenizer_lib.Words(words)
+
+  @parameterized.parameters(-1, 5)
+  def test_an_id_outside_of_the_vocabulary_is_named(self, wrong):
+    words = tokenizer_lib.learn_words(["b a a c z"])
+    with self.assertRaisesRegex(errors.UserError, rf"\[0, 5\), got {wrong}"):
+      words.decode([0, wrong])
+
+
+class BpeTest(parameterized.TestCase):
+
+  def test_any_text_comes_back(self):
+    bpe = _bpe()
+    for text in (_TEXT, "", "x", "\x00\r\n \t", "unseen Ω words"):
+      ids = bpe.encode(text)
+      self.assertEqual(ids.dtype, np.int32)
+      self.assertEqual(bpe.decode(ids), text)
+    self.assertLess(len(bpe.encode(_TEXT)), len(_TEXT.encode()))
+    self.assertEqual(bpe.vocab_size, 300)
+
+  def test_learning_twice_gives_the_same(self):
+    self.assertEqual(_bpe().to_json(), _bpe().to_json())
+
+  def test_a_vocabulary_without_all_bytes_is_refused(self):
+    with self.assertRaisesRegex(errors.UserError, "256 ids or more, got 255"):
+      tokenizer_lib.learn_bpe([_TEXT], 255)
+
+  def test_special_tokens_are_those_of_the_file_and_nothing_is_cut(self):
+    library = _byte_fallback()
+    library.enable_truncation(3)
+    library.enable_padding(length=20)
+    bpe = tokenizer_lib.Bpe(library.to_str())
+    ids = bpe.encode("a b a b")
+    self.assertEqual(ids.tolist(), [1, 261, 262, 261, 262])
+    self.assertEqual(bpe.decode(ids), "a b a b")
+    self.assertEqual(bpe.vocab_size, 263)
+
+  def test_ids_of_no_token_decode_to_nothing(self):
+    bpe = _bpe()
+    self.assertEqual(bpe.decode([*bpe.encode("ab"), 5000]), "ab")
+
+
+class SaveTest(parameterized.TestCase):
+
+  def _folder(self):
+    return pathlib.Path(self.create_tempdir().full_path)
+
+  @parameterized.parameters("bytes", "words", "bpe")
+  def test_what_is_saved_comes_back_byte_for_byte(self, kind):
+    tokenizer = {
+        "bytes": tokenizer_lib.Bytes,
+        "words": lambda: tokenizer_lib.learn_words([_TEXT]),
+        "bpe": _bpe,
+    }[kind]()
+    folder = self._folder()
+    tokenizer_lib.save(tokenizer, folder)
+    again = tokenizer_lib.from_folder(folder)
+    self.assertEqual(again.name, kind)
+    self.assertEqual(again.vocab_size, tokenizer.vocab_size)
+    self.assertEqual(again.to_json(), tokenizer.to_json())
+    np.testing.assert_array_equal(again.encode(_TEXT), tokenizer.encode(_TEXT))
+
+  def test_a_folder_without_one_is_named_with_what_it_holds(self):
+    folder = self._folder()
+    (folder / "tokenizer.model").write_text("x")
+    with self.assertRaisesRegex(errors.UserError, "holds tokenizer.model"):
+      tokenizer_lib.from_folder(folder)
+
+  @parameterized.parameters("{", "[]", '{"kind": "words"}', '{"model": {}}')
+  def test_a_damaged_file_is_named(self, content):
+    pytest.importorskip("tokenizers")
+    folder = self._folder()
+    (folder / "tokenizer.json").write_text(content)
+    with self.assertRaisesRegex(errors.UserError, "tokenizer.json: "):
+      tokenizer_lib.from_folder(folder)
+
+
+class StreamTest(parameterized.TestCase):
+
+  def _assert_streams(self, tokenizer, ids):
+    pieces = list(tokenizer_lib.stream_decode(tokenizer, ids))
+    self.assertNotIn("", pieces)
+    self.assertEqual("".join(pieces), tokenizer.decode(ids))
+    return pieces
+
+  @parameterized.parameters("bytes", "words", "bpe", "byte_fallback")
+  def test_pieces_make_the_text(self, kind):
+    tokenizer = {
+        "bytes": tokenizer_lib.Bytes,
+        "words": lambda: tokenizer_lib.learn_words([_TEXT]),
+        "bpe": lambda: _bpe(256),
+        "byte_fallback": lambda: tokenizer_lib.Bpe(_byte_fallback().to_str()),
+    }[kind]()
+    ids = tokenizer.encode(_TEXT)
+    pieces = self._assert_streams(tokenizer, ids)
+    self.assertNotIn("\ufffd", "".join(pieces))
+
+  @parameterized.parameters("bytes", "byte_fallback")
+  def test_a_character_comes_whole_with_its_last_byte(self, kind):
+    if kind == "bytes":
+      tokenizer, shift = tokenizer_lib.Bytes(), 0
+    else:
+      tokenizer, shift = tokenizer_lib.Bpe(_byte_fallback().to_str()), 2
+    decoder = tokenizer_lib.StreamDecoder(tokenizer)
+    pieces = [decoder.push(byte + shift) for byte in "é🙂x".encode()]
+    self.assertEqual(pieces, ["", "é", "", "", "", "🙂", "x"])
+    self.assertEqual(decoder.finish(), "")
+
+  def test_bytes_that_are_no_text_make_what_decode_makes(self):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+      ids = rng.choice([65, 66, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xFF], size=12)
+      self._assert_streams(tokenizer_lib.Bytes(), ids)
+
+  def test_special_tokens_leave_the_space_after_them(self):
+    tokenizer = tokenizer_lib.Bpe(_byte_fallback().to_str())
+    self._assert_streams(tokenizer, [1, 261, 1, 1, 262, 1])
+
+  def test_an_unfinished_character_comes_with_the_end(self):
+    pieces = self._assert_streams(tokenizer_lib.Bytes(), [65, 0xF0, 0x9F])
+    self.assertEqual(pieces, ["A", "\ufffd"])
+
+
+class JsonTest(absltest.TestCase):
+
+  def test_words_are_readable_json(self):
+    words = tokenizer_lib.learn_words(["日本 日本 ω"])
+    fields = json.loads(words.to_json())
+    self.assertEqual(fields["words"], ["<unk>", "日本", "ω"])
+    self.assertIn("日本", words.to_json())
+
+
+if __name__ == "__main__":
+  absltest.main()
