@@ -288,12 +288,10 @@ def start_ours(
   from joma.transformer import model as models
 
   model = models.Transformer(shape)
-  state = generate.DecodeState(
-      tokens=jnp.zeros(batch_size, jnp.int32),
-      positions=jnp.full(batch_size, config.length, jnp.int32),
-      is_done=jnp.zeros(batch_size, bool),
-      num_new=jnp.int32(1),
-      kv_cache=_caches(name, shape, batch_size, config),
+  state = generate.state_of(
+      jnp.zeros(batch_size, jnp.int32),
+      jnp.full(batch_size, config.length, jnp.int32),
+      _caches(name, shape, batch_size, config),
   )
   cache_bytes = _nbytes(state.kv_cache)
 

@@ -10,12 +10,15 @@ flags (`--optimizer.learning_rate`). A field may be
   X | None, where the text `none` is None.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import enum
 import inspect
 import math
 import re
+import sys
+import textwrap
 import typing
 from typing import Any, Literal, TypeVar
 
@@ -197,7 +200,7 @@ def _attribute_docs(cls: type) -> dict[str, str]:
   for base in reversed(cls.__mro__):
     section = re.search(
         r"^Attributes:\n((?:[ ].*\n|\n)*)",
-        inspect.cleandoc(base.__doc__ or "") + "\n",
+        inspect.cleandoc(_docstring(base)) + "\n",
         re.MULTILINE,
     )
     body = inspect.cleandoc("\n" + section[1]) if section else ""
@@ -205,6 +208,16 @@ def _attribute_docs(cls: type) -> dict[str, str]:
       name, _, text = entry.partition(":")
       docs[name] = " ".join(text.split())
   return {name: text for name, text in docs.items() if text}
+
+
+def _docstring(cls: type) -> str:
+  """Returns a class's docstring, which `python -OO` leaves in its source."""
+  # A dataclass without one gets its signature for a docstring.
+  if sys.flags.optimize > 1 and dataclasses.is_dataclass(cls):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return ast.get_docstring(tree) or ""
+  return cls.__doc__ or ""
 
 
 class _Parser(flags.ArgumentParser):

@@ -22,6 +22,7 @@ from joma.inference import sampling_config
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Folder with config.json and safetensors.", required=True
@@ -108,9 +109,12 @@ def _read_prompts() -> list[str]:
   prompts = list(_PROMPT.value or ())
   if _PROMPT_FILE.value is not None:
     path = pathlib.Path(_PROMPT_FILE.value).expanduser()
-    if not path.is_file():
-      raise errors.UserError(f"--prompt_file={path} is no file.")
-    prompts += path.read_text(encoding="utf-8").splitlines()
+    try:
+      lines = json_file.read_text(path).removesuffix("\n").split("\n")
+    except errors.UserError as error:
+      raise errors.UserError(f"--prompt_file: {error}") from error
+    # A line ends at LF or CR LF alone: form feeds and U+2028 are text.
+    prompts += [line.removesuffix("\r") for line in lines]
   if not prompts:
     raise errors.UserError("give --prompt=TEXT or --prompt_file=FILE")
   return prompts
@@ -157,19 +161,24 @@ def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:
 
   print(prompts[0], end="", flush=True)
   ids = (int(tokens[0]) for tokens, _ in steps)
-  for piece in tokenizers.stream_decode(tokenizer, ids):
+  prompt_ids = tokenizer.encode(prompts[0])
+  for piece in tokenizers.stream_decode(tokenizer, ids, prompt_ids):
     print(piece, end="", flush=True)
   print()
 
 
 def _show_many(prompts: list[str], tokenizer: Any, steps: Any) -> None:
+  from joma.transformer.text import tokenizer as tokenizers
+
   new_ids = [[] for _ in prompts]
   for tokens, is_new in steps:
     for row, row_ids in enumerate(new_ids):
       if is_new[row]:
         row_ids.append(int(tokens[row]))
   for prompt, row_ids in zip(prompts, new_ids, strict=True):
-    print(prompt + tokenizer.decode(row_ids))
+    prompt_ids = tokenizer.encode(prompt)
+    pieces = tokenizers.stream_decode(tokenizer, row_ids, prompt_ids)
+    print(prompt + "".join(pieces))
 
 
 if __name__ == "__main__":

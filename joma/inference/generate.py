@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from joma.inference import sampling
@@ -35,6 +35,7 @@ class DecodeState:
     positions: Where it stands, int32 [B].
     is_done: Whether the sequence has ended, bool [B].
     num_new: Tokens generated so far, of the longest, int32.
+    is_finite: Whether the logits of the newest token were numbers, bool [B].
     kv_cache: A cache a layer.
   """
 
@@ -42,7 +43,32 @@ class DecodeState:
   positions: Any
   is_done: Any
   num_new: Any
+  is_finite: Any
   kv_cache: Any
+
+
+def state_of(
+    tokens: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    kv_cache: Any,
+    eos_ids: tuple[int, ...] = (),
+    is_finite: Bool[Array, "B"] | None = None,
+) -> DecodeState:
+  """Returns the state in which each sequence has its first new token.
+
+  Args:
+    tokens: The first new ones.
+    positions: Where they stand.
+    kv_cache: Of what comes before them.
+    eos_ids: Tokens that end a sequence.
+    is_finite: Whether the tokens' logits were numbers; None is yes.
+  """
+  if is_finite is None:
+    is_finite = jnp.ones(tokens.shape, bool)
+  is_done = _is_eos(tokens, eos_ids)
+  return DecodeState(
+      tokens, positions, is_done, jnp.int32(1), is_finite, kv_cache
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"))
@@ -76,8 +102,8 @@ def prefill(
       logits_at=lengths - 1,
   )
   tokens = sampling.sample(logits[:, 0], sampler)
-  is_done = _is_eos(tokens, eos_ids)
-  return DecodeState(tokens, lengths, is_done, jnp.int32(1), kv_cache)
+  is_finite = _are_finite(logits[:, 0], tokens)
+  return state_of(tokens, lengths, kv_cache, eos_ids, is_finite)
 
 
 @functools.partial(
@@ -109,6 +135,7 @@ def decode_step(
       positions=state.positions + 1,
       is_done=state.is_done | _is_eos(tokens, eos_ids),
       num_new=state.num_new + 1,
+      is_finite=state.is_done | _are_finite(logits[:, 0], tokens),
       kv_cache=kv_cache,
   )
 
@@ -138,8 +165,10 @@ def stream(
     kv_cache: Empty caches; None keeps everything.
 
   Raises:
-    UserError: If a prompt is empty or has an id outside of the vocabulary, or
-      if prompt and continuation are longer than the model's learned positions.
+    UserError: If a prompt is empty, is no array of integers, or has an id
+      outside of the vocabulary; if prompt and continuation are longer than the
+      model's learned positions; and, at the step where it is so, if logits are
+      not finite, which no token can be drawn from.
   """
   require.at_least("max_new_tokens", max_new_tokens, 1)
   padded, lengths = pad_prompts(prompts, model.config)
@@ -192,6 +221,7 @@ def pad_prompts(
   """
   if not len(prompts):
     raise errors.UserError("There is no prompt to continue: give at least one.")
+  _check_are_ids(prompts)
   lengths = np.array([len(prompt) for prompt in prompts], np.int32)
   seq_len = -(-lengths.max() // multiple) * multiple
   if config.positions == "learned":
@@ -215,16 +245,54 @@ def _steps(start, advance, max_new_tokens):
   """Steps are dispatched one ahead of what is read: devices never wait."""
   state, was_done = start(), None
   for step in range(max_new_tokens):
-    tokens, is_done = state.tokens, state.is_done
+    seen = state.tokens, state.is_done, state.is_finite
     if step + 1 < max_new_tokens:
       # The state is donated: what is still to be read is copied first.
-      tokens, is_done = jnp.copy(tokens), jnp.copy(is_done)
+      seen = jax.tree.map(jnp.copy, seen)
       state = advance(state)
-    tokens, is_done = np.asarray(tokens), np.asarray(is_done)
+    tokens, is_done, is_finite = map(np.asarray, seen)
+    _check_are_finite(is_finite, step)
     yield tokens, np.ones_like(is_done) if was_done is None else ~was_done
     if is_done.all():
       return
     was_done = is_done
+
+
+def _are_finite(
+    logits: Float[Array, "B V"], tokens: Int[Array, "B"]
+) -> Bool[Array, "B"]:
+  """Whether tokens were drawn from numbers.
+
+  A NaN counts as the largest logit wherever one is drawn, by argmax as by
+  Gumbel noise, so that it is enough to look at the logit of the token.
+  """
+  drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+  return jnp.isfinite(drawn[:, 0])
+
+
+def _check_are_finite(is_finite: Bool[np.ndarray, "B"], step: int) -> None:
+  if not is_finite.all():
+    raise errors.UserError(
+        f"Sequence {int(np.argmin(is_finite))}: the logits of new token {step}"
+        " are not finite, so that no token can be drawn. Either the KV cache"
+        " has no slot left, or the model's parameters or activations are not"
+        " finite."
+    )
+
+
+def _check_are_ids(prompts: Sequence[object]) -> None:
+  for row, prompt in enumerate(prompts):
+    if isinstance(prompt, str):
+      raise errors.UserError(
+          f"Prompt {row} is the text {prompt!r:.40}: give token ids, as"
+          " tokenizer.encode returns them."
+      )
+    array = np.asarray(prompt)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+      raise errors.UserError(
+          f"Prompt {row} must be one row of integers, token ids, got"
+          f" {array.dtype} of shape {array.shape}."
+      )
 
 
 def _is_eos(tokens: Int[Array, "B"], eos_ids: tuple[int, ...]) -> Array:

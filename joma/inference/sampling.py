@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from joma.inference import sampling_config
 
+# Divided by less, float32 logits of usual size overflow.
+_GREEDY_BELOW = 1e-6
+
 
 def sample(
     logits: Float[Array, "B V"],
@@ -23,7 +26,7 @@ def sample(
     config: Static.
     step: Counts the draws of a continuation; each has keys of its own.
   """
-  if config.temperature == 0:
+  if config.temperature < _GREEDY_BELOW:
     return logits.argmax(axis=-1).astype(jnp.int32)
   logits = keep_top(logits / config.temperature, config)
   prng_key = jax.random.fold_in(jax.random.key(config.seed), step)

@@ -1,10 +1,10 @@
 """Tokens at which a model says that its text is over."""
 
-import json
 import os
 import pathlib
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -13,23 +13,21 @@ def read(folder: str | os.PathLike[str]) -> tuple[int, ...]:
   generation_config.json, whose purpose it is, goes before config.json.
 
   Raises:
-    UserError: If a file is not JSON, or the value is neither id nor list of
-      ids.
+    UserError: If a file is no JSON object, or the value is neither id nor list
+      of ids.
   """
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(folder) / name
-    if not path.is_file():
+    if not path.exists():
       continue
-    try:
-      value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except ValueError as error:
-      raise errors.UserError(f"{path} is not JSON: {error}") from error
+    value = json_file.read_object(path).get("eos_token_id")
     if value is None:
       continue
     ids = value if isinstance(value, list) else [value]
-    if not all(type(token) is int and token >= 0 for token in ids):
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
       raise errors.UserError(
-          f"{path}: eos_token_id must be an id or a list of ids, got {value!r}."
+          f"{path}: eos_token_id must be an id from 0 to 2147483647, or a list"
+          f" of such ids, got {value!r:.80}."
       )
     return tuple(ids)
   return ()

@@ -362,6 +362,21 @@ class ToFlagfileTest(parameterized.TestCase):
 
 class ImportTest(absltest.TestCase):
 
+  def test_help_stands_where_python_drops_docstrings(self):
+    code = (
+        "from launch import flag_config; from absl import flags;"
+        " from joma.inference import sampling_config;"
+        " flag_config.define(sampling_config.SamplingConfig());"
+        " print(flags.FLAGS['top_k'].help)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-OO", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    self.assertIn("most probable", run.stdout, run.stderr)
+
   def test_help_does_not_wait_for_jax(self):
     code = (
         "import sys; from launch import app, flag_config;"

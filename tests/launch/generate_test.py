@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +13,8 @@ from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
+from launch import generate
+from scansnap_jax.experiment import errors
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _CONFIG = configs.TransformerConfig(
@@ -72,7 +75,10 @@ class GenerateTest(absltest.TestCase):
     for args, message in (
         ((), "give --prompt=TEXT or --prompt_file=FILE"),
         (("--prompt=a", "--top_p=2"), r"top_p must lie in \(0, 1\], got 2.0"),
-        (("--prompt_file=absent",), "--prompt_file=absent is no file"),
+        (
+            ("--prompt_file=absent",),
+            "--prompt_file: absent cannot",
+        ),
         (("--prompt=a", "--policy=h2o"), "--policy=h2o needs --capacity"),
         (("--prompt=a", "--capacity=9"), "--capacity=9 has no effect"),
         (("--prompt=a", "--policy=h3o"), "policy='h3o' is unknown"),
@@ -80,6 +86,22 @@ class GenerateTest(absltest.TestCase):
       result = _run("--model=unused", *args)
       self.assertEqual(result.returncode, 2)
       self.assertRegex(result.stderr, f"^error: {message}[^\n]*\n$")
+
+  def test_a_line_of_a_prompt_file_ends_at_line_feeds_alone(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / "prompts.txt"
+    path.write_bytes(
+        b"\xef\xbb\xbfone\r\n" + "two\u2028\x0cand a half\nthree".encode()
+    )
+    with flagsaver.flagsaver(prompt_file=str(path)):
+      self.assertEqual(
+          generate._read_prompts(), ["one", "two\u2028\x0cand a half", "three"]
+      )
+    path.write_bytes(b"caf\xe9\n")
+    with flagsaver.flagsaver(prompt_file=str(path)):
+      with self.assertRaisesRegex(
+          errors.UserError, "--prompt_file: .*is not UTF-8"
+      ):
+        generate._read_prompts()
 
   def test_flags_do_not_wait_for_jax(self):
     code = (

@@ -275,13 +275,7 @@ def _continue(
     kv_cache: Any,
 ) -> tuple[Int[np.ndarray, "B A"], Any, float]:
   """Goes on from the first new token, greedily; also median ms of a step."""
-  state = generate.DecodeState(
-      tokens=jnp.array(first),
-      positions=jnp.array(lengths),
-      is_done=jnp.zeros(len(first), bool),
-      num_new=jnp.int32(1),
-      kv_cache=kv_cache,
-  )
+  state = generate.state_of(jnp.array(first), jnp.array(lengths), kv_cache)
   generated, seconds = [np.array(first)], []
   for _ in range(num_new - 1):
     started = time.perf_counter()

@@ -27,6 +27,7 @@ from joma.transformer.hf import config_json
 from joma.transformer.hf import safetensors_folder
 from joma.transformer.hf import tensors
 from joma.transformer.hf.safetensors_folder import StoredTensor
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -116,7 +117,7 @@ def save(
   like_fields: dict[str, Any] = {}
   if like is not None:
     like = _existing(like)
-    like_fields = safetensors_folder.read_json(like / "config.json")
+    like_fields = json_file.read_object(like / "config.json")
     family = family or like_fields.get("model_type")
   fields = config_json.to_hf(config, family)
   dtype = _checked_dtype(dtype)
@@ -161,7 +162,7 @@ def _read_config(
 ) -> tuple[Path, dict[str, Any], TransformerConfig]:
   folder = _existing(folder)
   path = folder / "config.json"
-  fields = safetensors_folder.read_json(path)
+  fields = json_file.read_object(path)
   try:
     return folder, fields, config_json.from_hf(fields)
   except UserError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -140,21 +141,6 @@ def write(
     write_json(folder / INDEX, index)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a dictionary.
-
-  Raises:
-    UserError: If the file is no JSON, or holds something else.
-  """
-  try:
-    value = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON: {error}.") from error
-  if not isinstance(value, dict):
-    raise UserError(f"{path} must hold a JSON dictionary, got {value!r:.60}.")
-  return value
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
   """Writes a dictionary, keys in order."""
   path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
@@ -172,6 +158,12 @@ def refuse_pickle(path: Path) -> None:
 
 def _tensors_of(path: Path) -> dict[str, StoredTensor]:
   safetensors = _safetensors("safetensors")
+  json_file.check_regular(path)
+  try:
+    with path.open("rb"):  # The package's own error does not say why.
+      pass
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}.") from error
   try:
     handle = safetensors.safe_open(path, framework="numpy")
   except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -188,7 +180,7 @@ def _tensors_of(path: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-  weight_map = read_json(path).get("weight_map")
+  weight_map = json_file.read_object(path).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(
         f"{path} has no weight_map, which names each tensor's file."

@@ -7,6 +7,7 @@ that of a Hugging Face folder. `StreamDecoder` turns ids into text as they come.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -18,6 +19,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from jaxtyping import Int, Integer
 import numpy as np
 
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
 
@@ -77,6 +79,7 @@ class Bytes:
 
   def encode(self, text: str) -> Int[np.ndarray, "T"]:
     """Returns the bytes of the text as int32."""
+    check_text(text)
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
   def decode(self, ids: Ids) -> str:
@@ -116,6 +119,7 @@ class Words:
 
   def encode(self, text: str) -> Int[np.ndarray, "T"]:
     """Returns the ids of the words of a text."""
+    check_text(text)
     ids = (self._index.get(word, 0) for word in basic_english(text))
     return np.fromiter(ids, np.int32)
 
@@ -146,10 +150,8 @@ class Bpe:
       UserError: `tokenizers` is not installed, or cannot read it.
     """
     library = _tokenizers()
-    try:
+    with _panics_as_errors():
       self._tokenizer = library.Tokenizer.from_str(content)
-    except Exception as error:  # The library raises no narrower class.
-      raise UserError(f"No tokenizer in this JSON: {error}") from error
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
 
@@ -159,15 +161,22 @@ class Bpe:
     return 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)
 
   def encode(self, text: str) -> Int[np.ndarray, "T"]:
-    """Returns ids, with the special tokens that tokenizer.json adds itself."""
-    return np.asarray(self._tokenizer.encode(text).ids, np.int32)
+    """Returns ids, with the special tokens that tokenizer.json adds itself.
+
+    Raises:
+      UserError: The text has lone surrogates, or the tokenizer fails on it.
+    """
+    check_text(text)
+    with _panics_as_errors():
+      return np.asarray(self._tokenizer.encode(text).ids, np.int32)
 
   def decode(self, ids: Ids) -> str:
     """Returns the text without special tokens and ids that stand for nothing.
 
     A model's output layer may have more rows than there are tokens.
     """
-    return self._tokenizer.decode(_checked(ids, 2**32).tolist())
+    with _panics_as_errors():
+      return self._tokenizer.decode(_checked(ids, 2**32).tolist())
 
   def to_json(self) -> str:
     """Returns the library's own JSON."""
@@ -239,15 +248,17 @@ def from_json(content: str) -> Tokenizer:
   Raises:
     UserError: The content describes none.
   """
-  try:
-    fields = json.loads(content)
-    kind = fields.get("kind", "bpe")
-  except (ValueError, AttributeError) as error:
-    raise UserError(f"No tokenizer in this JSON: {error}") from error
+  fields = json_file.parse_object(content, "A tokenizer's description")
+  kind = fields.get("kind", "bpe")
   if kind == "bytes":
     return Bytes()
   if kind == "words":
-    return Words(tuple(fields.get("words", ())))
+    words = fields.get("words", ())
+    if not isinstance(words, list) or not all(
+        isinstance(word, str) for word in words
+    ):
+      raise UserError(f"words must be a list of words, got {words!r:.60}.")
+    return Words(tuple(words))
   return Bpe(content)
 
 
@@ -262,8 +273,8 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   Raises:
     UserError: There is none, or it cannot be read.
   """
-  path = pathlib.Path(folder) / _FILE
-  if not path.is_file():
+  path = pathlib.Path(folder).expanduser() / _FILE
+  if not path.exists():
     found = sorted(p.name for p in path.parent.glob("*"))
     listing = ", ".join(found[:12]) if found else "nothing"
     raise UserError(
@@ -271,9 +282,10 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
         " of `transformers` writes it with save_pretrained."
     )
   try:
-    return from_json(path.read_text(encoding="utf-8"))
-  except (UserError, UnicodeDecodeError) as error:
-    raise UserError(f"{path}: {error}") from error
+    return from_json(json_file.read_text(path))
+  except UserError as error:
+    named = str(error) if str(path) in str(error) else f"{path}: {error}"
+    raise UserError(named) from error
 
 
 class StreamDecoder:
@@ -283,13 +295,21 @@ class StreamDecoder:
   at once. What ends in a character that may lack bytes is held back.
   """
 
-  def __init__(self, tokenizer: Tokenizer):
+  def __init__(self, tokenizer: Tokenizer, prompt_ids: Ids = ()):
+    """Starts behind the ids of a prompt, whose text is not given out again.
+
+    Args:
+      tokenizer: Of the ids.
+      prompt_ids: What comes before the first id that is pushed: decoders treat
+        the start of a text apart, as by dropping its first space.
+    """
     self._tokenizer = tokenizer
     # Ids that decide the next piece, and how much of their text is out. The
     # first group of them is context: decoders treat the start of a text apart.
-    self._context: list[int] = []
+    self._context = [operator.index(token) for token in prompt_ids]
     self._pending: list[int] = []
-    self._sent = 0
+    text = tokenizer.decode(self._context) if self._context else ""
+    self._sent = len(text.rstrip(_REPLACEMENT))
 
   def push(self, *ids: SupportsIndex) -> str:
     """Takes ids that come next and returns the text that is now certain."""
@@ -314,10 +334,18 @@ class StreamDecoder:
 
 
 def stream_decode(
-    tokenizer: Tokenizer, ids: Iterable[SupportsIndex]
+    tokenizer: Tokenizer,
+    ids: Iterable[SupportsIndex],
+    prompt_ids: Ids = (),
 ) -> Iterator[str]:
-  """Yields the text of ids as they come, in pieces that are not empty."""
-  decoder = StreamDecoder(tokenizer)
+  """Yields the text of ids as they come, in pieces that are not empty.
+
+  Args:
+    tokenizer: Of the ids.
+    ids: What is new.
+    prompt_ids: What stands before, see `StreamDecoder`.
+  """
+  decoder = StreamDecoder(tokenizer, prompt_ids)
   for token in ids:
     if piece := decoder.push(token):
       yield piece
@@ -332,6 +360,41 @@ def _checked(ids: Ids, vocab_size: int) -> Int[np.ndarray, "T"]:
   if len(wrong):
     raise UserError(f"Ids must lie in [0, {vocab_size}), got {wrong[0]}.")
   return array
+
+
+def check_text(text: str) -> None:
+  """Raises UserError if a text has lone surrogates, which no encoding has.
+
+  Python puts them where bytes of the command line were no UTF-8.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    place = text[max(error.start - 20, 0) : error.end + 20]
+    raise UserError(
+        f"The text {place!r} holds bytes that are no UTF-8, or lone surrogates:"
+        " give it in UTF-8."
+    ) from error
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+  """What the `tokenizers` library fails with becomes one sentence.
+
+  It raises plain Exception, and a panic of its Rust code is no Exception at
+  all, but a BaseException of the name PanicException.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except BaseException as error:
+    is_panic = type(error).__name__ == "PanicException"
+    if not is_panic and not isinstance(error, Exception):
+      raise
+    raise UserError(f"No tokenizer in this JSON, or it fails: {error}") from (
+        error
+    )
 
 
 def _tokenizers() -> Any:

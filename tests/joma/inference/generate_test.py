@@ -1,12 +1,16 @@
+import dataclasses
 import functools
+import inspect
 
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from joma.inference import generate
 from joma.inference import sampling_config
 from joma.transformer import config as configs
+from joma.transformer import full_cache
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
@@ -102,6 +106,47 @@ class GenerateTest(parameterized.TestCase):
   def test_wrong_prompts_are_refused(self, prompts, message):
     with self.assertRaisesRegex(errors.UserError, message):
       generate.generate(_MODEL, _params(), prompts, max_new_tokens=2)
+
+  @parameterized.parameters(
+      ("hello", "Prompt 1 is the text 'hello': give token ids"),
+      (np.array([1.5, 2.0]), "Prompt 1 must be .* integers.* got float64"),
+      (np.array([[1, 2]]), r"got int64 of shape \(1, 2\)"),
+      (np.array([True, False]), "got bool"),
+  )
+  def test_what_are_no_ids_is_refused(self, prompt, message):
+    pad = inspect.unwrap(generate.pad_prompts)  # Without the check of types.
+    with self.assertRaisesRegex(errors.UserError, message):
+      pad([[1, 2], prompt], _CONFIG)
+
+  @parameterized.parameters(0.0, 0.7)
+  def test_logits_that_are_no_numbers_are_an_error_not_a_token(
+      self, temperature
+  ):
+    params = jax.tree.map(lambda x: x, _params())
+    # Token 7 has an embedding that is no number; texts without it are well.
+    embedding = params["token_embed"]["embedding"]
+    params["token_embed"] = {"embedding": embedding.at[7].set(jnp.nan)}
+    sampler = sampling_config.SamplingConfig(
+        temperature=temperature, top_k=3, top_p=0.9
+    )
+    with self.assertRaisesRegex(
+        errors.UserError, "Sequence 0: the logits of new token 0 are not finite"
+    ):
+      generate.generate(
+          _MODEL, params, [[1, 7, 2]], max_new_tokens=3, sampler=sampler
+      )
+
+  def test_an_overflow_is_an_error_at_its_step(self):
+    # The decode step itself: the cache of the second token is poisoned.
+    padded, lengths = generate.pad_prompts([[1, 2], [3, 4]], _CONFIG)
+    cache = full_cache.init(_CONFIG, 2, 80)
+    state = generate.prefill(_MODEL, _params(), padded, lengths, cache)
+    poison = lambda x: x.at[1].set(jnp.nan)
+    broken = dataclasses.replace(
+        state, kv_cache=jax.tree.map(poison, state.kv_cache)
+    )
+    state = generate.decode_step(_MODEL, _params(), broken)
+    self.assertEqual(state.is_finite.tolist(), [True, False])
 
   def test_learned_positions_bound_the_text(self):
     config = configs.TransformerConfig(

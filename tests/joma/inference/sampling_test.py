@@ -1,3 +1,5 @@
+import dataclasses
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,15 @@ class SampleTest(parameterized.TestCase):
     np.testing.assert_array_less(
         np.abs(got - want), 5 * np.sqrt(want * (1 - want) / num) + 1e-12
     )
+
+  def test_temperatures_towards_0_are_greedy(self):
+    logits = jnp.array([[1.0, 3.0, 2.0, -1.0], [40.0, -60.0, 39.0, 0.0]])
+    for temperature in (1e-3, 1e-7, 1e-40, 1e-300):
+      config = sampling_config.SamplingConfig(temperature=temperature)
+      for top in ({}, {"top_k": 2}, {"top_p": 0.9}):
+        changed = dataclasses.replace(config, **top)
+        tokens = sampling.sample(logits, changed)
+        self.assertEqual(tokens.tolist(), [1, 0], changed)
 
   def test_neighbours_and_steps(self):
     config = sampling_config.SamplingConfig(temperature=1.0, seed=3)

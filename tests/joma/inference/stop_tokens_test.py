@@ -28,7 +28,7 @@ class ReadTest(parameterized.TestCase):
   @parameterized.parameters(
       (
           '{"eos_token_id": "</s>"}',
-          "must be an id or a list of ids, got '</s>'",
+          "must be an id from 0 to 2147483647.*got '</s>'",
       ),
       ('{"eos_token_id": [1, -2]}', r"got \[1, -2\]"),
       ("{", "config.json is not JSON"),

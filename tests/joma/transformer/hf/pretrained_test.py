@@ -291,7 +291,7 @@ class DamagedTest(FolderTestCase):
     (folder / "config.json").unlink()
     self.check(folder, "no config.json; it has nothing")
 
-  @parameterized.parameters(("{", "not JSON"), ("[]", "dictionary"))
+  @parameterized.parameters(("{", "not JSON"), ("[]", "a JSON object"))
   def test_config_that_is_none(self, content, message):
     folder, _, _ = self.saved("llama")
     (folder / "config.json").write_text(content)

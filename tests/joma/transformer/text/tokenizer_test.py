@@ -154,6 +154,30 @@ class SaveTest(parameterized.TestCase):
       tokenizer_lib.from_folder(folder)
 
 
+def _with_decoder(name):
+  """Three ways in which spaces are put back, on words as tokens."""
+  library = pytest.importorskip("tokenizers")
+  vocab = {"[UNK]": 0}
+  start = "" if name == "wordpiece" else "\u2581"
+  for word in ("The", "king", "is", "in", "Paris"):
+    vocab[start + word] = len(vocab)
+  made = library.Tokenizer(library.models.WordLevel(vocab, unk_token="[UNK]"))
+  if name == "wordpiece":
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.decoder = library.decoders.WordPiece()
+  else:
+    made.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    made.decoder = library.decoders.Metaspace()
+  if name == "strip":
+    made.decoder = library.decoders.Sequence([
+        library.decoders.Replace("\u2581", " "),
+        library.decoders.ByteFallback(),
+        library.decoders.Fuse(),
+        library.decoders.Strip(" ", 1, 0),
+    ])
+  return tokenizer_lib.Bpe(made.to_str())
+
+
 class StreamTest(parameterized.TestCase):
 
   def _assert_streams(self, tokenizer, ids):
@@ -194,6 +218,26 @@ class StreamTest(parameterized.TestCase):
   def test_special_tokens_leave_the_space_after_them(self):
     tokenizer = tokenizer_lib.Bpe(_byte_fallback().to_str())
     self._assert_streams(tokenizer, [1, 261, 1, 1, 262, 1])
+
+  @parameterized.parameters("strip", "metaspace", "wordpiece")
+  def test_behind_a_prompt_pieces_go_on_its_text(self, decoder):
+    bpe = _with_decoder(decoder)
+    text = "The king is in Paris"
+    ids = bpe.encode(text).tolist()
+    whole = bpe.decode(ids)
+    for cut in range(1, len(ids)):
+      pieces = tokenizer_lib.stream_decode(bpe, ids[cut:], ids[:cut])
+      self.assertEqual(bpe.decode(ids[:cut]) + "".join(pieces), whole)
+
+  @parameterized.parameters("bytes", "words", "bpe")
+  def test_lone_surrogates_are_refused(self, kind):
+    learned = {
+        "bytes": tokenizer_lib.Bytes,
+        "words": lambda: tokenizer_lib.learn_words(["a b"]),
+        "bpe": _bpe,
+    }
+    with self.assertRaisesRegex(errors.UserError, "lone surrogates"):
+      learned[kind]().encode("a \udcff b")
 
   def test_an_unfinished_character_comes_with_the_end(self):
     pieces = self._assert_streams(tokenizer_lib.Bytes(), [65, 0xF0, 0x9F])

@@ -1,0 +1,86 @@
+"""JSON files that others wrote: read with bounds, refused in one sentence."""
+
+import json
+import os
+import pathlib
+import stat
+from typing import Any
+
+from scansnap_jax.experiment import errors
+
+# No config.json or tokenizer.json known comes near; a text or a model does.
+_MOST_BYTES = 256 * 2**20
+
+
+def read_object(
+    path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES
+) -> dict[str, Any]:
+  """Returns the JSON object that a file holds.
+
+  Args:
+    path: Of a regular file, which may be reached by links.
+    most_bytes: Largest size, in bytes, that is read at all.
+
+  Raises:
+    UserError: If there is no such file, it is no regular file, may not be read,
+      is larger than `most_bytes`, is not UTF-8 or not JSON, is nested too
+      deeply, or holds something else than an object.
+  """
+  path = pathlib.Path(path)
+  return parse_object(read_text(path, most_bytes=most_bytes), path)
+
+
+def parse_object(text: str, source: Any) -> dict[str, Any]:
+  """Returns the JSON object that a text is; errors name `source`.
+
+  Raises:
+    UserError: As `read_object`.
+  """
+  try:
+    value = json.loads(text)
+  except RecursionError as error:
+    raise errors.UserError(f"{source} is nested too deeply to be read.") from (
+        error
+    )
+  except ValueError as error:  # No JSON, or an integer of too many digits.
+    raise errors.UserError(f"{source} is not JSON: {error}") from error
+  if not isinstance(value, dict):
+    raise errors.UserError(
+        f"{source} must hold a JSON object {{...}}, got {type(value).__name__}."
+    )
+  return value
+
+
+def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
+  """Returns the text of a regular UTF-8 file.
+
+  Raises:
+    UserError: As `read_object`, JSON aside.
+  """
+  check_regular(path)
+  try:
+    size = path.stat().st_size
+    if size > most_bytes:
+      raise errors.UserError(
+          f"{path} has {size} bytes; at most {most_bytes} are read."
+      )
+    return path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise errors.UserError(f"{path} is not UTF-8: {error}") from error
+  except OSError as error:
+    raise errors.UserError(f"{path}: {error.strerror}.") from error
+
+
+def check_regular(path: pathlib.Path) -> None:
+  """Raises UserError unless a path leads to a regular file.
+
+  Reading a FIFO or a device would wait for ever.
+  """
+  try:
+    mode = path.stat().st_mode
+  except (OSError, ValueError) as error:  # ValueError: a null character.
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    raise errors.UserError(f"{path} cannot be read: {reason}.") from error
+  if not stat.S_ISREG(mode):
+    kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    raise errors.UserError(f"{path} is {kind}; a file is wanted.")
