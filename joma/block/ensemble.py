@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Float, Int, PyTree
 import numpy as np
 
-from joma.block import train
+from joma.block import train as block_train
 from scansnap_jax import ensemble
 
 
@@ -33,10 +33,10 @@ class Runs:
   names: tuple[str, ...]
   steps: Int[np.ndarray, "S"]
   losses: Float[np.ndarray, "C R N"]
-  seen: train.Observation
+  seen: block_train.Observation
   scores: PyTree
 
-  def __getitem__(self, name: str) -> train.Observation:
+  def __getitem__(self, name: str) -> block_train.Observation:
     """The records of one setting, leaves [seeds, S, ...]."""
     index = self.names.index(name)
     return jax.tree.map(lambda leaf: leaf[index], self.seen)
@@ -56,10 +56,10 @@ def member(
     lr_u: float = 0.0,
     is_stationary: bool = False,
     activation: int = 0,
-) -> train.Run:
+) -> block_train.Run:
   """One setting, its seed left at 0."""
   rates = (np.float32(rate) for rate in (lr_w, lr_z, lr_readout, lr_u))
-  return train.Run(
+  return block_train.Run(
       np.int32(0),
       np.bool_(is_stationary),
       np.int32(activation),
@@ -69,10 +69,10 @@ def member(
 
 
 def train(
-    settings: Mapping[str, train.Run | Sequence[train.Run]],
+    settings: Mapping[str, block_train.Run | Sequence[block_train.Run]],
     seeds: Sequence[int],
     *,
-    setting: train.Setting,
+    setting: block_train.Setting,
     num_steps: int,
     num_records: int,
     score: Any = None,
@@ -95,17 +95,17 @@ def train(
   """
   rows = []
   for runs in settings.values():
-    each = [runs] * len(seeds) if isinstance(runs, train.Run) else runs
+    each = [runs] * len(seeds) if isinstance(runs, block_train.Run) else runs
     rows += [
         run._replace(seed=np.int32(seed))
         for run, seed in zip(each, seeds, strict=True)
     ]
   layout = ensemble.make_ensemble(len(rows))
   members = layout.scatter(jax.tree.map(lambda *x: np.stack(x), *rows))
-  state = layout.map(train.init, setting=setting)(members, ())
+  state = layout.map(block_train.init, setting=setting)(members, ())
   every = num_steps // num_records
   advance = layout.map(
-      train.train,
+      block_train.train,
       setting=setting,
       num_steps=num_steps // num_scores,
       record_every=every,
