@@ -7,72 +7,36 @@
 Keys and values have K heads, of which N / K query heads share each: K = N is
 multi-head attention, K = 1 multi-query attention (arXiv 1911.02150), between
 them grouped-query attention (arXiv 2305.13245). The op is `kernels_pallas`'s.
+What else a layer may do with any of it are its `hooks`.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.transformer import config as configs
+from joma.transformer import hooks
+from joma.transformer import layer_hooks
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import sharding
 from joma.transformer.rope import rotary
 from kernels_pallas import implementations
 from kernels_pallas import masks
+from kernels_pallas import selection
+from kernels_pallas.block_sparse_attention import api as block_sparse
+from kernels_pallas.block_sparse_attention import reference
 from kernels_pallas.flash_attention import api
 
-Rotate = Callable[[Array, Array], Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
-  """What attention needs besides arrays; static.
-
-  Attributes:
-    scale: Factor of the logits.
-    logits_soft_cap: c in c tanh(logits / c); None is off.
-    window: Keys that a query sees, its own included; None is all.
-    implementation: Of the op, see `kernels_pallas.implementations`.
-  """
-
-  scale: float
-  logits_soft_cap: float | None = None
-  window: int | None = None
-  implementation: implementations.Implementation | None = None
-
-
-class KVCache(Protocol):
-  """Keys and values of one layer: what it keeps and what queries see of it."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: Rotate,
-      options: AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "KVCache"]:
-    """Takes in new tokens and attends from them.
-
-    Args:
-      query: Not rotated yet.
-      key: Not rotated yet: a cache may keep keys before or after rotation.
-      value: Of the same tokens.
-      positions: In the sequence, from 0; -1 marks padding, which is not kept.
-      rotate: Applies rotary positions; does nothing where there are none.
-      options: Static.
-
-    Returns:
-      (out, cache). Rows of padding are arbitrary.
-    """
-    ...
+# The contracts of caches, by the names of their first home.
+Rotate = hooks.Rotate
+AttentionOptions = hooks.AttentionOptions
+KVCache = hooks.KVCache
 
 
 class Attention(nn.Module):
@@ -102,8 +66,10 @@ class Attention(nn.Module):
       mask: masks.Mask,
       kv_cache: Any = None,
       is_training: bool = False,
-  ) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns what is added to the residual stream, and the cache.
+      carry: Mapping[str, Any] | None = None,
+      route: hooks.Route | None = None,
+  ) -> tuple[Float[Array, "B T D"], Any, Mapping[str, Any]]:
+    """Returns what is added to the residual stream, the cache, and the carry.
 
     Args:
       x: Normalized residual stream.
@@ -111,37 +77,45 @@ class Attention(nn.Module):
       mask: Which tokens see which, windows aside; unused with a cache.
       kv_cache: A KVCache; None attends among the tokens given.
       is_training: Whether attention weights are dropped.
+      carry: What earlier layers handed on to this one, by its maker's name.
+      route: A router's way through this layer.
     """
-    query, key, value = self._project(x)
-    rotate, options = self._rotate(), self._options()
-    if kv_cache is not None:
-      head_out, kv_cache = kv_cache.attend(
-          query, key, value, positions, rotate, options
+    if route is not None:
+      kv_cache = route.heads(x, kv_cache)
+    carry = {} if carry is None else carry
+    query, key, value = self._project(x, route)
+    own = layer_hooks.of_layer(self.config, self.layer)
+    call = self._call(own, x, positions, carry, is_training, kv_cache)
+    if own.prepare is not None:
+      query, key, value, kv_cache = layer_hooks.prepare(
+          own.prepare, call, query, key, value, kv_cache
       )
-    else:
-      mask = with_window(mask, x.shape[1], options.window)
-      query, key = rotate(query, positions), rotate(key, positions)
-      head_out = self._attend(query, key, value, mask, options, is_training)
-    self.sow("intermediates", "head_out", head_out)
-    out = nn.DenseGeneral(
-        self.config.embed_dim,
-        axis=(-2, -1),
-        use_bias=self.config.use_attn_out_bias,
-        dtype=self.dtype,
-        kernel_init=mlp.kernel_init(self.config, into_residual=True),
-        name="out",
-    )(head_out)
-    return out, kv_cache
+    made, kv_cache = self._mix(own, call, query, key, value, mask, kv_cache)
+    if own.gate is not None:
+      params = call.params[own.gate.name]
+      head_out, losses = own.gate.gate(params, call, made.head_out)
+      made = dataclasses.replace(made, head_out=head_out)
+      for name, loss in losses.items():
+        self.sow("losses", f"{own.gate.name}_{name}", loss)
+    self.sow("intermediates", "head_out", made.head_out)
+    out = self._product(self._dense_out(), made.head_out, route)
+    return out, kv_cache, self._hand_on(own, call, made)
 
-  def _project(self, x: Array) -> tuple[Array, Array, Array]:
+  def _project(
+      self, x: Array, route: hooks.Route | None
+  ) -> tuple[Array, Array, Array]:
     config = self.config
-    dense = lambda name, num_heads: nn.DenseGeneral(
-        (num_heads, config.head_dim),
-        use_bias=config.use_qkv_bias,
-        dtype=self.dtype,
-        kernel_init=mlp.kernel_init(config),
-        name=name,
-    )(x)
+    dense = lambda name, num_heads: self._product(
+        nn.DenseGeneral(
+            (num_heads, config.head_dim),
+            use_bias=config.use_qkv_bias,
+            dtype=self.dtype,
+            kernel_init=mlp.kernel_init(config),
+            name=name,
+        ),
+        x,
+        route,
+    )
     query = dense("query", config.num_heads)
     key = dense("key", config.num_kv_heads)
     if config.use_qk_norm:
@@ -154,6 +128,92 @@ class Attention(nn.Module):
       )
       query, key = normalize("query_norm")(query), normalize("key_norm")(key)
     return query, key, dense("value", config.num_kv_heads)
+
+  def _dense_out(self) -> nn.DenseGeneral:
+    return nn.DenseGeneral(
+        self.config.embed_dim,
+        axis=(-2, -1),
+        use_bias=self.config.use_attn_out_bias,
+        dtype=self.dtype,
+        kernel_init=mlp.kernel_init(self.config, into_residual=True),
+        name="out",
+    )
+
+  def _product(
+      self, dense: nn.DenseGeneral, x: Array, route: hooks.Route | None
+  ) -> Array:
+    return dense(x) if route is None else route.product(dense, x)
+
+  def _call(
+      self, own, x, positions, carry, is_training, kv_cache
+  ) -> hooks.Call:
+    """What the systems see; draws their parameters when a model is made."""
+    make = lambda system: self.param(
+        system.name, system.init_params, self.config, self.layer
+    )
+    params = {
+        system.name: (
+            make(system) if isinstance(system, hooks.Parametric) else {}
+        )
+        for system in own.systems
+    }
+    call = hooks.Call(
+        config=self.config,
+        layer=self.layer,
+        x=x,
+        positions=positions,
+        rotate=self._rotate(),
+        options=self._options(),
+        params=params,
+        carry=carry,
+        is_training=is_training,
+        has_cache=kv_cache is not None,
+    )
+    return layer_hooks.with_weights(own, call)
+
+  def _mix(
+      self, own, call, query, key, value, mask, kv_cache
+  ) -> tuple[hooks.Made, Any]:
+    """The heads' outputs: of a cache, of a mixer, or of attention."""
+    options, rotate, where = call.options, call.rotate, None
+    if kv_cache is not None:
+      head_out, kv_cache = layer_hooks.attend(
+          own, call, query, key, value, kv_cache
+      )
+    elif own.mixer is not None:
+      params = call.params[own.mixer.name]
+      head_out = own.mixer.mix(params, call, query, key, value, mask)
+    else:
+      where = with_window(mask, query.shape[1], options.window)
+      query, key = rotate(query, call.positions), rotate(key, call.positions)
+      if own.select is not None:
+        params = call.params[own.select.name]
+        where = own.select.select(params, call, query, key, where)
+      head_out = self._attend(
+          query, key, value, where, options, call.is_training
+      )
+    made = hooks.Made(
+        query=query,
+        key=key,
+        value=value,
+        where=where,
+        head_out=head_out,
+        options=options,
+    )
+    return made, kv_cache
+
+  def _hand_on(self, own, call, made) -> Mapping[str, Any]:
+    """Lets a probe look, and adds what later layers get to the carry."""
+    probe = own.probe
+    if probe is not None and self.is_mutable_collection("intermediates"):
+      found = probe.probe(call.params[probe.name], call, made)
+      for name, values in found.items():
+        self.sow("intermediates", f"{probe.name}_{name}", values)
+    if own.carry is None:
+      return call.carry
+    name = own.carry.name
+    handed = own.carry.carry(call.params[name], call, made)
+    return {**call.carry, name: handed}
 
   def _options(self) -> AttentionOptions:
     config = self.config
@@ -173,25 +233,39 @@ class Attention(nn.Module):
     kind = config.rope_of(self.layer)
     return lambda x, positions: rotary.rotate_by(x, positions, kind, config)
 
-  def _attend(self, query, key, value, mask, options, is_training) -> Array:
+  def _attend(self, query, key, value, where, options, is_training) -> Array:
     if self.is_mutable_collection("intermediates"):
-      attn_logits = masked_logits(query, key, mask, options)
+      attn_logits = masked_logits(query, key, where, options)
       self.sow("intermediates", "attn_logits", attn_logits)
-      self.sow("intermediates", "attn_weights", jax.nn.softmax(attn_logits))
-    if is_training and self.config.attn_dropout:
-      attn_weights = jax.nn.softmax(masked_logits(query, key, mask, options))
-      dropout = nn.Dropout(self.config.attn_dropout, deterministic=False)
-      return _weighted_values(dropout(attn_weights), value)
-    attend = lambda query, key, value, mask: api.flash_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        scale=options.scale,
-        logits_soft_cap=options.logits_soft_cap,
-        implementation=options.implementation,
+      weights = attn_weights(attn_logits, options.weights)
+      self.sow("intermediates", "attn_weights", weights)
+    is_dropping = is_training and self.config.attn_dropout
+    if is_dropping or not is_softmax(options.weights):
+      attn_logits = masked_logits(query, key, where, options)
+      weights = attn_weights(attn_logits, options.weights)
+      dropout = nn.Dropout(
+          self.config.attn_dropout, deterministic=not is_dropping
+      )
+      return _weighted_values(dropout(weights), value)
+    attend = lambda *arrays: _op(options, *arrays)
+    return sharding.per_part(
+        attend, query, key, value, where, options.sink_logits
+    )
+
+
+def _op(options, query, key, value, where, sink_logits=None) -> Array:
+  """The kernels' op, whatever says where to look."""
+  shared: Any = dict(
+      scale=options.scale,
+      logits_soft_cap=options.logits_soft_cap,
+      sink_logits=sink_logits,
+      implementation=options.implementation,
+  )
+  if isinstance(where, selection.Selection):
+    return block_sparse.block_sparse_attention(
+        query, key, value, where, **shared
     ).out
-    return sharding.per_part(attend, query, key, value, mask)
+  return api.flash_attention(query, key, value, mask=where, **shared).out
 
 
 def with_window(
@@ -206,7 +280,7 @@ def with_window(
 def masked_logits(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    mask: masks.Mask,
+    where: hooks.Where,
     options: AttentionOptions,
 ) -> Float[Array, "B N T S"]:
   """Attention logits as one array, float32: to look at, or to drop from."""
@@ -220,9 +294,38 @@ def masked_logits(
     cap = options.logits_soft_cap
     attn_logits = cap * jnp.tanh(attn_logits / cap)
   attn_logits = attn_logits.reshape(batch, num_heads, num_queries, num_keys)
-  allowed = jnp.asarray(masks.allowed(mask, num_keys))
-  allowed = allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
+  allowed = _allowed(where, num_queries, num_keys)
   return jnp.where(allowed, attn_logits, -jnp.inf)
+
+
+def attn_weights(
+    attn_logits: Float[Array, "*b N T S"], rule: hooks.WeightRule | None
+) -> Float[Array, "*b N T S"]:
+  """Weights of logits by a rule; None is softmax."""
+  if rule is None:
+    return jax.nn.softmax(attn_logits)
+  if rule.normalize is not None:
+    return rule.normalize(attn_logits)
+  if rule.sink_logits is None:
+    return jax.nn.softmax(attn_logits)
+  sinks = rule.sink_logits.astype(attn_logits.dtype)[:, None, None]
+  sinks = jnp.broadcast_to(sinks, (*attn_logits.shape[:-1], 1))
+  both = jnp.concatenate([attn_logits, sinks], axis=-1)
+  return jax.nn.softmax(both)[..., :-1]
+
+
+def is_softmax(rule: hooks.WeightRule | None) -> bool:
+  """Whether the ops can follow a rule, which know softmax and its sinks."""
+  return rule is None or rule.normalize is None
+
+
+def _allowed(
+    where: hooks.Where, num_queries: int, num_keys: int
+) -> Bool[Array, "#B #N T S"]:
+  if isinstance(where, selection.Selection):
+    return reference.allowed_pairs(where, num_queries, num_keys)
+  allowed = jnp.asarray(masks.allowed(where, num_keys))
+  return allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
 
 
 def _weighted_values(

@@ -12,6 +12,7 @@ heads, K key and value heads, H size of a head, T positions.
 import dataclasses
 from typing import Literal
 
+from joma.systems import names
 from joma.transformer.rope.config import RopeConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
@@ -66,6 +67,9 @@ class TransformerConfig:
     attn_dropout: Fraction of attention weights dropped in training.
     hidden_dropout: Fraction of hidden activations dropped in training.
     residual_scale: Whether output projections start smaller by sqrt(2 L).
+    attention: Systems in place of plain attention, parts joined by + as in
+      ssa+hip:k=512; one entry for all layers, one a layer, or a pattern that
+      repeats, softmax being plain; empty is plain everywhere.
   """
 
   vocab_size: int = 256
@@ -105,6 +109,7 @@ class TransformerConfig:
   attn_dropout: float = 0.0
   hidden_dropout: float = 0.0
   residual_scale: bool = False
+  attention: tuple[str, ...] = ()
 
   def __post_init__(self):
     for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):
@@ -129,6 +134,7 @@ class TransformerConfig:
       )
     if any(window < 0 for window in self.windows):
       raise UserError(f"windows must not be negative, got {self.windows}.")
+    names.check(self.attention, self.num_layers)
     if self.use_parallel_residual and self.norm_placement != "pre":
       raise UserError(
           "use_parallel_residual wants norm_placement=pre, got"

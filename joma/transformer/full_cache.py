@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from joma.transformer import one_query
 from kernels_pallas import masks
 from kernels_pallas import output
@@ -61,8 +62,8 @@ def init(
     batch_size: int,
     capacity: int,
     dtype: Any = jnp.float32,
-) -> tuple[FullCache, ...]:
-  """Returns empty caches, one a layer.
+) -> tuple[Any, ...]:
+  """Returns empty caches, one a layer: a system's own where it has one.
 
   Args:
     config: The model's.
@@ -72,7 +73,10 @@ def init(
   """
   shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
   empty = lambda: FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-  return tuple(empty() for _ in range(config.num_layers))
+  return tuple(
+      layer_hooks.init_cache(config, layer, batch_size, capacity, dtype, empty)
+      for layer in range(config.num_layers)
+  )
 
 
 def _write(

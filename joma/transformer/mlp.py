@@ -20,6 +20,10 @@ ACTIVATIONS: dict[configs.Activation, Callable[[Array], Array]] = {
 }
 
 
+# A projection and what it reads, to what takes the place of its product.
+Product = Callable[[nn.Module, Array], Array]
+
+
 class Mlp(nn.Module):
   """act(x W_up) W_down, or (act(x W_gate) * (x W_up)) W_down when gated.
 
@@ -36,20 +40,33 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "B T D"], is_training: bool = False
+      self,
+      x: Float[Array, "B T D"],
+      is_training: bool = False,
+      product: Product | None = None,
   ) -> Float[Array, "B T D"]:
-    """Applies the MLP to every position."""
+    """Applies the MLP to every position.
+
+    Args:
+      x: What it reads.
+      is_training: Whether hidden activations are dropped.
+      product: Takes the place of each product; None computes them.
+    """
     config = self.config
-    dense = lambda width, name, **options: nn.Dense(
-        width,
-        use_bias=config.use_mlp_bias,
-        dtype=self.dtype,
-        name=name,
-        **options,
-    )
-    hidden_pre = up = dense(config.hidden_dim, "up")(x)
+
+    def dense(x, width, name, **options):
+      module = nn.Dense(
+          width,
+          use_bias=config.use_mlp_bias,
+          dtype=self.dtype,
+          name=name,
+          **options,
+      )
+      return module(x) if product is None else product(module, x)
+
+    hidden_pre = up = dense(x, config.hidden_dim, "up")
     if config.use_gated_mlp:
-      hidden_pre = dense(config.hidden_dim, "gate")(x)
+      hidden_pre = dense(x, config.hidden_dim, "gate")
     hidden = ACTIVATIONS[config.activation](hidden_pre)
     hidden = hidden * up if config.use_gated_mlp else hidden
     self.sow("intermediates", "hidden_pre", hidden_pre)
@@ -58,7 +75,7 @@ class Mlp(nn.Module):
         hidden, deterministic=not is_training
     )
     init = kernel_init(config, into_residual=True)
-    return dense(config.embed_dim, "down", kernel_init=init)(hidden)
+    return dense(hidden, config.embed_dim, "down", kernel_init=init)
 
 
 def kernel_init(

@@ -11,6 +11,7 @@ Letters: B batch, T positions, D width, F hidden width, N heads, H head size,
 V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from joma.transformer import mlp
 from joma.transformer import norm
 from kernels_pallas import implementations
@@ -55,6 +57,7 @@ class Transformer(nn.Module):
       kv_cache: tuple[Any, ...] | None = None,
       logits_at: Int[Array, "B"] | None = None,
       is_training: bool = False,
+      router: hooks.Router | None = None,
   ) -> Any:
     """Returns logits [B, T, V], float32; with a cache, (logits, cache).
 
@@ -67,9 +70,11 @@ class Transformer(nn.Module):
       logits_at: Index in T of the one token of each sequence whose logits are
         wanted; the result is then [B, 1, V].
       is_training: Whether to drop; wants an rng "dropout" if config drops.
+      router: Takes the place of products of heads and neurons.
 
     Raises:
-      UserError: If there are more tokens than learned positions.
+      UserError: If there are more tokens than learned positions, or if the
+        systems of `config.attention` do not go together.
     """
     seq_len = tokens.shape[1]
     if positions is None:
@@ -88,16 +93,20 @@ class Transformer(nn.Module):
     layer_class = (
         nn.remat(Layer, static_argnums=(5,)) if self.use_remat else Layer
     )
-    new_caches = []
+    # What a layer of systems hands to later ones; plain layers need nothing.
+    carry: Any = {"resid_embed": x} if self.config.attention else {}
+    new_caches, x_before = [], None
     for layer, cache in enumerate(caches):
-      x, cache = layer_class(
+      x_in = x
+      x, cache, carry = layer_class(
           self.config,
           layer,
           self.dtype,
           self.implementation,
           name=f"layers_{layer}",
-      )(x, positions, mask, cache, is_training)
+      )(x, positions, mask, cache, is_training, carry, router, x_before)
       new_caches.append(cache)
+      x_before = x_in if router is not None else None
     if logits_at is not None:
       x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
     logits = self._logits(token_embed, x)
@@ -170,8 +179,22 @@ class Layer(nn.Module):
       mask: masks.Mask,
       kv_cache: Any = None,
       is_training: bool = False,
-  ) -> tuple[Float[Array, "B T D"], Any]:
-    """Returns the residual stream after this layer, and the layer's cache."""
+      carry: Mapping[str, Any] | None = None,
+      router: hooks.Router | None = None,
+      x_before: Float[Array, "B T D"] | None = None,
+  ) -> tuple[Float[Array, "B T D"], Any, Mapping[str, Any]]:
+    """Returns the residual stream after this layer, its cache, and the carry.
+
+    Args:
+      x: The stream before it.
+      positions: As in `Transformer`.
+      mask: Likewise.
+      kv_cache: The layer's.
+      is_training: As in `Transformer`.
+      carry: What earlier layers handed on.
+      router: As in `Transformer`.
+      x_before: What the layer before read, for the router.
+    """
     config = self.config
     attend = attention.Attention(
         config, self.layer, self.dtype, self.implementation, name="attn"
@@ -180,15 +203,25 @@ class Layer(nn.Module):
     drop = nn.Dropout(config.dropout, deterministic=not is_training)
     before = config.norm_placement != "post"
     attn_in = self._norm("attn_norm", x) if before else x
-    update, kv_cache = attend(attn_in, positions, mask, kv_cache, is_training)
+    route = None
+    if router is not None:
+      x_before = x if x_before is None else x_before
+      route = router.route(self.layer, x, x_before, positions, kv_cache)
+    update, kv_cache, carry = attend(
+        attn_in, positions, mask, kv_cache, is_training, carry, route
+    )
     attn_resid = self._add(x, drop(update), "attn")
     self.sow("intermediates", "resid_attn", attn_resid)
-    mlp_in = x if config.use_parallel_residual else attn_resid
-    mlp_in = self._norm("mlp_norm", mlp_in) if before else mlp_in
-    update = drop(apply_mlp(mlp_in, is_training))
-    mlp_resid = self._add(attn_resid, update, "mlp")
+    resid = x if config.use_parallel_residual else attn_resid
+    mlp_in = self._norm("mlp_norm", resid) if before else resid
+    if route is None:
+      update = apply_mlp(mlp_in, is_training)
+    else:
+      update = route.mlp(apply_mlp, mlp_in, resid)
+      kv_cache = route.new_cache(kv_cache)
+    mlp_resid = self._add(attn_resid, drop(update), "mlp")
     self.sow("intermediates", "resid_mlp", mlp_resid)
-    return mlp_resid, kv_cache
+    return mlp_resid, kv_cache, carry
 
   def _norm(self, name: str, x: Array) -> Array:
     return make_norm(self.config, self.dtype, name)(x)

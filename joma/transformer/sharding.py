@@ -8,6 +8,7 @@ they are copies.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import math
 import re
 from typing import Any
@@ -20,7 +21,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 import numpy as np
 
+from joma.systems import names
 from kernels_pallas import masks
+from kernels_pallas import selection
 from scansnap_jax.experiment import errors
 
 AnyMesh = Mesh | AbstractMesh
@@ -70,7 +73,9 @@ def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
     shape: Its shape. An axis that the mesh does not divide is not split.
     mesh: The mesh.
   """
-  axes = next(axes for rule, axes in _RULES if re.search(rule + "$", path))
+  axes = _system_axes(path)
+  if axes is None:
+    axes = next(axes for rule, axes in _RULES if re.search(rule + "$", path))
   if len(axes) > len(shape):
     return P()
   whole = [
@@ -80,12 +85,21 @@ def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
   return P(*whole)
 
 
+def _system_axes(path: str) -> tuple[str | None, ...] | None:
+  """What an attention system says of its own parameters."""
+  found = re.search(r"attn/(\w+)/(\w+)$", path)
+  if found is None or found[1] not in names.SYSTEMS:
+    return None
+  return names.load(found[1]).axes[found[2]]
+
+
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   """A sharding for each array, or its shape, of a state."""
 
   def sharding(path, leaf):
-    names = "/".join(jax.tree_util.keystr((key,), simple=True) for key in path)
-    return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
+    keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+    spec = partition_spec("/".join(keys), leaf.shape, mesh)
+    return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -123,44 +137,67 @@ def per_part(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: masks.Mask,
+    where: masks.Mask | selection.Selection,
+    sink_logits: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N H"]:
   """Attends in parts of batch and heads, as kernels cannot be split by XLA.
 
   Under `jax.set_mesh` of a mesh of this module each device calls `attend` with
   the sequences and heads that are its own, or with all of an axis that the mesh
-  does not divide. Without one it is `attend(query, key, value, mask)`.
+  does not divide. Without one it is `attend(query, key, value, where)`, and the
+  sinks' logits after those where there are any.
   """
+  sinks = () if sink_logits is None else (sink_logits,)
   mesh = jax.sharding.get_abstract_mesh()
   if not set(AXES) <= set(mesh.auto_axes):
-    return attend(query, key, value, mask)
+    return attend(query, key, value, where, *sinks)
   num_parts = num_batch_parts(mesh)
   batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
   heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
   arrays = P(batch, None, heads, None)
-  is_known = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(mask))
-  if is_known and mask.starts.ndim == 2:  # Tiles can then be left out.
-    in_parts = jax.shard_map(
-        lambda *parts: attend(*parts, mask),
-        in_specs=(arrays,) * 3,
-        out_specs=arrays,
-        check_vma=False,
-    )
-    return in_parts(query, key, value)
+  in_parts = lambda attend, *places: jax.shard_map(
+      attend,
+      in_specs=(arrays, arrays, arrays, *places, *(P(heads) for _ in sinks)),
+      out_specs=arrays,
+      check_vma=False,
+  )
+  if isinstance(where, selection.Selection):
+    place = _selection_specs(where, batch, heads)
+  else:
+    leaves = jax.tree.leaves(where)
+    is_known = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    if is_known and where.starts.ndim == 2:  # Tiles can then be left out.
+      alike = lambda query, key, value, *sinks: attend(
+          query, key, value, where, *sinks
+      )
+      return in_parts(alike)(query, key, value, *sinks)
+    place = _mask_specs(where, batch)
+  return in_parts(attend, place)(query, key, value, where, *sinks)
+
+
+def _mask_specs(mask: masks.Mask, batch: Any) -> masks.Mask:
+  """Splits what a mask has for each sequence."""
   split = lambda leaf, rank: P(batch) if leaf.ndim == rank else P()
-  place = masks.Mask(
+  return masks.Mask(
       split(mask.starts, 3),
       split(mask.stops, 3),
       None if mask.query_ids is None else split(mask.query_ids, 2),
       None if mask.key_ids is None else split(mask.key_ids, 2),
   )
-  in_parts = jax.shard_map(
-      attend,
-      in_specs=(arrays, arrays, arrays, place),
-      out_specs=arrays,
-      check_vma=False,
+
+
+def _selection_specs(
+    where: selection.Selection, batch: Any, heads: Any
+) -> selection.Selection:
+  """Splits tables by sequences and heads, unless those share one."""
+  rows, columns = where.num_valid.shape[:2]
+  place = P(batch if rows > 1 else None, heads if columns > 1 else None)
+  return dataclasses.replace(
+      where,
+      block_table=place,
+      num_valid=place,
+      mask=None if where.mask is None else _mask_specs(where.mask, batch),
   )
-  return in_parts(query, key, value, mask)
 
 
 def num_batch_parts(mesh: AnyMesh) -> int:

@@ -10,6 +10,7 @@ G = N / K, H head size.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -24,6 +25,7 @@ from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from scansnap_jax.experiment import require
 
 
@@ -114,8 +116,9 @@ def init(
       least priority, all unprotected.
 
   Raises:
-    UserError: If the sizes do not fit together, or rolled positions are asked
-      of a model without rotary ones.
+    UserError: If the sizes do not fit together, if rolled positions are asked
+      of a model without rotary ones, or if a layer's systems leave the policy
+      nothing to evict from.
   """
   require.at_least("batch_size", batch_size, 1)
   options = cache_options.resolve(config, keys, positions, page_size)
@@ -123,13 +126,31 @@ def init(
   for layer, size in enumerate(policy.capacities(config.num_layers, capacity)):
     cache_options.check_capacity(size, config, options)
     sized = policy.with_capacity(size)
-    own = sized.init_cache(config, layer, batch_size, size, dtype, options)
-    if own is None:
-      shape = (batch_size, config.num_kv_heads, size, config.head_dim)
-      num_groups = config.num_heads // config.num_kv_heads
-      own = init_layer(sized, layer, shape, num_groups, dtype, options)
-    caches.append(own)
+    default = functools.partial(
+        _init_layer, sized, config, layer, batch_size, size, dtype, options
+    )
+    caches.append(
+        layer_hooks.init_cache(
+            config,
+            layer,
+            batch_size,
+            size,
+            dtype,
+            default,
+            policy=type(policy).__name__ if policy.evicts else None,
+        )
+    )
   return tuple(caches)
+
+
+def _init_layer(policy, config, layer, batch_size, size, dtype, options) -> Any:
+  """Returns the cache of a policy: of a kind of its own, or slots."""
+  own = policy.init_cache(config, layer, batch_size, size, dtype, options)
+  if own is not None:
+    return own
+  shape = (batch_size, config.num_kv_heads, size, config.head_dim)
+  num_groups = config.num_heads // config.num_kv_heads
+  return init_layer(policy, layer, shape, num_groups, dtype, options)
 
 
 def init_layer(

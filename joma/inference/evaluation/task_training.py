@@ -91,7 +91,8 @@ def _advance(state, tokens, targets, model, optimizer) -> tuple[Any, Array]:
 
 
 def _loss(params, tokens, targets, model) -> Float[Array, ""]:
-  logits = model.apply({"params": params}, tokens)
+  logits, extra = lm_step.apply_with_losses(model, params, tokens)
   is_asked = targets >= 0
   losses = lm_step.token_losses(logits, jnp.maximum(targets, 0))
-  return (losses * is_asked).sum() / jnp.maximum(is_asked.sum(), 1)
+  loss = (losses * is_asked).sum() / jnp.maximum(is_asked.sum(), 1)
+  return loss if extra is None else loss + extra

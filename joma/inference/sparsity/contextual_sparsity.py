@@ -252,11 +252,11 @@ class _Pass:
     state = cache
     if isinstance(state, LayerState):
       self.block_ids, cache = state.block_ids, state.cache
-    out, cache = next_fun(x, positions, mask, cache, *rest)
+    out, cache, carry = next_fun(x, positions, mask, cache, *rest)
     self.heads = self.neurons = None
     if isinstance(state, LayerState):
       cache = LayerState(cache, self.block_ids)
-    return out, cache
+    return out, cache, carry
 
   def _attention(self, next_fun, module, x, positions, mask, cache, *rest):
     resid = self.layer_before if self.plan.lookahead else self.layer_in

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from joma.systems import names as systems
 from joma.transformer import model as model_lib
 from joma.transformer.training import lm_config
 
@@ -44,7 +45,8 @@ def _like_pytorch(key: Array, params: PyTree) -> PyTree:
     MLP                                       1 / sqrt(fan_in), biases too
 
   after https://pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention
-  and torch.nn.Linear; norms keep scale 1 and bias 0.
+  and torch.nn.Linear; norms keep scale 1 and bias 0, and the parameters of
+  attention systems what those drew.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   keys = jax.random.split(key, len(leaves))
@@ -61,13 +63,13 @@ def _like_pytorch(key: Array, params: PyTree) -> PyTree:
 
 
 def _bound(names: list[str], params: PyTree) -> float | None:
-  """Largest value of a parameter's draw; None leaves norms as they are."""
+  """Largest value of a parameter's draw; None leaves it as it is."""
   *parents, module, name = names
   if module in ("token_embed", "position_embed"):
     return 0.1
   if module == "output":
     return 0.1 if name == "kernel" else 0.0
-  if module.endswith("norm"):
+  if module.endswith("norm") or module in systems.SYSTEMS:
     return None
   kernel = params
   for parent in (*parents, module):

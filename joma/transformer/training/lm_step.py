@@ -23,6 +23,7 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import init as init_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import optimizer as optimizer_lib
+from kernels_pallas import masks
 
 
 class TrainState(NamedTuple):
@@ -115,15 +116,47 @@ def loss_sum(
     task: Task,
     dropout_key: Array | None = None,
 ) -> Float[Array, ""]:
-  """Weighted sum of a batch's cross-entropies; drops where a key is given."""
+  """Weighted sum of a batch's cross-entropies; drops where a key is given.
+
+  With a key, which says that the model is trained, the losses of its systems
+  are added, each as often as there are tokens: to the mean they add themselves.
+  """
+  is_training = dropout_key is not None
   with nn.intercept_methods(sharding.keep_split):
-    logits: Any = task.model.apply(
-        {"params": params},
+    logits, extra = apply_with_losses(
+        task.model,
+        params,
         batch.inputs,
-        is_training=dropout_key is not None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        is_training=is_training,
+        rngs={"dropout": dropout_key} if is_training else None,
     )
-  return (token_losses(logits, batch.targets) * batch.weights).sum()
+  total = (token_losses(logits, batch.targets) * batch.weights).sum()
+  if not is_training or extra is None:
+    return total
+  return total + extra * batch.weights.sum()
+
+
+def apply_with_losses(
+    model: model_lib.Transformer,
+    params: PyTree,
+    tokens: Int[masks.AnyArray, "B T"],
+    **options: Any,
+) -> tuple[Float[Array, "B T V"], Float[Array, ""] | None]:
+  """Returns logits, and the sum of the systems' losses; None without systems.
+
+  Args:
+    model: The Transformer.
+    params: Its parameters.
+    tokens: As in `model.Transformer`.
+    **options: Of `model.apply`.
+  """
+  variables = {"params": params}
+  if not model.config.attention:
+    logits: Any = model.apply(variables, tokens, **options)
+    return logits, None
+  logits, sown = model.apply(variables, tokens, mutable=["losses"], **options)
+  losses = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(sown)]
+  return logits, sum(losses, jnp.zeros(()))
 
 
 def train(

@@ -25,7 +25,7 @@ def _apply(config, x, params=None, **options):
   mask = masks.causal(x.shape[1], x.shape[1])
   if params is None:
     params = module.init(jax.random.key(1), x, positions, mask)["params"]
-  (out, _), sown = module.apply(
+  (out, _, _), sown = module.apply(
       {"params": params},
       x,
       positions,

@@ -1,0 +1,128 @@
+"""The attention systems by the names that configs give them: the only list.
+
+An entry such as `sink_logits` or `hip:k=512+gated` is parts joined by `+`, each
+a name and its options; `softmax`, or nothing, is plain attention. A config has
+one entry for all layers, one a layer, or a pattern that repeats. Imports no
+jax: classes are imported when a model asks for its layers.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from typing import Any
+
+from scansnap_jax.experiment import errors
+
+PLAIN = "softmax"
+
+# Module and class of each system.
+SYSTEMS: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One system of an entry, not imported yet.
+
+  Attributes:
+    name: A key of SYSTEMS.
+    options: Names and values, as they are written.
+    entry: Where it stands, for messages.
+  """
+
+  name: str
+  options: tuple[tuple[str, str], ...]
+  entry: str
+
+
+def check(attention: tuple[str, ...], num_layers: int) -> None:
+  """Raises UserError if an entry cannot be read or there are too many."""
+  if len(attention) > num_layers:
+    raise errors.UserError(
+        f"attention has {len(attention)} entries, but the model has"
+        f" {num_layers} layers: give one, one a layer, or a shorter pattern."
+    )
+  for entry in attention:
+    parts(entry)
+
+
+def entry_of(attention: tuple[str, ...], layer: int) -> str:
+  """Returns the entry of a layer: the pattern repeats."""
+  return attention[layer % len(attention)] if attention else PLAIN
+
+
+def parts(entry: str) -> tuple[Part, ...]:
+  """Takes an entry apart.
+
+  Args:
+    entry: As `ssa+hip:k=512`.
+
+  Raises:
+    UserError: If a name is unknown or stands twice, or an option is no pair.
+  """
+  found: list[Part] = []
+  for text in entry.split("+"):
+    name, *settings = text.strip().split(":")
+    if name == PLAIN and entry.strip() == PLAIN:
+      return ()
+    if name not in SYSTEMS:
+      raise errors.UserError(_unknown(name, entry))
+    if name in (part.name for part in found):
+      raise errors.UserError(f"attention={entry!r} has {name!r} twice.")
+    pairs = [setting.partition("=") for setting in settings]
+    for option, equals, value in pairs:
+      if not (option and equals and value):
+        raise errors.UserError(
+            f"attention={entry!r}: options are written :name=value, got"
+            f" {option + equals + value!r}."
+        )
+    options = tuple((option, value) for option, _, value in pairs)
+    found.append(Part(name, options, entry))
+  return tuple(found)
+
+
+def load(name: str) -> Any:
+  """Imports and returns a system's class."""
+  module, _, attribute = SYSTEMS[name].partition(":")
+  return getattr(importlib.import_module(module), attribute)
+
+
+def make(part: Part) -> Any:
+  """Returns a system with its options.
+
+  Raises:
+    UserError: If an option is unknown or its value of another type.
+  """
+  system = load(part.name)
+  fields = {field.name: field for field in dataclasses.fields(system)}
+  options: dict[str, Any] = {}
+  for option, text in part.options:
+    if option not in fields:
+      known = ", ".join(sorted(fields)) or "none"
+      raise errors.UserError(
+          f"attention={part.entry!r}: {part.name} has no option {option!r};"
+          f" its options: {known}."
+      )
+    options[option] = _typed(part, option, text, fields[option].default)
+  return system(**options)
+
+
+def _unknown(name: str, entry: str) -> str:
+  known = sorted((*SYSTEMS, PLAIN))
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  return (
+      f"attention={entry!r}: there is no system {name!r}; the nearest is"
+      f" {near[0]!r}, of {', '.join(known)}."
+  )
+
+
+def _typed(part: Part, option: str, text: str, default: Any) -> Any:
+  """Reads a value as the type of the option's default."""
+  kind = type(default)
+  words = {"true": True, "false": False}
+  try:
+    return words[text.lower()] if kind is bool else kind(text)
+  except (KeyError, ValueError):
+    raise errors.UserError(
+        f"attention={part.entry!r}: {option} must be like {default!r}, got"
+        f" {text!r}."
+    ) from None

@@ -1,0 +1,378 @@
+"""What an attention system may do to a layer: the protocols.
+
+A system is a frozen dataclass of options with a `name` and the methods of one
+or more protocols below; a layer calls what its systems have and names none of
+them. `TransformerConfig.attention` chooses them. In the order of a call:
+
+  prepare   query, key, value before rotation and cache
+  select    which keys each query may read; at decode, a cache of its own
+  weights   what takes the place of softmax
+  mixer     what takes the place of attention, with a cache of its own
+  gate      the heads' outputs, and losses beside the cross-entropy
+  carry     what is handed to later layers
+  probe     what is sown to be looked at
+
+Parameters are explicit: `Parametric.init_params` makes a dictionary of arrays,
+which lies below `attn/NAME` in the tree and comes back as `params`.
+
+A `Router` is no system of a config: it is handed to `Transformer.__call__` with
+its arrays and takes the place of products of heads and neurons.
+
+Letters: B batch, T new tokens, S keys, D width, N query heads, K key and value
+heads, H head size.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Int, PyTree
+
+from joma.transformer import config as configs
+from kernels_pallas import implementations
+from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+
+Rotate = Callable[[Array, Array], Array]
+Params = Mapping[str, Array]
+Where = masks.Mask | selection_lib.Selection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+  """One call of a layer's attention, as its systems see it.
+
+  Attributes:
+    config: The model's.
+    layer: Which layer, from 0.
+    x: What attention reads [B, T, D], normalized where the model does so first.
+    positions: Of the tokens [B, T]; -1 marks padding.
+    rotate: Applies rotary positions; does nothing where there are none.
+    options: As a cache gets them, without this call.
+    params: Of each of the layer's systems, by its name.
+    carry: What earlier layers handed on, by name; `resid_embed` is what the
+      first layer reads.
+    is_training: Whether the layer drops.
+    has_cache: Whether keys come from a cache.
+  """
+
+  config: configs.TransformerConfig
+  layer: int
+  x: Float[Array, "B T D"]
+  positions: Int[Array, "B T"]
+  rotate: Rotate
+  options: "AttentionOptions"
+  params: Mapping[str, Params]
+  carry: Mapping[str, Any]
+  is_training: bool
+  has_cache: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightRule:
+  """How attention weights follow from logits.
+
+  Attributes:
+    kind: What a cache must list among its `honours` to follow it.
+    sink_logits: Logits [N] of a key without value, in softmax; None is none.
+    normalize: Weights of logits [B, N, T, S], -inf where nothing is seen; None
+      is softmax. Others are computed as one array.
+  """
+
+  kind: str
+  sink_logits: Float[Array, "N"] | None = None
+  normalize: Callable[[Array], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+  """What attention needs besides keys, values and queries.
+
+  Attributes:
+    scale: Factor of the logits.
+    logits_soft_cap: c in c tanh(logits / c); None is off.
+    window: Keys that a query sees, its own included; None is all.
+    implementation: Of the op, see `kernels_pallas.implementations`.
+    weights: What takes the place of softmax; None is softmax.
+    call: For the caches of systems; None where the layer has no system.
+  """
+
+  scale: float
+  logits_soft_cap: float | None = None
+  window: int | None = None
+  implementation: implementations.Implementation | None = None
+  weights: WeightRule | None = None
+  call: Call | None = None
+
+  @property
+  def sink_logits(self) -> Float[Array, "N"] | None:
+    """Of `weights`, for the ops that take them."""
+    return None if self.weights is None else self.weights.sink_logits
+
+
+@runtime_checkable
+class KVCache(Protocol):
+  """Keys and values of one layer: what it keeps and what queries see of it.
+
+  A cache that follows other weights than softmax lists their kinds in a class
+  attribute `honours`.
+  """
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: Rotate,
+      options: AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "KVCache"]:
+    """Takes in new tokens and attends from them.
+
+    Args:
+      query: Not rotated yet.
+      key: Not rotated yet: a cache may keep keys before or after rotation.
+      value: Of the same tokens.
+      positions: In the sequence, from 0; -1 marks padding, which is not kept.
+      rotate: Applies rotary positions; does nothing where there are none.
+      options: Scale, window, weights; the same at every call of a layer.
+
+    Returns:
+      (out, cache). Rows of padding are arbitrary.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+  """What a layer's attention has made, for `carry` and `probe`.
+
+  Attributes:
+    query: As the product reads it [B, T, N, H]; before rotation with a cache
+      or a mixer.
+    key: Likewise [B, S, K, H].
+    value: Of the keys.
+    where: Mask or selection; None with a cache or a mixer.
+    head_out: Heads' outputs [B, T, N, H], after the gate.
+    options: Of the call, with its weights.
+  """
+
+  query: Float[Array, "B T N H"]
+  key: Float[Array, "B S K H"]
+  value: Float[Array, "B S K H"]
+  where: Where | None
+  head_out: Float[Array, "B T N H"]
+  options: AttentionOptions
+
+
+@runtime_checkable
+class System(Protocol):
+  """What every system has: its name in `names.SYSTEMS`."""
+
+  name: str
+
+
+@runtime_checkable
+class Parametric(System, Protocol):
+  """A system with parameters.
+
+  Attributes:
+    axes: Of each parameter, the mesh axes that split its axes, as in the table
+      of `sharding`.
+  """
+
+  axes: Mapping[str, tuple[str | None, ...]]
+
+  def init_params(
+      self, key: Array, config: configs.TransformerConfig, layer: int
+  ) -> dict[str, Array]:
+    """Draws the parameters of one layer."""
+    ...
+
+
+@runtime_checkable
+class Prepare(System, Protocol):
+  """Changes queries, keys and values before rotation and cache."""
+
+  def init_state(
+      self, config: configs.TransformerConfig, layer: int, batch_size: int
+  ) -> PyTree:
+    """What decoding carries from token to token, leaves [B, ...], or None."""
+    ...
+
+  def prepare(
+      self,
+      params: Params,
+      call: Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      state: PyTree,
+  ) -> tuple[Array, Array, Array, PyTree]:
+    """Returns query, key, value and state; state is None without a cache."""
+    ...
+
+
+@runtime_checkable
+class Weights(System, Protocol):
+  """Takes the place of softmax, or adds to its denominator."""
+
+  def weights(self, params: Params, call: Call) -> WeightRule:
+    """Returns how weights follow from logits."""
+    ...
+
+
+@runtime_checkable
+class Select(System, Protocol):
+  """Chooses which keys each query may read."""
+
+  def select(
+      self,
+      params: Params,
+      call: Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      mask: masks.Mask,
+  ) -> selection_lib.Selection:
+    """Returns blocks of keys, all allowed by the mask; arrays are rotated."""
+    ...
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: Any,
+  ) -> KVCache:
+    """Returns an empty cache whose steps choose among what it keeps."""
+    ...
+
+
+@runtime_checkable
+class Mixer(System, Protocol):
+  """Takes the place of attention."""
+
+  def mix(
+      self,
+      params: Params,
+      call: Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs of whole texts; arrays are not rotated."""
+    ...
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: Any,
+  ) -> KVCache:
+    """Returns the empty state, as a cache."""
+    ...
+
+
+@runtime_checkable
+class Gate(System, Protocol):
+  """Changes the heads' outputs before the output projection."""
+
+  def gate(
+      self, params: Params, call: Call, head_out: Float[Array, "B T N H"]
+  ) -> tuple[Float[Array, "B T N H"], Mapping[str, Float[Array, ""]]]:
+    """Returns the outputs, and losses by name that training adds."""
+    ...
+
+
+@runtime_checkable
+class Carry(System, Protocol):
+  """Hands something to later layers, which find it in `Call.carry`."""
+
+  def carry(self, params: Params, call: Call, made: Made) -> PyTree:
+    """Returns what is handed on under the system's name."""
+    ...
+
+
+@runtime_checkable
+class Probe(System, Protocol):
+  """Looks at what was made; called only where intermediates are wanted."""
+
+  def probe(self, params: Params, call: Call, made: Made) -> dict[str, Array]:
+    """Returns what is sown as `NAME_KEY` under "intermediates"."""
+    ...
+
+
+@runtime_checkable
+class Router(Protocol):
+  """Takes the place of products of heads and neurons; a pytree of its arrays.
+
+  Handed to `Transformer.__call__`, which asks it for a `Route` in each layer.
+  """
+
+  def route(
+      self,
+      layer: int,
+      x: Float[Array, "B T D"],
+      x_before: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      kv_cache: Any,
+  ) -> "Route":
+    """Returns what happens in a layer.
+
+    Args:
+      layer: Which, from 0.
+      x: The residual stream that the layer reads.
+      x_before: What the layer before it read; the first layer's is `x`.
+      positions: Of the tokens; -1 marks padding.
+      kv_cache: The layer's cache, or None.
+    """
+    ...
+
+
+@runtime_checkable
+class Route(Protocol):
+  """A router's way through one layer; made anew at every call, may take notes.
+
+  The layer calls `heads`, then `product` in each projection of attention, then
+  `mlp`, then `new_cache`, once each and in this order.
+  """
+
+  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: Any) -> Any:
+    """Told what attention reads; returns the cache that it attends with."""
+    ...
+
+  def product(self, dense: nn.Module, x: Array) -> Array:
+    """Returns `dense(x)`, or what takes its place.
+
+    Args:
+      dense: Whose `name` is query, key, value or out, and whose parameters are
+        in its `variables`.
+      x: [B, T, D], or [B, T, N, H] for the output projection.
+    """
+    ...
+
+  def mlp(
+      self,
+      apply_mlp: Callable[..., Float[Array, "B T D"]],
+      mlp_in: Float[Array, "B T D"],
+      resid: Float[Array, "B T D"],
+  ) -> Float[Array, "B T D"]:
+    """Returns `apply_mlp(mlp_in)`, or what takes its place.
+
+    Args:
+      apply_mlp: The bound `mlp.Mlp`: its parameters are in its `variables`;
+        called with `product=` it hands each of its projections over, as
+        `product(dense, x)`, with the names up, gate and down.
+      mlp_in: What the MLP reads.
+      resid: The residual stream that `mlp_in` was normalized from.
+    """
+    ...
+
+  def new_cache(self, kv_cache: Any) -> Any:
+    """Returns what the layer hands on as its cache."""
+    ...

@@ -1,0 +1,213 @@
+"""The systems of a layer, and the calls that concern several of them.
+
+Letters as in `hooks`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from joma.systems import names
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSystems:
+  """The systems of one layer, each protocol's at most one; None where none is.
+
+  Attributes:
+    systems: All of them, in the order of the entry.
+    prepare: Of that protocol, and so on.
+    weights: Likewise.
+    select: Likewise.
+    mixer: Likewise.
+    gate: Likewise.
+    carry: Likewise.
+    probe: Likewise.
+  """
+
+  systems: tuple[Any, ...] = ()
+  prepare: Any = None
+  weights: Any = None
+  select: Any = None
+  mixer: Any = None
+  gate: Any = None
+  carry: Any = None
+  probe: Any = None
+
+
+_PROTOCOLS: dict[str, Any] = {
+    "prepare": hooks.Prepare,
+    "weights": hooks.Weights,
+    "select": hooks.Select,
+    "mixer": hooks.Mixer,
+    "gate": hooks.Gate,
+    "carry": hooks.Carry,
+    "probe": hooks.Probe,
+}
+
+
+def of_layer(config: configs.TransformerConfig, layer: int) -> LayerSystems:
+  """Returns the systems of a layer.
+
+  Raises:
+    UserError: If two of them do the same, or do not go together.
+  """
+  entry = names.entry_of(config.attention, layer)
+  systems = tuple(names.make(part) for part in names.parts(entry))
+  found: dict[str, Any] = {}
+  for system in systems:
+    for kind, protocol in _PROTOCOLS.items():
+      if not isinstance(system, protocol):
+        continue
+      if kind in found:
+        raise errors.UserError(
+            f"attention={entry!r}: {found[kind].name} and {system.name} both"
+            f" are of the kind {kind}; a layer has one at most."
+        )
+      found[kind] = system
+  if "mixer" in found:
+    for kind in ("select", "weights"):
+      if kind in found and found[kind] is not found["mixer"]:
+        raise errors.UserError(
+            f"attention={entry!r}: {found['mixer'].name} takes the place of"
+            f" attention and leaves nothing to {found[kind].name}."
+        )
+  return LayerSystems(systems, **found)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreparedCache:
+  """A layer's cache and the state of its `Prepare` system.
+
+  Attributes:
+    kv_cache: A KVCache.
+    state: As `Prepare.init_state` makes it.
+  """
+
+  kv_cache: Any
+  state: Any
+
+
+def init_cache(
+    config: configs.TransformerConfig,
+    layer: int,
+    batch_size: int,
+    capacity: int,
+    dtype: Any,
+    default: Callable[[], hooks.KVCache],
+    policy: str | None = None,
+) -> Any:
+  """Returns the empty cache of a layer: its systems', or the default.
+
+  Args:
+    config: The model's.
+    layer: Which, from 0.
+    batch_size: B.
+    capacity: Positions of the longest text.
+    dtype: Of keys and values.
+    default: Makes the cache of a layer whose systems have none.
+    policy: What evicts from the default; None where nothing does.
+
+  Raises:
+    UserError: If there is a policy and nothing that it could evict from.
+  """
+  own = of_layer(config, layer)
+  owner = own.mixer or own.select
+  if owner is None:
+    kv_cache = default()
+  elif policy is not None:
+    raise errors.UserError(
+        f"{policy} has nothing to evict from in layer {layer}, where"
+        f" {owner.name} keeps what it needs itself."
+    )
+  else:
+    kv_cache = owner.init_cache(config, layer, batch_size, capacity, dtype)
+  if own.prepare is None:
+    return kv_cache
+  state = own.prepare.init_state(config, layer, batch_size)
+  return kv_cache if state is None else PreparedCache(kv_cache, state)
+
+
+def prepare(
+    system: hooks.Prepare,
+    call: hooks.Call,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    kv_cache: Any,
+) -> tuple[Array, Array, Array, Any]:
+  """Lets a system prepare; returns its arrays, and the cache with its state.
+
+  Raises:
+    UserError: If the cache lacks the system's state.
+  """
+  has_state = isinstance(kv_cache, PreparedCache)
+  if call.has_cache and not has_state:
+    wanted = system.init_state(call.config, call.layer, 1)
+    if wanted is not None:
+      raise errors.UserError(
+          f"{system.name} carries something from token to token, which this"
+          f" {type(kv_cache).__name__} does not keep: make the cache with the"
+          " model's config."
+      )
+  state = kv_cache.state if has_state else None
+  params = call.params[system.name]
+  query, key, value, state = system.prepare(
+      params, call, query, key, value, state
+  )
+  if has_state:
+    kv_cache = dataclasses.replace(kv_cache, state=state)
+  return query, key, value, kv_cache
+
+
+def with_weights(own: LayerSystems, call: hooks.Call) -> hooks.Call:
+  """Puts the rule of a layer's weights into its options."""
+  if own.weights is None:
+    return call
+  rule = own.weights.weights(call.params[own.weights.name], call)
+  options = dataclasses.replace(call.options, weights=rule)
+  return dataclasses.replace(call, options=options)
+
+
+def attend(
+    own: LayerSystems,
+    call: hooks.Call,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    kv_cache: Any,
+) -> tuple[Float[Array, "B T N H"], Any]:
+  """Attends with a cache.
+
+  Raises:
+    UserError: If the cache would pass over one of the layer's systems.
+  """
+  is_prepared = isinstance(kv_cache, PreparedCache)
+  inner = kv_cache.kv_cache if is_prepared else kv_cache
+  # A cache that does not say so honours nothing: rules are never passed over.
+  honours = getattr(inner, "honours", ())
+  wanted = [] if call.options.weights is None else [call.options.weights.kind]
+  owner = own.mixer or own.select
+  wanted += [] if owner is None else [owner.name]
+  for kind in wanted:
+    if kind not in honours:
+      raise errors.UserError(
+          f"{type(inner).__name__} cannot follow {kind}, which layer"
+          f" {call.layer} has: use the caches of `full_cache.init`."
+      )
+  options = call.options
+  if own.systems:
+    options = dataclasses.replace(options, call=call)
+  out, inner = inner.attend(
+      query, key, value, call.positions, call.rotate, options
+  )
+  if is_prepared:
+    return out, dataclasses.replace(kv_cache, kv_cache=inner)
+  return out, inner
