@@ -2,6 +2,6 @@
 
 Public modules: masks, selection (which pairs attend), output (results, merge);
 the ops flash_attention.api, block_sparse_attention.api, linear_attention.api,
-heavy_hitter_decode.api, gather_mlp.api; interpret (kernels on any platform, for
+decode.api, gather_mlp.api; interpret (kernels on any platform, for
 tests), aot (compilation for chips that are not there).
 """

@@ -15,9 +15,9 @@ import numpy as np
 
 from joma.transformer import attention
 from joma.transformer import full_cache
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import api
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
 
 Row = dict[str, Any]
 _STEPS = 16
@@ -76,7 +76,7 @@ def decode_row(
 
 
 def _evict(cache, query, key, value, positions):
-  out, cache, _ = api.heavy_hitter_decode(
+  out, cache, _ = api.decode_step(
       query,
       key,
       value,

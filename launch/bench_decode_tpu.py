@@ -13,8 +13,8 @@ from typing import Any
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
-from kernels_pallas.heavy_hitter_decode import cost
-from kernels_pallas.heavy_hitter_decode import shapes
+from kernels_pallas.decode import cost
+from kernels_pallas.decode import shapes
 from launch import markdown
 
 _PROGRAMS = "launch.kernel_programs:"

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.decode import cost as decode_cost
+from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.gather_mlp import cost as gather_cost
 from kernels_pallas.gather_mlp import shapes as gather_shapes
-from kernels_pallas.heavy_hitter_decode import cost as decode_cost
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
 from kernels_pallas.linear_attention import cost as linear_cost
 from launch import gpu_programs
 from launch import gpu_rows

@@ -17,9 +17,9 @@ from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
+from kernels_pallas.decode import cost as decode_cost
 from kernels_pallas.gather_mlp import cost as gather_cost
 from kernels_pallas.gather_mlp import shapes as gather_shapes
-from kernels_pallas.heavy_hitter_decode import cost as decode_cost
 from kernels_pallas.linear_attention import cost as linear_cost
 from launch import gpu_programs
 

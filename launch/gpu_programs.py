@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.decode import api as decode_api
+from kernels_pallas.decode import shapes as decode_shapes
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
-from kernels_pallas.heavy_hitter_decode import api as decode_api
-from kernels_pallas.heavy_hitter_decode import shapes as decode_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import shapes as linear_shapes
 
@@ -47,7 +47,7 @@ def decode(
   """
 
   def step(query, key, value, cache, positions):
-    out, cache, _ = decode_api.heavy_hitter_decode(
+    out, cache, _ = decode_api.decode_step(
         query,
         key,
         value,

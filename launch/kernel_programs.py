@@ -19,12 +19,12 @@ import numpy as np
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.block_sparse_attention import api as block_sparse
+from kernels_pallas.decode import api as decode_api
+from kernels_pallas.decode import shapes as decode_shapes
+from kernels_pallas.decode.paged import api as decode_paged_api
 from kernels_pallas.flash_attention import api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
-from kernels_pallas.heavy_hitter_decode import api as decode_api
-from kernels_pallas.heavy_hitter_decode import paged as decode_paged_api
-from kernels_pallas.heavy_hitter_decode import shapes as decode_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
 from kernels_pallas.linear_attention import sweep as sweep_lib
@@ -237,7 +237,7 @@ def decode(
   positions = np.full(batch, 1 << 20, np.int32)
 
   def step(query, key, value, cache):
-    return decode_api.heavy_hitter_decode(
+    return decode_api.decode_step(
         query,
         key,
         value,
@@ -271,7 +271,7 @@ def decode_paged(
   positions = np.full(batch, 1 << 20, np.int32)
 
   def step(query, key, value, pool):
-    return decode_paged_api.heavy_hitter_decode(
+    return decode_paged_api.decode_step(
         query,
         key,
         value,

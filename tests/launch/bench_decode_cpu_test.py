@@ -1,7 +1,7 @@
 from absl.testing import absltest
 import numpy as np
 
-from kernels_pallas.heavy_hitter_decode import shapes
+from kernels_pallas.decode import shapes
 from launch import bench_decode_cpu
 
 

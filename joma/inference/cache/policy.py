@@ -225,7 +225,7 @@ class Policy:
     return jnp.full(slots.pos.shape[:2], jnp.nan)
 
   def kernel_options(self) -> dict[str, Any] | None:
-    """Options with which `kernels_pallas.heavy_hitter_decode` is this policy.
+    """Options with which `kernels_pallas.decode` is this policy.
 
     None where no kernel is.
     """

@@ -18,9 +18,9 @@ from joma.inference.cache import storage
 from joma.transformer import attention
 from joma.transformer import one_query
 from kernels_pallas import implementations
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import rule as kernel_rule
-from kernels_pallas.heavy_hitter_decode import slots as kernel_slots
+from kernels_pallas.decode import api
+from kernels_pallas.decode import rule as kernel_rule
+from kernels_pallas.decode import slots as kernel_slots
 
 
 def view(cache: Any) -> policy_lib.Slots:
@@ -70,7 +70,7 @@ def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
 
 
 def decode_fused(cache, query, key, value, positions, rotate, options):
-  """As `decode`, by `kernels_pallas.heavy_hitter_decode` in one pass."""
+  """As `decode`, by `kernels_pallas.decode` in one pass."""
   kept = kernel_slots.Slots(
       key=cache.key.data,
       value=cache.value.data,
@@ -79,7 +79,7 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       key_scale=cache.key.scale,
       value_scale=cache.value.scale,
   )
-  out, kept, _ = api.heavy_hitter_decode(
+  out, kept, _ = api.decode_step(
       rotate(query, positions)[:, 0],
       rotate(key, positions)[:, 0],
       value[:, 0],

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-from kernels_pallas.heavy_hitter_decode import cost
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import cost
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.tiles import tpu_layout
 
 _LANES = tpu_layout.LANES

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import interpret
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import api
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
 
 # Scaled by the largest value: a hundred roundings of float32; of bfloat16 two
 # roundings of its 8 bits.
@@ -132,7 +132,7 @@ def _choose(cache, position, num_sinks, num_recent, score):
 @functools.partial(jax.jit, static_argnames=("implementation", "options"))
 def _run(cache, arrays, implementation, options):
   def visit(cache, x):
-    out, cache, slot = api.heavy_hitter_decode(
+    out, cache, slot = api.decode_step(
         *x[:3], cache, x[3], implementation=implementation, **dict(options)
     )
     return cache, (out, slot)

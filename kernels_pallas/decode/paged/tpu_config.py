@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from jax.experimental import pallas as pl
 
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import tpu_config
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import tpu_config
 from kernels_pallas.tiles import tpu_layout
 
 _LANES = tpu_layout.LANES

@@ -11,17 +11,17 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.heavy_hitter_decode import paged_tpu_config
-from kernels_pallas.heavy_hitter_decode import paged_tpu_copies
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode.paged import tpu_config
+from kernels_pallas.decode.paged import tpu_copies
 
 
 def choose(
     rule: rule_lib.Rule,
     is_by_page: bool,
-    sizes: paged_tpu_config.Sizes,
+    sizes: tpu_config.Sizes,
     slots: Any,
-    pages: paged_tpu_copies.Pages,
+    pages: tpu_copies.Pages,
     position: Any,
 ) -> None:
   """Chooses for all key heads of a sequence.
@@ -52,8 +52,8 @@ def choose(
 
 
 def set_slot(
-    sizes: paged_tpu_config.Sizes,
-    pages: paged_tpu_copies.Pages,
+    sizes: tpu_config.Sizes,
+    pages: tpu_copies.Pages,
     k: Any,
     slot: Any,
     position: Any,

@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
 
 Score = Literal["sum", "mean", "ema"]
 Reduce = Literal["sum", "max"]
 
 
-def heavy_hitter_decode(
+def decode_step(
     query: Float[Array, "B N H"],
     key: Float[Array, "B K H"],
     value: Float[Array, "B K H"],
@@ -190,7 +190,7 @@ def _check_cache(cache: Any, key: Any) -> None:
   if not isinstance(cache, slots_lib.Slots):
     raise ValueError(
         f"cache is a {type(cache).__name__}; it must be a"
-        " kernels_pallas.heavy_hitter_decode.slots.Slots, such as slots.empty"
+        " kernels_pallas.decode.slots.Slots, such as slots.empty"
         " makes"
     )
   if getattr(cache.pos, "ndim", 0) != 3 or cache.pos.shape[:2] != key.shape[:2]:

@@ -14,11 +14,11 @@ from kernels_pallas import interpret
 from kernels_pallas.aot import jobs
 from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import pallas_gpu
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from kernels_pallas.decode import api
+from kernels_pallas.decode import pallas_gpu
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots
+from tests.kernels_pallas.decode import oracle
 
 needs_new_jax = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
@@ -92,9 +92,7 @@ class InterpretedTest(parameterized.TestCase):
       self, cache_dtype, num_groups, head_dim, capacity, options
   ):
     arrays = draw(num_groups, head_dim, capacity, cache_dtype)
-    call = functools.partial(
-        api.heavy_hitter_decode, *arrays, **_OPTIONS | options
-    )
+    call = functools.partial(api.decode_step, *arrays, **_OPTIONS | options)
     expected = call(implementation="reference")
     config = pallas_gpu.Config(num_parts=3 if capacity == 192 else 2)
     with interpret.interpreted():
@@ -124,7 +122,7 @@ class InterpretedTest(parameterized.TestCase):
 
     # A ring that is filled more than once.
     step = functools.partial(
-        api.heavy_hitter_decode,
+        api.decode_step,
         *draw(4, 64, 250, "int8"),
         implementation="pallas_gpu",
         config=pallas_gpu.Config(num_parts=1, num_stages=2),
@@ -153,7 +151,7 @@ class InterpretedTest(parameterized.TestCase):
     num_heads = sizes.pop("num_heads", 4)
     shape = dataclasses.replace(_SHAPE, num_heads=num_heads, head_dim=128)
     step = functools.partial(
-        api.heavy_hitter_decode,
+        api.decode_step,
         implementation="pallas_gpu",
         config=pallas_gpu.Config(**sizes),
     )
@@ -171,7 +169,7 @@ def program(batch, capacity, cache_dtype="bfloat16", num_groups=4, **options):
       head_dim=options.pop("head_dim", 128),
   )
   step = functools.partial(
-      api.heavy_hitter_decode, implementation="pallas_gpu", **options
+      api.decode_step, implementation="pallas_gpu", **options
   )
   arrays = shape.arrays("bfloat16", cache_dtype)
   return jax.jit(step, donate_argnums=3), arrays
@@ -181,7 +179,7 @@ def program(batch, capacity, cache_dtype="bfloat16", num_groups=4, **options):
 class CompiledTest(parameterized.TestCase):
 
   def test_compiles_for_the_h100_without_spills(self):
-    name = "tests.kernels_pallas.heavy_hitter_decode.pallas_gpu_test:program"
+    name = "tests.kernels_pallas.decode.pallas_gpu_test:program"
     everything = {"window": 512, "logits_soft_cap": 30.0, "reduce": "max"}
     cases = (
         {},

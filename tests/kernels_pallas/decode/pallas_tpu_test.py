@@ -15,16 +15,16 @@ from kernels_pallas import interpret
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import pallas_tpu
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import tpu_config
-from kernels_pallas.heavy_hitter_decode import tpu_int8
+from kernels_pallas.decode import api
+from kernels_pallas.decode import pallas_tpu
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import tpu_config
+from kernels_pallas.decode import tpu_int8
 from kernels_pallas.tiles import tpu_layout
 from tests.kernels_pallas import conformance
-from tests.kernels_pallas.heavy_hitter_decode import layouts
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from tests.kernels_pallas.decode import layouts
+from tests.kernels_pallas.decode import oracle
 
 _MIB = 2**20
 
@@ -57,7 +57,7 @@ def _full(shape, dtype="float32", cache_dtype=None):
 
 
 def _step(*arrays, chunk=None, **options):
-  return api.heavy_hitter_decode(
+  return api.decode_step(
       *arrays,
       implementation="pallas_tpu",
       config=pallas_tpu.Config(chunk=chunk),
@@ -119,7 +119,7 @@ class Int8Test(absltest.TestCase):
       found = _step(*arrays, chunk=128)
     # That nothing else is tested: keys and values of two heads.
     self.assertEqual(widened.call_count, 4)
-    wanted = api.heavy_hitter_decode(
+    wanted = api.decode_step(
         *arrays, num_sinks=2, num_recent=9, implementation="reference"
     )
     np.testing.assert_array_equal(found[2], wanted[2])
@@ -149,7 +149,7 @@ class MemoryTest(absltest.TestCase):
     finally:
       pltpu.reset_tpu_interpret_mode_state()
     self.assertFalse(races)
-    expected = api.heavy_hitter_decode(
+    expected = api.decode_step(
         *arrays, num_sinks=2, num_recent=9, implementation="reference"
     )
     np.testing.assert_array_equal(found[2], expected[2])

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
 
 
 def step(

@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
+from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.tiles import gpu_layout
 from kernels_pallas.tiles import gpu_math
 from kernels_pallas.tiles import gpu_registers

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.heavy_hitter_decode import slots
+from kernels_pallas.decode import slots
 
 
 class QuantizeTest(parameterized.TestCase):

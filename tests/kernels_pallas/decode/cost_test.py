@@ -1,7 +1,7 @@
 from absl.testing import absltest
 
-from kernels_pallas.heavy_hitter_decode import cost
-from kernels_pallas.heavy_hitter_decode import shapes
+from kernels_pallas.decode import cost
+from kernels_pallas.decode import shapes
 
 _SHAPE = shapes.Shape(
     batch=2, num_heads=6, num_kv_heads=3, capacity=10, head_dim=8

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from kernels_pallas import interpret
-from kernels_pallas.heavy_hitter_decode import paged
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode.paged import api
+from tests.kernels_pallas.decode import oracle
 
 _PAGE = 16
 _SHAPE = shapes.Shape(
@@ -43,7 +43,7 @@ def _table():
 )
 def _run(arrays, pool, implementation, granularity, score):
   def visit(pool, x):
-    out, pool, slot = paged.heavy_hitter_decode(
+    out, pool, slot = api.decode_step(
         *x[:3],
         pool,
         jnp.asarray(_table()),
@@ -160,7 +160,7 @@ class PagedTest(parameterized.TestCase):
         lambda x: jnp.zeros((2048, *x.shape[1:]), x.dtype), _pool()
     )
     vectors = [jnp.ones((2, n, 8)) for n in (4, 2, 2)]
-    step = jax.jit(paged.heavy_hitter_decode, donate_argnums=3)
+    step = jax.jit(api.decode_step, donate_argnums=3)
     memory = (
         step.lower(
             *vectors,
@@ -210,7 +210,7 @@ class WrongCallTest(parameterized.TestCase):
   )
   def test_says_what_would_be_right(self, changed, message):
     with self.assertRaisesRegex(ValueError, message):
-      paged.heavy_hitter_decode(**self.arguments | changed)
+      api.decode_step(**self.arguments | changed)
 
   @parameterized.parameters(
       ({}, None),
@@ -226,7 +226,7 @@ class WrongCallTest(parameterized.TestCase):
         self.arguments[name] = jnp.full(array.shape, number, jnp.int32)
       else:
         options[name] = number
-    step = functools.partial(paged.heavy_hitter_decode, **options)
+    step = functools.partial(api.decode_step, **options)
     error, _ = jax.jit(checkify.checkify(step))(**self.arguments)
     if message is None:
       self.assertIsNone(error.get())

@@ -14,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.heavy_hitter_decode import gpu_attend
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import xla
+from kernels_pallas.decode import gpu_attend
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import xla
 from kernels_pallas.tiles import gpu_attention
 
 # Two blocks for each multiprocessor of an H100, and the fewest slots of a part.

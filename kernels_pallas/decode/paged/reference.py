@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.heavy_hitter_decode import paged_rule
-from kernels_pallas.heavy_hitter_decode import reference
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import reference
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode.paged import rule as paged_rule
 
 
 def step(

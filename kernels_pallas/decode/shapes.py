@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import slots as slots_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,14 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
-from kernels_pallas.heavy_hitter_decode import paged_tpu_choice
-from kernels_pallas.heavy_hitter_decode import paged_tpu_config
-from kernels_pallas.heavy_hitter_decode import paged_tpu_copies
-from kernels_pallas.heavy_hitter_decode import paged_tpu_lanes
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import tpu_config
-from kernels_pallas.heavy_hitter_decode import tpu_step
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import tpu_config
+from kernels_pallas.decode import tpu_step
+from kernels_pallas.decode.paged import tpu_choice
+from kernels_pallas.decode.paged import tpu_config as paged_tpu_config
+from kernels_pallas.decode.paged import tpu_copies
+from kernels_pallas.decode.paged import tpu_lanes
 from kernels_pallas.tiles import tpu_tile
 
 
@@ -124,7 +124,7 @@ class _Refs(NamedTuple):
   vectors: Any  # query, key, value
   out: Any
   slot: Any
-  pages: paged_tpu_copies.Pages
+  pages: tpu_copies.Pages
   scratch: _Scratch
 
   @property
@@ -168,7 +168,7 @@ def _kernel(rule, is_by_page, sizes, names, *refs) -> None:
   take(len(names) + 2)  # The pool, which is read where it is written.
   out, slot = take(2)
   sequence = pl.program_id(0)
-  pages = paged_tpu_copies.Pages(
+  pages = tpu_copies.Pages(
       sizes,
       sequence * sizes.num_kv_heads,
       table,
@@ -188,7 +188,7 @@ def _kernel(rule, is_by_page, sizes, names, *refs) -> None:
     pages.start_block(0, 0, 0)
     _start(sizes, refs)
     pages.await_small()
-    paged_tpu_choice.choose(rule, is_by_page, sizes, refs.slot, pages, position)
+    tpu_choice.choose(rule, is_by_page, sizes, refs.slot, pages, position)
     _visit_heads(rule, sizes, refs)
     outs = [scratch.outs[k] for k in range(sizes.num_kv_heads)]
     out[0] = jnp.concatenate(outs).astype(out.dtype)
@@ -294,7 +294,7 @@ def _visit(rule, sizes, refs, k, i, which, softmax) -> _Softmax:
 
 def _row_of(sizes, refs, name, k, i) -> Any:
   """What is small of a block of pages, in a row."""
-  return paged_tpu_lanes.to_row(refs.pages.near[name][k, _pages(sizes, i), :])
+  return tpu_lanes.to_row(refs.pages.near[name][k, _pages(sizes, i), :])
 
 
 def _keep(sizes, refs, k, i, which) -> None:
@@ -335,17 +335,15 @@ def _finish(rule, sizes, refs, k, new_logit, softmax) -> None:
   @pl.loop(0, pages.num_blocks(k))
   def _(i):
     mass = tpu_step.joined(weights_of(refs.scratch.logits[i]), rule)
-    mass = paged_tpu_lanes.to_pages(mass, sizes.page_size)
+    mass = tpu_lanes.to_pages(mass, sizes.page_size)
     first = i * sizes.block_slots
-    is_slot = paged_tpu_choice.index_of(mass.shape) == slot - first
+    is_slot = tpu_choice.index_of(mass.shape) == slot - first
     old = rule.decay * score[k, _pages(sizes, i), :]
     score[k, _pages(sizes, i), :] = old + jnp.where(is_slot, of_new, mass)
     pages.start_scores(k, i)
 
   _write(sizes, refs, k)
-  paged_tpu_choice.set_slot(
-      sizes, pages, k, slot, refs.position, refs.scratch.scales
-  )
+  tpu_choice.set_slot(sizes, pages, k, slot, refs.position, refs.scratch.scales)
 
 
 def _pages(sizes, i) -> Any:

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import implementations
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
+from kernels_pallas.decode import api
+from kernels_pallas.decode import slots as slots_lib
 
 Granularity = Literal["token", "page"]
 # Rows of 16 bits that a TPU moves together. Its kernel takes int8 from 32 on.
 MIN_PAGE_SIZE = 16
 
 
-def heavy_hitter_decode(
+def decode_step(
     query: Float[Array, "B N H"],
     key: Float[Array, "B K H"],
     value: Float[Array, "B K H"],
@@ -43,7 +43,7 @@ def heavy_hitter_decode(
     window: int | None = None,
     implementation: implementations.Implementation | None = None,
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
-  """Writes, attends and scores as `api.heavy_hitter_decode` does.
+  """Writes, attends and scores as `api.decode_step` does.
 
   Slot s of a row is slot s % S of page `page_table[r, s // S]`. Donate the
   pool, and it is updated in place.
@@ -110,7 +110,7 @@ def heavy_hitter_decode(
     )
   chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   _check_values(pool, page_table, num_pages, rule)
-  module = importlib.import_module(f"{__package__}.paged_{chosen}")
+  module = importlib.import_module(f"{__package__}.{chosen}")
   return module.step(
       query,
       key,
@@ -129,7 +129,7 @@ def _check_pool(pool: Any, key: Any, page_table: Any, num_pages: Any) -> None:
   num_rows = key.shape[0] * key.shape[1]
   if not isinstance(pool, slots_lib.Slots) or pool.pos.ndim != 2:
     raise ValueError(
-        "pool must be a kernels_pallas.heavy_hitter_decode.slots.Slots with"
+        "pool must be a kernels_pallas.decode.slots.Slots with"
         " pos [pages, page_size], and the rest alike"
     )
   if pool.capacity < MIN_PAGE_SIZE:

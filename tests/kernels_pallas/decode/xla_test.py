@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import shapes
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from kernels_pallas.decode import api
+from kernels_pallas.decode import shapes
+from tests.kernels_pallas.decode import oracle
 
 
 class MemoryTest(parameterized.TestCase):
@@ -21,7 +21,7 @@ class MemoryTest(parameterized.TestCase):
         batch=2, num_heads=4, num_kv_heads=4, capacity=2048, head_dim=128
     )
     arrays = shape.arrays(jnp.float32, cache_dtype)
-    step = functools.partial(api.heavy_hitter_decode, implementation="xla")
+    step = functools.partial(api.decode_step, implementation="xla")
     memory = (
         jax.jit(step, donate_argnums=3)
         .lower(*arrays)

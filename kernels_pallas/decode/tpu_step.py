@@ -10,9 +10,9 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import tpu_int8
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import tpu_int8
 from kernels_pallas.tiles import tpu_tile
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
+from kernels_pallas.decode import rule as rule_lib
 
 
 def choose(

@@ -11,8 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from kernels_pallas.heavy_hitter_decode import paged_tpu_config
-from kernels_pallas.heavy_hitter_decode import tpu_step
+from kernels_pallas.decode import tpu_step
+from kernels_pallas.decode.paged import tpu_config
 
 _UNROLLED = 8
 
@@ -34,7 +34,7 @@ class Pages(NamedTuple):
     writes: One for all that goes back.
   """
 
-  sizes: paged_tpu_config.Sizes
+  sizes: tpu_config.Sizes
   first_row: Any
   table: Any
   num_pages: Any

@@ -14,13 +14,13 @@ from kernels_pallas import interpret
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
-from kernels_pallas.heavy_hitter_decode import paged
-from kernels_pallas.heavy_hitter_decode import paged_tpu_config
-from kernels_pallas.heavy_hitter_decode import paged_tpu_lanes
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from tests.kernels_pallas.heavy_hitter_decode import layouts
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode.paged import api
+from kernels_pallas.decode.paged import tpu_config
+from kernels_pallas.decode.paged import tpu_lanes
+from tests.kernels_pallas.decode import layouts
+from tests.kernels_pallas.decode import oracle
 
 _MIB = 2**20
 _NUM_UNUSED = 3
@@ -84,9 +84,7 @@ def _draw(
 
 
 def _step(*arrays, implementation="pallas_tpu", **options):
-  return paged.heavy_hitter_decode(
-      *arrays, implementation=implementation, **options
-  )
+  return api.decode_step(*arrays, implementation=implementation, **options)
 
 
 def _check(arrays, mode=True, **options):
@@ -195,9 +193,9 @@ class LanesTest(parameterized.TestCase):
   @parameterized.parameters((8, 16), (24, 32), (8, 64), (16, 128), (8, 256))
   def test_rows_and_pages(self, num, size):
     pages = jnp.arange(num * size, dtype=jnp.int32).reshape(num, size)
-    row = paged_tpu_lanes.to_row(pages)
+    row = tpu_lanes.to_row(pages)
     np.testing.assert_array_equal(row, pages.reshape(1, -1))
-    np.testing.assert_array_equal(paged_tpu_lanes.to_pages(row, size), pages)
+    np.testing.assert_array_equal(tpu_lanes.to_pages(row, size), pages)
 
 
 class MemoryTest(absltest.TestCase):
@@ -377,8 +375,8 @@ class CompileManyTest(parameterized.TestCase):
     self.assertLess(compiled.temp_bytes, 1 << 16)
     self.assertEmpty(compiled.copies)
     (taken,) = compiled.scoped_vmem_bytes.values()
-    sizes = paged_tpu_config.sizes_of(arrays[0], arrays[3], arrays[4])
-    need = sum(paged_tpu_config.vmem(sizes).values())
+    sizes = tpu_config.sizes_of(arrays[0], arrays[3], arrays[4])
+    need = sum(tpu_config.vmem(sizes).values())
     # One MiB of ours is for registers, whatever the sizes.
     self.assertBetween(need, taken, 4 * taken + 3 * _MIB)
 

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import interpret
-from kernels_pallas.heavy_hitter_decode import rule as rule_lib
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from kernels_pallas.heavy_hitter_decode import tpu_config
-from kernels_pallas.heavy_hitter_decode import tpu_step
+from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode import tpu_config
+from kernels_pallas.decode import tpu_step
 from kernels_pallas.tiles import tpu_layout
 from kernels_pallas.tiles import tpu_tile
 

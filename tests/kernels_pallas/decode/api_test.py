@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from kernels_pallas import masks
+from kernels_pallas.decode import api
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.flash_attention import api as flash_api
-from kernels_pallas.heavy_hitter_decode import api
-from kernels_pallas.heavy_hitter_decode import shapes
-from kernels_pallas.heavy_hitter_decode import slots as slots_lib
-from tests.kernels_pallas.heavy_hitter_decode import oracle
+from tests.kernels_pallas.decode import oracle
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
 _PROTECTED = {"num_sinks": 2, "num_recent": 5}
@@ -286,7 +286,7 @@ class WrongCallTest(parameterized.TestCase):
   )
   def test_says_what_would_be_right(self, changed, message):
     with self.assertRaisesRegex(ValueError, message):
-      api.heavy_hitter_decode(**_arguments(**changed))
+      api.decode_step(**_arguments(**changed))
 
 
 class DebugTest(parameterized.TestCase):
@@ -303,7 +303,7 @@ class DebugTest(parameterized.TestCase):
         positions=jnp.full(1, position, jnp.int32),
         cache=_cache(pos=jnp.full((1, 2, 16), newest, jnp.int32)),
     )
-    checked = jax.jit(checkify.checkify(api.heavy_hitter_decode))
+    checked = jax.jit(checkify.checkify(api.decode_step))
     error, _ = checked(**arguments)
     if message is None:
       self.assertIsNone(error.get())

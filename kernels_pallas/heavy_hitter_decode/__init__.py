@@ -1,6 +1,0 @@
-"""One decode step over a cache of fixed size that evicts what it used least.
-
-Public modules: api (heavy_hitter_decode), slots (the cache), rule (who goes),
-reference, xla, pallas_tpu, pallas_gpu, cost, shapes; paged (pages of a pool;
-paged_reference, paged_xla, paged_pallas_tpu).
-"""
