@@ -6,7 +6,10 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Iterable
 import difflib
+import errno
 import logging
+import os
+import signal
 import sys
 
 from absl import app
@@ -16,13 +19,18 @@ from scansnap_jax.experiment import errors
 
 flags.disclaim_key_flags()
 
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 def run(main: Callable[[list[str]], int | None]) -> None:
   """Parses the command line and exits with what `main` returns.
 
   A flag that does not parse, a leftover argument or a `UserError` becomes
-  `error: <message>` on stderr and exit status 2. Any other exception keeps its
-  traceback.
+  `error: <message>` on stderr and exit status 2; so does a stdout that takes no
+  more (a full disk). A reader of stdout that went away (`| head`) ends the
+  script quietly with 141, as a shell reports SIGPIPE. Any other exception keeps
+  its traceback.
 
   Args:
     main: The script. It takes argv, of which only the program name is left,
@@ -30,6 +38,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
   """
 
   def guarded(argv: list[str]) -> int | None:
+    _open_closed_streams()
     # absl shows what every library logs at INFO: fonts subset, TPUs not found.
     for library in ("fontTools", "jax", "matplotlib", "orbax"):
       logging.getLogger(library).setLevel(logging.WARNING)
@@ -38,11 +47,37 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         raise errors.UserError(
             f"unexpected {argv[1:]}; flags are written --name=value"
         )
-      return main(argv)
+      status = main(argv)
+      sys.stdout.flush()
+      return status
     except errors.UserError as error:
       return _complain(str(error))
+    except BrokenPipeError:
+      _drop_stdout()
+      return _BROKEN_PIPE
+    except OSError as error:
+      if error.errno not in _FULL or error.filename is not None:
+        raise
+      _drop_stdout()
+      return _complain(f"stdout cannot be written: {error.strerror}")
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _open_closed_streams() -> None:
+  """Gives output that was closed (`2>&-`) a place where nothing is kept.
+
+  Otherwise `print(file=sys.stderr)` would write to stdout, and the next file
+  that is opened would be taken for the stream.
+  """
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, "w"))  # For the process's whole life.
+
+
+def _drop_stdout() -> None:
+  """Lets the interpreter end without writing what is left of stdout."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:

@@ -3,10 +3,10 @@
 Orbax (https://orbax.readthedocs.io) writes a step in the background and renames
 it into place when it is whole, so that a killed process leaves the step before
 it. It restores flipped bits without notice, though. Every step therefore
-carries the crc32 of each shard of each array (`digest`) and the crc32 of that
-list; both are compared at restore. A damaged step is reported in one line and
-renamed aside (`40` becomes `40.corrupt`), never deleted, and the step before it
-is used.
+carries its number, the crc32 of each shard of each array (`digest`) and the
+crc32 of that list; all are compared at restore. A damaged step is reported in
+one line and renamed aside (`40` becomes `40.corrupt`), never deleted, and the
+step before it is used.
 """
 
 from collections.abc import Generator, Mapping
@@ -89,12 +89,14 @@ class Checkpointer:
 
     Raises:
       TypeError: A leaf is not an array of numbers.
+      ValueError: Processes hold different values where they must be equal.
       UserError: This step, or the one before it in the background, cannot be
         written (for one, the disk is full). Finished steps stay intact.
     """
     if step in self.all_steps():
       return False
     body = {
+        "step": int(step),
         "metadata": json.loads(json.dumps(dict(metadata or {}))),
         "leaves": digest.digest(tree),
     }
@@ -186,6 +188,10 @@ class Checkpointer:
     body = saved["body"]
     if _crc32(body) != saved["crc32"]:
       raise OSError("the checksum of the list of checksums does not match")
+    # A folder may have been copied or linked under another step's name; what
+    # was written before steps had their number inside is taken at its name.
+    if body.get("step", step) != step:
+      raise OSError(f"it holds step {body['step']}")
     mismatch = digest.find_mismatch(body["leaves"], digest.describe(template))
     if mismatch:
       raise errors.UserError(

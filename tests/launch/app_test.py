@@ -1,4 +1,5 @@
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from launch import app
 _SCRIPT = '''
 """Example script."""
 import dataclasses
+import sys
 from launch import app, flag_config
 from scansnap_jax.experiment import errors
 
@@ -42,6 +44,10 @@ def main(argv):
   if config.num_steps < 0:
     raise ValueError("a bug")
   print(config.num_steps)
+  print("a remark", file=sys.stderr)
+  if config.num_steps > 99:
+    print("much\\n" * 100_000)
+    return 0
   return 7
 
 app.run(main)
@@ -63,7 +69,7 @@ class RunTest(parameterized.TestCase):
   def test_main_gets_the_parsed_flags_and_gives_the_exit_status(self):
     result = self._run("--num_steps=5")
     self.assertEqual(result.stdout, "5\n")
-    self.assertEqual(result.stderr, "")
+    self.assertEqual(result.stderr, "a remark\n")
     self.assertEqual(result.returncode, 7)
 
   @parameterized.parameters(
@@ -112,6 +118,44 @@ class SuggestTest(parameterized.TestCase):
   def test_nearest_flag_or_none(self, name, expected):
     known = ["num_steps", "optimizer.rate", "model.width"]
     self.assertEqual(app.suggest(name, known), expected)
+
+
+class StreamsTest(absltest.TestCase):
+  """What a shell does with the streams of a script."""
+
+  def _shell(self, tail, *args):
+    script = self.create_tempfile("script.py", content=_SCRIPT).full_path
+    command = shlex.join([sys.executable, script, *args])
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {tail}"],
+        env={"PYTHONPATH": str(pathlib.Path(app.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+  def test_a_reader_that_goes_away_ends_it_quietly(self):
+    result = self._shell("| head -c 3", "--num_steps=100")
+    self.assertEqual(result.returncode, 141)
+    self.assertEqual(result.stdout, "100")
+    self.assertEqual(result.stderr, "a remark\n")
+
+  def test_a_full_stdout_is_one_line_however_little_is_written(self):
+    for num_steps in (3, 100):
+      result = self._shell("> /dev/full", f"--num_steps={num_steps}")
+      self.assertEqual(result.returncode, 2)
+      self.assertRegex(
+          result.stderr,
+          "^a remark\nerror: stdout cannot be written: No space left[^\n]*\n$",
+      )
+
+  def test_remarks_never_get_into_the_results(self):
+    result = self._shell("2>&-")
+    self.assertEqual((result.returncode, result.stdout), (7, "3\n"))
+
+  def test_a_closed_stdout_leaves_remarks_and_status(self):
+    result = self._shell(">&-")
+    self.assertEqual((result.returncode, result.stderr), (7, "a remark\n"))
 
 
 if __name__ == "__main__":

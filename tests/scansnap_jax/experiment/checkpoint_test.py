@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import gc
+import json
 import logging
 import pathlib
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -18,6 +20,10 @@ import numpy as np
 
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
+
+
+def _file_of(step, item):
+  return (step / item / "metadata").read_bytes()
 
 
 def setUpModule():
@@ -244,6 +250,36 @@ class DamageTest(CheckpointerTestCase):
   def test_damaged_file(self, damage):
     for file in _files(self.good / "2"):
       self.assertNewestOrPrevious(self._restore_damaged(file, damage))
+
+  @parameterized.parameters("copied", "linked")
+  def test_a_step_under_the_name_of_another_is_set_aside(self, how):
+    shutil.copytree(self.good, self.directory)
+    shutil.rmtree(self.directory / "2")
+    if how == "copied":
+      shutil.copytree(self.directory / "1", self.directory / "2")
+    else:
+      (self.directory / "2").symlink_to("1", target_is_directory=True)
+    # And one behind the last step.
+    shutil.copytree(self.directory / "1", self.directory / "9")
+    with self.assertLogs(level="WARNING") as logs:
+      self.assertRestoredIs(_restore(self.directory, _tree(0)), 1)
+    self.assertLen(logs.output, 2)
+    self.assertIn("step 9 in", logs.output[0])
+    self.assertIn("it holds step 1", logs.output[0])
+
+  def test_a_step_of_before_its_number_was_inside_is_restored(self):
+    write = json.dumps
+
+    def without_step(value, **options):
+      is_body = isinstance(value, dict) and "leaves" in value
+      if is_body:
+        value.pop("step", None)
+      return write(value, **options)
+
+    with mock.patch.object(checkpoint.json, "dumps", without_step):
+      _save(self.directory, [3])
+    self.assertNotIn(b'"step"', _file_of(self.directory / "3", "digest"))
+    self.assertRestoredIs(_restore(self.directory, _tree(0)), 3)
 
   def test_flipped_bits_in_array_data_are_noticed(self):
     # Orbax restores these without a word. The largest file holds `host/0`.
