@@ -1,12 +1,22 @@
-"""Strictness for every test: no silent broadcast, flags parsed, no GPU."""
+"""Strictness for every test: no silent broadcast, flags parsed.
 
+Without an accelerator everything runs on the CPU. Where there is one, jax takes
+it, and the laws of the kernels run compiled on it (`kernels_pallas/modes.py`).
+Subprocesses that compare bits or count devices ask for the CPU themselves.
+"""
+
+import glob
 from importlib import metadata
 import os
 import shutil
 import tempfile
+import time
 
-# Subprocesses of the tests compare bits and count devices: on CPU, like these.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# What the drivers of TPUs and of NVIDIA's GPUs put under /dev.
+_ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*")
+if not any(glob.glob(f"/dev/{name}") for name in _ACCELERATORS):
+  # An installed libtpu would look for its TPU, in seconds.
+  os.environ["JAX_PLATFORMS"] = "cpu"
 # Several processes compile for TPUs, on a machine that has none.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -16,6 +26,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # variables they inherit, clears it away. jax 0.11 cannot read programs for TPUs
 # that are not there.
 _COMPILED = None
+_START = time.monotonic()
 if (
     "JAX_COMPILATION_CACHE_DIR" not in os.environ
     and metadata.version("jax") < "0.11"
@@ -26,10 +37,56 @@ if (
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_platforms", "cpu")
+if os.environ.get("JAX_PLATFORMS"):
+  jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+else:
+  # Tolerances are those of float32, also of matrix units that round inputs.
+  jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_addoption(parser):
+  """Adds what a daily run of some slow tests needs."""
+  parser.addoption(
+      "--slow_tenth",
+      help="Of the slow tests run those of one tenth, 0 to 9; auto is today's.",
+  )
+  parser.addoption(
+      "--slow_seconds",
+      type=float,
+      help="Slow tests that would start later than this are skipped.",
+  )
+
+
+def tenth_of(node_id):
+  """Which tenth of the slow tests a test belongs to, on every machine."""
+  return int(hashlib.sha256(node_id.encode()).hexdigest(), 16) % 10
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves out the slow tests of other days."""
+  chosen = config.getoption("--slow_tenth")
+  if chosen is None:
+    return
+  today = datetime.date.today().toordinal() % 10
+  tenth = today if chosen == "auto" else int(chosen)
+  leaves = lambda item: (
+      item.get_closest_marker("slow") is not None
+      and tenth_of(item.nodeid) != tenth
+  )
+  config.hook.pytest_deselected(items=[i for i in items if leaves(i)])
+  items[:] = [item for item in items if not leaves(item)]
+
+
+def pytest_runtest_setup(item):
+  """Skips a slow test when the time for them is over."""
+  limit = item.config.getoption("--slow_seconds")
+  is_slow = item.get_closest_marker("slow") is not None
+  if limit is not None and is_slow and time.monotonic() - _START > limit:
+    pytest.skip(f"{limit:.0f} s of slow tests are over.")
 
 
 def pytest_unconfigure():

@@ -5,7 +5,6 @@ roundings; bfloat16 2^-7, two roundings of its 8 bits. Gradients twice as much.
 """
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import interpret
 from kernels_pallas import output
 from kernels_pallas.flash_attention import shapes
+from tests.kernels_pallas import modes
 from tests.kernels_pallas import oracle
 
 _ATOL = {"float32": 2e-5, "bfloat16": 2.0**-7}
@@ -83,13 +82,6 @@ def draw(
   return Inputs(arrays, keywords, case, d_out, normal(*rows))
 
 
-def mode_of(implementation: str) -> Any:
-  """Pallas kernels are interpreted on CPU; nothing else falls back to it."""
-  if implementation.startswith("pallas"):
-    return interpret.interpreted()
-  return contextlib.nullcontext()
-
-
 def check(call: Call, inputs: Inputs, implementation: str) -> None:
   """Values, gradients and determinism of `call(**arrays, **keywords)`."""
 
@@ -105,7 +97,7 @@ def check(call: Call, inputs: Inputs, implementation: str) -> None:
     return out, lse, col_mass, pullback((d_out, d_lse))[0]
 
   arguments = (inputs.arrays, inputs.d_out, inputs.d_lse)
-  with mode_of(implementation):
+  with modes.mode_of(implementation):
     result = run(*arguments)
   check_values(result[:3], inputs)
   check_gradients(result[3], inputs)

@@ -94,7 +94,10 @@ class BridgeTest(absltest.TestCase):
     command = [sys.executable, "-m", "launch.bridge"]
     command += [*_TINY, f"--workdir={workdir}"]
     # Compilation is most of it, and what is compiled hardly runs.
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
     run = lambda: subprocess.run(
         command,
         capture_output=True,

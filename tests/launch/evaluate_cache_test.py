@@ -25,7 +25,10 @@ _TINY = (
 
 def _run(*arguments):
   # Compilation is most of it, and what is compiled hardly runs.
-  env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  env = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  }
   return subprocess.run(
       [sys.executable, "-m", "launch.evaluate_cache", *arguments],
       capture_output=True,

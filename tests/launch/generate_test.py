@@ -1,5 +1,6 @@
 """`launch.generate` as its own process, on a model of random numbers."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def _run(*args):
       capture_output=True,
       text=True,
       cwd=_ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
       check=False,
   )
 

@@ -1,6 +1,7 @@
 """Smoke test of `launch.inspect_lm`, as its own process."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +20,7 @@ def _run(*args):
       capture_output=True,
       text=True,
       cwd=_ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
       check=False,
   )
 

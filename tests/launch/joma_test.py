@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -32,6 +33,7 @@ def _run(*args, check=True):
       capture_output=True,
       text=True,
       cwd=_ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
       check=False,
   )
   if check and result.returncode:

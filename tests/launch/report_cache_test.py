@@ -74,6 +74,14 @@ class ReportTest(absltest.TestCase):
     self.assertIn("0.70 against 0.80 with 32 slots;", said)
     self.assertIn("25 % of them stand in StreamingLLM's sinks", said)
 
+  def test_as_many_gold_tokens_are_not_fewer(self):
+    said = report_cache.finding("mqar", _rows(h2o=(0.3, 0.8)))
+    self.assertIn("at least as many gold tokens as StreamingLLM", said)
+    # One hundredth less at one budget is fewer there, and there alone.
+    said = report_cache.finding("mqar", _rows(h2o=(0.3, 0.79)))
+    self.assertNotIn("0.30 against 0.30", said)
+    self.assertIn("0.79 against 0.80 with 32 slots", said)
+
   def test_writes_a_report_of_all_tasks(self):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     summary = {

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -114,7 +115,13 @@ class ReportLmTest(absltest.TestCase):
     def compare(workdir):
       flags = [f"--runs={self.folder / 'a'}", f"--workdir={workdir}"]
       command = [sys.executable, "-m", "launch.compare_lm", *flags]
-      return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+      return subprocess.run(
+          command,
+          cwd=_ROOT,
+          env=os.environ | {"JAX_PLATFORMS": "cpu"},
+          capture_output=True,
+          text=True,
+      )
 
     done = compare(self.folder / "new")
     self.assertEqual(done.returncode, 0, done.stderr)

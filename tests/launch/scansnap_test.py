@@ -26,6 +26,7 @@ def _run(*args, check=True):
       capture_output=True,
       text=True,
       cwd=_ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
       check=False,
   )
   if check and result.returncode:

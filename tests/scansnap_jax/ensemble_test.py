@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -104,6 +105,7 @@ class DeviceCountTest(parameterized.TestCase):
           capture_output=True,
           text=True,
           cwd=_ROOT,
+          env=os.environ | {"JAX_PLATFORMS": "cpu"},
       ).stdout.split()
       self.assertEqual(output[0], str(num_devices))
       digests[num_devices] = output[1]

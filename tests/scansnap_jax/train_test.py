@@ -199,6 +199,7 @@ def _storm(workdir, num_steps, kill_after=None, delay=0.0):
       stderr=subprocess.DEVNULL,
       text=True,
       cwd=pathlib.Path(__file__).parents[2],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
   )
   with process:
     for reports, line in enumerate(process.stdout):

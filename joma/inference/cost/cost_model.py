@@ -155,18 +155,13 @@ def decode(
   )
   vector = _vector_bytes(config, load)
   per_sequence = read * (2 * vector + plan.slot_traffic)
-  if plan.page_size:
-    # Least and largest key of each page.
-    per_sequence += (
-        2
-        * vector
-        * sum(-(-slot // plan.page_size) for heads in slots for slot in heads)
-    )
+  num_pages = _num_pages(plan, slots)
+  # Least and largest key of each page.
+  per_sequence += 2 * vector * num_pages
   per_sequence += 2 * vector * config.num_layers * config.num_kv_heads
   group = config.num_heads // config.num_kv_heads
-  attention = 4 * group * config.head_dim * read
-  if plan.page_size:
-    attention *= 1 + 1 / plan.page_size
+  # Each page's two bounds are multiplied with the query, as a key and a value.
+  attention = 4 * group * config.head_dim * (read + num_pages)
   size = model_size.count(config)
   return Cost(
       weight_bytes=_weight_bytes(config, load, sparsity, counts_lookup),
@@ -243,12 +238,7 @@ def cache_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
   vector = _vector_bytes(config, load)
   total = sum(slot for heads in slots for slot in heads)
   total *= 2 * vector + plan.slot_state
-  if plan.page_size:
-    total += (
-        2
-        * vector
-        * sum(-(-slot // plan.page_size) for heads in slots for slot in heads)
-    )
+  total += 2 * vector * _num_pages(plan, slots)
   return load.batch_size * total
 
 
@@ -277,6 +267,15 @@ def largest_batch(
   weights = model_size.count(config).total * ITEMSIZE[load.weight_dtype]
   room = chip.hbm_bytes - weights
   return max(0, int(room // cache_bytes(config, one, plan)))
+
+
+def _num_pages(
+    plan: cache_plan.CachePlan, slots: tuple[tuple[int, ...], ...]
+) -> int:
+  """Pages of all layers and heads; 0 where the plan has none."""
+  if not plan.page_size:
+    return 0
+  return sum(-(-slot // plan.page_size) for heads in slots for slot in heads)
 
 
 def _vector_bytes(config: Config, load: Load) -> int:

@@ -199,6 +199,7 @@ class KillTest(absltest.TestCase):
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=pathlib.Path(train.__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     with process:
       for reports, line in enumerate(process.stdout):

@@ -15,6 +15,7 @@ from kernels_pallas.block_sparse_attention import reference
 from kernels_pallas.block_sparse_attention import shapes
 from kernels_pallas.flash_attention import api as dense_api
 from tests.kernels_pallas import conformance
+from tests.kernels_pallas import modes
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
 _ALL = conformance.Options(
@@ -112,7 +113,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 256, 1, 64))
     mask = masks.causal(256)
     whole = selection_lib.from_mask(mask, 256, 256, block_q=64, block_kv=128)
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       sparse = api.block_sparse_attention(
           query,
           key,
@@ -147,7 +148,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     )
     if implementation == "reference":  # 0 * NaN: it multiplies by weights.
       self.skipTest("the reference reads everything")
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       got = api.block_sparse_attention(
           query,
           key,

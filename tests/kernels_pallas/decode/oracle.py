@@ -16,6 +16,7 @@ from kernels_pallas import interpret
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
+from tests.kernels_pallas import modes
 
 # Scaled by the largest value: a hundred roundings of float32; of bfloat16 two
 # roundings of its 8 bits.
@@ -151,8 +152,8 @@ def run(case, implementation, cache=None, cache_dtype=None, **options):
         shape.head_dim,
         cache_dtype or case.key.dtype,
     )
-  mode = implementation.startswith("pallas")
-  with interpret.interpreted(mode and (interpret.mode() or True)):
+  mode = interpret.mode() or modes.is_interpreted(implementation)
+  with interpret.interpreted(mode):
     cache, (out, slot) = _run(
         cache, (*arrays, case.positions), implementation, (*options.items(),)
     )

@@ -13,6 +13,7 @@ from kernels_pallas import output
 from kernels_pallas.flash_attention import api
 from kernels_pallas.flash_attention import shapes
 from tests.kernels_pallas import conformance
+from tests.kernels_pallas import modes
 from tests.kernels_pallas import oracle
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
@@ -194,7 +195,7 @@ class FlashAttentionTest(parameterized.TestCase):
       )
       return result.out, result
 
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       out, pullback, result = jax.vjp(run, query, key, value, has_aux=True)
       gradients = pullback(jnp.ones_like(out))
     chex.assert_tree_all_finite((result, gradients))
@@ -227,7 +228,7 @@ class FlashAttentionTest(parameterized.TestCase):
       )
       return result.out, result
 
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       out, pullback, result = jax.vjp(run, query, key, value, has_aux=True)
       gradients = pullback(jnp.ones_like(out))
     chex.assert_tree_all_finite(gradients)
@@ -253,7 +254,7 @@ class FlashAttentionTest(parameterized.TestCase):
         shape, "float32", masks.allowed(mask, 128)[None, None], _PLAIN, seed
     )
     arrays = dict(inputs.arrays, value=inputs.arrays["value"] * size)
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       got = _jitted(implementation)(**arrays)
     # Oracle of the unscaled values: attention is linear in them.
     expected = oracle.attention(inputs.case)
@@ -318,7 +319,7 @@ class ColMassTest(parameterized.TestCase):
           implementation=implementation,
       )
 
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       out, pullback = jax.vjp(lambda v: attend(v).out, arrays["value"])
       cotangent = pullback(jnp.zeros_like(out).at[..., 0].set(1.0))[0]
       col_mass = attend(arrays["value"]).col_mass
@@ -335,7 +336,7 @@ class ColMassTest(parameterized.TestCase):
     attend = lambda *arrays: api.flash_attention(
         *arrays, return_col_mass=True, implementation=implementation
     )
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       one = attend(query, key, value)
       two = attend(query, key[:, order], value[:, order])
     np.testing.assert_allclose(
@@ -373,7 +374,7 @@ class TransformationTest(parameterized.TestCase):
           implementation=implementation,
       )
 
-    with conformance.mode_of(implementation):
+    with modes.mode_of(implementation):
       both = jax.vmap(attend)(*arrays)
       first = attend(*arrays[:, 0])
     chex.assert_trees_all_close(

@@ -11,6 +11,7 @@ import pytest
 
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import shapes
+from tests.kernels_pallas import modes
 from tests.kernels_pallas.gather_mlp import oracle
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
@@ -102,7 +103,7 @@ class GatherMlpTest(parameterized.TestCase):
   @parameterized.parameters(*_IMPLEMENTATIONS)
   def test_no_entry_that_counts_leaves_the_bias(self, implementation):
     case = oracle.draw(shapes.TESTS["one"], "float32")
-    with oracle.mode_of(implementation):
+    with modes.mode_of(implementation):
       y = _call(implementation, case)(case.arrays, case.block_ids, 0)
       np.testing.assert_array_equal(y, case.arrays["down_bias"][None])
       y = _call(implementation, case)(case.arrays, case.block_ids[:0], None)

@@ -6,7 +6,7 @@ import jaxtyping
 import numpy as np
 
 from kernels_pallas.gather_mlp import heads
-from tests.kernels_pallas.gather_mlp import oracle
+from tests.kernels_pallas import modes
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
 # As in the oracle of the MLP.
@@ -72,7 +72,7 @@ def _run(implementation, x, parts, kernel, ids, num):
     names = ("out", "out_d_heads", "out_d_kernel")
     return found | dict(zip(names, (out, *out_pullback(x)), strict=True))
 
-  with oracle.mode_of(implementation):
+  with modes.mode_of(implementation):
     found = both(x, parts, kernel, ids, num)
   jax.tree.map(
       np.testing.assert_array_equal, found, both(x, parts, kernel, ids, num)

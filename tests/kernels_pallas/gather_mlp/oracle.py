@@ -5,7 +5,6 @@ every implementation must satisfy against that.
 """
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import shapes
+from tests.kernels_pallas import modes
 
 # Scaled by the largest value: a hundred roundings of float32; of bfloat16 two
 # roundings of its 8 bits. Gradients, each through two products, twice.
@@ -157,13 +156,6 @@ def expected(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   return y, grads
 
 
-def mode_of(implementation: str) -> Any:
-  """Pallas kernels are interpreted on CPU; nothing else falls back to it."""
-  if implementation.startswith("pallas"):
-    return interpret.interpreted()
-  return contextlib.nullcontext()
-
-
 def both_passes(call: Callable[..., Any]) -> Callable[..., Any]:
   """y and cotangents of `call(arrays, block_ids, num_valid)`, compiled."""
 
@@ -178,7 +170,7 @@ def both_passes(call: Callable[..., Any]) -> Callable[..., Any]:
 def check(both: Callable[..., Any], case: Case, implementation: str) -> None:
   """Values, gradients, types, the same bits twice; zeros where none chose."""
   arguments = (case.arrays, case.block_ids, case.num_valid, case.d_out)
-  with mode_of(implementation):
+  with modes.mode_of(implementation):
     found = both(*arguments)
   jax.tree.map(np.testing.assert_array_equal, found, both(*arguments))
   (y, grads), (want, want_grads) = found, expected(case)

@@ -14,6 +14,7 @@ from kernels_pallas.linear_attention import api
 from kernels_pallas.linear_attention import pallas_tpu
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import xla
+from tests.kernels_pallas import modes
 from tests.kernels_pallas.linear_attention import oracle
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
@@ -106,7 +107,7 @@ class LinearAttentionTest(parameterized.TestCase):
       )
 
     state = case.initial_state
-    with oracle.mode_of(implementation):
+    with modes.mode_of(implementation):
       whole = run(state, cut(slice(None)))
       # At the end of a chunk of both: the same sums in the same order.
       first = run(state, cut(slice(128)))
@@ -133,7 +134,7 @@ class LinearAttentionTest(parameterized.TestCase):
   def test_of_no_position_is_the_state(self, implementation):
     state = jnp.ones((1, 2, 4, 4))
     empty = jnp.zeros((1, 0, 2, 4))
-    with oracle.mode_of(implementation):
+    with modes.mode_of(implementation):
       found = _attend(
           implementation,
           query=empty,

@@ -5,7 +5,6 @@ every implementation must satisfy against that.
 """
 
 from collections.abc import Callable
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import interpret
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import shapes
+from tests.kernels_pallas import modes
 
 # Scaled by the largest value: a hundred roundings of float32; of bfloat16 two
 # roundings of its 8 bits. Gradients, of which each is of two results, twice.
@@ -104,13 +103,6 @@ def gradients(case: Case) -> dict[str, np.ndarray]:
   }
 
 
-def mode_of(implementation: str) -> Any:
-  """Pallas kernels are interpreted on CPU; nothing else falls back to it."""
-  if implementation.startswith("pallas"):
-    return interpret.interpreted()
-  return contextlib.nullcontext()
-
-
 def run(call: Call, case: Case, implementation: str) -> Any:
   """Outputs and gradients of `call(**arguments)`, twice the same bits."""
 
@@ -123,7 +115,7 @@ def run(call: Call, case: Case, implementation: str) -> Any:
     return result, pullback(cotangents)[0]
 
   arguments = (case.arguments(), case.d_out, case.d_state)
-  with mode_of(implementation):
+  with modes.mode_of(implementation):
     found, again = (both(*arguments) for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, found, again)
   return found

@@ -359,6 +359,25 @@ class CompactTest(absltest.TestCase):
     large = kv_cache.compact(cache, 20, position)
     self.assertEqual(int((large.pos < 0).sum()), 3 * 2 * 8)
 
+  def test_ranks_of_what_stays_are_those_of_its_positions(self):
+    _, caches = _read_and_decode(
+        kv_cache.init(
+            policies.H2O(num_recent=3), _CONFIG, 3, 12, positions="rolled"
+        ),
+        _TOKENS,
+        _LENGTHS,
+        num_steps=15,
+    )
+    # Growing, the empty slots come last and have no rank.
+    for capacity in (6, 16):
+      cache = kv_cache.compact(caches[0], capacity, _LENGTHS + 15)
+      pos, num = np.asarray(cache.pos), min(capacity, 12)
+      self.assertTrue((np.diff(pos[..., :num]) > 0).all())
+      want = np.where(np.arange(capacity) < num, np.arange(capacity), -1)
+      np.testing.assert_array_equal(
+          cache.rank, np.broadcast_to(want, (3, 2, capacity))
+      )
+
   def test_more_protected_than_slots_is_refused(self):
     caches = kv_cache.init(policies.H2O(num_recent=6), _CONFIG, 3, 12)
     with self.assertRaisesRegex(

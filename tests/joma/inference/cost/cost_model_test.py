@@ -156,6 +156,10 @@ class CostModelTest(parameterized.TestCase):
     self.assertEqual(cost.cache_bytes, 3 * 4 * (8 * 32 + 8 * 32 + 32))
     held = cost_model.cache_bytes(_SMALL, load, plan)
     self.assertEqual(held, 3 * 4 * (32 + 8) * 32)
+    # Products with all 8 pages' bounds are as those with 8 keys and values.
+    full = cost_model.decode(_SMALL, load, cache_plan.full())
+    per_slot = 2 * 2 * 6 * 4 * 2
+    self.assertEqual(full.flops - cost.flops, 3 * (32 - 8 - 8) * per_slot)
 
   def test_int8_stores_a_scale_with_each_vector(self):
     load = dataclasses.replace(_load(), cache_dtype="int8")

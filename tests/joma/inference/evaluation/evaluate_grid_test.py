@@ -1,6 +1,7 @@
 """Grids of policies and budgets, with a model too small to be right."""
 
 import dataclasses
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,14 +14,16 @@ from joma.inference.cost import cost_model
 from joma.inference.evaluation import evaluate
 from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
+from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import evaluate_grid
 from joma.inference.evaluation import evaluate_subject
+from joma.inference.evaluation import tasks
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
 
 _CONFIG = evaluate_config.EvaluateConfig(
-    policies=("h2o",),
+    policies=("h2o:num_sinks=3",),
     budgets=(0.5,),
     num_seeds=2,
     batch_size=3,
@@ -49,13 +52,21 @@ def _subject(config, vocab_size=12, reads_text=False):
   )
 
 
+@functools.cache
+def _measured():
+  """The subject, its rows by the policy's first word, and what was told."""
+  subject, told = _subject(_CONFIG), []
+  rows = evaluate_grid.measure(_CONFIG, subject, on_progress=told.append)
+  rows = {row["policy"].partition(":")[0]: row for row in rows["mqar"]}
+  return subject, rows, told
+
+
 class GridTest(absltest.TestCase):
 
   def test_rows_of_a_task(self):
-    subject, told = _subject(_CONFIG), []
-    rows = evaluate_grid.measure(_CONFIG, subject, on_progress=told.append)
-    rows = {row["policy"]: row for row in rows["mqar"]}
+    subject, rows, told = _measured()
     self.assertEqual([*rows], ["full", "window", "random", "h2o"])
+    self.assertEqual(rows["h2o"]["policy"], "h2o:num_sinks=3")
     self.assertLen(told, evaluate_grid.num_readings(_CONFIG))
     for row in rows.values():
       # Random eviction draws anew with each seed, in a program of its own.
@@ -87,6 +98,22 @@ class GridTest(absltest.TestCase):
       modelled = cost_model.cache_bytes(shape, load, plan)
       self.assertEqual(rows[name]["cache_bytes"], modelled)
     self.assertLess(rows["h2o"]["step_bytes"], rows["full"]["step_bytes"])
+
+  def test_gold_in_sinks_counts_the_tokens_before_the_first_that_may_leave(
+      self,
+  ):
+    """Two pairs come first: what is asked for stands at 1 or at 3."""
+    draw = evaluate_data.drawer(_CONFIG, "mqar", 12, None)
+    drawn = []
+    for seed in range(_CONFIG.num_seeds):
+      drawn += evaluate_data.examples(_CONFIG, draw, _CONFIG.first_seed + seed)
+    gold = tasks.stack(drawn).gold
+    gold = gold[gold >= 0]
+    self.assertEqual(set(gold), {1, 3})
+    _, rows, _ = _measured()
+    self.assertEqual(rows["full"]["gold_in_sinks"], 0)
+    found = rows["h2o"]["gold_in_sinks"]
+    self.assertAlmostEqual(found, (gold == 1).mean())
 
   @pytest.mark.slow  # Three compilations.
   def test_perplexity_is_compared_text_by_text(self):

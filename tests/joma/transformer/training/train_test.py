@@ -211,6 +211,7 @@ class KillTest(absltest.TestCase):
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=pathlib.Path(__file__).parents[3],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     with process:
       for reports, line in enumerate(process.stdout):

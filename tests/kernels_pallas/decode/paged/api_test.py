@@ -9,10 +9,10 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from kernels_pallas import interpret
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode.paged import api
+from tests.kernels_pallas import modes
 from tests.kernels_pallas.decode import oracle
 
 _PAGE = 16
@@ -125,7 +125,7 @@ class PagedTest(parameterized.TestCase):
   def _check(self, implementation, variant):
     case = oracle.draw(_SHAPE, 150)
     arrays = (case.query, case.key, case.value, case.positions)
-    with interpret.interpreted(implementation == "pallas_tpu"):
+    with modes.mode_of(implementation):
       pool, (out, slot) = _run(arrays, _pool(), implementation, *variant)
     expected_out, expected_slot, caches = _expected(case, *variant)
     np.testing.assert_array_equal(slot, expected_slot)
