@@ -69,8 +69,8 @@ class Figure4Config:
     mu: What each component tends to, positive. The default is the paper's.
     initial: First value of every component, below every mu.
     temperature: T of the attention softmax(v^2 / T).
-    step_size: eta.
-    num_steps: Steps.
+    step_size: Step size eta of the iteration.
+    num_steps: Number of steps of the iteration.
   """
 
   mu: tuple[float, ...] = published.FIGURE4_MU
@@ -94,10 +94,10 @@ class InvariantsConfig:
     step_sizes: Two or more learning rates, each dividing `time`.
     num_queries: Numbers of queries that share the MLP.
     time: Training time, in units of 1 / (learning rate).
-    num_tokens: M.
-    num_hidden: K.
-    num_samples: B, at least as many as queries.
-    seed: Of samples, gradients and initial values.
+    num_tokens: Number of tokens M.
+    num_hidden: Number of hidden nodes K.
+    num_samples: Number of samples B, at least as many as queries.
+    seed: Random seed for samples, gradients and initial values.
   """
 
   step_sizes: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
@@ -228,14 +228,14 @@ class HbltConfig:
   """Theorem 5: tokens that co-occur in a hierarchical binary latent tree.
 
   Attributes:
-    num_depths: L, depths with nodes; leaves are at depth L - 1.
+    num_depths: Number of depths L with nodes; leaves are at depth L - 1.
     branching: Children of every node.
     polarity: rho of the edges, one curve each.
     root_probs: P(y_a = 1 | y_0) for each class y_0, of every node right under
       the root.
     num_top_nodes: Nodes right under the root.
     batch_size: Sequences sampled.
-    seed: Of the samples.
+    seed: Random seed for the sampled sequences.
   """
 
   num_depths: int = 5
@@ -274,14 +274,14 @@ class StableRankConfig:
   """Stable rank of the lower MLP layer: falls and rises with attention.
 
   Attributes:
-    num_tokens: M.
-    num_hidden: K.
+    num_tokens: Number of tokens M.
+    num_hidden: Number of hidden nodes K.
     salience_min: |mu_l| of the least salient token, positive.
-    salience_max: |mu_l| of the most salient one, up to 6. Those in between are
-      equally spaced.
+    salience_max: |mu_l| of the most salient token, up to 6; tokens in between
+      are equally spaced.
     end_time: Last time of the integration.
     num_times: Points of each curve, equally spaced in ln t from 0.01.
-    num_seeds: Directions of the mu_l drawn.
+    num_seeds: Number of draws of the directions of the mu_l.
     first_seed: The seeds are first_seed, first_seed + 1, ...
   """
 

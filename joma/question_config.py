@@ -18,16 +18,17 @@ class BounceConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: K.
+    num_classes: Number of classes K.
     num_distinct: Distinct tokens of each class; no others.
     hidden_dim: Hidden nodes.
     num_samples: Samples of the data set, as many of each class.
     noise: Standard deviation of each coordinate of the isotropic mixture.
     seq_len: Tokens of a sequence, for the data that are frequencies.
     step_size: Learning rate of W and z under the cross-entropy.
-    stationary_step_size: The same under the stationary loss, which bursts.
+    stationary_step_size: Learning rate of W and z under the stationary loss,
+      which bursts.
     max_attn_logit: Attention logit at which a run stops.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one.
     min_rise: Rise of the entropy, in nats, that counts as a bounce.
   """
@@ -69,15 +70,16 @@ class LinearControlConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: K.
+    num_classes: Number of classes K.
     num_distinct: Distinct tokens of each class; no others.
     hidden_dim: Hidden nodes.
     num_samples: Samples of the data set, as many of each class.
     noises: Standard deviations of the isotropic mixture; two or more.
     step_size: Learning rate of W and z under the cross-entropy.
-    stationary_step_size: The same under the stationary loss, which bursts.
+    stationary_step_size: Learning rate of W and z under the stationary loss,
+      which bursts.
     max_attn_logit: Attention logit at which a run stops.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one.
     min_rise: Rise of the entropy, in nats, that counts as a bounce.
   """
@@ -118,13 +120,14 @@ class JointInvariantConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: K, each with one fixed context.
+    num_classes: Number of classes K, each with one fixed context.
     hidden_dim: Hidden nodes.
     step_size: Learning rate of all that is trained; runs at half of it measure
       what the finite step costs.
-    embedding_step_size: The same for runs whose embeddings train, which move
-      faster.
-    num_steps: Steps, even; those at half the rate are as many.
+    embedding_step_size: Learning rate of runs whose embeddings train, which
+      move faster.
+    num_steps: Number of steps, even; runs at half the learning rate take as
+      many.
     num_records: Measurements after the first one, even.
   """
 
@@ -157,10 +160,10 @@ class DriftConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: K, each with one fixed context.
+    num_classes: Number of classes K, each with one fixed context.
     hidden_dim: Hidden nodes.
     step_size: Learning rate of W and z.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one.
   """
 
@@ -186,11 +189,12 @@ class ResidualConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: K, each with one fixed context under every query.
-    num_queries: Q, two or more.
+    num_classes: Number of classes K, each with one fixed context under every
+      query.
+    num_queries: Number of queries Q, two or more.
     hidden_dim: Hidden nodes.
     step_size: Learning rate of all that is trained.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one.
   """
 
@@ -217,7 +221,7 @@ class TwoLayerHbltConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: D, classes of the root.
+    num_classes: Number of classes D of the root.
     num_roots: Nodes right under the root, even.
     branching: Children of a node, for each depth but the last.
     polarity: rho of the edges, in (0, 1], but for every second leaf.
@@ -227,7 +231,7 @@ class TwoLayerHbltConfig:
     batch_size: Samples of a step.
     num_held_out: Samples that scores are measured on.
     step_size: Learning rate of Adam.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one, a multiple of num_scores.
     num_scores: How often the nodes are held against the latents.
   """
@@ -273,7 +277,7 @@ class NoisyHbltConfig:
   Attributes:
     num_seeds: Runs of each setting.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    num_classes: D, classes of the root.
+    num_classes: Number of classes D of the root.
     num_roots: Nodes right under the root, even.
     branching: Children of a node, for each depth but the last.
     polarities: rho of every edge, each in (0, 1]; two or more.
@@ -281,7 +285,7 @@ class NoisyHbltConfig:
     batch_size: Samples of a step.
     num_held_out: Samples that scores are measured on.
     step_size: Learning rate of Adam.
-    num_steps: Steps.
+    num_steps: Number of training steps.
     num_records: Measurements after the first one.
   """
 

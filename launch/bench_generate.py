@@ -41,7 +41,7 @@ class BenchConfig:
     prompt_len: Tokens of each prompt.
     num_rounds: Rounds, of which the median counts.
     num_steps: Tokens of each sequence in a turn.
-    seed: Of the prompts, which are random tokens.
+    seed: Random seed for the prompts, which are random tokens.
   """
 
   peer: bool = True

@@ -47,10 +47,10 @@ class BenchConfig:
     length: Tokens before the first step.
     capacity: Slots of the small cache.
     peer_interval: Steps between two of kvpress's cuts.
-    num_layers: Of the model that stands in for --model.
+    num_layers: Layers of the model that stands in for --model.
     num_rounds: Rounds, of which the median counts.
     num_steps: Decode steps in a turn.
-    seed: Of weights and noise.
+    seed: Random seed for weights and noise.
   """
 
   peer: bool = True

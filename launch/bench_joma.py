@@ -76,10 +76,10 @@ class BenchConfig:
     embed_dims: Widths D.
     set_sizes: Latents that each latent combines: 2 leaves much padding, 3
       little.
-    num_classes: K.
-    num_layers: Blocks.
-    seq_len: T.
-    batch_size: B.
+    num_classes: Number of classes K.
+    num_layers: Number of blocks.
+    seq_len: Sequence length T.
+    batch_size: Batch size B.
     num_rounds: Rounds, of which the median counts.
     num_steps: Steps of a turn.
     seed: Seed of the hierarchy and of the parameters.

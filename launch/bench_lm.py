@@ -47,7 +47,7 @@ class BenchConfig:
     gpu_batch_size: B of `gpu_train`.
     gpu_seq_len: T of `gpu_train`.
     gpu_use_remat: Whether `gpu_train` computes layers anew.
-    seed: Of values and batches.
+    seed: Random seed for values and batches.
   """
 
   part: Literal["train", "gpu_train"] = "train"

@@ -14,58 +14,45 @@ interrupted.
 """
 
 import pathlib
-import shlex
-import sys
-import time
 from typing import Any
-
-from absl import flags
 
 from joma.inference.bridge import config as bridge_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder that holds the corpus, or its folder."
-)
+_WORKDIR = run.define_workdir()
+_DATA_DIR = run.define_data_dir()
 _CONFIG = flag_config.define(bridge_config.BridgeConfig())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, trains and measures, writes the report."""
-  started = time.monotonic()
+  """Trains, measures, and writes the report."""
   config = _CONFIG()
-  # Imported here, so that --help and wrong flags answer at once.
-  from launch import report_bridge
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
-
-  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
-  workdir = workdir_lib.claim(
+  folder = run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),
       flag_config.to_flagfile(config, {"data_dir": _DATA_DIR.value}),
   )
-  with workdir_lib.lock(pathlib.Path(workdir)):
-    try:
-      summary, corpus = _measure(config, workdir)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    facts = {
-        "command": f"python -m launch.bridge {shlex.join(sys.argv[1:])}",
-        "devices": devices.describe(),
-        "corpus": corpus,
-    }
-    report = report_bridge.write(workdir, summary, facts, started)
+  run.run(
+      "bridge",
+      lambda: folder,
+      measure=lambda this: _measure(config, this.folder),
+      report=_report,
+  )
+
+
+def _report(
+    this: run.Run, measured: tuple[dict[str, Any], str]
+) -> pathlib.Path:
+  from launch import report_bridge
+
+  summary, corpus = measured
+  facts = {**this.facts, "corpus": corpus}
+  path = report_bridge.write(this.folder, summary, facts, this.started)
   print(summary["finding"])
-  print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+  return path
 
 
 def _measure(

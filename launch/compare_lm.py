@@ -11,27 +11,19 @@ figures show) and figures/.
 """
 
 import pathlib
-import shlex
-import sys
 import time
 
 from absl import flags
 
 from launch import app
+from launch import run
 from scansnap_jax.experiment import errors
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of the report.", required=True
-)
+_WORKDIR = run.define_workdir("Local folder of the report.")
 _RUNS = flags.DEFINE_list(
     "runs", None, "Folders of finished runs.", required=True
 )
-_REFERENCE_CSV = flags.DEFINE_string(
-    "reference_csv",
-    None,
-    "Curves to draw beside: nlayers, lr, seed, minibatch, val_loss, and"
-    " attn_entropy_layer0 to the last.",
-)
+_REFERENCE_CSV = run.define_reference_csv()
 
 
 def main(_: list[str]) -> None:
@@ -39,16 +31,15 @@ def main(_: list[str]) -> None:
   started = time.monotonic()
   from launch import report_lm  # Imported here, so that --help answers at once.
 
-  runs = [pathlib.Path(run).expanduser() for run in _RUNS.value]
+  runs = [pathlib.Path(folder).expanduser() for folder in _RUNS.value]
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   if (workdir / "config.json").exists():
     raise errors.UserError(f"{workdir} is a run's folder. Give another one.")
   workdir.mkdir(parents=True, exist_ok=True)
-  command = f"python -m launch.compare_lm {shlex.join(sys.argv[1:])}"
   path = report_lm.compare(
       workdir,
       runs,
-      facts={"command": command},
+      facts={"command": run.command("compare_lm")},
       started=started,
       reference_csv=_REFERENCE_CSV.value,
   )

@@ -13,62 +13,57 @@ command continues an interrupted run.
 """
 
 import pathlib
-import shlex
-import sys
-import time
-
-from absl import flags
+from typing import Any
 
 from joma.inference.sparsity import contextual_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _CONFIG = flag_config.define(contextual_config.ContextualConfig())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, studies the model, writes the report."""
-  started = time.monotonic()
+  """Studies the model and writes the report."""
   config = _CONFIG()
-  # Imported here, so that --help and wrong flags answer at once.
-  from joma.inference.sparsity import contextual_study
-  from launch import report_contextual_sparsity
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
-  from scansnap_jax.experiment import progress
-
-  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
-  workdir = workdir_lib.claim(
+  folder = run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),
       flag_config.to_flagfile(config, {}),
   )
+  run.run(
+      "contextual_sparsity",
+      lambda: folder,
+      measure=lambda this: _measure(config, this.folder),
+      report=_report,
+  )
+
+
+def _measure(
+    config: contextual_config.ContextualConfig, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Studies the model, with a progress bar of what trains."""
+  from joma.inference.sparsity import contextual_study
+  from scansnap_jax.experiment import progress
+
   num_steps = config.predictor.num_steps
   num_steps += config.num_steps if config.model is None else 0
-  with workdir_lib.lock(pathlib.Path(workdir)):
-    try:
-      with progress.bar(
-          "training", num_runs=1, steps_per_run=num_steps
-      ) as on_progress:
-        summary = contextual_study.study(config, workdir, on_progress)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    facts = {
-        "command": (
-            f"python -m launch.contextual_sparsity {shlex.join(sys.argv[1:])}"
-        ),
-        "devices": devices.describe(),
-    }
-    report = report_contextual_sparsity.write(workdir, summary, facts, started)
+  with progress.bar(
+      "training", num_runs=1, steps_per_run=num_steps
+  ) as on_progress:
+    return contextual_study.study(config, workdir, on_progress)
+
+
+def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+  from launch import report_contextual_sparsity
+
+  path = report_contextual_sparsity.write(
+      this.folder, summary, this.facts, this.started
+  )
   print(summary["finding"])
-  print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+  return path
 
 
 if __name__ == "__main__":

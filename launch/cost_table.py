@@ -27,6 +27,7 @@ from joma.inference.cost import cost_table
 from joma.inference.cost import cost_table_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
@@ -39,8 +40,8 @@ _PRESET = flags.DEFINE_enum(
     [*cost_table_config.PRESETS],
     "Model that --shape flags are laid over.",
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run; none writes no file."
+_WORKDIR = run.define_workdir(
+    "Local folder of this run; none writes no file.", is_required=False
 )
 _WIDTH = 200
 _CONFIG = flag_config.define(cost_table_config.CostTableConfig())

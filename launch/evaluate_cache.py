@@ -15,64 +15,62 @@ summary.json, figures/, flags.txt, config.json.
 """
 
 import pathlib
-import shlex
-import sys
-import time
+from typing import Any
 
 from absl import flags
 
 from joma.inference.evaluation import evaluate_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _MODEL = flags.DEFINE_string(
     "model", None, "Folder of a model and its tokenizer; none trains one."
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder that holds the corpus, or its folder."
-)
+_DATA_DIR = run.define_data_dir()
 _CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, makes or loads the model, evaluates, reports."""
-  started = time.monotonic()
+  """Makes or loads the model, evaluates, reports."""
   config = _CONFIG()
-  # Imported here, so that --help and wrong flags answer at once.
+
+  def check() -> None:
+    from joma.inference.evaluation import evaluate_subject
+
+    evaluate_subject.check(config, _MODEL.value)
+
+  run.run(
+      "evaluate_cache",
+      lambda: _folder(config),
+      measure=lambda _: _measure(config),
+      report=_report,
+      check=check,
+  )
+
+
+def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
+  """Makes or loads the model and evaluates every policy on it."""
   from joma.inference.evaluation import evaluate_grid
-  from joma.inference.evaluation import evaluate_subject
-  from launch import report_cache
-  from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import progress
 
-  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
-  evaluate_subject.check(config, _MODEL.value)
-  workdir = _claim(config)
-  with workdir_lib.lock(workdir):
-    subject, training = _subject(config)
-    with progress.bar(
-        "reading",
-        num_runs=evaluate_grid.num_readings(config),
-        steps_per_run=1,
-    ) as on_progress:
-      rows = evaluate_grid.measure(
-          config, subject, _DATA_DIR.value, on_progress
-      )
-    facts = {
-        "command": (
-            f"python -m launch.evaluate_cache {shlex.join(sys.argv[1:])}"
-        ),
-        "devices": devices.describe(),
-    }
-    summary = {"tasks": rows, "training": training, "length": config.length}
-    path = report_cache.write(workdir, summary, facts, started)
-  for task, found in rows.items():
+  subject, training = _subject(config)
+  with progress.bar(
+      "reading", num_runs=evaluate_grid.num_readings(config), steps_per_run=1
+  ) as on_progress:
+    rows = evaluate_grid.measure(config, subject, _DATA_DIR.value, on_progress)
+  return {"tasks": rows, "training": training, "length": config.length}
+
+
+def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+  from launch import report_cache
+
+  path = report_cache.write(this.folder, summary, this.facts, this.started)
+  for task, found in summary["tasks"].items():
     print(report_cache.finding(task, found))
-  print(f"{time.monotonic() - started:.1f} s. Report: {path}")
+  return path
 
 
 def _subject(config: evaluate_config.EvaluateConfig):
@@ -88,10 +86,10 @@ def _subject(config: evaluate_config.EvaluateConfig):
     return evaluate_subject.train(config, on_progress)
 
 
-def _claim(config: evaluate_config.EvaluateConfig) -> pathlib.Path:
+def _folder(config: evaluate_config.EvaluateConfig) -> run.Folder:
   extra = {"model": _MODEL.value, "data_dir": _DATA_DIR.value}
   given = {name: value for name, value in extra.items() if value is not None}
-  return workdir_lib.claim(
+  return run.Folder(
       _WORKDIR.value,
       {**given, **workdir_lib.config_to_json(config)},
       flag_config.to_flagfile(config, extra),

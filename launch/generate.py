@@ -40,7 +40,7 @@ _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "bfloat16"],
-    "Of parameters, products and the cache.",
+    "Number type of parameters, products and the cache.",
 )
 _IGNORE_EOS = flags.DEFINE_boolean(
     "ignore_eos", False, "Goes on behind the model's end-of-text token."

@@ -11,11 +11,7 @@ that train for long, checkpoints/. The same command continues an interrupted
 run; --flagfile=OLD/flags.txt --workdir=NEW repeats one.
 """
 
-import contextlib
 import pathlib
-import shlex
-import sys
-import time
 from typing import Any
 
 from absl import flags
@@ -25,6 +21,7 @@ from joma import question_config
 from joma.hierarchy import config as table1_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
@@ -50,18 +47,12 @@ _STUDIES: dict[str, Any] = {
 # Presets are the studies, and these with settings of their own.
 _VARIANTS = {"table1_reduced": ("table1", table1_config.table1_reduced())}
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
     "preset", "figure4", [*_STUDIES, *_VARIANTS], "What to run."
 )
-_MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "Set when the same command runs on every host."
-)
-_NUM_CPU_DEVICES = flags.DEFINE_integer(
-    "num_cpu_devices", 0, "Devices to split a CPU into; 0 is one per core.", 0
-)
+_MULTIHOST = run.define_multihost()
+_NUM_CPU_DEVICES = run.define_num_cpu_devices()
 _CONFIGS = {
     study: flag_config.define(default, prefix=f"{study}.")
     for study, default in _STUDIES.items()
@@ -69,41 +60,33 @@ _CONFIGS = {
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, runs the study, writes the report."""
-  started = time.monotonic()
+  """Runs the study and writes the report."""
   study, base = _VARIANTS.get(_PRESET.value, (_PRESET.value, None))
   _check_flags(study)
   config = _CONFIGS[study](base)
-  # Imported here, so that --help and wrong flags answer at once.
-  from launch import joma_studies
-  from launch import report_joma
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
 
-  devices.set_up(
-      multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
+  def measure(this: run.Run) -> dict[str, Any]:
+    from launch import joma_studies
+
+    return joma_studies.STUDIES[study].measure(config, this.folder)
+
+  def report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+    from launch import report_joma
+
+    path = report_joma.write(
+        this.folder, study, summary, this.facts, this.started
+    )
+    print(summary["finding"])
+    return path
+
+  run.run(
+      "joma",
+      lambda: _folder(study, config),
+      measure=measure,
+      report=report,
+      multihost=_MULTIHOST.value,
+      num_cpu_devices=_NUM_CPU_DEVICES.value,
   )
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
-  with devices.main_process_first():
-    if devices.is_main_process():
-      _claim(study, config)
-  is_main = devices.is_main_process()
-  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
-    try:
-      summary = joma_studies.STUDIES[study].measure(config, workdir)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    if is_main:
-      facts = {
-          "command": f"python -m launch.joma {shlex.join(sys.argv[1:])}",
-          "devices": devices.describe(),
-      }
-      report = report_joma.write(workdir, study, summary, facts, started)
-      print(summary["finding"])
-      print(f"{time.monotonic() - started:.1f} s. Report: {report}")
 
 
 def _check_flags(study: str) -> None:
@@ -117,8 +100,8 @@ def _check_flags(study: str) -> None:
       )
 
 
-def _claim(study: str, config: Any) -> None:
-  """Makes the workdir this run's, or finds it so."""
+def _folder(study: str, config: Any) -> run.Folder:
+  """What makes the workdir this run's."""
   described = {
       "preset": _PRESET.value,
       study: workdir_lib.config_to_json(config),
@@ -126,7 +109,7 @@ def _claim(study: str, config: Any) -> None:
   flagfile = flag_config.to_flagfile(
       config, {"preset": _PRESET.value}, prefix=f"{study}."
   )
-  workdir_lib.claim(_WORKDIR.value, described, flagfile)
+  return run.Folder(_WORKDIR.value, described, flagfile)
 
 
 if __name__ == "__main__":

@@ -11,60 +11,55 @@ an interrupted training.
 """
 
 import pathlib
-import shlex
-import sys
-import time
-
-from absl import flags
+from typing import Any
 
 from joma.transformer.rope import extension_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _CONFIG = flag_config.define(extension_config.RopeExtensionConfig())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, trains, reads, writes the report."""
-  started = time.monotonic()
+  """Trains, reads, and writes the report."""
   config = _CONFIG()
-  # Imported here, so that --help and wrong flags answer at once.
-  from joma.transformer.rope import extension
-  from launch import report_rope_extension
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
-  from scansnap_jax.experiment import progress
-
-  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
-  workdir = workdir_lib.claim(
+  folder = run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),
       flag_config.to_flagfile(config, {}),
   )
-  with workdir_lib.lock(pathlib.Path(workdir)):
-    try:
-      with progress.bar(
-          "training", num_runs=1, steps_per_run=config.num_steps
-      ) as on_progress:
-        summary = extension.measure(config, workdir, on_progress)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    facts = {
-        "command": (
-            f"python -m launch.rope_extension {shlex.join(sys.argv[1:])}"
-        ),
-        "devices": devices.describe(),
-    }
-    report = report_rope_extension.write(workdir, summary, facts, started)
+  run.run(
+      "rope_extension",
+      lambda: folder,
+      measure=lambda this: _measure(config, this.folder),
+      report=_report,
+  )
+
+
+def _measure(
+    config: extension_config.RopeExtensionConfig, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Trains and reads, with a progress bar."""
+  from joma.transformer.rope import extension
+  from scansnap_jax.experiment import progress
+
+  with progress.bar(
+      "training", num_runs=1, steps_per_run=config.num_steps
+  ) as on_progress:
+    return extension.measure(config, workdir, on_progress)
+
+
+def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+  from launch import report_rope_extension
+
+  path = report_rope_extension.write(
+      this.folder, summary, this.facts, this.started
+  )
   print(summary["finding"])
-  print(f"{time.monotonic() - started:.1f} s. Report: {report}")
+  return path
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
-import contextlib
 import hashlib
 import pathlib
-import shlex
-import sys
-import time
+from typing import Any
 
 from absl import flags
 
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -40,62 +38,50 @@ _PRESETS = {
     "sweep": {"sweep": config_lib.ScanSnapConfig},
 }
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
     "preset", "main", list(_PRESETS), "What to run; sweep is the flags alone."
 )
-_MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "Set when the same command runs on every host."
-)
-_NUM_CPU_DEVICES = flags.DEFINE_integer(
-    "num_cpu_devices", 0, "Devices to split a CPU into; 0 is one per core.", 0
-)
+_MULTIHOST = run.define_multihost()
+_NUM_CPU_DEVICES = run.define_num_cpu_devices()
 _CONFIG = flag_config.define(config_lib.ScanSnapConfig())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, trains what the preset trains, writes the report."""
+  """Trains what the preset trains, and writes the report."""
   configs = {
       name: _CONFIG(base()) for name, base in _PRESETS[_PRESET.value].items()
   }
   _check_flags(configs)
-  started = time.monotonic()
-  # Imported here, so that --help and wrong flags answer at once.
-  from launch import report_scansnap
-  from scansnap_jax import data
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
 
-  devices.set_up(
-      multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
+  def check() -> None:
+    from scansnap_jax import data
+
+    for config in configs.values():
+      for num_last in config.num_last:
+        data.make_classes(config.data, num_last)  # Raises what is wrong.
+
+  def report(this: run.Run, results: Any) -> pathlib.Path:
+    from launch import report_scansnap
+
+    return report_scansnap.write(
+        this.folder,
+        _PRESET.value,
+        configs,
+        results,
+        this.facts,
+        this.started,
+    )
+
+  run.run(
+      "scansnap",
+      lambda: _folder(configs),
+      measure=lambda this: _train(configs, this.folder),
+      report=report,
+      check=check,
+      multihost=_MULTIHOST.value,
+      num_cpu_devices=_NUM_CPU_DEVICES.value,
   )
-  for config in configs.values():
-    for num_last in config.num_last:
-      data.make_classes(config.data, num_last)  # Raises what is wrong.
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
-  with devices.main_process_first():
-    if devices.is_main_process():
-      _claim(configs)
-  is_main = devices.is_main_process()
-  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
-    try:
-      results = _train(configs, workdir)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    if is_main:
-      facts = {
-          "command": f"python -m launch.scansnap {shlex.join(sys.argv[1:])}",
-          "devices": devices.describe(),
-      }
-      report = report_scansnap.write(
-          workdir, _PRESET.value, configs, results, facts, started
-      )
-      print(f"{time.monotonic() - started:.1f} s. Report: {report}")
 
 
 def _train(
@@ -137,8 +123,8 @@ def _check_flags(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
         )
 
 
-def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
-  """Makes the workdir this run's, or finds it so."""
+def _folder(configs: dict[str, config_lib.ScanSnapConfig]) -> run.Folder:
+  """What makes the workdir this run's."""
   described = {
       "preset": _PRESET.value,
       "experiments": workdir_lib.config_to_json(configs),
@@ -158,7 +144,7 @@ def _claim(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
     flagfile = flag_config.to_flagfile(config, extra)
   else:
     flagfile = flag_config.given_to_flagfile(config_lib.ScanSnapConfig(), extra)
-  workdir_lib.claim(_WORKDIR.value, described, flagfile)
+  return run.Folder(_WORKDIR.value, described, flagfile)
 
 
 if __name__ == "__main__":

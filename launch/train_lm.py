@@ -12,11 +12,7 @@ report.html. The same command continues an interrupted run; --flagfile=
 OLD/flags.txt --workdir=NEW repeats one.
 """
 
-import contextlib
 import pathlib
-import shlex
-import sys
-import time
 from typing import Any
 
 from absl import flags
@@ -24,32 +20,22 @@ from absl import flags
 from joma.transformer.training import lm_config
 from launch import app
 from launch import flag_config
+from launch import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local folder of this run.", required=True
-)
+_WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
     "preset", "default", [*lm_config.PRESETS], "Settings to start from."
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder that holds the corpus, or its folder."
-)
-_REFERENCE_CSV = flags.DEFINE_string(
-    "reference_csv",
-    None,
-    "Curves to draw beside: nlayers, lr, seed, minibatch, val_loss, and"
-    " attn_entropy_layer0 to the last.",
-)
+_DATA_DIR = run.define_data_dir()
+_REFERENCE_CSV = run.define_reference_csv()
 _SAVE_HF = flags.DEFINE_boolean(
     "save_hf",
     False,
     "Write the model at each of map_steps as a Hugging Face folder, hf/step0"
     " and so on, which inspect_lm and generate read.",
 )
-_MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "Set when the same command runs on every host."
-)
+_MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1
 )
@@ -57,56 +43,53 @@ _CONFIG = flag_config.define(lm_config.default())
 
 
 def main(_: list[str]) -> None:
-  """Claims the workdir, trains, writes what was measured."""
-  started = time.monotonic()
+  """Trains, and writes what was measured."""
   config = _CONFIG(lm_config.PRESETS[_PRESET.value]())
-  # Imported here, so that --help and wrong flags answer at once.
-  from launch import train_lm_run
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
 
-  devices.set_up(
-      multihost=_MULTIHOST.value, num_cpu_devices=_NUM_CPU_DEVICES.value
+  def check() -> None:
+    from launch import train_lm_run
+
+    train_lm_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
+
+  def measure(this: run.Run) -> Any:
+    from launch import train_lm_run
+
+    return train_lm_run.train(
+        config, this.folder, _DATA_DIR.value, _SAVE_HF.value
+    )
+
+  def report(this: run.Run, trained: Any) -> pathlib.Path:
+    from launch import train_lm_run
+
+    return train_lm_run.write(
+        trained,
+        this.folder,
+        preset=_PRESET.value,
+        reference_csv=_REFERENCE_CSV.value,
+        facts=this.facts,
+        started=this.started,
+    )
+
+  run.run(
+      "train_lm",
+      lambda: _folder(config),
+      measure=measure,
+      report=report,
+      check=check,
+      multihost=_MULTIHOST.value,
+      num_cpu_devices=_NUM_CPU_DEVICES.value,
   )
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
-  train_lm_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
-  with devices.main_process_first():
-    if devices.is_main_process():
-      _claim(config)
-  is_main = devices.is_main_process()
-  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
-    try:
-      run = train_lm_run.train(config, workdir, _DATA_DIR.value, _SAVE_HF.value)
-    except preemption.Stopped as stopped:
-      print(
-          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
-      )
-      return
-    if is_main:
-      facts = {
-          "command": f"python -m launch.train_lm {shlex.join(sys.argv[1:])}",
-          "devices": devices.describe(),
-      }
-      report = train_lm_run.write(
-          run,
-          workdir,
-          preset=_PRESET.value,
-          reference_csv=_REFERENCE_CSV.value,
-          facts=facts,
-          started=started,
-      )
-      print(f"{time.monotonic() - started:.1f} s. Report: {report}")
 
 
-def _claim(config: lm_config.LmConfig) -> None:
-  """Makes the workdir this run's, or finds it so."""
+def _folder(config: lm_config.LmConfig) -> run.Folder:
+  """What makes the workdir this run's."""
   described: dict[str, Any] = {
       "preset": _PRESET.value,
       "lm": workdir_lib.config_to_json(config),
   }
   extra = {"preset": _PRESET.value, "data_dir": _DATA_DIR.value}
   flagfile = flag_config.to_flagfile(config, extra)
-  workdir_lib.claim(_WORKDIR.value, described, flagfile)
+  return run.Folder(_WORKDIR.value, described, flagfile)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class DataConfig:
     num_distinct_per_next: Distinct tokens of each next token.
     common_weight: Weight of a common token in P(l|n), before normalization.
     distinct_weight_min: Weight of the first distinct token of a class.
-    distinct_weight_max: Weight of the last distinct token of a class. The
-      weights in between are equally spaced.
+    distinct_weight_max: Weight of the last distinct token of a class; those of
+      the tokens between first and last are equally spaced.
     seq_len: Sequence length T up to 2^24, of which T - 1 tokens are contextual.
       None is the limit of infinite length, where P(l|n) replaces counts.
     classes_file: An .npz with any P(l|n): `probs` [K, M], `query` [K], `label`
@@ -139,8 +139,8 @@ class ScanSnapConfig:
     num_last: Sweep axis: numbers of query (last) tokens, one data setting each.
     lr_z: Sweep axis: learning rates eta_Z of the attention logits Z.
     lr_ratio: Sweep axis: ratios eta_Y / eta_Z.
-    num_seeds: Sweep axis: how many seeds. All learning rates of a seed share
-      its data and its initial values (common random numbers).
+    num_seeds: Sweep axis: how many seeds. All learning rates share the data and
+      initial values of a seed (common random numbers).
     first_seed: The seeds are first_seed, first_seed + 1, ...
     batch_size: Sequences per step, B.
     num_steps: Optimizer steps.

@@ -23,8 +23,8 @@ class Table1Config:
     num_seeds: Seeds of each cell.
     first_seed: The seeds are first_seed, first_seed + 1, ... Each has its own
       hierarchy, initial values and batches.
-    num_tokens: M, of which the last is padding.
-    seq_len: T.
+    num_tokens: Number of tokens M, of which the last is padding.
+    seq_len: Sequence length T.
     num_layers: Blocks, at least 3: block s is compared with the latents of
       level s, and block 2 with the classes.
     embed_dim: Width d.

@@ -15,7 +15,7 @@ class SamplingConfig:
     top_k: Tokens among which to draw, the most probable ones; 0 is all.
     top_p: Draws among the fewest tokens whose probabilities sum to at least
       this much (https://arxiv.org/abs/1904.09751); 1 is all. Comes after top_k.
-    seed: Of the draws.
+    seed: Random seed for sampling.
   """
 
   temperature: float = 0.0

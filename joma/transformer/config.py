@@ -27,19 +27,21 @@ class TransformerConfig:
   """Every hyperparameter of the model; the defaults are a small Llama.
 
   Attributes:
-    vocab_size: V.
-    num_layers: L.
-    embed_dim: D, the width of the residual stream.
-    num_heads: N, query heads.
-    num_kv_heads: K, key and value heads; N is a multiple of it.
-    head_dim: H; N H need not be D.
-    hidden_dim: F, hidden width of the MLP.
+    vocab_size: Vocabulary size V.
+    num_layers: Number of layers L.
+    embed_dim: Width D of the residual stream.
+    num_heads: Number of query heads N.
+    num_kv_heads: Number of key and value heads K; N is a multiple of it.
+    head_dim: Head size H; N H need not be D.
+    hidden_dim: Hidden width F of the MLP.
     max_len: Positions the model was made for; learned positions end there.
     norm: LayerNorm (mean and variance, with bias) or RMSNorm (scale alone).
-    norm_placement: Before each sublayer (pre), after the residual sum (post),
-      or before and after the sublayer, inside the residual (sandwich).
-    norm_epsilon: Added to the variance.
-    norm_scale_offset: Added to the stored scales: 1 where zeros are neutral.
+    norm_placement: Place of the norms: before each sublayer (pre), after the
+      residual sum (post), or before and after the sublayer, inside the residual
+      (sandwich).
+    norm_epsilon: Number added to the variance in norms.
+    norm_scale_offset: Number added to the stored scales of norms: 1 where zeros
+      are neutral.
     use_final_norm: Whether a norm comes before the output layer.
     positions: How the model knows the order of tokens.
     position_offset: First row of the learned table that is used.
@@ -50,9 +52,9 @@ class TransformerConfig:
     activation: Nonlinearity of the MLP.
     use_gated_mlp: Whether the MLP is act(x W_gate) * (x W_up), then W_down.
     use_qkv_bias: Whether query, key and value projections have a bias.
-    use_attn_out_bias: Whether the attention's output projection has one.
-    use_mlp_bias: Whether the MLP's projections have one.
-    use_output_bias: Whether the output layer has one.
+    use_attn_out_bias: Whether the attention's output projection has a bias.
+    use_mlp_bias: Whether the MLP's projections have a bias.
+    use_output_bias: Whether the output layer has a bias.
     tie_embeddings: Whether the output layer is the embedding, transposed.
     embed_proj_dim: Width of embeddings and output where it is not D.
     embed_scale: Factor of the token embeddings.
@@ -60,8 +62,10 @@ class TransformerConfig:
     windows: Keys that each layer's queries see, their own included, one number
       a layer and 0 for all; empty is all everywhere.
     attn_scale: Factor of the attention logits; None is H ** -0.5.
-    attn_logits_soft_cap: c in c tanh(logits / c); None is off.
-    output_logits_soft_cap: The same for the output logits.
+    attn_logits_soft_cap: c in c tanh(logits / c) of the attention logits; None
+      is off.
+    output_logits_soft_cap: c in c tanh(logits / c) of the output logits; None
+      is off.
     use_qk_norm: Whether each head's query and key pass an RMSNorm.
     dropout: Fraction dropped from embeddings and sublayer outputs in training.
     attn_dropout: Fraction of attention weights dropped in training.

@@ -67,8 +67,8 @@ class BridgeConfig:
   Attributes:
     scansnap: Runs of the one-layer model; all of one data setting and one pair
       of learning rates. Measured at every log_every steps.
-    lm: Run of the Transformer, measured at its map_steps; its seed is the
-      first, and `positions` stands for its own.
+    lm: Run of the Transformer, measured at its map_steps. Its seed is the first
+      seed, and the flag `positions` stands for its own.
     positions: What the Transformers know of the order of tokens, one panel
       each: none, as the theory has it, or rotary.
     num_lm_seeds: Runs of the Transformer for each of positions.

@@ -89,29 +89,32 @@ class CostTableConfig:
   """Model, load, policies and chips; a row for each length, batch and policy.
 
   Attributes:
-    shape: The model, where no folder is given.
-    chips: One column each.
-    bandwidth_gbs: Of one machine more, 10^9 bytes per second as measured; with
-      peak_tflops.
-    peak_tflops: Of the same machine, 10^12 operations per second.
-    memory_gb: Of the same machine, 10^9 bytes; none is not known.
-    lengths: T, tokens of each sequence so far.
-    batch_sizes: B, sequences that are continued together.
-    policies: What is compared with keeping everything. h2o stands for every
-      policy that scores all slots in each step (TOVA, Scissorhands, R-KV),
-      window for StreamingLLM too.
-    kept: Fractions of the tokens that policies keep; that quest reads; that
-      heads of duo_attention keep everything.
+    shape: Shape of the model, where no folder is given.
+    chips: Chips to show, one column each.
+    bandwidth_gbs: Measured bandwidth of one machine more, in 10^9 bytes per
+      second; goes with peak_tflops.
+    peak_tflops: Measured arithmetic of the machine of bandwidth_gbs, in 10^12
+      operations per second.
+    memory_gb: Memory of the machine of bandwidth_gbs, in 10^9 bytes; none is
+      not known.
+    lengths: Tokens T of each sequence so far.
+    batch_sizes: Numbers B of sequences that are continued together.
+    policies: Cache policies compared with keeping everything. h2o stands for
+      every policy that scores all slots in each step (TOVA, Scissorhands,
+      R-KV), window for StreamingLLM too.
+    kept: Fractions: of the tokens that policies keep, of those that quest
+      reads, of the heads of duo_attention that keep everything.
     weight_dtype: How parameters are stored.
     cache_dtype: How keys and values are stored.
     scored_queries: Last queries of a prompt by whose attention snapkv and
       pyramidkv choose.
     pyramid_beta: The last layer of pyramidkv keeps 1 / beta of the mean.
-    streaming_slots: Sinks and window of duo_attention's other heads.
+    streaming_slots: Sinks and window of the heads of duo_attention that do not
+      keep everything.
     page_size: Tokens of a page of quest.
     heads_kept: Fraction of heads that deja_vu computes.
     neurons_kept: Fraction of neurons that deja_vu computes.
-    predictor_rank: Of deja_vu's predictors.
+    predictor_rank: Rank of deja_vu's predictors.
     is_shared: Whether the sequences of a batch keep the same heads and neurons;
       if not, a step reads the union of independent choices.
     counts_lookup: Whether the weights of a step include tables of which it

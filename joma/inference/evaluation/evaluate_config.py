@@ -31,41 +31,44 @@ class EvaluateConfig:
   """What is read, by which model, with which caches.
 
   Attributes:
-    tasks: Of mqar, induction, copy; passkey, niah_single, niah_multikey,
-      niah_multivalue, niah_multiquery, variable_tracking, common_words,
-      frequent_words, long_generation; and perplexity. All but the first three
-      want a model with a tokenizer.
+    tasks: Tasks to evaluate, among mqar, induction, copy; passkey, niah_single,
+      niah_multikey, niah_multivalue, niah_multiquery, variable_tracking,
+      common_words, frequent_words, long_generation; and perplexity. All but the
+      first three want a model with a tokenizer.
     policies: Names of policies, each with settings of its own if need be, as
       h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
       that policy out among heads. full, window and random are always there.
     budgets: Slots of a KV head over the length of the text, in (0, 1].
-    slots: The same as numbers; where given, instead of budgets.
+    slots: Slots of a KV head, in place of budgets where given.
     num_seeds: Draws of examples.
-    first_seed: Of them.
+    first_seed: First seed of the examples.
     batch_size: Examples of a draw, read side by side.
-    length: T, tokens of a text at most, what is generated not counted.
+    length: Tokens T of a text at most; what is generated is not counted.
     reading: tokens takes the text in one by one, so that the policy acts from
       the first token on; context reads it at once up to the question and then
       that token by token; prompt reads all at once.
     positions: What rotary positions count: absolute ones, or places in the
       cache.
     cache_dtype: How keys and values are stored.
-    num_pairs: Of mqar.
-    vocab_size: Of symbols; a model that is given has its own.
-    filler: Of texts with needles: sentences, or lines of the embedded text.
-    corpus: Of perplexity: a corpus, or a text file or folder. Its test text is
-      cut into windows of which each seed draws others.
-    texts: Files of perplexity instead: the first `length` tokens of each.
-    skip: Tokens of each text whose losses do not count: at least 1, that
-      nothing predicts.
-    shape: Of the model that is trained here where none is given. By default
-      its first layer sees a token and the one before alone, as short
+    num_pairs: Key-value pairs of the task mqar.
+    vocab_size: Symbols of the tasks mqar, induction and copy; a model that is
+      given has its own.
+    filler: Filler of texts with needles: sentences, or lines of the embedded
+      text.
+    corpus: Corpus of the task perplexity: a name, or a text file or folder. Its
+      test text is cut into windows of which each seed draws others.
+    texts: Text files for the task perplexity, in place of a corpus: the first
+      `length` tokens of each are read.
+    skip: Tokens at the start of each text whose losses do not count: at least
+      1, which nothing predicts.
+    shape: Shape of the model that is trained here where none is given. By
+      default its first layer sees a token and the one before alone, as short
       convolutions do, with which recall is learned in minutes.
-    train_steps: Of its training.
-    train_batch: Examples of a step.
-    train_length: Of them; 0 is `length`.
-    lr: Highest learning rate.
-    train_seed: Of initial values and examples.
+    train_steps: Steps of training the model, where none is given.
+    train_batch: Examples of a training step.
+    train_length: Tokens of a training example; 0 is `length`.
+    lr: Highest learning rate of training the model.
+    train_seed: Random seed for the initial values and the training examples.
   """
 
   tasks: tuple[str, ...] = ("mqar",)

@@ -32,7 +32,7 @@ class CaptureConfig:
     label_fraction: Share of the blocks that count; unused for `sign`.
     block_size: Neurons of a block.
     batch_size: Texts of a shard.
-    dtype: Of the numbers on disk.
+    dtype: Number type of what is stored on disk.
   """
 
   label: Label = "contribution"
@@ -61,21 +61,21 @@ class PredictorConfig:
   """What a predictor is and how it learns.
 
   Attributes:
-    rank: r of the neurons' predictor, at most D.
-    head_rank: r of the heads' predictor; where it is more than D, D.
-    nonlinearity: Between the two matrices.
+    rank: Rank r of the neurons' predictor, at most D.
+    head_rank: Rank r of the heads' predictor; where it is more than D, D.
+    nonlinearity: Nonlinearity between a predictor's two matrices.
     lookahead: Layers that the heads are predicted ahead: 0 reads what their own
       layer reads, 1 what the layer before read. Neurons are predicted from what
       their MLP reads, or with 1 from what their layer reads, before attention.
     head_fraction: Share of the heads that count.
-    num_steps: Steps of AdamW.
-    batch_size: Rows, which are tokens, a step.
+    num_steps: Steps of AdamW on the predictors.
+    batch_size: Rows, which are tokens, of a training step.
     lr: Highest learning rate; it falls to a tenth along a cosine.
-    weight_decay: Of both matrices.
+    weight_decay: Weight decay of a predictor's two matrices.
     class_balance: Whether the units that count weigh as much, all together, as
       those that do not. Without it a predictor of rare units finds few.
     checkpoint_every: Steps between checkpoints.
-    seed: Of initial values and batches.
+    seed: Random seed for the initial values and batches of predictors.
   """
 
   rank: int = 32
@@ -110,29 +110,31 @@ class ContextualConfig:
       trains a small one.
     corpus: Name of a corpus, or a text file or folder.
     data_dir: Where WikiText is looked for.
-    tokenizer: What a token is, for a model of its own; see `corpus`.
+    tokenizer: What a token is, for a model that is trained here; see `corpus`.
     bpe_vocab_size: Most tokens that `bpe` learns.
-    num_layers: Of a model of its own; so are those that follow.
-    embed_dim: D; heads have 32 numbers each.
-    hidden_dim: F.
-    activation: Of the MLP; `silu` makes it a gated one.
-    num_steps: Steps of training.
-    batch_size: Texts a step.
-    lr: Highest learning rate.
+    num_layers: Layers of the model that is trained where none is given.
+    embed_dim: Width D of the model that is trained; heads have 32 numbers each.
+    hidden_dim: Hidden width F of the model that is trained.
+    activation: Activation of the MLP of the model that is trained; `silu` makes
+      it a gated one.
+    num_steps: Steps of training the model.
+    batch_size: Texts of a training step.
+    lr: Highest learning rate of training the model.
     seq_len: Tokens of a text, in training and in all that follows.
     num_texts: Texts of the training split that predictors learn from.
-    held_out_fraction: Share of those that thresholds are calibrated on.
+    held_out_fraction: Share of the texts of num_texts that thresholds are
+      calibrated on.
     num_eval_texts: Texts of the validation split that are measured.
-    eval_batch_size: Texts that are measured at once; the union over a batch is
-      over so many.
+    eval_batch_size: Texts that are measured at once, over which the union of a
+      batch is taken.
     prompt_fraction: Share of a text that is read densely, as a prompt.
     label: Which neurons count; `auto` is sign for ReLU, else contribution.
-    capture: What is kept of each token; its label is the one above.
-    predictor: What is trained.
-    shares: Of the neurons, kept by each rule.
-    head_shares: Of the heads.
-    recalls: Which thresholds are calibrated to.
-    seed: Of the model and of texts.
+    capture: Settings of the captured numbers; the label is that of `label`.
+    predictor: Settings of the predictors.
+    shares: Shares of the neurons that each rule keeps.
+    head_shares: Shares of the heads that each rule keeps.
+    recalls: Recalls that thresholds are calibrated to.
+    seed: Random seed for the model and the texts.
   """
 
   model: str | None = None

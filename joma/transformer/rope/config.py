@@ -74,9 +74,9 @@ class RopeConfig:
   Attributes:
     rope_type: Kind of scaling.
     rope_theta: Base b of the frequencies b ** (-2 j / d).
-    factor: s >= 1, by how much the context is stretched: linear, ntk, dynamic,
+    factor: How much the context is stretched, s >= 1: linear, ntk, dynamic,
       llama3; yarn and longrope take max_len / original_max_len for none.
-    original_max_len: L, positions before stretching, of yarn, longrope, llama3;
+    original_max_len: Positions L before stretching, of yarn, longrope, llama3;
       none is the model's max_len.
     attention_factor: Factor of cos and sin in yarn and longrope; none is each
       paper's choice.
@@ -86,7 +86,8 @@ class RopeConfig:
       yarn.
     mscale: Weight of ln s in yarn's attention factor, together with
       mscale_all_dim; none is 1 without a denominator.
-    mscale_all_dim: Weight of ln s in that factor's denominator.
+    mscale_all_dim: Weight of ln s in the denominator of yarn's attention
+      factor.
     truncate: Whether yarn's ramp begins and ends at whole pairs.
     low_freq_factor: Wavelengths above L / this are divided by s, in llama3.
     high_freq_factor: Wavelengths below L / this stay as they are, in llama3.

@@ -15,17 +15,18 @@ class RopeExtensionConfig:
   Attributes:
     corpus: Name of a corpus, or a text file or folder.
     window: Tokens that the model is trained on, L.
-    factor: How many times longer the texts are that it then reads, s.
-    num_layers: Of the model.
-    embed_dim: D; heads have 32 numbers each.
+    factor: How many times longer than `window` the texts are that the trained
+      model reads, s.
+    num_layers: Layers of the model.
+    embed_dim: Width D of the model; heads have 32 numbers each.
     num_steps: Steps of training.
-    batch_size: Texts a step.
+    batch_size: Texts of a training step.
     lr: Highest learning rate.
     tuning_steps: Steps of fine-tuning on texts of s L tokens.
     tuning_lr: Highest learning rate of fine-tuning.
     num_texts: Texts of s L tokens of the validation text that are read.
     bin_size: Neighbouring positions whose losses are averaged.
-    seed: Of initial values and batches.
+    seed: Random seed for the initial values and the batches.
   """
 
   corpus: str = "tinyshakespeare"

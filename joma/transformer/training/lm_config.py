@@ -32,25 +32,25 @@ class LmConfig:
     batch_layout: `random` draws windows of the text anew at every step;
       `sequential` cuts it into batch_size columns read side by side in order,
       epoch after epoch, the last batch of an epoch being shorter.
-    batch_size: B, over all devices.
-    seq_len: T, tokens that are predicted of each sequence.
+    batch_size: Sequences B of a batch, over all devices.
+    seq_len: Tokens T that are predicted of each sequence.
     optimizer: Update rule; `adam` adds weight_decay to the gradient, `adamw`
       decays by it, `sgd` has no momentum.
     lr: Learning rate at its highest.
-    lr_mlp: The same for the MLPs; None is lr.
-    beta_1: Of Adam's mean.
-    beta_2: Of Adam's mean square.
-    weight_decay: Coefficient of the decay.
+    lr_mlp: Learning rate of the MLPs at its highest; None is lr.
+    beta_1: Decay of Adam's mean.
+    beta_2: Decay of Adam's mean square.
+    weight_decay: Coefficient of the weight decay.
     clip_norm: Largest norm of a gradient, all parameters together; None is any.
     warmup_steps: Steps over which the rate rises linearly to lr.
-    schedule: What follows: the constant rate, or a half cosine that reaches
-      lr_end at the last step.
+    schedule: Learning rate after the warmup: constant, or a half cosine that
+      reaches lr_end at the last step.
     lr_end: Rate at the end of the cosine, over lr.
     reset_optimizer_every_epoch: Whether moments are lost at each epoch's start.
     init: Initial values: those of `model`, or PyTorch's for the same layers
       with embedding and output layer uniform in +-.1.
     identical_layers: Whether all layers start as copies of the first.
-    num_steps: Optimizer steps; None is num_epochs of them.
+    num_steps: Optimizer steps; None is num_epochs passes over the text.
     num_epochs: Passes over the text; None where num_steps is given.
     log_every: Steps between rows of metrics and probes.
     eval_every: Steps between losses on the validation text; a multiple of
@@ -63,14 +63,14 @@ class LmConfig:
     map_steps: Steps whose attention maps are kept; multiples of log_every.
     map_batch: Number of the training batch whose first sequence the maps are
       of.
-    dtype: Of activations and products; parameters are float32.
+    dtype: Number type of activations and products; parameters are float32.
     use_remat: Whether the backward pass computes layers anew to save memory.
     grad_accum: Parts that a batch is computed in, one after the other.
     parallelism: `replicate` keeps the whole state on every device and splits
       batches (pmap); `mesh` splits states too (jit over a mesh).
     fsdp: Devices of the mesh that split parameters, and batches with them.
     tensor: Devices of the mesh that split heads, hidden units and vocabulary.
-    seed: Of initial values, windows and dropout.
+    seed: Random seed for initial values, windows and dropout.
   """
 
   model: TransformerConfig = TransformerConfig()

@@ -1,0 +1,178 @@
+"""A run from claim to report: what every script does around its own work.
+
+  run.run("bridge", folder, measure=measure, report=report)
+
+claims the folder, keeps a second run out of it, measures, reports; a run that
+SIGTERM stops says that the same command continues it. On several hosts all
+measure, and the main process alone claims and reports.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any, NamedTuple, TypeVar
+
+from absl import flags
+
+from scansnap_jax.experiment import workdir as workdir_lib
+
+flags.disclaim_key_flags()  # --help lists the flags under the script.
+
+Measured = TypeVar("Measured")
+
+
+class Folder(NamedTuple):
+  """The folder that a run asks for, and what makes it this run's.
+
+  Attributes:
+    path: Its path, as given.
+    settings: All settings in plain JSON types; another run's are refused.
+    flagfile: Text of flags.txt, with which the run can be repeated.
+  """
+
+  path: str
+  settings: Mapping[str, Any]
+  flagfile: str
+
+
+class Run(NamedTuple):
+  """A run under way: where its files go, and what its report says of it.
+
+  Attributes:
+    workdir: Absolute path of the claimed folder; None writes no file.
+    facts: Command and devices.
+    started: `time.monotonic()` at the start.
+  """
+
+  workdir: pathlib.Path | None
+  facts: Mapping[str, str]
+  started: float
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """The folder of a run that always has one.
+
+    Raises:
+      ValueError: The run has none.
+    """
+    if self.workdir is None:
+      raise ValueError("this run writes no file")
+    return self.workdir
+
+
+def define_workdir(
+    text: str = "Local folder of this run.", *, is_required: bool = True
+) -> flags.FlagHolder:
+  """Defines --workdir."""
+  return flags.DEFINE_string("workdir", None, text, required=is_required)
+
+
+def define_data_dir() -> flags.FlagHolder:
+  """Defines --data_dir."""
+  return flags.DEFINE_string(
+      "data_dir", None, "Folder that holds the corpus, or its folder."
+  )
+
+
+def define_reference_csv() -> flags.FlagHolder:
+  """Defines --reference_csv."""
+  return flags.DEFINE_string(
+      "reference_csv",
+      None,
+      "Curves to draw beside: nlayers, lr, seed, minibatch, val_loss, and"
+      " attn_entropy_layer0 to the last.",
+  )
+
+
+def define_multihost() -> flags.FlagHolder:
+  """Defines --multihost."""
+  return flags.DEFINE_boolean(
+      "multihost", False, "Set when the same command runs on every host."
+  )
+
+
+def define_num_cpu_devices() -> flags.FlagHolder:
+  """Defines --num_cpu_devices."""
+  return flags.DEFINE_integer(
+      "num_cpu_devices",
+      0,
+      "Devices to split a CPU into; 0 is one per core.",
+      0,
+  )
+
+
+def command(script: str) -> str:
+  """The command line that started this process."""
+  return f"python -m launch.{script} {shlex.join(sys.argv[1:])}"
+
+
+def run(
+    script: str,
+    folder: Callable[[], Folder] | None,
+    *,
+    measure: Callable[[Run], Measured],
+    report: Callable[[Run, Measured], pathlib.Path | None],
+    check: Callable[[], object] = lambda: None,
+    multihost: bool = False,
+    num_cpu_devices: int = 1,
+) -> None:
+  """Claims the folder, measures, reports, and says where and how fast.
+
+  Args:
+    script: Name of the script in `launch`.
+    folder: Returns what to claim; called after `check`.
+      None measures without writing a file.
+    measure: Takes the run. It may raise `preemption.Stopped`.
+    report: Takes the run and what was measured; returns the report's path.
+    check: Raises what is wrong with the settings, before the claim.
+    multihost: Whether every host runs this command.
+    num_cpu_devices: Devices to split a CPU into, 0 for one a core. One takes
+      all cores for its computations.
+
+  Raises:
+    UserError: As `workdir.claim`, `workdir.lock` and the callbacks.
+  """
+  started = time.monotonic()
+  # Imported here, so that --help and wrong flags answer at once.
+  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import preemption
+
+  devices.set_up(multihost=multihost, num_cpu_devices=num_cpu_devices)
+  check()
+  with _claimed(folder) as workdir:
+    facts = {"command": command(script), "devices": devices.describe()}
+    this = Run(workdir, facts, started)
+    try:
+      measured = measure(this)
+    except preemption.Stopped as stopped:
+      print(
+          f"Stopped in {stopped}. The same command continues.", file=sys.stderr
+      )
+      return
+    if devices.is_main_process():
+      path = report(this, measured)
+      where = f" Report: {path}" if path else ""
+      print(f"{time.monotonic() - started:.1f} s.{where}")
+
+
+@contextlib.contextmanager
+def _claimed(
+    folder: Callable[[], Folder] | None,
+) -> Iterator[pathlib.Path | None]:
+  """Claims and locks the folder on the main process; the others wait for it."""
+  from scansnap_jax.experiment import devices
+
+  if folder is None:
+    yield None
+    return
+  with devices.main_process_first():
+    asked = folder()
+    if devices.is_main_process():
+      workdir_lib.claim(*asked)
+  workdir = pathlib.Path(asked.path).expanduser().absolute()
+  is_main = devices.is_main_process()
+  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
+    yield workdir

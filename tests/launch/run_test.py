@@ -1,0 +1,99 @@
+import contextlib
+import io
+import json
+import pathlib
+
+from absl.testing import absltest
+
+from launch import run
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment import workdir as workdir_lib
+
+
+class RunTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir().full_path) / "new"
+    self.folder = lambda: run.Folder(str(self.path), {"a": 1}, "--a=1\n")
+    self.reported = []
+
+  def start(self, measure, **kwargs):
+    """Runs; returns what stdout and stderr say."""
+    out, complaints = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(complaints),
+    ):
+      run.run(
+          "script",
+          kwargs.pop("folder", self.folder),
+          measure=measure,
+          report=self.report,
+          **kwargs,
+      )
+    return out.getvalue(), complaints.getvalue()
+
+  def report(self, this, measured):
+    self.reported.append((this, measured))
+    return this.workdir and this.workdir / "report.html"
+
+  def test_measures_in_a_claimed_and_locked_folder_then_reports(self):
+    def measure(this):
+      self.assertEqual(this.folder, self.path)
+      self.assertEqual(
+          json.loads((self.path / "config.json").read_text()), {"a": 1}
+      )
+      self.assertEqual((self.path / "flags.txt").read_text(), "--a=1\n")
+      with self.assertRaisesRegex(errors.UserError, "another run is at work"):
+        with workdir_lib.lock(self.path):
+          pass
+      return 3
+
+    out, _ = self.start(measure)
+    ((this, measured),) = self.reported
+    self.assertEqual(measured, 3)
+    self.assertStartsWith(this.facts["command"], "python -m launch.script")
+    self.assertRegex(this.facts["devices"], r"\d+ x .+")
+    self.assertRegex(out, rf"^\d+\.\d s\. Report: {self.path}/report.html\n$")
+    with workdir_lib.lock(self.path):  # The run has let go of it.
+      pass
+
+  def test_a_stop_is_told_and_reports_nothing(self):
+    def measure(_):
+      raise preemption.Stopped("training, step 7")
+
+    out, complaints = self.start(measure)
+    self.assertEqual(out, "")
+    self.assertEqual(
+        complaints,
+        "Stopped in training, step 7. The same command continues.\n",
+    )
+    self.assertEmpty(self.reported)
+
+  def test_other_settings_are_refused_before_anything_is_measured(self):
+    self.start(lambda this: None)
+    other = run.Folder(str(self.path), {"a": 2}, "")
+    with self.assertRaisesRegex(errors.UserError, "a: 1 there, 2 here"):
+      self.start(self.fail, folder=lambda: other)
+
+  def test_what_the_check_refuses_leaves_no_folder(self):
+    def check():
+      raise errors.UserError("wrong")
+
+    with self.assertRaisesRegex(errors.UserError, "wrong"):
+      self.start(self.fail, check=check)
+    self.assertFalse(self.path.exists())
+
+  def test_without_a_folder_nothing_is_written(self):
+    out, _ = self.start(lambda this: this.workdir, folder=None)
+    self.assertRegex(out, r"^\d+\.\d s\.\n$")
+    ((this, measured),) = self.reported
+    self.assertIsNone(measured)
+    with self.assertRaisesRegex(ValueError, "writes no file"):
+      _ = this.folder
+
+
+if __name__ == "__main__":
+  absltest.main()
