@@ -7,7 +7,7 @@ import pytest
 
 from tests.alterations import apply
 
-_LEAST = 5
+_LEAST = 120
 
 
 class RowsTest(absltest.TestCase):

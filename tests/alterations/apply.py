@@ -19,16 +19,22 @@ from concurrent import futures
 import dataclasses
 import functools
 import importlib
+import multiprocessing
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 _COPIED = ("scansnap_jax", "joma", "kernels_pallas", "launch", "tests", "docs")
+_HERE = str(ROOT)
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_PRELOADED = (
+    *("jax", "flax.linen", "optax", "chex", "beartype", "hypothesis", "pytest"),
+    *("orbax.checkpoint", "matplotlib.pyplot", "jax.experimental.pallas.tpu"),
+)
 _PYTEST = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line")
 # A test that hangs by the fault has not failed.
 _TIMEOUT = 400
@@ -102,27 +108,41 @@ def _forget(path: pathlib.Path) -> None:
 
 def is_caught(row: Row, folder: pathlib.Path) -> tuple[bool, str]:
   """Whether the row's tests fail in a copy, and what pytest said last."""
-  path = folder / row.path
+  path, log = folder / row.path, folder / "log.txt"
   text = path.read_text()
   path.write_text(text.replace(row.before, row.after))
   _forget(path)
+  os.environ.setdefault(_CACHE, str(folder / "compiled"))
+  # Processes that have imported jax and its like already: most of the time.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload([*_PRELOADED])
+  process = context.Process(target=_test, args=(folder, row.tests, log))
   try:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *_PYTEST, *row.tests],
-        cwd=folder,
-        env=os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hyp")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_TIMEOUT,
-        check=False,
-    )
-  except subprocess.TimeoutExpired:
-    return False, "timed out"
+    process.start()
+    process.join(_TIMEOUT)
+    if process.exitcode is None:
+      process.kill()
+      return False, "timed out"
   finally:
     path.write_text(text)
     _forget(path)
-  return done.returncode == _FAILED, done.stdout[-600:]
+  return process.exitcode == _FAILED, log.read_text()[-600:]
+
+
+def _test(
+    folder: pathlib.Path, tests: Sequence[str], log: pathlib.Path
+) -> None:
+  """Runs tests of a copy in this process, which has nothing else to do."""
+  os.chdir(folder)
+  sys.path[:] = [str(folder), *(p for p in sys.path if p not in ("", _HERE))]
+  for name in [n for n in sys.modules if n.partition(".")[0] in _COPIED]:
+    del sys.modules[name]
+  with open(log, "wb") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  code = importlib.import_module("pytest").main([*_PYTEST, *tests])
+  sys.stdout.flush()
+  os._exit(int(code))
 
 
 def run(chosen: Sequence[Row], num_processes: int = 2) -> Iterable[Row]:
@@ -139,6 +159,8 @@ def run(chosen: Sequence[Row], num_processes: int = 2) -> Iterable[Row]:
       tempfile.TemporaryDirectory() as temporary,
       futures.ThreadPoolExecutor(num_processes) as pool,
   ):
+    os.environ.setdefault(_CACHE, str(pathlib.Path(temporary) / "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     for number in range(num_processes):
       folders.append(pathlib.Path(temporary) / str(number))
       copy_tree(folders[-1])

@@ -203,6 +203,18 @@ class SampleBatchTest(parameterized.TestCase):
           rtol=_NUM_SIGMAS * np.sqrt((2 + 1 / variance[0]) / len(mine)),
       )
 
+  def test_padding_of_a_short_class_leaves_the_count_of_token_0(self):
+    # Class 0 has two of the tokens, class 1 has three: row 0 is padded.
+    probs = np.array([[0.5, 0.5, 0, 0, 0], [0.2, 0, 0.4, 0.4, 0]])
+    classes = data.SequenceClasses(
+        probs=probs,
+        query=np.array([4, 4]),
+        label=np.array([0, 1]),
+        class_probs=np.array([0.5, 0.5]),
+    )
+    batch = data.Batch(jnp.array([0, 1]), jnp.asarray(classes.support_probs))
+    np.testing.assert_allclose(_spread(classes, batch).counts, probs)
+
   def test_classes_follow_their_probabilities_and_padding_is_never_drawn(self):
     class_cdf = jnp.array([0.7, 0.9, 1.0, 1.0])
     batch = data.sample_batch(

@@ -86,6 +86,15 @@ class DistinctRecallTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(recall, [1, 0.75, 0])
 
+  def test_what_only_reaches_a_threshold_is_not_above_it(self):
+    attended, is_distinct = jnp.array([[0.5, 0.25, 0.25]]), jnp.array(
+        [[1, 1, 0]]
+    )
+    recall = metrics.distinct_recall(
+        attended, is_distinct.astype(bool), jnp.array([0.25, 0.5])
+    )
+    np.testing.assert_allclose(recall, [0.5, 0])
+
 
 class SnappingTimeTest(parameterized.TestCase):
 
@@ -95,6 +104,12 @@ class SnappingTimeTest(parameterized.TestCase):
     np.testing.assert_allclose(
         metrics.snapping_time(times, growth), 4, atol=0.05
     )
+
+  def test_is_the_middle_of_the_steepest_interval(self):
+    times = jnp.array([0.0, 1.0, 2.0, 6.0])
+    # Slopes 1, 3 and 2.
+    growth = jnp.array([0.0, 1.0, 4.0, 12.0])
+    self.assertEqual(metrics.snapping_time(times, growth), 1.5)
 
 
 if __name__ == "__main__":

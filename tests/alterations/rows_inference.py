@@ -1,0 +1,238 @@
+"""Faults in `joma.inference`: sampling, evaluation, costs, bridge, sparsity."""
+
+TABLE = """
+joma/inference/generate.py
+- tokens = jnp.where(state.is_done, state.tokens, tokens)
++ tokens = jnp.where(state.is_done, tokens, state.tokens)
+? sequences that are not done repeat their token
+
+joma/inference/generate.py
+- is_done=state.is_done | _is_eos(tokens, eos_ids),
++ is_done=_is_eos(tokens, eos_ids),
+? a stop token is forgotten in the next step
+
+joma/inference/generate.py
+- tokens = sampling.sample(logits[:, 0], sampler, state.num_new)
++ tokens = sampling.sample(logits[:, 0], sampler)
+? every token is drawn with the same key
+
+joma/inference/generate.py
+- positions = jnp.where(steps < lengths[:, None], steps, -1)
++ positions = jnp.where(steps <= lengths[:, None], steps, -1)
+? one padding token of a prompt is read
+
+joma/inference/sampling.py
+- is_kept = probs.cumsum(axis=-1) - probs < config.top_p
++ is_kept = probs.cumsum(axis=-1) < config.top_p
+? the token that reaches top_p is left out
+
+joma/inference/sampling.py
+- logits = keep_top(logits / config.temperature, config)
++ logits = keep_top(logits, config)
+? the temperature has no effect
+
+joma/inference/sampling.py
+- logits = jnp.where(logits < least, -jnp.inf, logits)
+-   if config.top_p < 1:
++ logits = jnp.where(logits <= least, -jnp.inf, logits)
++   if config.top_p < 1:
+? one token less than top_k is kept
+
+joma/inference/stop_tokens.py
+- for name in ("generation_config.json", "config.json"):
++ for name in ("config.json", "generation_config.json"):
+? the model's stop token goes before that of its chats
+
+joma/inference/evaluation/evaluate.py
+- loss = jnp.where(time + 1 < lengths, loss, 0.0)
++ loss = jnp.where(time < lengths, loss, 0.0)
+? the loss at the last token, which predicts none, counts
+@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+
+joma/inference/evaluation/evaluate.py
+- layers.append(kept / number)
++ layers.append(kept / jnp.maximum(number, 2))
+? recall of one gold token is half of it
+@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+
+joma/inference/evaluation/evaluate.py
+- is_kept = (pos[..., None] == gold[:, None, None]).any(axis=2)
++ is_kept = (pos[..., None] >= gold[:, None, None]).any(axis=2)
+? a token counts as kept when a later one is
+@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+
+joma/inference/evaluation/evaluate.py
+- found[row, start:] = values[row, : length - start]
++ found[row, : length - start] = values[row, : length - start]
+? what is seen after a context is noted at its start
+@ tests/joma/inference/evaluation/evaluate_test.py::AnswerTest
+
+joma/inference/evaluation/evaluate_grid.py
+- key: np.stack([part.mean(axis=0) for part in np.split(x, num_draws)])
++ key: x
+? texts of one draw count as draws of their own
+@ tests/joma/inference/evaluation/evaluate_grid_test.py::GridTest
+
+joma/inference/evaluation/evaluate_grid.py
+- row["recall_by_layer"] = by_layer.mean(axis=0).tolist()
++ row["recall_by_layer"] = by_layer.mean(axis=1).tolist()
+? recall by layer is recall by text
+@ tests/joma/inference/evaluation/evaluate_grid_test.py::GridTest
+
+joma/inference/evaluation/tasks.py
+- targets[row, query.position] = query.answer[0]
++ targets[row, query.position] = query.answer[-1]
+? the last token of an answer is asked for first
+@ tests/joma/inference/evaluation/tasks_test.py
+
+joma/inference/evaluation/tasks_needles.py
+- first = round(place * rounds)
++ first = round((1 - place) * rounds)
+? the depth of a needle counts from the end
+@ tests/joma/inference/evaluation/tasks_test.py
+
+joma/inference/evaluation/tasks_needles.py
+- number if is_asked else "",
++ number,
+? numbers that nobody asks for are gold
+@ tests/joma/inference/evaluation/tasks_test.py
+
+joma/inference/cost/cost_model.py
+- return kept if self.is_shared else 1 - (1 - kept) ** batch_size
++ return kept
+? a batch of sequences reads no more than one
+@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+
+joma/inference/cost/cost_model.py
+- min(slot, config.window_of(layer) or slot)
++ slot
+? layers with windows read everything
+@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+
+joma/inference/cost/cost_model.py
+- scale = _SCALE_BYTES if load.cache_dtype == "int8" else 0
++ scale = 0
+? scales of int8 vectors take no room
+@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+
+joma/inference/cost/cost_model.py
+- return "memory" if moving >= computing else "arithmetic"
++ return "memory" if moving <= computing else "arithmetic"
+? the bound is the other one
+@ tests/joma/inference/cost/cost_model_test.py
+@ tests/joma/inference/cost/cost_table_test.py
+
+joma/inference/cost/cache_plan.py
+- num_full = math.ceil(full_fraction * heads)
++ num_full = math.floor(full_fraction * heads)
+? fewer heads than asked keep everything
+@ tests/joma/inference/cost/cost_model_test.py::CachePlanTest
+
+joma/inference/cost/cache_plan.py
+- tuple(min(slot, most) for slot in row)
++ tuple(most for slot in row)
+? a step reads slots that are not there
+@ tests/joma/inference/cost/cost_model_test.py
+
+joma/inference/cost/chips.py
+- return max(num_bytes / self.bytes_per_sec, flops / self.flops_per_sec)
++ return num_bytes / self.bytes_per_sec + flops / self.flops_per_sec
+? bytes and products do not overlap
+
+joma/inference/cost/model_size.py
+- num_norms = config.num_layers * (4 if sandwich else 2)
++ num_norms = config.num_layers * 2
+? Gemma's norms after each part are not counted
+
+joma/inference/cost/model_size.py
+- rows = config.max_len + config.position_offset
++ rows = config.max_len
+? OPT's two rows before the first position are not counted
+
+joma/inference/cost/cost_table.py
+- "speed_up": base["ms"] / ms if base and base["fits"] else None,
++ "speed_up": ms / base["ms"] if base and base["fits"] else None,
+? a gain is written as a loss
+
+joma/inference/bridge/recall.py
+- return above + equal * free / equal.sum(axis=-1, keepdims=True)
++ return above + equal * 1.0
+? tokens of one score are all kept
+@ tests/joma/inference/bridge/recall_test.py::RecallTest
+
+joma/inference/bridge/recall.py
+- return attn_weights[..., middle:, :middle].sum(axis=-2)
++ return attn_weights[..., :middle].sum(axis=-2)
+? the future holds the past
+@ tests/joma/inference/bridge/recall_test.py::MassTest
+
+joma/inference/bridge/recall.py
+- return total / np.arange(middle, 0, -1) if is_mean else total
++ return total / np.arange(1, middle + 1) if is_mean else total
+? early tokens are divided by few queries
+@ tests/joma/inference/bridge/recall_test.py::MassTest
+
+joma/inference/bridge/recall.py
+- return (np.cumsum(count) - (count - 1) / 2)[place]
++ return np.cumsum(count)[place]
+? equal values have their highest rank
+@ tests/joma/inference/bridge/recall_test.py::PartialRankCorrelationTest
+
+joma/inference/bridge/one_layer.py
+- frequency = classes.class_probs @ classes.probs
++ frequency = classes.probs.sum(axis=0)
+? a token's frequency forgets how frequent its classes are
+@ tests/joma/inference/bridge/one_layer_test.py
+
+joma/inference/bridge/one_layer.py
+- jax.random.fold_in(jax.random.key(seed), 1),  # Training uses the key.
++ jax.random.key(seed),
+? the texts that are measured are those of training
+@ tests/joma/inference/bridge/one_layer_test.py
+
+joma/inference/bridge/text.py
+- starts = np.linspace(0, len(text) - length, number).astype(np.int64)
++ starts = np.linspace(0, len(text), number).astype(np.int64)
+? the last stretch runs out of the text
+@ tests/joma/inference/bridge/text_test.py::CutTest
+
+joma/inference/sparsity/sparsity_costs.py
+- saved = predictor - (1 - kept.query) * query_out
++ saved = -(1 - kept.query) * query_out
+? predictors of heads cost nothing
+
+joma/inference/sparsity/sparsity_labels.py
+- return jnp.sqrt(jnp.square(to_blocks(hidden, block_size)).sum(axis=-1))
++ return jnp.sqrt(jnp.square(to_blocks(hidden, block_size)).max(axis=-1))
+? a block is as strong as its strongest neuron
+@ tests/joma/inference/sparsity/sparsity_labels_test.py::StrengthsTest
+
+joma/inference/sparsity/sparsity_labels.py
+- return (bits > least) | (is_equal & (is_equal.cumsum(-1) + num_above <= num))
++ return bits >= least
+? ties are all kept
+@ tests/joma/inference/sparsity/sparsity_labels_test.py::KeepTopTest
+
+joma/inference/sparsity/sparsity_metrics.py
+- has_both = counted[:, 1:] & counted[:, :-1]
++ has_both = counted[:, 1:]
+? the first counted token has one before it
+
+joma/inference/sparsity/predictors.py
+- return x * jax.lax.rsqrt(mean_square + 1e-12)
++ return x
+? predictors read the stream as large as it is
+@ tests/joma/inference/sparsity/predictor_training_test.py
+
+joma/inference/sparsity/predictor_training.py
+- return np.arange(self.train_rows, self.shards.num_rows)
++ return np.arange(self.shards.num_rows)
+? thresholds are calibrated on what was trained on
+@ tests/joma/inference/sparsity/predictor_training_test.py
+
+joma/inference/sparsity/predictor_training.py
+- order = np.maximum(np.arange(layer_in.shape[1]) - is_ahead, 0)
++ order = np.maximum(np.arange(layer_in.shape[1]), 0)
+? heads that are predicted ahead learn from their own layer
+@ tests/joma/inference/sparsity/predictor_training_test.py
+"""

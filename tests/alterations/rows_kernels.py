@@ -1,0 +1,132 @@
+"""Faults in `kernels_pallas`."""
+
+TABLE = """
+kernels_pallas/masks.py
+- stops = np.clip(_positions(num_queries, offset) + 1, 0, num_keys)
++ stops = np.clip(_positions(num_queries, offset), 0, num_keys)
+? a token does not see itself
+@ tests/kernels_pallas/masks_test.py::FamiliesTest
+
+kernels_pallas/masks.py
+- starts = positions - (window - 1 if is_causal else window)
++ starts = positions - window
+? a causal window is one token too long
+@ tests/kernels_pallas/masks_test.py::FamiliesTest
+
+kernels_pallas/masks.py
+- return Mask(starts, np.full_like(starts, min(num_sinks, num_keys)))
++ return Mask(starts, np.full_like(starts, num_sinks))
+? there are more sinks than keys
+@ tests/kernels_pallas/masks_test.py
+@ tests/kernels_pallas/selection_test.py
+
+kernels_pallas/masks.py
+- stops = xp.where(xp.asarray(segment_ids) < 0, starts, stops)
++ stops = xp.where(xp.asarray(segment_ids) < -1, starts, stops)
+? padding attends to padding
+@ tests/kernels_pallas/masks_test.py::DocumentTest
+
+kernels_pallas/masks.py
+- touch = (b0 <= a1) & (b0 < xp.iinfo(xp.int32).max)
++ touch = (b0 < a1) & (b0 < xp.iinfo(xp.int32).max)
+? spans that touch stay two
+@ tests/kernels_pallas/masks_test.py
+
+kernels_pallas/masks.py
+- a1 = xp.where(touch, xp.maximum(a1, b1), a1)
++ a1 = xp.where(touch, b1, a1)
+? a span within another cuts it short
+@ tests/kernels_pallas/masks_test.py
+
+kernels_pallas/selection.py
+- covers = covers & (first + block_kv <= num_keys)
++ covers = covers & (first <= num_keys)
+? a block that runs over the end is read without its mask
+@ tests/kernels_pallas/selection_test.py::TileStatesTest
+
+kernels_pallas/selection.py
+- touches, covers = touches & ~apart, covers & same
++ touches, covers = touches & ~apart, covers & ~apart
+? a tile of mixed ids counts as full
+@ tests/kernels_pallas/selection_test.py::TileStatesTest
+
+kernels_pallas/selection.py
+- heavy = (threshold_rank < num_heavy) & (candidates >= 0)
++ heavy = (threshold_rank <= num_heavy) & (candidates >= 0)
+? one block more than asked is heavy
+@ tests/kernels_pallas/selection_test.py::HeavyHittersTest
+
+kernels_pallas/output.py
+- col_mass = grouped.sum(axis=2)
++ col_mass = grouped.mean(axis=2)
+? the mass of a KV head is a mean over its queries' heads
+@ tests/kernels_pallas/flash_attention/api_test.py
+
+kernels_pallas/output.py
+- safe = jnp.where(jnp.isneginf(highest), 0.0, highest)
++ safe = highest
+? rows that no part sees become NaN
+@ tests/kernels_pallas/flash_attention/api_test.py
+
+kernels_pallas/arguments.py
+- if logits_soft_cap is not None and not logits_soft_cap > 0:
++ if logits_soft_cap is not None and not logits_soft_cap >= 0:
+? a cap of 0 divides by it
+
+kernels_pallas/arguments.py
+- if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
++ if num_kv_heads == 0 or num_heads == 0:
+? query heads that no KV head serves are let in
+
+kernels_pallas/linear_attention/cost.py
+- states = 2 * 4 * heads * shape.head_dim**2
++ states = 4 * heads * shape.head_dim**2
+? the state is read and not written
+
+kernels_pallas/linear_attention/reference.py
+- until = jnp.exp(log_decay[None, :] * (length - 1 - position[:, None]))
++ until = jnp.exp(log_decay[None, :] * (length - position[:, None]))
+? the last token has decayed in the state
+@ tests/kernels_pallas/linear_attention/api_test.py
+
+kernels_pallas/linear_attention/xla.py
+- kept = jnp.exp(log_decay * length)[None, :, None, None] * state
++ kept = jnp.exp(log_decay * position.size)[None, :, None, None] * state
+? decay runs over the padding of the last chunk
+@ tests/kernels_pallas/linear_attention/api_test.py
+@ tests/kernels_pallas/linear_attention/xla_test.py
+
+kernels_pallas/linear_attention/differentiable.py
+- return by_out + by_state
++ return by_out
+? decay has no gradient through the state
+@ tests/kernels_pallas/linear_attention/api_test.py
+
+kernels_pallas/gather_mlp/parts.py
+- chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].max(is_valid)
++ chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].set(is_valid)
+? padding of a list takes a chosen block away
+@ tests/kernels_pallas/gather_mlp/api_test.py
+
+kernels_pallas/gather_mlp/reference.py
+- return parts.ACTIVATIONS[activation](gate) * hidden
++ return parts.ACTIVATIONS[activation](hidden) * gate
+? the gate and what it gates are swapped
+@ tests/kernels_pallas/gather_mlp/api_test.py
+
+kernels_pallas/gather_mlp/selection.py
+- return _list(scores, scores > threshold, max_blocks)
++ return _list(scores, scores >= threshold, max_blocks)
+? a score at the threshold is above it
+
+kernels_pallas/gather_mlp/cost.py
+- products = (num_matrices - 1) * num_chosen * width + 2 * neurons
++ products = 2 * neurons
+? the backward pass does not make the hidden values anew
+
+kernels_pallas/gather_mlp/xla.py
+- total, slab, index * spec.block_size, axis=0
++ total, slab, index, axis=0
+? gradients land on the wrong neurons
+@ tests/kernels_pallas/gather_mlp/api_test.py
+"""

@@ -1,0 +1,203 @@
+"""Faults in `scansnap_jax`, the layer and what it stands on."""
+
+TABLE = """
+scansnap_jax/data.py
+- return occurs & (occurs.sum(axis=0) == 1)
++ return occurs & (occurs.sum(axis=0) <= 2)
+? a token of two classes counts as distinct
+@ tests/scansnap_jax/data_test.py::MakeClassesTest
+
+scansnap_jax/data.py
+- counts = jax.random.multinomial(key, seq_len - 1, probs)
++ counts = jax.random.multinomial(key, seq_len, probs)
+? the context has T tokens, not T - 1
+@ tests/scansnap_jax/data_test.py::SampleBatchTest
+
+scansnap_jax/data.py
+- class_cdf, uniform, side="right", method="compare_all"
++ class_cdf, 1 - uniform**2, side="right", method="compare_all"
+? classes are not drawn by P(n)
+@ tests/scansnap_jax/data_test.py::SampleBatchTest
+
+scansnap_jax/data.py
+- counts=counts.at[rows, tokens].add(batch.counts),
++ counts=counts.at[rows, tokens].set(batch.counts),
+? padding with token 0 overwrites its count
+@ tests/scansnap_jax/data_test.py
+
+scansnap_jax/data.py
+- one_hot = jax.nn.one_hot(tokens[:, :-1], num_tokens)
++ one_hot = jax.nn.one_hot(tokens, num_tokens)
+? the query counts as context
+@ tests/scansnap_jax/data_test.py::SampleSequencesTest
+
+scansnap_jax/model.py
+- "Z": jnp.einsum("md,ld->ml", query, key) / width**0.5,
++ "Z": jnp.einsum("md,ld->lm", query, key) / width**0.5,
+? Z has tokens in its rows, queries in its columns
+@ tests/scansnap_jax/model_test.py::OriginalLayerTest
+
+scansnap_jax/model.py
+- features = dynamics.l2_normalize(attn_weights) if use_l2 else attn_weights
++ features = attn_weights
+? attention is not normalized
+@ tests/scansnap_jax/model_test.py
+
+scansnap_jax/model.py
+- return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
++ return nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+? parameters start sqrt(3) times too wide
+@ tests/scansnap_jax/model_test.py
+
+scansnap_jax/metrics.py
+- return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
++ return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1) / jnp.log(2)
+? entropy in bits where nats are said
+@ tests/scansnap_jax/metrics_test.py::EntropyTest
+
+scansnap_jax/metrics.py
+- return entropy(mass / jnp.where(total > 0, total, 1)).mean()
++ return entropy(mass).mean()
+? the distinct part of attention is not renormalized
+@ tests/scansnap_jax/metrics_test.py
+
+scansnap_jax/metrics.py
+- above = attended[:, :, None] > thresholds[None, None, :]
++ above = attended[:, :, None] >= thresholds[None, None, :]
+? attention at the threshold counts as above it
+@ tests/scansnap_jax/metrics_test.py::DistinctRecallTest
+
+scansnap_jax/metrics.py
+- return (times[steepest] + times[steepest + 1]) / 2
++ return times[steepest]
+? the snapping time is where the interval starts
+@ tests/scansnap_jax/metrics_test.py::SnappingTimeTest
+
+scansnap_jax/flow.py
+- jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
++ jax.tree.map(lambda d, v: d - momentum * v, slopes, speeds),
+? friction grows with momentum
+@ tests/scansnap_jax/dynamics_test.py::FlowTest
+
+scansnap_jax/flow.py
+- return dz, eta_z * dynamics.xi(features, gamma(t))
++ return dz, dynamics.xi(features, gamma(t))
+? the exponent lacks the learning rate
+@ tests/scansnap_jax/dynamics_test.py::Theorem3Test
+
+scansnap_jax/ensemble.py
+- index = np.minimum(np.arange(padded), self.num_members - 1)
++ index = np.arange(padded) % self.num_members
+? padding copies the first members, not the last one
+@ tests/scansnap_jax/ensemble_test.py::EnsembleTest
+
+scansnap_jax/ensemble.py
+- return -(-per_device // self.group_size) * self.group_size
++ return per_device // self.group_size * self.group_size
+? members that fill no group are lost
+@ tests/scansnap_jax/ensemble_test.py::EnsembleTest
+
+scansnap_jax/ensemble.py
+- is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
++ is_good &= np.isfinite(leaf).reshape(len(leaf), -1).any(axis=1)
+? a member with one finite number is finite
+@ tests/scansnap_jax/ensemble_test.py::EnsembleTest
+
+scansnap_jax/experiment/checkpoint.py
+- for step in reversed(self.all_steps()):
++ for step in self.all_steps():
+? a run goes on from the oldest checkpoint
+@ tests/scansnap_jax/experiment/checkpoint_test.py
+
+scansnap_jax/experiment/checkpoint.py
+- if _crc32(body) != saved["crc32"]:
++ if "crc32" not in saved:
+? damaged lists of checksums are believed
+@ tests/scansnap_jax/experiment/checkpoint_test.py::DamageTest
+
+scansnap_jax/experiment/checkpoint.py
+- if body.get("step", step) != step:
++ if body.get("step", step) < 0:
+? a checkpoint under the name of another step is taken
+@ tests/scansnap_jax/experiment/checkpoint_test.py
+
+scansnap_jax/experiment/checkpoint.py
+- if not digest.is_intact(value, entry):
++ if not digest.is_intact(value, entry) and not value.size:
+? arrays with flipped bits are restored
+@ tests/scansnap_jax/experiment/checkpoint_test.py::DamageTest
+
+scansnap_jax/experiment/digest.py
+- if a != b:
++ if a < b:
+? some arrays of another shape are no mismatch
+@ tests/scansnap_jax/experiment/checkpoint_test.py::OtherTreeTest
+
+scansnap_jax/experiment/digest.py
+- return all(crc is None or crc == expected for crc, expected in pairs)
++ return any(crc is None or crc == expected for crc, expected in pairs)
+? one intact shard vouches for all
+@ tests/scansnap_jax/experiment/checkpoint_test.py
+
+scansnap_jax/experiment/workdir.py
+- return a == b and isinstance(a, bool) == isinstance(b, bool)
++ return a == b
+? 1 and true are one setting
+@ tests/scansnap_jax/experiment/workdir_test.py::DescribeDifferenceTest
+
+scansnap_jax/experiment/workdir.py
+- os.replace(temporary, path)
++ path.write_bytes(data)
+? a kill leaves half a file
+@ tests/scansnap_jax/experiment/workdir_test.py::WriteAtomicTest
+
+scansnap_jax/experiment/workdir.py
+- fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
++ fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+? two runs share a folder
+@ tests/scansnap_jax/experiment/workdir_test.py::LockTest
+
+scansnap_jax/experiment/metric_stream.py
+- if row["step"] < below or not self._tags.items() <= row.items()
++ if row["step"] <= below or not self._tags.items() <= row.items()
+? the step that is written again is kept too
+@ tests/scansnap_jax/experiment/metric_stream_test.py::ResumeTest
+
+scansnap_jax/experiment/metric_stream.py
+- return float(number) if math.isfinite(number) else None
++ return float(number)
+? NaN is written where JSON has null
+@ tests/scansnap_jax/experiment/metric_stream_test.py::WriteTest
+
+scansnap_jax/experiment/require.py
+- if not (value > 0 and math.isfinite(value)):
++ if not value > 0:
+? infinity is a finite number
+
+scansnap_jax/experiment/require.py
+- if not least <= value <= most:
++ if not least <= value < most:
+? the largest value that is allowed is refused
+
+scansnap_jax/experiment/intervals.py
+- error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
++ error = values.std(axis=0) / np.sqrt(len(values))
+? the spread of few runs is taken too small
+@ tests/scansnap_jax/experiment/intervals_test.py::IntervalTest
+
+scansnap_jax/experiment/intervals.py
+- half = t_quantile(len(values) - 1) * error
++ half = 1.96 * error
+? the interval of few runs is that of infinitely many
+@ tests/scansnap_jax/experiment/intervals_test.py::IntervalTest
+
+scansnap_jax/experiment/report.py
+- return _INDEX.sub(r"\\1<sub>\\2\\3</sub>", html.escape(text))
++ return _INDEX.sub(r"\\1<sub>\\2\\3</sub>", text)
+? text of a run becomes markup of the report
+
+scansnap_jax/experiment/report.py
+- ' class="number"' if all(map(_NUMBER.fullmatch, column)) else ""
++ ' class="number"' if any(map(_NUMBER.fullmatch, column)) else ""
+? a column of words stands to the right for one number
+"""

@@ -1,0 +1,196 @@
+"""Faults in `joma.theory` and `joma.hierarchy`."""
+
+TABLE = """
+joma/theory/dynamics.py
+- shared = b * jnp.sum(b * back, axis=-1, keepdims=True)
++ shared = b * jnp.mean(b * back, axis=-1, keepdims=True)
+? the shared term of softmax is a mean, not a sum
+@ tests/joma/theory/dynamics_test.py::ReducedVelocityTest
+
+joma/theory/dynamics.py
+- back = gh @ state.v.T / block.temperature
++ back = gh @ state.v.T
+? the temperature has no part in the slope
+@ tests/joma/theory/dynamics_test.py::ReducedVelocityTest
+
+joma/theory/dynamics.py
+- return jax.tree.map(jnp.negative, jax.grad(total)(params))
++ return jax.grad(total)(params)
+? the loss is climbed
+@ tests/joma/theory/flow_test.py
+
+joma/theory/dynamics.py
+- "quadratic": lambda h: h**2 / 2,
++ "quadratic": lambda h: h**2,
+? the theory's quadratic has slope h, this one 2 h
+@ tests/joma/theory/isotropic_test.py
+@ tests/joma/theory/dynamics_test.py
+
+joma/theory/flow.py
+- eta_z * slope.attn_logits,
++ eta_w * slope.attn_logits,
+? attention learns at the rate of the weights
+@ tests/joma/theory/invariants_test.py::FlowTest
+
+joma/theory/flow.py
+- return scaled, eta_z * shared.sum(axis=0)
++ return scaled, shared.sum(axis=0)
+? the correction of softmax lacks the rate of attention
+@ tests/joma/theory/invariants_test.py::SoftmaxTest
+
+joma/theory/invariants.py
+- change = rate_ratio / (2 * temperature) * growth
++ change = rate_ratio / 2 * growth
+? the law has no temperature
+@ tests/joma/theory/invariants_test.py::FlowTest
+
+joma/theory/invariants.py
+- middle = (attended[1:] + attended[:-1]) / 2
++ middle = attended[:-1]
+? attention is integrated by its left ends
+@ tests/joma/theory/invariants_test.py::SoftmaxTest
+
+joma/theory/invariants.py
+- terms = attn_logits**2 if attention == "linear" else attn_logits
++ terms = attn_logits
+? the law of linear attention is that of exp
+@ tests/joma/theory/invariants_test.py
+
+joma/theory/isotropic.py
+- return jnp.stack([terms.sum(axis=1), (y * terms).sum(axis=1)])
++ return jnp.stack([terms.sum(axis=1), terms.sum(axis=1)])
+? the second moment is the first
+@ tests/joma/theory/isotropic_test.py::ClosedFormTest
+
+joma/theory/isotropic.py
+- return (amounts * along_center) @ centers + amounts @ along_v / norm * v
++ return (amounts * along_center) @ centers + amounts @ along_v * v
+? the part along v grows with its norm
+@ tests/joma/theory/isotropic_test.py::VelocityTest
+
+joma/theory/metrics.py
+- return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., -1])
++ return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., 0])
+? the stable rank divides by the least eigenvalue
+@ tests/joma/theory/metrics_test.py::StableRankTest
+
+joma/theory/metrics.py
+- return jnp.where(error == 0, 0, error / jnp.linalg.norm(measured))
++ return jnp.where(error == 0, 0, error / jnp.linalg.norm(predicted))
+? the error is relative to the prediction
+@ tests/joma/theory/metrics_test.py::AgreementTest
+
+joma/theory/metrics.py
+- pooled = activations.max(axis=1)
++ pooled = activations.mean(axis=1)
+? nodes are pooled by the mean over tokens
+@ tests/joma/theory/metrics_test.py::LatentScoresTest
+
+joma/theory/winner.py
+- return delta * jnp.exp((sharpness * v) ** 2 / 2)
++ return delta * jnp.exp((sharpness * v) ** 2)
+? attention sharpens twice as fast
+@ tests/joma/theory/winner_test.py::ErfTest
+
+joma/theory/winner.py
+- return math.sqrt(math.pi / 2) / (sharpness * jnp.abs(delta).max())
++ return math.sqrt(math.pi / 2) / (sharpness * jnp.abs(delta).min())
+? the slowest component blows up first
+@ tests/joma/theory/winner_test.py::BlowUpTest
+
+joma/theory/winner.py
+- return v * cosh + attn_logits * sinh, attn_logits * cosh + v * sinh
++ return v * cosh + attn_logits * sinh, attn_logits * cosh - v * sinh
+? linear attention turns where it should grow
+@ tests/joma/theory/winner_test.py::LinearAttentionTest
+
+joma/theory/convergence.py
+- return jnp.exp(jnp.asarray(mu_j**2 - mu_k**2) / 2)
++ return jnp.exp(jnp.asarray(mu_k**2 - mu_j**2) / 2)
+? the ratio's limit is upside down
+@ tests/joma/theory/convergence_test.py::RatioTest
+
+joma/theory/convergence.py
+- return -jnp.log1p(-v / jnp.broadcast_to(mu, v.shape))
++ return -jnp.log(v / jnp.broadcast_to(mu, v.shape))
+? what is reached is taken for the gap
+@ tests/joma/theory/convergence_test.py::FlowTest
+
+joma/theory/convergence.py
+- return metrics.attention_entropy(v**2 / temperature)
++ return metrics.attention_entropy(v**2 / (2 * temperature))
+? attention is less sharp than figure 4's
+@ tests/joma/theory/convergence_test.py
+
+joma/theory/cooccurrence.py
+- between = polarity ** (2 * (num_depths - 1 - depth))
++ between = polarity ** (2 * (num_depths - depth))
+? two leaves are one edge pair further apart
+@ tests/joma/theory/cooccurrence_test.py::FormulaTest
+
+joma/theory/cooccurrence.py
+- mean = rho * mean[parents]
++ mean = mean[parents]
+? the mean does not fade down the tree
+@ tests/joma/theory/cooccurrence_test.py::ExactTest
+
+joma/theory/data.py
+- keeps = jnp.broadcast_to((1 + jnp.asarray(rho)) / 2, shape)
++ keeps = jnp.broadcast_to(jnp.asarray(rho), shape)
+? a child agrees with its parent too rarely
+@ tests/joma/theory/data_test.py::SampleHbltTest
+
+joma/theory/data.py
+- return jnp.where(is_token, order - shift, num_tokens)
++ return jnp.where(is_token, order, num_tokens)
+? packed ids are moved by the padding
+@ tests/joma/theory/data_test.py::PackTokensTest
+
+joma/hierarchy/data.py
+- return np.asarray(held.any(axis=0) & ~held.all(axis=0))
++ return np.asarray(held.any(axis=0))
+? a latent that all classes hold counts as used
+@ tests/joma/hierarchy/data_test.py
+
+joma/hierarchy/data.py
+- found = found[_first_of_each(found)]
++ found = found[: len(found)]
+? two latents may be one set
+@ tests/joma/hierarchy/data_test.py::MakeHierarchyTest
+
+joma/hierarchy/data.py
+- rows = np.concatenate([seen, hierarchy.tokens_of(drawn)])
++ rows = np.concatenate([seen[:0], hierarchy.tokens_of(drawn)])
+? unseen classes may have been seen
+@ tests/joma/hierarchy/data_test.py::UnseenClassesTest
+
+joma/hierarchy/model.py
+- mask = jnp.tril(jnp.ones((length, length), bool))[-ending.shape[1] :]
++ mask = jnp.ones((length, length), bool)[-ending.shape[1] :]
+? tokens see those after them
+@ tests/joma/hierarchy/model_test.py
+
+joma/hierarchy/model.py
+- log_copies = jnp.log(jnp.asarray(num_padding, attn_logits.dtype))
++ log_copies = jnp.asarray(num_padding, attn_logits.dtype) - 1
+? merged padding weighs more than its copies
+@ tests/joma/hierarchy/model_test.py
+
+joma/hierarchy/scores.py
+- centered = values - weights @ values[None]
++ centered = values - values.mean(axis=0, keepdims=True)
+? weighted correlations are centred without weights
+@ tests/joma/hierarchy/scores_test.py
+
+joma/hierarchy/scores.py
+- shuffled=jax.lax.map(shuffle, keys).mean(axis=0),
++ shuffled=jax.lax.map(shuffle, keys).max(axis=0),
+? the null score is the best of the shuffles
+@ tests/joma/hierarchy/scores_test.py::ScoreTest
+
+joma/hierarchy/scores.py
+- transferred=jnp.take_along_axis(unseen, best, axis=1)[:, 0],
++ transferred=unseen.max(axis=1),
+? transferred scores choose their node anew
+@ tests/joma/hierarchy/scores_test.py::ScoreTest
+"""

@@ -1,0 +1,190 @@
+"""Faults in `joma.transformer`: layers, positions, text, checkpoints."""
+
+TABLE = """
+joma/transformer/mlp.py
+- hidden = hidden * up if config.use_gated_mlp else hidden
++ hidden = hidden + up if config.use_gated_mlp else hidden
+? the gate adds
+
+joma/transformer/mlp.py
+- scale = 1 / (2 * config.num_layers) if shrink else 1.0
++ scale = 1 / config.num_layers if shrink else 1.0
+? the residual stream grows with depth
+@ tests/joma/transformer/mlp_test.py
+@ tests/joma/transformer/training/init_test.py
+
+joma/transformer/norm.py
+- y = _along_last(scale + self.scale_offset, y) * y
++ y = _along_last(scale, y) * y
+? Gemma's norms lack their 1
+
+joma/transformer/norm.py
+- y = y * jax.lax.rsqrt(mean_square + self.epsilon)
++ y = y * jax.lax.rsqrt(mean_square) + self.epsilon
+? a row of zeros becomes NaN
+
+joma/transformer/full_cache.py
+- starts = jnp.maximum(stops - options.window, 0)
++ starts = jnp.maximum(stops - options.window - 1, 0)
+? a window is one token too long
+@ tests/joma/transformer/full_cache_test.py
+
+joma/transformer/full_cache.py
+- slots = jnp.where(positions < 0, capacity, positions)
++ slots = jnp.where(positions < 0, 0, positions)
+? padding is written over the first token
+@ tests/joma/transformer/full_cache_test.py
+
+joma/transformer/one_query.py
+- attn_logits = cap * jnp.tanh(attn_logits / cap)
++ attn_logits = jnp.tanh(attn_logits / cap)
+? capped logits are lost in scale
+@ tests/joma/transformer/full_cache_test.py
+
+joma/transformer/rope/rotary.py
+- turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
++ turned = jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
+? positions turn the other way
+@ tests/joma/transformer/rope/rotary_test.py::RotateTest
+
+joma/transformer/rope/rotary.py
+- stretch = stretch * _longer(seq_len, max_len) - (stretch - 1)
++ stretch = stretch * _longer(seq_len, max_len)
+? dynamic scaling stretches within the trained length
+@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+
+joma/transformer/rope/rotary.py
+- return plain * (1 - ramp) + plain / _stretch(config, max_len) * ramp
++ return plain * ramp + plain / _stretch(config, max_len) * (1 - ramp)
+? YaRN stretches the fast pairs
+@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+
+joma/transformer/rope/rotary.py
+- seq_len = positions.max(axis=1) + 1
++ seq_len = positions.max(axis=1)
+? the length of a text is its last position
+@ tests/joma/transformer/rope/rotary_test.py
+
+joma/transformer/rope/config.py
+- return rotary_dim / (rotary_dim - 2)
++ return (rotary_dim - 2) / rotary_dim
+? NTK's exponent is upside down
+@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+
+joma/transformer/rope/config.py
+- if self.factor is not None and self.factor < 1:
++ if self.factor is not None and self.factor < 0:
+? positions may be compressed below the trained ones
+
+joma/transformer/rope/bounds.py
+- return squares * fraction * (1 - fraction) / 2
++ return squares * fraction * (1 - fraction)
+? the bound is twice the theorem's
+
+joma/transformer/text/batches.py
+- return Batch(ids[:, :-1], ids[:, 1:], weights)
++ return Batch(ids[:, :-1], ids[:, :-1], weights)
+? the targets are the inputs
+@ tests/joma/transformer/text/batches_test.py
+
+joma/transformer/text/batches.py
+- length = min(self.seq_len, self._stretch - 1 - first)
++ length = min(self.seq_len, self._stretch - first - 2)
+? the last token of a stretch is never predicted
+@ tests/joma/transformer/text/batches_test.py::SequentialTest
+
+joma/transformer/text/batches.py
+- return Batch(pad(ids[:, :-1]), pad(ids[:, 1:]), pad(weights))
++ return Batch(pad(ids[:, :-1]), pad(ids[:, 1:]), np.ones_like(pad(weights)))
+? padding counts in the loss
+@ tests/joma/transformer/text/batches_test.py::SequentialTest
+
+joma/transformer/text/batches.py
+- return slice(process_index * share, (process_index + 1) * share)
++ return slice(process_index, process_index + share)
+? processes read rows of each other
+@ tests/joma/transformer/text/batches_test.py
+
+joma/transformer/text/corpus.py
+- dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
++ dtype = np.uint16
+? ids of large vocabularies wrap around
+@ tests/joma/transformer/text/corpus_test.py::CorpusTest
+
+joma/transformer/text/corpus.py
+- key = _sha256(_sha256(data).encode() + described)
++ key = _sha256(data)
+? another tokenizer finds the ids of the first
+@ tests/joma/transformer/text/corpus_test.py::CorpusTest
+
+joma/transformer/text/corpus_text.py
+- second = round((fractions[0] + fractions[1]) * len(data))
++ second = round(fractions[1] * len(data))
+? the validation text is cut from the wrong place
+@ tests/joma/transformer/text/corpus_text_test.py::EmbeddedTest
+@ tests/joma/transformer/text/corpus_text_test.py::PathTest
+
+joma/transformer/text/corpus_text.py
+- is_published = tuple(text.files.values()) == expected
++ is_published = bool(expected)
+? any files pass for the published ones
+@ tests/joma/transformer/text/corpus_text_test.py::WikitextTest
+
+joma/transformer/text/tokenizer.py
+- ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
++ ordered = sorted(counts.items(), key=lambda item: -item[1])
+? words of one count are numbered by where they came first
+@ tests/joma/transformer/text/tokenizer_test.py::WordsTest
+
+joma/transformer/text/tokenizer.py
+- self._sent = len(self._tokenizer.decode(self._context))
++ self._sent = 0
+? streamed text repeats itself
+@ tests/joma/transformer/text/tokenizer_test.py::StreamTest
+
+joma/transformer/text/tokenizer.py
+- wrong = array[(array < 0) | (array >= vocab_size)]
++ wrong = array[array > vocab_size]
+? an id beyond the vocabulary is decoded
+@ tests/joma/transformer/text/tokenizer_test.py
+
+joma/transformer/hf/fields.py
+- window = fields.get("sliding_window", 4096) if use_window else None
++ window = fields.get("sliding_window", 4096)
+? Qwen's window is on where config.json has it off
+@ tests/joma/transformer/hf/config_json_test.py
+
+joma/transformer/hf/fields.py
+- "rope": rope_config.from_hf(fields),
+-       "embed_scale": known["embed_dim"] ** 0.5,
++ "rope": rope_config.from_hf(fields),
++       "embed_scale": 1.0,
+? Gemma's embeddings are not scaled
+@ tests/joma/transformer/hf/config_json_test.py
+@ tests/joma/transformer/hf/pretrained_test.py
+
+joma/transformer/hf/fields.py
+- "attn_logits_soft_cap": fields.get("attn_logit_softcapping", 50.0),
++ "attn_logits_soft_cap": fields.get("final_logit_softcapping", 50.0),
+? attention is capped like the output
+@ tests/joma/transformer/hf/config_json_test.py
+@ tests/joma/transformer/hf/pretrained_test.py
+
+joma/transformer/hf/fields.py
+- _SLIDING if window and layer >= first else _FULL
++ _SLIDING if window and layer > first else _FULL
+? the first layer with a window has none
+@ tests/joma/transformer/hf/config_json_test.py
+
+joma/transformer/hf/config_json.py
+- known.setdefault("num_kv_heads", known["num_heads"])
++ known.setdefault("num_kv_heads", 1)
+? a file without KV heads is read as multi-query
+@ tests/joma/transformer/hf/config_json_test.py
+
+joma/transformer/hf/config_json.py
+- known.setdefault("hidden_dim", 4 * known["embed_dim"])
++ known.setdefault("hidden_dim", known["embed_dim"])
+? GPT-2 without n_inner has a narrow MLP
+@ tests/joma/transformer/hf/config_json_test.py
+"""
