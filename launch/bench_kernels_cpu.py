@@ -27,10 +27,10 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import api
+from kernels_pallas.attention import shapes
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.block_sparse_attention import cost as sparse_cost
-from kernels_pallas.flash_attention import api
-from kernels_pallas.flash_attention import shapes
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.gather_mlp import xla as gather_xla

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import masks
+from kernels_pallas.attention import api
+from kernels_pallas.attention import cost
+from kernels_pallas.attention import shapes
 from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.flash_attention import api
-from kernels_pallas.flash_attention import cost
-from kernels_pallas.flash_attention import shapes
 from launch import bench_ops_gpu
 from launch import gpu_rows
 from launch import kernel_peers as peers_lib

@@ -18,9 +18,9 @@ from kernels_pallas import masks
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
+from kernels_pallas.attention import api
+from kernels_pallas.attention import shapes
 from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.flash_attention import api
-from kernels_pallas.flash_attention import shapes
 from launch import bench_ops_h100
 from launch import kernel_programs
 

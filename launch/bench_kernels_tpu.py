@@ -20,9 +20,9 @@ from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
 from kernels_pallas.aot import topology
+from kernels_pallas.attention import cost
+from kernels_pallas.attention import shapes
 from kernels_pallas.block_sparse_attention import cost as sparse_cost
-from kernels_pallas.flash_attention import cost
-from kernels_pallas.flash_attention import shapes
 from kernels_pallas.linear_attention import cost as linear_cost
 from kernels_pallas.linear_attention import shapes as linear_shapes
 from launch import bench_decode_tpu

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import masks
-from kernels_pallas.flash_attention import api
-from kernels_pallas.flash_attention import pallas_gpu
-from kernels_pallas.flash_attention import shapes
+from kernels_pallas.attention import api
+from kernels_pallas.attention import shapes
+from kernels_pallas.attention.gpu import entry
 
 
 def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
@@ -23,7 +23,7 @@ def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
   Those with "+col_mass" return column sums too. `mask` is the causal one.
   """
   ours = functools.partial(api.flash_attention, mask=mask)
-  cudnn = pallas_gpu.Config(forward_by="cudnn")
+  cudnn = entry.Config(forward_by="cudnn")
   peers = {
       "pallas_gpu": functools.partial(ours, implementation="pallas_gpu"),
       "pallas_gpu+col_mass": functools.partial(

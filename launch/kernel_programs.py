@@ -18,17 +18,17 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import api
+from kernels_pallas.attention.tpu import plan
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.decode import api as decode_api
 from kernels_pallas.decode import shapes as decode_shapes
 from kernels_pallas.decode.paged import api as decode_paged_api
-from kernels_pallas.flash_attention import api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
 from kernels_pallas.linear_attention import sweep as sweep_lib
-from kernels_pallas.tiles import tpu_config
 
 HEAD_DIM = 128
 
@@ -42,7 +42,7 @@ def forward(
     is_causal: bool = True,
 ) -> tuple[Any, Any]:
   """Ours, with or without exact column sums, made as `col_mass` says."""
-  config = tpu_config.Config(block_q=block, block_kv=block, col_mass=col_mass)
+  config = plan.Config(block_q=block, block_kv=block, col_mass=col_mass)
 
   def attend(*arrays):
     result = api.flash_attention(

@@ -29,9 +29,9 @@ from joma.transformer.rope import rotary
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import selection
+from kernels_pallas.attention import api
 from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.block_sparse_attention import reference
-from kernels_pallas.flash_attention import api
 
 # The contracts of caches, by the names of their first home.
 Rotate = hooks.Rotate

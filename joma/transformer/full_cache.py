@@ -20,7 +20,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import one_query
 from kernels_pallas import masks
 from kernels_pallas import output
-from kernels_pallas.flash_attention import api
+from kernels_pallas.attention import api
 
 
 @jax.tree_util.register_dataclass

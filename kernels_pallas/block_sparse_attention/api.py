@@ -8,10 +8,10 @@ from typing import Any, Literal
 from jaxtyping import Array, Float
 
 from kernels_pallas import arguments
-from kernels_pallas import differentiable
 from kernels_pallas import implementations
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import differentiable
 from kernels_pallas.block_sparse_attention import reference
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
-from kernels_pallas.flash_attention import cost as dense
-from kernels_pallas.flash_attention import shapes
-from kernels_pallas.tiles import visits
+from kernels_pallas.attention import cost as dense
+from kernels_pallas.attention import shapes
+from kernels_pallas.attention import visits
 
 
 def num_pairs(

@@ -6,13 +6,13 @@ The selection's blocks must be multiples of 64, and are best of 128.
 
 from jaxtyping import Array, Float
 
-from kernels_pallas import differentiable
 from kernels_pallas import output
 from kernels_pallas import selection
-from kernels_pallas.tiles import gpu_attention
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention.gpu import attention
 
-Config = gpu_attention.Config
-why_not = gpu_attention.why_not
+Config = attention.Config
+why_not = attention.why_not
 
 
 def forward(
@@ -30,12 +30,12 @@ def forward(
     ValueError: If the kernels do not have the type, head or block size.
   """
   config = spec.config or Config()
-  out, lse = gpu_attention.forward(
+  out, lse = attention.forward(
       query, key, value, where, sink_logits, spec, config
   )
   col_mass = None
   if spec.return_col_mass:
-    col_mass = gpu_attention.col_mass(
+    col_mass = attention.col_mass(
         query, key, lse, where, row_weights, spec, config
     )
   return output.AttentionOutput(out, lse, col_mass)
@@ -54,7 +54,7 @@ def backward(
     Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]
 ]:
   """Computes the cotangents of query, key and value."""
-  return gpu_attention.backward(
+  return attention.backward(
       query,
       key,
       value,

@@ -2,14 +2,14 @@
 
 from jaxtyping import Array, Float
 
-from kernels_pallas import differentiable
 from kernels_pallas import output
 from kernels_pallas import selection
-from kernels_pallas.tiles import tpu_attention
-from kernels_pallas.tiles import tpu_config
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention.tpu import attention
+from kernels_pallas.attention.tpu import plan
+from kernels_pallas.hardware import tpu_layout
 
-Config = tpu_config.Config
+Config = plan.Config
 
 
 def forward(
@@ -22,7 +22,7 @@ def forward(
     spec: differentiable.AttentionSpec,
 ) -> output.AttentionOutput:
   """Computes the op, see `differentiable.Attention`."""
-  return tpu_attention.forward(
+  return attention.forward(
       query,
       key,
       value,
@@ -46,11 +46,11 @@ def backward(
 ) -> tuple[Array, Array, Array]:
   """Computes the cotangents of query, key and value."""
   tiles = _tiles(query, key, where, spec)
-  return tpu_attention.backward(
+  return attention.backward(
       query, key, value, where, lse, delta, d_out, spec, tiles
   )
 
 
 def _tiles(query, key, where, spec) -> tpu_layout.Tiles:
   sizes = tpu_layout.sizes_of(query, key)
-  return tpu_config.selection_tiles(spec.config or Config(), sizes, where)
+  return plan.selection_tiles(spec.config or Config(), sizes, where)

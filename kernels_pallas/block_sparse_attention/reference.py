@@ -7,11 +7,11 @@ selection's mask holds; the rest is `flash_attention.reference`.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas import differentiable
 from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas import selection
-from kernels_pallas.flash_attention import reference
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention import reference
 
 
 def forward(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kernels_pallas.flash_attention import shapes as dense
+from kernels_pallas.attention import shapes as dense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Block-sparse attention by XLA: what CPUs run.
 
 One query block and head at a time, with the key blocks that its row of the
-table lists. See `kernels_pallas.tiles.xla_loops`.
+table lists. See `kernels_pallas.attention.xla.loops`.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from kernels_pallas import differentiable
 from kernels_pallas import output
 from kernels_pallas import selection
-from kernels_pallas.tiles import xla_layout
-from kernels_pallas.tiles import xla_lists
-from kernels_pallas.tiles import xla_loops
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention.xla import layout as xla_layout
+from kernels_pallas.attention.xla import lists as xla_lists
+from kernels_pallas.attention.xla import loops
 
 
 def forward(
@@ -29,7 +29,7 @@ def forward(
 ) -> output.AttentionOutput:
   """Computes the op, see `differentiable`."""
   lists, layout = _plan(query, key, where)
-  return xla_loops.forward(
+  return loops.forward(
       query, key, value, sink_logits, row_weights, spec, lists, layout
   )
 
@@ -46,7 +46,7 @@ def backward(
 ) -> tuple[Array, Array, Array]:
   """Computes the cotangents of query, key and value, see `differentiable`."""
   lists, layout = _plan(query, key, where)
-  return xla_loops.backward(
+  return loops.backward(
       query, key, value, lse, delta, d_out, spec, lists, layout
   )
 

@@ -6,8 +6,8 @@ more to be written, the positions of new tokens and one row of each head, and
 the vectors of the new tokens.
 """
 
+from kernels_pallas.attention import cost as flash_cost
 from kernels_pallas.decode import shapes
-from kernels_pallas.flash_attention import cost as flash_cost
 
 Cost = flash_cost.Cost
 

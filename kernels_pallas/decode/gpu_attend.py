@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.decode import rule as rule_lib
-from kernels_pallas.tiles import gpu_layout
-from kernels_pallas.tiles import gpu_math
-from kernels_pallas.tiles import gpu_registers
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import gpu_registers
 
 plgpu = gpu_layout.plgpu
 # Query heads that share a key, at most, and slots of a tile.

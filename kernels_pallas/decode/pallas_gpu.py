@@ -14,11 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.attention.gpu import attention
 from kernels_pallas.decode import gpu_attend
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import xla
-from kernels_pallas.tiles import gpu_attention
 
 # Two blocks for each multiprocessor of an H100, and the fewest slots of a part.
 _NUM_BLOCKS, _MIN_PART = 264, 256
@@ -122,6 +122,6 @@ def _check(query: Any, cache: Any) -> None:
         f"pallas_gpu takes up to {gpu_attend.MOST_GROUPS} query heads a key"
         f" head, not {num_groups}; use implementation='xla'"
     )
-  reason = gpu_attention.why_not(query[:, None], any_device=True)
+  reason = attention.why_not(query[:, None], any_device=True)
   if reason is not None:
     raise ValueError(reason)

@@ -30,8 +30,8 @@ from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
 from kernels_pallas.decode import tpu_step
-from kernels_pallas.tiles import tpu_layout
-from kernels_pallas.tiles import tpu_tile
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
 
 # What `api` looks for.
 Config = tpu_config.Config

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kernels_pallas.decode import cost
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 
 _LANES = tpu_layout.LANES
 _MIB = 1 << 20

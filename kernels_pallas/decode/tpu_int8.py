@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 
 _LANES = tpu_layout.LANES
 _HALF = _LANES // 2

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_int8
-from kernels_pallas.tiles import tpu_tile
+from kernels_pallas.hardware import tpu_tile
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))

@@ -5,7 +5,7 @@ the backward pass three times that: its value again, the cotangent of what went
 in, that of the weights. Bytes are the floor: chosen weights once, and x and y.
 """
 
-from kernels_pallas.flash_attention import cost as flash_cost
+from kernels_pallas.attention import cost as flash_cost
 from kernels_pallas.gather_mlp import shapes
 
 Cost = flash_cost.Cost

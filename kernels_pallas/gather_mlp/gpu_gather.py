@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.tiles import gpu_layout
+from kernels_pallas.hardware import gpu_layout
 
 plgpu = gpu_layout.plgpu
 # Rows of a matrix instruction, and columns of a tile in shared memory.

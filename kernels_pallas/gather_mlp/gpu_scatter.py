@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.gather_mlp import gpu_gather
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.tiles import gpu_layout
-from kernels_pallas.tiles import gpu_registers
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_registers
 
 plgpu = gpu_layout.plgpu
 TILE = gpu_gather.TILE

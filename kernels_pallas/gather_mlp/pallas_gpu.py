@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas.attention.gpu import attention
 from kernels_pallas.gather_mlp import gpu_gather
 from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.tiles import gpu_attention
 
 Config = gpu_gather.Config
 
@@ -178,7 +178,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
     )
   if x.shape[0] > most:
     return f"pallas_gpu takes up to {most} sequences, not {x.shape[0]}"
-  if interpret.mode() or gpu_attention.is_hopper():
+  if interpret.mode() or attention.is_hopper():
     return None
   return "pallas_gpu needs a Hopper GPU (H100, H200, GH200)"
 

@@ -22,8 +22,8 @@ from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp import tpu_config
 from kernels_pallas.gather_mlp import tpu_heads
 from kernels_pallas.gather_mlp import tpu_stream
-from kernels_pallas.tiles import tpu_layout
-from kernels_pallas.tiles import tpu_tile
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
 
 Config = tpu_config.Config
 into_heads = tpu_heads.into_heads

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 
 _MIB = 1 << 20
 _LANES = tpu_layout.LANES

@@ -16,8 +16,8 @@ from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp import tpu_config
 from kernels_pallas.gather_mlp import tpu_stream
-from kernels_pallas.tiles import tpu_layout
-from kernels_pallas.tiles import tpu_tile
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))

@@ -6,7 +6,7 @@ it. A pair of positions within a chunk is counted whether it is causal or not,
 as the products are made. HBM bytes are the floor: every array once.
 """
 
-from kernels_pallas.flash_attention import cost as flash_cost
+from kernels_pallas.attention import cost as flash_cost
 from kernels_pallas.linear_attention import shapes
 
 Cost = flash_cost.Cost

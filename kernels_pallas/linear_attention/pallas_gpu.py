@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas.attention.gpu import attention
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import gpu_registers
 from kernels_pallas.linear_attention import sweep as sweep_lib
-from kernels_pallas.tiles import gpu_attention
-from kernels_pallas.tiles import gpu_layout
-from kernels_pallas.tiles import gpu_math
-from kernels_pallas.tiles import gpu_registers
 
 plgpu = gpu_layout.plgpu
 _CHUNK = 64
@@ -93,7 +93,7 @@ def why_not(query: Any) -> str | None:
     )
   if query.shape[-1] > _HEAD_DIMS[-1]:
     return f"pallas_gpu has heads of up to 128, not of {query.shape[-1]}"
-  if interpret.mode() or gpu_attention.is_hopper():
+  if interpret.mode() or attention.is_hopper():
     return None
   return "pallas_gpu needs a Hopper GPU (H100, H200, GH200)"
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.linear_attention import cost
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import sweep as sweep_lib
-from kernels_pallas.tiles import tpu_layout
-from kernels_pallas.tiles import tpu_tile
 
 _LANES = tpu_layout.LANES
 _MIB = 1 << 20

@@ -7,9 +7,9 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import api as dense
+from kernels_pallas.attention.xla import entry
 from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.flash_attention import api as dense
-from kernels_pallas.flash_attention import xla
 
 _OPS = ("dense", "block_sparse")
 
@@ -255,15 +255,15 @@ class WrongCallTest(parameterized.TestCase):
 
   def test_config(self):
     with self.assertRaisesRegex(ValueError, "block_q=0 must be at least 1"):
-      xla.Config(block_q=0)
-    config = xla.Config(block_q=8)
+      entry.Config(block_q=0)
+    config = entry.Config(block_q=8)
     self._assert_one_sentence(
         r"config=Config\(.*\) is not for implementation='xla'; it must be None",
         "block_sparse",
         _arrays(config=config, implementation="xla"),
     )
     self._assert_one_sentence(
-        "config=8 is not for .* must be a .*flash_attention.xla.Config or None",
+        "config=8 is not for .* must be a .*attention.xla.entry.Config or None",
         "dense",
         _arrays(config=8, implementation="xla"),
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import output
-from kernels_pallas.flash_attention import shapes
+from kernels_pallas.attention import shapes
 from tests.kernels_pallas import modes
 from tests.kernels_pallas import oracle
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from kernels_pallas.flash_attention import shapes
+from kernels_pallas.attention import shapes
 
 _MIB = 2**20
 

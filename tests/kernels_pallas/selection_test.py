@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection
-from kernels_pallas.tiles import visits
+from kernels_pallas.attention import visits
 
 
 def _random_mask(rng, num_queries, num_keys):

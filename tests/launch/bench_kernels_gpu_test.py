@@ -1,7 +1,7 @@
 from absl.testing import parameterized
 import pytest
 
-from kernels_pallas.flash_attention import shapes
+from kernels_pallas.attention import shapes
 from launch import bench_kernels_gpu
 from launch import bench_ops_gpu
 from launch import gpu_rows

@@ -32,7 +32,7 @@ from kernels_pallas.decode.paged import tpu_choice
 from kernels_pallas.decode.paged import tpu_config as paged_tpu_config
 from kernels_pallas.decode.paged import tpu_copies
 from kernels_pallas.decode.paged import tpu_lanes
-from kernels_pallas.tiles import tpu_tile
+from kernels_pallas.hardware import tpu_tile
 
 
 def step(

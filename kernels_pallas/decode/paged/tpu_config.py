@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 
 _LANES = tpu_layout.LANES
 _SUBLANES = 8

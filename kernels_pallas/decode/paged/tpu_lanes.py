@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 
 _LANES = tpu_layout.LANES
 _SUBLANES = 8

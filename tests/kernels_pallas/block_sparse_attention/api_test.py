@@ -9,11 +9,11 @@ import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import api as dense_api
 from kernels_pallas.block_sparse_attention import api
 from kernels_pallas.block_sparse_attention import cost
 from kernels_pallas.block_sparse_attention import reference
 from kernels_pallas.block_sparse_attention import shapes
-from kernels_pallas.flash_attention import api as dense_api
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import modes
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import shapes
 from kernels_pallas.block_sparse_attention import api
 from kernels_pallas.block_sparse_attention import reference
-from kernels_pallas.flash_attention import shapes
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from kernels_pallas import masks
+from kernels_pallas.attention import api as flash_api
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
-from kernels_pallas.flash_attention import api as flash_api
 from tests.kernels_pallas.decode import oracle
 
 _IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")

@@ -21,7 +21,7 @@ from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
 from kernels_pallas.decode import tpu_int8
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas.decode import layouts
 from tests.kernels_pallas.decode import oracle

@@ -17,7 +17,7 @@ from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import heads
 from kernels_pallas.gather_mlp import pallas_tpu
 from kernels_pallas.gather_mlp import shapes
-from kernels_pallas.tiles import tpu_layout
+from kernels_pallas.hardware import tpu_layout
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas.gather_mlp import oracle
 

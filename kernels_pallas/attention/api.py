@@ -1,0 +1,112 @@
+"""Dense attention that can say what it attends to, in O(T + S) memory.
+
+Letters: B batch, T queries, S keys, N query heads, K key and value heads, H
+head size. FlashAttention (https://arxiv.org/abs/2205.14135) with exact column
+sums: no one-pass algorithm can have them, see docs/kernels.md.
+"""
+
+from typing import Any, Literal
+
+from jaxtyping import Array, Float
+
+from kernels_pallas import arguments
+from kernels_pallas import implementations
+from kernels_pallas import masks
+from kernels_pallas import output
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention import reference
+
+
+def flash_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    mask: masks.Mask | None = None,
+    scale: float | None = None,
+    logits_soft_cap: float | None = None,
+    sink_logits: Float[Array, "N"] | None = None,
+    row_weights: Float[Array, "#B #N #T"] | None = None,
+    return_lse: bool = False,
+    return_col_mass: bool = False,
+    col_mass_heads: Literal["query", "kv"] = "query",
+    implementation: implementations.Implementation | None = None,
+    config: Any = None,
+) -> output.AttentionOutput:
+  """Attends with softmax(soft_cap(scale query key^T) + mask) value.
+
+  Differentiable by query, key, value and sink_logits, through `out` and `lse`.
+
+  Args:
+    query: Any float type; logits and sums are float32 (float64 for float64).
+    key: K divides N; head n reads key head n // (N / K), never repeated.
+    value: As key.
+    mask: From `kernels_pallas.masks`; None attends to every key.
+    scale: Factor of the logits; None is H ** -0.5.
+    logits_soft_cap: c in c tanh(logits / c), before the mask; None is off.
+    sink_logits: A learned logit per head that takes part in the softmax and
+      has no value.
+    row_weights: Weight of each query in `col_mass`; None is 1.
+    return_lse: Whether to return the log of the softmax denominator.
+    return_col_mass: Whether to return what each key got in all. No gradient
+      flows through it.
+    col_mass_heads: "kv" adds up the query heads that share a key head.
+    implementation: None is the best of the platform; a named one raises where
+      it cannot run.
+    config: Tile sizes, the `Config` of the implementation; None lets it choose.
+
+  Returns:
+    AttentionOutput. Queries without a key have out 0 and lse -inf.
+
+  Raises:
+    ValueError: If shapes, types or options do not fit together, or the
+      implementation is unknown or not for this platform.
+  """
+  arguments.check_arrays(query, key, value)
+  arguments.check_mask(mask, query, key)
+  arguments.check_options(
+      query, scale, logits_soft_cap, sink_logits, row_weights, return_col_mass
+  )
+  chosen = implementations.choose(
+      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+  )
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    chosen = "xla" if _module(chosen).why_not(query, mask) else chosen
+  arguments.check_config(config, chosen, _module(chosen))
+  if 0 in query.shape or 0 in key.shape:
+    chosen, config = "reference", None  # There are no tiles of nothing.
+  spec = differentiable.AttentionSpec(
+      scale=query.shape[-1] ** -0.5 if scale is None else scale,
+      logits_soft_cap=logits_soft_cap,
+      return_col_mass=return_col_mass,
+      config=config,
+  )
+  result = differentiable.attend(
+      _module(chosen),
+      query,
+      key,
+      value,
+      mask,
+      sink_logits,
+      row_weights,
+      spec,
+  )
+  return output.finish(result, key.shape[2], return_lse, col_mass_heads)
+
+
+def _module(implementation: str) -> Any:
+  """Imports on demand: GPU kernels need a newer jax than the others."""
+  if implementation == "reference":
+    return reference
+  if implementation == "xla":
+    from kernels_pallas.attention.xla import entry as xla
+
+    return xla
+  if implementation == "pallas_tpu":
+    from kernels_pallas.attention.tpu import entry as pallas_tpu
+
+    return pallas_tpu
+  from kernels_pallas.attention.gpu import entry
+
+  return entry

@@ -1,0 +1,1 @@
+"""Attention on Hopper GPUs: entry (forward, backward), plan, the kernels."""

@@ -1,0 +1,285 @@
+"""Gradients by key and value on a GPU: keys stay and queries stream.
+
+With P = exp(logits - lse) and dS = P (d_out value^T - delta): d_value = P^T
+d_out and d_key = scale dS^T query, over all query heads of a key head. The sums
+stay in registers: no atomic additions, hence the same bits every time.
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas import masks
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.gpu import stream
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import gpu_registers
+
+plgpu = gpu_layout.plgpu
+_ROWS = gpu_layout.ROWS
+
+
+def choose(
+    head_dim: int,
+    has_ids: bool = False,
+    most_q: int = 128,
+    most_kv: int = 128,
+) -> gpu_layout.Config:
+  """Tiles, as `gpu_forward.choose`."""
+  del head_dim, has_ids  # 64 queries fit into registers in every case.
+  return gpu_layout.Config(
+      block_q=math.gcd(most_q, 64),
+      block_kv=math.gcd(most_kv, 128),
+      num_stages=4,
+  )
+
+
+def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+  """Shared memory of a block: keys, values, and the ring of queries."""
+  row = 2 * 2 * head_dim
+  ring = config.num_stages * config.block_q * (row + 8)
+  return config.block_kv * row + ring
+
+
+def backward_kv(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    d_out: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    mask: masks.Mask | None,
+    visits: visits_lib.Visits,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+  """Computes the cotangents of key and value.
+
+  Args:
+    query: bfloat16 or float16; H is 64 or 128.
+    key: K divides N.
+    value: As key.
+    d_out: Cotangent of out, of the query's type.
+    lse: float32.
+    delta: float32, rowsum(d_out out) - d_lse.
+    mask: As in the forward pass.
+    visits: Query tiles of each key tile, of the sizes in `config`.
+    scale: Factor of the logits.
+    soft_cap: c in c tanh(logits / c), None for none.
+    config: Tile sizes.
+
+  Raises:
+    ValueError: If the tiles do not fit into shared memory.
+  """
+  batch, num_queries, _, head_dim = query.shape
+  num_keys, num_kv_heads = key.shape[1:3]
+  gpu_layout.check_smem("backward_kv", smem_bytes(config, head_dim), config)
+  spans = gpu_layout.spans_of(mask, num_queries, num_keys, config)
+  body = functools.partial(
+      _kernel,
+      kinds=stream.kinds_of(visits),
+      scale=scale,
+      soft_cap=soft_cap,
+      config=config,
+  )
+  like = jax.ShapeDtypeStruct(key.shape, key.dtype)
+  results = gpu_layout.launch(
+      body,
+      "attention_backward_kv",
+      {
+          "query": query,
+          "key": key,
+          "value": value,
+          "d_out": d_out,
+          "lse": gpu_layout.log2_lse(lse, config.block_q),
+          "delta": gpu_layout.pad_rows(delta, config.block_q, 0.0),
+      }
+      | spans._asdict()
+      | visits._asdict(),
+      {"d_key": like, "d_value": like},
+      _scratch(config, head_dim, key.dtype),
+      {
+          "batch": batch,
+          "kv_head": num_kv_heads,
+          "tile": -(-num_keys // config.block_kv),
+      },
+      config.block_kv // _ROWS,
+  )
+  return results["d_key"], results["d_value"]
+
+
+def _scratch(
+    config: gpu_layout.Config, head_dim: int, dtype: Any
+) -> dict[str, Any]:
+  """Shared memory by name."""
+  num_consumers, stages = config.block_kv // _ROWS, config.num_stages
+  buffer = gpu_layout.tile_buffer
+  # Queries with lse, d_out with delta.
+  ring = (
+      (
+          buffer(stages, config.block_q, head_dim, dtype),
+          plgpu.SMEM((stages, config.block_q), jnp.float32),
+      ),
+      *stream.barriers(stages, 2, num_consumers),
+  )
+  stays = buffer(num_consumers, _ROWS, head_dim, dtype)
+  return {
+      "query": ring,
+      "d_out": ring,
+      "key": stays,
+      "value": stays,
+      "ready": plgpu.Barrier(num_arrivals=2, num_barriers=num_consumers),
+  }
+
+
+def _kernel(
+    refs: Mapping[str, Any],
+    scratch: Mapping[str, Any],
+    *,
+    kinds: stream.Kinds,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> None:
+  """One tile of keys, under all query heads of their head."""
+  batch, kv_head = lax.axis_index("batch"), lax.axis_index("kv_head")
+  tile, group = lax.axis_index("tile"), lax.axis_index("warpgroup")
+  num_consumers = config.block_kv // _ROWS
+  num_groups = refs["query"].shape[2] // refs["key"].shape[2]
+  channels = tuple(stream.Channel(*scratch[x]) for x in ("query", "d_out"))
+  first_key = tile * config.block_kv + group * _ROWS
+  rows = pl.ds(first_key, _ROWS)
+
+  def for_each_head(work, carry):
+    """Carry = work(head, walk, first_step, carry) for each query head."""
+
+    def step(i, state):
+      first_step, carry = state
+      head = kv_head * num_groups + i
+      walk = stream.walk_of(refs, batch, head, tile)
+      carry = work(head, walk, first_step, carry)
+      return first_step + walk.num_valid, carry
+
+    state = (jnp.int32(0), carry)
+    return (
+        step(0, state)
+        if num_groups == 1
+        else lax.fori_loop(0, num_groups, step, state)
+    )
+
+  @pl.when(group == num_consumers)
+  def _produce():
+    gpu_registers.lend_registers(num_consumers)
+
+    def work(head, walk, first_step, carry):
+      copies = [
+          functools.partial(
+              _copy_rows, refs, names, batch, head, channel, config.block_q
+          )
+          for names, channel in zip(
+              (("query", "lse"), ("d_out", "delta")), channels, strict=True
+          )
+      ]
+      stream.produce(walk, channels, copies, first_step)
+      return carry
+
+    num_steps, _ = for_each_head(work, ())
+    stream.drain(channels, num_steps)
+
+  @pl.when(group < num_consumers)
+  def _consume():
+    gpu_registers.borrow_registers(num_consumers)
+    key, value = scratch["key"].at[group], scratch["value"].at[group]
+    ready = scratch["ready"].at[group]
+    plgpu.copy_gmem_to_smem(refs["key"].at[batch, rows, kv_head], key, ready)
+    plgpu.copy_gmem_to_smem(
+        refs["value"].at[batch, rows, kv_head], value, ready
+    )
+    plgpu.barrier_wait(ready)
+    visit = functools.partial(
+        _visit,
+        key=key,
+        value=value,
+        channels=channels,
+        logits_of=functools.partial(
+            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
+        ),
+        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
+        allowed=lambda tile: gpu_registers.allowed_tile(
+            refs,
+            batch,
+            tile * config.block_q,
+            first_key,
+            (_ROWS, config.block_q),
+            query_axis=1,
+        ),
+    )
+    work = lambda head, walk, first_step, carry: stream.consume(
+        walk, config.num_stages, kinds, visit, carry, first_step
+    )
+    zeros = gpu_registers.filled(key.shape, 0.0)
+    _, (d_key, d_value) = for_each_head(work, (zeros, zeros))
+    key[...] = (d_key * scale).astype(key.dtype)
+    value[...] = d_value.astype(value.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(key, refs["d_key"].at[batch, rows, kv_head])
+    plgpu.copy_smem_to_gmem(value, refs["d_value"].at[batch, rows, kv_head])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _copy_rows(refs, names, batch, head, channel, block_q, tile, slot, ready):
+  """Orders the copies of a tile of rows, and of their numbers."""
+  rows = pl.ds(tile * block_q, block_q)
+  matrix, numbers = (buffer.at[slot] for buffer in channel.buffers)
+  plgpu.copy_gmem_to_smem(refs[names[0]].at[batch, rows, head], matrix, ready)
+  plgpu.copy_gmem_to_smem(refs[names[1]].at[batch, head, rows], numbers, ready)
+
+
+def _visit(
+    tile,
+    slot,
+    carry,
+    *,
+    is_partial,
+    key,
+    value,
+    channels,
+    logits_of,
+    slopes_of,
+    allowed,
+):
+  """Adds what one tile of queries gives to d_key and d_value."""
+  d_key, d_value = carry
+  (query, lse), (d_out, delta) = (
+      [buffer.at[slot] for buffer in channel.buffers] for channel in channels
+  )
+  dtype = key.dtype
+  plgpu.barrier_wait(channels[0].ready.at[slot])
+  logits = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
+  if is_partial:
+    logits = jnp.where(allowed(tile()), logits, -jnp.inf)
+  lse = gpu_registers.load_vector(lse, axis=1)
+  slopes = gpu_math.weights_of(logits, lse, axis=1)
+  weights = slopes.astype(dtype)
+  slopes = slopes_of(slopes, logits)
+  plgpu.barrier_wait(channels[1].ready.at[slot])
+  d_value, d_weights = gpu_registers.accumulate_and_product(
+      d_value, (weights, d_out), (value, d_out.transpose((1, 0)))
+  )
+  delta = gpu_registers.load_vector(delta, axis=1)
+  plgpu.commit_smem()  # Ordinary reads come before TMA writes anew.
+  plgpu.barrier_arrive(channels[1].free.at[slot])
+  d_logits = gpu_math.d_products(slopes, d_weights, delta, axis=1)
+  d_key = gpu_registers.accumulate(d_key, d_logits.astype(dtype), query)
+  plgpu.barrier_arrive(channels[0].free.at[slot])
+  return d_key, d_value

@@ -1,0 +1,227 @@
+"""Gradient by query on a GPU: queries stay and keys stream.
+
+d_query = scale dS key, with dS as in `gpu_backward_kv`.
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas import masks
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.gpu import stream
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import gpu_registers
+
+plgpu = gpu_layout.plgpu
+_ROWS = gpu_layout.ROWS
+
+
+def choose(
+    head_dim: int,
+    has_ids: bool = False,
+    most_q: int = 128,
+    most_kv: int = 128,
+) -> gpu_layout.Config:
+  """Tiles, as `gpu_forward.choose`."""
+  del has_ids
+  return gpu_layout.Config(
+      block_q=math.gcd(most_q, 128),
+      block_kv=math.gcd(most_kv, 64 if head_dim == 128 else 128),
+      num_stages=4,
+  )
+
+
+def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+  """Shared memory of a block: queries, d_out, and the ring of keys."""
+  row = 2 * 2 * head_dim
+  return config.block_q * row + config.num_stages * config.block_kv * row
+
+
+def backward_q(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    d_out: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    mask: masks.Mask | None,
+    visits: visits_lib.Visits,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> Float[Array, "B T N H"]:
+  """Computes the cotangent of query; arguments as `backward_kv`.
+
+  `visits` are the key tiles of each query tile.
+
+  Raises:
+    ValueError: If the tiles do not fit into shared memory.
+  """
+  batch, num_queries, num_heads, head_dim = query.shape
+  gpu_layout.check_smem("backward_q", smem_bytes(config, head_dim), config)
+  spans = gpu_layout.spans_of(mask, num_queries, key.shape[1], config)
+  body = functools.partial(
+      _kernel,
+      kinds=stream.kinds_of(visits),
+      scale=scale,
+      soft_cap=soft_cap,
+      config=config,
+  )
+  results = gpu_layout.launch(
+      body,
+      "attention_backward_q",
+      {
+          "query": query,
+          "key": key,
+          "value": value,
+          "d_out": d_out,
+          "lse": gpu_layout.log2_lse(lse, config.block_q),
+          "delta": gpu_layout.pad_rows(delta, config.block_q, 0.0),
+      }
+      | spans._asdict()
+      | visits._asdict(),
+      {"d_query": jax.ShapeDtypeStruct(query.shape, query.dtype)},
+      _scratch(config, head_dim, key.dtype),
+      {
+          "batch": batch,
+          "head": num_heads,
+          "tile": -(-num_queries // config.block_q),
+      },
+      config.block_q // _ROWS,
+  )
+  return results["d_query"]
+
+
+def _scratch(
+    config: gpu_layout.Config, head_dim: int, dtype: Any
+) -> dict[str, Any]:
+  """Shared memory by name."""
+  num_consumers, stages = config.block_q // _ROWS, config.num_stages
+  buffer = gpu_layout.tile_buffer
+  ring = (
+      (buffer(stages, config.block_kv, head_dim, dtype),),
+      *stream.barriers(stages, 1, num_consumers),
+  )
+  stays = buffer(num_consumers, _ROWS, head_dim, dtype)
+  return {
+      "key": ring,
+      "value": ring,
+      "query": stays,
+      "d_out": stays,
+      "ready": plgpu.Barrier(num_arrivals=2, num_barriers=num_consumers),
+  }
+
+
+def _kernel(
+    refs: Mapping[str, Any],
+    scratch: Mapping[str, Any],
+    *,
+    kinds: stream.Kinds,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> None:
+  """One tile of queries of one head."""
+  batch, head = lax.axis_index("batch"), lax.axis_index("head")
+  tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
+  group = lax.axis_index("warpgroup")
+  num_consumers = config.block_q // _ROWS
+  kv_head = lax.div(head, refs["query"].shape[2] // refs["key"].shape[2])
+  walk = stream.walk_of(refs, batch, head, tile)
+  channels = {x: stream.Channel(*scratch[x]) for x in ("key", "value")}
+  first_query = tile * config.block_q + group * _ROWS
+  rows = pl.ds(first_query, _ROWS)
+
+  @pl.when(group == num_consumers)
+  def _produce():
+    gpu_registers.lend_registers(num_consumers)
+    copies = [
+        functools.partial(stream.copy_keys, refs[name], batch, kv_head, channel)
+        for name, channel in channels.items()
+    ]
+    stream.produce(walk, (*channels.values(),), copies)
+    stream.drain((*channels.values(),), walk.num_valid)
+
+  @pl.when(group < num_consumers)
+  def _consume():
+    gpu_registers.borrow_registers(num_consumers)
+    query, d_out = scratch["query"].at[group], scratch["d_out"].at[group]
+    ready = scratch["ready"].at[group]
+    plgpu.copy_gmem_to_smem(refs["query"].at[batch, rows, head], query, ready)
+    plgpu.copy_gmem_to_smem(refs["d_out"].at[batch, rows, head], d_out, ready)
+    plgpu.barrier_wait(ready)
+    visit = functools.partial(
+        _visit,
+        query=query,
+        d_out=d_out,
+        lse=gpu_registers.load_vector(
+            refs["lse"].at[batch, head, rows], axis=0
+        ),
+        delta=gpu_registers.load_vector(
+            refs["delta"].at[batch, head, rows], axis=0
+        ),
+        logits_of=functools.partial(
+            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
+        ),
+        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
+        allowed=lambda tile: gpu_registers.allowed_tile(
+            refs,
+            batch,
+            first_query,
+            tile * config.block_kv,
+            (_ROWS, config.block_kv),
+            query_axis=0,
+        ),
+        **channels,
+    )
+    zeros = gpu_registers.filled(query.shape, 0.0)
+    d_query = stream.consume(walk, config.num_stages, kinds, visit, zeros)
+    query[...] = (d_query * scale).astype(query.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(query, refs["d_query"].at[batch, rows, head])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _visit(
+    tile,
+    slot,
+    d_query,
+    *,
+    is_partial,
+    query,
+    d_out,
+    lse,
+    delta,
+    logits_of,
+    slopes_of,
+    allowed,
+    key,
+    value,
+):
+  """Adds what one tile of keys gives to d_query."""
+  keys, values = key.buffers[0].at[slot], value.buffers[0].at[slot]
+  plgpu.barrier_wait(key.ready.at[slot])
+  logits = logits_of(gpu_registers.product(query, keys.transpose((1, 0))))
+  if is_partial:
+    logits = jnp.where(allowed(tile()), logits, -jnp.inf)
+  slopes = gpu_math.weights_of(logits, lse, axis=0)
+  slopes = slopes_of(slopes, logits)
+  plgpu.barrier_wait(value.ready.at[slot])
+  d_weights = gpu_registers.product(d_out, values.transpose((1, 0)))
+  plgpu.barrier_arrive(value.free.at[slot])
+  d_logits = gpu_math.d_products(slopes, d_weights, delta, axis=0)
+  d_query = gpu_registers.accumulate(
+      d_query, d_logits.astype(query.dtype), keys
+  )
+  plgpu.barrier_arrive(key.free.at[slot])
+  return d_query

@@ -1,0 +1,279 @@
+"""Attention of tiles on a GPU: out and lse, queries stay and keys stream.
+
+FlashAttention-3 (https://arxiv.org/abs/2407.08608) over lists of tiles: the
+lists come from a mask or from data, per head or shared. Letters as in
+`gpu_layout`.
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas import masks
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.gpu import stream
+from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import gpu_registers
+
+plgpu = gpu_layout.plgpu
+_ROWS = gpu_layout.ROWS
+# Below every logit, and finite: the difference of two of it is 0, not nan.
+_LOWEST = -1e30
+
+
+def choose(
+    head_dim: int,
+    has_ids: bool = False,
+    most_q: int = 128,
+    most_kv: int = 128,
+) -> gpu_layout.Config:
+  """Tiles for keys and values of that size.
+
+  Args:
+    head_dim: H, 64 or 128.
+    has_ids: Whether the mask has ids.
+    most_q: The query tile must divide it.
+    most_kv: The key tile must divide it.
+  """
+  return gpu_layout.Config(
+      block_q=math.gcd(most_q, 128),
+      block_kv=math.gcd(most_kv, 128),
+      num_stages=3 if head_dim == 128 else 4,
+      # Else registers spill.
+      is_alternating=not (has_ids and head_dim == 128),
+  )
+
+
+def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+  """Shared memory of a block: queries, lse, and the ring of keys and values."""
+  row = 2 * head_dim
+  stays = config.block_q * (row + 4)
+  return stays + config.num_stages * 2 * config.block_kv * row
+
+
+def forward(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: masks.Mask | None,
+    visits: visits_lib.Visits,
+    sink_logits: Float[Array, "N"] | None,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+  """Computes out and lse.
+
+  Args:
+    query: bfloat16 or float16; H is 64 or 128.
+    key: K divides N.
+    value: As key.
+    mask: What holds in the tiles that `visits` calls partial.
+    visits: Key tiles of each query tile, of the sizes in `config`.
+    sink_logits: A logit per head without value, or None.
+    scale: Factor of the logits.
+    soft_cap: c in c tanh(logits / c), None for none.
+    config: Tile sizes.
+
+  Raises:
+    ValueError: If the tiles do not fit into shared memory.
+  """
+  batch, num_queries, num_heads, head_dim = query.shape
+  gpu_layout.check_smem("forward", smem_bytes(config, head_dim), config)
+  num_tiles = -(-num_queries // config.block_q)
+  spans = gpu_layout.spans_of(mask, num_queries, key.shape[1], config)
+  if sink_logits is not None:
+    sink_logits = sink_logits.astype(jnp.float32)
+  body = functools.partial(
+      _kernel,
+      kinds=stream.kinds_of(visits),
+      scale=scale,
+      soft_cap=soft_cap,
+      config=config,
+  )
+  lse_shape = (batch, num_heads, num_tiles * config.block_q)
+  results = gpu_layout.launch(
+      body,
+      "attention_forward",
+      {"query": query, "key": key, "value": value, "sink": sink_logits}
+      | spans._asdict()
+      | visits._asdict(),
+      {
+          "out": jax.ShapeDtypeStruct(query.shape, query.dtype),
+          "lse": jax.ShapeDtypeStruct(lse_shape, jnp.float32),
+      },
+      _scratch(config, head_dim, query.dtype),
+      {"batch": batch, "head": num_heads, "tile": num_tiles},
+      config.block_q // _ROWS,
+  )
+  return results["out"], results["lse"][..., :num_queries]
+
+
+def _scratch(config: gpu_layout.Config, head_dim: int, dtype: Any) -> Any:
+  """Shared memory by name."""
+  num_consumers, stages = config.block_q // _ROWS, config.num_stages
+  buffer = gpu_layout.tile_buffer
+  rings = {
+      name: (
+          (buffer(stages, config.block_kv, head_dim, dtype),),
+          *stream.barriers(stages, 1, num_consumers),
+      )
+      for name in ("key", "value")
+  }
+  return rings | {
+      "query": buffer(num_consumers, _ROWS, head_dim, dtype),
+      "lse": plgpu.SMEM((num_consumers, _ROWS), jnp.float32),
+      "query_ready": plgpu.Barrier(num_barriers=num_consumers),
+      "turn": plgpu.Barrier(num_arrivals=num_consumers),
+  }
+
+
+def _kernel(
+    refs: Mapping[str, Any],
+    scratch: Mapping[str, Any],
+    *,
+    kinds: stream.Kinds,
+    scale: float,
+    soft_cap: float | None,
+    config: gpu_layout.Config,
+) -> None:
+  """One query tile of one head."""
+  batch, head = lax.axis_index("batch"), lax.axis_index("head")
+  # The longest lists of a causal mask come last: start with them.
+  tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
+  group = lax.axis_index("warpgroup")
+  num_consumers = config.block_q // _ROWS
+  num_groups = refs["query"].shape[2] // refs["key"].shape[2]
+  kv_head = lax.div(head, num_groups)
+  walk = stream.walk_of(refs, batch, head, tile)
+  key, value = (stream.Channel(*scratch[x]) for x in ("key", "value"))
+  first_query = tile * config.block_q + group * _ROWS
+  rows = pl.ds(first_query, _ROWS)
+
+  @pl.when(group == num_consumers)
+  def _produce():
+    gpu_registers.lend_registers(num_consumers)
+    copies = [
+        functools.partial(stream.copy_keys, refs[name], batch, kv_head, channel)
+        for name, channel in (("key", key), ("value", value))
+    ]
+    stream.produce(walk, (key, value), copies)
+    stream.drain((key, value), walk.num_valid)
+
+  @pl.when(group < num_consumers)
+  def _consume():
+    gpu_registers.borrow_registers(num_consumers)
+    query = scratch["query"].at[group]
+    ready = scratch["query_ready"].at[group]
+    plgpu.copy_gmem_to_smem(refs["query"].at[batch, rows, head], query, ready)
+    plgpu.barrier_wait(ready)
+    take_turn = _turns(scratch["turn"], group, num_consumers, config)
+    visit = functools.partial(
+        _visit,
+        query=query,
+        key=key,
+        value=value,
+        take_turn=take_turn,
+        logits_of=functools.partial(
+            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
+        ),
+        allowed=lambda tile: gpu_registers.allowed_tile(
+            refs,
+            batch,
+            first_query,
+            tile * config.block_kv,
+            (_ROWS, config.block_kv),
+            0,
+        ),
+    )
+    pl.when(group == 1)(take_turn)
+    carry = stream.consume(
+        walk, config.num_stages, kinds, visit, _begin(refs, head, query)
+    )
+    pl.when(group == 0)(take_turn)
+    out, lse = _finish(*carry)
+    query[...] = out.astype(query.dtype)
+    scratch["lse"].at[group][...] = lse
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(query, refs["out"].at[batch, rows, head])
+    plgpu.copy_smem_to_gmem(
+        scratch["lse"].at[group], refs["lse"].at[batch, head, rows]
+    )
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _turns(barrier, group, num_consumers, config):
+  """A function that waits for the other warpgroup to come as far."""
+
+  def take_turn():
+    if num_consumers == 2 and config.is_alternating:
+      plgpu.barrier_arrive(barrier)
+      plgpu.barrier_wait(barrier)
+
+  return take_turn
+
+
+def _begin(refs, head, query):
+  """Sums over no key yet, in which the sink takes part."""
+  num_rows, head_dim = query.shape
+  highest = gpu_registers.filled((num_rows,), _LOWEST)
+  total = gpu_registers.filled((num_rows,), 0.0)
+  if "sink" in refs:
+    highest = jnp.maximum(highest, refs["sink"][head] * gpu_math.LOG2_E)
+    total = total + 1.0
+  return gpu_registers.filled((num_rows, head_dim), 0.0), highest, total
+
+
+def _visit(
+    tile,
+    slot,
+    carry,
+    *,
+    is_partial,
+    query,
+    key,
+    value,
+    take_turn,
+    logits_of,
+    allowed,
+):
+  """Takes one tile of keys into out, largest logit and sum."""
+  out, highest, total = carry
+  plgpu.barrier_wait(key.ready.at[slot])
+  products = gpu_registers.product(
+      query, key.buffers[0].at[slot].transpose((1, 0)), then=take_turn
+  )
+  plgpu.barrier_arrive(key.free.at[slot])
+  logits = logits_of(products)
+  if is_partial:
+    logits = jnp.where(allowed(tile()), logits, -jnp.inf)
+  weights, correction, highest, total = gpu_math.online_softmax(
+      logits, highest, total
+  )
+  out = out * gpu_math.along(correction, out.shape, 0)
+  weights = weights.astype(query.dtype)
+  out, highest, total, weights = lax.optimization_barrier(
+      (out, highest, total, weights)
+  )
+  take_turn()
+  plgpu.barrier_wait(value.ready.at[slot])
+  out = gpu_registers.accumulate(out, weights, value.buffers[0].at[slot])
+  plgpu.barrier_arrive(value.free.at[slot])
+  return out, highest, total
+
+
+def _finish(out, highest, total):
+  """Divides; rows without any key have out 0 and lse -inf."""
+  divisor = jnp.where(total > 0, total, 1.0)
+  lse = highest / gpu_math.LOG2_E + jnp.log(divisor)
+  lse = jnp.where(total > 0, lse, -jnp.inf)
+  return out / gpu_math.along(divisor, out.shape, 0), lse

@@ -1,0 +1,1 @@
+"""Attention on TPUs: entry (forward, backward), plan (tiles), the kernels."""

@@ -1,0 +1,208 @@
+"""Gradients of attention on a TPU, all three in one kernel.
+
+For each tile of keys the kernel visits the query tiles that meet it, of all
+query heads that share the keys: five products a pair of tiles. dK and dV are
+summed over heads and queries in VMEM and written once; K and V are never
+repeated. The queries of a group of heads stay in VMEM, with their dQ, while all
+tiles of keys go by.
+
+If they do not fit they are cut into parts, each a number of heads and a chunk
+of positions; then dK and dV of the parts are added outside, in float32. Time is
+that of the tiles visited, whatever the parts.
+
+Letters: B batch, N query heads, K key heads, T queries, S keys, P spans; U
+units, the parts of the heads of all groups; G heads of a unit; R query tiles,
+r those of a chunk, and C key tiles.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas import interpret
+from kernels_pallas import masks
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.tpu import backward_blocks as blocks_lib
+from kernels_pallas.attention.tpu import backward_kernel as kernel_lib
+from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
+
+
+def backward(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S H"],
+    columns: visits_lib.Visits,
+    spans: tuple[Int[masks.AnyArray, "#B P T"], Int[masks.AnyArray, "#B P T"]],
+    query_ids: Int[masks.AnyArray, "#B T"] | None,
+    key_ids: Int[masks.AnyArray, "#B S"] | None,
+    lse: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    d_out: Float[Array, "B N T H"],
+    *,
+    scale: float,
+    logits_soft_cap: float | None,
+    block_q: int,
+    block_kv: int,
+    vmem_limit_bytes: int | None = None,
+) -> tuple[
+    Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S H"]
+]:
+  """Computes the cotangents of query, key and value.
+
+  With s = scale q k, P = exp(s - lse) and dS = P * (dO V^T - delta):
+  dV = P^T dO, dK = scale dS^T Q, dQ = scale dS K.
+
+  Args:
+    query: Padded to whole tiles, as every array here.
+    key: As `query`.
+    value: As `query`.
+    columns: Query tiles of each key tile, `visits.by_key`. Tiles where
+      something is forbidden, or padded, are in the second part of the lists.
+    spans: Starts and stops of the keys of each query, int32; see `masks.Mask`.
+    query_ids: int32; None where ids do not matter.
+    key_ids: int32; None exactly where `query_ids` is.
+    lse: Log-sum-exp of the logits, float32; +inf for queries without keys.
+    delta: Sum over the head's dimension of d_out * out, float32.
+    d_out: Cotangent of the output, of the type of `query`.
+    scale: Factor of the logits.
+    logits_soft_cap: c in c tanh(s / c); None is off.
+    block_q: Queries of a tile, a multiple of 128.
+    block_kv: Keys of a tile, a multiple of 128.
+    vmem_limit_bytes: VMEM that the kernel may take; None takes 15/16 of it.
+
+  Returns:
+    dQ, dK and dV in the types of query, key and value; 0 for queries and keys
+    that meet nothing.
+
+  Raises:
+    ValueError: If tiles are no multiples of 128 or do not fit into VMEM.
+  """
+  _check_blocks(block_q, block_kv)
+  logits = tpu_tile.Logits(scale, logits_soft_cap)
+  plan = plan_lib.make(
+      _sizes(query, key),
+      tpu_layout.Tiles(block_q, block_kv),
+      num_spans=spans[0].shape[1],
+      has_ids=query_ids is not None,
+      limit=vmem_limit_bytes or _default_limit(),
+  )
+  inputs = kernel_lib.Inputs(
+      **blocks_lib.lists_of(plan, columns),
+      query=blocks_lib.by_tile(plan, query),
+      d_out=blocks_lib.by_tile(plan, d_out),
+      key=key,
+      value=value,
+      lse=blocks_lib.by_row(plan, lse / logits.unit),
+      delta=blocks_lib.by_row(plan, delta),
+      **blocks_lib.spans_of(plan, spans, query_ids, key_ids),
+  )
+  call = _pallas_call(plan, inputs, plan_lib.cost(plan, columns), logits)
+  d_query, d_key, d_value = call(inputs)
+  d_query = d_query.reshape(query.shape)
+  return d_query, _add_parts(d_key, key), _add_parts(d_value, value)
+
+
+def _pallas_call(
+    plan: plan_lib.Plan,
+    inputs: kernel_lib.Inputs,
+    cost: pl.CostEstimate,
+    logits: tpu_tile.Logits,
+) -> Any:
+  sizes, block_kv = plan.sizes, plan.tiles.block_kv
+  dtype = inputs.query.dtype
+  key_sums = jax.ShapeDtypeStruct(
+      (
+          sizes.batch,
+          plan.num_units,
+          plan.num_chunks,
+          sizes.num_keys,
+          sizes.head_dim,
+      ),
+      dtype if plan.num_parts == 1 else jnp.float32,
+  )
+  key_sums_block = pl.BlockSpec(
+      (None, None, None, block_kv, sizes.head_dim),
+      lambda b, u, p, c: (b, u, p, c, 0),
+  )
+  blocks = blocks_lib.blocks_of(plan, inputs)
+  return pl.pallas_call(
+      functools.partial(_kernel, logits=logits),
+      name="attention_backward",
+      grid=(sizes.batch, plan.num_units, plan.num_chunks, plan.num_key_tiles),
+      in_specs=(blocks,),
+      out_specs=(blocks.query, key_sums_block, key_sums_block),
+      out_shape=(
+          jax.ShapeDtypeStruct(inputs.query.shape, dtype),
+          key_sums,
+          key_sums,
+      ),
+      scratch_shapes=blocks_lib.scratch_of(plan, dtype),
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+          vmem_limit_bytes=plan.limit,
+      ),
+      cost_estimate=cost,
+      interpret=interpret.mode(),
+  )
+
+
+def _kernel(
+    inputs: kernel_lib.Inputs,
+    d_query: Any,
+    d_key: Any,
+    d_value: Any,
+    *scratch: Any,
+    logits: tpu_tile.Logits,
+) -> None:
+  """Names what `pallas_call` gives in order."""
+  num_absent = len(kernel_lib.Scratch._fields) - len(scratch)
+  kernel_lib.kernel(
+      inputs,
+      kernel_lib.Outputs(d_query, d_key, d_value),
+      kernel_lib.Scratch(*scratch, *[None] * num_absent),
+      logits=logits,
+  )
+
+
+def _add_parts(
+    parts: Float[Array, "B U chunks S H"], like: Float[Array, "B K S H"]
+) -> Float[Array, "B K S H"]:
+  """Sums what units and chunks found of the same keys."""
+  batch, num_kv_heads, *rest = like.shape
+  parts = parts.reshape(batch, num_kv_heads, -1, *rest)
+  if parts.shape[2] == 1:
+    return parts[:, :, 0]
+  return parts.sum(axis=2).astype(like.dtype)
+
+
+def _sizes(query: Array, key: Array) -> tpu_layout.Sizes:
+  batch, num_heads, num_queries, head_dim = query.shape
+  return tpu_layout.Sizes(
+      batch,
+      num_heads,
+      key.shape[1],
+      num_queries,
+      key.shape[2],
+      head_dim,
+      query.dtype.itemsize,
+  )
+
+
+def _check_blocks(block_q: int, block_kv: int) -> None:
+  for name, block in (("block_q", block_q), ("block_kv", block_kv)):
+    if block < 1 or block % tpu_layout.LANES:
+      raise ValueError(
+          f"{name}={block} must be a multiple of the {tpu_layout.LANES} lanes"
+          " of a TPU"
+      )
+
+
+def _default_limit() -> int:
+  return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16

@@ -1,0 +1,165 @@
+"""How the TPU backward cuts its work, so that each part fits into VMEM.
+
+Letters as in `tpu_backward`.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+from jax.experimental import pallas as pl
+import numpy as np
+
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware.tpu_layout import Sizes
+from kernels_pallas.hardware.tpu_layout import Tiles
+
+_LANES = tpu_layout.LANES
+_SUBLANES = 8
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """What is in VMEM at once: a chunk of the queries of some heads of a group.
+
+  Attributes:
+    sizes: Of the attention.
+    tiles: Queries and keys of a tile.
+    heads: G, a divisor of the query heads of a group.
+    chunk: Query tiles of each of the heads, ceil(R / chunks).
+    num_spans: P.
+    has_ids: Whether queries and keys have ids.
+    limit: Bytes of VMEM that may be taken.
+  """
+
+  sizes: Sizes
+  tiles: Tiles
+  heads: int
+  chunk: int
+  num_spans: int
+  has_ids: bool
+  limit: int
+
+  @property
+  def num_units(self) -> int:
+    """U, units of all groups."""
+    return self.sizes.num_heads // self.heads
+
+  @property
+  def units_of_group(self) -> int:
+    """Units that share keys."""
+    return self.num_units // self.sizes.num_kv_heads
+
+  @property
+  def num_tiles(self) -> int:
+    """R."""
+    return self.sizes.num_queries // self.tiles.block_q
+
+  @property
+  def num_chunks(self) -> int:
+    """Chunks of a head; the last may be shorter."""
+    return -(-self.num_tiles // self.chunk)
+
+  @property
+  def num_parts(self) -> int:
+    """Partial sums that dK and dV are left in."""
+    return self.units_of_group * self.num_chunks
+
+  @property
+  def num_key_tiles(self) -> int:
+    """C."""
+    return self.sizes.num_keys // self.tiles.block_kv
+
+  def vmem(self) -> dict[str, int]:
+    """Bytes of VMEM by what for. Blocks are there twice, to be copied ahead."""
+    (block_q, block_kv), sizes = self.tiles, self.sizes
+    lanes = tpu_layout.round_up(sizes.head_dim, _LANES)
+    sublanes = tpu_layout.round_up(sizes.head_dim, 4 * _SUBLANES)
+    chunk = self.heads * self.chunk
+    rows = 4 * block_q * tpu_layout.round_up(self.chunk, _SUBLANES)
+    num_rows = 2 * self.heads + 2 * self.num_spans + self.has_ids
+    out_itemsize = sizes.itemsize if self.num_parts == 1 else 4
+    return {
+        "query, d_out and d_query": (
+            6 * chunk * block_q * lanes * sizes.itemsize
+        ),
+        "sum of d_query": 4 * chunk * block_q * sublanes,
+        "lse, delta and spans": 2 * rows * num_rows,
+        "key and value": block_kv * (4 * lanes + sublanes) * sizes.itemsize,
+        "d_key and d_value": block_kv * lanes * (4 * out_itemsize + 8),
+        "key ids": 4 * block_kv * _LANES * self.has_ids,
+        # As the compiler lays them out: logits and weights in float32, both
+        # once more as operands, and three products. Products of float32 are
+        # several of bfloat16.
+        "a tile of logits": (8 + 2 * sizes.itemsize) * block_q * block_kv,
+        "products": 2 * sizes.itemsize * lanes * (block_q + 2 * block_kv),
+    }
+
+
+def make(sizes: Sizes, tiles: Tiles, **rest: Any) -> Plan:
+  """Makes the plan of fewest parts that fits, with most heads among those.
+
+  Args:
+    sizes: See `Plan`.
+    tiles: See `Plan`.
+    **rest: Further fields of `Plan`: num_spans, has_ids and limit.
+
+  Raises:
+    ValueError: If not even a tile of one head fits.
+  """
+  group = sizes.num_heads // sizes.num_kv_heads
+  num_tiles = sizes.num_queries // tiles.block_q
+  whole = Plan(sizes=sizes, tiles=tiles, heads=group, chunk=num_tiles, **rest)
+  fitting = []
+  for heads in (n for n in range(group, 0, -1) if group % n == 0):
+    plans = (
+        dataclasses.replace(whole, heads=heads, chunk=-(-num_tiles // n))
+        for n in range(1, num_tiles + 1)
+    )
+    fitting.extend(itertools.islice(filter(_fits, plans), 1))
+  if not fitting:
+    least = dataclasses.replace(whole, heads=1, chunk=1)
+    raise ValueError(_too_large(least))
+  return min(fitting, key=lambda plan: plan.num_parts)
+
+
+def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
+  """The work of the tiles visited, a bound where they are not known."""
+  sizes, (block_q, block_kv) = plan.sizes, plan.tiles
+  num_pairs = sizes.batch * sizes.num_heads
+  num_valid = columns.num_valid
+  if isinstance(num_valid, np.ndarray):
+    shared = math.prod(num_valid.shape[:2])
+    visited = int(num_valid.sum()) * num_pairs // shared
+  else:
+    width = min(columns.table.shape[-1], plan.num_tiles)
+    visited = num_pairs * plan.num_key_tiles * width
+  logits = visited * block_q * block_kv
+  queries = num_pairs * sizes.num_queries
+  keys = sizes.batch * sizes.num_kv_heads * sizes.num_keys * sizes.head_dim
+  out_itemsize = sizes.itemsize if plan.num_parts == 1 else 4
+  return pl.CostEstimate(
+      flops=10 * sizes.head_dim * logits,
+      transcendentals=logits,
+      bytes_accessed=queries * (3 * sizes.head_dim * sizes.itemsize + 8)
+      + 2 * plan.num_parts * keys * (sizes.itemsize + out_itemsize),
+  )
+
+
+def _fits(plan: Plan) -> bool:
+  return sum(plan.vmem().values()) <= plan.limit
+
+
+def _too_large(least: Plan) -> str:
+  need = least.vmem()
+  terms = ", ".join(f"{n / _MIB:.2f} for {name}" for name, n in need.items())
+  return (
+      f"tiles of {least.tiles.block_q} queries and {least.tiles.block_kv} keys"
+      f" with head_dim={least.sizes.head_dim} take"
+      f" {sum(need.values()) / _MIB:.2f} MiB of VMEM in the backward pass"
+      f" ({terms}), of which {least.limit / _MIB:.2f} MiB may be taken; make"
+      " block_q or block_kv smaller"
+  )

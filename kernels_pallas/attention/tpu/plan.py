@@ -1,0 +1,382 @@
+"""Tiles of attention on a TPU: which to take, and whether they fit.
+
+Everything here is arithmetic on what `pltpu.get_tpu_info` says of a chip, so
+that a program can be made for a chip that is not there.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from jax.experimental import pallas as pl
+import numpy as np
+
+from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.tpu import fetch
+from kernels_pallas.attention.tpu import forward
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware.tpu_layout import Sizes
+from kernels_pallas.hardware.tpu_layout import Tiles
+
+_MIB = 1 << 20
+_LANES = tpu_layout.LANES
+# Best first on long rows; smaller ones waste less on narrow masks.
+_CANDIDATES = (
+    (1024, 1024),
+    (1024, 512),
+    (512, 1024),
+    (512, 512),
+    (256, 1024),
+    (256, 512),
+    (256, 256),
+    (128, 512),
+    (128, 128),
+)
+_PLACES: tuple[fetch.Place, ...] = ("vmem", "vmem_once", "hbm")
+# Bundles with column sums, of those without, as schedules of long rows show.
+_STRIP_FACTOR, _TWO_PASS_FACTOR = 1.15, 1.55
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Choices for the TPU kernels; None is the heuristic's.
+
+  Attributes:
+    block_q: Queries of a tile; multiples of 128 waste nothing. A selection
+      brings its own.
+    block_kv: Keys of a tile, a multiple of 128. A selection brings its own.
+    col_mass: "strip" sums columns in the forward pass itself, for which the
+      logits of a whole row of tiles must fit into VMEM; "two_pass" makes the
+      logits again.
+    keys: Where keys and values are, see `tpu_fetch.Place`.
+  """
+
+  block_q: int | None = None
+  block_kv: int | None = None
+  col_mass: Literal["strip", "two_pass"] | None = None
+  keys: fetch.Place | None = None
+
+
+def flash_tiles(
+    config: Config, sizes: Sizes, mask: masks.Mask | None, emits_col_mass: bool
+) -> Tiles:
+  """Chooses the tiles of a dense attention: the cheapest of those that fit.
+
+  Args:
+    config: What it sets is kept.
+    sizes: Of the attention.
+    mask: Counts if it is known while tracing.
+    emits_col_mass: Whether columns are summed: for less if whole rows of logits
+      fit into VMEM, for which smaller tiles may be worth while.
+  """
+  check(config)
+  is_known = mask is None or masks.numpy_of_mask(mask) is np
+  costs: dict[Tiles, tuple[bool, float]] = {}
+  for block_q, block_kv in _CANDIDATES:
+    tiles = Tiles(
+        min(config.block_q or block_q, round_up(sizes.num_queries)),
+        min(config.block_kv or block_kv, round_up(sizes.num_keys)),
+    )
+    if tiles in costs:
+      continue
+    states = np.asarray(
+        visits_lib.states_of(mask if is_known else None, *sizes[3:5], *tiles)
+    )
+    width = int((states > 0).sum(axis=-1).max(initial=0))
+    factor = _cost_factor(config, sizes, tiles, width, emits_col_mass)
+    costs[tiles] = factor is None, _bundles(states, tiles) * (factor or 1.0)
+  return min(costs, key=lambda tiles: costs[tiles])
+
+
+def _cost_factor(
+    config: Config, sizes: Sizes, tiles: Tiles, width: int, emits_col_mass: bool
+) -> float | None:
+  """Cost of these tiles, of that without column sums; None: they do not fit."""
+  if emits_col_mass and config.col_mass != "two_pass":
+    if _fit(config, sizes, tiles, width, width, True) is not None:
+      return _STRIP_FACTOR
+    if config.col_mass == "strip":
+      return None
+  if _fit(config, sizes, tiles, min(width, 2), width, False) is None:
+    return None
+  return _TWO_PASS_FACTOR if emits_col_mass else 1.0
+
+
+def round_up(number: int) -> int:
+  """The next multiple of the 128 lanes."""
+  return tpu_layout.round_up(max(number, 1), _LANES)
+
+
+def check(config: Any) -> None:
+  """Raises ValueError unless it is a Config that a TPU can tile."""
+  if not isinstance(config, Config):
+    raise ValueError(
+        f"config is a {type(config).__name__}; the TPU kernels take a"
+        " kernels_pallas.attention.tpu.plan.Config"
+    )
+  if config.block_q is not None and config.block_q < 1:
+    raise ValueError(f"block_q={config.block_q} must be at least 1")
+  block_kv = config.block_kv
+  if block_kv is not None and (block_kv < 1 or block_kv % _LANES):
+    raise ValueError(
+        f"block_kv={block_kv} must be a multiple of the {_LANES} lanes of a"
+        f" TPU, such as {round_up(block_kv)}"
+    )
+
+
+def selection_tiles(
+    config: Config, sizes: Sizes, selection: selection_lib.Selection
+) -> Tiles:
+  """The tiles of a selection.
+
+  Raises:
+    ValueError: If a TPU cannot tile keys like that, or `config` wants others.
+  """
+  check(config)
+  for name in ("block_q", "block_kv"):
+    asked, given = getattr(config, name), getattr(selection, name)
+    if asked is not None and asked != given:
+      raise ValueError(
+          f"config.{name}={asked}, but the selection has {name}={given}; leave"
+          " it None"
+      )
+  block_kv = selection.block_kv
+  if block_kv % _LANES and block_kv < sizes.num_keys:
+    raise ValueError(
+        f"selection.block_kv={block_kv} must be a multiple of the {_LANES}"
+        f" lanes of a TPU, such as {round_up(block_kv)}, or at least the"
+        f" {sizes.num_keys} keys"
+    )
+  if block_kv >= sizes.num_keys:
+    block_kv = round_up(sizes.num_keys)
+  return Tiles(selection.block_q, block_kv)
+
+
+def forward_plan(
+    config: Config,
+    sizes: Sizes,
+    tiles: Tiles,
+    rows: visits_lib.Visits,
+    logits: tpu_tile.Logits,
+    emits_col_mass: bool,
+) -> forward.Plan | None:
+  """Plans `tpu_forward`; None if column sums need a second pass.
+
+  Raises:
+    ValueError: If the tiles do not fit into VMEM.
+  """
+  width = rows.table.shape[-1]
+  is_strip = emits_col_mass and config.col_mass != "two_pass"
+  if emits_col_mass and not is_strip:
+    return None
+  least = width if emits_col_mass else min(width, 2)
+  found = _fit(config, sizes, tiles, least, width, emits_col_mass)
+  if found is None and emits_col_mass and config.col_mass is None:
+    return None
+  if found is None and not emits_col_mass:
+    found = _fit(config, sizes, tiles, 1, width, emits_col_mass)
+  if found is None:
+    chunk, place = width if is_strip else 1, config.keys or "hbm"
+    need = forward_vmem(sizes, tiles, chunk, place, is_strip)
+    advice = " or col_mass='two_pass'" if is_strip else ""
+    raise ValueError(_too_large(tiles, need) + advice)
+  _check_smem(width, tiles)
+  place, chunk = found
+  return forward.Plan(
+      tiles=tiles,
+      logits=logits,
+      chunk=chunk,
+      keys=place,
+      is_masked=_has_partial(rows),
+      emits_col_mass=emits_col_mass,
+      vmem_limit_bytes=_limit(),
+      cost=_cost(sizes, tiles, rows, 4, place),
+  )
+
+
+def col_mass_plan(
+    config: Config,
+    sizes: Sizes,
+    tiles: Tiles,
+    columns: visits_lib.Visits,
+    logits: tpu_tile.Logits,
+) -> forward.Plan:
+  """Plans `tpu_col_mass`.
+
+  Raises:
+    ValueError: If the tiles do not fit into VMEM.
+  """
+  places = _PLACES if config.keys is None else (config.keys,)
+  needs = {place: col_mass_vmem(sizes, tiles, place) for place in places}
+  fitting = [p for p, need in needs.items() if sum(need.values()) <= _limit()]
+  if not fitting:
+    raise ValueError(_too_large(tiles, needs[places[-1]]) + " or fewer queries")
+  place = fitting[0]
+  _check_smem(columns.table.shape[-1], tiles)
+  return forward.Plan(
+      tiles=tiles,
+      logits=logits,
+      chunk=1,
+      keys=place,
+      is_masked=_has_partial(columns),
+      emits_col_mass=True,
+      vmem_limit_bytes=_limit(),
+      cost=_cost(sizes, tiles, columns, 2, place),
+  )
+
+
+def forward_vmem(
+    sizes: Sizes,
+    tiles: Tiles,
+    chunk: int,
+    place: fetch.Place,
+    emits_col_mass: bool,
+) -> dict[str, int]:
+  """Bytes of VMEM that `tpu_forward` takes, by what for.
+
+  Registers that run out are part of it. As compiled kernels show, they fill up
+  to a tile of logits more where keys are streamed, and of float32 the three
+  parts that factors of products are cut into.
+  """
+  lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
+  num_keys = tpu_layout.round_up(sizes.num_keys, tiles.block_kv)
+  buffers = 1 if place == "vmem_once" else 2
+  held = tiles.block_kv if place == "hbm" else num_keys
+  parts = (size == 4) * 3 * 2 * (tiles.lanes_q + tiles.block_kv) * lanes_h
+  return {
+      "logits": 4 * chunk * tiles.area,
+      "keys and values": buffers * held * (lanes_h + sizes.head_dim) * size,
+      "queries and out": tiles.lanes_q * (4 * lanes_h * size + 4 * lanes_h),
+      "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 2 * 4 * num_keys,
+      "column sums": emits_col_mass * 2 * 4 * num_keys,
+      "registers": _MIB + 4 * (place == "hbm") * tiles.area + parts,
+  }
+
+
+def col_mass_vmem(
+    sizes: Sizes, tiles: Tiles, place: fetch.Place
+) -> dict[str, int]:
+  """Bytes of VMEM that `tpu_col_mass` takes, by what for."""
+  lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
+  num_rows = -(-sizes.num_queries // tiles.block_q)
+  buffers = 1 if place == "vmem_once" else 2
+  held = tiles.lanes_q * (1 if place == "hbm" else num_rows)
+  return {
+      "queries": buffers * held * lanes_h * size,
+      "keys": 2 * tiles.block_kv * lanes_h * size,
+      # Two spans, ids, lse and weights, in two buffers.
+      "rows": 2 * 7 * 4 * num_rows * tiles.lanes_q,
+      "column sums": 4 * _LANES * tiles.block_kv,
+      "registers": _MIB + 4 * tiles.area,
+  }
+
+
+def _fit(
+    config: Config,
+    sizes: Sizes,
+    tiles: Tiles,
+    least: int,
+    most: int,
+    emits_col_mass: bool,
+) -> tuple[fetch.Place, int] | None:
+  """Where keys go and how many tiles of logits fit beside them, or None."""
+  for place in _PLACES if config.keys is None else (config.keys,):
+    need = forward_vmem(sizes, tiles, 0, place, emits_col_mass)
+    room = (_limit() - sum(need.values())) // (4 * tiles.area)
+    if room >= max(least, 1):
+      return place, max(min(room, most), 1)
+  return None
+
+
+def backward_tiles(tiles: Tiles, sizes: Sizes) -> Tiles:
+  """Tiles of the backward pass: at most 512 x 512."""
+  return Tiles(min(tiles.block_q, 512), min(tiles.block_kv, 512))
+
+
+def _limit() -> int:
+  """Bytes of VMEM that a kernel here may take."""
+  return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
+
+
+def _too_large(tiles: Tiles, need: dict[str, int]) -> str:
+  """The arithmetic, and what to do."""
+  parts = " + ".join(f"{n} {b / _MIB:.1f}" for n, b in need.items() if b)
+  info = tpu_layout.tpu_info()
+  return (
+      f"block_q={tiles.block_q} x block_kv={tiles.block_kv} needs"
+      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
+      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
+      f" which a kernel may take {_limit() / _MIB:.1f}: use smaller tiles"
+  )
+
+
+def _check_smem(width: int, tiles: Tiles) -> None:
+  # Two buffers of the lists of this row and of the one before.
+  need = 4 * 4 * (width + 2)
+  limit = tpu_layout.tpu_info().smem_capacity_bytes * 15 // 16
+  if need > limit:
+    raise ValueError(
+        f"block_q={tiles.block_q} x block_kv={tiles.block_kv} makes lists of"
+        f" {width} tiles, {need / _MIB:.1f} MiB of SMEM, of which there are"
+        f" {limit / _MIB:.1f}: use larger tiles"
+    )
+
+
+def _has_partial(rows: visits_lib.Visits) -> bool:
+  if isinstance(rows.num_full, np.ndarray):
+    return bool((rows.num_full < rows.num_valid).any())
+  return True
+
+
+def _bundles(states: np.ndarray, tiles: Tiles) -> float:
+  """Cycles of a head on a v5e, from static schedules of a few tiles.
+
+  A tile of area a takes 302 + 860 a / 512^2, another 110 a / 512^2 if it is
+  masked; a row takes 150 and 0.63 a query.
+  """
+  area = tiles.area / 512**2
+  full = (states == selection_lib.FULL).sum() / states.shape[0]
+  partial = (states == selection_lib.PARTIAL).sum() / states.shape[0]
+  row = 150 + 0.63 * tiles.lanes_q
+  return (
+      (full + partial) * (302 + 860 * area)
+      + partial * 110 * area
+      + states.shape[-2] * row
+  )
+
+
+def _cost(
+    sizes: Sizes,
+    tiles: Tiles,
+    rows: visits_lib.Visits,
+    flops: int,
+    place: fetch.Place,
+) -> pl.CostEstimate:
+  """Of the tiles that are visited, if known while tracing, else of the bound.
+
+  Args:
+    sizes: Of the attention.
+    tiles: Queries and keys of a tile.
+    rows: Lists of tiles.
+    flops: Per query, key and element of head_dim.
+    place: Streamed keys are read once per visit.
+  """
+  heads = sizes.batch * sizes.num_heads
+  if isinstance(rows.num_valid, np.ndarray):
+    visits = float(rows.num_valid.mean()) * rows.num_valid.shape[2]
+  else:
+    visits = float(np.prod(rows.table.shape[2:]))
+  pairs = round(visits * heads * tiles.area)
+  row = sizes.head_dim * sizes.itemsize
+  moved = 2 * heads * sizes.num_queries * row
+  if place == "hbm":
+    moved += round(visits * heads * tiles.block_kv * 2 * row)
+  else:
+    moved += 2 * sizes.batch * sizes.num_kv_heads * sizes.num_keys * row
+  return pl.CostEstimate(
+      flops=flops * pairs * sizes.head_dim,
+      bytes_accessed=moved + 4 * heads * (sizes.num_queries + sizes.num_keys),
+      transcendentals=pairs,
+  )

@@ -1,0 +1,1 @@
+"""Attention by XLA: entry (forward, backward), and the loops over its tiles."""

@@ -1,0 +1,106 @@
+"""Attention of a strip: some queries of one key head, and all of their keys.
+
+A strip of logits is small enough for the cache of a CPU, and holds whole rows
+of the softmax, so that its weights are final: their sums over queries come
+without a second product.
+
+Letters: G heads that share the key head, T queries, S keys, H head size.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from kernels_pallas.attention import differentiable
+
+_einsum = lambda form, *args: jnp.einsum(form, *args, precision="highest")
+
+
+def forward(
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    value: Float[Array, "S H"],
+    allowed: Bool[Array, "T S"] | None,
+    sink_logits: Float[Array, "G"] | None,
+    row_weights: Float[Array, "G T"] | None,
+    spec: differentiable.AttentionSpec,
+) -> tuple[Any, Any, Any]:
+  """Computes out [G, T, H], lse [G, T] and col_mass [G, S].
+
+  Args:
+    query: Already scaled; all arrays are of the type to compute in.
+    key: Keys of the strip.
+    value: Their values.
+    allowed: None allows all.
+    sink_logits: A key without a value.
+    row_weights: Weights of the queries in `col_mass`; None returns no col_mass.
+    spec: Of the attention.
+  """
+  attn_logits = _masked(
+      _capped(_einsum("GTH,SH->GTS", query, key), spec), allowed
+  )
+  highest = attn_logits.max(axis=-1)
+  if sink_logits is not None:
+    highest = jnp.maximum(highest, sink_logits[:, None])
+  highest = jnp.where(jnp.isneginf(highest), 0.0, highest)
+  unnormalized = jnp.exp(attn_logits - highest[..., None])
+  total = unnormalized.sum(axis=-1)
+  if sink_logits is not None:
+    total += jnp.exp(sink_logits[:, None] - highest)
+  is_empty = total == 0  # False for NaN, which is handed on.
+  inverse = jnp.where(is_empty, 0.0, 1 / jnp.where(is_empty, 1.0, total))
+  lse = jnp.where(is_empty, -jnp.inf, highest + jnp.log(total))
+  out = _einsum("GTS,SH->GTH", unnormalized, value) * inverse[..., None]
+  if row_weights is None:
+    return out, lse, None
+  return out, lse, _einsum("GTS,GT->GS", unnormalized, row_weights * inverse)
+
+
+def backward(
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    value: Float[Array, "S H"],
+    allowed: Bool[Array, "T S"] | None,
+    lse: Float[Array, "G T"],
+    delta: Float[Array, "G T"],
+    d_out: Float[Array, "G T H"],
+    spec: differentiable.AttentionSpec,
+) -> tuple[Any, Any, Any]:
+  """Computes the cotangents of the scaled query, of key and of value.
+
+  Those of key and value are [H, S]: XLA would copy an array of T S numbers to
+  transpose it for products that are [S, H].
+
+  Args:
+    query: Already scaled; all arrays are of the type to compute in.
+    key: Keys of the strip.
+    value: Their values.
+    allowed: None allows all.
+    lse: From `forward`.
+    delta: See `differentiable`.
+    d_out: Cotangent of out.
+    spec: Of the attention.
+  """
+  capped = _capped(_einsum("GTH,SH->GTS", query, key), spec)
+  safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+  attn_weights = jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
+  d_value = _einsum("GTH,GTS->HS", d_out, attn_weights)
+  d_weights = _einsum("GTH,SH->GTS", d_out, value)
+  d_logits = attn_weights * (d_weights - delta[..., None])
+  if spec.logits_soft_cap is not None:
+    d_logits *= 1 - jnp.square(capped / spec.logits_soft_cap)
+  d_query = _einsum("GTS,SH->GTH", d_logits, key)
+  return d_query, _einsum("GTH,GTS->HS", query, d_logits), d_value
+
+
+def _capped(attn_logits: jax.Array, spec: Any) -> jax.Array:
+  cap = spec.logits_soft_cap
+  return attn_logits if cap is None else cap * jnp.tanh(attn_logits / cap)
+
+
+def _masked(attn_logits: jax.Array, allowed: Any) -> jax.Array:
+  if allowed is None:
+    return attn_logits
+  return jnp.where(allowed, attn_logits, -jnp.inf)

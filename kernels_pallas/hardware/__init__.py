@@ -1,0 +1,1 @@
+"""What the ops share of a chip, TPU or GPU: layouts, registers, tiles, math."""

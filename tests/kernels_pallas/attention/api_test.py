@@ -1,0 +1,463 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import masks
+from kernels_pallas import output
+from kernels_pallas.attention import api
+from kernels_pallas.attention import shapes
+from tests.kernels_pallas import conformance
+from tests.kernels_pallas import modes
+from tests.kernels_pallas import oracle
+
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
+_RNG = np.random.default_rng(0)
+
+
+def _ids(shape, num=3):
+  rng = np.random.default_rng(0)
+  return np.sort(rng.integers(0, num, (shape.batch, shape.num_keys)))
+
+
+# Mask families of a shape; T queries are the last of S keys.
+def _make_mask(family, shape):
+  num_queries, num_keys = shape.num_queries, shape.num_keys
+  offset = num_keys - num_queries
+  if family == "none":
+    return None
+  if family == "causal":
+    return masks.causal(num_queries, num_keys, offset=offset)
+  if family == "window":
+    return masks.sliding_window(num_queries, num_keys, window=50, offset=offset)
+  if family == "streaming":
+    return masks.streaming(
+        num_queries, num_keys, window=40, num_sinks=4, offset=offset
+    )
+  if family == "lengths":  # The first sequence has no key at all.
+    lengths = np.arange(shape.batch) * (num_keys - 20)
+    return masks.key_lengths(num_queries, lengths)
+  if family == "hash":
+    buckets = np.random.default_rng(0).integers(0, 4, num_keys)
+    return masks.hash_sparse(buckets[-num_queries:], buckets, offset=offset)
+  document = {
+      "document": masks.document,
+      "prefix": lambda ids: masks.prefix_lm_document(ids, prefix_len=9),
+      "question": lambda ids: masks.share_question(ids, ids // 2),
+  }[family]
+  assert num_queries == num_keys
+  return document(_ids(shape))
+
+
+_PLAIN = conformance.Options()
+_ALL = conformance.Options(
+    soft_cap=3.0, scale=0.3, has_sinks=True, has_row_weights=True
+)
+_SINKS = conformance.Options(has_sinks=True)
+_WEIGHTS = conformance.Options(has_row_weights=True)
+
+# Every shape, type, mask family and option once or more; the rest with -m slow.
+_CASES = (
+    ("one_tile", "float32", "none", _PLAIN),
+    ("one_tile", "bfloat16", "causal", _ALL),
+    ("ragged_gqa", "float32", "causal", _ALL),
+    ("ragged_gqa", "float32", "document", _SINKS),
+    ("ragged_gqa", "float32", "lengths", _PLAIN),
+    ("ragged_gqa", "float32", "question", _WEIGHTS),
+    ("cross_mqa", "float32", "streaming", _ALL),
+    ("cross_mqa", "float32", "hash", _PLAIN),
+    ("cross_mqa", "bfloat16", "none", _WEIGHTS),
+    ("single_query", "float32", "window", _SINKS),
+    ("long", "float32", "prefix", _PLAIN),
+    ("long", "bfloat16", "window", _WEIGHTS),
+)
+_SLOW_CASES = tuple(
+    (shape, dtype, family, options)
+    for shape in shapes.TESTS
+    for dtype in ("float32", "bfloat16")
+    for family in (
+        "none",
+        "causal",
+        "window",
+        "streaming",
+        "lengths",
+        "hash",
+        "document",
+        "prefix",
+        "question",
+    )
+    for options in (_PLAIN, _ALL)
+    if (shape, dtype, family, options) not in _CASES
+    and not (
+        family in ("document", "prefix", "question")
+        and shapes.TESTS[shape].num_queries != shapes.TESTS[shape].num_keys
+    )
+)
+
+
+def _run_case(implementation, shape_name, dtype, family, options):
+  shape = shapes.TESTS[shape_name]
+  mask = _make_mask(family, shape)
+  allowed = np.ones((1, 1, 1, 1), bool)
+  if mask is not None:
+    allowed = masks.allowed(mask, shape.num_keys)
+    allowed = allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
+  inputs = conformance.draw(shape, dtype, allowed, options)
+
+  def call(**arguments):
+    return api.flash_attention(
+        **arguments, mask=mask, implementation=implementation
+    )
+
+  conformance.check(call, inputs, implementation)
+
+
+class OracleTest(parameterized.TestCase):
+  """The oracle itself, on what can be computed by hand."""
+
+  def test_two_keys(self):
+    # Logits 0 and log 3: weights 1/4 and 3/4; lse = log 4.
+    one = np.ones((1, 1, 1, 1))
+    key = np.array([0.0, np.log(3.0)]).reshape(1, 2, 1, 1)
+    value = np.array([4.0, 8.0]).reshape(1, 2, 1, 1)
+    case = oracle.Case(one, key, value, np.ones((1, 1, 1, 2), bool), 1.0)
+    got = oracle.attention(case)
+    np.testing.assert_allclose(got.out, 7.0)
+    np.testing.assert_allclose(got.lse, np.log(4.0))
+    np.testing.assert_allclose(got.col_mass[0, 0], [0.25, 0.75])
+
+  def test_gradients_are_those_of_finite_differences(self):
+    shape = shapes.Shape(
+        num_queries=3, num_keys=5, num_heads=2, num_kv_heads=1, head_dim=2
+    )
+    allowed = _RNG.random((1, 2, 3, 5)) < 0.7
+    inputs = conformance.draw(shape, "float32", allowed, _ALL)
+    d_out, d_lse = np.asarray(inputs.d_out), np.asarray(inputs.d_lse)
+    found = oracle.gradients(inputs.case, d_out, d_lse)
+
+    def loss(**changed):
+      fields = {**vars(inputs.case), **changed}
+      result = oracle.attention(oracle.Case(**fields))
+      return (result.out * d_out).sum() + (result.lse * d_lse).sum()
+
+    for name, gradient in found.items():
+      value = getattr(inputs.case, name)
+      step = 1e-6 * _RNG.standard_normal(value.shape)
+      slope = (loss(**{name: value + step}) - loss(**{name: value - step})) / 2
+      np.testing.assert_allclose(slope, (gradient * step).sum(), rtol=1e-6)
+
+
+class FlashAttentionTest(parameterized.TestCase):
+
+  @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
+  def test_equals_the_oracle(self, implementation, case):
+    _run_case(implementation, *case)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_a_traced_mask_is_as_good_as_a_known_one(self, implementation):
+    shape = shapes.TESTS["ragged_gqa"]
+    mask = masks.document(_ids(shape))
+    allowed = masks.allowed(mask, shape.num_keys)[:, None]
+    inputs = conformance.draw(shape, "float32", allowed, _SINKS)
+
+    def call(**arguments):
+      # Zeros that XLA does not know to be zero.
+      unknown = (arguments["query"][0, 0, 0, 0] * 0).astype(jnp.int32)
+      traced = jax.tree.map(lambda x: jnp.asarray(x) + unknown, mask)
+      return api.flash_attention(
+          **arguments, mask=traced, implementation=implementation
+      )
+
+    conformance.check(call, inputs, implementation)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_huge_logits_choose_the_largest(self, implementation):
+    # Logits of +-1e4: weights are one-hot, by any arithmetic.
+    query = jnp.full((1, 128, 1, 64), 12.5).at[:, ::2].multiply(-1)
+    signs = jnp.asarray(_RNG.permutation(128) - 64.0)
+    key = jnp.broadcast_to(signs[None, :, None, None] / 64, (1, 128, 1, 64))
+    key = key * 100
+    value = jax.random.normal(jax.random.key(1), (1, 128, 1, 64))
+
+    def run(query, key, value):
+      result = api.flash_attention(
+          query,
+          key,
+          value,
+          return_lse=True,
+          return_col_mass=True,
+          implementation=implementation,
+      )
+      return result.out, result
+
+    with modes.mode_of(implementation):
+      out, pullback, result = jax.vjp(run, query, key, value, has_aux=True)
+      gradients = pullback(jnp.ones_like(out))
+    chex.assert_tree_all_finite((result, gradients))
+    best = value[0, jnp.argmax(signs)], value[0, jnp.argmin(signs)]
+    np.testing.assert_allclose(out[0, 1::2], jnp.stack([best[0]] * 64))
+    np.testing.assert_allclose(out[0, ::2], jnp.stack([best[1]] * 64))
+    np.testing.assert_allclose(result.lse[0, 0, ::2], 1e4, rtol=1e-6)
+
+  @parameterized.product(
+      implementation=_IMPLEMENTATIONS, has_sinks=(False, True)
+  )
+  def test_rows_without_a_key(self, implementation, has_sinks):
+    # Queries 0..9 see nothing, query 10 one key, the rest causal ones.
+    starts = np.zeros((1, 40), np.int32)
+    stops = np.maximum(np.arange(40, dtype=np.int32)[None] - 9, 0)
+    mask = masks.Mask(starts, stops)
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 40, 1, 32))
+    sink = jnp.full((1,), 0.5) if has_sinks else None
+
+    def run(query, key, value):
+      result = api.flash_attention(
+          query,
+          key,
+          value,
+          mask=mask,
+          sink_logits=sink,
+          return_lse=True,
+          return_col_mass=True,
+          implementation=implementation,
+      )
+      return result.out, result
+
+    with modes.mode_of(implementation):
+      out, pullback, result = jax.vjp(run, query, key, value, has_aux=True)
+      gradients = pullback(jnp.ones_like(out))
+    chex.assert_tree_all_finite(gradients)
+    np.testing.assert_array_equal(out[0, :10], 0)
+    np.testing.assert_array_equal(gradients[0][0, :10], 0)
+    lse = np.asarray(result.lse[0, 0])
+    np.testing.assert_array_equal(lse[:10], 0.5 if has_sinks else -np.inf)
+    if not has_sinks:
+      np.testing.assert_allclose(out[0, 10], value[0, 0], rtol=1e-6)
+    # Key 30 and later are seen by nobody.
+    np.testing.assert_array_equal(result.col_mass[0, 0, 30:], 0)
+    np.testing.assert_array_equal(gradients[2][0, 30:], 0)
+
+  @hypothesis.given(
+      st.integers(0, 10_000), st.floats(1e-3, 50), st.sampled_from((0, 1, 2))
+  )
+  @hypothesis.settings(max_examples=15, deadline=None)
+  def test_values_of_any_size(self, seed, size, which):
+    implementation = _IMPLEMENTATIONS[which]
+    shape = shapes.TESTS["one_tile"]
+    mask = masks.causal(128)
+    inputs = conformance.draw(
+        shape, "float32", masks.allowed(mask, 128)[None, None], _PLAIN, seed
+    )
+    arrays = dict(inputs.arrays, value=inputs.arrays["value"] * size)
+    with modes.mode_of(implementation):
+      got = _jitted(implementation)(**arrays)
+    # Oracle of the unscaled values: attention is linear in them.
+    expected = oracle.attention(inputs.case)
+    largest = np.abs(inputs.case.value).max()
+    np.testing.assert_allclose(
+        got.out / size, expected.out, atol=2e-5 * largest
+    )
+    np.testing.assert_allclose(got.col_mass.sum(), 2 * 128, rtol=1e-5)
+
+
+@pytest.mark.slow
+class EveryCombinationTest(parameterized.TestCase):
+
+  @parameterized.product(implementation=_IMPLEMENTATIONS, case=_SLOW_CASES)
+  def test_equals_the_oracle(self, implementation, case):
+    _run_case(implementation, *case)
+
+
+def _attend_causally(query, key, value, implementation):
+  return api.flash_attention(
+      query,
+      key,
+      value,
+      mask=masks.causal(128),
+      return_col_mass=True,
+      implementation=implementation,
+  )
+
+
+_JITTED = {}
+
+
+def _jitted(implementation):
+  """One compilation for all examples of a property."""
+  if implementation not in _JITTED:
+    _JITTED[implementation] = jax.jit(
+        lambda query, key, value: _attend_causally(
+            query, key, value, implementation
+        )
+    )
+  return _JITTED[implementation]
+
+
+class ColMassTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_is_the_value_cotangent_of_a_one_hot_channel(self, implementation):
+    # c = P^T 1 is d(out . e_0)/d value[:, 0], from any attention with a vjp.
+    shape = shapes.TESTS["ragged_gqa"]
+    mask = masks.causal(200)
+    allowed = masks.allowed(mask, 200)[None, None]
+    arrays = conformance.draw(shape, "float32", allowed, _PLAIN).arrays
+
+    def attend(value):
+      return api.flash_attention(
+          arrays["query"],
+          arrays["key"],
+          value,
+          mask=mask,
+          return_col_mass=True,
+          col_mass_heads="kv",
+          implementation=implementation,
+      )
+
+    with modes.mode_of(implementation):
+      out, pullback = jax.vjp(lambda v: attend(v).out, arrays["value"])
+      cotangent = pullback(jnp.zeros_like(out).at[..., 0].set(1.0))[0]
+      col_mass = attend(arrays["value"]).col_mass
+    np.testing.assert_allclose(
+        col_mass, jnp.moveaxis(cotangent[..., 0], 1, 2), atol=2e-5 * 200
+    )
+    # Every query of the two heads of a group hands out a mass of 1.
+    np.testing.assert_allclose(col_mass.sum(axis=-1), 400.0, rtol=1e-5)
+
+  @parameterized.parameters(*_IMPLEMENTATIONS)
+  def test_moves_with_the_keys(self, implementation):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 96, 2, 32))
+    order = _RNG.permutation(96)
+    attend = lambda *arrays: api.flash_attention(
+        *arrays, return_col_mass=True, implementation=implementation
+    )
+    with modes.mode_of(implementation):
+      one = attend(query, key, value)
+      two = attend(query, key[:, order], value[:, order])
+    np.testing.assert_allclose(
+        one.col_mass[..., order], two.col_mass, atol=1e-4
+    )
+    np.testing.assert_allclose(one.out, two.out, atol=1e-5)
+
+  @parameterized.parameters("reference", "xla")
+  def test_lets_no_gradient_through(self, implementation):
+    arrays = jax.random.normal(jax.random.key(0), (3, 1, 16, 1, 8))
+
+    def mass_of_key_3(*arrays):
+      result = api.flash_attention(
+          *arrays, return_col_mass=True, implementation=implementation
+      )
+      return result.col_mass[..., 3].sum()
+
+    for gradient in jax.grad(mass_of_key_3, argnums=(0, 1, 2))(*arrays):
+      np.testing.assert_array_equal(gradient, 0)
+
+
+class TransformationTest(parameterized.TestCase):
+
+  @parameterized.parameters("xla", "pallas_tpu")
+  def test_vmap_is_a_loop(self, implementation):
+    arrays = jax.random.normal(jax.random.key(0), (3, 2, 1, 128, 1, 32))
+
+    def attend(query, key, value):
+      return api.flash_attention(
+          query,
+          key,
+          value,
+          mask=masks.causal(128),
+          return_col_mass=True,
+          implementation=implementation,
+      )
+
+    with modes.mode_of(implementation):
+      both = jax.vmap(attend)(*arrays)
+      first = attend(*arrays[:, 0])
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[0], both), first, atol=1e-6
+    )
+
+  @parameterized.parameters("reference", "xla")
+  def test_future_keys_have_no_gradient(self, implementation):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 64, 1, 16))
+
+    def head(key, value):
+      result = api.flash_attention(
+          query,
+          key,
+          value,
+          mask=masks.causal(64),
+          implementation=implementation,
+      )
+      return result.out[:, :20].sum()
+
+    for gradient in jax.grad(head, argnums=(0, 1))(key, value):
+      np.testing.assert_array_equal(gradient[:, 20:], 0)
+
+
+class MergeTest(parameterized.TestCase):
+
+  def _parts(self, query, key, value, pieces):
+    return [
+        api.flash_attention(
+            query,
+            key[:, piece],
+            value[:, piece],
+            return_lse=True,
+            implementation="xla",
+        )
+        for piece in pieces
+    ]
+
+  def test_parts_make_the_whole_in_value_and_gradient(self):
+    arrays = jax.random.normal(jax.random.key(0), (3, 2, 60, 2, 16))
+    pieces = (slice(0, 7), slice(7, 40), slice(40, 60))
+
+    def merged(*arrays):
+      return output.merge(*self._parts(*arrays, pieces)).out
+
+    def whole(*arrays):
+      return api.flash_attention(*arrays, implementation="reference").out
+
+    weights = jax.random.normal(jax.random.key(1), (2, 60, 2, 16))
+    for one, two in zip(
+        *(
+            jax.value_and_grad(
+                lambda *a, fn=fn: (fn(*a) * weights).sum(), argnums=(0, 1, 2)
+            )(*arrays)
+            for fn in (merged, whole)
+        ),
+        strict=True,
+    ):
+      chex.assert_trees_all_close(one, two, atol=3e-5, rtol=1e-5)
+
+  def test_is_associative_and_commutative(self):
+    arrays = jax.random.normal(jax.random.key(0), (3, 1, 30, 1, 8))
+    a, b, c = self._parts(*arrays, (slice(0, 5), slice(5, 20), slice(20, 30)))
+    chex.assert_trees_all_close(
+        output.merge(output.merge(c, a), b), output.merge(a, b, c), atol=1e-6
+    )
+
+  def test_parts_without_keys_add_nothing(self):
+    arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
+    (part,) = self._parts(*arrays, (slice(0, 8),))
+    empty = output.AttentionOutput(
+        jnp.zeros_like(part.out), jnp.full_like(part.lse, -jnp.inf)
+    )
+    chex.assert_trees_all_close(output.merge(empty, part), part, atol=1e-6)
+    both = output.merge(empty, empty)
+    chex.assert_trees_all_equal(both, empty)
+
+  def test_needs_lse(self):
+    arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
+    part = api.flash_attention(*arrays, implementation="xla")
+    with self.assertRaisesRegex(ValueError, "return_lse=True"):
+      output.merge(part)
+
+
+if __name__ == "__main__":
+  absltest.main()
