@@ -16,33 +16,48 @@ from typing import Any
 
 from absl import flags
 
-from joma import config as config_lib
-from joma import question_config
 from joma.hierarchy import config as table1_config
+from joma.studies.figures import figure2
+from joma.studies.figures import figure3
+from joma.studies.figures import figure4
+from joma.studies.figures import table1
+from joma.studies.questions import bounce
+from joma.studies.questions import drift
+from joma.studies.questions import joint_invariant
+from joma.studies.questions import linear_control
+from joma.studies.questions import noisy_hblt
+from joma.studies.questions import residual
+from joma.studies.questions import two_layer_hblt
+from joma.studies.theorems import convergence
+from joma.studies.theorems import entropy_bounce
+from joma.studies.theorems import erf
+from joma.studies.theorems import hblt
+from joma.studies.theorems import invariants
+from joma.studies.theorems import stable_rank
 from launch import app
 from launch import flag_config
 from launch import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
-_STUDIES: dict[str, Any] = {
-    "figure2": config_lib.Figure2Config(),
-    "figure3": config_lib.Figure3Config(),
-    "figure4": config_lib.Figure4Config(),
-    "invariants": config_lib.InvariantsConfig(),
-    "erf": config_lib.ErfConfig(),
-    "convergence": config_lib.ConvergenceConfig(),
-    "entropy_bounce": config_lib.EntropyBounceConfig(),
-    "hblt": config_lib.HbltConfig(),
-    "stable_rank": config_lib.StableRankConfig(),
-    "table1": table1_config.table1(),
-    "bounce": question_config.BounceConfig(),
-    "linear_control": question_config.LinearControlConfig(),
-    "joint_invariant": question_config.JointInvariantConfig(),
-    "drift": question_config.DriftConfig(),
-    "residual": question_config.ResidualConfig(),
-    "two_layer_hblt": question_config.TwoLayerHbltConfig(),
-    "noisy_hblt": question_config.NoisyHbltConfig(),
+_STUDIES = {
+    "figure2": figure2.STUDY,
+    "figure3": figure3.STUDY,
+    "figure4": figure4.STUDY,
+    "invariants": invariants.STUDY,
+    "erf": erf.STUDY,
+    "convergence": convergence.STUDY,
+    "entropy_bounce": entropy_bounce.STUDY,
+    "hblt": hblt.STUDY,
+    "stable_rank": stable_rank.STUDY,
+    "table1": table1.STUDY,
+    "bounce": bounce.STUDY,
+    "linear_control": linear_control.STUDY,
+    "joint_invariant": joint_invariant.STUDY,
+    "drift": drift.STUDY,
+    "residual": residual.STUDY,
+    "two_layer_hblt": two_layer_hblt.STUDY,
+    "noisy_hblt": noisy_hblt.STUDY,
 }
 # Presets are the studies, and these with settings of their own.
 _VARIANTS = {"table1_reduced": ("table1", table1_config.table1_reduced())}
@@ -54,60 +69,55 @@ _PRESET = flags.DEFINE_enum(
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = run.define_num_cpu_devices()
 _CONFIGS = {
-    study: flag_config.define(default, prefix=f"{study}.")
-    for study, default in _STUDIES.items()
+    name: flag_config.define(study.config, prefix=f"{name}.")
+    for name, study in _STUDIES.items()
 }
 
 
 def main(_: list[str]) -> None:
   """Runs the study and writes the report."""
-  study, base = _VARIANTS.get(_PRESET.value, (_PRESET.value, None))
-  _check_flags(study)
-  config = _CONFIGS[study](base)
-
-  def measure(this: run.Run) -> dict[str, Any]:
-    from launch import joma_studies
-
-    return joma_studies.STUDIES[study].measure(config, this.folder)
+  name, base = _VARIANTS.get(_PRESET.value, (_PRESET.value, None))
+  _check_flags(name)
+  study, config = _STUDIES[name], _CONFIGS[name](base)
 
   def report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
-    from launch import report_joma
+    from joma.studies import study_report
 
-    path = report_joma.write(
-        this.folder, study, summary, this.facts, this.started
+    path = study_report.write(
+        this.folder, name, study, summary, this.facts, this.started
     )
     print(summary["finding"])
     return path
 
   run.run(
       "joma",
-      lambda: _folder(study, config),
-      measure=measure,
+      lambda: _folder(name, config),
+      measure=lambda this: study.measure(config, this.folder),
       report=report,
       multihost=_MULTIHOST.value,
       num_cpu_devices=_NUM_CPU_DEVICES.value,
   )
 
 
-def _check_flags(study: str) -> None:
+def _check_flags(name: str) -> None:
   """Refuses flags of other studies, which would have no effect."""
-  for other, default in _STUDIES.items():
-    given = flag_config.given_to_flagfile(default, {}, prefix=f"{other}.")
-    if given and other != study:
+  for other, study in _STUDIES.items():
+    given = flag_config.given_to_flagfile(study.config, {}, prefix=f"{other}.")
+    if given and other != name:
       raise errors.UserError(
-          f"--preset={_PRESET.value} runs {study}, so that {given.split()} have"
+          f"--preset={_PRESET.value} runs {name}, so that {given.split()} have"
           " no effect. Leave them out."
       )
 
 
-def _folder(study: str, config: Any) -> run.Folder:
+def _folder(name: str, config: Any) -> run.Folder:
   """What makes the workdir this run's."""
   described = {
       "preset": _PRESET.value,
-      study: workdir_lib.config_to_json(config),
+      name: workdir_lib.config_to_json(config),
   }
   flagfile = flag_config.to_flagfile(
-      config, {"preset": _PRESET.value}, prefix=f"{study}."
+      config, {"preset": _PRESET.value}, prefix=f"{name}."
   )
   return run.Folder(_WORKDIR.value, described, flagfile)
 

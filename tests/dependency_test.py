@@ -23,7 +23,12 @@ _ARROWS = {
 # Third-party packages with one home: (where they may be imported).
 _HOMES = {
     "orbax": ("scansnap_jax/experiment/checkpoint.py", "tests/"),
-    "matplotlib": ("scansnap_jax/experiment/figures.py", "launch/", "tests/"),
+    "matplotlib": (
+        "scansnap_jax/experiment/figures.py",
+        "joma/studies/",
+        "launch/",
+        "tests/",
+    ),
     "absl.flags": ("launch/", "tests/"),
     "torch": ("launch/bench_", "tests/"),
 }

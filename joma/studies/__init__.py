@@ -1,6 +1,6 @@
-"""Studies of joint dynamics: one module a figure, from a config to numbers.
+"""Studies of joint dynamics: one file a figure, theorem or open question.
 
-Each module has `measure(config)`, whose result holds every number that its
-figure and tables show and a sentence with what was found; `config` has the
-settings, `launch/plot_joma.py` draws the figures.
+Each file holds the study's settings, its measurement, its figure and its
+caption, and joins them in `STUDY` (`study.Study`). `launch/joma.py` runs them,
+`study_report` lays their numbers out, `drawing` has what figures share.
 """

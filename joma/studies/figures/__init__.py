@@ -1,0 +1,1 @@
+"""The figures and the table of JoMA: one study a file."""

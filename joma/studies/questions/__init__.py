@@ -1,0 +1,1 @@
+"""Questions that JoMA leaves open: one study a file."""

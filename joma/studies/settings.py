@@ -1,0 +1,82 @@
+"""What the settings of several studies are held to."""
+
+from collections.abc import Iterable
+import math
+from typing import Any
+
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
+
+
+def require_seeds(first_seed: int, num_seeds: int) -> None:
+  """Raises UserError unless all seeds are seeds, and there is one or more."""
+  require.between("num_seeds", num_seeds, 1, 10**4)
+  require.between("first_seed", first_seed, 0, 2**31 - num_seeds)
+
+
+def require_targets(mu: Iterable[float], initial: float) -> None:
+  """Raises UserError unless targets are positive and above the first value."""
+  mu = tuple(mu)
+  if len(mu) < 2:
+    raise errors.UserError(f"mu needs two or more components, got {mu}.")
+  for value in mu:
+    require.positive("mu", value)
+  if not 0 <= initial < min(mu):
+    raise errors.UserError(
+        f"initial must be from 0 to below every mu, {min(mu):g}, got {initial}."
+    )
+
+
+def check_runs(config: Any) -> None:
+  """Raises UserError unless seeds, steps and records of a study fit."""
+  # Intervals over seeds need two.
+  require.at_least("num_seeds", config.num_seeds, 2)
+  require.at_least("first_seed", config.first_seed, 0)
+  require.at_least("num_records", config.num_records, 1)
+  if config.num_steps < 1 or config.num_steps % config.num_records:
+    raise errors.UserError(
+        f"num_steps must be a multiple of num_records={config.num_records},"
+        f" got {config.num_steps}."
+    )
+
+
+def check_tree(config: Any) -> None:
+  """Raises UserError unless a study's tree has as many classes as it needs."""
+  for name in ("num_classes", "hidden_dim", "batch_size", "num_held_out"):
+    require.at_least(name, getattr(config, name), 2)
+  if config.num_roots < 2 or config.num_roots % 2:
+    raise errors.UserError(
+        f"num_roots must be even and at least 2, got {config.num_roots}."
+    )
+  most = math.comb(config.num_roots, config.num_roots // 2)
+  if config.num_classes > most:
+    raise errors.UserError(
+        f"num_classes may be up to {most} for num_roots={config.num_roots},"
+        f" got {config.num_classes}."
+    )
+  if not config.branching or min(config.branching) < 1:
+    raise errors.UserError(
+        f"branching needs one or more positive values, got {config.branching}."
+    )
+  require.positive("step_size", config.step_size)
+
+
+def require_several(name: str, values: tuple[float, ...]) -> None:
+  """Raises UserError unless there are two or more positive values."""
+  if len(set(values)) < 2 or len(set(values)) < len(values):
+    raise errors.UserError(
+        f"{name} needs two or more different values, got {values}."
+    )
+  for value in values:
+    require.positive(name, value)
+
+
+def sizes_of_trees(config: Any) -> dict[str, int]:
+  """Picks from a study's settings what `tree_runs.train` takes by name."""
+  names = ("num_classes", "hidden_dim", "batch_size", "num_held_out")
+  sizes = {
+      name: getattr(config, name)
+      for name in (*names, "num_steps", "num_records")
+  }
+  num_tokens = config.num_roots * math.prod(config.branching)
+  return {"num_tokens": num_tokens, **sizes}

@@ -1,0 +1,70 @@
+"""What a study is: its settings, its measurement, its figure, its caption.
+
+Every file below `joma/studies` defines one, `STUDY`. Command lines import all
+of them for their flags, so that a study imports jax and whatever needs it
+lazily, and so does matplotlib: a module is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+from etils import epy
+
+with epy.lazy_imports():
+  from matplotlib import figure as mpl_figure
+
+  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import metric_stream
+
+Summary = Mapping[str, Any]
+BANDS = "Lines and bands: mean over seeds and its 95 % interval (Student's t)."
+
+
+class Study(NamedTuple):
+  """What a study is made of.
+
+  Attributes:
+    title: Heading of its section in the report.
+    config: Settings by default: a frozen dataclass.
+    measure: Settings and the run's folder, where metrics.jsonl and checkpoints
+      go, to the summary: every number that the figure shows, and `finding`.
+    draw: Summary, as measured or as read back from summary.json, to figure. It
+      writes nothing.
+    caption: What the figure shows.
+  """
+
+  title: str
+  config: Any
+  measure: Callable[[Any, pathlib.Path], dict[str, Any]]
+  draw: Callable[[Summary], mpl_figure.Figure]
+  caption: str
+
+
+def streamed(
+    name: str, measure: Callable[..., dict[str, Any]]
+) -> Callable[[Any, pathlib.Path], dict[str, Any]]:
+  """Lets a measurement of a minute or so write its rows to metrics.jsonl.
+
+  Args:
+    name: Name of the study, which tags the rows.
+    measure: Takes the settings and `on_metrics`; it starts anew every time.
+  """
+  return functools.partial(_stream, name, measure)
+
+
+def _stream(
+    name: str,
+    measure: Callable[..., dict[str, Any]],
+    config: Any,
+    workdir: pathlib.Path,
+) -> dict[str, Any]:
+  if not devices.is_main_process():
+    return measure(config)
+  with metric_stream.MetricStream(
+      workdir / "metrics.jsonl", resume_below=None, tags={"experiment": name}
+  ) as stream:
+    return measure(config, on_metrics=stream.write)

@@ -1,0 +1,126 @@
+"""Figures, summary and report of a finished study (`study.Study`)."""
+
+from collections.abc import Iterator, Mapping
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from joma.studies import study as study_lib
+from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report
+from scansnap_jax.experiment import workdir as workdir_lib
+
+# Longer ones are read off the figure, or out of summary.json.
+_LONGEST_TABLE = 100
+
+
+def write(
+    workdir: pathlib.Path,
+    name: str,
+    study: study_lib.Study,
+    summary: Mapping[str, Any],
+    facts: Mapping[str, str],
+    started: float,
+) -> pathlib.Path:
+  """Writes figures/, summary.json and report.html of a finished study.
+
+  Args:
+    workdir: The run's folder.
+    name: Name of the study: its key in summary.json and its figure's file name.
+    study: What was run.
+    summary: What it measured.
+    facts: What the report says of the run first.
+    started: `time.monotonic()` at the start of the run.
+
+  Returns:
+    The path of the report.
+  """
+  # What is drawn is what is written: anyone can draw it again.
+  summary = to_json(summary)
+  workdir_lib.write_atomic(
+      workdir / "summary.json",
+      json.dumps({name: summary}, indent=2, allow_nan=False) + "\n",
+  )
+  png, _ = figures.save(study.draw(summary), workdir / "figures", name)
+  items = [report.Figure(study.caption, png), *tables(summary)]
+  section = report.Section(study.title, summary["finding"], items)
+  path = workdir / "report.html"
+  facts = {**facts, **report.run_facts(started)}
+  title = "JoMA: joint dynamics of MLP and attention"
+  workdir_lib.write_atomic(path, report.render(title, facts, [section]))
+  return path
+
+
+def to_json(value: Any) -> Any:
+  """Turns a summary into plain JSON types; what is not finite becomes null."""
+  if isinstance(value, Mapping):
+    return {str(key): to_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(item) for item in value]
+  if hasattr(value, "tolist"):
+    return to_json(np.asarray(value).tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def tables(summary: Mapping[str, Any]) -> list[report.Table]:
+  """Lays a summary out: its single numbers, and each list of rows."""
+  scalars = [cell for cell in _cells(summary) if cell[0] != "finding"]
+  found = []
+  if scalars:
+    found.append(report.Table("Measured.", ("quantity", "value"), scalars))
+  for name, rows in summary.items():
+    if _is_rows(rows) and len(rows) <= _LONGEST_TABLE:
+      laid_out = [dict(_cells(row)) for row in rows]
+      header = list(dict.fromkeys(key for row in laid_out for key in row))
+      cells = [[row.get(key, "–") for key in header] for row in laid_out]
+      found.append(report.Table(_words(name) + ".", header, cells))
+  return found
+
+
+def _cells(
+    tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+  """Yields name and text of every number, or number with its spread."""
+  for name, value in tree.items():
+    text = _text(value)
+    if text is not None:
+      yield prefix + _words(name), text
+    elif isinstance(value, Mapping):
+      yield from _cells(value, f"{prefix}{_words(name)}, ")
+    elif prefix == "" and _is_rows(value) and "finding" not in tree:
+      for i, row in enumerate(value):  # Rows within a row.
+        yield from _cells(row, f"{_words(name)} {i}, ")
+
+
+def _text(value: Any) -> str | None:
+  """The text of a number, a number with its spread, or a few numbers."""
+  if isinstance(value, Mapping):
+    if value.keys() == {"mean", "std"}:
+      return f"{_text(value['mean'])} ± {_text(value['std'])}"
+    if value.keys() == {"mean", "low", "high"}:
+      mean, low, high = (_text(value[name]) for name in ("mean", "low", "high"))
+      return None if None in (mean, low, high) else f"{mean} [{low}, {high}]"
+    return None
+  if isinstance(value, list):
+    is_short = len(value) <= 4 and not any(map(_is_nested, value))
+    return ", ".join(str(_text(item)) for item in value) if is_short else None
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return "–" if value is None else str(value)
+
+
+def _is_nested(value: Any) -> bool:
+  return isinstance(value, (list, Mapping))
+
+
+def _is_rows(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _words(name: str) -> str:
+  return name.replace("_", " ")

@@ -1,0 +1,1 @@
+"""The theorems of JoMA, and what follows from them: one study a file."""
