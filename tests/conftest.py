@@ -8,6 +8,7 @@ Subprocesses that compare bits or count devices ask for the CPU themselves.
 import glob
 from importlib import metadata
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -66,8 +67,18 @@ def tenth_of(node_id):
   return int(hashlib.sha256(node_id.encode()).hexdigest(), 16) % 10
 
 
+def _is_variant_for_long_runs(item):
+  """Whether a test is marked by_default and is none of the variants named."""
+  marker = item.get_closest_marker("by_default")
+  number = re.search(r"[0-9]+$", item.name)
+  return marker and number and int(number[0]) not in marker.args
+
+
+@pytest.hookimpl(tryfirst=True)  # Before -m is looked at.
 def pytest_collection_modifyitems(config, items):
-  """Leaves out the slow tests of other days."""
+  """Marks variants as slow; leaves out the slow tests of other days."""
+  for item in filter(_is_variant_for_long_runs, items):
+    item.add_marker(pytest.mark.slow)
   chosen = config.getoption("--slow_tenth")
   if chosen is None:
     return

@@ -2,6 +2,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import compile as compile_lib
@@ -16,6 +17,7 @@ _MIB = 2**20
 class CompileForTest(parameterized.TestCase):
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_sizes_of_a_kernel(self, chip):
     fn, args = programs.matmul(size=512, block=256)
     compiled = compile_lib.compile_for(chip, fn, *args)
@@ -31,6 +33,7 @@ class CompileForTest(parameterized.TestCase):
     self.assertBetween(vmem_bytes, 2**18, 2**18 + 4 * 2**17 + 2 * 2**18 + 2**16)
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_a_hidden_copy_of_a_cache_is_seen(self, chip):
     fn, args = programs.write_row(donate=True)
     compiled = compile_lib.compile_for(chip, fn, *args)
@@ -43,6 +46,7 @@ class CompileForTest(parameterized.TestCase):
     self.assertEqual(compiled.alias_bytes, 0)
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_blocks_beyond_the_scoped_vmem_are_refused(self, name):
     chip = chips.get_chip(name)
     # Four blocks of f32[block, 4096], a fifth more than fits.
@@ -55,6 +59,7 @@ class CompileForTest(parameterized.TestCase):
     self.assertAlmostEqual(ratio, 1, delta=0.01)
 
   @parameterized.product(name=chips.TPU_NAMES, num_bytes=(_MIB, 2 * _MIB))
+  @pytest.mark.by_default(2)
   def test_a_table_beyond_smem_is_refused(self, name, num_bytes):
     chip = chips.get_chip(name)
     fn, args = programs.prefetched(num_scalars=num_bytes // 4)

@@ -1,8 +1,10 @@
 import dataclasses
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from kernels_pallas.aot import budgets
 from kernels_pallas.aot import bundles
@@ -50,28 +52,39 @@ class KernelScheduleTest(absltest.TestCase):
     self.assertNotIn("branch on data", str(self.schedule))
 
 
+@functools.cache
+def _reports():
+  """Schedules of the v5e, by job."""
+  return _reported([
+      _job("v5e", "matmul", block=_BLOCK),
+      _job("v5e", "normalize", rows=256),
+      _job("v5e", "normalize", rows=256, rolled=True),
+      _job("v5e", "normalize", rows=1024),
+      _job("v5e", "write_row", donate=False),
+  ])
+
+
+@functools.cache
+def _of_other_chips():
+  names = [name for name in chips.TPU_NAMES if name != "v5e"]
+  return _reported([_job(name, "matmul", block=_BLOCK) for name in names])
+
+
+def _reported(jobs):
+  return dict(zip(map(str, jobs), schedule.report(jobs), strict=True))
+
+
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class ReportTest(parameterized.TestCase):
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.jobs = [_job(chip, "matmul", block=_BLOCK) for chip in chips.TPU_NAMES]
-    cls.jobs += [
-        _job("v5e", "normalize", rows=256),
-        _job("v5e", "normalize", rows=256, rolled=True),
-        _job("v5e", "normalize", rows=1024),
-        _job("v5e", "write_row", donate=False),
-    ]
-    cls.reports = dict(
-        zip(map(str, cls.jobs), schedule.report(cls.jobs), strict=True)
-    )
-
   def _kernel(self, *args, **kwargs):
-    (kernel,) = self.reports[str(_job(*args, **kwargs))].kernels
+    job = str(_job(*args, **kwargs))
+    reports = _reports()
+    (kernel,) = (reports if job in reports else _of_other_chips())[job].kernels
     return kernel
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_work_lies_in_the_loops_and_branches_that_were_written(self, chip):
     kernel = self._kernel(chip, "matmul", block=_BLOCK)
     # A block of float32 is 64 registers of 8 x 128, stored once by the
@@ -86,6 +99,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(kinds[-1], "loop", "the grid loop ends the kernel")
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_loops_run_as_often_as_was_written(self, name):
     kernel = self._kernel(name, "matmul", block=_BLOCK)
     self.assertEqual(kernel.num_steps, 4)
@@ -101,6 +115,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEmpty(kernel.undecided)
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_a_product_takes_as_long_as_the_peak_rate_allows(self, name):
     chip = chips.get_chip(name)
     kernel = self._kernel(name, "matmul", block=_BLOCK)
@@ -134,7 +149,7 @@ class ReportTest(parameterized.TestCase):
     self.assertRegex(sentence, r"bundles rose from \d+ to \d+")
 
   def test_the_rest_of_the_program_is_reported_too(self):
-    matmul = self.reports[str(_job("v5e", "matmul", block=_BLOCK))]
+    matmul = _reports()[str(_job("v5e", "matmul", block=_BLOCK))]
     self.assertEqual((matmul.fusion_cycles, matmul.temp_bytes), (0, 0))
     self.assertEqual(matmul.kernels[0].name, "matmul.1")
     self.assertGreater(matmul.kernels[0].vmem_bytes, 2**18)

@@ -199,6 +199,7 @@ def _compile(chip, shape, dtype=jnp.bfloat16, cache_dtype=None, **options):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.parameters(*chips.TPU_NAMES)
+  @pytest.mark.by_default(1)
   def test_every_chip_updates_the_cache_in_place(self, chip):
     shape = shapes.BENCHMARKS["b8_c1024"]
     compiled, cache_bytes = _compile(chip, shape)

@@ -237,6 +237,7 @@ def _compile_heads(chip, dtype):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.parameters(*_CHIPS)
+  @pytest.mark.by_default(1)
   def test_every_chip_takes_both_passes(self, chip):
     shape = shapes.Shape(
         batch=16, width=1024, num_neurons=4096, is_gated=True, has_bias=True
@@ -248,6 +249,7 @@ class CompileTest(parameterized.TestCase):
     self.assertLess(compiled.temp_bytes, compiled.output_bytes // 8)
 
   @parameterized.parameters(*_CHIPS)
+  @pytest.mark.by_default(1)
   def test_heads(self, chip):
     compiled = _compile_heads(chip, jnp.bfloat16)
     self.assertLen(compiled.scoped_vmem_bytes, 2)

@@ -126,6 +126,7 @@ def _compile(chip, shape, dtype, config=None):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.parameters(*_CHIPS)
+  @pytest.mark.by_default(1)
   def test_every_chip_takes_both_passes(self, chip):
     shape = shapes.Shape(length=512, num_heads=2, num_kv_heads=1, head_dim=128)
     compiled = _compile(chip, shape, jnp.bfloat16)

@@ -10,6 +10,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas import interpret
 from kernels_pallas import masks
@@ -397,6 +398,7 @@ class PlanTest(parameterized.TestCase):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.parameters("v4", "v5e", "v5p", "v6e", "v7x")
+  @pytest.mark.by_default(1)
   def test_every_chip_takes_what_the_plan_calls_fitting(self, chip):
     # As many queries as the plan puts into 15/16 of the smaller memories.
     self._compile(chip, _Case(mask=masks.causal(32_768), head_dim=128))

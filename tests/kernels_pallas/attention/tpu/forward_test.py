@@ -266,6 +266,7 @@ def _compile(chip, config, shape, emits_col_mass):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.product(chip=_CHIPS, col_mass=tuple(_KERNELS))
+  @pytest.mark.by_default(3, 4, 5)
   def test_every_chip_takes(self, chip, col_mass):
     config = plan.Config(block_q=256, block_kv=256, col_mass=col_mass)
     shape = shapes.square(1024, 2, 1)

@@ -297,6 +297,7 @@ class CompileTest(parameterized.TestCase):
       ("v5e", 16, 64),
       ("v6e", 16, 64),
   )
+  @pytest.mark.by_default(1, 6)
   def test_every_chip_updates_the_pool_in_place(self, chip, most, page_size):
     arrays = _abstract(most_pages=most, page_size=page_size)
     compiled, pool_bytes = _compile(chip, arrays)
@@ -306,6 +307,7 @@ class CompileTest(parameterized.TestCase):
     self.assertEqual(compiled.alias_bytes, pool_bytes)
 
   @parameterized.parameters("v5p", "v7x")
+  @pytest.mark.by_default(0)
   def test_smaller_pages_stay_in_place_where_jit_is_told_how_they_lie(
       self, chip
   ):
@@ -326,6 +328,7 @@ class CompileTest(parameterized.TestCase):
     self.assertStartsWith(name, "heavy_hitter_decode_paged")
 
   @parameterized.parameters(("v5e", 240), ("v6e", 240))
+  @pytest.mark.by_default(0)
   def test_tables_that_we_allow_fit(self, chip, batch):
     # 960 KiB of table.
     arrays = _abstract(batch=batch, most_pages=128, page_size=16)
