@@ -209,7 +209,7 @@ def _caches(name: str, shape: Any, batch_size: int, config: BenchConfig) -> Any:
   import jax.numpy as jnp
 
   from joma.inference.cache import kv_cache
-  from joma.systems.cache_policies import policies
+  from joma.systems.cache_policies.by_attention import h2o
   from joma.transformer import full_cache
 
   noise = lambda x: jax.random.normal(jax.random.key(config.seed), x.shape)
@@ -217,7 +217,7 @@ def _caches(name: str, shape: Any, batch_size: int, config: BenchConfig) -> Any:
   if name == "full":
     caches = full_cache.init(shape, batch_size, config.length + num_steps)
     return jax.tree.map(noise, caches)
-  policy = policies.H2O(num_sinks=4)
+  policy = h2o.H2O(num_sinks=4)
   caches = kv_cache.init(policy, shape, batch_size, config.capacity)
   first = config.length - config.capacity
   return tuple(

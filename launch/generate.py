@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
 def _read_policy() -> Callable[..., Any] | None:
   """Returns what makes the KV cache of a model; None keeps everything."""
   from joma.inference.cache import kv_cache
-  from joma.systems.cache_policies import policy_names
+  from joma.systems.cache_policies import names as policy_names
 
   policy, capacity = policy_names.parse(_POLICY.value), _CAPACITY.value
   if policy.evicts and capacity is None:

@@ -2,9 +2,8 @@
 
 generate, sampling      prompts to continuations: prefill, then decode steps
 kv_cache                a cache of a fixed number of slots
-policy, policies,       which tokens stay; key_policies by keys, head_budgets
-key_policies, quest,    with slots of each head's own, quest reads chosen pages,
-h2o_variants            h2o_variants the published programs of that name
+policy                  which tokens stay; the policies themselves are in
+                        joma/systems/cache_policies, one file each
 contextual_sparsity     which heads and neurons a token needs: capture,
                         predictors, sparse_mlp, sparse_heads, training_free
 cost_model, chips       bytes, operations and least time of a step

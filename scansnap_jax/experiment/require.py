@@ -26,3 +26,9 @@ def positive(name: str, value: int | float) -> None:
   """Raises UserError if a number is not positive, infinite or NaN."""
   if not (value > 0 and math.isfinite(value)):
     raise errors.UserError(f"{name} must be positive and finite, got {value}.")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+  """Raises UserError unless a word is among the choices."""
+  if value not in choices:
+    raise errors.UserError(f"{name}={value!r} must be one of {choices}.")

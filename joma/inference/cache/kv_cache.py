@@ -232,7 +232,7 @@ def stats(
     occupancy, the share of slots taken; mean_age and max_age of the kept
     tokens in positions; kept_mass, the share of all attention so far (N / K
     a query) that went to tokens still kept: NaN unless the policy's score is
-    a sum of it, as `policies.H2O`'s.
+    a sum of it.
   """
   is_kept = cache.pos >= 0
   count = is_kept.sum(axis=-1)

@@ -15,7 +15,7 @@ G = N / K, C slots, H head size.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from jaxtyping import Array, Bool, Float, Int
 from joma.transformer import attention
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
+
+# How query heads that share a key head vote.
+Reduce = Literal["sum", "max"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +166,15 @@ class Policy:
     num_sinks: First tokens of a sequence that never leave.
     num_recent: Last tokens before the new one that do not leave; None is half
       of the capacity.
+    evicts: Whether anything leaves.
+    ranks_heads_alone: Whether the priority of a head's slots is a number of
+      that head's own, which can be compared with those of other heads.
   """
 
   num_sinks: int = 0
   num_recent: int | None = None
   evicts: ClassVar[bool] = True
+  ranks_heads_alone: ClassVar[bool] = True
 
   def __post_init__(self):
     for name in ("num_sinks", "num_recent"):

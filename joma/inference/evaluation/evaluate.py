@@ -126,7 +126,7 @@ def kept_positions(cache: Any) -> Int[Array, "B K C"] | None:
   """Positions that each KV head of a layer keeps, -1 for others; None is all.
 
   Args:
-    cache: With slots (`kv_cache`), a pool of them (`head_budgets`), or one
+    cache: With slots (`kv_cache`), a pool of them, or one
       that keeps everything.
   """
   if hasattr(cache, "owner"):

@@ -11,8 +11,8 @@ from joma.inference.cache import kv_cache as kv_cache_lib
 from joma.inference.cost import cache_plan
 from joma.inference.cost import cost_model
 from joma.inference.evaluation import evaluate_config
-from joma.systems.cache_policies import policy_names
-from joma.systems.cache_policies import quest
+from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.own_cache import quest
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors

@@ -24,7 +24,7 @@ from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import tasks
-from joma.systems.cache_policies import policy_names
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors

@@ -13,7 +13,8 @@ import numpy as np
 
 from joma.inference.cache import kv_cache
 from joma.systems import names
-from joma.systems.cache_policies import policies
+from joma.systems.cache_policies.by_place import full
+from joma.systems.cache_policies.by_place import window
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -162,7 +163,7 @@ class HooksTest(parameterized.TestCase):
     want = model.apply({"params": params}, tokens)
     for cache in (
         full_cache.init(model.config, 2, 8),
-        kv_cache.init(policies.Full(), model.config, 2, 8),
+        kv_cache.init(full.Full(), model.config, 2, 8),
     ):
       got = _in_steps(model, params, tokens, cache)
       chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
@@ -204,7 +205,7 @@ class HooksTest(parameterized.TestCase):
     np.testing.assert_allclose(weights[1, 2], want, atol=_TOLERANCE)
     for cache in (
         full_cache.init(model.config, 2, 8),
-        kv_cache.init(policies.Full(), model.config, 2, 8),
+        kv_cache.init(full.Full(), model.config, 2, 8),
     ):
       with self.assertRaisesRegex(errors.UserError, "cannot follow even"):
         model.apply({"params": params}, tokens, kv_cache=cache)
@@ -224,10 +225,10 @@ class HooksTest(parameterized.TestCase):
 
   def test_a_policy_has_nothing_to_evict_from(self):
     model, _, _ = _make("softmax", "everything")
-    kv_cache.init(policies.Full(), model.config, 2, 8)
+    kv_cache.init(full.Full(), model.config, 2, 8)
     message = "Window has nothing to evict from in layer 1, where everything"
     with self.assertRaisesRegex(errors.UserError, message):
-      kv_cache.init(policies.Window(), model.config, 2, 8)
+      kv_cache.init(window.Window(), model.config, 2, 8)
 
   def test_gate_carry_and_probe(self):
     model, params, tokens = _make("observed:factor=0")

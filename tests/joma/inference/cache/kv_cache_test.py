@@ -10,9 +10,12 @@ import numpy as np
 
 from joma.inference.cache import kv_cache
 from joma.inference.cache import slot_step
-from joma.systems.cache_policies import head_budgets
-from joma.systems.cache_policies import policies
-from joma.systems.cache_policies import policy_names
+from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import snapkv
+from joma.systems.cache_policies.by_place import full
+from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.own_cache import ada_kv
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -68,9 +71,9 @@ def _read_and_decode(kv_cache, tokens, lengths, num_steps, model=_MODEL):
 
 def _policies():
   made = {name: kind() for name, kind in policy_names.all_policies().items()}
-  made["snapkv"] = policies.SnapKV(window=4)
-  made["pyramidkv"] = policies.PyramidKV(window=4, beta=1.0)
-  made["adakv"] = head_budgets.AdaKV(base=policies.H2O())
+  made["snapkv"] = snapkv.SnapKV(window=4)
+  made["pyramidkv"] = snapkv.PyramidKV(window=4, beta=1.0)
+  made["adakv"] = ada_kv.AdaKV(base=h2o.H2O())
   return made
 
 
@@ -115,11 +118,11 @@ class FullCapacityTest(parameterized.TestCase):
         caches, _TOKENS, _LENGTHS, num_steps=20, model=model
     )[0]
     want = run(full_cache.init(_CONFIG, 3, 32))
-    got = run(kv_cache.init(policies.H2O(), _CONFIG, 3, 32))
+    got = run(kv_cache.init(h2o.H2O(), _CONFIG, 3, 32))
     np.testing.assert_array_equal(got, want)
 
   def test_a_full_policy_that_overflows_gives_nan_from_there(self):
-    caches = kv_cache.init(policies.Full(), _CONFIG, 3, 16)
+    caches = kv_cache.init(full.Full(), _CONFIG, 3, 16)
     logits, _ = _read_and_decode(caches, _TOKENS, _LENGTHS, num_steps=20)
     is_nan = np.isnan(logits).any(-1)
     # Step s of a prompt of n tokens is the one at position n + s - 1.
@@ -146,7 +149,7 @@ class BatchTest(parameterized.TestCase):
 
   def test_a_sequence_without_a_token_keeps_all_it_had(self):
     _, caches = _read_and_decode(
-        kv_cache.init(policies.H2O(), _CONFIG, 3, 8),
+        kv_cache.init(h2o.H2O(), _CONFIG, 3, 8),
         _TOKENS,
         _LENGTHS,
         num_steps=10,
@@ -164,7 +167,7 @@ class BatchTest(parameterized.TestCase):
 
   def test_a_prompt_for_a_cache_that_holds_something_gives_nan(self):
     _, caches = _read_and_decode(
-        kv_cache.init(policies.H2O(), _CONFIG, 3, 8),
+        kv_cache.init(h2o.H2O(), _CONFIG, 3, 8),
         _TOKENS,
         _LENGTHS,
         num_steps=2,
@@ -190,7 +193,7 @@ class CompilationTest(absltest.TestCase):
       return caches, logits[:, 0].argmax(-1)[:, None]
 
     chex.clear_trace_counter()
-    caches = kv_cache.init(policies.H2O(num_sinks=1), model.config, 2, 16)
+    caches = kv_cache.init(h2o.H2O(num_sinks=1), model.config, 2, 16)
     token, first = jnp.array([[1], [2]]), caches[0].key.data
     for position in range(2000):
       caches, token = step(caches, token, jnp.full((2, 1), position))
@@ -227,7 +230,7 @@ class PositionsTest(parameterized.TestCase):
         max_len=8 if rope["rope_type"] == "dynamic" else 32,
     )
     model = models.Transformer(config, implementation="reference")
-    got, _ = self._logits(policies.H2O(), 32, model, num_steps=8, keys="raw")
+    got, _ = self._logits(h2o.H2O(), 32, model, num_steps=8, keys="raw")
     for row, length in enumerate(np.asarray(_LENGTHS)):
       text = _TOKENS[row : row + 1, : length + 8]
       want = model.apply({"params": _params()}, text)[0, -1]
@@ -237,7 +240,7 @@ class PositionsTest(parameterized.TestCase):
     """One layer, and a window: what is kept is a text of its own."""
     config = dataclasses.replace(_CONFIG, num_layers=1, windows=())
     model = models.Transformer(config, implementation="reference")
-    got, caches = self._logits(policies.Window(), 8, model, positions="rolled")
+    got, caches = self._logits(window.Window(), 8, model, positions="rolled")
     for row, length in enumerate(np.asarray(_LENGTHS)):
       stop = length + 20
       text = _TOKENS[row : row + 1, stop - 8 : stop]
@@ -249,7 +252,7 @@ class PositionsTest(parameterized.TestCase):
   @parameterized.parameters(1, 2)
   def test_ranks_stay_in_the_order_of_positions(self, page_size):
     _, caches = self._logits(
-        policies.H2O(num_recent=2), 8, positions="rolled", page_size=page_size
+        h2o.H2O(num_recent=2), 8, positions="rolled", page_size=page_size
     )
     pos = np.asarray(caches[1].pos)
     order = np.argsort(np.argsort(np.where(pos < 0, 999, pos)))
@@ -260,7 +263,7 @@ class PageTest(absltest.TestCase):
 
   def test_the_page_of_least_sum_leaves_whole(self):
     caches = kv_cache.init(
-        policies.H2O(num_sinks=1, num_recent=2), _CONFIG, 3, 8, page_size=4
+        h2o.H2O(num_sinks=1, num_recent=2), _CONFIG, 3, 8, page_size=4
     )
     cache = dataclasses.replace(
         caches[0],
@@ -281,7 +284,7 @@ class StorageTest(parameterized.TestCase):
   @parameterized.parameters((jnp.bfloat16, 2**-7), (jnp.int8, 2**-6))
   def test_narrow_types_are_near_and_smaller(self, dtype, tolerance):
     run = lambda dtype: _read_and_decode(
-        kv_cache.init(policies.H2O(), _CONFIG, 3, 8, dtype),
+        kv_cache.init(h2o.H2O(), _CONFIG, 3, 8, dtype),
         _TOKENS,
         _LENGTHS,
         num_steps=4,
@@ -301,7 +304,7 @@ class KernelTest(parameterized.TestCase):
 
   @parameterized.parameters((jnp.float32, 8), (jnp.int8, 32))
   def test_one_kernel_does_the_whole_step_of_h2o(self, dtype, capacity):
-    policy = policies.H2O(num_sinks=1, score="ema").with_capacity(capacity)
+    policy = h2o.H2O(num_sinks=1, score="ema").with_capacity(capacity)
     draws = jax.random.split(jax.random.key(0), 3)
     arrays = [
         jax.random.normal(draw, (40, 2, 1, heads, 8))
@@ -337,7 +340,7 @@ class CompactTest(absltest.TestCase):
 
   def test_keeps_the_best_in_order_and_grows_with_empty_slots(self):
     _, caches = _read_and_decode(
-        kv_cache.init(policies.H2O(num_recent=3), _CONFIG, 3, 12),
+        kv_cache.init(h2o.H2O(num_recent=3), _CONFIG, 3, 12),
         _TOKENS,
         _LENGTHS,
         num_steps=15,
@@ -362,7 +365,7 @@ class CompactTest(absltest.TestCase):
   def test_ranks_of_what_stays_are_those_of_its_positions(self):
     _, caches = _read_and_decode(
         kv_cache.init(
-            policies.H2O(num_recent=3), _CONFIG, 3, 12, positions="rolled"
+            h2o.H2O(num_recent=3), _CONFIG, 3, 12, positions="rolled"
         ),
         _TOKENS,
         _LENGTHS,
@@ -379,7 +382,7 @@ class CompactTest(absltest.TestCase):
       )
 
   def test_more_protected_than_slots_is_refused(self):
-    caches = kv_cache.init(policies.H2O(num_recent=6), _CONFIG, 3, 12)
+    caches = kv_cache.init(h2o.H2O(num_recent=6), _CONFIG, 3, 12)
     with self.assertRaisesRegex(
         errors.UserError, "num_recent=6.*capacity of 4"
     ):
@@ -390,7 +393,7 @@ class StatsTest(absltest.TestCase):
 
   def test_nothing_evicted_keeps_all_mass(self):
     _, caches = _read_and_decode(
-        kv_cache.init(policies.H2O(), _CONFIG, 3, 32),
+        kv_cache.init(h2o.H2O(), _CONFIG, 3, 32),
         _TOKENS,
         _LENGTHS,
         num_steps=10,
@@ -409,8 +412,8 @@ class StatsTest(absltest.TestCase):
         )[1][0],
         _LENGTHS + 20,
     )["kept_mass"]
-    self.assertTrue((np.asarray(run(policies.H2O())) < 1).all())
-    self.assertTrue(np.isnan(run(policies.Window())).all())
+    self.assertTrue((np.asarray(run(h2o.H2O())) < 1).all())
+    self.assertTrue(np.isnan(run(window.Window())).all())
 
 
 class ShardingTest(absltest.TestCase):
@@ -422,7 +425,7 @@ class ShardingTest(absltest.TestCase):
         (2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     spec = jax.sharding.PartitionSpec(None, "tensor")
-    caches = kv_cache.init(policies.H2O(), _CONFIG, 3, 8)
+    caches = kv_cache.init(h2o.H2O(), _CONFIG, 3, 8)
     want, want_caches = _read_and_decode(caches, _TOKENS, _LENGTHS, 20)
     split = jax.device_put(caches, jax.sharding.NamedSharding(mesh, spec))
     got, got_caches = _read_and_decode(split, _TOKENS, _LENGTHS, 20)
@@ -445,9 +448,9 @@ class RefusalTest(parameterized.TestCase):
   def test_what_does_not_fit_is_named(self, changes, message):
     arguments = dict(batch_size=2, capacity=16) | changes
     with self.assertRaisesRegex(Exception, message):
-      kv_cache.init(policies.Window(), _CONFIG, **arguments)
+      kv_cache.init(window.Window(), _CONFIG, **arguments)
 
   def test_learned_positions_cannot_be_rolled(self):
     config = dataclasses.replace(_CONFIG, positions="learned")
     with self.assertRaisesRegex(errors.UserError, "needs rotary positions"):
-      kv_cache.init(policies.Window(), config, 2, 16, positions="rolled")
+      kv_cache.init(window.Window(), config, 2, 16, positions="rolled")

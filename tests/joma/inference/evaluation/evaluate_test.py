@@ -12,7 +12,8 @@ import numpy as np
 from joma.inference.cache import kv_cache as kv_cache_lib
 from joma.inference.evaluation import evaluate
 from joma.inference.evaluation import tasks
-from joma.systems.cache_policies import policies
+from joma.systems.cache_policies.by_place import full
+from joma.systems.cache_policies.by_place import window
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
@@ -88,7 +89,7 @@ class ReadTest(parameterized.TestCase):
   @parameterized.parameters("full_cache", "slots")
   def test_token_by_token_is_what_reading_at_once_gives(self, kind):
     if kind == "slots":
-      kv_cache = _slots(policies.Full(), _LENGTH)
+      kv_cache = _slots(full.Full(), _LENGTH)
     else:
       kv_cache = full_cache.init(_CONFIG, 2, _LENGTH)
     tokens, lengths = _texts()
@@ -114,7 +115,7 @@ class ReadTest(parameterized.TestCase):
     for time in range(_LENGTH):
       gold[:, time, 0] = max(time - 3, 0)
     gold[0, 9, 1] = 9
-    recall = np.asarray(_read(_slots(policies.Window(), 3), gold).recall)
+    recall = np.asarray(_read(_slots(window.Window(), 3), gold).recall)
     # Three slots, the new token's among them: what is three back has left.
     expected = [1, 1, 1] + [0] * 6 + [0.5]
     np.testing.assert_array_equal(recall[0, :, 0], expected)
@@ -134,7 +135,7 @@ class ReadTest(parameterized.TestCase):
   def test_a_compilation_reads_all_texts_of_a_length(self):
     before = evaluate.read._cache_size()
     for _ in range(3):
-      _read(_slots(policies.Window(), 5))
+      _read(_slots(window.Window(), 5))
     self.assertEqual(evaluate.read._cache_size() - before, 1)
 
 
@@ -146,7 +147,7 @@ class AnswerTest(parameterized.TestCase):
             _MODEL,
             _params(),
             _batch(),
-            _slots(policies.Full(), _LENGTH + 3),
+            _slots(full.Full(), _LENGTH + 3),
             reading=reading,
             num_new=4,
         )
@@ -171,7 +172,7 @@ class AnswerTest(parameterized.TestCase):
         _MODEL,
         _params(),
         _batch(),
-        _slots(policies.Window(), 4),
+        _slots(window.Window(), 4),
         reading="context",
     )
     np.testing.assert_array_equal(answers.recall[1, 6], [0.5])

@@ -13,8 +13,14 @@ import pytest
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
-from joma.systems.cache_policies import key_policies
-from joma.systems.cache_policies import policies
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import snapkv
+from joma.systems.cache_policies.by_attention import tova
+from joma.systems.cache_policies.by_key import expected_attention
+from joma.systems.cache_policies.by_key import keydiff
+from joma.systems.cache_policies.by_key import knorm
+from joma.systems.cache_policies.by_key import lagkv
+from joma.systems.cache_policies.by_place import window
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 
@@ -138,51 +144,51 @@ def _cases():
   return {
       "knorm": (
           kvpress.KnormPress(**half),
-          key_policies.Knorm(num_recent=0),
+          knorm.Knorm(num_recent=0),
           1,
           everyone,
       ),
       "keydiff": (
           kvpress.KeyDiffPress(**half),
-          key_policies.KeyDiff(num_recent=0),
+          keydiff.KeyDiff(num_recent=0),
           1,
           everyone,
       ),
       # They keep the last token, which the paper's rule may drop.
       "tova": (
           kvpress.TOVAPress(**half),
-          policies.TOVA(num_recent=1),
+          tova.TOVA(num_recent=1),
           1,
           slice(0, -1),
       ),
       "snapkv": (
           kvpress.SnapKVPress(window_size=32, kernel_size=5, **half),
-          policies.SnapKV(window=32, kernel_size=5),
+          snapkv.SnapKV(window=32, kernel_size=5),
           1,
           slice(0, -32),
       ),
       "expected_attention": (
           kvpress.ExpectedAttentionPress(n_future_positions=64, **half),
-          key_policies.ExpectedAttention(num_future=64),
+          expected_attention.ExpectedAttention(num_future=64),
           1,
           slice(4, None),
       ),
       "lagkv": (
           kvpress.LagKVPress(lag_size=_LAG, **half),
-          key_policies.LagKV(lag_size=_LAG),
+          lagkv.LagKV(lag_size=_LAG),
           1,
           everyone,
       ),
       # A mean over queries and no window, where H2O has a sum and one.
       "observed_attention": (
           kvpress.ObservedAttentionPress(**half),
-          policies.H2O(score="mean", num_recent=0),
+          h2o.H2O(score="mean", num_recent=0),
           4,
           everyone,
       ),
       "streaming_llm": (
           kvpress.StreamingLLMPress(n_sink=4, **half),
-          policies.StreamingLLM(num_sinks=4),
+          window.StreamingLLM(num_sinks=4),
           None,
           everyone,
       ),
@@ -216,7 +222,7 @@ class PaddingTest(parameterized.TestCase):
     _, (config, params) = _models()
     steps = np.arange(_LENGTH)[None]
     positions = np.where(steps < np.array([[_LENGTH], [92]]), steps, -1)
-    caches = kv_cache.init(key_policies.Knorm(), config, 2, 66)
+    caches = kv_cache.init(knorm.Knorm(), config, 2, 66)
     _, caches = models.Transformer(config, implementation="reference").apply(
         {"params": params},
         jnp.asarray(_tokens()),

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from joma.inference.cache import kv_cache
-from joma.systems.cache_policies import policies
-from joma.systems.cache_policies import policy_names
+from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import snapkv
 from joma.transformer import attention
 from scansnap_jax.experiment import errors
 from tests.joma.systems.cache_policies import policy_oracle
@@ -128,16 +129,16 @@ class FieldsTest(parameterized.TestCase):
 
   def test_protecting_every_slot_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "protect 8 slots.*at most 7"):
-      policies.H2O(num_sinks=4, num_recent=4).with_capacity(8)
+      h2o.H2O(num_sinks=4, num_recent=4).with_capacity(8)
     with self.assertRaisesRegex(errors.UserError, "num_recent=32"):
-      policies.SnapKV().with_capacity(32)
+      snapkv.SnapKV().with_capacity(32)
 
 
 class PyramidTest(parameterized.TestCase):
 
   @parameterized.parameters((1, 64), (2, 64), (12, 128), (30, 100), (7, 33))
   def test_layers_fall_and_sum_to_the_budget(self, num_layers, capacity):
-    sizes = policies.PyramidKV(window=8).capacities(num_layers, capacity)
+    sizes = snapkv.PyramidKV(window=8).capacities(num_layers, capacity)
     self.assertEqual(sum(sizes), num_layers * capacity)
     self.assertEqual(sorted(sizes, reverse=True), list(sizes))
     self.assertGreaterEqual(sizes[-1], 9)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from joma.inference.cache import policy as policy_lib
-from joma.systems.cache_policies import policies
-from joma.systems.cache_policies import policy_names
+from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.by_attention import h2o
 
 
 def softmax(x):
@@ -286,17 +286,16 @@ class Oracle:
 
 def every_policy():
   """One of each, with sizes that a capacity of 12 shows at work."""
-  h2o = policies.H2O
   known = policy_names.all_policies()
   return {
       "window": known["window"](),
       "streaming_llm": known["streaming_llm"](num_sinks=3),
       "random": known["random"](seed=3),
-      "h2o_sum": h2o(),
-      "h2o_sinks": h2o(num_sinks=2, num_recent=3),
-      "h2o_mean": h2o(score="mean", num_recent=2),
-      "h2o_ema": h2o(score="ema", decay=0.9),
-      "h2o_max": h2o(reduce="max", num_recent=1),
+      "h2o_sum": h2o.H2O(),
+      "h2o_sinks": h2o.H2O(num_sinks=2, num_recent=3),
+      "h2o_mean": h2o.H2O(score="mean", num_recent=2),
+      "h2o_ema": h2o.H2O(score="ema", decay=0.9),
+      "h2o_max": h2o.H2O(reduce="max", num_recent=1),
       "scissorhands": known["scissorhands"](history=7, num_recent=2),
       "tova": known["tova"](),
       "snapkv": known["snapkv"](window=4, kernel_size=3),

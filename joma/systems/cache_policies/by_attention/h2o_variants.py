@@ -3,7 +3,7 @@
 The repository of the paper (arXiv 2306.14048) evicts by different rules in its
 different scripts, so numbers made with one do not speak of another. Here each
 says which keys a decode step sees, given the attention logits of a text read
-with a full cache. `policies.H2O` is `real_drop`.
+with a full cache. `h2o.H2O` is `real_drop`.
 
 Letters: N heads, T tokens, P tokens of the prompt, h heavy and r recent keys.
 """

@@ -4,10 +4,21 @@ import dataclasses
 from typing import Any
 
 from joma.inference.cache import policy as policy_lib
-from joma.systems.cache_policies import head_budgets
-from joma.systems.cache_policies import key_policies
-from joma.systems.cache_policies import policies
-from joma.systems.cache_policies import quest
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import keyformer
+from joma.systems.cache_policies.by_attention import scissorhands
+from joma.systems.cache_policies.by_attention import snapkv
+from joma.systems.cache_policies.by_attention import tova
+from joma.systems.cache_policies.by_key import expected_attention
+from joma.systems.cache_policies.by_key import keydiff
+from joma.systems.cache_policies.by_key import knorm
+from joma.systems.cache_policies.by_key import lagkv
+from joma.systems.cache_policies.by_key import rkv
+from joma.systems.cache_policies.by_place import full
+from joma.systems.cache_policies.by_place import random
+from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.own_cache import ada_kv
+from joma.systems.cache_policies.own_cache import quest
 from scansnap_jax.experiment import errors
 
 
@@ -24,7 +35,7 @@ def parse(name: str) -> policy_lib.Policy:
   fields: dict[str, Any] = {}
   if base == "adakv":
     shared = parse(":".join(settings) or "h2o")
-    return head_budgets.AdaKV(base=shared)
+    return ada_kv.AdaKV(base=shared)
   for setting in settings:
     field, equals, value = setting.partition("=")
     if not equals:
@@ -78,20 +89,20 @@ def from_name(name: str, **fields: Any) -> policy_lib.Policy:
 def all_policies() -> dict[str, type[policy_lib.Policy]]:
   """Returns the classes that need no other policy, by their flags' names."""
   return {
-      "full": policies.Full,
-      "window": policies.Window,
-      "random": policies.Random,
-      "streaming_llm": policies.StreamingLLM,
-      "h2o": policies.H2O,
-      "scissorhands": policies.Scissorhands,
-      "tova": policies.TOVA,
-      "snapkv": policies.SnapKV,
-      "pyramidkv": policies.PyramidKV,
-      "keyformer": policies.Keyformer,
-      "knorm": key_policies.Knorm,
-      "keydiff": key_policies.KeyDiff,
-      "rkv": key_policies.RKV,
-      "lagkv": key_policies.LagKV,
-      "expected_attention": key_policies.ExpectedAttention,
+      "full": full.Full,
+      "window": window.Window,
+      "random": random.Random,
+      "streaming_llm": window.StreamingLLM,
+      "h2o": h2o.H2O,
+      "scissorhands": scissorhands.Scissorhands,
+      "tova": tova.TOVA,
+      "snapkv": snapkv.SnapKV,
+      "pyramidkv": snapkv.PyramidKV,
+      "keyformer": keyformer.Keyformer,
+      "knorm": knorm.Knorm,
+      "keydiff": keydiff.KeyDiff,
+      "rkv": rkv.RKV,
+      "lagkv": lagkv.LagKV,
+      "expected_attention": expected_attention.ExpectedAttention,
       "quest": quest.Quest,
   }

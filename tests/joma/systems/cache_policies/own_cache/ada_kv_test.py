@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.cache import kv_cache
-from joma.systems.cache_policies import head_budgets
-from joma.systems.cache_policies import policies
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import tova
+from joma.systems.cache_policies.by_place import full
+from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.own_cache import ada_kv
+from joma.systems.cache_policies.own_cache import duo_attention
 from joma.transformer import attention
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
@@ -69,8 +73,8 @@ def _run(policy, query, key, value):
 class AdaKVTest(absltest.TestCase):
 
   def test_is_plain_python_with_what_all_heads_share_out(self):
-    base = policies.H2O(num_recent=1)
-    policy = head_budgets.AdaKV(base=base, floor=0.5)
+    base = h2o.H2O(num_recent=1)
+    policy = ada_kv.AdaKV(base=base, floor=0.5)
     arrays = _draw()
     _, start, (outs, caches) = _run(policy, *arrays)
     query, key, value = (np.asarray(x, np.float64) for x in arrays)
@@ -115,17 +119,17 @@ class AdaKVTest(absltest.TestCase):
         x.nbytes
         for x in jax.tree.leaves(kv_cache.init(policy, _CONFIG, 3, _CAPACITY))
     )
-    base = policies.H2O()
+    base = h2o.H2O()
     owners = 3 * 2 * _CAPACITY * 4
-    self.assertEqual(size(head_budgets.AdaKV(base=base)), size(base) + owners)
+    self.assertEqual(size(ada_kv.AdaKV(base=base)), size(base) + owners)
 
   def test_what_it_cannot_wrap_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "TOVA"):
-      head_budgets.AdaKV(base=policies.TOVA())
+      ada_kv.AdaKV(base=tova.TOVA())
     with self.assertRaisesRegex(errors.UserError, "floor=1.5"):
-      head_budgets.AdaKV(floor=1.5)
+      ada_kv.AdaKV(base=h2o.H2O(), floor=1.5)
     with self.assertRaisesRegex(errors.UserError, "rotated keys"):
-      policy = head_budgets.AdaKV(base=policies.H2O())
+      policy = ada_kv.AdaKV(base=h2o.H2O())
       kv_cache.init(policy, _CONFIG, 2, 8, positions="rolled")
 
 
@@ -153,14 +157,14 @@ class DuoAttentionTest(parameterized.TestCase):
   @parameterized.parameters(((0,),), ((1,),), ((),), ((0, 1),))
   def test_each_head_is_as_in_a_cache_of_its_own_kind(self, retrieval):
     config = dict(num_sinks=1, window_capacity=5)
-    policy = head_budgets.DuoAttention(retrieval_heads=(retrieval,), **config)
+    policy = duo_attention.DuoAttention(retrieval_heads=(retrieval,), **config)
     arrays = _draw()
     caches = kv_cache.init(policy, _CONFIG, 3, 64)
     self.assertLen(caches[0].heads, 2 - (len(retrieval) != 1))
     out = _steps(caches[0], arrays)
     for head in range(2):
-      kind = policies.Full() if head in retrieval else None
-      kind = kind or policies.StreamingLLM(num_sinks=1)
+      kind = full.Full() if head in retrieval else None
+      kind = kind or window.StreamingLLM(num_sinks=1)
       capacity = 64 if head in retrieval else 5
       (alone,) = kv_cache.init(kind, _CONFIG, 3, capacity)
       mine = slice(2 * head, 2 * head + 2)
@@ -169,10 +173,10 @@ class DuoAttentionTest(parameterized.TestCase):
 
   def test_heads_that_are_not_there_are_named(self):
     with self.assertRaisesRegex(errors.UserError, r"\(3,\) of layer 0"):
-      policy = head_budgets.DuoAttention(retrieval_heads=((3,),))
+      policy = duo_attention.DuoAttention(retrieval_heads=((3,),))
       kv_cache.init(policy, _CONFIG, 2, 16)
     with self.assertRaisesRegex(errors.UserError, "of 0 layers"):
-      kv_cache.init(head_budgets.DuoAttention(), _CONFIG, 2, 16)
+      kv_cache.init(duo_attention.DuoAttention(), _CONFIG, 2, 16)
 
 
 @jax.jit

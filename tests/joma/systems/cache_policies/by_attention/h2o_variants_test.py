@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.cache import kv_cache
-from joma.systems.cache_policies import h2o_variants
-from joma.systems.cache_policies import policies
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import h2o_variants
 from joma.transformer import attention
 
 _HEADS, _PROMPT, _STEPS, _SIZE = 4, 64, 128, 16
@@ -60,7 +60,7 @@ class VariantsTest(absltest.TestCase):
     query, key = _text()
     num_slots = sum(_BUDGET) + 1
     cache = kv_cache.init_layer(
-        policies.H2O(num_recent=_BUDGET[1]).with_capacity(num_slots),
+        h2o.H2O(num_recent=_BUDGET[1]).with_capacity(num_slots),
         0,
         (1, _HEADS, num_slots, _SIZE),
         1,

@@ -1,10 +1,10 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from joma.systems.cache_policies import head_budgets
-from joma.systems.cache_policies import policies
-from joma.systems.cache_policies import policy_names
-from joma.systems.cache_policies import quest
+from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.own_cache import ada_kv
+from joma.systems.cache_policies.own_cache import quest
 from scansnap_jax.experiment import errors
 
 
@@ -14,7 +14,7 @@ class FromNameTest(absltest.TestCase):
     for name, kind in policy_names.all_policies().items():
       self.assertIsInstance(policy_names.from_name(name), kind)
     self.assertEqual(
-        policy_names.from_name("h2o", score="mean"), policies.H2O(score="mean")
+        policy_names.from_name("h2o", score="mean"), h2o.H2O(score="mean")
     )
 
   def test_unknown_names_and_fields_are_named_with_the_known(self):
@@ -28,7 +28,7 @@ class ParseTest(parameterized.TestCase):
 
   def test_settings_of_policies(self):
     found = policy_names.parse("h2o:score=ema:decay=0.9")
-    self.assertEqual(found, policies.H2O(score="ema", decay=0.9))
+    self.assertEqual(found, h2o.H2O(score="ema", decay=0.9))
     found = policy_names.parse("streaming_llm:num_sinks=2")
     self.assertEqual(found.num_sinks, 2)
 
@@ -45,9 +45,9 @@ class ParseTest(parameterized.TestCase):
   def test_adakv_shares_out_by_another_and_quest_is_one_of_them(self):
     self.assertEqual(
         policy_names.parse("adakv:h2o:score=mean"),
-        head_budgets.AdaKV(base=policies.H2O(score="mean")),
+        ada_kv.AdaKV(base=h2o.H2O(score="mean")),
     )
-    self.assertEqual(policy_names.parse("adakv").base, policies.H2O())
+    self.assertEqual(policy_names.parse("adakv").base, h2o.H2O())
     self.assertEqual(
         policy_names.parse("quest:page_size=8"), quest.Quest(page_size=8)
     )

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.cache import kv_cache
-from joma.systems.cache_policies import quest
+from joma.systems.cache_policies.own_cache import quest
 from joma.transformer import attention
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors

@@ -1,0 +1,58 @@
+"""Tokens that were often above average lately.
+
+Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
+each, C slots.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from joma.inference.cache import policy as policy_lib
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scissorhands(policy_lib.Policy):
+  """Tokens that were often above average lately (arXiv 2305.17118).
+
+  The score counts, among the last queries, those that gave the token more than
+  1 / n, of n tokens seen; heads that share a key head are averaged.
+
+  Attributes:
+    history: Queries that are remembered, 1 to 32: a bit each.
+  """
+
+  history: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 1 <= self.history <= 32:
+      raise errors.UserError(f"history={self.history} must be from 1 to 32.")
+
+  def init_aux(self, batch, num_kv_heads, capacity, num_groups):
+    return jnp.zeros((batch, num_kv_heads, capacity), jnp.uint32)
+
+  def read_prompt(self, prompt):
+    attn_weights, rows = prompt.last_weights(self.history)
+    num_seen = jnp.maximum(rows + 1, 1)[:, None, :, None]
+    is_above = attn_weights.mean(axis=2) * num_seen > 1
+    ages = jnp.arange(self.history - 1, -1, -1, dtype=jnp.uint32)
+    bits = is_above.astype(jnp.uint32) << ages[None, None, :, None]
+    bits = bits.sum(axis=2, dtype=jnp.uint32)
+    return self._count(bits), bits, None
+
+  def enter(self, token, state):
+    zeros = jnp.zeros(token.key.shape[:2])
+    return zeros, zeros.astype(jnp.uint32), state
+
+  def observe(self, slots, step):
+    num_seen = jnp.isfinite(step.attn_logits[:, :, :1]).sum(-1)
+    is_above = step.attn_weights.mean(axis=2) * num_seen > 1
+    bits = (slots.aux << 1) | is_above.astype(jnp.uint32)
+    bits = bits & jnp.uint32(2**self.history - 1)
+    return self._count(bits), bits, slots.state
+
+  def _count(self, bits):
+    return jax.lax.population_count(bits).astype(jnp.float32)

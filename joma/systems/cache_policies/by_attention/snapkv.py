@@ -1,0 +1,88 @@
+"""What a prompt's last queries gave: SnapKV, and PyramidKV over layers.
+
+Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
+each, C slots.
+"""
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+
+from joma.inference.cache import policy as policy_lib
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SnapKV(policy_lib.Policy):
+  """What a prompt's last queries gave, smoothed along the text.
+
+  The paper (arXiv 2404.14469) stops evicting after the prompt. Here the score
+  goes on as a mean with the window's length as its memory.
+
+  Attributes:
+    window: The last queries of a prompt, which stay themselves.
+    kernel_size: Positions that are averaged over, odd.
+  """
+
+  window: int = 32
+  kernel_size: int = 5
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.window < 1:
+      raise errors.UserError(f"window={self.window} must be at least 1.")
+    if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+      raise errors.UserError(f"kernel_size={self.kernel_size} must be odd.")
+
+  def _num_recent(self, capacity):
+    return self.window if self.num_recent is None else self.num_recent
+
+  def read_prompt(self, prompt):
+    attn_weights, rows = prompt.last_weights(self.window)
+    first = rows[:, :1]  # The window itself is not scored.
+    is_before = (prompt.positions >= 0) & (prompt.positions < first)
+    num_rows = jnp.maximum((rows >= 0).sum(-1), 1)[:, None, None]
+    mean = attn_weights.sum(axis=3).mean(axis=2) / num_rows
+    mean = jnp.where(is_before[:, None], mean, 0.0)
+    return _moving_mean(mean, self.kernel_size), None, None
+
+  def observe(self, slots, step):
+    given = step.attn_weights.mean(axis=2)
+    score = slots.score + (given - slots.score) / self.window
+    return score, slots.aux, slots.state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyramidKV(SnapKV):
+  """SnapKV with more slots in early layers (arXiv 2406.02069).
+
+  Attributes:
+    beta: The last layer has capacity / beta slots, but not fewer than it
+      protects and one; the others lie on a line whose mean is the capacity.
+  """
+
+  beta: float = 20.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.beta < 1:
+      raise errors.UserError(f"beta={self.beta} must be at least 1.")
+
+  def capacities(self, num_layers, capacity):
+    least = self.num_sinks + self._num_recent(capacity) + 1
+    last = max(round(capacity / self.beta), min(least, capacity))
+    step = 2 * (capacity - last) / max(num_layers - 1, 1)
+    # Sums that are rounded: the total is exact.
+    total = lambda n: round(n * (2 * capacity - last) - step * n * (n - 1) / 2)
+    ends = [total(n) for n in range(num_layers)] + [num_layers * capacity]
+    return tuple(b - a for a, b in itertools.pairwise(ends))
+
+
+def _moving_mean(score, kernel_size):
+  """Mean of neighbours along the last axis, zeros beyond the ends."""
+  around = kernel_size // 2
+  padded = jnp.pad(score, ((0, 0), (0, 0), (around, around)))
+  length = score.shape[-1]
+  total = sum(padded[..., i : i + length] for i in range(kernel_size))
+  return total / kernel_size

@@ -1,0 +1,35 @@
+"""What the last query alone gave.
+
+Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
+each, C slots.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from joma.inference.cache import policy as policy_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TOVA(policy_lib.Policy):
+  """What the last query alone gave, averaged over heads (arXiv 2401.06104).
+
+  All heads of a layer keep the same tokens.
+  """
+
+  num_recent: int | None = 0
+  ranks_heads_alone: ClassVar[bool] = False
+
+  def read_prompt(self, prompt):
+    attn_weights, _ = prompt.last_weights(1)
+    return self._of_layer(attn_weights[:, :, :, 0]), None, None
+
+  def observe(self, slots, step):
+    return self._of_layer(step.attn_weights), slots.aux, slots.state
+
+  def _of_layer(self, attn_weights):
+    mean = attn_weights.mean(axis=(1, 2))[:, None]
+    num_kv_heads = attn_weights.shape[1]
+    return jnp.broadcast_to(mean, (len(mean), num_kv_heads, mean.shape[-1]))

@@ -1,0 +1,19 @@
+"""Keys that differ from the mean direction stay.
+
+Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
+each, C slots, H head size.
+"""
+
+import dataclasses
+
+from joma.inference.cache import policy as policy_lib
+from joma.systems.cache_policies.by_key import directions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyDiff(policy_lib.Policy):
+  """Keys that differ from the mean direction stay (arXiv 2504.15364)."""
+
+  def priority(self, slots, position):
+    unit, is_kept = directions.unit(slots.key), slots.pos >= 0
+    return -directions.cosine_to_mean(unit, is_kept)

@@ -1,0 +1,59 @@
+"""Tokens that are attended to and not redundant.
+
+Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
+each, C slots, H head size.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from joma.inference.cache import policy as policy_lib
+from joma.systems.cache_policies.by_key import directions
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RKV(policy_lib.Policy):
+  """Attended to and not redundant (after arXiv 2505.24133).
+
+    priority = mix attention / sum(attention) - (1 - mix) softmax(cosine)
+
+  attention is a mean over the last queries, cosine that of a key with the mean
+  direction of the kept keys: the paper's mean of pairwise cosines up to a
+  factor, at linear cost and at every step.
+
+  Attributes:
+    mix: Of attention, in [0, 1].
+    window: Queries that the mean remembers.
+  """
+
+  mix: float = 0.1
+  window: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.mix <= 1:
+      raise errors.UserError(f"mix={self.mix} must be in [0, 1].")
+    if self.window < 1:
+      raise errors.UserError(f"window={self.window} must be at least 1.")
+
+  def read_prompt(self, prompt):
+    attn_weights, rows = prompt.last_weights(self.window)
+    num_rows = jnp.maximum((rows >= 0).sum(-1), 1)[:, None, None]
+    return attn_weights.sum(axis=3).mean(axis=2) / num_rows, None, None
+
+  def observe(self, slots, step):
+    given = step.attn_weights.mean(axis=2)
+    score = slots.score + (given - slots.score) / self.window
+    return score, slots.aux, slots.state
+
+  def priority(self, slots, position):
+    is_kept = slots.pos >= 0
+    attention = jnp.where(is_kept, slots.score, 0.0)
+    total = attention.sum(axis=-1, keepdims=True)
+    cosine = directions.cosine_to_mean(directions.unit(slots.key), is_kept)
+    redundancy = jax.nn.softmax(jnp.where(is_kept, cosine, -jnp.inf))
+    wanted = attention / jnp.maximum(total, 1e-30)
+    return self.mix * wanted - (1 - self.mix) * redundancy

@@ -1,0 +1,1 @@
+"""Policies that go by the place of a token, or by chance."""

@@ -1,0 +1,31 @@
+"""Any token may leave: what other policies must beat.
+
+Letters: B batch, K key and value heads, C slots.
+"""
+
+import dataclasses
+
+import jax
+
+from joma.inference.cache import policy as policy_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Random(policy_lib.Policy):
+  """Any unprotected token, drawn anew at each step.
+
+  Attributes:
+    seed: Of the draws, which differ by layer, head and position alone.
+  """
+
+  num_recent: int | None = 0
+  seed: int = 0
+
+  def priority(self, slots, position):
+    num_kv_heads, capacity = slots.pos.shape[1:]
+    # Slots first: more of them, or padding, leave the others' draws alone.
+    draw = lambda step: jax.random.uniform(
+        policy_lib.random_key(self.seed, slots.layer, step),
+        (capacity, num_kv_heads),
+    ).T
+    return jax.vmap(draw)(position)

@@ -1,0 +1,1 @@
+"""Policies whose cache is not one of slots that all heads have alike."""
