@@ -37,7 +37,7 @@ _PRELOADED = (
 )
 _PYTEST = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line")
 # A test that hangs by the fault has not failed.
-_TIMEOUT = 400
+_TIMEOUT = 500
 # What pytest returns when tests ran and some failed.
 _FAILED = 1
 

@@ -8,8 +8,8 @@ joma/inference/generate.py
 
 joma/inference/generate.py
 - is_done=state.is_done | _is_eos(tokens, eos_ids),
-+ is_done=_is_eos(tokens, eos_ids),
-? a stop token is forgotten in the next step
++ is_done=state.is_done,
+? a stop token stops nothing
 
 joma/inference/generate.py
 - tokens = sampling.sample(logits[:, 0], sampler, state.num_new)

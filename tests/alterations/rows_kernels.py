@@ -27,10 +27,10 @@ kernels_pallas/masks.py
 @ tests/kernels_pallas/masks_test.py::DocumentTest
 
 kernels_pallas/masks.py
-- touch = (b0 <= a1) & (b0 < xp.iinfo(xp.int32).max)
-+ touch = (b0 < a1) & (b0 < xp.iinfo(xp.int32).max)
-? spans that touch stay two
-@ tests/kernels_pallas/masks_test.py
+- own = xp.arange(1, stops.shape[-1] + 1, dtype=xp.int32)
++ own = xp.arange(stops.shape[-1], dtype=xp.int32)
+? a token of a document does not see itself
+@ tests/kernels_pallas/masks_test.py::DocumentTest
 
 kernels_pallas/masks.py
 - a1 = xp.where(touch, xp.maximum(a1, b1), a1)
@@ -60,13 +60,13 @@ kernels_pallas/output.py
 - col_mass = grouped.sum(axis=2)
 + col_mass = grouped.mean(axis=2)
 ? the mass of a KV head is a mean over its queries' heads
-@ tests/kernels_pallas/flash_attention/api_test.py
+@ tests/kernels_pallas/attention/api_test.py
 
 kernels_pallas/output.py
 - safe = jnp.where(jnp.isneginf(highest), 0.0, highest)
 + safe = highest
 ? rows that no part sees become NaN
-@ tests/kernels_pallas/flash_attention/api_test.py
+@ tests/kernels_pallas/attention/api_test.py
 
 kernels_pallas/arguments.py
 - if logits_soft_cap is not None and not logits_soft_cap > 0:
@@ -129,4 +129,48 @@ kernels_pallas/gather_mlp/xla.py
 + total, slab, index, axis=0
 ? gradients land on the wrong neurons
 @ tests/kernels_pallas/gather_mlp/api_test.py
+
+kernels_pallas/hardware/gpu_math.py
+- return weights * (1 - tanh * tanh)
++ return weights * (1 - tanh)
+? the slope of a soft cap is wrong
+@ tests/kernels_pallas/attention/gpu/entry_test.py::ArithmeticTest
+
+kernels_pallas/hardware/tpu_tile.py
+- is_inside &= position >= starts[p : p + 1] - first_key
++ is_inside &= position > starts[p : p + 1] - first_key
+? the first key of a span is not read
+@ tests/kernels_pallas/attention/tpu/forward_test.py
+
+kernels_pallas/attention/cost.py
+- flops=10 * shape.head_dim * pairs * shape.num_heads,
++ flops=8 * shape.head_dim * pairs * shape.num_heads,
+? the backward pass has five products
+
+kernels_pallas/attention/cost.py
+- lengths = (mask.stops - mask.starts).clip(min=0)
++ lengths = mask.stops - mask.starts
+? an empty span takes pairs away
+
+kernels_pallas/decode/cost.py
+- row = stored * shape.head_dim + (4 if stored == 1 else 0)
++ row = stored * shape.head_dim
+? scales of int8 rows are not read
+
+kernels_pallas/decode/slots.py
+- scale = jnp.abs(x).max(axis=-1) * (1 / 127)
++ scale = jnp.abs(x).max(axis=-1) * (1 / 128)
+? the largest number of a row is clipped
+
+kernels_pallas/decode/rule.py
+- return (pos < rule.num_sinks) | (pos >= position - rule.num_recent)
++ return (pos < rule.num_sinks) | (pos > position - rule.num_recent)
+? one recent token less is protected
+@ tests/kernels_pallas/decode/api_test.py
+
+kernels_pallas/decode/rule.py
+- is_seen &= pos > position - rule.window
++ is_seen &= pos >= position - rule.window
+? a window sees one token more
+@ tests/kernels_pallas/decode/api_test.py
 """

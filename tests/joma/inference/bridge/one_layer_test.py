@@ -1,6 +1,9 @@
 """Tests of the bridge in one layer."""
 
+import dataclasses
+
 from absl.testing import absltest
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -44,6 +47,16 @@ class ScoresTest(absltest.TestCase):
     # What is common is the most frequent all the same.
     self.assertLess(scores["frequency"][0, 3:].max(), scores["frequency"][0, 0])
 
+  def test_frequency_is_that_of_all_texts(self):
+    rare = dataclasses.replace(
+        _CLASSES, class_probs=np.array([0.7, 0.1, 0.1, 0.1])
+    )
+    tokens = np.arange(_CLASSES.num_tokens)[None]
+    found = one_layer.scores(rare, tokens, np.array([0]))["frequency"][0]
+    self.assertAlmostEqual(found.sum(), 1)
+    distinct = np.flatnonzero(_CLASSES.is_distinct[0])[-1]
+    self.assertAlmostEqual(found[distinct], 0.7 * _CLASSES.probs[0, distinct])
+
 
 class StreamWeightsTest(absltest.TestCase):
 
@@ -63,6 +76,14 @@ class StreamWeightsTest(absltest.TestCase):
         # Logits are rounded to four digits.
         np.testing.assert_allclose(weights[b, i, : i + 1], expected, rtol=2e-4)
         np.testing.assert_array_equal(weights[b, i, i + 1 :], 0)
+
+  def test_texts_are_not_those_that_training_draws(self):
+    config = bridge_config.BridgeConfig(num_sequences=5)
+    tokens, _ = one_layer.draw(config, _CLASSES, 3)
+    trained, _ = data_lib.sample_sequences(
+        jax.random.key(3), _CLASSES, batch_size=5, seq_len=config.seq_len
+    )
+    self.assertLess((tokens == np.asarray(trained)[:, :-1]).mean(), 0.5)
 
   def test_without_training_there_is_nothing_to_find(self):
     size = _CLASSES.num_tokens

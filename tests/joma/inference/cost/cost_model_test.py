@@ -189,6 +189,15 @@ class CostModelTest(parameterized.TestCase):
     )
     self.assertEqual(union.flops, cost.flops)
 
+  def test_the_bound_is_what_takes_longer(self):
+    chip = chips.measured(1, 1e-3)  # 1e9 bytes and 1e9 FLOPs a second.
+    cost = lambda num_bytes, flops: cost_model.Cost(
+        weight_bytes=num_bytes, cache_bytes=0, flops=flops, memory_bytes=0
+    )
+    self.assertEqual(cost(3, 2).bound(chip), "memory")
+    self.assertEqual(cost(2, 3).bound(chip), "arithmetic")
+    self.assertEqual(cost(2e9, 3e9).seconds(chip), 3)
+
   def test_break_even_is_where_the_cache_is_all_the_weights(self):
     load = _load(1, 1)
     tokens = cost_model.break_even_tokens(_SMALL, load)
@@ -222,6 +231,13 @@ class CachePlanTest(absltest.TestCase):
   def test_split_heads(self):
     found = cache_plan.split_heads(0.5, 3, 10, _SMALL)
     self.assertEqual(found, ((10, 3), (10, 3)))
+    # At least the fraction that is asked for.
+    found = cache_plan.split_heads(0.6, 3, 10, _SMALL)
+    self.assertEqual(found, ((10, 10), (10, 10)))
+
+  def test_no_more_is_read_than_is_there(self):
+    plan = cache_plan.CachePlan(name="both", capacities=(4, 8), read_capacity=6)
+    self.assertEqual(plan.read_slots(_SMALL, 10), ((4, 4), (6, 6)))
 
 
 if __name__ == "__main__":

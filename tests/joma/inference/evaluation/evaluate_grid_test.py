@@ -21,6 +21,7 @@ from joma.inference.evaluation import tasks
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import intervals
 
 _CONFIG = evaluate_config.EvaluateConfig(
     policies=("h2o:num_sinks=3",),
@@ -135,6 +136,25 @@ class GridTest(absltest.TestCase):
         places=6,
     )
     self.assertLess(window["ratio"]["low"], window["ratio"]["high"])
+
+
+class SumUpTest(absltest.TestCase):
+
+  def test_texts_of_one_draw_of_a_policy_are_one_draw(self):
+    # Two draws, two texts each: means of 0.5 and 1.
+    seen = {
+        "quality": np.array([0.0, 1, 1, 1]),
+        "kept_mass": np.array([0.2, 0.4, 0.6, 0.8]),
+    }
+    row = evaluate_grid._sum_up(seen, 2)
+    expected = intervals.interval(np.array([0.5, 1.0]))
+    self.assertEqual(row["quality"], expected)
+    expected = intervals.interval(np.array([0.3, 0.7]))
+    for name, value in expected.items():
+      self.assertAlmostEqual(row["kept_mass"][name], value)
+    self.assertEqual(row["num_texts"], 4)
+    apart = evaluate_grid._sum_up(seen, None)["quality"]
+    self.assertEqual(apart, intervals.interval(seen["quality"]))
 
 
 class CacheTest(parameterized.TestCase):

@@ -260,6 +260,19 @@ class StackTest(absltest.TestCase):
         batch.gold[1, query.position].tolist(), [query.gold[0], -1, -1]
     )
 
+  def test_an_answer_of_several_tokens_begins_with_its_first(self):
+    query = tasks.Query(
+        position=2,
+        answer=np.array([7, 8, 9], np.int32),
+        gold=np.array([0], np.int32),
+    )
+    example = tasks.Example(
+        tokens=np.zeros(3, np.int32), queries=(query,), num_context=1
+    )
+    batch = tasks.stack([example])
+    self.assertEqual(batch.targets.tolist(), [[-1, -1, 7]])
+    self.assertEqual(batch.num_new, 3)
+
   def test_refuses_what_is_no_example(self):
     with self.assertRaisesRegex(errors.UserError, "at least one"):
       tasks.stack([])

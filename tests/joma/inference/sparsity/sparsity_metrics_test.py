@@ -71,6 +71,16 @@ class CountTest(absltest.TestCase):
       total = sum(getattr(part, name) for part in parts)
       np.testing.assert_allclose(total, getattr(whole, name), rtol=1e-5)
 
+  def test_the_first_counted_token_has_none_before_it(self):
+    # A prompt of one token; the two after it choose the same.
+    ones = jnp.ones((1, 3, 2))
+    chosen = jnp.ones((1, 3, 2), bool)
+    counted = jnp.array([[False, True, True]])
+    found = metrics.summarize(
+        metrics.count(chosen, chosen, ones, ones, ones, counted)
+    )
+    self.assertEqual(found["overlap"], 1)
+
   def test_nothing_to_divide_by_is_nan(self):
     none = jnp.zeros((1, 2, 3), bool)
     zero = jnp.zeros((1, 2, 3))
