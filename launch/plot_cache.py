@@ -13,33 +13,11 @@ from matplotlib import lines as mpl_lines
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
+from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
 
 Row = Mapping[str, Any]
 
-# What stands beside in every figure looks the same in every figure.
-_KNOWN = {
-    "window": figures.CurveStyle("#7A7A7A", "v", "-"),
-    "random": figures.CurveStyle("#7A7A7A", "X", (0, (1, 1))),
-    "streaming_llm": figures.CurveStyle("#E69F00", "D", "-"),
-    "h2o": figures.CurveStyle("#D55E00", "o", "-"),
-}
-_LABELS = {
-    "streaming_llm": "StreamingLLM",
-    "h2o": "H2O",
-    "tova": "TOVA",
-    "snapkv": "SnapKV",
-    "pyramidkv": "PyramidKV",
-    "scissorhands": "Scissorhands",
-    "keyformer": "Keyformer",
-    "knorm": "Knorm",
-    "keydiff": "KeyDiff",
-    "rkv": "R-KV",
-    "lagkv": "LagKV",
-    "expected_attention": "Expected Attention",
-    "quest": "Quest",
-    "adakv": "AdaKV",
-}
 _OTHERS = (
     figures.CurveStyle("#0072B2", "s", "-"),
     figures.CurveStyle("#009E73", "^", "-"),
@@ -86,19 +64,22 @@ def draw(rows: Sequence[Row]) -> mpl_figure.Figure:
 def looks(rows: Sequence[Row]) -> dict[str, figures.CurveStyle]:
   """Gives each policy but full its look."""
   names = dict.fromkeys(row["policy"] for row in rows)
-  names.pop("full", None)
-  free = [look for look in _OTHERS]
-  return {
-      name: _KNOWN.get(name) or free[i % len(free)]
-      for i, name in enumerate(sorted(names, key=lambda known: known in _KNOWN))
+  names.pop(policy_names.REFERENCE, None)
+  # A policy with a look of its own has it in every figure.
+  own = {
+      name: figures.CurveStyle(*look)
+      for name in names
+      if name in policy_names.POLICIES
+      and (look := policy_names.load(name).look) is not None
   }
+  free = (name for name in names if name not in own)
+  others = {n: _OTHERS[i % len(_OTHERS)] for i, n in enumerate(free)}
+  return others | {name: own[name] for name in names if name in own}
 
 
 def label(name: str) -> str:
   """Writes the name of a policy as its paper does, its settings behind."""
-  base, *settings = name.split(":")
-  known = _LABELS.get(base, base.replace("_", " "))
-  return " ".join([known, *settings])
+  return policy_names.label(name)
 
 
 def _draw_curves(
@@ -116,7 +97,7 @@ def _draw_curves(
     }
     axes.plot(x, parts["mean"], **look._asdict(), label=label(name))
     figures.shade(axes, x, parts["low"], parts["high"], look)
-  full = next(row for row in rows if row["policy"] == "full")
+  full = next(row for row in rows if row["policy"] == policy_names.REFERENCE)
   axes.axhline(full[key]["mean"], color="black", linestyle=":", linewidth=0.8)
 
 

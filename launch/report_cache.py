@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from joma.inference.evaluation import evaluate_config
+from joma.systems.cache_policies import names as policy_names
 from launch import plot_cache
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
@@ -56,7 +57,7 @@ def write(
 
 def finding(task: str, rows: Sequence[Row]) -> str:
   """Says in a sentence or two what a task showed."""
-  full = next(row for row in rows if row["policy"] == "full")
+  full = next(row for row in rows if row["policy"] == policy_names.REFERENCE)
   key = "perplexity" if "perplexity" in full else "quality"
   least = min(row["slots"] for row in rows)
   small = [row for row in rows if row["slots"] == least]
@@ -72,7 +73,7 @@ def finding(task: str, rows: Sequence[Row]) -> str:
   beside = [
       f"{row['policy']} {_number(row[key]['mean'])}"
       for row in small
-      if row["policy"] in ("window", "random") and row is not best
+      if row["policy"] in policy_names.BESIDE and row is not best
   ]
   said[0] += f", beside {' and '.join(beside)}." if beside else "."
   said += _compare_recall(rows)
@@ -80,13 +81,14 @@ def finding(task: str, rows: Sequence[Row]) -> str:
 
 
 def _compare_recall(rows: Sequence[Row]) -> list[str]:
-  """H2O's gold-slot recall beside StreamingLLM's, budget by budget."""
+  """Gold-slot recall by attention beside that by place, budget by budget."""
+  names = [policy_names.label(name) for name in policy_names.COMPARED]
   of = lambda name: {
       row["slots"]: row
       for row in rows
       if row["policy"] == name and "recall" in row
   }
-  ours, theirs = of("h2o"), of("streaming_llm")
+  ours, theirs = map(of, policy_names.COMPARED)
   both = sorted(set(ours) & set(theirs))
   if not both:
     return []
@@ -94,7 +96,7 @@ def _compare_recall(rows: Sequence[Row]) -> list[str]:
   less = [n for n in both if mean(ours[n]) < mean(theirs[n])]
   if not less:
     return [
-        "H2O keeps at least as many gold tokens as StreamingLLM at every"
+        f"{names[0]} keeps at least as many gold tokens as {names[1]} at every"
         " budget."
     ]
   listed = ", ".join(
@@ -104,8 +106,8 @@ def _compare_recall(rows: Sequence[Row]) -> list[str]:
   )
   share = theirs[less[0]]["gold_in_sinks"]
   return [
-      "H2O keeps fewer gold tokens than StreamingLLM at some budgets:"
-      f" {listed}; {100 * share:.0f} % of them stand in StreamingLLM's sinks,"
+      f"{names[0]} keeps fewer gold tokens than {names[1]} at some budgets:"
+      f" {listed}; {100 * share:.0f} % of them stand in {names[1]}'s sinks,"
       " the first tokens, and never leave."
   ]
 

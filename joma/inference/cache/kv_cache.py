@@ -65,6 +65,10 @@ class SlotCache:
     """C."""
     return self.pos.shape[2]
 
+  def kept_positions(self) -> Int[Array, "B K C"]:
+    """Positions that each head keeps, -1 in empty slots."""
+    return self.pos
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.inference.cost import cache_plan
 from joma.transformer import attention
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
 
 # How query heads that share a key head vote.
 Reduce = Literal["sum", "max"]
+# Colour, marker, and line as matplotlib takes it.
+Look = tuple[str, str, str | tuple[int, tuple[float, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +172,20 @@ class Policy:
     evicts: Whether anything leaves.
     ranks_heads_alone: Whether the priority of a head's slots is a number of
       that head's own, which can be compared with those of other heads.
+    draws: Whether it has a `seed`, by which chance decides.
+    reads_part: Whether all tokens stay, and a budget is what a step reads.
+    label: Name in figures and sentences; empty is the flag's own.
+    look: Colour, marker and line in figures; None is any that is free.
   """
 
   num_sinks: int = 0
   num_recent: int | None = None
   evicts: ClassVar[bool] = True
   ranks_heads_alone: ClassVar[bool] = True
+  draws: ClassVar[bool] = False
+  reads_part: ClassVar[bool] = False
+  label: ClassVar[str] = ""
+  look: ClassVar[Look | None] = None
 
   def __post_init__(self):
     for name in ("num_sinks", "num_recent"):
@@ -205,6 +216,27 @@ class Policy:
   def capacities(self, num_layers: int, capacity: int) -> tuple[int, ...]:
     """Slots of each layer; their mean is `capacity`."""
     return (capacity,) * num_layers
+
+  def fitted(self, slots: int, named: frozenset[str]) -> "Policy":
+    """Returns the policy with sizes that so few slots of a KV head allow.
+
+    Args:
+      slots: What an evaluation grants a KV head.
+      named: Fields that somebody has set, which stay as they are.
+    """
+    del slots, named
+    return self
+
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
+    """Returns what its cache costs; here each step changes every score.
+
+    Args:
+      capacities: Slots of each layer.
+      name: In tables.
+    """
+    return cache_plan.scored(capacities, name)
 
   def is_protected(
       self, pos: Int[Array, "B K C"], position: Int[Array, "B"]

@@ -7,6 +7,7 @@ Letters: L layers, K key and value heads, T tokens so far, C slots.
 """
 
 import dataclasses
+import itertools
 import math
 
 from joma.transformer import config as configs
@@ -140,29 +141,31 @@ def quest(read_capacity: int, page_size: int = 16) -> CachePlan:
 
 
 def pyramid(
-    mean: int, num_layers: int, beta: int | float = 20.0
+    mean: int, num_layers: int, beta: int | float = 20.0, least: int = 1
 ) -> tuple[int, ...]:
   """Capacities that fall linearly with depth (arXiv 2406.02069).
 
   Args:
-    mean: Of all layers.
+    mean: Slots of a layer on average.
     num_layers: L.
     beta: The last layer has 1 / beta of the mean; from 1.
+    least: Slots that the last layer has at least, where the mean is as many.
 
   Returns:
-    One a layer, of the given mean up to rounding down, at least 1 each.
+    One a layer; their sum is exactly L times the mean.
+
+  Raises:
+    UserError: If beta is below 1.
   """
   if not beta >= 1:
     raise errors.UserError(f"beta must be at least 1, got {beta}.")
-  last = mean / beta
-  first = 2 * mean - last
-  step = (first - last) / max(num_layers - 1, 1)
-  if num_layers == 1:
-    return (mean,)
-  return tuple(
-      max(1, math.floor(first - step * layer + 1e-9))
-      for layer in range(num_layers)
-  )
+  last = max(round(mean / beta), min(least, mean))
+  step = 2 * (mean - last) / max(num_layers - 1, 1)
+  # Sums of the first n layers are rounded, and not the layers: the errors of
+  # single layers then cancel, and the total is exact.
+  total = lambda n: round(n * (2 * mean - last) - step * n * (n - 1) / 2)
+  ends = [total(n) for n in range(num_layers)] + [num_layers * mean]
+  return tuple(b - a for a, b in itertools.pairwise(ends))
 
 
 def split_heads(

@@ -85,7 +85,11 @@ def plans(
         plan = cache_plan.scored(capacity, policy, config.scored_queries)
       elif policy == "pyramidkv":
         layers = cache_plan.pyramid(
-            capacity, model.num_layers, config.pyramid_beta
+            capacity,
+            model.num_layers,
+            config.pyramid_beta,
+            # The scored queries stay themselves, and a new token needs a slot.
+            least=config.scored_queries + 1,
         )
         layers = tuple(min(layer, length) for layer in layers)
         plan = cache_plan.scored(layers, policy, config.scored_queries)

@@ -126,13 +126,9 @@ def kept_positions(cache: Any) -> Int[Array, "B K C"] | None:
   """Positions that each KV head of a layer keeps, -1 for others; None is all.
 
   Args:
-    cache: With slots (`kv_cache`), a pool of them, or one
-      that keeps everything.
+    cache: Of a policy.
   """
-  if hasattr(cache, "owner"):
-    heads = jnp.arange(cache.num_kv_heads)[None, :, None]
-    return jnp.where(cache.owner[:, None] == heads, cache.pool.pos, -1)
-  return getattr(cache, "pos", None)
+  return cache.kept_positions()
 
 
 @functools.partial(

@@ -8,18 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.cache import kv_cache as kv_cache_lib
-from joma.inference.cost import cache_plan
 from joma.inference.cost import cost_model
 from joma.inference.evaluation import evaluate_config
 from joma.systems.cache_policies import names as policy_names
-from joma.systems.cache_policies.own_cache import quest
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
 Config = evaluate_config.EvaluateConfig
-# Of slots: their place alone decides who leaves.
-_BY_PLACE = ("full", "window", "streaming_llm", "random")
 
 
 def make(
@@ -33,8 +29,8 @@ def make(
 ) -> tuple[Any, ...]:
   """Returns empty caches of a policy.
 
-  Windows of a prompt's last queries shrink to half of small caches. Quest keeps
-  everything and reads so many slots, in whole pages.
+  Its sizes follow the slots (`Policy.fitted`); what keeps everything and reads
+  a part has room for the whole text.
 
   Args:
     config: Settings.
@@ -49,19 +45,12 @@ def make(
   Raises:
     UserError: The policy does not fit so few slots.
   """
-  policy: Any = policy_names.parse(name)
-  if hasattr(policy, "seed") and "seed=" not in name:
+  policy, named = policy_names.parse(name), policy_names.settings(name)
+  if policy.draws and "seed" not in named:
     policy = dataclasses.replace(policy, seed=seed)
-  if isinstance(policy, quest.Quest):
-    num_keys = slots // policy.page_size * policy.page_size
-    policy = dataclasses.replace(
-        policy, num_keys=max(num_keys, policy.page_size)
-    )
+  policy = policy.fitted(slots, named)
+  if policy.reads_part:
     slots = config.length + num_new
-  window = getattr(policy, "window", None)
-  if window is not None and "window=" not in name:
-    window = max(1, min(window, slots // 2))
-    policy = dataclasses.replace(policy, window=window)
   try:
     return kv_cache_lib.init(
         policy,
@@ -96,18 +85,8 @@ def cost(
   batch_size, length = text_shape
   caches = make(config, model.config, name, slots, batch_size)
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
-  base = name.split(":")[0]
-  if base == "quest":
-    capacities = (caches[0].kept.key.shape[2],)
-    num_keys = min(caches[0].policy.num_keys, *capacities)
-    plan = cache_plan.quest(num_keys, caches[0].policy.page_size)
-  else:
-    capacities = tuple(_capacity(cache) for cache in caches)
-    plan = cache_plan.scored(capacities, name)
-  if base == "full":
-    plan = cache_plan.full()
-  elif base in _BY_PLACE:
-    plan = cache_plan.window(capacities, name)
+  capacities = tuple(cache.capacity for cache in caches)
+  plan = caches[0].policy.plan(capacities, name)
   dtype = np.dtype(model.dtype).name
   load = cost_model.Load(
       batch_size=batch_size,
@@ -121,10 +100,3 @@ def cost(
       "step_cache_bytes": int(work.cache_bytes),
       "cache_bytes": held,
   }
-
-
-def _capacity(cache: Any) -> int:
-  """Slots of a layer, a KV head on average."""
-  if hasattr(cache, "owner"):
-    return cache.owner.shape[1] // cache.num_kv_heads
-  return cache.pos.shape[2]

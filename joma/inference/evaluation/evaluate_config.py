@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
@@ -23,7 +24,7 @@ TEXTS = (
 PERPLEXITY = "perplexity"
 TASKS = (*SYMBOLS, *TEXTS, PERPLEXITY)
 # Whatever is asked for, these stand beside.
-ALWAYS = ("full", "window", "random")
+ALWAYS = policy_names.BESIDE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class EvaluateConfig:
   """
 
   tasks: tuple[str, ...] = ("mqar",)
-  policies: tuple[str, ...] = ("h2o", "tova", "streaming_llm", "keydiff")
+  policies: tuple[str, ...] = policy_names.DEFAULT
   budgets: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
   slots: tuple[int, ...] = ()
   num_seeds: int = 3

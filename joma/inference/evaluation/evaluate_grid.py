@@ -153,7 +153,7 @@ def _grid(
     ask: Callable[[Any, Any], dict[str, Any]],
     on_progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-  settings = [("full", 1.0, None)]
+  settings = [(policy_names.REFERENCE, 1.0, None)]
   for name in config.all_policies()[1:]:
     settings += [
         (name, budget, slots) for slots, budget in config.capacities().items()
@@ -165,7 +165,7 @@ def _grid(
   more = max(_num_new(first, subject) - 1, 0)
   for name, budget, slots in settings:
     parts, before = [], _num_compiled()
-    draws = hasattr(policy_names.parse(name), "seed")
+    draws = policy_names.parse(name).draws
     number = slots or shape[1] + more
     for seed, batch in enumerate(batches):
       caches = evaluate_caches.make(

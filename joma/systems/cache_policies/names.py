@@ -1,28 +1,69 @@
-"""Policies by the names that flags give them."""
+"""Policies by the names that flags give them: the only list.
+
+Imports no jax: classes are imported when somebody asks for a policy, and are
+Any here, for their type would be an import.
+"""
 
 import dataclasses
+import importlib
 from typing import Any
 
-from joma.inference.cache import policy as policy_lib
-from joma.systems.cache_policies.by_attention import h2o
-from joma.systems.cache_policies.by_attention import keyformer
-from joma.systems.cache_policies.by_attention import scissorhands
-from joma.systems.cache_policies.by_attention import snapkv
-from joma.systems.cache_policies.by_attention import tova
-from joma.systems.cache_policies.by_key import expected_attention
-from joma.systems.cache_policies.by_key import keydiff
-from joma.systems.cache_policies.by_key import knorm
-from joma.systems.cache_policies.by_key import lagkv
-from joma.systems.cache_policies.by_key import rkv
-from joma.systems.cache_policies.by_place import full
-from joma.systems.cache_policies.by_place import random
-from joma.systems.cache_policies.by_place import window
-from joma.systems.cache_policies.own_cache import ada_kv
-from joma.systems.cache_policies.own_cache import quest
 from scansnap_jax.experiment import errors
 
+# Module within this folder, and class, of each policy.
+POLICIES: dict[str, str] = {
+    "full": "by_place.full:Full",
+    "window": "by_place.window:Window",
+    "random": "by_place.random:Random",
+    "streaming_llm": "by_place.window:StreamingLLM",
+    "h2o": "by_attention.h2o:H2O",
+    "scissorhands": "by_attention.scissorhands:Scissorhands",
+    "tova": "by_attention.tova:TOVA",
+    "snapkv": "by_attention.snapkv:SnapKV",
+    "pyramidkv": "by_attention.snapkv:PyramidKV",
+    "keyformer": "by_attention.keyformer:Keyformer",
+    "knorm": "by_key.knorm:Knorm",
+    "keydiff": "by_key.keydiff:KeyDiff",
+    "rkv": "by_key.rkv:RKV",
+    "lagkv": "by_key.lagkv:LagKV",
+    "expected_attention": "by_key.expected_attention:ExpectedAttention",
+    "quest": "own_cache.quest:Quest",
+}
+# Those that go before the name of another policy.
+WRAPPERS: dict[str, str] = {"adakv": "own_cache.ada_kv:AdaKV"}
+# Keeps everything: what others are compared with.
+REFERENCE = "full"
+# What an evaluation shows beside whatever it is asked for.
+BESIDE = (REFERENCE, "window", "random")
+# What it is asked for by default.
+DEFAULT = ("h2o", "tova", "streaming_llm", "keydiff")
+# What goes by attention, and the one by place that it must beat.
+COMPARED = ("h2o", "streaming_llm")
+# By which a wrapper shares slots out where it stands alone.
+_WRAPPED = "h2o"
 
-def parse(name: str) -> policy_lib.Policy:
+
+def load(name: str) -> Any:
+  """Imports and returns the class of a name of POLICIES or WRAPPERS."""
+  entry = {**POLICIES, **WRAPPERS}[name]
+  module, _, attribute = entry.partition(":")
+  return getattr(importlib.import_module(f".{module}", __package__), attribute)
+
+
+def label(name: str) -> str:
+  """Returns a name as its paper writes it, its settings behind."""
+  base, *behind = name.split(":")
+  is_known = base in POLICIES or base in WRAPPERS
+  known = (load(base).label if is_known else "") or base.replace("_", " ")
+  return " ".join([known, *behind])
+
+
+def settings(name: str) -> frozenset[str]:
+  """Returns the fields that a name such as `snapkv:window=8` sets."""
+  return frozenset(part.partition("=")[0] for part in name.split(":")[1:])
+
+
+def parse(name: str) -> Any:
   """Returns the policy of `h2o:score=ema:decay=0.98` or `adakv:snapkv`.
 
   Settings follow a name; `adakv:` goes before that of the policy by which it
@@ -31,12 +72,12 @@ def parse(name: str) -> policy_lib.Policy:
   Raises:
     UserError: The name or a setting is unknown, or of another type.
   """
-  base, *settings = name.split(":")
+  base, *parts = name.split(":")
   fields: dict[str, Any] = {}
-  if base == "adakv":
-    shared = parse(":".join(settings) or "h2o")
-    return ada_kv.AdaKV(base=shared)
-  for setting in settings:
+  if base in WRAPPERS:
+    shared = parse(":".join(parts) or _WRAPPED)
+    return load(base)(base=shared)
+  for setting in parts:
     field, equals, value = setting.partition("=")
     if not equals:
       raise errors.UserError(
@@ -59,7 +100,7 @@ def _value(text: str) -> Any:
   return named.get(text.lower(), text)
 
 
-def from_name(name: str, **fields: Any) -> policy_lib.Policy:
+def from_name(name: str, **fields: Any) -> Any:
   """Returns the policy of a flag's name.
 
   Args:
@@ -86,23 +127,6 @@ def from_name(name: str, **fields: Any) -> policy_lib.Policy:
   return policy(**fields)
 
 
-def all_policies() -> dict[str, type[policy_lib.Policy]]:
+def all_policies() -> dict[str, Any]:
   """Returns the classes that need no other policy, by their flags' names."""
-  return {
-      "full": full.Full,
-      "window": window.Window,
-      "random": random.Random,
-      "streaming_llm": window.StreamingLLM,
-      "h2o": h2o.H2O,
-      "scissorhands": scissorhands.Scissorhands,
-      "tova": tova.TOVA,
-      "snapkv": snapkv.SnapKV,
-      "pyramidkv": snapkv.PyramidKV,
-      "keyformer": keyformer.Keyformer,
-      "knorm": knorm.Knorm,
-      "keydiff": keydiff.KeyDiff,
-      "rkv": rkv.RKV,
-      "lagkv": lagkv.LagKV,
-      "expected_attention": expected_attention.ExpectedAttention,
-      "quest": quest.Quest,
-  }
+  return {name: load(name) for name in POLICIES}

@@ -5,7 +5,7 @@ each, C slots.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -29,6 +29,8 @@ class H2O(policy_lib.Policy):
       the heads' sums.
   """
 
+  label: ClassVar[str] = "H2O"
+  look: ClassVar[policy_lib.Look | None] = ("#D55E00", "o", "-")
   score: Literal["sum", "mean", "ema"] = "sum"
   decay: float = 0.98
   reduce: policy_lib.Reduce = "sum"

@@ -5,7 +5,7 @@ each, C slots.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class Keyformer(policy_lib.Policy):
     reduce: As in `H2O`.
   """
 
+  label: ClassVar[str] = "Keyformer"
+  draws: ClassVar[bool] = True
   tau_start: float = 1.0
   tau_end: float = 2.0
   num_steps: int = 1024

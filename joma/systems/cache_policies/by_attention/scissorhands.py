@@ -5,6 +5,7 @@ each, C slots.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ class Scissorhands(policy_lib.Policy):
     history: Queries that are remembered, 1 to 32: a bit each.
   """
 
+  label: ClassVar[str] = "Scissorhands"
   history: int = 32
 
   def __post_init__(self):

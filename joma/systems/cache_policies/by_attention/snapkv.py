@@ -5,11 +5,12 @@ each, C slots.
 """
 
 import dataclasses
-import itertools
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 from scansnap_jax.experiment import errors
 
 
@@ -25,6 +26,7 @@ class SnapKV(policy_lib.Policy):
     kernel_size: Positions that are averaged over, odd.
   """
 
+  label: ClassVar[str] = "SnapKV"
   window: int = 32
   kernel_size: int = 5
 
@@ -37,6 +39,13 @@ class SnapKV(policy_lib.Policy):
 
   def _num_recent(self, capacity):
     return self.window if self.num_recent is None else self.num_recent
+
+  def fitted(self, slots, named):
+    """The window is at most half of the slots."""
+    if "window" in named:
+      return self
+    window = max(1, min(self.window, slots // 2))
+    return dataclasses.replace(self, window=window)
 
   def read_prompt(self, prompt):
     attn_weights, rows = prompt.last_weights(self.window)
@@ -62,6 +71,7 @@ class PyramidKV(SnapKV):
       protects and one; the others lie on a line whose mean is the capacity.
   """
 
+  label: ClassVar[str] = "PyramidKV"
   beta: float = 20.0
 
   def __post_init__(self):
@@ -71,12 +81,7 @@ class PyramidKV(SnapKV):
 
   def capacities(self, num_layers, capacity):
     least = self.num_sinks + self._num_recent(capacity) + 1
-    last = max(round(capacity / self.beta), min(least, capacity))
-    step = 2 * (capacity - last) / max(num_layers - 1, 1)
-    # Sums that are rounded: the total is exact.
-    total = lambda n: round(n * (2 * capacity - last) - step * n * (n - 1) / 2)
-    ends = [total(n) for n in range(num_layers)] + [num_layers * capacity]
-    return tuple(b - a for a, b in itertools.pairwise(ends))
+    return cache_plan.pyramid(capacity, num_layers, self.beta, least)
 
 
 def _moving_mean(score, kernel_size):

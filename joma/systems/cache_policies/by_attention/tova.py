@@ -19,6 +19,7 @@ class TOVA(policy_lib.Policy):
   All heads of a layer keep the same tokens.
   """
 
+  label: ClassVar[str] = "TOVA"
   num_recent: int | None = 0
   ranks_heads_alone: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ each, C slots, H head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class ExpectedAttention(policy_lib.Policy):
     num_future: Positions to come.
   """
 
+  label: ClassVar[str] = "Expected Attention"
   num_sinks: int = 4
   num_recent: int | None = 0
   num_future: int = 512

@@ -5,6 +5,7 @@ each, C slots, H head size.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from joma.inference.cache import policy as policy_lib
 from joma.systems.cache_policies.by_key import directions
@@ -13,6 +14,8 @@ from joma.systems.cache_policies.by_key import directions
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyDiff(policy_lib.Policy):
   """Keys that differ from the mean direction stay (arXiv 2504.15364)."""
+
+  label: ClassVar[str] = "KeyDiff"
 
   def priority(self, slots, position):
     unit, is_kept = directions.unit(slots.key), slots.pos >= 0

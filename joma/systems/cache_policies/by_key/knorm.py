@@ -5,6 +5,7 @@ each, C slots, H head size.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from joma.inference.cache import policy as policy_lib
 from joma.systems.cache_policies.by_key import directions
@@ -13,6 +14,8 @@ from joma.systems.cache_policies.by_key import directions
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Knorm(policy_lib.Policy):
   """Short keys stay: they get more attention (arXiv 2406.11430)."""
+
+  label: ClassVar[str] = "Knorm"
 
   def read_prompt(self, prompt):
     return -directions.norm(prompt.key).swapaxes(1, 2), None, None

@@ -5,7 +5,7 @@ each, C slots, H head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class LagKV(policy_lib.Policy):
     lag_size: Tokens of a chunk, at least 2.
   """
 
+  label: ClassVar[str] = "LagKV"
   num_sinks: int = 4
   num_recent: int | None = 0
   lag_size: int = 128

@@ -5,6 +5,7 @@ each, C slots, H head size.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class RKV(policy_lib.Policy):
     window: Queries that the mean remembers.
   """
 
+  label: ClassVar[str] = "R-KV"
   mix: float = 0.1
   window: int = 32
 
@@ -38,6 +40,13 @@ class RKV(policy_lib.Policy):
       raise errors.UserError(f"mix={self.mix} must be in [0, 1].")
     if self.window < 1:
       raise errors.UserError(f"window={self.window} must be at least 1.")
+
+  def fitted(self, slots, named):
+    """The window is at most half of the slots."""
+    if "window" in named:
+      return self
+    window = max(1, min(self.window, slots // 2))
+    return dataclasses.replace(self, window=window)
 
   def read_prompt(self, prompt):
     attn_weights, rows = prompt.last_weights(self.window)

@@ -7,6 +7,7 @@ import dataclasses
 from typing import ClassVar
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,3 +16,8 @@ class Full(policy_lib.Policy):
 
   num_recent: int | None = 0
   evicts: ClassVar[bool] = False
+
+  def plan(self, capacities, name):
+    """A slot has no score and needs no position."""
+    del capacities, name
+    return cache_plan.full()

@@ -4,10 +4,12 @@ Letters: B batch, K key and value heads, C slots.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,15 @@ class Random(policy_lib.Policy):
     seed: Of the draws, which differ by layer, head and position alone.
   """
 
+  label: ClassVar[str] = ""
+  look: ClassVar[policy_lib.Look | None] = ("#7A7A7A", "X", (0, (1, 1)))
+  draws: ClassVar[bool] = True
   num_recent: int | None = 0
   seed: int = 0
+
+  def plan(self, capacities, name):
+    """Places decide: a step changes no score."""
+    return cache_plan.window(capacities, name)
 
   def priority(self, slots, position):
     num_kv_heads, capacity = slots.pos.shape[1:]

@@ -4,15 +4,23 @@ Letters: B batch, K key and value heads, C slots.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window(policy_lib.Policy):
   """The last C tokens."""
 
+  label: ClassVar[str] = ""
+  look: ClassVar[policy_lib.Look | None] = ("#7A7A7A", "v", "-")
   num_recent: int | None = 0
+
+  def plan(self, capacities, name):
+    """Places decide: a step changes no score."""
+    return cache_plan.window(capacities, name)
 
   def priority(self, slots, position):
     return slots.pos
@@ -26,4 +34,6 @@ class StreamingLLM(Window):
   positions="rolled")`.
   """
 
+  label: ClassVar[str] = "StreamingLLM"
+  look: ClassVar[policy_lib.Look | None] = ("#E69F00", "D", "-")
   num_sinks: int = 4

@@ -37,6 +37,7 @@ class AdaKV(policy_lib.Policy):
     floor: Share of the average budget that every head gets.
   """
 
+  label: ClassVar[str] = "AdaKV"
   base: policy_lib.Policy
   floor: float = 0.2
   ranks_heads_alone: ClassVar[bool] = False
@@ -104,6 +105,15 @@ class PooledCache:
   owner: Any
   policy: Any = dataclasses.field(metadata={"static": True})
   num_kv_heads: Any = dataclasses.field(metadata={"static": True})
+
+  @property
+  def capacity(self) -> int:
+    """C, slots of a head on average."""
+    return self.owner.shape[1] // self.num_kv_heads
+
+  def kept_positions(self) -> Int[Array, "B K M"]:
+    """Positions that each head keeps, -1 in slots that are not its own."""
+    return jnp.where(self._is_mine(), self.pool.pos, -1)
 
   def attend(
       self,

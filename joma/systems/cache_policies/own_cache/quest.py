@@ -9,13 +9,14 @@ P pages, S pages read, H head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 from joma.transformer import attention
 from joma.transformer import full_cache
 from joma.transformer import one_query
@@ -32,6 +33,8 @@ class Quest(policy_lib.Policy):
     page_size: Keys of a page.
   """
 
+  label: ClassVar[str] = "Quest"
+  reads_part: ClassVar[bool] = True
   num_recent: int | None = 0
   num_keys: int = 1024
   page_size: int = 16
@@ -48,6 +51,18 @@ class Quest(policy_lib.Policy):
           f"num_keys={self.num_keys} must be a multiple of"
           f" page_size={self.page_size}."
       )
+
+  def fitted(self, slots, named):
+    """Reads so many keys, in whole pages."""
+    del named
+    num_keys = max(slots // self.page_size, 1) * self.page_size
+    return dataclasses.replace(self, num_keys=num_keys)
+
+  def plan(self, capacities, name):
+    """All stays; the best pages are read."""
+    del name
+    num_keys = min(self.num_keys, *capacities)
+    return cache_plan.quest(num_keys, self.page_size)
 
   def init_cache(self, config, layer, batch_size, capacity, dtype, options):
     """Returns a `QuestCache`, of `capacity` positions in all."""
@@ -86,6 +101,14 @@ class QuestCache:
   least: Any
   greatest: Any
   policy: Any = dataclasses.field(metadata={"static": True})
+
+  @property
+  def capacity(self) -> int:
+    """Positions of its pages."""
+    return self.kept.key.shape[2]
+
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
 
   def attend(
       self,

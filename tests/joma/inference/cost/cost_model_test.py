@@ -225,7 +225,8 @@ class CachePlanTest(absltest.TestCase):
 
   def test_pyramid_falls_linearly_and_keeps_the_mean(self):
     found = cache_plan.pyramid(100, 4, beta=20)
-    self.assertEqual(found, (195, 131, 68, 5))
+    self.assertEqual(found, (195, 132, 68, 5))
+    self.assertEqual(cache_plan.pyramid(64, 4, least=33), (95, 74, 54, 33))
     self.assertEqual(cache_plan.pyramid(7, 1), (7,))
 
   def test_split_heads(self):

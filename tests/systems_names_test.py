@@ -1,0 +1,150 @@
+"""Outside of its own file and the list of names nobody knows a policy."""
+
+import ast
+import pathlib
+
+from absl.testing import parameterized
+
+from joma.systems import names as system_names
+from joma.systems.cache_policies import names as policy_names
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_LIST = "joma/systems/cache_policies/names.py"
+# Words of ordinary English: as strings they say other things elsewhere.
+_ORDINARY = {"full", "window", "random"}
+# Where names stand nevertheless, and why.
+_MAY = {
+    # A score of the theory's own bridge, which is no cache.
+    "joma/inference/bridge/one_layer.py": {"h2o"},
+    "joma/inference/bridge/text.py": {"h2o"},
+    "launch/plot_bridge.py": {"h2o"},
+    "launch/report_bridge.py": {"h2o"},
+    # The names of plans, which are flags' values of the cost table.
+    "joma/inference/cost/cache_plan.py": {"h2o", "quest"},
+    "joma/inference/cost/cost_table.py": {"h2o", "snapkv", "pyramidkv"},
+    "joma/inference/cost/cost_table_config.py": {
+        *("h2o", "snapkv", "pyramidkv", "quest"),
+    },
+    # A benchmark of one policy's step beside a full cache's.
+    "launch/bench_inference.py": {"h2o"},
+}
+_NAMES = {
+    *policy_names.POLICIES,
+    *policy_names.WRAPPERS,
+    *system_names.SYSTEMS,
+} - _ORDINARY
+_CLASSES = {
+    entry.partition(":")[2]
+    for table in (policy_names.POLICIES, policy_names.WRAPPERS)
+    for entry in table.values()
+} - {
+    "Random"
+}  # A rule of contextual sparsity has that name too.
+
+
+def named(source):
+  """Names of systems among a program's strings, docstrings aside."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+      word = node.value.partition(":")[0]
+      found |= {word} & _NAMES
+  return found
+
+
+def asks_kinds(source):
+  """Lines that ask what class a policy is, or which fields it has."""
+  found = []
+  for node in ast.walk(ast.parse(source)):
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+      continue
+    if node.func.id not in ("isinstance", "hasattr") or len(node.args) != 2:
+      continue
+    subject, kinds = map(ast.unparse, node.args)
+    last = subject.rpartition(".")[2].rpartition("_")[2]
+    classes = {name.id for name in ast.walk(node.args[1]) if _is_name(name)}
+    classes |= {
+        part.attr
+        for part in ast.walk(node.args[1])
+        if isinstance(part, ast.Attribute)
+    }
+    if last.startswith("polic") or "polic" in subject or classes & _CLASSES:
+      found.append(f"{node.lineno}: {node.func.id}({subject}, {kinds})")
+  return found
+
+
+def _is_name(node):
+  return isinstance(node, ast.Name)
+
+
+def _files():
+  for package in ("joma", "launch"):
+    for path in sorted((_ROOT / package).rglob("*.py")):
+      relative = str(path.relative_to(_ROOT))
+      if relative != _LIST and not relative.startswith("joma/systems/"):
+        yield relative, path.read_text()
+
+
+class NamesTest(parameterized.TestCase):
+
+  def test_nobody_names_a_policy(self):
+    found = {path: named(source) for path, source in _files()}
+    found = {path: words for path, words in found.items() if words}
+    extra = {
+        path: words - _MAY.get(path, set())
+        for path, words in found.items()
+        if words - _MAY.get(path, set())
+    }
+    self.assertEqual(extra, {})
+    # What is allowed and no longer there is to be struck off.
+    idle = {p: words - found.get(p, set()) for p, words in _MAY.items()}
+    self.assertEqual({p: words for p, words in idle.items() if words}, {})
+
+  def test_nobody_asks_a_policy_for_its_kind(self):
+    found = {
+        path: asked
+        for path, source in _files()
+        if (asked := asks_kinds(source))
+    }
+    self.assertEqual(found, {})
+
+  @parameterized.parameters(
+      "hasattr(policy, 'seed')",
+      "hasattr(policy_names.parse(name), 'seed')",
+      "isinstance(self.base, (tova.TOVA, str))",
+      "isinstance(cache.policy, quest.Quest)",
+  )
+  def test_such_questions_are_seen(self, source):
+    self.assertLen(asks_kinds(source), 1)
+
+  def test_such_names_are_seen(self):
+    self.assertEqual(named("x == 'h2o:score=ema'"), {"h2o"})
+    self.assertEqual(named("x = 'full'"), set())
+
+
+class TableTest(parameterized.TestCase):
+
+  @parameterized.parameters(*policy_names.POLICIES, *policy_names.WRAPPERS)
+  def test_a_name_is_its_class_of_its_file(self, name):
+    found = policy_names.load(name)
+    self.assertIn(found.__name__, {*_CLASSES, "Random"})
+    self.assertEqual(found.draws, "seed" in found.__dataclass_fields__)
+
+  def test_a_policy_imports_no_other(self):
+    # A wrapper of two policies by definition.
+    composed = {"duo_attention.py": {"full", "window"}}
+    modules = {
+        entry.partition(":")[0].rpartition(".")[2]
+        for entry in policy_names.POLICIES.values()
+    }
+    folder = _ROOT / "joma/systems/cache_policies"
+    for path in sorted(folder.glob("*/*.py")):
+      found = {
+          alias.name
+          for node in ast.walk(ast.parse(path.read_text()))
+          if isinstance(node, ast.ImportFrom)
+          and "cache_policies" in (node.module or "")
+          for alias in node.names
+      }
+      with self.subTest(path.name):
+        self.assertEqual(found & modules, composed.get(path.name, set()))
