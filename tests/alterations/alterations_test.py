@@ -7,7 +7,7 @@ import pytest
 
 from tests.alterations import apply
 
-_LEAST = 120
+_LEAST = 180
 
 
 class RowsTest(absltest.TestCase):

@@ -157,6 +157,13 @@ class FamiliesTest(parameterized.TestCase):
     )
 
 
+class SinksTest(absltest.TestCase):
+
+  def test_there_are_no_more_sinks_than_keys(self):
+    mask = masks.sinks(3, 4, num_sinks=9)
+    np.testing.assert_array_equal(mask.stops, [[4, 4, 4]])
+
+
 class DocumentTest(parameterized.TestCase):
 
   def test_negative_ids_are_padding(self):

@@ -75,6 +75,21 @@ class TileStatesTest(parameterized.TestCase):
     self.assertEqual((states == selection.PARTIAL).sum(), 8)
 
 
+class IdsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ((0, 0), (0, 0), selection.FULL),
+      ((0, 1), (0, 1), selection.PARTIAL),
+      ((0, 0), (1, 1), selection.EMPTY),
+  )
+  def test_a_tile_is_full_where_all_ids_are_one(self, query_ids, key_ids, want):
+    mask = masks.hash_sparse(
+        np.array(query_ids), np.array(key_ids), is_causal=False
+    )
+    states = selection.tile_states(mask, 2, 2, 2, 2)
+    self.assertEqual(np.ravel(states).tolist(), [want])
+
+
 class FromMaskTest(parameterized.TestCase):
 
   def test_lists_the_touched_blocks_in_ascending_order(self):

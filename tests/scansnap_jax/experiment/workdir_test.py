@@ -197,6 +197,13 @@ class WriteAtomicTest(parameterized.TestCase):
         workdir.write_atomic(folder / "file", "new")
     self.assertEqual(_contents(folder), {"file": b"old"})
 
+  def test_who_reads_meanwhile_reads_the_whole_old_file(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "file").write_text("old")
+    with open(folder / "file") as reader:
+      workdir.write_atomic(folder / "file", "new and longer")
+      self.assertEqual(reader.read(), "old")
+
 
 class LockTest(parameterized.TestCase):
 

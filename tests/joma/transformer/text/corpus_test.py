@@ -42,6 +42,16 @@ class CorpusTest(parameterized.TestCase):
     if kind != "words":
       self.assertEqual(corpus.tokenizer.decode(ids), _TEXT)
 
+  def test_ids_of_a_large_vocabulary_keep_their_value(self):
+    class Large(tokenizer_lib.Bytes):
+      vocab_size = 2**16 + 1
+
+      def encode(self, text):
+        return np.full(len(text), 2**16, np.int32)
+
+    corpus = self._load(Large())
+    self.assertEqual(set(np.asarray(corpus.train)), {2**16})
+
   def test_words_are_learned_of_train_alone(self):
     corpus = self._load("words")
     self.assertIn("3th", corpus.tokenizer.words)

@@ -66,6 +66,8 @@ class WordsTest(parameterized.TestCase):
     words = tokenizer_lib.learn_words(["b a a c", "<unk> B <unk> <unk> z"])
     self.assertEqual(words.words, ("<unk>", "a", "b", "c", "z"))
     self.assertEqual(words.vocab_size, 5)
+    words = tokenizer_lib.learn_words(["c b a d d"])
+    self.assertEqual(words.words, ("<unk>", "d", "a", "b", "c"))
 
   def test_unknown_words_and_the_word_unk_are_id_0(self):
     words = tokenizer_lib.learn_words(["a b b"])
