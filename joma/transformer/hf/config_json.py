@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any, get_type_hints
 
 from joma.transformer.config import TransformerConfig
+from joma.transformer.hf import own_form
 from joma.transformer.hf.families import FAMILIES
 from joma.transformer.hf.families import Family
 from scansnap_jax.experiment import require
@@ -103,10 +104,12 @@ def from_hf(fields: Mapping[str, Any]) -> TransformerConfig:
       cannot describe; the message names field and value.
   """
   model_type = str(fields.get("model_type"))
+  if model_type == own_form.MODEL_TYPE:
+    return own_form.from_fields(fields)
   if model_type not in FAMILIES:
     raise UserError(
         f"model_type={model_type!r} is not supported; supported:"
-        f" {', '.join(FAMILIES)}."
+        f" {', '.join((*FAMILIES, own_form.MODEL_TYPE))}."
     )
   family = FAMILIES[model_type]
   fields = _checked_types(fields)
@@ -126,12 +129,15 @@ def to_hf(
 
   Args:
     config: What to describe.
-    family: A model_type; None is the first that can describe `config`.
+    family: A model_type; None is the first that can describe `config`, and the
+      project's own, joma, for one with attention systems.
 
   Raises:
     UserError: If the family cannot describe `config`; the message names the
       fields that it cannot say.
   """
+  if family == own_form.MODEL_TYPE or (family is None and config.attention):
+    return own_form.to_fields(config)
   if family is None:
     family = family_of(config)
   elif family not in FAMILIES:

@@ -6,8 +6,9 @@
 
 A folder is config.json and model.safetensors, or shards with their index, as
 transformers writes it: GPT-2, OPT, GPT-NeoX and Pythia, Llama 1 to 3, Mistral,
-Qwen 2 and 3, Gemma 1 to 3 (text). No torch, no network, no pickle. What was
-saved, loaded and saved again is the same to the byte.
+Qwen 2 and 3, Gemma 1 to 3 (text); or the project's `own_form`. No torch, no
+network, no pickle. What was saved, loaded and saved again is the same to the
+byte.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ import numpy as np
 
 from joma.transformer.config import TransformerConfig
 from joma.transformer.hf import config_json
+from joma.transformer.hf import own_form
+from joma.transformer.hf import own_tensors
 from joma.transformer.hf import safetensors_folder
 from joma.transformer.hf import tensors
 from joma.transformer.hf.safetensors_folder import StoredTensor
@@ -68,8 +71,10 @@ def load(
       names file and tensor.
   """
   folder, fields, config = _read_config(folder)
-  table = tensors.TABLES[fields["model_type"]]
   dtype = _checked_dtype(dtype)
+  if fields["model_type"] == own_form.MODEL_TYPE:
+    return config, own_tensors.load(folder, config, dtype)
+  table = tensors.TABLES[fields["model_type"]]
   stored = _named(safetensors_folder.stored_tensors(folder), table)
   rows = list(table.rows_of(config))
   sizes = tensors.sizes_of(config)
@@ -104,7 +109,7 @@ def save(
     config: The model's.
     params: Its parameters.
     family: Its model_type; None is that of `like`, or the first that can
-      describe it.
+      describe it, or the project's own for one with attention systems.
     dtype: Of the file: float32, bfloat16 or float16; None is the parameters'.
     max_shard_bytes: Weights beyond it go to further files, with an index.
     like: Folder whose tokenizer and generation_config.json are copied, and
@@ -118,9 +123,28 @@ def save(
   if like is not None:
     like = _existing(like)
     like_fields = json_file.read_object(like / "config.json")
-    family = family or like_fields.get("model_type")
+    theirs = None if config.attention else like_fields.get("model_type")
+    family = family or theirs
   fields = config_json.to_hf(config, family)
   dtype = _checked_dtype(dtype)
+  kept = _kept_fields(like_fields, fields)
+  folder = Path(folder).expanduser()
+  if fields["model_type"] == own_form.MODEL_TYPE:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = own_tensors.save(folder, config, params, dtype, max_shard_bytes)
+  else:
+    name = _save_family(folder, fields, config, params, dtype, max_shard_bytes)
+  names = {"dtype": name, "torch_dtype": name}
+  fields = {**kept, **fields, **names}
+  safetensors_folder.write_json(folder / "config.json", fields)
+  if like is not None and like.resolve() != folder.resolve():
+    for name in _COMPANIONS:
+      if (like / name).is_file():
+        shutil.copyfile(like / name, folder / name)
+
+
+def _save_family(folder, fields, config, params, dtype, max_shard_bytes) -> str:
+  """Writes the tensors of a family's model; returns the first one's dtype."""
   rows = list(tensors.TABLES[fields["model_type"]].rows_of(config))
   sizes = tensors.sizes_of(config)
   flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
@@ -129,10 +153,6 @@ def save(
       row.name: dtype or _checked_dtype(flat[row.leaves.split()[0]].dtype)
       for row in rows
   }
-  names = {"dtype": str(dtype_of[rows[0].name])}
-  names["torch_dtype"] = names["dtype"]
-  fields = {**_kept_fields(like_fields, fields), **fields, **names}
-  folder = Path(folder).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   safetensors_folder.write(
       folder,
@@ -141,11 +161,7 @@ def save(
       _file_tensors(flat, rows, sizes, dtype_of),
       max_shard_bytes,
   )
-  safetensors_folder.write_json(folder / "config.json", fields)
-  if like is not None and like.resolve() != folder.resolve():
-    for name in _COMPANIONS:
-      if (like / name).is_file():
-        shutil.copyfile(like / name, folder / name)
+  return str(dtype_of[rows[0].name])
 
 
 def read_config(folder: str | os.PathLike[str]) -> TransformerConfig:
@@ -323,6 +339,8 @@ def _kept_fields(
   kept = {name: like.get(name) for name in _TOKEN_IDS}
   if like.get("model_type") == fields["model_type"]:
     kept = {**kept, **like}
+  if fields["model_type"] == own_form.MODEL_TYPE:
+    return {name: value for name, value in kept.items() if value is not None}
   # Nothing that was taken over may change what the model computes.
   if config_json.from_hf({**kept, **fields}) != config_json.from_hf(fields):
     raise UserError("like: its config.json describes another model.")
