@@ -15,6 +15,7 @@ _ARROWS = {
     "scansnap_jax": set(),
     "joma": {"scansnap_jax"},
     "joma/transformer": {"scansnap_jax", "kernels_pallas"},
+    "joma/systems": {"scansnap_jax", "kernels_pallas"},
     "joma/inference": {"scansnap_jax", "kernels_pallas"},
     "kernels_pallas": set(),
     "launch": {"scansnap_jax", "joma", "kernels_pallas"},

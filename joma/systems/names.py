@@ -16,7 +16,11 @@ from scansnap_jax.experiment import errors
 PLAIN = "softmax"
 
 # Module and class of each system.
-SYSTEMS: dict[str, str] = {}
+SYSTEMS: dict[str, str] = {
+    "hip": "joma.systems.selectors.hip:Hip",
+    "lightning": "joma.systems.mixers.lightning:Lightning",
+    "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
+}
 
 
 @dataclasses.dataclass(frozen=True)

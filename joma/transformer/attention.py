@@ -247,14 +247,30 @@ class Attention(nn.Module):
           self.config.attn_dropout, deterministic=not is_dropping
       )
       return _weighted_values(dropout(weights), value)
-    attend = lambda *arrays: _op(options, *arrays)
+    attend = lambda *arrays: attend_where(options, *arrays)
     return sharding.per_part(
         attend, query, key, value, where, options.sink_logits
     )
 
 
-def _op(options, query, key, value, where, sink_logits=None) -> Array:
-  """The kernels' op, whatever says where to look."""
+def attend_where(
+    options: AttentionOptions,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    where: hooks.Where,
+    sink_logits: Float[Array, "N"] | None = None,
+) -> Float[Array, "B T N H"]:
+  """The kernels' op, whatever says where to look.
+
+  Args:
+    options: Scale, soft cap and implementation; windows are part of `where`.
+    query: Rotated.
+    key: Rotated.
+    value: Of the keys.
+    where: A mask, or blocks of keys and a mask inside them.
+    sink_logits: Of a key of each head that has no value.
+  """
   shared: Any = dict(
       scale=options.scale,
       logits_soft_cap=options.logits_soft_cap,
@@ -299,16 +315,29 @@ def masked_logits(
 
 
 def attn_weights(
-    attn_logits: Float[Array, "*b N T S"], rule: hooks.WeightRule | None
-) -> Float[Array, "*b N T S"]:
+    attn_logits: Float[Array, "B N T S"], rule: hooks.WeightRule | None
+) -> Float[Array, "B N T S"]:
   """Weights of logits by a rule; None is softmax."""
-  if rule is None:
-    return jax.nn.softmax(attn_logits)
-  if rule.normalize is not None:
+  if rule is not None and rule.normalize is not None:
     return rule.normalize(attn_logits)
-  if rule.sink_logits is None:
+  sinks = None if rule is None else rule.sink_logits
+  return softmax(attn_logits, None if sinks is None else sinks[:, None, None])
+
+
+def softmax(
+    attn_logits: Float[Array, "*b S"], sink_logits: Float[Array, "..."] | None
+) -> Float[Array, "*b S"]:
+  """Softmax over the last axis, with one more logit where there are sinks.
+
+  Args:
+    attn_logits: Logits, -inf where nothing is seen.
+    sink_logits: Of a key without value, of a shape that broadcasts to
+      `attn_logits[..., :1]`; None is none.
+  """
+  if sink_logits is None:
     return jax.nn.softmax(attn_logits)
-  sinks = rule.sink_logits.astype(attn_logits.dtype)[:, None, None]
+  sinks = sink_logits.astype(attn_logits.dtype)
+  sinks = masks.to_rank(sinks, attn_logits.ndim)
   sinks = jnp.broadcast_to(sinks, (*attn_logits.shape[:-1], 1))
   both = jnp.concatenate([attn_logits, sinks], axis=-1)
   return jax.nn.softmax(both)[..., :-1]

@@ -8,7 +8,7 @@ and value heads, G = N / K, H head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class FullCache:
 
   key: Any
   value: Any
+  honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   def attend(
       self,
@@ -48,13 +49,22 @@ class FullCache:
   ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
     """Writes T positions, then attends to all up to each query's own."""
     query, key = rotate(query, positions), rotate(key, positions)
-    cache = FullCache(
-        _write(self.key, key, positions), _write(self.value, value, positions)
-    )
+    cache = self.write(key, value, positions)
     if query.shape[1] == 1:
       return _attend_one(query, cache, positions, options), cache
     result = attend_many(query, cache.key, cache.value, positions, options)
     return result.out, cache
+
+  def write(
+      self,
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+  ) -> "FullCache":
+    """Keeps rotated keys and their values; padding, at -1, is dropped."""
+    return FullCache(
+        _write(self.key, key, positions), _write(self.value, value, positions)
+    )
 
 
 def init(
@@ -123,6 +133,7 @@ def attend_many(
       mask=masks.Mask(starts[:, None], stops[:, None]),
       scale=options.scale,
       logits_soft_cap=options.logits_soft_cap,
+      sink_logits=options.sink_logits,
       implementation=options.implementation,
       **returns,
   )

@@ -74,15 +74,20 @@ class WeightRule:
   """How attention weights follow from logits.
 
   Attributes:
-    kind: What a cache must list among its `honours` to follow it.
+    name: Of the system, for messages.
     sink_logits: Logits [N] of a key without value, in softmax; None is none.
     normalize: Weights of logits [B, N, T, S], -inf where nothing is seen; None
       is softmax. Others are computed as one array.
   """
 
-  kind: str
+  name: str
   sink_logits: Float[Array, "N"] | None = None
   normalize: Callable[[Array], Array] | None = None
+
+  @property
+  def kind(self) -> str:
+    """What a cache must list among its `honours` to follow the rule."""
+    return "sinks" if self.normalize is None else "weights"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,8 +120,8 @@ class AttentionOptions:
 class KVCache(Protocol):
   """Keys and values of one layer: what it keeps and what queries see of it.
 
-  A cache that follows other weights than softmax lists their kinds in a class
-  attribute `honours`.
+  A cache that follows more than softmax says so in a class attribute `honours`:
+  `sinks`, `weights`, or the name of the mixer or selector whose cache it is.
   """
 
   def attend(

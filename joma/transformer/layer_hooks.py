@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 from jaxtyping import Array, Float
+import numpy as np
 
 from joma.systems import names
 from joma.transformer import config as configs
 from joma.transformer import hooks
+from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
 
@@ -167,6 +169,26 @@ def prepare(
   return query, key, value, kv_cache
 
 
+def check_causal(name: str, call: hooks.Call, mask: masks.Mask) -> None:
+  """Raises UserError where a mixer that reads all before itself may not.
+
+  Padding at the ends of texts needs no mask: nothing before it sees it.
+  """
+  plain = masks.causal(mask.starts.shape[-1])
+  same = [
+      isinstance(one, np.ndarray) and np.array_equal(one, two)
+      for one, two in (
+          (mask.starts, plain.starts),
+          (mask.stops, plain.stops),
+      )
+  ]
+  if not all(same) or mask.query_ids is not None or call.options.window:
+    raise errors.UserError(
+        f"{name} reads all that comes before a token: layer {call.layer} can"
+        " follow no window and no mask but the causal one."
+    )
+
+
 def with_weights(own: LayerSystems, call: hooks.Call) -> hooks.Call:
   """Puts the rule of a layer's weights into its options."""
   if own.weights is None:
@@ -193,13 +215,13 @@ def attend(
   inner = kv_cache.kv_cache if is_prepared else kv_cache
   # A cache that does not say so honours nothing: rules are never passed over.
   honours = getattr(inner, "honours", ())
-  wanted = [] if call.options.weights is None else [call.options.weights.kind]
-  owner = own.mixer or own.select
-  wanted += [] if owner is None else [owner.name]
-  for kind in wanted:
+  rule, owner = call.options.weights, own.mixer or own.select
+  wanted = {} if rule is None else {rule.kind: rule.name}
+  wanted |= {} if owner is None else {owner.name: owner.name}
+  for kind, name in wanted.items():
     if kind not in honours:
       raise errors.UserError(
-          f"{type(inner).__name__} cannot follow {kind}, which layer"
+          f"{type(inner).__name__} cannot follow {name}, which layer"
           f" {call.layer} has: use the caches of `full_cache.init`."
       )
   options = call.options

@@ -28,8 +28,8 @@ def attend(
     options: Its window is the caller's matter: part of `is_seen`.
 
   Returns:
-    out, and the logits, float32: -inf where nothing is seen. `jax.nn.softmax`
-    of them are the attention weights, computed once.
+    out, and the logits, float32: -inf where nothing is seen. `weights` of them
+    are the attention weights, computed once.
   """
   batch, _, num_heads, head_dim = query.shape
   grouped = query.reshape(batch, key.shape[1], -1, head_dim)
@@ -47,7 +47,17 @@ def attend(
     cap = options.logits_soft_cap
     attn_logits = cap * jnp.tanh(attn_logits / cap)
   attn_logits = jnp.where(is_seen[:, :, None], attn_logits, -jnp.inf)
-  attn_weights = jax.nn.softmax(attn_logits).astype(value.dtype)
+  attn_weights = weights(attn_logits, options).astype(value.dtype)
   out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, value)
   out = out.reshape(batch, 1, num_heads, head_dim).astype(query.dtype)
   return out, attn_logits
+
+
+def weights(
+    attn_logits: Float[Array, "B K G C"], options: attention.AttentionOptions
+) -> Float[Array, "B K G C"]:
+  """Softmax of the logits of `attend`, with the heads' sinks."""
+  sinks = options.sink_logits
+  if sinks is not None:
+    sinks = sinks.reshape(*attn_logits.shape[1:3], 1)
+  return attention.softmax(attn_logits, sinks)

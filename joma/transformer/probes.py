@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from joma.theory import metrics
+from joma.transformer import config as configs
 from joma.transformer import model as models
 
 TOP_SHARE = 0.2
@@ -67,6 +68,8 @@ def attention(
     num_visible: v, keys that the mask allows; see `count_visible`.
   """
   attn_weights = attn_weights.astype(jnp.float32)
+  # Where a layer has no weights, counts of them are no numbers either.
+  none = jnp.where(jnp.isnan(attn_weights[..., 0]), jnp.nan, 0)
   entropy = jax.scipy.special.entr(attn_weights).sum(axis=-1)
   num_top = jnp.ceil(TOP_SHARE * num_visible).astype(jnp.int32)
   largest = attn_weights.max(axis=-1, keepdims=True)
@@ -77,8 +80,8 @@ def attention(
   return Attention(
       entropy=entropy,
       effective_support=jnp.exp(entropy),
-      top_mass=top_mass(attn_weights, num_top[None, None]),
-      negligible=(small - (num_keys - visible)) / visible,
+      top_mass=top_mass(attn_weights, num_top[None, None]) + none,
+      negligible=(small - (num_keys - visible)) / visible + none,
       sink_mass=attn_weights[..., 0],
   )
 
@@ -170,12 +173,12 @@ def read(
   weights = is_token.astype(jnp.float32)
   found = []
   for layer in range(model.config.num_layers):
-    attn: Any = seen["intermediates"][f"layers_{layer}"]["attn"]
+    attn_weights = weights_of(seen, layer, model.config, tokens.shape)
     num_visible = count_visible(tokens.shape[1], model.config.window_of(layer))
     found.append(
         jax.tree.map(
             lambda rows: jnp.einsum("BNT,BT->N", rows, weights),
-            attention(attn["attn_weights"][0], num_visible),
+            attention(attn_weights, num_visible),
         )
     )
   log_probs = jax.nn.log_softmax(logits[:, :-1])
@@ -187,6 +190,27 @@ def read(
       num_targets=weights[:, 1:].sum(),
       logits=logits if with_logits else None,
   )
+
+
+def weights_of(
+    seen: Mapping[str, Any],
+    layer: int,
+    config: configs.TransformerConfig,
+    shape: tuple[int, ...],
+) -> Float[Array, "B N T T"]:
+  """Attention weights of a layer; NaN where its mixer has none.
+
+  Args:
+    seen: What a Transformer has sown.
+    layer: Which, from 0.
+    config: The model's.
+    shape: Of the tokens, (B, T).
+  """
+  attn: Any = seen["intermediates"][f"layers_{layer}"]["attn"]
+  if "attn_weights" in attn:
+    return attn["attn_weights"][0]
+  batch, length = shape
+  return jnp.full((batch, config.num_heads, length, length), jnp.nan)
 
 
 def sink_rate(sink_mass: Float[np.ndarray, "*b N"]) -> Float[np.ndarray, "*b"]:

@@ -138,26 +138,26 @@ def per_part(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     where: masks.Mask | selection.Selection,
-    sink_logits: Float[Array, "N"] | None = None,
+    of_heads: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N H"]:
   """Attends in parts of batch and heads, as kernels cannot be split by XLA.
 
   Under `jax.set_mesh` of a mesh of this module each device calls `attend` with
   the sequences and heads that are its own, or with all of an axis that the mesh
-  does not divide. Without one it is `attend(query, key, value, where)`, and the
-  sinks' logits after those where there are any.
+  does not divide. Without one it is `attend(query, key, value, where)`; where
+  `of_heads`, a number a query head, is given, it comes after those.
   """
-  sinks = () if sink_logits is None else (sink_logits,)
+  extra = () if of_heads is None else (of_heads,)
   mesh = jax.sharding.get_abstract_mesh()
   if not set(AXES) <= set(mesh.auto_axes):
-    return attend(query, key, value, where, *sinks)
+    return attend(query, key, value, where, *extra)
   num_parts = num_batch_parts(mesh)
   batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
   heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
   arrays = P(batch, None, heads, None)
   in_parts = lambda attend, *places: jax.shard_map(
       attend,
-      in_specs=(arrays, arrays, arrays, *places, *(P(heads) for _ in sinks)),
+      in_specs=(arrays, arrays, arrays, *places, *(P(heads) for _ in extra)),
       out_specs=arrays,
       check_vma=False,
   )
@@ -167,12 +167,12 @@ def per_part(
     leaves = jax.tree.leaves(where)
     is_known = all(isinstance(leaf, np.ndarray) for leaf in leaves)
     if is_known and where.starts.ndim == 2:  # Tiles can then be left out.
-      alike = lambda query, key, value, *sinks: attend(
-          query, key, value, where, *sinks
+      alike = lambda query, key, value, *extra: attend(
+          query, key, value, where, *extra
       )
-      return in_parts(alike)(query, key, value, *sinks)
+      return in_parts(alike)(query, key, value, *extra)
     place = _mask_specs(where, batch)
-  return in_parts(attend, place)(query, key, value, where, *sinks)
+  return in_parts(attend, place)(query, key, value, where, *extra)
 
 
 def _mask_specs(mask: masks.Mask, batch: Any) -> masks.Mask:

@@ -31,7 +31,6 @@ class Shape:
       self,
       dtype: jax.typing.DTypeLike = jnp.bfloat16,
       cache_dtype: jax.typing.DTypeLike | None = None,
-      has_votes: bool = False,
   ) -> tuple[Any, ...]:
     """Abstract query, key, value, cache and positions."""
     heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
@@ -46,7 +45,6 @@ class Shape:
             self.capacity,
             self.head_dim,
             dtype if cache_dtype is None else cache_dtype,
-            has_votes,
         )
     )
     return (*vectors, cache, jax.ShapeDtypeStruct((self.batch,), jnp.int32))

@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels_pallas import activations
 from kernels_pallas.gather_mlp import parts
 
 
@@ -35,9 +34,9 @@ def hidden_of(
   """What the neurons of `weights` give to their rows of `down`."""
   hidden = _affine(x, weights.up, weights.up_bias)
   if weights.gate is None:
-    return activations.ACTIVATIONS[activation](hidden)
+    return parts.ACTIVATIONS[activation](hidden)
   gate = _affine(x, weights.gate, weights.gate_bias)
-  return activations.ACTIVATIONS[activation](gate) * hidden
+  return parts.ACTIVATIONS[activation](gate) * hidden
 
 
 def read(

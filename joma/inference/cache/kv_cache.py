@@ -11,7 +11,7 @@ G = N / K, H head size.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class SlotCache:
   options: Any = dataclasses.field(metadata={"static": True})
   layer: Any = dataclasses.field(metadata={"static": True})
   num_groups: Any = dataclasses.field(metadata={"static": True})
+  honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   @property
   def capacity(self) -> int:

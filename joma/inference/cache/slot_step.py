@@ -66,16 +66,14 @@ def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
   has_kernel = cache.policy.kernel_options() is not None
   # The kernel writes whole tiles of memory: 32 bytes of rows.
   has_tiles = cache.capacity * cache.key.data.dtype.itemsize % 32 == 0
-  return chosen == "pallas_tpu" and is_plain and has_kernel and has_tiles
+  is_softmax = options.weights is None  # The kernel knows no sinks.
+  return all(
+      (chosen == "pallas_tpu", is_plain, has_kernel, has_tiles, is_softmax)
+  )
 
 
 def decode_fused(cache, query, key, value, positions, rotate, options):
   """As `decode`, by `kernels_pallas.decode` in one pass."""
-  kernel_options = cache.policy.kernel_options()
-  # A rule with votes has them in `aux`; other policies with a kernel have none.
-  bits = lambda x, dtype: (
-      None if x is None else jax.lax.bitcast_convert_type(x, dtype)
-  )
   kept = kernel_slots.Slots(
       key=cache.key.data,
       value=cache.value.data,
@@ -83,7 +81,6 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       pos=cache.pos,
       key_scale=cache.key.scale,
       value_scale=cache.value.scale,
-      votes=bits(cache.aux, jnp.int32),
   )
   out, kept, _ = api.decode_step(
       rotate(query, positions)[:, 0],
@@ -95,7 +92,7 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       logits_soft_cap=options.logits_soft_cap,
       window=options.window,
       implementation="pallas_tpu",
-      **kernel_options,
+      **cache.policy.kernel_options(),
   )
   cache = dataclasses.replace(
       cache,
@@ -103,7 +100,6 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       value=storage.Stored(kept.value, kept.value_scale),
       score=kept.score,
       pos=kept.pos,
-      aux=bits(kept.votes, jnp.uint32),
   )
   return out[:, None], cache
 
@@ -140,7 +136,9 @@ def decode(cache, query, key, value, positions, rotate, options):
   if not cache.policy.evicts:
     overflows = (slot >= cache.capacity).any(axis=-1) & is_active
     out = jnp.where(overflows[:, None, None, None], jnp.nan, out)
-  step = policy_lib.Step(attn_logits, jax.nn.softmax(attn_logits), position)
+  step = policy_lib.Step(
+      attn_logits, one_query.weights(attn_logits, options), position
+  )
   score, aux, state = cache.policy.observe(view(cache), step)
   cache = dataclasses.replace(cache, score=score, aux=aux, state=state)
   return out, where_active(is_active, cache, old)

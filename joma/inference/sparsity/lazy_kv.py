@@ -15,7 +15,7 @@ size of a head.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class LazyKV:
   missing: Any
   num_steps: Any
   step: Any = None
+  honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   @property
   def is_flush(self) -> Bool[Array, "1 1"]:

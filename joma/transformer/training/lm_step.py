@@ -324,7 +324,8 @@ def _attn_weights(params, batch, task):
   _, seen = task.model.apply(
       {"params": params}, batch.inputs, mutable="intermediates"
   )
+  config = task.config.model
   return [
-      seen["intermediates"][f"layers_{layer}"]["attn"]["attn_weights"][0]
-      for layer in range(task.config.model.num_layers)
+      probes.weights_of(seen, layer, config, batch.inputs.shape)
+      for layer in range(config.num_layers)
   ]

@@ -109,7 +109,7 @@ class Even:
     even = lambda attn_logits: jnp.where(
         jnp.isneginf(attn_logits), 0, 1
     ) / jnp.maximum((attn_logits > -jnp.inf).sum(axis=-1, keepdims=True), 1)
-    return hooks.WeightRule(kind=self.name, normalize=even)
+    return hooks.WeightRule(name=self.name, normalize=even)
 
 
 _TABLE = {

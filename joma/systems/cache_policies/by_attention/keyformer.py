@@ -61,7 +61,9 @@ class Keyformer(policy_lib.Policy):
     channel = noise.swapaxes(1, 2)[..., None] / scale
     query = prompt.query.astype(jnp.float32)
     key = widen(prompt.rotated_key.astype(jnp.float32), channel)
-    options = dataclasses.replace(prompt.options, scale=scale / self.tau_start)
+    options = dataclasses.replace(
+        prompt.options, scale=scale / self.tau_start, weights=None
+    )
     result = full_cache.attend_many(
         widen(query, jnp.ones_like(query[..., :1])),
         key.swapaxes(1, 2),

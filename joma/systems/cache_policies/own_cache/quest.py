@@ -101,6 +101,7 @@ class QuestCache:
   least: Any
   greatest: Any
   policy: Any = dataclasses.field(metadata={"static": True})
+  honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   @property
   def capacity(self) -> int:

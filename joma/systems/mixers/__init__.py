@@ -1,0 +1,1 @@
+"""Mixers: what takes the place of attention, with a state of its own."""

@@ -1,0 +1,1 @@
+"""Rules of scores and weights: what softmax reads, or what replaces it."""

@@ -1,0 +1,1 @@
+"""Selectors: which blocks of keys each query may read."""

@@ -1,0 +1,145 @@
+"""A full KV cache in blocks, of which a selector chooses those that are read.
+
+Time falls, memory does not. Any selector that can choose for one query may use
+it.
+
+Letters: B batch, T new tokens, N query heads, K key and value heads, G = N / K,
+S positions, C blocks, W blocks that are read, H head size.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from joma.transformer import attention
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import one_query
+from kernels_pallas import masks
+
+
+@runtime_checkable
+class Chooser(Protocol):
+  """A selector that can choose for one query a sequence."""
+
+  @property
+  def block(self) -> int:
+    """Keys of a block."""
+    ...
+
+  def select(self, params, call, query, key, mask) -> Any:
+    """As `hooks.Select`, of whole prompts."""
+    ...
+
+  def choose(
+      self,
+      query: Float[Array, "B K G H"],
+      key: Float[Array, "B K S H"],
+      position: Int[Array, "B"],
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """Returns different blocks up to the position's own, and which count."""
+    ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockCache:
+  """An `attention.KVCache`.
+
+  Attributes:
+    kept: `full_cache.FullCache` of whole blocks.
+    system: The selector, static.
+  """
+
+  kept: Any
+  system: Any = dataclasses.field(metadata={"static": True})
+
+  @property
+  def honours(self) -> tuple[str, ...]:
+    """Its selector, and sinks."""
+    return (self.system.name, "sinks")
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
+    """One token: the chosen blocks. More: a prompt, for an empty cache only.
+
+    A prompt selects as a whole text does; one to a cache that holds something
+    gives NaN: read what follows token by token.
+    """
+    query, key = rotate(query, positions), rotate(key, positions)
+    kept = self.kept.write(key, value, positions)
+    cache = dataclasses.replace(self, kept=kept)
+    if query.shape[1] == 1:
+      return cache._read(query, positions, options), cache
+    call = options.call
+    assert call is not None  # A layer gives it to the caches of its systems.
+    length = query.shape[1]
+    mask = masks.causal(length)
+    where = self.system.select(
+        call.params[self.system.name],
+        call,
+        query,
+        key,
+        attention.with_window(mask, length, options.window),
+    )
+    out = attention.attend_where(
+        options, query, key, value, where, options.sink_logits
+    )
+    is_first = (positions[:, 0] <= 0)[:, None, None, None]
+    return jnp.where(is_first, out, jnp.nan), cache
+
+  def _read(self, query, positions, options) -> Array:
+    batch, num_kv_heads, _, head_dim = self.kept.key.shape
+    size, position = self.system.block, positions[:, 0]
+    grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
+    key = self.kept.key
+    blocks, is_valid = self.system.choose(
+        grouped.astype(key.dtype), key, position
+    )
+    place = blocks[..., None] * size + jnp.arange(size)[None, None, None]
+    is_seen = is_valid[..., None] & (place <= position[:, None, None, None])
+    if options.window is not None:
+      oldest = position - options.window
+      is_seen &= place > oldest[:, None, None, None]
+    flat = lambda x: x.reshape(batch, num_kv_heads, -1)
+    gather = lambda x: slices(x, blocks * size, size).reshape(
+        batch, num_kv_heads, -1, head_dim
+    )
+    out, _ = one_query.attend(
+        query, gather(key), gather(self.kept.value), flat(is_seen), options
+    )
+    return out
+
+
+def slices(
+    kept: Float[Array, "B K S H"], starts: Int[Array, "B K W"], size: int
+) -> Float[Array, "B K W _ H"]:
+  """Reads `size` rows from each start on, and nothing else of what is kept."""
+  one = lambda rows, start: jax.lax.dynamic_slice_in_dim(rows, start, size)
+  of_head = jax.vmap(one, in_axes=(None, 0))
+  return jax.vmap(jax.vmap(of_head))(kept, starts)
+
+
+def init(
+    system: Chooser,
+    config: configs.TransformerConfig,
+    batch_size: int,
+    capacity: int,
+    dtype: Any,
+) -> BlockCache:
+  """Returns an empty cache of one layer, for `capacity` positions or more."""
+  size = -(-capacity // system.block) * system.block
+  shape = (batch_size, config.num_kv_heads, size, config.head_dim)
+  empty = lambda: jnp.zeros(shape, dtype)
+  return BlockCache(full_cache.FullCache(empty(), empty()), system)

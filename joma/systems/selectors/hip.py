@@ -1,0 +1,195 @@
+"""HiP: each block of queries finds its blocks of keys by a search in a tree.
+
+The blocks before a query block are cut into m equal chunks. At every step each
+chunk is halved, both halves are scored by the key in the middle of their middle
+block, and the m best stay, until a chunk is a block: 2 m log2(C / m) products a
+query instead of C. The first blocks and the newest ones are read besides
+(https://arxiv.org/abs/2406.09827). A score that stands alone among low ones is
+easily missed; scores that are alike over a few blocks are found.
+
+Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
+N / K, H head size, C blocks, R query blocks, m blocks that are kept, W blocks
+that are read.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from joma.systems.selectors import block_cache
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas import masks
+from kernels_pallas import selection
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Hip:
+  """A selector.
+
+  Attributes:
+    k: Keys that the search keeps, a multiple of `block`.
+    block: Keys of a block, and queries; TPU kernels want multiples of 128.
+    sinks: First blocks that are always read.
+    window: Newest blocks that are always read, a query's own included.
+  """
+
+  name: ClassVar[str] = "hip"
+
+  k: int = 512
+  block: int = 128
+  sinks: int = 1
+  window: int = 1
+
+  def __post_init__(self):
+    if self.block < 1 or self.k < self.block or self.k % self.block:
+      raise errors.UserError(
+          f"hip: k={self.k} must be a multiple of block={self.block}."
+      )
+    if self.sinks < 0 or self.window < 1:
+      raise errors.UserError("hip: sinks must not be below 0, window below 1.")
+
+  def select(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      mask: masks.Mask,
+  ) -> selection.Selection:
+    """Returns what is found for every block of queries, and the mask."""
+    size, (batch, length, num_heads, _) = self.block, query.shape
+    num_blocks = -(-length // size)
+    fill = lambda x: jnp.pad(
+        jax.lax.stop_gradient(x),
+        ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
+        mode="edge",
+    )
+    query = fill(query).reshape(batch, num_blocks, size, num_heads, -1)
+    middles = fill(key)[:, size // 2 :: size]
+    middles = jnp.repeat(middles, num_heads // key.shape[2], axis=2)
+    middles = middles.swapaxes(1, 2)  # [B, N, C, H]
+
+    def score(index):
+      flat = index.reshape(batch, num_heads, -1, 1)
+      found = jnp.take_along_axis(middles, flat, axis=2)
+      found = found.reshape(*index.shape, -1)
+      return jnp.einsum("BRTNH,BNRWH->BNRTW", query, found).max(axis=3)
+
+    newest = jnp.arange(num_blocks)[None, None]
+    newest = jnp.broadcast_to(newest, (batch, num_heads, num_blocks))
+    blocks, is_valid = self.find(score, newest, num_blocks)
+    order = jnp.argsort(~is_valid, axis=-1, stable=True)
+    return selection.Selection(
+        jnp.take_along_axis(blocks, order, axis=-1),
+        is_valid.sum(axis=-1).astype(jnp.int32),
+        mask,
+        size,
+        size,
+    )
+
+  def choose(
+      self,
+      query: Float[Array, "B K G H"],
+      key: Float[Array, "B K S H"],
+      position: Int[Array, "B"],
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """Returns what one query a sequence finds; its groups share the blocks."""
+    num_blocks = key.shape[2] // self.block
+
+    def score(index):
+      middles = index * self.block + self.block // 2
+      found = block_cache.slices(key, middles, 1)[:, :, :, 0]
+      return jnp.einsum("BKGH,BKWH->BKGW", query, found).max(axis=2)
+
+    newest = jnp.broadcast_to((position // self.block)[:, None], key.shape[:2])
+    return self.find(score, newest, num_blocks)
+
+  def find(
+      self, score: Callable[[Array], Array], newest: Array, num_blocks: int
+  ) -> tuple[Array, Array]:
+    """Joins first blocks, newest blocks and those of the search.
+
+    Args:
+      score: Of blocks [*newest, 2 m].
+      newest: Block of each query.
+      num_blocks: C, static.
+    """
+    near = newest[..., None] - masks.to_rank(
+        jnp.arange(self.window), newest.ndim + 1
+    )
+    first = masks.to_rank(jnp.arange(self.sinks), newest.ndim + 1)
+    first = jnp.broadcast_to(first, (*newest.shape, self.sinks))
+    num_kept = min(self.k // self.block, num_blocks)
+    found, is_found = search(
+        score,
+        jnp.full_like(newest, self.sinks),
+        newest - self.window + 1,
+        num_kept,
+        num_steps(num_blocks, num_kept),
+    )
+    blocks = jnp.concatenate([first, near, found], axis=-1)
+    is_valid = jnp.concatenate(
+        [first <= newest[..., None], near >= self.sinks, is_found], axis=-1
+    )
+    return jnp.where(is_valid, blocks, 0).astype(jnp.int32), is_valid
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: Any,
+  ) -> hooks.KVCache:
+    """Returns an empty cache of whole blocks."""
+    return block_cache.init(self, config, batch_size, capacity, dtype)
+
+
+def num_steps(num_blocks: int, num_kept: int) -> int:
+  """Halvings until chunks of C / m blocks are blocks."""
+  return math.ceil(math.log2(max(-(-num_blocks // num_kept), 1)))
+
+
+def search(
+    score: Callable[[Array], Array],
+    first: Int[Array, "*b"],
+    stop: Int[Array, "*b"],
+    num_kept: int,
+    num_steps: int,
+) -> tuple[Int[Array, "*b m"], Bool[Array, "*b m"]]:
+  """Finds blocks of great score in [first, stop).
+
+  Args:
+    score: Of blocks [*b, 2 m], as many; called once a step.
+    first: First block of each query.
+    stop: One past its last block.
+    num_kept: m, static.
+    num_steps: Static, see the function of this name.
+
+  Returns:
+    (blocks, is_valid), all valid ones different.
+  """
+  part = masks.to_rank(jnp.arange(num_kept), first.ndim + 1)
+  first = first[..., None]
+  span = jnp.maximum(stop[..., None] - first, 0)
+  starts = first + span * part // num_kept
+  stops = first + span * (part + 1) // num_kept
+  for _ in range(num_steps):
+    middles = (starts + stops + 1) // 2
+    starts = jnp.concatenate([starts, middles], axis=-1)
+    stops = jnp.concatenate([middles, stops], axis=-1)
+    centres = jnp.minimum((starts + stops) // 2, stops - 1)
+    scores = score(jnp.maximum(centres, 0))
+    scores = jnp.where(starts < stops, scores, -jnp.inf)
+    best = jax.lax.top_k(scores, num_kept)[1]
+    starts, stops = (
+        jnp.take_along_axis(x, best, axis=-1) for x in (starts, stops)
+    )
+  return starts, starts < stops
