@@ -48,7 +48,7 @@ kernels_pallas/selection.py
 - touches, covers = touches & ~apart, covers & same
 + touches, covers = touches & ~apart, covers & ~apart
 ? a tile of mixed ids counts as full
-@ tests/kernels_pallas/selection_test.py::TileStatesTest
+@ tests/kernels_pallas/selection_test.py::IdsTest
 
 kernels_pallas/selection.py
 - heavy = (threshold_rank < num_heavy) & (candidates >= 0)

@@ -36,7 +36,7 @@ joma/theory/flow.py
 - return scaled, eta_z * shared.sum(axis=0)
 + return scaled, shared.sum(axis=0)
 ? the correction of softmax lacks the rate of attention
-@ tests/joma/theory/invariants_test.py::SoftmaxTest
+@ tests/joma/theory/invariants_test.py::FlowTest
 
 joma/theory/invariants.py
 - change = rate_ratio / (2 * temperature) * growth

@@ -36,6 +36,13 @@ def _members(num_members):
 
 class EnsembleTest(parameterized.TestCase):
 
+  def test_one_number_that_is_not_finite_makes_its_member_so(self):
+    layout = ensemble.make_ensemble(3)
+    weights = np.ones((3, 2))
+    weights[1, 0] = np.nan
+    found = layout.is_finite({"w": weights, "b": np.array([1, 1, np.inf])})
+    np.testing.assert_array_equal(found, [True, False, False])
+
   @parameterized.product(num_members=(1, 3, 7), group_size=(1, 2, 7))
   def test_equals_one_call_a_member(self, num_members, group_size):
     matrix = np.random.default_rng(0).normal(size=(8, 8)) / 8
