@@ -45,7 +45,7 @@ def _measure(
     config: contextual_config.ContextualConfig, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Studies the model, with a progress bar of what trains."""
-  from joma.inference.sparsity import contextual_study
+  from joma.inference.sparsity.study import contextual_study
   from scansnap_jax.experiment import progress
 
   num_steps = config.predictor.num_steps

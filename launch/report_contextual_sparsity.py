@@ -61,7 +61,7 @@ def write(
 
   Args:
     workdir: The run's folder.
-    summary: As `joma.inference.sparsity.contextual_study.study` gives it.
+    summary: As `joma.inference.sparsity.study.contextual_study.study` gives it.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
   """

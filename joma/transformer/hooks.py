@@ -30,6 +30,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import config as configs
+from joma.transformer import mlp
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
@@ -363,7 +364,7 @@ class Route(Protocol):
 
   def mlp(
       self,
-      apply_mlp: Callable[..., Float[Array, "B T D"]],
+      apply_mlp: mlp.Mlp,
       mlp_in: Float[Array, "B T D"],
       resid: Float[Array, "B T D"],
   ) -> Float[Array, "B T D"]:

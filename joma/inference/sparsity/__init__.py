@@ -1,5 +1,7 @@
 """Contextual sparsity (Deja Vu, arXiv 2310.17157): what a token does not need.
 
-A `capture` of a model trains `predictors`; `contextual_sparsity` decodes with
-what they choose, and `contextual_study` holds quality against weights read.
+`contextual_sparsity` is a Transformer that follows a `plan`: `sparse_mlp` and
+`sparse_heads` compute what `unit_rules` choose, with `predictors` or without,
+and `lazy_kv` keeps what heads left out. `study` holds quality against weights
+read.
 """

@@ -1,8 +1,9 @@
 """A Transformer that computes chosen neurons and heads alone.
 
-`SparseTransformer` is a `Transformer` with a plan; its modules are intercepted,
-never changed. What the plan's rules have learned lies in the parameters, below
-`sparse`, where `prepare` puts it. It reads texts in three ways:
+`SparseTransformer` is a `Transformer` with a plan, which it hands to its layers
+as a router (`transformer.hooks.Router`). What the plan's rules have learned
+lies in the parameters, below `sparse`, where `prepare` puts it. It reads texts
+in three ways:
 
   measure   without a cache: all is computed, then what was not chosen is
             dropped, from token `prompt_len` on. Sums of `sparsity_metrics` are
@@ -20,6 +21,7 @@ size of a head, S chosen ones.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -27,47 +29,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import lazy_kv
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import predictors as predictors_lib
 from joma.inference.sparsity import sparse_heads
 from joma.inference.sparsity import sparse_mlp
 from joma.inference.sparsity import unit_rules
-from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import model as models
-from joma.transformer import norm
 from scansnap_jax.experiment import errors
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SparsityPlan:
-  """What is left out; static.
-
-  Attributes:
-    mlp: Rule of the neurons; None computes all.
-    heads: Rule of the heads; None computes all.
-    block_size: Neurons of a block.
-    lookahead: As in `predictors.PredictorConfig`.
-    is_shared: Whether the sequences of a batch share one list of blocks when
-      they decode, that of the highest scores among them.
-    prompt_len: Tokens of each text that are dense when measured.
-    label: Which neurons count, for measures.
-    num_positive: How many blocks count, unless `label` is sign; None is as many
-      as the rule chooses, or all.
-    num_positive_heads: How many heads count; None is likewise.
-  """
-
-  mlp: Any = None
-  heads: unit_rules.HeadRule | None = None
-  block_size: int = 1
-  lookahead: int = 0
-  is_shared: bool = False
-  prompt_len: int = 0
-  label: contextual_config.Label = "contribution"
-  num_positive: int | None = None
-  num_positive_heads: int | None = None
 
 
 class SparseTransformer(models.Transformer):
@@ -77,17 +48,20 @@ class SparseTransformer(models.Transformer):
     plan: What it leaves out.
   """
 
-  plan: SparsityPlan = SparsityPlan()
+  plan: plan_lib.SparsityPlan = plan_lib.SparsityPlan()
 
   def __call__(
       self, tokens: Int[Array, "B T"], *, kv_cache: Any = None, **options: Any
   ) -> Any:
     """As `Transformer`; a cache is one of `init_cache`'s."""
     check(self.config, self.plan, is_measured=kv_cache is None)
-    arrays = self.variables["params"].get("sparse", {})
-    one = _Pass(self, arrays, tokens, options.get("positions"), kv_cache)
-    with nn.intercept_methods(one.intercept):
-      return super().__call__(tokens, kv_cache=kv_cache, **options)
+    router = PlanRouter(
+        arrays=self.variables["params"].get("sparse", {}),
+        config=self.config,
+        plan=self.plan,
+        dtype=self.dtype,
+    )
+    return super().__call__(tokens, kv_cache=kv_cache, router=router, **options)
 
 
 def prepare(
@@ -136,7 +110,7 @@ class LayerState:
   """A layer's cache and the blocks that were chosen for a whole text.
 
   Attributes:
-    cache: An `attention.KVCache`.
+    cache: A `hooks.KVCache`.
     block_ids: [B, S].
   """
 
@@ -167,7 +141,9 @@ def init_cache(model: SparseTransformer, kv_cache: tuple[Any, ...]) -> Any:
 
 
 def check(
-    config: configs.TransformerConfig, plan: SparsityPlan, is_measured: bool
+    config: configs.TransformerConfig,
+    plan: plan_lib.SparsityPlan,
+    is_measured: bool,
 ) -> None:
   """Raises UserError if a plan does not fit a model, or cannot decode."""
   if plan.block_size < 1 or config.hidden_dim % plan.block_size:
@@ -203,85 +179,132 @@ def check(
     sparse_mlp.check_decodes(plan.mlp)
 
 
-class _Pass:
-  """One forward pass: what is known by the time a module is called."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("arrays",),
+    meta_fields=("config", "plan", "dtype"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanRouter:
+  """Leaves out, in each layer, what a plan says; a `hooks.Router`.
 
-  def __init__(self, model, arrays, tokens, positions, kv_cache):
-    self.config, self.plan, self.dtype = model.config, model.plan, model.dtype
-    self._all_arrays = arrays
-    steps = jnp.arange(tokens.shape[1])[None]
-    if positions is None:
-      positions = jnp.broadcast_to(steps, tokens.shape)
-    self.positions = positions
-    self.is_decoding = kv_cache is not None and tokens.shape[1] == 1
-    self.is_measuring = kv_cache is None
-    self.is_prompt = (positions < self.plan.prompt_len) & (positions >= 0)
-    # Of the layer at hand.
-    self.layer, self.arrays = -1, {}
-    self.layer_in: Any = None
-    self.layer_before: Any = None
-    self.mlp_in: Any = None
-    self.block_ids: Any = None
-    self.heads: Any = None
-    self.neurons: Any = None
+  Attributes:
+    arrays: What rules have learned, by layer: what `prepare` puts below
+      `sparse`.
+    config: The model's.
+    plan: What is left out.
+    dtype: Of the model's products.
+  """
 
-  def intercept(self, next_fun, args, kwargs, context):
-    """Calls a module's method, or what takes its place."""
-    module = context.module
-    if context.method_name != "__call__":
-      return next_fun(*args, **kwargs)
-    if isinstance(module, models.Layer):
-      return self._layer(next_fun, module, *args, **kwargs)
-    if isinstance(module, attention.Attention) and self.plan.heads is not None:
-      return self._attention(next_fun, module, *args, **kwargs)
-    if isinstance(module, norm.Norm) and module.name == "mlp_norm":
-      self.mlp_in = args[0]
-    if isinstance(module, mlp.Mlp) and self.plan.mlp is not None:
-      return self._mlp(next_fun, module, *args, **kwargs)
-    if isinstance(module, (nn.Dense, nn.DenseGeneral)):
-      inside = self.heads if "attn" in module.path else self.neurons
-      if inside is not None and self.layer >= 0:
-        return inside.product(next_fun, module, *args)
-    return next_fun(*args, **kwargs)
+  arrays: Mapping[str, Any]
+  config: configs.TransformerConfig
+  plan: plan_lib.SparsityPlan
+  dtype: Any
 
-  def _layer(self, next_fun, module, x, positions, mask, cache, *rest):
-    self.layer_before = x if self.layer < 0 else self.layer_in
-    self.layer, self.layer_in, self.mlp_in = self.layer + 1, x, None
-    self.arrays = self._all_arrays.get(f"layers_{self.layer}", {})
-    self.heads = self.neurons = None
-    state = cache
-    if isinstance(state, LayerState):
-      self.block_ids, cache = state.block_ids, state.cache
-    out, cache, carry = next_fun(x, positions, mask, cache, *rest)
-    self.heads = self.neurons = None
-    if isinstance(state, LayerState):
-      cache = LayerState(cache, self.block_ids)
-    return out, cache, carry
+  def route(
+      self,
+      layer: int,
+      x: Float[Array, "B T D"],
+      x_before: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      kv_cache: Any,
+  ) -> "PlanRoute":
+    """Returns the way through a layer; see `hooks.Router`."""
+    call = plan_lib.PlanCall(
+        config=self.config,
+        plan=self.plan,
+        dtype=self.dtype,
+        layer=layer,
+        arrays=self.arrays.get(f"layers_{layer}", {}),
+        positions=positions,
+        is_prompt=(positions < self.plan.prompt_len) & (positions >= 0),
+    )
+    return PlanRoute(
+        call,
+        layer_in=x,
+        layer_before=x_before,
+        is_measuring=kv_cache is None,
+    )
 
-  def _attention(self, next_fun, module, x, positions, mask, cache, *rest):
-    resid = self.layer_before if self.plan.lookahead else self.layer_in
-    if self.is_measuring:
-      self.heads = sparse_heads.Measured(self, resid, x)
-    elif self.is_decoding:
-      self.heads = sparse_heads.Decoded(self, resid, cache)
-      cache = self.heads.cache(x)
-    out = next_fun(x, positions, mask, cache, *rest)
-    self.heads = None
-    return out
 
-  def _mlp(self, next_fun, module, x, *rest):
-    # Without a norm before the MLP, it reads the stream itself.
-    resid = x if self.config.norm_placement == "post" else self.mlp_in
-    if self.plan.lookahead or self.config.use_parallel_residual:
-      resid = self.layer_in
-    if self.is_decoding:
-      return sparse_mlp.decode(self, next_fun, module, x, resid, *rest)
-    if self.is_measuring:
-      self.neurons = sparse_mlp.Measured(self, x, resid)
-      update = next_fun(self.neurons.masked_inputs(), *rest)
-      self.neurons.sow(module, update)
-    else:
-      self.neurons = sparse_mlp.Prefilled(self)
-      update = next_fun(x, *rest)
-    self.neurons = None
+class PlanRoute:
+  """One call of one layer under a plan; a `hooks.Route`.
+
+  It notes what one product tells about the next: which heads are chosen before
+  they are projected, and which blocks Griffin takes for the rest of a text.
+  """
+
+  def __init__(
+      self,
+      call: plan_lib.PlanCall,
+      *,
+      layer_in: Float[Array, "B T D"],
+      layer_before: Float[Array, "B T D"],
+      is_measuring: bool,
+  ):
+    """Starts the call of a layer.
+
+    Args:
+      call: What the rules see.
+      layer_in: The residual stream that the layer reads.
+      layer_before: What the layer before it read.
+      is_measuring: Whether all is computed, and there is no cache.
+    """
+    self._call, self._plan = call, call.plan
+    self._layer_in, self._layer_before = layer_in, layer_before
+    self._is_measuring = is_measuring
+    self._is_decoding = not is_measuring and call.positions.shape[1] == 1
+    self._block_ids: Int[Array, "B S"] | None = None
+    self._heads: sparse_heads.Measured | sparse_heads.Decoded | None = None
+
+  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: Any) -> Any:
+    """Chooses the heads; returns the cache that attention works with."""
+    if isinstance(kv_cache, LayerState):
+      self._block_ids = kv_cache.block_ids
+      kv_cache = kv_cache.cache
+    rule = self._plan.heads
+    if rule is None:
+      return kv_cache
+    # One layer ahead, a choice can be made while the layer before computes.
+    resid = self._layer_before if self._plan.lookahead else self._layer_in
+    if self._is_measuring:
+      self._heads = sparse_heads.Measured(self._call, rule, resid, attn_in)
+    elif self._is_decoding:
+      self._heads = sparse_heads.Decoded(self._call, rule, resid, kv_cache)
+      return self._heads.cache(attn_in)
+    return kv_cache
+
+  def product(self, dense: nn.Module, x: Array) -> Array:
+    """Projects into or out of heads, of the chosen ones where some are."""
+    return dense(x) if self._heads is None else self._heads.product(dense, x)
+
+  def mlp(
+      self,
+      apply_mlp: mlp.Mlp,
+      mlp_in: Float[Array, "B T D"],
+      resid: Float[Array, "B T D"],
+  ) -> Float[Array, "B T D"]:
+    """Computes the chosen neurons, or drops the others from all of them."""
+    if self._plan.mlp is None:
+      return apply_mlp(mlp_in)
+    if self._plan.lookahead or self._call.config.use_parallel_residual:
+      resid = self._layer_in
+    if self._is_decoding:
+      return sparse_mlp.decode(
+          self._call, apply_mlp, mlp_in, resid, self._block_ids
+      )
+    if not self._is_measuring:
+      prompt = sparse_mlp.Prefilled(self._call, self._block_ids)
+      update = apply_mlp(mlp_in, product=prompt.product)
+      self._block_ids = prompt.block_ids
+      return update
+    neurons = sparse_mlp.Measured(self._call, mlp_in, resid)
+    update = apply_mlp(neurons.masked_inputs(), product=neurons.product)
+    neurons.sow(apply_mlp, update)
     return update
+
+  def new_cache(self, kv_cache: Any) -> Any:
+    """Adds the blocks of the text to the cache, where the plan has some."""
+    if self._block_ids is None:
+      return kv_cache
+    return LayerState(kv_cache, self._block_ids)

@@ -7,11 +7,13 @@ chosen heads, R kept inputs.
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from joma.inference.sparsity import lazy_kv
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
@@ -33,65 +35,77 @@ def matrices(params: Mapping[str, Any], dtype: Any) -> dict[str, Array]:
 class Measured:
   """Drops heads from an attention that computes all."""
 
-  def __init__(self, one: Any, resid: Array, x: Array):
-    self._one, self._rule = one, one.plan.heads
+  def __init__(
+      self,
+      call: plan_lib.PlanCall,
+      rule: unit_rules.HeadRule,
+      resid: Array,
+      x: Array,
+  ):
+    self._call, self._rule = call, rule
     self._chosen: Any = None
     if self._rule.chosen_by == "predicted":
-      self._chosen = self._keep(self._rule.scores(one.arrays, resid))
+      self._chosen = self._keep(self._rule.scores(call.arrays, resid))
     elif self._rule.chosen_by == "random":
-      shape = (*x.shape[:2], one.config.num_heads)
-      self._chosen = self._keep(self._rule.drawn(shape, one.layer))
+      shape = (*x.shape[:2], call.config.num_heads)
+      self._chosen = self._keep(self._rule.drawn(shape, call.layer))
 
   def _keep(self, scores: Float[Array, "B T N"]) -> Bool[Array, "B T N"]:
-    kept = self._rule.keep(scores, self._one.arrays)
-    return kept | self._one.is_prompt[..., None]
+    kept = self._rule.keep(scores, self._call.arrays)
+    return kept | self._call.is_prompt[..., None]
 
-  def product(self, next_fun, module, x):
+  def product(self, dense: nn.Module, x: Array) -> Array:
     """Masks keys and values by the rule, and the heads' outputs."""
-    if module.name in ("key", "value") and self._rule.missing_kv == "zero":
-      kept = unit_rules.kv_heads(self._chosen, self._one.config.num_kv_heads)
-      return jnp.where(kept[..., None], next_fun(x), 0)
-    if module.name != "out":
-      return next_fun(x)
-    kernel = module.variables["params"]["kernel"]
-    strengths = sparsity_labels.head_strengths(x, kernel, self._one.plan.label)
+    if dense.name in ("key", "value") and self._rule.missing_kv == "zero":
+      kept = unit_rules.kv_heads(self._chosen, self._call.config.num_kv_heads)
+      return jnp.where(kept[..., None], dense(x), 0)
+    if dense.name != "out":
+      return dense(x)
+    kernel = dense.variables["params"]["kernel"]
+    strengths = sparsity_labels.head_strengths(x, kernel, self._call.plan.label)
     chosen = self._chosen
     chosen = self._keep(strengths) if chosen is None else chosen
     masked = jnp.where(chosen[..., None], x, 0)
-    if module.is_mutable_collection(COLLECTION):
-      self._sow(module, x, masked, strengths, chosen, kernel)
-    return next_fun(masked)
+    if dense.is_mutable_collection(COLLECTION):
+      self._sow(dense, x, masked, strengths, chosen, kernel)
+    return dense(masked)
 
-  def _sow(self, module, x, masked, strengths, chosen, kernel) -> None:
-    one, num_heads = self._one, strengths.shape[-1]
-    num = one.plan.num_positive_heads or self._rule.number(one.arrays)
+  def _sow(self, dense, x, masked, strengths, chosen, kernel) -> None:
+    call, num_heads = self._call, strengths.shape[-1]
+    num = call.plan.num_positive_heads or self._rule.number(call.arrays)
     num = num_heads if num is None else num
     positive = sparsity_labels.keep_top(strengths, num)
     read = lambda heads: jnp.einsum("BTNH,NHD->BTD", heads, kernel)
-    counted = ~one.is_prompt & (one.positions >= 0)
+    counted = ~call.is_prompt & (call.positions >= 0)
     sums = sparsity_metrics.count(
         chosen, positive, strengths, read(masked), read(x), counted
     )
-    module.sow(COLLECTION, "heads", sums)
-    kept = unit_rules.kv_heads(chosen, one.config.num_kv_heads)
+    dense.sow(COLLECTION, "heads", sums)
+    kept = unit_rules.kv_heads(chosen, call.config.num_kv_heads)
     kept = (kept & counted[..., None]).sum(dtype=jnp.float32)
-    module.sow(COLLECTION, "kv_heads", kept / one.config.num_kv_heads)
+    dense.sow(COLLECTION, "kv_heads", kept / call.config.num_kv_heads)
 
 
 class Decoded:
   """Computes the chosen heads of one token of each sequence."""
 
-  def __init__(self, one: Any, resid: Float[Array, "B 1 D"], cache: Any):
-    self._one, self._rule, self._cache = one, one.plan.heads, cache
-    num_heads = one.config.num_heads
+  def __init__(
+      self,
+      call: plan_lib.PlanCall,
+      rule: unit_rules.HeadRule,
+      resid: Float[Array, "B 1 D"],
+      cache: Any,
+  ):
+    self._call, self._rule, self._cache = call, rule, cache
+    num_heads = call.config.num_heads
     if self._rule.chosen_by == "random":
-      scores = self._rule.drawn((resid.shape[0], num_heads), one.layer)
+      scores = self._rule.drawn((resid.shape[0], num_heads), call.layer)
     else:
-      scores = self._rule.scores(one.arrays, resid[:, 0])
-    self.chosen = self._rule.keep(scores, one.arrays)
+      scores = self._rule.scores(call.arrays, resid[:, 0])
+    self.chosen = self._rule.keep(scores, call.arrays)
     self._num = self._rule.num or num_heads
     self._ids, self._valid = _list(self.chosen, self._num)
-    kept = unit_rules.kv_heads(self.chosen, one.config.num_kv_heads)
+    kept = unit_rules.kv_heads(self.chosen, call.config.num_kv_heads)
     self._kv = kept
     if isinstance(cache, lazy_kv.LazyKV):
       self._kv = kept | cache.is_flush
@@ -107,49 +121,51 @@ class Decoded:
       return self._cache.with_step(x[:, 0], self._kv)
     return self._cache
 
-  def product(self, next_fun, module, x):
+  def product(self, dense: nn.Module, x: Array) -> Array:
     """Projects into and out of what is chosen."""
-    is_dense = self._num == self._one.config.num_heads
-    if module.name in ("key", "value"):
-      return self._key_or_value(next_fun, module, x)
+    is_dense = self._num == self._call.config.num_heads
+    if dense.name in ("key", "value"):
+      return self._key_or_value(dense, x)
     if is_dense and self._rule.num is not None:
-      return next_fun(x)
-    return self._out(module, x) if module.name == "out" else self._in(module, x)
+      return dense(x)
+    return self._out(dense, x) if dense.name == "out" else self._in(dense, x)
 
-  def _in(self, module, x) -> Float[Array, "B 1 N H"]:
-    kernel = self._one.arrays["attn"]["query"]
+  def _in(self, dense, x) -> Float[Array, "B 1 N H"]:
+    kernel = self._call.arrays["attn"]["query"]
     found = gather_heads.project_in(
         x[:, 0].astype(kernel.dtype), kernel, self._ids, num_valid=self._valid
     )
     query = _scatter(found, self._ids, kernel.shape[0])[:, None]
-    return _plus_bias(query, module, self.chosen)
+    return _plus_bias(query, dense, self.chosen)
 
-  def _out(self, module, x) -> Float[Array, "B 1 D"]:
-    kernel = self._one.arrays["attn"]["out"]
+  def _out(self, dense, x) -> Float[Array, "B 1 D"]:
+    kernel = self._call.arrays["attn"]["out"]
     some = jnp.take_along_axis(x[:, 0], self._ids[..., None], axis=1)
     out = gather_heads.project_out(
         some.astype(kernel.dtype), kernel, self._ids, num_valid=self._valid
     )[:, None]
-    bias = module.variables["params"].get("bias")
+    bias = dense.variables["params"].get("bias")
     return out if bias is None else out + bias.astype(out.dtype)[None, None]
 
-  def _key_or_value(self, next_fun, module, x) -> Float[Array, "B _ K H"]:
+  def _key_or_value(
+      self, dense: nn.Module, x: Array
+  ) -> Float[Array, "B _ K H"]:
     rule = self._rule.missing_kv
     if rule == "always_compute_kv":
-      return next_fun(x)
-    kernel = self._one.arrays["attn"][module.name]
+      return dense(x)
+    kernel = self._call.arrays["attn"][dense.name]
     x = x.astype(kernel.dtype)
     if rule == "zero":
-      return self._some(module, x, kernel)
+      return self._some(dense, x, kernel)
     # Kept inputs first, then the new one: the cache knows which are missing.
     x = jnp.concatenate([self._cache.x.astype(x.dtype), x], axis=1)
     return jax.lax.cond(
         self._cache.is_flush[0, 0],
-        lambda: _plus_bias(_project(x, kernel), module, self._kv),
-        lambda: self._some(module, x, kernel),
+        lambda: _plus_bias(_project(x, kernel), dense, self._kv),
+        lambda: self._some(dense, x, kernel),
     )
 
-  def _some(self, module, x, kernel) -> Float[Array, "B _ K H"]:
+  def _some(self, dense, x, kernel) -> Float[Array, "B _ K H"]:
     """Keys or values of the chosen KV heads, 0 of the others."""
     batch, num_tokens = x.shape[:2]
     num_kv_heads = kernel.shape[0]
@@ -163,7 +179,7 @@ class Decoded:
     )
     found = _scatter(found, many(ids), num_kv_heads)
     found = found.reshape(batch, num_tokens, *found.shape[1:])
-    return _plus_bias(found, module, self._kv)
+    return _plus_bias(found, dense, self._kv)
 
 
 def _project(x: Float[Array, "B T D"], kernel: Float[Array, "K H D"]) -> Array:
@@ -186,9 +202,9 @@ def _scatter(found, ids, num_heads: int):
   )
 
 
-def _plus_bias(found, module, chosen: Bool[Array, "B N"]):
+def _plus_bias(found, dense, chosen: Bool[Array, "B N"]):
   """Adds the bias of chosen heads to [B, T, N, H]."""
-  bias = module.variables["params"].get("bias")
+  bias = dense.variables["params"].get("bias")
   if bias is None:
     return found
   bias = bias.astype(found.dtype)[None, None]

@@ -6,10 +6,12 @@ Letters: B batch, T tokens, D width, F neurons, U blocks, S chosen blocks.
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
@@ -39,7 +41,7 @@ def check_decodes(rule: Any) -> None:
     )
 
 
-def dense(
+def dense_update(
     config: configs.TransformerConfig,
     params: Mapping[str, Any],
     x: Float[Array, "B T D"],
@@ -58,104 +60,131 @@ def dense(
 class Measured:
   """Drops neurons from an MLP that computes all."""
 
-  def __init__(self, one: Any, x: Float[Array, "B T D"], resid: Array):
-    self._one, self._x, self._resid = one, x, resid
+  def __init__(
+      self, call: plan_lib.PlanCall, x: Float[Array, "B T D"], resid: Array
+  ):
+    self._call, self._x, self._resid = call, x, resid
     self._hidden_pre: Any = None
     self._choice: Any = None
     self._inputs: Any = None
 
   def masked_inputs(self) -> Float[Array, "B T D"]:
     """What the MLP is given."""
-    one = self._one
-    kept = one.plan.mlp.keep_inputs(self._x, one.arrays)
+    call = self._call
+    kept = call.plan.mlp.keep_inputs(self._x, call.arrays)
     if kept is None:
       return self._x
-    kept = kept | one.is_prompt[..., None]
+    kept = kept | call.is_prompt[..., None]
     self._inputs = kept
     return jnp.where(kept, self._x, 0)
 
-  def product(self, next_fun, module, x):
+  def product(self, dense: nn.Module, x: Array) -> Array:
     """Notes what the activation reads, masks what W_down reads."""
-    if module.name != "down":
-      is_pre = module.name == "gate" or not self._one.config.use_gated_mlp
-      out = next_fun(x)
+    if dense.name != "down":
+      is_pre = dense.name == "gate" or not self._call.config.use_gated_mlp
+      out = dense(x)
       self._hidden_pre = out if is_pre else self._hidden_pre
       return out
-    kernel = module.variables["params"]["kernel"]
+    kernel = dense.variables["params"]["kernel"]
     chosen = self._choose(x, kernel)
-    return next_fun(jnp.where(chosen, x, 0))
+    return dense(jnp.where(chosen, x, 0))
 
   def _choose(self, hidden, kernel):
-    one, plan = self._one, self._one.plan
+    call, plan = self._call, self._call.plan
     strengths = sparsity_labels.unit_strengths(
         self._hidden_pre, hidden, kernel, plan.label, plan.block_size
     )
-    activation = mlp.ACTIVATIONS[one.config.activation](self._hidden_pre)
+    activation = mlp.ACTIVATIONS[call.config.activation](self._hidden_pre)
     view = unit_rules.View(
         resid=self._resid,
         hidden_pre=self._hidden_pre,
         hidden=hidden,
         strengths=strengths,
         activation=activation,
-        is_prompt=one.is_prompt,
-        arrays=one.arrays,
-        layer=one.layer,
+        is_prompt=call.is_prompt,
+        arrays=call.arrays,
+        layer=call.layer,
         block_size=plan.block_size,
     )
-    num = plan.num_positive or plan.mlp.number(one.arrays)
+    num = plan.num_positive or plan.mlp.number(call.arrays)
     num = strengths.shape[-1] if num is None else num
     positive = sparsity_labels.positives(strengths, plan.label, num)
     expand = lambda units: jnp.repeat(
         units, hidden.shape[-1] // units.shape[-1], axis=-1
     )
-    chosen = expand(plan.mlp.keep(view)) | one.is_prompt[..., None]
+    chosen = expand(plan.mlp.keep(view)) | call.is_prompt[..., None]
     self._choice = chosen, expand(positive), jnp.abs(hidden)
     return chosen
 
-  def sow(self, module, update) -> None:
+  def sow(self, apply_mlp: mlp.Mlp, update: Float[Array, "B T D"]) -> None:
     """Sows the sums, and how many entries of x were read."""
-    if not module.is_mutable_collection(COLLECTION):
+    if not apply_mlp.is_mutable_collection(COLLECTION):
       return
-    one = self._one
-    counted = ~one.is_prompt & (one.positions >= 0)
-    dense_update = dense(one.config, module.variables["params"], self._x)
+    call = self._call
+    counted = ~call.is_prompt & (call.positions >= 0)
+    dense = dense_update(call.config, apply_mlp.variables["params"], self._x)
     chosen, positive, mass = self._choice
     sums = sparsity_metrics.count(
-        chosen, positive, mass, update, dense_update, counted
+        chosen, positive, mass, update, dense, counted
     )
-    module.sow(COLLECTION, "mlp", sums)
+    apply_mlp.sow(COLLECTION, "mlp", sums)
     read = (
         jnp.ones_like(self._x, bool) if self._inputs is None else self._inputs
     )
     read = (read & counted[..., None]).sum(dtype=jnp.float32)
-    module.sow(COLLECTION, "inputs", read / self._x.shape[-1])
+    apply_mlp.sow(COLLECTION, "inputs", read / self._x.shape[-1])
 
 
 class Prefilled:
-  """Lets Griffin choose its blocks from the prompt; changes nothing."""
+  """Lets Griffin choose its blocks from the prompt; changes nothing.
 
-  def __init__(self, one: Any):
-    self._one = one
+  Attributes:
+    block_ids: The blocks of each text [B, S], once its prompt has been read;
+      None where the plan is not Griffin's.
+  """
 
-  def product(self, next_fun, module, x):
+  def __init__(
+      self, call: plan_lib.PlanCall, block_ids: Int[Array, "B S"] | None
+  ):
+    self._call = call
+    self.block_ids = block_ids
+
+  def product(self, dense: nn.Module, x: Array) -> Array:
     """Looks at what W_down reads."""
-    one, rule = self._one, self._one.plan.mlp
-    if module.name == "down" and isinstance(rule, unit_rules.Griffin):
-      found = rule.scores(x, one.positions >= 0, one.plan.block_size)
-      one.block_ids, _ = selection.top_blocks(found, one.block_ids.shape[-1])
-    return next_fun(x)
+    call, rule = self._call, self._call.plan.mlp
+    if dense.name == "down" and self.block_ids is not None:
+      found = rule.scores(x, call.positions >= 0, call.plan.block_size)
+      num = self.block_ids.shape[-1]
+      self.block_ids, _ = selection.top_blocks(found, num)
+    return dense(x)
 
 
-def decode(one: Any, next_fun, module, x: Float[Array, "B 1 D"], resid, *rest):
-  """Computes the chosen blocks of one token of each sequence."""
-  num_units = one.config.hidden_dim // one.plan.block_size
-  rule = one.plan.mlp
+def decode(
+    call: plan_lib.PlanCall,
+    apply_mlp: mlp.Mlp,
+    x: Float[Array, "B 1 D"],
+    resid: Float[Array, "B 1 D"],
+    block_ids: Int[Array, "B S"] | None,
+) -> Float[Array, "B 1 D"]:
+  """Computes the chosen blocks of one token of each sequence.
+
+  Args:
+    call: Of the layer.
+    apply_mlp: The layer's MLP.
+    x: What it reads.
+    resid: What the rule chooses by.
+    block_ids: What was chosen for the whole text, if it was.
+  """
+  num_units = call.config.hidden_dim // call.plan.block_size
+  rule = call.plan.mlp
   if rule.num == num_units:
-    return next_fun(x, *rest)
-  block_ids, num_valid = _choose(one, resid[:, 0], num_units)
-  params, weights = module.variables["params"], one.arrays["weights"]
+    return apply_mlp(x)
+  num_valid = None
+  if block_ids is None:
+    block_ids, num_valid = _choose(call, resid[:, 0], num_units)
+  params, weights = apply_mlp.variables["params"], call.arrays["weights"]
   bias = lambda name: params.get(name, {}).get("bias")
-  x = x.astype(one.dtype)
+  x = x.astype(call.dtype)
   update = api.gather_mlp(
       x[:, 0],
       weights["up"],
@@ -166,28 +195,29 @@ def decode(one: Any, next_fun, module, x: Float[Array, "B 1 D"], resid, *rest):
       gate_bias=bias("gate"),
       down_bias=bias("down"),
       num_valid=num_valid,
-      activation=one.config.activation,
-      block_size=one.plan.block_size,
+      activation=call.config.activation,
+      block_size=call.plan.block_size,
   )
   return update[:, None]
 
 
-def _choose(one: Any, resid: Float[Array, "B D"], num_units: int):
-  rule, plan = one.plan.mlp, one.plan
-  if isinstance(rule, unit_rules.Griffin):
-    return one.block_ids, None
+def _choose(
+    call: plan_lib.PlanCall, resid: Float[Array, "B D"], num_units: int
+) -> tuple[Int[Array, "*B S"], Int[Array, "*B"]]:
+  """Returns the blocks of a token of each sequence, and how many count."""
+  rule, plan = call.plan.mlp, call.plan
   if isinstance(rule, unit_rules.Random) and rule.num is not None:
-    key = jax.random.fold_in(jax.random.key(rule.seed), one.layer)
-    key = jax.random.fold_in(key, one.positions.max())
+    key = jax.random.fold_in(jax.random.key(rule.seed), call.layer)
+    key = jax.random.fold_in(key, call.positions.max())
     found = jax.random.uniform(key, (resid.shape[0], num_units))
   elif isinstance(rule, unit_rules.Random):
     raise errors.UserError("Random decodes with a number of blocks: give num.")
   else:
-    found = rule.scores(one.arrays, resid)
+    found = rule.scores(call.arrays, resid)
   found = found.max(axis=0) if plan.is_shared else found
   if rule.num is not None:
     return selection.top_blocks(found, rule.num)
-  if "mlp_threshold" not in one.arrays or "num_blocks" in one.arrays:
+  if "mlp_threshold" not in call.arrays or "num_blocks" in call.arrays:
     raise errors.UserError(
         f"{type(rule).__name__} decodes with a number of blocks, or with"
         " calibrated thresholds: give num, or thresholds to `prepare`."

@@ -14,6 +14,7 @@ from joma.inference import generate
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import contextual_sparsity as sparsity
 from joma.inference.sparsity import lazy_kv
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import predictors
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
@@ -46,7 +47,7 @@ RELU = configs.TransformerConfig(
 SWIGLU = configs.TransformerConfig(**_SIZES, num_kv_heads=2, use_qk_norm=True)
 MODELS = {"relu": RELU, "swiglu": SWIGLU}
 _NUM_UNITS = 12
-_PLAN = sparsity.SparsityPlan(block_size=2)
+_PLAN = plan_lib.SparsityPlan(block_size=2)
 # Rounding of float32 logits of size 3, of sums in another order.
 _TOLERANCE = 2e-5
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import contextual_sparsity as sparsity
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import predictors
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
@@ -97,7 +98,7 @@ class LookaheadTest(parameterized.TestCase):
       self, lookahead, stream
   ):
     params, found, tokens = _made()
-    plan = sparsity.SparsityPlan(
+    plan = plan_lib.SparsityPlan(
         mlp=unit_rules.Predicted(num=_NUM, rank=8, num_units=24),
         lookahead=lookahead,
     )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
-from joma.inference.sparsity import training_free
 from joma.inference.sparsity import unit_rules
+from joma.inference.sparsity.study import training_free
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors

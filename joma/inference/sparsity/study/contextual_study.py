@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from joma.inference.sparsity import capture
-from joma.inference.sparsity import contextual_bench
 from joma.inference.sparsity import contextual_config
-from joma.inference.sparsity import contextual_subject
-from joma.inference.sparsity import predictor_training
 from joma.inference.sparsity import predictors
+from joma.inference.sparsity.study import capture
+from joma.inference.sparsity.study import contextual_bench
+from joma.inference.sparsity.study import contextual_subject
+from joma.inference.sparsity.study import predictor_training
 from joma.transformer import model as models
 
 Config = contextual_config.ContextualConfig

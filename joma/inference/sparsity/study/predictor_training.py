@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 import numpy as np
 import optax
 
-from joma.inference.sparsity import capture
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import predictors
+from joma.inference.sparsity.study import capture
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from joma.inference.sparsity import capture
 from joma.inference.sparsity import contextual_config
-from joma.inference.sparsity import predictor_training as training
 from joma.inference.sparsity import predictors
+from joma.inference.sparsity.study import capture
+from joma.inference.sparsity.study import predictor_training as training
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors

@@ -15,12 +15,13 @@ import numpy as np
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import contextual_sparsity
-from joma.inference.sparsity import contextual_subject
-from joma.inference.sparsity import predictor_training
+from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import sparsity_costs
 from joma.inference.sparsity import sparsity_metrics
-from joma.inference.sparsity import training_free
 from joma.inference.sparsity import unit_rules
+from joma.inference.sparsity.study import contextual_subject
+from joma.inference.sparsity.study import predictor_training
+from joma.inference.sparsity.study import training_free
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
 
@@ -65,7 +66,7 @@ class Bench:
       arrays: What the rules want beside the predictors; leaves [L].
     """
     config = self._config
-    plan = contextual_sparsity.SparsityPlan(
+    plan = plan_lib.SparsityPlan(
         mlp=rule,
         heads=head_rule,
         block_size=self._settings.block_size,

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from joma.inference.sparsity import capture
 from joma.inference.sparsity import contextual_config
+from joma.inference.sparsity.study import capture
 from joma.transformer import mlp
 from joma.transformer import model as models
 
