@@ -44,6 +44,23 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
     raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
 
 
+def check_where(where: Any, query: Any, key: Any) -> None:
+  """Raises ValueError unless it is None, or fits this batch, T and S."""
+  if where is None:
+    return
+  if isinstance(where, masks.Mask):
+    check_mask(where, query, key)
+  elif isinstance(where, selection_lib.Selection):
+    check_selection(where, query, key)
+  else:
+    raise ValueError(
+        f"where is a {type(where).__name__}; it must be a"
+        " kernels_pallas.masks.Mask, such as masks.causal(T, S), a"
+        " kernels_pallas.selection.Selection, such as selection.from_mask"
+        " makes, or None"
+    )
+
+
 def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
   """Raises ValueError unless the mask is for this batch, T and S."""
   if mask is None:
@@ -142,13 +159,10 @@ def check_config(config: Any, implementation: str, module: Any) -> None:
   )
 
 
-def check_selection(selection: Any, query: Any, key: Any) -> None:
+def check_selection(
+    selection: selection_lib.Selection, query: Any, key: Any
+) -> None:
   """Raises ValueError unless the table is for this B, N, T and S."""
-  if not isinstance(selection, selection_lib.Selection):
-    raise ValueError(
-        f"selection is a {type(selection).__name__}; it must be a"
-        " kernels_pallas.selection.Selection, such as selection.from_mask makes"
-    )
   for name in ("block_q", "block_kv"):
     if getattr(selection, name) < 1:
       raise ValueError(

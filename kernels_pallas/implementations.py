@@ -1,7 +1,9 @@
 """The implementations of an op, and which of them a platform has."""
 
+from collections.abc import Callable
+import types
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -41,6 +43,25 @@ def choose(
         f" program is made for {platform}; use 'xla', 'reference' or None"
     )
   return implementation
+
+
+def choose_for(
+    implementation: Implementation | None,
+    module_of: Callable[[Implementation], types.ModuleType],
+    *workload: Any,
+) -> Implementation:
+  """As `choose`, where the GPU's kernels may say that they lack something.
+
+  Args:
+    implementation: What the user asked for.
+    module_of: The op's module by name; that of "pallas_gpu" has `why_not`.
+    *workload: Arguments of `why_not`, which returns None where it can.
+  """
+  chosen = choose(implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"})
+  if implementation is None and chosen == "pallas_gpu":
+    # Hopper's tensor cores have no float32, among other things.
+    return "xla" if module_of(chosen).why_not(*workload) else chosen
+  return chosen
 
 
 def current_platform() -> str:

@@ -1,7 +1,7 @@
 """Runs the Pallas kernels interpreted, on any platform; for tests.
 
   with interpret.interpreted():
-    flash_attention(..., implementation="pallas_tpu")
+    attention(..., implementation="pallas_tpu")
 
 Interpretation shows values, not speed. The mode is read while a program is
 traced, so enter it before the first call of a jitted function.

@@ -28,9 +28,8 @@ import numpy as np
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import api
+from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
-from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.block_sparse_attention import cost as sparse_cost
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.gather_mlp import xla as gather_xla
@@ -145,16 +144,16 @@ def sparse_row(
       block_q=block_q,
       block_kv=block_kv,
   )
-  ours = lambda query, key, value: block_sparse.block_sparse_attention(
-      query, key, value, chosen, implementation="xla"
+  ours = lambda query, key, value: api.attention(
+      query, key, value, where=chosen, implementation="xla"
   )
-  dense = lambda *arrays: api.flash_attention(
-      *arrays, mask=mask, implementation="xla"
+  dense = lambda *arrays: api.attention(
+      *arrays, where=mask, implementation="xla"
   )
   times = time_in_turns(
       {"ours": jax.jit(ours), "peer": jax.jit(dense)}, _draw(shape), num_times
   )
-  density = sparse_cost.density(jax.tree.map(np.asarray, chosen), shape, mask)
+  density = cost.density(jax.tree.map(np.asarray, chosen), shape, mask)
   row = _row(f"block-sparse, {density:.0%} of the pairs", shape, True, times)
   tell(row)
   return row
@@ -177,8 +176,8 @@ def linear_row(
   ours = lambda *arrays: linear_api.linear_attention(
       *arrays, decay=jnp.full(8, 0.99), implementation="xla"
   )
-  dense = lambda *arrays: api.flash_attention(
-      *arrays, mask=masks.causal(length), implementation="xla"
+  dense = lambda *arrays: api.attention(
+      *arrays, where=masks.causal(length), implementation="xla"
   )
   calls = {"ours": jax.jit(ours), "peer": jax.jit(dense)}
   times = time_in_turns(calls, _draw(shape), num_times)
@@ -307,11 +306,11 @@ def _time_shape(
     )
 
   def ours(*arrays):
-    return api.flash_attention(*arrays, mask=mask, implementation="xla").out
+    return api.attention(*arrays, where=mask, implementation="xla").out
 
   def with_mass(*arrays):
-    return api.flash_attention(
-        *arrays, mask=mask, return_col_mass=True, implementation="xla"
+    return api.attention(
+        *arrays, where=mask, return_col_mass=True, implementation="xla"
     )
 
   arrays = _draw(shape)
@@ -347,9 +346,9 @@ def _gradients(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _causal_mass(length: int) -> Callable[..., Any]:
-  return lambda *arrays: api.flash_attention(
+  return lambda *arrays: api.attention(
       *arrays,
-      mask=masks.causal(length),
+      where=masks.causal(length),
       return_col_mass=True,
       implementation="xla",
   )

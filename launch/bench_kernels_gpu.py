@@ -24,7 +24,6 @@ from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
-from kernels_pallas.block_sparse_attention import api as block_sparse
 from launch import bench_ops_gpu
 from launch import gpu_rows
 from launch import kernel_peers as peers_lib
@@ -141,13 +140,13 @@ def _errors(peers: Sequence[str] | None, length: int) -> Iterator[gpu_rows.Job]:
   for head_dim in (64, 128):
     shape = shapes.square(length, 4, 2, head_dim)
     arguments = functools.partial(peers_lib.inputs, shape, jnp.bfloat16, 0)
-    exact = functools.partial(api.flash_attention, implementation="reference")
+    exact = functools.partial(api.attention, implementation="reference")
     known = peers_lib.forward_peers(masks.causal(length))
     del known["jax_mosaic"]  # float16, and lengths that are multiples of 128.
     for name in _chosen(peers, known):
       expected = functools.partial(
           exact,
-          mask=masks.causal(length),
+          where=masks.causal(length),
           return_col_mass=name.endswith("+col_mass"),
       )
       expected = functools.partial(peers_lib.arrays_of, expected)
@@ -171,22 +170,22 @@ def _errors_of_variants(length: int) -> Iterator[gpu_rows.Job]:
   """The same for all that our kernels can do beside a causal mask."""
   ids = np.arange(length) % 5
   near = masks.streaming(length, window=max(length // 5, 1), num_sinks=4)
-  capped = {"mask": near, "logits_soft_cap": 3.0}
+  capped = {"where": near, "logits_soft_cap": 3.0}
   sink_logits = jnp.linspace(-1.0, 1.0, 4)
   selection = kernel_programs.random_selection(length, 4, 128, 128, density=0.3)
   variants = {
-      "no mask": (api.flash_attention, {}),
+      "no mask": (api.attention, {}),
       "two spans, soft cap, sinks": (
-          api.flash_attention,
+          api.attention,
           capped | {"sink_logits": sink_logits},
       ),
       "two spans, ids": (
-          api.flash_attention,
-          {"mask": near & masks.hash_sparse(ids, ids)},
+          api.attention,
+          {"where": near & masks.hash_sparse(ids, ids)},
       ),
       "selection": (
-          block_sparse.block_sparse_attention,
-          {"selection": selection},
+          api.attention,
+          {"where": selection},
       ),
   }
   for (name, (op, options)), head_dim in itertools.product(
@@ -259,9 +258,9 @@ def _sparse(
   for what, name in itertools.product(
       _PASSES, _chosen(peers, ("pallas_gpu", "xla"))
   ):
-    op: Any = block_sparse.block_sparse_attention
+    op: Any = api.attention
     call = functools.partial(
-        peers_lib.arrays_of, op, selection=selection, implementation=name
+        peers_lib.arrays_of, op, where=selection, implementation=name
     )
     run = functools.partial(
         gpu_rows.timing,

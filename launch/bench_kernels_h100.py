@@ -20,7 +20,6 @@ from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
 from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
-from kernels_pallas.block_sparse_attention import api as block_sparse
 from launch import bench_ops_h100
 from launch import kernel_programs
 
@@ -55,18 +54,18 @@ def gradients(variant: str, head_dim: int, group: int) -> tuple[Any, Any]:
   )
   options: dict[str, Any] = {"return_lse": True, "return_col_mass": True}
   options["implementation"] = "pallas_gpu"
-  op: Any = api.flash_attention
+  op: Any = api.attention
   if variant == "selection":
-    op = block_sparse.block_sparse_attention
-    options["selection"] = kernel_programs.random_selection(
+    op = api.attention
+    options["where"] = kernel_programs.random_selection(
         _LENGTH, group, 256, 256, density=0.25
     )
   elif variant == "causal":
-    options["mask"] = masks.causal(_LENGTH)
+    options["where"] = masks.causal(_LENGTH)
   else:
     ids = np.arange(_LENGTH) % 7
     near = masks.streaming(_LENGTH, window=300, num_sinks=4)
-    options["mask"] = masks.hash_sparse(ids, ids) & near
+    options["where"] = masks.hash_sparse(ids, ids) & near
     options["logits_soft_cap"] = 30.0
     options["sink_logits"] = jnp.zeros(group)
 

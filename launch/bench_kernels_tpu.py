@@ -22,7 +22,6 @@ from kernels_pallas.aot import schedule
 from kernels_pallas.aot import topology
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
-from kernels_pallas.block_sparse_attention import cost as sparse_cost
 from kernels_pallas.linear_attention import cost as linear_cost
 from kernels_pallas.linear_attention import shapes as linear_shapes
 from launch import bench_decode_tpu
@@ -195,7 +194,8 @@ def sparse_cases(
           zip(("block_q", "block_kv"), tiles, strict=True), density=density
       )
       name = _sparse_name(tiles, density)
-      work = sparse_cost.forward(selection, shape)
+      listed = cost.num_pairs(selection, shape)
+      work = cost.forward(shape, listed)
       cases.append(
           case(kernel=name, program="sparse", options=options, work=work)
       )
@@ -205,7 +205,7 @@ def sparse_cases(
                 kernel=f"{name} backward",
                 program="sparse",
                 options=options | {"is_backward": True},
-                work=sparse_cost.backward(selection, shape),
+                work=cost.backward(shape, listed),
                 last=1,
             )
         )

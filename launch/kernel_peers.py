@@ -22,7 +22,7 @@ def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
 
   Those with "+col_mass" return column sums too. `mask` is the causal one.
   """
-  ours = functools.partial(api.flash_attention, mask=mask)
+  ours = functools.partial(api.attention, where=mask)
   cudnn = entry.Config(forward_by="cudnn")
   peers = {
       "pallas_gpu": functools.partial(ours, implementation="pallas_gpu"),

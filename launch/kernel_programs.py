@@ -20,7 +20,6 @@ from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import api
 from kernels_pallas.attention.tpu import plan
-from kernels_pallas.block_sparse_attention import api as block_sparse
 from kernels_pallas.decode import api as decode_api
 from kernels_pallas.decode import shapes as decode_shapes
 from kernels_pallas.decode.paged import api as decode_paged_api
@@ -42,12 +41,14 @@ def forward(
     is_causal: bool = True,
 ) -> tuple[Any, Any]:
   """Ours, with or without exact column sums, made as `col_mass` says."""
-  config = plan.Config(block_q=block, block_kv=block, col_mass=col_mass)
+  config = plan.AttentionTpuConfig(
+      block_q=block, block_kv=block, col_mass=col_mass
+  )
 
   def attend(*arrays):
-    result = api.flash_attention(
+    result = api.attention(
         *arrays,
-        mask=masks.causal(length) if is_causal else None,
+        where=masks.causal(length) if is_causal else None,
         return_col_mass=return_col_mass,
         implementation="pallas_tpu",
         config=config,
@@ -77,8 +78,8 @@ def sparse(
   selection = random_selection(length, num_heads, block_q, block_kv, density)
 
   def attend(*arrays):
-    return block_sparse.block_sparse_attention(
-        *arrays, selection=selection, implementation="pallas_tpu"
+    return api.attention(
+        *arrays, where=selection, implementation="pallas_tpu"
     ).out
 
   array = _heads_last(length, num_heads)
@@ -140,7 +141,8 @@ def linear(
     log_decay = jnp.full(num_heads, math.log(0.99))
     state = jnp.zeros((1, num_heads, HEAD_DIM, HEAD_DIM))
     options = sweep_lib.Sweep(is_reversed=True, config=config)
-    return linear_tpu.run(query, key, value, log_decay, state, options)[0]
+    operands = sweep_lib.Operands(query, key, value, log_decay, state)
+    return linear_tpu.run(operands, options)[0]
 
   return sweep, (array,) * 3
 

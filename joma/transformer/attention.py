@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -27,11 +27,10 @@ from joma.transformer import norm
 from joma.transformer import sharding
 from joma.transformer.rope import rotary
 from kernels_pallas import implementations
+from kernels_pallas import logits
 from kernels_pallas import masks
-from kernels_pallas import selection
 from kernels_pallas.attention import api
-from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.block_sparse_attention import reference
+from kernels_pallas.attention import reference
 
 # The contracts of caches, by the names of their first home.
 Rotate = hooks.Rotate
@@ -277,11 +276,7 @@ def attend_where(
       sink_logits=sink_logits,
       implementation=options.implementation,
   )
-  if isinstance(where, selection.Selection):
-    return block_sparse.block_sparse_attention(
-        query, key, value, where, **shared
-    ).out
-  return api.flash_attention(query, key, value, mask=where, **shared).out
+  return api.attention(query, key, value, where=where, **shared).out
 
 
 def with_window(
@@ -300,17 +295,10 @@ def masked_logits(
     options: AttentionOptions,
 ) -> Float[Array, "B N T S"]:
   """Attention logits as one array, float32: to look at, or to drop from."""
-  batch, num_queries, num_heads, head_dim = query.shape
-  num_keys, num_kv_heads = key.shape[1:3]
-  query = query.reshape(batch, num_queries, num_kv_heads, -1, head_dim)
-  attn_logits = options.scale * jnp.einsum(
-      "BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32
+  attn_logits = logits.attention_logits(
+      query, key, options.scale, options.logits_soft_cap
   )
-  if options.logits_soft_cap is not None:
-    cap = options.logits_soft_cap
-    attn_logits = cap * jnp.tanh(attn_logits / cap)
-  attn_logits = attn_logits.reshape(batch, num_heads, num_queries, num_keys)
-  allowed = _allowed(where, num_queries, num_keys)
+  allowed = reference.allowed_pairs(where, query.shape[1], key.shape[1])
   return jnp.where(allowed, attn_logits, -jnp.inf)
 
 
@@ -346,15 +334,6 @@ def softmax(
 def is_softmax(rule: hooks.WeightRule | None) -> bool:
   """Whether the ops can follow a rule, which know softmax and its sinks."""
   return rule is None or rule.normalize is None
-
-
-def _allowed(
-    where: hooks.Where, num_queries: int, num_keys: int
-) -> Bool[Array, "#B #N T S"]:
-  if isinstance(where, selection.Selection):
-    return reference.allowed_pairs(where, num_queries, num_keys)
-  allowed = jnp.asarray(masks.allowed(where, num_keys))
-  return allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
 
 
 def _weighted_values(

@@ -126,11 +126,11 @@ def attend_many(
   starts = jnp.zeros_like(stops)
   if options.window is not None:
     starts = jnp.maximum(stops - options.window, 0)
-  return api.flash_attention(
+  return api.attention(
       query,
       key.swapaxes(1, 2).astype(query.dtype),
       value.swapaxes(1, 2).astype(query.dtype),
-      mask=masks.Mask(starts[:, None], stops[:, None]),
+      where=masks.Mask(starts[:, None], stops[:, None]),
       scale=options.scale,
       logits_soft_cap=options.logits_soft_cap,
       sink_logits=options.sink_logits,

@@ -24,6 +24,7 @@ from joma.transformer import hooks
 from joma.transformer import mlp
 from joma.transformer import norm
 from kernels_pallas import implementations
+from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
@@ -145,10 +146,7 @@ class Transformer(nn.Module):
       logits = self._dense(
           config.vocab_size, "output", use_bias=config.use_output_bias
       )(x).astype(jnp.float32)
-    if config.output_logits_soft_cap is not None:
-      cap = config.output_logits_soft_cap
-      logits = cap * jnp.tanh(logits / cap)
-    return logits
+    return logits_lib.soft_cap(logits, config.output_logits_soft_cap)
 
   def _dense(self, width: int, name: str, use_bias: bool = False) -> nn.Dense:
     return nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from joma.transformer import attention
+from kernels_pallas import logits
 
 
 def attend(
@@ -42,10 +43,9 @@ def attend(
   # XLA's CPU reads keys once, as rows, if slots stand before heads of a group,
   # and the barrier keeps it from exchanging them.
   products = jax.lax.optimization_barrier(products)
-  attn_logits = options.scale * products.swapaxes(2, 3)
-  if options.logits_soft_cap is not None:
-    cap = options.logits_soft_cap
-    attn_logits = cap * jnp.tanh(attn_logits / cap)
+  attn_logits = logits.soft_cap(
+      options.scale * products.swapaxes(2, 3), options.logits_soft_cap
+  )
   attn_logits = jnp.where(is_seen[:, :, None], attn_logits, -jnp.inf)
   attn_weights = weights(attn_logits, options).astype(value.dtype)
   out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, value)

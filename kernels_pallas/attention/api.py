@@ -1,28 +1,36 @@
-"""Dense attention that can say what it attends to, in O(T + S) memory.
+"""Attention that can say what it attends to, in O(T + S) memory.
 
-Letters: B batch, T queries, S keys, N query heads, K key and value heads, H
-head size. FlashAttention (https://arxiv.org/abs/2205.14135) with exact column
-sums: no one-pass algorithm can have them, see docs/kernels.md.
+FlashAttention (https://arxiv.org/abs/2205.14135) with exact column sums: no
+one-pass algorithm can have them, see docs/kernels.md. A mask and a selection of
+blocks are two ways to say where to look; the op is one.
 """
 
+import importlib
+import types
 from typing import Any, Literal
 
 from jaxtyping import Array, Float
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
-from kernels_pallas import masks
 from kernels_pallas import output
+from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
-from kernels_pallas.attention import reference
+
+_ENTRIES = {
+    "reference": "reference",
+    "xla": "xla.entry",
+    "pallas_tpu": "tpu.entry",
+    "pallas_gpu": "gpu.entry",
+}
 
 
-def flash_attention(
+def attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     *,
-    mask: masks.Mask | None = None,
+    where: differentiable.Where = None,
     scale: float | None = None,
     logits_soft_cap: float | None = None,
     sink_logits: Float[Array, "N"] | None = None,
@@ -30,18 +38,21 @@ def flash_attention(
     return_lse: bool = False,
     return_col_mass: bool = False,
     col_mass_heads: Literal["query", "kv"] = "query",
+    debug: bool = False,
     implementation: implementations.Implementation | None = None,
     config: Any = None,
 ) -> output.AttentionOutput:
   """Attends with softmax(soft_cap(scale query key^T) + mask) value.
 
-  Differentiable by query, key, value and sink_logits, through `out` and `lse`.
+  Differentiable by query, key, value and sink_logits, through `out` and `lse`;
+  `where` is constant. Cost is proportional to the tiles that `where` touches.
 
   Args:
     query: Any float type; logits and sums are float32 (float64 for float64).
     key: K divides N; head n reads key head n // (N / K), never repeated.
     value: As key.
-    mask: From `kernels_pallas.masks`; None attends to every key.
+    where: A `masks.Mask`; a `selection.Selection` of key blocks per head and
+      query block, with a mask inside them; None attends to every key.
     scale: Factor of the logits; None is H ** -0.5.
     logits_soft_cap: c in c tanh(logits / c), before the mask; None is off.
     sink_logits: A learned logit per head that takes part in the softmax and
@@ -51,6 +62,8 @@ def flash_attention(
     return_col_mass: Whether to return what each key got in all. No gradient
       flows through it.
     col_mass_heads: "kv" adds up the query heads that share a key head.
+    debug: Whether to check every entry of a selection's table, see
+      `selection.check`. One out of range is otherwise undefined behaviour.
     implementation: None is the best of the platform; a named one raises where
       it cannot run.
     config: Tile sizes, the `Config` of the implementation; None lets it choose.
@@ -59,20 +72,18 @@ def flash_attention(
     AttentionOutput. Queries without a key have out 0 and lse -inf.
 
   Raises:
-    ValueError: If shapes, types or options do not fit together, or the
-      implementation is unknown or not for this platform.
+    ValueError: If shapes, types or options do not fit together, the
+      implementation is unknown or not for this platform, or a block is out of
+      range with `debug`.
   """
   arguments.check_arrays(query, key, value)
-  arguments.check_mask(mask, query, key)
+  arguments.check_where(where, query, key)
   arguments.check_options(
       query, scale, logits_soft_cap, sink_logits, row_weights, return_col_mass
   )
-  chosen = implementations.choose(
-      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
-  )
-  if implementation is None and chosen == "pallas_gpu":
-    # Hopper's tensor cores have no float32, among other things.
-    chosen = "xla" if _module(chosen).why_not(query, mask) else chosen
+  if debug and isinstance(where, selection_lib.Selection):
+    selection_lib.check(where, query.shape[1], key.shape[1])
+  chosen = implementations.choose_for(implementation, _module, query, where)
   arguments.check_config(config, chosen, _module(chosen))
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
@@ -84,29 +95,12 @@ def flash_attention(
   )
   result = differentiable.attend(
       _module(chosen),
-      query,
-      key,
-      value,
-      mask,
-      sink_logits,
-      row_weights,
+      differentiable.Inputs(query, key, value, where, sink_logits, row_weights),
       spec,
   )
   return output.finish(result, key.shape[2], return_lse, col_mass_heads)
 
 
-def _module(implementation: str) -> Any:
+def _module(implementation: implementations.Implementation) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
-  if implementation == "reference":
-    return reference
-  if implementation == "xla":
-    from kernels_pallas.attention.xla import entry as xla
-
-    return xla
-  if implementation == "pallas_tpu":
-    from kernels_pallas.attention.tpu import entry as pallas_tpu
-
-    return pallas_tpu
-  from kernels_pallas.attention.gpu import entry
-
-  return entry
+  return importlib.import_module(f"{__package__}.{_ENTRIES[implementation]}")

@@ -3,15 +3,19 @@
 FLOPs of a pair of query and key: 2 H for its logit and 2 H for its value; the
 backward has five products of that size where the forward has two. HBM bytes are
 the floor: every array once, which a kernel reaches whose keys and values fit
-into fast memory.
+into fast memory; where they do not fit, they move once a visit.
 """
 
 import dataclasses
 import math
-from typing import Any
+
+import numpy as np
 
 from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import differentiable
 from kernels_pallas.attention import shapes
+from kernels_pallas.attention import visits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,16 +37,45 @@ class Cost:
     return max(self.flops / flops_per_s, self.bytes_accessed / bytes_per_s)
 
 
-def num_pairs(mask: masks.Mask | None, shape: shapes.Shape) -> int:
-  """Pairs of query and key that a known mask allows, over the batch.
+def num_pairs(where: differentiable.Where, shape: shapes.Shape) -> int:
+  """Pairs of query and key that are computed, a query head, over the batch.
 
-  Ids are not counted: they only forbid, so that this is an upper bound.
+  Args:
+    where: Known. Of a mask, the pairs that it allows; ids are not counted: they
+      only forbid, so that this is an upper bound. Of a selection, those of the
+      listed tiles, heads averaged: a partly masked tile costs as a whole one.
+    shape: Sizes.
   """
-  if mask is None:
+  if where is None:
     return shape.batch * shape.num_queries * shape.num_keys
-  lengths = (mask.stops - mask.starts).clip(min=0)
+  if isinstance(where, selection_lib.Selection):
+    return round(tile_pairs(where, shape, where.block_q, where.block_kv))
+  lengths = (where.stops - where.starts).clip(min=0)
   repeats = 1 if lengths.ndim == 3 and len(lengths) > 1 else shape.batch
   return int(lengths.sum()) * repeats
+
+
+def tile_pairs(
+    where: differentiable.Where,
+    shape: shapes.Shape,
+    block_q: int,
+    block_kv: int,
+) -> float:
+  """Pairs in visited tiles, a query head, over the batch; heads averaged."""
+  sizes = (shape.num_queries, shape.num_keys, block_q, block_kv)
+  states = np.asarray(visits.states_of(where, *sizes))
+  visited = (states > selection_lib.EMPTY).sum(axis=(-1, -2)).mean()
+  return float(visited) * shape.batch * block_q * block_kv
+
+
+def density(
+    where: selection_lib.Selection,
+    shape: shapes.Shape,
+    mask: masks.Mask | None = None,
+) -> float:
+  """Visited tiles as a fraction of those of dense attention under `mask`."""
+  tiles = (where.block_q, where.block_kv)
+  return tile_pairs(where, shape, *tiles) / tile_pairs(mask, shape, *tiles)
 
 
 def forward(
@@ -84,6 +117,7 @@ def backward(shape: shapes.Shape, pairs: int, *, itemsize: int = 2) -> Cost:
   )
 
 
-def _sizes(shape: shapes.Shape) -> Any:
+def _sizes(shape: shapes.Shape) -> tuple[int, int, int]:
   """Elements of query, key and value."""
-  return (math.prod(array.shape) for array in shape.arrays())
+  query, key, value = (math.prod(array.shape) for array in shape.arrays())
+  return query, key, value

@@ -2,9 +2,9 @@
 
 An implementation of attention is a module with two functions:
 
-  forward(query, key, value, where, sink_logits, row_weights, spec)
-      -> AttentionOutput with lse, and col_mass per query head if spec asks
-  backward(query, key, value, where, lse, delta, d_out, spec) -> dq, dk, dv
+  forward(inputs, spec) -> AttentionOutput with lse, and col_mass per query
+      head if spec asks
+  backward(saved, spec) -> cotangents of query, key and value
 
 With P = exp(logits - lse), dP = d_out value^T and delta = rowsum(d_out * out)
 - d_lse, the gradient by the logits is P * (dP - delta): the cotangent of lse
@@ -15,7 +15,7 @@ flows through it.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,27 +48,69 @@ class AttentionSpec:
   config: Any = None
 
 
+class Inputs(NamedTuple):
+  """What the forward pass reads.
+
+  Attributes:
+    query: Any float type.
+    key: K divides N.
+    value: As key.
+    where: What may be attended to; None is every key.
+    sink_logits: A logit a head that has no value, or None.
+    row_weights: Weight of each query in `col_mass`; None is 1.
+  """
+
+  query: Float[Array, "B T N H"]
+  key: Float[Array, "B S K H"]
+  value: Float[Array, "B S K H"]
+  where: Where
+  sink_logits: Float[Array, "N"] | None
+  row_weights: Float[Array, "B N T"] | None
+
+
+class Saved(NamedTuple):
+  """What the backward pass reads.
+
+  Attributes:
+    query: As in the forward pass.
+    key: As in the forward pass.
+    value: As in the forward pass.
+    where: As in the forward pass.
+    lse: Log of the softmax denominators.
+    delta: rowsum(d_out * out) - d_lse.
+    d_out: Cotangent of out.
+  """
+
+  query: Float[Array, "B T N H"]
+  key: Float[Array, "B S K H"]
+  value: Float[Array, "B S K H"]
+  where: Where
+  lse: Float[Array, "B N T"]
+  delta: Float[Array, "B N T"]
+  d_out: Float[Array, "B T N H"]
+
+
+Cotangents = tuple[
+    Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]
+]
+
+
 class Attention(Protocol):
   """An implementation; see the module's docstring."""
 
-  def forward(self, query, key, value, where, sink_logits, row_weights, spec):
-    """Returns an AttentionOutput."""
+  def forward(
+      self, inputs: Inputs, spec: AttentionSpec
+  ) -> output.AttentionOutput:
+    """Returns out and lse, and col_mass if `spec` asks."""
     ...
 
-  def backward(self, query, key, value, where, lse, delta, d_out, spec):
+  def backward(self, saved: Saved, spec: AttentionSpec) -> Cotangents:
     """Returns the cotangents of query, key and value."""
     ...
 
 
 def attend(
-    implementation: Any,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: Where,
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "#B #N #T"] | None,
-    spec: AttentionSpec,
+    implementation: Any, inputs: Inputs, spec: AttentionSpec
 ) -> output.AttentionOutput:
   """Attention by `implementation`, with its own backward pass.
 
@@ -76,13 +118,14 @@ def attend(
   `row_weights` broadcasts to [B, N, T]. An implementation without `backward`
   is differentiated by jax.
   """
+  query, key, value, where, sink_logits, row_weights = inputs
   if row_weights is not None:
     batch, num_queries, num_heads = query.shape[:3]
     shape = (batch, num_heads, num_queries)
     row_weights = jax.lax.stop_gradient(jnp.broadcast_to(row_weights, shape))
   if not hasattr(implementation, "backward"):
     return implementation.forward(
-        query, key, value, where, sink_logits, row_weights, spec
+        inputs._replace(row_weights=row_weights), spec
     )
   is_known = not any(
       isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(where)
@@ -97,13 +140,13 @@ def attend(
   def call(query, key, value, sink_logits, row_weights, traced):
     place = known if is_known else traced
     return implementation.forward(
-        query, key, value, place, sink_logits, row_weights, spec
+        Inputs(query, key, value, place, sink_logits, row_weights), spec
     )
 
   def forward(query, key, value, sink_logits, row_weights, traced):
     place = known if is_known else traced
     result = implementation.forward(
-        query, key, value, place, sink_logits, row_weights, wide_spec
+        Inputs(query, key, value, place, sink_logits, row_weights), wide_spec
     )
     kept = (query, key, value, sink_logits, traced, result.out, result.lse)
     return result._replace(out=result.out.astype(query.dtype)), kept
@@ -122,7 +165,7 @@ def attend(
     delta = delta - d_lse
     place = known if is_known else traced
     d_query, d_key, d_value = implementation.backward(
-        query, key, value, place, lse, delta, d_out, spec
+        Saved(query, key, value, place, lse, delta, d_out), spec
     )
     d_sink = None
     if sink_logits is not None:

@@ -1,6 +1,6 @@
 """Attention in plain jnp with the whole T x S array: the contract of the op.
 
-  logits = soft_cap(scale query key^T),  -inf where the mask forbids
+  logits = soft_cap(scale query key^T),  -inf where `where` forbids
   lse    = log(sum_s exp(logits) + exp(sink))
   out    = sum_s exp(logits - lse) value_s
   col_mass_s = sum_t row_weights_t exp(logits_ts - lse_t)
@@ -12,62 +12,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
 from kernels_pallas import output
+from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
 
 
 def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: masks.Mask | None,
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "B N T"] | None,
-    spec: differentiable.AttentionSpec,
+    inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
 ) -> output.AttentionOutput:
   """Computes the op; differentiable by jax itself."""
-  allowed = None
-  if where is not None:
-    allowed = jnp.asarray(masks.allowed(where, key.shape[1]))
-    allowed = allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
-  return attend_where(
-      query, key, value, allowed, sink_logits, row_weights, spec
-  )
-
-
-def attend_where(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    allowed: Bool[Array, "#B #N T S"] | None,
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "B N T"] | None,
-    spec: differentiable.AttentionSpec,
-) -> output.AttentionOutput:
-  """Attention under a dense mask, which may differ between heads."""
-  num_groups = query.shape[2] // key.shape[2]
+  query, key, value, where, sink_logits, row_weights = inputs
   dtype = jnp.promote_types(query.dtype, jnp.float32)
-  key, value = (jnp.repeat(x, num_groups, axis=2) for x in (key, value))
-  attn_logits = spec.scale * jnp.einsum(
-      "BTNH,BSNH->BNTS",
+  attn_logits = logits_lib.attention_logits(
       query,
       key,
-      preferred_element_type=dtype,
+      spec.scale,
+      spec.logits_soft_cap,
+      dtype=dtype,
       precision="highest",
   )
-  if spec.logits_soft_cap is not None:
-    cap = spec.logits_soft_cap
-    attn_logits = cap * jnp.tanh(attn_logits / cap)
-  if allowed is not None:
+  if where is not None:
+    allowed = allowed_pairs(where, query.shape[1], key.shape[1])
     attn_logits = jnp.where(allowed, attn_logits, -jnp.inf)
   lse = _log_sum_exp(attn_logits, sink_logits)
   # Where no key is allowed, exp(-inf - 0) = 0 instead of exp(-inf + inf).
   safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
   attn_weights = jnp.exp(attn_logits - safe_lse[..., None])
-  out = jnp.einsum(
-      "BNTS,BSNH->BTNH", attn_weights, value.astype(dtype), precision="highest"
-  )
+  num_groups = query.shape[2] // key.shape[2]
+  values = jnp.repeat(value, num_groups, axis=2).astype(dtype)
+  out = jnp.einsum("BNTS,BSNH->BTNH", attn_weights, values, precision="highest")
   col_mass = None
   if spec.return_col_mass:
     rows = jnp.ones_like(lse) if row_weights is None else row_weights
@@ -78,6 +53,42 @@ def attend_where(
         precision="highest",
     )
   return output.AttentionOutput(out.astype(query.dtype), lse, col_mass)
+
+
+def allowed_pairs(
+    where: masks.Mask | selection_lib.Selection,
+    num_queries: int,
+    num_keys: int,
+) -> Bool[Array, "#B #N T S"]:
+  """True where a query may attend to a key, as one array.
+
+  Args:
+    where: Of a selection, a key is allowed where the row of the query's block
+      lists the key's block and the selection's mask holds.
+    num_queries: T.
+    num_keys: S.
+  """
+  if isinstance(where, masks.Mask):
+    allowed = jnp.asarray(masks.allowed(where, num_keys))
+    return allowed[:, None] if allowed.ndim == 3 else allowed[None, None]
+  chosen = _listed_pairs(where, num_queries, num_keys)
+  if where.mask is None:
+    return chosen
+  return chosen & allowed_pairs(where.mask, num_queries, num_keys)
+
+
+def _listed_pairs(
+    where: selection_lib.Selection, num_queries: int, num_keys: int
+) -> Bool[Array, "#B #N T S"]:
+  """True where the query's block lists the key's block."""
+  table = jnp.asarray(where.block_table)
+  entry = masks.to_rank(jnp.arange(table.shape[-1]), table.ndim)
+  is_valid = entry < where.num_valid[..., None]
+  blocks = jnp.arange(-(-num_keys // where.block_kv))
+  blocks = masks.to_rank(blocks, table.ndim + 1)
+  listed = ((table[..., None] == blocks) & is_valid[..., None]).any(axis=-2)
+  by_query = jnp.repeat(listed, where.block_q, axis=2)[:, :, :num_queries]
+  return jnp.repeat(by_query, where.block_kv, axis=3)[..., :num_keys]
 
 
 def _log_sum_exp(

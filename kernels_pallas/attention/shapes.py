@@ -37,6 +37,27 @@ class Shape:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionShape:
+  """Sizes of one call under a selection.
+
+  Attributes:
+    dense: Sizes of query, key and value.
+    block_q: Queries in a block.
+    block_kv: Keys in a block.
+    num_heavy: Key blocks of a query block beyond window and sinks.
+    window: Keys of the causal window.
+    num_sinks: First keys, kept for all.
+  """
+
+  dense: Shape
+  block_q: int
+  block_kv: int
+  num_heavy: int
+  window: int
+  num_sinks: int = 4
+
+
 def square(
     length: int, num_heads: int, num_kv_heads: int, head_dim: int = 128
 ) -> Shape:
@@ -87,4 +108,39 @@ BENCHMARKS = {
     "smollm_4k": square(4096, 3, 1, 64),
     "mha_4k": square(4096, 1, 1),
     "mha_16k": square(16_384, 1, 1),
+}
+
+SELECTION_TESTS = {
+    "ragged_gqa": SelectionShape(
+        dense=TESTS["ragged_gqa"],
+        block_q=32,
+        block_kv=128,
+        num_heavy=1,
+        window=40,
+    ),
+    "cross_mqa": SelectionShape(
+        dense=TESTS["cross_mqa"],
+        block_q=64,
+        block_kv=128,
+        num_heavy=1,
+        window=64,
+    ),
+    "long": SelectionShape(
+        dense=TESTS["long"],
+        block_q=64,
+        block_kv=128,
+        num_heavy=1,
+        window=32,
+    ),
+}
+
+# 64 key blocks, of which a query block reads about 6: a density of 10 %.
+SELECTION_BENCHMARKS = {
+    "llama3_8b_32k_10pct": SelectionShape(
+        dense=square(32_768, 4, 1),
+        block_q=512,
+        block_kv=512,
+        num_heavy=3,
+        window=512,
+    ),
 }

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.attention.gpu import attention
+from kernels_pallas.attention.gpu import plan as attention_plan
 from kernels_pallas.decode import gpu_attend
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
@@ -122,6 +122,6 @@ def _check(query: Any, cache: Any) -> None:
         f"pallas_gpu takes up to {gpu_attend.MOST_GROUPS} query heads a key"
         f" head, not {num_groups}; use implementation='xla'"
     )
-  reason = attention.why_not(query[:, None], any_device=True)
+  reason = attention_plan.why_not(query[:, None], any_device=True)
   if reason is not None:
     raise ValueError(reason)

@@ -6,6 +6,8 @@ for. Contextual sparsity (Deja Vu, https://arxiv.org/abs/2310.17157) predicts
 which neurons matter for the token at hand.
 """
 
+import importlib
+import types
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +20,6 @@ from kernels_pallas import masks
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import differentiable
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.gather_mlp import reference
 
 
 def gather_mlp(
@@ -83,7 +84,8 @@ def gather_mlp(
   num_blocks = up.shape[0] // block_size
   if debug:
     checks.check_values("block_ids", block_ids, num_valid, num_blocks, "blocks")
-  chosen = choose(implementation, x, block_size, x.shape[1])
+  workload = (x, block_size, x.shape[1])
+  chosen = implementations.choose_for(implementation, module_of, *workload)
   module = module_of(chosen)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)
@@ -100,38 +102,8 @@ def gather_mlp(
   return result.astype(x.dtype)
 
 
-def choose(
-    implementation: Any, x: Any, size: int, width: int
-) -> implementations.Implementation:
-  """The implementation that is meant, see `implementations.choose`.
-
-  Args:
-    implementation: As the user said.
-    x: What has a row a sequence.
-    size: Neurons of a block, or of a head.
-    width: D.
-  """
-  chosen = implementations.choose(
-      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
-  )
-  if implementation is None and chosen == "pallas_gpu":
-    # Hopper's tensor cores have no float32, among other things.
-    chosen = "xla" if module_of(chosen).why_not(x, size, width) else chosen
-  return chosen
-
-
-def module_of(implementation: str) -> Any:
+def module_of(
+    implementation: implementations.Implementation,
+) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
-  if implementation == "reference":
-    return reference
-  if implementation == "xla":
-    from kernels_pallas.gather_mlp import xla
-
-    return xla
-  if implementation == "pallas_tpu":
-    from kernels_pallas.gather_mlp import pallas_tpu
-
-    return pallas_tpu
-  from kernels_pallas.gather_mlp import pallas_gpu
-
-  return pallas_gpu
+  return importlib.import_module(f"{__package__}.{implementation}")

@@ -2,8 +2,8 @@
 
 An implementation is a module with two functions:
 
-  forward(x, weights, plan, spec) -> y [B, D], in the type of the sums
-  backward(x, weights, plan, d_out, spec) -> d_x, in the type of the sums, and
+  forward(given, spec) -> y [B, D], in the type of the sums
+  backward(given, d_out, spec) -> d_x, in the type of the sums, and
       the cotangents of the weights, 0 where no sequence chose a block
 
 Nothing but the arguments is kept for the backward pass: it reads each block
@@ -27,14 +27,14 @@ def apply(
 ) -> Float[Array, "B D"]:
   """The op by `implementation`, in the type of the sums."""
   if not hasattr(implementation, "backward"):
-    return implementation.forward(x, weights, plan, spec)
+    return implementation.forward(parts.Given(x, weights, plan), spec)
   call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
   call.defvjp(_forward_and_kept, _backward)
   return call(implementation, spec, x, weights, plan)
 
 
 def _forward(implementation, spec, x, weights, plan):
-  return implementation.forward(x, weights, plan, spec)
+  return implementation.forward(parts.Given(x, weights, plan), spec)
 
 
 def _forward_and_kept(implementation, spec, *arrays):
@@ -42,7 +42,7 @@ def _forward_and_kept(implementation, spec, *arrays):
 
 
 def _backward(implementation, spec, kept, d_out):
-  x, weights, plan = kept
-  d_x, d_weights = implementation.backward(x, weights, plan, d_out, spec)
+  x, weights, _ = kept
+  d_x, d_weights = implementation.backward(parts.Given(*kept), d_out, spec)
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
   return d_x.astype(x.dtype), d_weights, None

@@ -106,7 +106,7 @@ def _into(module: Any, config: Any, x: Any, kernel: Any, plan: Any) -> Any:
 
 
 def _into_forward(module, config, x, kernel, plan):
-  return module.into_heads(x, kernel, plan, config)
+  return module.into_heads(parts.GivenHeads(x, kernel, plan), config)
 
 
 def _into_and_kept(module, config, x, kernel, plan):
@@ -116,7 +116,7 @@ def _into_and_kept(module, config, x, kernel, plan):
 def _into_backward(module, config, kept, d_heads):
   x, kernel, plan = kept
   d_heads = d_heads.astype(x.dtype)
-  d_x = module.out_of_heads(d_heads, kernel, plan, config)
+  d_x = module.out_of_heads(parts.GivenHeads(d_heads, kernel, plan), config)
   return d_x.astype(x.dtype), _d_kernel(d_heads, x, kernel, plan), None
 
 
@@ -128,7 +128,7 @@ def _out_of(module: Any, config: Any, heads: Any, kernel: Any, plan: Any):
 
 
 def _out_forward(module, config, heads, kernel, plan):
-  return module.out_of_heads(heads, kernel, plan, config)
+  return module.out_of_heads(parts.GivenHeads(heads, kernel, plan), config)
 
 
 def _out_and_kept(module, config, heads, kernel, plan):
@@ -142,7 +142,7 @@ def _out_and_kept(module, config, heads, kernel, plan):
 def _out_backward(module, config, kept, d_out):
   heads, kernel, plan = kept
   d_out = d_out.astype(heads.dtype)
-  d_heads = module.into_heads(d_out, kernel, plan, config)
+  d_heads = module.into_heads(parts.GivenHeads(d_out, kernel, plan), config)
   return (
       d_heads.astype(heads.dtype),
       _d_kernel(heads, d_out, kernel, plan),
@@ -200,7 +200,9 @@ def _to_plan(heads: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
 
 
 def _module_of(implementation: Any, config: Any, x: Any, kernel: Any) -> Any:
-  chosen = api.choose(implementation, x, *kernel.shape[1:])
+  chosen = implementations.choose_for(
+      implementation, api.module_of, x, *kernel.shape[1:]
+  )
   module = api.module_of(chosen)
   arguments.check_config(config, chosen, module)
   return module

@@ -11,26 +11,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import interpret
-from kernels_pallas.attention.gpu import attention
 from kernels_pallas.gather_mlp import gpu_gather
 from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.hardware import gpu_chip
 
 Config = gpu_gather.Config
 
 
-def forward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    spec: parts.Spec,
-) -> Float[Array, "B D"]:
+def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   """Computes the op without `down_bias`, in float32.
 
   Raises:
     ValueError: If the kernels do not have the type or the sizes.
   """
+  x, weights, plan = given
   _check(x, spec.block_size)
   size, config = spec.block_size, spec.config or Config()
   hidden = _hidden(*_before(x, weights, plan, spec), plan, spec)
@@ -39,11 +34,7 @@ def forward(
 
 
 def backward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    d_out: Float[Array, "B D"],
-    spec: parts.Spec,
+    given: parts.Given, d_out: Float[Array, "B D"], spec: parts.Spec
 ) -> tuple[Float[Array, "B D"], parts.Weights]:
   """Cotangents of x, in float32, and of the weights, in their type.
 
@@ -53,6 +44,7 @@ def backward(
   Raises:
     ValueError: As `forward`.
   """
+  x, weights, plan = given
   _check(x, spec.block_size)
   size, config = spec.block_size, spec.config or Config()
   num_blocks = weights.up.shape[0] // size
@@ -119,16 +111,14 @@ def _of_all(d_before: Any, plan: parts.Plan, size: int, num_blocks: int) -> Any:
 
 
 def into_heads(
-    x: Float[Array, "B D"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Config | None = None,
+    given: parts.GivenHeads, config: Config | None = None
 ) -> Float[Array, "B U H"]:
   """As `reference.into_heads`, 0 past the number of the plan.
 
   Raises:
     ValueError: If the kernels do not have the type or the sizes.
   """
+  x, kernel, plan = given
   size = kernel.shape[1]
   _check(x, size, kernel.shape[2])
   matrix = kernel.reshape(-1, kernel.shape[2])
@@ -137,16 +127,14 @@ def into_heads(
 
 
 def out_of_heads(
-    heads: Float[Array, "B U H"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Config | None = None,
+    given: parts.GivenHeads, config: Config | None = None
 ) -> Float[Array, "B D"]:
   """As `reference.out_of_heads`.
 
   Raises:
     ValueError: If the kernels do not have the type or the sizes.
   """
+  heads, kernel, plan = given
   size = kernel.shape[1]
   _check(heads, size, kernel.shape[2])
   matrix = kernel.reshape(-1, kernel.shape[2])
@@ -162,13 +150,9 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
     size: Neurons of a block, or of a head.
     width: D; None is the last axis of x.
   """
-  if jax.__version_info__ < (0, 11):
-    return f"pallas_gpu needs jax >= 0.11, this is {jax.__version__}"
-  if x.dtype not in (jnp.bfloat16, jnp.float16):
-    return (
-        f"pallas_gpu computes bfloat16 and float16, not {x.dtype}; use"
-        " implementation='xla' for float32"
-    )
+  reason = gpu_chip.why_not(x.dtype)
+  if reason is not None:
+    return reason
   tile, most = gpu_gather.TILE, gpu_gather.MOST_SEQUENCES
   width = x.shape[-1] if width is None else width
   if size % tile or width % tile:
@@ -178,9 +162,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
     )
   if x.shape[0] > most:
     return f"pallas_gpu takes up to {most} sequences, not {x.shape[0]}"
-  if interpret.mode() or attention.is_hopper():
-    return None
-  return "pallas_gpu needs a Hopper GPU (H100, H200, GH200)"
+  return None
 
 
 def _check(x: Any, size: int, width: int | None = None) -> None:

@@ -38,17 +38,13 @@ _ACTIVATIONS = parts.ACTIVATIONS | {
 }
 
 
-def forward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    spec: parts.Spec,
-) -> Float[Array, "B D"]:
+def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   """Computes the op without `down_bias`, in float32.
 
   Raises:
     ValueError: If a TPU has no such type, or nothing fits into VMEM.
   """
+  x, weights, plan = given
   call = _Call(x, weights, plan, spec, is_backward=False)
   out = call.run(
       functools.partial(_forward_kernel, call),
@@ -62,13 +58,10 @@ def forward(
 
 
 def backward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    d_out: Float[Array, "B D"],
-    spec: parts.Spec,
+    given: parts.Given, d_out: Float[Array, "B D"], spec: parts.Spec
 ) -> tuple[Float[Array, "B D"], parts.Weights]:
   """Cotangents of x, in float32, and of the weights."""
+  x, weights, plan = given
   call = _Call(x, weights, plan, spec, is_backward=True)
   kind = jnp.float32 if call.num_tiles > 1 else x.dtype
   zeros = [jnp.zeros(m.shape, kind) for m in call.matrices]

@@ -58,6 +58,34 @@ class Plan(NamedTuple):
   member: Bool[Array, "B U"] | None = None
 
 
+class Given(NamedTuple):
+  """What a call computes with.
+
+  Attributes:
+    x: [B, D], any float type.
+    weights: Of the MLP.
+    plan: Which of its blocks.
+  """
+
+  x: Float[Array, "B D"]
+  weights: Weights
+  plan: Plan
+
+
+class GivenHeads(NamedTuple):
+  """What a projection of heads computes with.
+
+  Attributes:
+    rows: [B, D] into heads, [B, U, H] out of them.
+    kernel: A matrix a head.
+    plan: Which heads.
+  """
+
+  rows: Float[Array, "B *_"]
+  kernel: Float[Array, "N H D"]
+  plan: Plan
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
   """What is known of a call while it is traced.

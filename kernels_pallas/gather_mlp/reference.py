@@ -14,13 +14,9 @@ from jaxtyping import Array, Bool, Float
 from kernels_pallas.gather_mlp import parts
 
 
-def forward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    spec: parts.Spec,
-) -> Float[Array, "B D"]:
+def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   """Computes the op without `down_bias`; differentiable by jax itself."""
+  x, weights, plan = given
   is_chosen = chosen(plan, x.shape[0], weights.up.shape[0] // spec.block_size)
   hidden = hidden_of(x, weights, spec.activation)
   keeps = jnp.repeat(is_chosen, spec.block_size, axis=1)
@@ -65,12 +61,10 @@ def _affine(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def into_heads(
-    x: Float[Array, "B D"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Any = None,
+    given: parts.GivenHeads, config: Any = None
 ) -> Float[Array, "B U H"]:
   """X times each head of the plan, transposed; in the type of the sums."""
+  x, kernel, plan = given
   del config
   dtype = parts.sum_type(x.dtype)
   heads = jnp.take(kernel.astype(dtype), plan.blocks, axis=0)
@@ -78,12 +72,10 @@ def into_heads(
 
 
 def out_of_heads(
-    heads: Float[Array, "B U H"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Any = None,
+    given: parts.GivenHeads, config: Any = None
 ) -> Float[Array, "B D"]:
   """The sum over the plan of `heads`, 0 past its number, times its heads."""
+  heads, kernel, plan = given
   del config
   dtype = parts.sum_type(heads.dtype)
   kernel = jnp.take(kernel.astype(dtype), plan.blocks, axis=0)

@@ -26,12 +26,7 @@ def top_blocks(
   Raises:
     ValueError: If `num_blocks` is out of range.
   """
-  there_are = scores.shape[-1]
-  if not 1 <= num_blocks <= there_are:
-    raise ValueError(
-        f"num_blocks={num_blocks} must be from 1 to the {there_are} blocks that"
-        " have scores"
-    )
+  _check_width("num_blocks", num_blocks, scores)
   return _list(scores, scores > -jnp.inf, num_blocks)
 
 
@@ -53,13 +48,20 @@ def threshold_blocks(
   Raises:
     ValueError: If `max_blocks` is out of range.
   """
-  there_are = scores.shape[-1]
-  if not 1 <= max_blocks <= there_are:
-    raise ValueError(
-        f"max_blocks={max_blocks} must be from 1 to the {there_are} blocks that"
-        " have scores"
-    )
+  _check_width("max_blocks", max_blocks, scores)
   return _list(scores, scores > threshold, max_blocks)
+
+
+def _check_width(
+    name: str, width: int, scores: Float[Array, "*B blocks"]
+) -> None:
+  """Raises ValueError unless there are so many blocks."""
+  there_are = scores.shape[-1]
+  if not 1 <= width <= there_are:
+    raise ValueError(
+        f"{name}={width} must be from 1 to the {there_are} blocks that have"
+        " scores"
+    )
 
 
 def _list(scores: Any, may_be: Any, width: int) -> Any:

@@ -24,31 +24,27 @@ _LAST_BY_FIRST = (((1,), (0,)), ((), ()))
 
 
 def into_heads(
-    x: Float[Array, "B D"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: tpu_config.Config | None = None,
+    given: parts.GivenHeads, config: tpu_config.Config | None = None
 ) -> Float[Array, "B U H"]:
   """As `reference.into_heads`, 0 past the number of the plan.
 
   Raises:
     ValueError: If a TPU has no such type, or nothing fits into VMEM.
   """
+  x, kernel, plan = given
   out = _run(x[None], kernel, plan, config, is_into=True)
   return jnp.swapaxes(out, 0, 1)[: x.shape[0]]
 
 
 def out_of_heads(
-    heads: Float[Array, "B U H"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: tpu_config.Config | None = None,
+    given: parts.GivenHeads, config: tpu_config.Config | None = None
 ) -> Float[Array, "B D"]:
   """As `reference.out_of_heads`.
 
   Raises:
     ValueError: As `into_heads`.
   """
+  heads, kernel, plan = given
   by_head = jnp.swapaxes(heads, 0, 1)
   out = _run(by_head, kernel, plan, config, is_into=False)
   return out[0, : heads.shape[0]]

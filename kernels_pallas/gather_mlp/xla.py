@@ -22,13 +22,9 @@ class Config:
   """There is nothing to choose."""
 
 
-def forward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    spec: parts.Spec,
-) -> Float[Array, "B D"]:
+def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   """Computes the op without `down_bias`, in the type of the sums."""
+  x, weights, plan = given
   dtype = parts.sum_type(x.dtype)
 
   def visit(i, total):
@@ -57,16 +53,13 @@ def dense(
 
 
 def backward(
-    x: Float[Array, "B D"],
-    weights: parts.Weights,
-    plan: parts.Plan,
-    d_out: Float[Array, "B D"],
-    spec: parts.Spec,
+    given: parts.Given, d_out: Float[Array, "B D"], spec: parts.Spec
 ) -> tuple[Float[Array, "B D"], parts.Weights]:
   """Cotangents of x, in the type of the sums, and of the weights.
 
   Blocks that nobody chose stay exactly 0.
   """
+  x, weights, plan = given
   dtype = parts.sum_type(x.dtype)
 
   def visit(i, totals):
@@ -108,12 +101,10 @@ def _of_members(hidden: Any, plan: parts.Plan, i: Any) -> Any:
 
 
 def into_heads(
-    x: Float[Array, "B D"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Any = None,
+    given: parts.GivenHeads, config: Any = None
 ) -> Float[Array, "B U H"]:
   """As `reference.into_heads`; what is past the number of the plan is 0."""
+  x, kernel, plan = given
   dtype = parts.sum_type(x.dtype)
   x = x.astype(dtype)
   shape = (x.shape[0], plan.blocks.shape[0], kernel.shape[1])
@@ -124,7 +115,7 @@ def into_heads(
     return jax.lax.dynamic_update_slice_in_dim(heads, part[:, None], i, axis=1)
 
   return of_all_or(
-      lambda: reference.into_heads(x, kernel, plan, config),
+      lambda: reference.into_heads(given, config),
       lambda: jax.lax.fori_loop(0, plan.num, visit, jnp.zeros(shape, dtype)),
       plan,
       kernel.shape[0],
@@ -132,12 +123,10 @@ def into_heads(
 
 
 def out_of_heads(
-    heads: Float[Array, "B U H"],
-    kernel: Float[Array, "N H D"],
-    plan: parts.Plan,
-    config: Any = None,
+    given: parts.GivenHeads, config: Any = None
 ) -> Float[Array, "B D"]:
   """As `reference.out_of_heads`."""
+  heads, kernel, plan = given
   dtype = parts.sum_type(heads.dtype)
   heads = heads.astype(dtype)
 
@@ -148,7 +137,7 @@ def out_of_heads(
 
   zeros = jnp.zeros((heads.shape[0], kernel.shape[2]), dtype)
   return of_all_or(
-      lambda: reference.out_of_heads(heads, kernel, plan, config),
+      lambda: reference.out_of_heads(given, config),
       lambda: jax.lax.fori_loop(0, plan.num, visit, zeros),
       plan,
       kernel.shape[0],

@@ -33,7 +33,7 @@ SMEM_RESERVE_BYTES = 2560
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class TileConfig:
   """Tiles of one kernel.
 
   Attributes:
@@ -78,7 +78,7 @@ def spans_of(
     mask: masks.Mask | None,
     num_queries: int,
     num_keys: int,
-    config: Config,
+    config: TileConfig,
 ) -> Spans:
   """Brings a mask into the form that the kernels read."""
   if mask is None:

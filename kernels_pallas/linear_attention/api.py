@@ -5,6 +5,8 @@ size. Lightning Attention-2 (https://arxiv.org/abs/2401.04658): what softmax
 attention costs a query grows with T, this does not.
 """
 
+import importlib
+import types
 from typing import Any
 
 import jax
@@ -64,17 +66,21 @@ def linear_attention(
   scale = _check_scale(scale, head_dim)
   _check_decay(decay, num_heads)
   _check_state("initial_state", initial_state, (batch, num_heads, head_dim))
-  chosen = _choose(implementation, query)
+  chosen = implementations.choose_for(implementation, _module, query)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = sweep.sum_type(query.dtype)
   shape = (batch, num_heads, head_dim, head_dim)
   state = jnp.zeros(shape, dtype) if initial_state is None else initial_state
-  operands = (query, key, value, _decay(decay, num_heads, dtype))
-  operands = (*operands, jnp.asarray(state, dtype))
+  rates, state = _decay(decay, num_heads, dtype), jnp.asarray(state, dtype)
   if chosen == "reference" or 0 in query.shape:
-    result = reference.attend(*operands, scale)
+    log_decay = sweep.log_of(rates)
+    result = reference.attend(
+        sweep.Operands(query, key, value, log_decay, state), scale
+    )
   else:
-    result = differentiable.attend(_module(chosen), *operands, scale, config)
+    result = differentiable.attend(
+        _module(chosen), query, key, value, rates, state, scale, config
+    )
   return result if return_state else result._replace(state=None)
 
 
@@ -120,31 +126,9 @@ def step(
   return reference.step(state, query, key, value, rates, scale)
 
 
-def _choose(implementation: Any, query: Any) -> implementations.Implementation:
-  chosen = implementations.choose(
-      implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
-  )
-  if implementation is None and chosen == "pallas_gpu":
-    # Hopper's tensor cores have no float32, among other things.
-    chosen = "xla" if _module(chosen).why_not(query) else chosen
-  return chosen
-
-
-def _module(implementation: str) -> Any:
+def _module(implementation: implementations.Implementation) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
-  if implementation == "reference":
-    return reference
-  if implementation == "xla":
-    from kernels_pallas.linear_attention import xla
-
-    return xla
-  if implementation == "pallas_tpu":
-    from kernels_pallas.linear_attention import pallas_tpu
-
-    return pallas_tpu
-  from kernels_pallas.linear_attention import pallas_gpu
-
-  return pallas_gpu
+  return importlib.import_module(f"{__package__}.{implementation}")
 
 
 def _decay(decay: Any, num_heads: int, dtype: Any) -> Any:

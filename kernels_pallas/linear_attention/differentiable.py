@@ -30,8 +30,9 @@ def attend(
 
 def _forward(implementation, scale, config, query, key, value, decay, state):
   sweep = sweep_lib.Sweep(out_scale=scale, config=config)
+  log_decay = sweep_lib.log_of(decay)
   return implementation.run(
-      query, key, value, sweep_lib.log_of(decay), state, sweep
+      sweep_lib.Operands(query, key, value, log_decay, state), sweep
   )
 
 
@@ -50,20 +51,15 @@ def _backward(implementation, scale, config, arrays, cotangents):
       is_out_wide=is_grouped,
       config=config,
   )
-  d_query, _ = implementation.run(
-      d_out,
-      value,
-      key,
-      log_decay,
-      jnp.swapaxes(state, -1, -2),
-      sweep_lib.Sweep(out_scale=scale, config=config),
+  # Each gradient is a sweep in which the arrays have exchanged their parts.
+  run = lambda sweep, *arrays: implementation.run(
+      sweep_lib.Operands(*arrays), sweep
   )
-  d_value, d_initial = implementation.run(
-      key, query, d_out, log_decay, d_state, back
-  )
-  d_key, _ = implementation.run(
-      value, d_out, query, log_decay, jnp.swapaxes(d_state, -1, -2), back
-  )
+  turned = lambda x: jnp.swapaxes(x, -1, -2)
+  ahead = sweep_lib.Sweep(out_scale=scale, config=config)
+  d_query, _ = run(ahead, d_out, value, key, log_decay, turned(state))
+  d_value, d_initial = run(back, key, query, d_out, log_decay, d_state)
+  d_key, _ = run(back, value, d_out, query, log_decay, turned(d_state))
   d_key, d_value = (_sum_groups(x, key) for x in (d_key, d_value))
   return d_query, d_key, d_value, _d_decay(scale, arrays, cotangents), d_initial
 
@@ -84,7 +80,10 @@ def _d_decay(scale: float, arrays: Any, cotangents: Any) -> Any:
   sweep = sweep_lib.Sweep(out_scale=scale, is_out_wide=True)
 
   def results(decay):
-    return xla.run(query, key, value, sweep_lib.log_of(decay), state, sweep)
+    log_decay = sweep_lib.log_of(decay)
+    return xla.run(
+        sweep_lib.Operands(query, key, value, log_decay, state), sweep
+    )
 
   _, moved = jax.jvp(results, (decay,), (jnp.ones_like(decay),))
   d_out, d_state = (x.astype(decay.dtype) for x in cotangents)

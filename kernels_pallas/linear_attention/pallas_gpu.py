@@ -15,10 +15,9 @@ import jax
 from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
-from kernels_pallas.attention.gpu import attention
+from kernels_pallas.hardware import gpu_chip
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
@@ -35,18 +34,14 @@ class Config:
 
 
 def run(
-    query: Float[Array, "B T Q H"],
-    key: Float[Array, "B T J H"],
-    value: Float[Array, "B T J H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    sweep: sweep_lib.Sweep,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    operands: sweep_lib.Operands, sweep: sweep_lib.Sweep
+) -> sweep_lib.Swept:
   """One sweep, see `sweep`.
 
   Raises:
     ValueError: If the kernel does not have the type or the head size.
   """
+  query, key, value, log_decay, state = operands
   reason = why_not(query)
   if reason is not None:
     raise ValueError(reason)
@@ -84,18 +79,12 @@ def run(
 
 def why_not(query: Any) -> str | None:
   """Says why the kernel cannot compute this, None if it can."""
-  if jax.__version_info__ < (0, 11):
-    return f"pallas_gpu needs jax >= 0.11, this is {jax.__version__}"
-  if query.dtype not in (jnp.bfloat16, jnp.float16):
-    return (
-        "pallas_gpu computes bfloat16 and float16, not"
-        f" {query.dtype}; use implementation='xla' for float32"
-    )
+  reason = gpu_chip.why_not(query.dtype)
+  if reason is not None:
+    return reason
   if query.shape[-1] > _HEAD_DIMS[-1]:
     return f"pallas_gpu has heads of up to 128, not of {query.shape[-1]}"
-  if interpret.mode() or attention.is_hopper():
-    return None
-  return "pallas_gpu needs a Hopper GPU (H100, H200, GH200)"
+  return None
 
 
 def _kernel(

@@ -14,7 +14,6 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
 from kernels_pallas.hardware import tpu_layout
@@ -51,18 +50,14 @@ class Config:
 
 
 def run(
-    query: Float[Array, "B T Q H"],
-    key: Float[Array, "B T J H"],
-    value: Float[Array, "B T J H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    sweep: sweep_lib.Sweep,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    operands: sweep_lib.Operands, sweep: sweep_lib.Sweep
+) -> sweep_lib.Swept:
   """One sweep, see `sweep`.
 
   Raises:
     ValueError: If a TPU has no such type, or the chunk does not fit into VMEM.
   """
+  query, key, value, log_decay, state = operands
   _check_type(query.dtype)
   (batch, length, _, head_dim), num_heads = query.shape, log_decay.shape[0]
   asked = (sweep.config or Config()).chunk

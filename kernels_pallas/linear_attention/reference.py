@@ -16,21 +16,16 @@ from kernels_pallas.linear_attention import sweep as sweep_lib
 
 
 def attend(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    scale: float,
+    operands: sweep_lib.Operands, scale: float
 ) -> output.LinearAttentionOutput:
   """Computes the op; differentiable by jax itself."""
+  query, key, value, log_decay, state = operands
   dtype, length, out_dtype = state.dtype, query.shape[1], query.dtype
   num_groups = query.shape[2] // key.shape[2]
   query = query.astype(dtype)
   key, value = (
       jnp.repeat(x.astype(dtype), num_groups, axis=2) for x in (key, value)
   )
-  log_decay = sweep_lib.log_of(decay)
   position = jnp.arange(length)
   ago = position[:, None] - position[None]
   weights = jnp.exp(log_decay[:, None, None] * jnp.maximum(ago, 0)[None])

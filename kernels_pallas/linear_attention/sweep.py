@@ -18,7 +18,7 @@ so that an implementation is one function, `run`, and states are never stored.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,20 +44,32 @@ class Sweep:
   config: Any = None
 
 
+class Operands(NamedTuple):
+  """Arrays of a sweep, of which each plays every part in some sweep.
+
+  Attributes:
+    query: N heads, or a divisor of N.
+    key: The same.
+    value: As key.
+    log_decay: At most 0.
+    state: Where the sweep begins, in the type of the sums.
+  """
+
+  query: Float[Array, "B T _ H"]
+  key: Float[Array, "B T _ H"]
+  value: Float[Array, "B T _ H"]
+  log_decay: Float[Array, "N"]
+  state: Float[Array, "B N H H"]
+
+
+Swept = tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]
+
+
 class Implementation(Protocol):
   """A module with `run`."""
 
-  def run(self, query, key, value, log_decay, state, sweep):
-    """Returns out [B, T, N, H] and the state [B, N, H, H] at the end.
-
-    Args:
-      query: [B, T, N or a divisor of N, H].
-      key: The same.
-      value: As key.
-      log_decay: [N], at most 0.
-      state: [B, N, H, H] in the type of the sums.
-      sweep: See `Sweep`.
-    """
+  def run(self, operands: Operands, sweep: Sweep) -> Swept:
+    """Returns out and the state at the end."""
     ...
 
 

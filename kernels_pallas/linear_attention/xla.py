@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from kernels_pallas.linear_attention import sweep as sweep_lib
 
@@ -33,14 +32,10 @@ class Config:
 
 
 def run(
-    query: Float[Array, "B T Q H"],
-    key: Float[Array, "B T J H"],
-    value: Float[Array, "B T J H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    sweep: sweep_lib.Sweep,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    operands: sweep_lib.Operands, sweep: sweep_lib.Sweep
+) -> sweep_lib.Swept:
   """One sweep, see `sweep`."""
+  query, key, value, log_decay, state = operands
   length = query.shape[1]
   chunk = min((sweep.config or Config()).chunk, length)
   chunks = tuple(_cut(x, chunk) for x in (query, key, value))

@@ -7,9 +7,8 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
-from kernels_pallas.attention import api as dense
+from kernels_pallas.attention import api
 from kernels_pallas.attention.xla import entry
-from kernels_pallas.block_sparse_attention import api as block_sparse
 
 _OPS = ("dense", "block_sparse")
 
@@ -148,8 +147,8 @@ def _selection(mask=None, **changed):
 
 
 _WRONG_SELECTIONS = {
-    "none": (None, "selection is a NoneType; it must be a .*Selection"),
-    "mask": (masks.causal(8), "selection is a Mask; .*from_mask"),
+    "text": ("causal", "where is a str; it must be a .*Mask.*Selection"),
+    "blocks": (_ints(1, 4, 2, 2), "where is a ndarray; .*from_mask"),
     "no_keys": (_selection(block_kv=0), "block_kv=0 must be at least 1"),
     "no_queries": (_selection(block_q=-4), "block_q=-4 must be at least 1"),
     "floats": (
@@ -205,11 +204,9 @@ class WrongCallTest(parameterized.TestCase):
 
   def _assert_one_sentence(self, message, op, arguments):
     with self.assertRaisesRegex(ValueError, message) as caught:
-      if op == "dense":
-        dense.flash_attention(**arguments)
-      else:
-        chosen = arguments.pop("selection", _selection())
-        block_sparse.block_sparse_attention(selection=chosen, **arguments)
+      if op == "block_sparse":
+        arguments.setdefault("where", _selection())
+      api.attention(**arguments)
     self.assertNotIn("\n", str(caught.exception))
 
   @parameterized.product(op=_OPS, name=tuple(_WRONG))
@@ -220,35 +217,35 @@ class WrongCallTest(parameterized.TestCase):
   @parameterized.product(op=_OPS, name=tuple(_WRONG_MASKS))
   def test_masks(self, op, name):
     mask, message = _WRONG_MASKS[name]
-    where = {"mask": mask} if op == "dense" else {"selection": _selection(mask)}
-    self._assert_one_sentence(message, op, _arrays(**where))
+    where = mask if op == "dense" else _selection(mask)
+    self._assert_one_sentence(message, op, _arrays(where=where))
 
   @parameterized.parameters(*_WRONG_SELECTIONS)
   def test_selections(self, name):
     chosen, message = _WRONG_SELECTIONS[name]
-    arguments = _arrays(selection=chosen)
+    arguments = _arrays(where=chosen)
     self._assert_one_sentence(message, "block_sparse", arguments)
 
   @parameterized.parameters(*_WRONG_TABLES)
   def test_tables_in_debug_mode(self, name):
     changed, message = _WRONG_TABLES[name]
     fields = {name: jnp.asarray(array) for name, array in changed.items()}
-    arguments = _arrays(selection=_selection(**fields), debug=True)
+    arguments = _arrays(where=_selection(**fields), debug=True)
     self._assert_one_sentence(message, "block_sparse", arguments)
 
   def test_a_right_table_in_debug_mode(self):
     # Entries that do not count may be anything.
     table = np.array([0, 77], np.int32).reshape(1, 1, 1, 2)
     chosen = _selection(block_table=np.tile(table, (1, 4, 2, 1)))
-    block_sparse.block_sparse_attention(
-        **_arrays(), selection=chosen, debug=True, implementation="reference"
+    api.attention(
+        **_arrays(), where=chosen, debug=True, implementation="reference"
     )
 
   @parameterized.parameters("scale", "logits_soft_cap")
   def test_numbers_that_are_not_known(self, name):
     @jax.jit
     def call(number):
-      return dense.flash_attention(**_arrays(), **{name: number}).out
+      return api.attention(**_arrays(), **{name: number}).out
 
     with self.assertRaisesRegex(ValueError, f"{name} is a traced value"):
       call(0.5)
@@ -258,12 +255,14 @@ class WrongCallTest(parameterized.TestCase):
       entry.Config(block_q=0)
     config = entry.Config(block_q=8)
     self._assert_one_sentence(
-        r"config=Config\(.*\) is not for implementation='xla'; it must be None",
+        "config=.* is not for a selection by implementation='xla'; it must be"
+        " None",
         "block_sparse",
         _arrays(config=config, implementation="xla"),
     )
     self._assert_one_sentence(
-        "config=8 is not for .* must be a .*attention.xla.entry.Config or None",
+        "config=8 is not for .* must be a"
+        " .*attention.xla.plan.AttentionXlaConfig or None",
         "dense",
         _arrays(config=8, implementation="xla"),
     )
@@ -279,14 +278,10 @@ class RightCallTest(parameterized.TestCase):
     where = {}
     if op == "block_sparse":
       rows = 2 if axis == 0 else 0
-      where["selection"] = _selection(
+      where["where"] = _selection(
           block_table=_ints(1, 4, rows, 1), num_valid=_ints(1, 4, rows)
       )
-    call = {
-        "dense": dense.flash_attention,
-        "block_sparse": block_sparse.block_sparse_attention,
-    }[op]
-    result = call(
+    result = api.attention(
         **arrays, **where, return_lse=True, implementation=implementation
     )
     self.assertEqual(result.out.shape, arrays["query"].shape)

@@ -5,7 +5,6 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from kernels_pallas.attention.xla import plan
 from launch import bench_kernels_cpu as bench
 
 
@@ -68,7 +67,7 @@ class BenchKernelsCpuTest(parameterized.TestCase):
     self.assertGreater(min(row["temp_mb"] for row in rows), 0)
 
   def test_block_sparse(self):
-    with mock.patch.object(plan, "_NUM_TRACED_WIDTHS", 1):
+    with mock.patch.object(schedule, "_NUM_TRACED_WIDTHS", 1):
       row = bench.sparse_row(64, block_q=16, block_kv=8, num_times=1)
     # The diagonal's block (of 16 keys half) and one heavy one a row.
     self.assertRegex(row["what"], r"block-sparse, \d\d% of the pairs")

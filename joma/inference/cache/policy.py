@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from joma.inference.cost import cache_plan
 from joma.transformer import attention
 from joma.transformer import config as configs
+from kernels_pallas import logits
 from scansnap_jax.experiment import errors
 
 # How query heads that share a key head vote.
@@ -136,18 +137,15 @@ class Prompt:
     rows = self.lengths[:, None] - num_rows + jnp.arange(num_rows)[None]
     index = jnp.maximum(rows, 0)[:, :, None, None]
     query = jnp.take_along_axis(self.query, index, axis=1)
-    grouped = query.reshape(
-        *query.shape[:2], self.key.shape[2], -1, query.shape[-1]
-    )
-    attn_logits = self.options.scale * jnp.einsum(
-        "BWKGH,BTKH->BKGWT",
-        grouped,
+    attn_logits = logits.attention_logits(
+        query,
         self.rotated_key,
-        preferred_element_type=jnp.float32,
+        self.options.scale,
+        self.options.logits_soft_cap,
     )
-    if self.options.logits_soft_cap is not None:
-      cap = self.options.logits_soft_cap
-      attn_logits = cap * jnp.tanh(attn_logits / cap)
+    batch, num_heads, *rest = attn_logits.shape
+    groups = (self.key.shape[2], num_heads // self.key.shape[2])
+    attn_logits = attn_logits.reshape(batch, *groups, *rest)
     positions, rows_ = self.positions[:, None, :], rows[:, :, None]
     is_seen = (positions >= 0) & (positions <= rows_)
     if self.options.window is not None:

@@ -16,9 +16,8 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import masks
-from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.gpu import stream
+from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
@@ -27,22 +26,16 @@ plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
 
 
-def choose(
-    head_dim: int,
-    has_ids: bool = False,
-    most_q: int = 128,
-    most_kv: int = 128,
-) -> gpu_layout.Config:
-  """Tiles, as `gpu_forward.choose`."""
-  del head_dim, has_ids  # 64 queries fit into registers in every case.
-  return gpu_layout.Config(
-      block_q=math.gcd(most_q, 64),
-      block_kv=math.gcd(most_kv, 128),
+def choose(limits: task_lib.Limits) -> gpu_layout.TileConfig:
+  """Tiles for keys of that size; 64 queries always fit into registers."""
+  return gpu_layout.TileConfig(
+      block_q=math.gcd(limits.most_q, 64),
+      block_kv=math.gcd(limits.most_kv, 128),
       num_stages=4,
   )
 
 
-def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+def smem_bytes(config: gpu_layout.TileConfig, head_dim: int) -> int:
   """Shared memory of a block: keys, values, and the ring of queries."""
   row = 2 * 2 * head_dim
   ring = config.num_stages * config.block_q * (row + 8)
@@ -50,62 +43,26 @@ def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
 
 
 def backward_kv(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    d_out: Float[Array, "B T N H"],
-    lse: Float[Array, "B N T"],
-    delta: Float[Array, "B N T"],
-    mask: masks.Mask | None,
-    visits: visits_lib.Visits,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    arrays: task_lib.Gradient, task: task_lib.Task
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
   """Computes the cotangents of key and value.
 
   Args:
-    query: bfloat16 or float16; H is 64 or 128.
-    key: K divides N.
-    value: As key.
-    d_out: Cotangent of out, of the query's type.
-    lse: float32.
-    delta: float32, rowsum(d_out out) - d_lse.
-    mask: As in the forward pass.
-    visits: Query tiles of each key tile, of the sizes in `config`.
-    scale: Factor of the logits.
-    soft_cap: c in c tanh(logits / c), None for none.
-    config: Tile sizes.
+    arrays: Of the backward pass.
+    task: Its lists are of query tiles, for each key tile.
 
   Raises:
     ValueError: If the tiles do not fit into shared memory.
   """
+  config, query, key = task.config, arrays.query, arrays.key
   batch, num_queries, _, head_dim = query.shape
   num_keys, num_kv_heads = key.shape[1:3]
   gpu_layout.check_smem("backward_kv", smem_bytes(config, head_dim), config)
-  spans = gpu_layout.spans_of(mask, num_queries, num_keys, config)
-  body = functools.partial(
-      _kernel,
-      kinds=stream.kinds_of(visits),
-      scale=scale,
-      soft_cap=soft_cap,
-      config=config,
-  )
   like = jax.ShapeDtypeStruct(key.shape, key.dtype)
   results = gpu_layout.launch(
-      body,
+      functools.partial(_kernel, task),
       "attention_backward_kv",
-      {
-          "query": query,
-          "key": key,
-          "value": value,
-          "d_out": d_out,
-          "lse": gpu_layout.log2_lse(lse, config.block_q),
-          "delta": gpu_layout.pad_rows(delta, config.block_q, 0.0),
-      }
-      | spans._asdict()
-      | visits._asdict(),
+      arrays.inputs_of(task),
       {"d_key": like, "d_value": like},
       _scratch(config, head_dim, key.dtype),
       {
@@ -119,7 +76,7 @@ def backward_kv(
 
 
 def _scratch(
-    config: gpu_layout.Config, head_dim: int, dtype: Any
+    config: gpu_layout.TileConfig, head_dim: int, dtype: Any
 ) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_kv // _ROWS, config.num_stages
@@ -143,15 +100,10 @@ def _scratch(
 
 
 def _kernel(
-    refs: Mapping[str, Any],
-    scratch: Mapping[str, Any],
-    *,
-    kinds: stream.Kinds,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One tile of keys, under all query heads of their head."""
+  config = task.config
   batch, kv_head = lax.axis_index("batch"), lax.axis_index("kv_head")
   tile, group = lax.axis_index("tile"), lax.axis_index("warpgroup")
   num_consumers = config.block_kv // _ROWS
@@ -211,10 +163,7 @@ def _kernel(
         key=key,
         value=value,
         channels=channels,
-        logits_of=functools.partial(
-            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
-        ),
-        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
+        task=task,
         allowed=lambda tile: gpu_registers.allowed_tile(
             refs,
             batch,
@@ -225,11 +174,11 @@ def _kernel(
         ),
     )
     work = lambda head, walk, first_step, carry: stream.consume(
-        walk, config.num_stages, kinds, visit, carry, first_step
+        walk, config.num_stages, task.kinds, visit, carry, first_step
     )
     zeros = gpu_registers.filled(key.shape, 0.0)
     _, (d_key, d_value) = for_each_head(work, (zeros, zeros))
-    key[...] = (d_key * scale).astype(key.dtype)
+    key[...] = (d_key * task.scale).astype(key.dtype)
     value[...] = d_value.astype(value.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(key, refs["d_key"].at[batch, rows, kv_head])
@@ -254,8 +203,7 @@ def _visit(
     key,
     value,
     channels,
-    logits_of,
-    slopes_of,
+    task,
     allowed,
 ):
   """Adds what one tile of queries gives to d_key and d_value."""
@@ -265,13 +213,13 @@ def _visit(
   )
   dtype = key.dtype
   plgpu.barrier_wait(channels[0].ready.at[slot])
-  logits = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
+  logits = task.logits_of(gpu_registers.product(key, query.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   lse = gpu_registers.load_vector(lse, axis=1)
   slopes = gpu_math.weights_of(logits, lse, axis=1)
   weights = slopes.astype(dtype)
-  slopes = slopes_of(slopes, logits)
+  slopes = task.slopes_of(slopes, logits)
   plgpu.barrier_wait(channels[1].ready.at[slot])
   d_value, d_weights = gpu_registers.accumulate_and_product(
       d_value, (weights, d_out), (value, d_out.transpose((1, 0)))

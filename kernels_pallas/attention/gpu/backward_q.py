@@ -14,9 +14,8 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import masks
-from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.gpu import stream
+from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
@@ -25,71 +24,40 @@ plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
 
 
-def choose(
-    head_dim: int,
-    has_ids: bool = False,
-    most_q: int = 128,
-    most_kv: int = 128,
-) -> gpu_layout.Config:
-  """Tiles, as `gpu_forward.choose`."""
-  del has_ids
-  return gpu_layout.Config(
-      block_q=math.gcd(most_q, 128),
-      block_kv=math.gcd(most_kv, 64 if head_dim == 128 else 128),
+def choose(limits: task_lib.Limits) -> gpu_layout.TileConfig:
+  """Tiles for keys and values of that size."""
+  return gpu_layout.TileConfig(
+      block_q=math.gcd(limits.most_q, 128),
+      block_kv=math.gcd(limits.most_kv, 64 if limits.head_dim == 128 else 128),
       num_stages=4,
   )
 
 
-def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+def smem_bytes(config: gpu_layout.TileConfig, head_dim: int) -> int:
   """Shared memory of a block: queries, d_out, and the ring of keys."""
   row = 2 * 2 * head_dim
   return config.block_q * row + config.num_stages * config.block_kv * row
 
 
 def backward_q(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    d_out: Float[Array, "B T N H"],
-    lse: Float[Array, "B N T"],
-    delta: Float[Array, "B N T"],
-    mask: masks.Mask | None,
-    visits: visits_lib.Visits,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    arrays: task_lib.Gradient, task: task_lib.Task
 ) -> Float[Array, "B T N H"]:
-  """Computes the cotangent of query; arguments as `backward_kv`.
+  """Computes the cotangent of query.
 
-  `visits` are the key tiles of each query tile.
+  Args:
+    arrays: Of the backward pass.
+    task: Its lists are of key tiles, for each query tile.
 
   Raises:
     ValueError: If the tiles do not fit into shared memory.
   """
+  config, query, key = task.config, arrays.query, arrays.key
   batch, num_queries, num_heads, head_dim = query.shape
   gpu_layout.check_smem("backward_q", smem_bytes(config, head_dim), config)
-  spans = gpu_layout.spans_of(mask, num_queries, key.shape[1], config)
-  body = functools.partial(
-      _kernel,
-      kinds=stream.kinds_of(visits),
-      scale=scale,
-      soft_cap=soft_cap,
-      config=config,
-  )
   results = gpu_layout.launch(
-      body,
+      functools.partial(_kernel, task),
       "attention_backward_q",
-      {
-          "query": query,
-          "key": key,
-          "value": value,
-          "d_out": d_out,
-          "lse": gpu_layout.log2_lse(lse, config.block_q),
-          "delta": gpu_layout.pad_rows(delta, config.block_q, 0.0),
-      }
-      | spans._asdict()
-      | visits._asdict(),
+      arrays.inputs_of(task),
       {"d_query": jax.ShapeDtypeStruct(query.shape, query.dtype)},
       _scratch(config, head_dim, key.dtype),
       {
@@ -103,7 +71,7 @@ def backward_q(
 
 
 def _scratch(
-    config: gpu_layout.Config, head_dim: int, dtype: Any
+    config: gpu_layout.TileConfig, head_dim: int, dtype: Any
 ) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_q // _ROWS, config.num_stages
@@ -123,15 +91,10 @@ def _scratch(
 
 
 def _kernel(
-    refs: Mapping[str, Any],
-    scratch: Mapping[str, Any],
-    *,
-    kinds: stream.Kinds,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One tile of queries of one head."""
+  config = task.config
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
   tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
   group = lax.axis_index("warpgroup")
@@ -170,10 +133,7 @@ def _kernel(
         delta=gpu_registers.load_vector(
             refs["delta"].at[batch, head, rows], axis=0
         ),
-        logits_of=functools.partial(
-            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
-        ),
-        slopes_of=functools.partial(gpu_math.with_cap_slope, soft_cap=soft_cap),
+        task=task,
         allowed=lambda tile: gpu_registers.allowed_tile(
             refs,
             batch,
@@ -185,8 +145,8 @@ def _kernel(
         **channels,
     )
     zeros = gpu_registers.filled(query.shape, 0.0)
-    d_query = stream.consume(walk, config.num_stages, kinds, visit, zeros)
-    query[...] = (d_query * scale).astype(query.dtype)
+    d_query = stream.consume(walk, config.num_stages, task.kinds, visit, zeros)
+    query[...] = (d_query * task.scale).astype(query.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(query, refs["d_query"].at[batch, rows, head])
     plgpu.wait_smem_to_gmem(0)
@@ -202,8 +162,7 @@ def _visit(
     d_out,
     lse,
     delta,
-    logits_of,
-    slopes_of,
+    task,
     allowed,
     key,
     value,
@@ -211,11 +170,11 @@ def _visit(
   """Adds what one tile of keys gives to d_query."""
   keys, values = key.buffers[0].at[slot], value.buffers[0].at[slot]
   plgpu.barrier_wait(key.ready.at[slot])
-  logits = logits_of(gpu_registers.product(query, keys.transpose((1, 0))))
+  logits = task.logits_of(gpu_registers.product(query, keys.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   slopes = gpu_math.weights_of(logits, lse, axis=0)
-  slopes = slopes_of(slopes, logits)
+  slopes = task.slopes_of(slopes, logits)
   plgpu.barrier_wait(value.ready.at[slot])
   d_weights = gpu_registers.product(d_out, values.transpose((1, 0)))
   plgpu.barrier_arrive(value.free.at[slot])

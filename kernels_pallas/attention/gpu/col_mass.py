@@ -16,9 +16,8 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import masks
-from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.gpu import stream
+from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
@@ -27,22 +26,16 @@ plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
 
 
-def choose(
-    head_dim: int,
-    has_ids: bool = False,
-    most_q: int = 128,
-    most_kv: int = 128,
-) -> gpu_layout.Config:
-  """Tiles, as `gpu_forward.choose`."""
-  del has_ids
-  return gpu_layout.Config(
-      block_q=math.gcd(most_q, 128),
-      block_kv=math.gcd(most_kv, 128),
-      num_stages=4 if head_dim == 128 else 6,
+def choose(limits: task_lib.Limits) -> gpu_layout.TileConfig:
+  """Tiles for keys and values of that size."""
+  return gpu_layout.TileConfig(
+      block_q=math.gcd(limits.most_q, 128),
+      block_kv=math.gcd(limits.most_kv, 128),
+      num_stages=4 if limits.head_dim == 128 else 6,
   )
 
 
-def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+def smem_bytes(config: gpu_layout.TileConfig, head_dim: int) -> int:
   """Shared memory of a block: keys, sums, and the ring of queries."""
   row = 2 * head_dim
   # lse and row weights beside each query.
@@ -55,57 +48,37 @@ def col_mass(
     key: Float[Array, "B S K H"],
     lse: Float[Array, "B N T"],
     row_weights: Float[Array, "B N T"] | None,
-    mask: masks.Mask | None,
-    visits: visits_lib.Visits,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    task: task_lib.Task,
 ) -> Float[Array, "B N S"]:
   """Sums the attention weights of each key over the queries.
 
   Args:
     query: bfloat16 or float16; H is 64 or 128.
     key: K divides N.
-    lse: float32, from `gpu_forward.forward`.
+    lse: float32, from `forward.forward`.
     row_weights: float32 weight of each query; None is 1.
-    mask: As in the forward pass.
-    visits: Query tiles of each key tile, of the sizes in `config`.
-    scale: Factor of the logits.
-    soft_cap: c in c tanh(logits / c), None for none.
-    config: Tile sizes.
+    task: Its lists are of query tiles, for each key tile.
 
   Raises:
     ValueError: If the tiles do not fit into shared memory.
   """
-  batch, num_queries, num_heads, head_dim = query.shape
+  config = task.config
+  batch, _, num_heads, head_dim = query.shape
   num_keys = key.shape[1]
   gpu_layout.check_smem("col_mass", smem_bytes(config, head_dim), config)
   num_tiles = -(-num_keys // config.block_kv)
-  spans = gpu_layout.spans_of(mask, num_queries, num_keys, config)
   if row_weights is not None:
     row_weights = row_weights.astype(jnp.float32)
     row_weights = gpu_layout.pad_rows(row_weights, config.block_q, 0.0)
-  body = functools.partial(
-      _kernel,
-      kinds=stream.kinds_of(visits),
-      logits_of=functools.partial(
-          gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
-      ),
-      config=config,
-  )
   shape = (batch, num_heads, num_tiles * config.block_kv)
   results = gpu_layout.launch(
-      body,
+      functools.partial(_kernel, task),
       "attention_col_mass",
-      {
-          "query": query,
-          "key": key,
+      task.inputs_of(query, key)
+      | {
           "lse": gpu_layout.log2_lse(lse, config.block_q),
           "row_weights": row_weights,
-      }
-      | spans._asdict()
-      | visits._asdict(),
+      },
       {"col_mass": jax.ShapeDtypeStruct(shape, jnp.float32)},
       _scratch(config, head_dim, query.dtype, row_weights is not None),
       {"batch": batch, "head": num_heads, "tile": num_tiles},
@@ -115,7 +88,7 @@ def col_mass(
 
 
 def _scratch(
-    config: gpu_layout.Config, head_dim: int, dtype: Any, has_weights: bool
+    config: gpu_layout.TileConfig, head_dim: int, dtype: Any, has_weights: bool
 ) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_kv // _ROWS, config.num_stages
@@ -135,14 +108,10 @@ def _scratch(
 
 
 def _kernel(
-    refs: Mapping[str, Any],
-    scratch: Mapping[str, Any],
-    *,
-    kinds: stream.Kinds,
-    logits_of: Any,
-    config: gpu_layout.Config,
+    task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One key tile under one query head."""
+  config = task.config
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
   tile, group = lax.axis_index("tile"), lax.axis_index("warpgroup")
   num_consumers = config.block_kv // _ROWS
@@ -174,12 +143,12 @@ def _kernel(
         query_axis=1,
     )
     visit = functools.partial(
-        _visit, key=key, ring=ring, logits_of=logits_of, allowed=allowed
+        _visit, key=key, ring=ring, task=task, allowed=allowed
     )
     sums = stream.consume(
         walk,
         config.num_stages,
-        kinds,
+        task.kinds,
         visit,
         gpu_registers.filled((_ROWS,), 0.0),
     )
@@ -201,11 +170,11 @@ def _copy(refs, batch, head, ring, block_q, tile, slot, ready):
     plgpu.copy_gmem_to_smem(source, buffer.at[slot], ready)
 
 
-def _visit(tile, slot, sums, *, is_partial, key, ring, logits_of, allowed):
+def _visit(tile, slot, sums, *, is_partial, key, ring, task, allowed):
   """Adds the weights that one tile of queries gives to the keys."""
   query, lse, *row_weights = (buffer.at[slot] for buffer in ring.buffers)
   plgpu.barrier_wait(ring.ready.at[slot])
-  logits = logits_of(gpu_registers.product(key, query.transpose((1, 0))))
+  logits = task.logits_of(gpu_registers.product(key, query.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   lse = gpu_registers.load_vector(lse, axis=1)

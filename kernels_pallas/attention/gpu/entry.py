@@ -1,146 +1,116 @@
-"""Flash attention on Hopper GPUs.
+"""Attention on Hopper GPUs.
 
 Out and lse come from our kernel or from cuDNN, the column sums from ours in
-both cases, and the gradients from ours. No figure of speed is known yet: our
+both cases, and the gradients from ours. The kernels visit lists of tiles, and
+do not care whether a mask or data made these. A selection's blocks must be
+multiples of 64, and are best of 128. No figure of speed is known yet: our
 kernels are compiled for the H100 and checked by interpretation.
 """
 
-import dataclasses
-from typing import Any, Literal
-
-import jax.numpy as jnp
+import jax
 from jaxtyping import Array, Float
-import numpy as np
 
-from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas.attention import differentiable
-from kernels_pallas.attention.gpu import attention
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.gpu import backward_kv
+from kernels_pallas.attention.gpu import backward_q
+from kernels_pallas.attention.gpu import col_mass as col_mass_lib
+from kernels_pallas.attention.gpu import cudnn
+from kernels_pallas.attention.gpu import forward as forward_lib
+from kernels_pallas.attention.gpu import plan
+from kernels_pallas.attention.gpu import task as task_lib
 
-why_not = attention.why_not
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """How an attention is computed.
-
-  Attributes:
-    forward_by: "mosaic" is our kernel; "cudnn" is NVIDIA's, which has no sinks,
-      no soft cap, and of masks causal and causal windows over T = S.
-    tiles: Of our kernels.
-  """
-
-  forward_by: Literal["mosaic", "cudnn"] = "mosaic"
-  tiles: attention.Config = attention.Config()
+Config = plan.AttentionGpuConfig
+why_not = plan.why_not
 
 
 def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: masks.Mask | None,
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "B N T"] | None,
-    spec: differentiable.AttentionSpec,
+    inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
 ) -> output.AttentionOutput:
-  """Computes the op.
+  """Computes the op, see `differentiable.Attention`.
 
   Raises:
-    ValueError: If the kernels do not have the type or head size, or cuDNN was
-      asked for and cannot compute this.
+    ValueError: If the kernels do not have the type, head or block size, or
+      cuDNN was asked for and cannot compute this.
   """
   config = spec.config or Config()
   if config.forward_by == "cudnn":
-    options = cudnn_options(query, key, where, sink_logits, spec)
-    if isinstance(options, str):
-      raise ValueError(f"forward_by='cudnn': {options}")
-    out, lse = _cudnn(query, key, value, scale=spec.scale, **options)
+    out, lse = cudnn.attend(inputs, spec)
   else:
-    out, lse = attention.forward(
-        query, key, value, where, sink_logits, spec, config.tiles
-    )
-  col_mass = None
-  if spec.return_col_mass:
-    col_mass = attention.col_mass(
-        query, key, lse, where, row_weights, spec, config.tiles
-    )
-  return output.AttentionOutput(out, lse, col_mass)
+    out, lse = softmax_of(inputs, spec)
+  sums = col_mass(inputs, lse, spec) if spec.return_col_mass else None
+  return output.AttentionOutput(out, lse, sums)
+
+
+def softmax_of(
+    inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+  """Computes out and lse by our kernel; errors as `forward`."""
+  call, where = plan.prepare(inputs, spec), inputs.where
+  task = plan.task_of(
+      _tiles(spec).forward,
+      forward_lib.choose,
+      visits_lib.by_query,
+      call,
+      where,
+  )
+  out, lse = forward_lib.forward(
+      call.query, call.key, call.value, inputs.sink_logits, task
+  )
+  return out[..., : inputs.query.shape[-1]], lse
+
+
+def col_mass(
+    inputs: differentiable.Inputs,
+    lse: Float[Array, "B N T"],
+    spec: differentiable.AttentionSpec,
+) -> Float[Array, "B N S"]:
+  """Sums what each key gets; errors as `forward`."""
+  # The values are not read.
+  call = plan.prepare(inputs._replace(value=inputs.key), spec)
+  task = plan.task_of(
+      _tiles(spec).col_mass,
+      col_mass_lib.choose,
+      visits_lib.by_key,
+      call,
+      inputs.where,
+  )
+  lse = jax.lax.stop_gradient(lse)
+  return col_mass_lib.col_mass(
+      call.query, call.key, lse, inputs.row_weights, task
+  )
 
 
 def backward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: masks.Mask | None,
-    lse: Float[Array, "B N T"],
-    delta: Float[Array, "B N T"],
-    d_out: Float[Array, "B T N H"],
-    spec: differentiable.AttentionSpec,
-) -> tuple[
-    Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]
-]:
-  """Computes the cotangents of query, key and value."""
-  config = spec.config or Config()
-  return attention.backward(
-      query, key, value, where, lse, delta, d_out, spec, config.tiles
+    saved: differentiable.Saved, spec: differentiable.AttentionSpec
+) -> differentiable.Cotangents:
+  """Computes the cotangents of query, key and value; errors as `forward`."""
+  call, where = plan.prepare(saved, spec), saved.where
+  d_out = plan.pad_head(saved.d_out.astype(saved.query.dtype))
+  arrays = task_lib.Gradient(
+      call.query, call.key, call.value, d_out, saved.lse, saved.delta
+  )
+  asked = _tiles(spec)
+  # Queries stay for one kernel and keys for the other: no sum is shared between
+  # blocks of threads, so that results do not depend on their order.
+  by_query = plan.task_of(
+      asked.backward_q, backward_q.choose, visits_lib.by_query, call, where
+  )
+  by_key = plan.task_of(
+      asked.backward_kv, backward_kv.choose, visits_lib.by_key, call, where
+  )
+  d_query = backward_q.backward_q(arrays, by_query)
+  d_key, d_value = backward_kv.backward_kv(arrays, by_key)
+  head_dim = saved.query.shape[-1]
+  # The sign of the scale went into the queries, which is undone here.
+  d_query = d_query * call.sign if call.sign != 1 else d_query
+  return (
+      d_query[..., :head_dim],
+      d_key[..., :head_dim],
+      d_value[..., :head_dim],
   )
 
 
-def cudnn_options(
-    query: Any,
-    key: Any,
-    where: masks.Mask | None,
-    sink_logits: Any,
-    spec: differentiable.AttentionSpec,
-) -> dict[str, Any] | str:
-  """What cuDNN needs to be told for this attention, or why it cannot do it."""
-  if sink_logits is not None or spec.logits_soft_cap is not None:
-    return "cuDNN has no sink logits and no soft cap"
-  if query.dtype not in (jnp.bfloat16, jnp.float16) or query.shape[-1] % 8:
-    return "cuDNN needs bfloat16 or float16, and head_dim a multiple of 8"
-  if where is None:
-    return {"is_causal": False, "window": None}
-  num_queries, num_keys = query.shape[1], key.shape[1]
-  if masks.numpy_of_mask(where) is not np or where.query_ids is not None:
-    return "the mask must be known while tracing, and have no ids"
-  if where.starts.ndim != 2 or where.starts.shape[0] != 1:
-    return "the mask must have one span, and no batch"
-  own = np.arange(num_queries)
-  starts, stops = where.starts[0], where.stops[0]
-  if (starts == 0).all() and (stops == num_keys).all():
-    return {"is_causal": False, "window": None}
-  if num_queries != num_keys or (stops != own + 1).any():
-    return "the mask must be full, causal, or a causal window, with T = S"
-  window = int((stops - starts).max())
-  if (starts != np.maximum(own + 1 - window, 0)).any():
-    return "the mask must be full, causal, or a causal window"
-  return {"is_causal": True, "window": None if window == num_keys else window}
-
-
-def _cudnn(
-    query: Any,
-    key: Any,
-    value: Any,
-    *,
-    scale: float,
-    is_causal: bool,
-    window: int | None,
-) -> tuple[Any, Any]:
-  """Out and lse by cuDNN.
-
-  Not by jax.nn.dot_product_attention, which rounds lse to the query's type: 8
-  bits of it would make every weight in the column sums wrong by per cents.
-  """
-  from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-  kind = cudnn.MaskType.CAUSAL if is_causal else cudnn.MaskType.NO_MASK
-  result: Any = cudnn.dot_product_attention(
-      query,
-      key,
-      value,
-      scale=scale,
-      mask_type=kind,
-      sliding_window_length=window,
-      return_residual=True,
-  )
-  return result
+def _tiles(spec: differentiable.AttentionSpec) -> plan.Tiles:
+  return (spec.config or Config()).tiles

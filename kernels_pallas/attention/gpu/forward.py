@@ -16,9 +16,8 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import masks
-from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.gpu import stream
+from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
@@ -29,30 +28,18 @@ _ROWS = gpu_layout.ROWS
 _LOWEST = -1e30
 
 
-def choose(
-    head_dim: int,
-    has_ids: bool = False,
-    most_q: int = 128,
-    most_kv: int = 128,
-) -> gpu_layout.Config:
-  """Tiles for keys and values of that size.
-
-  Args:
-    head_dim: H, 64 or 128.
-    has_ids: Whether the mask has ids.
-    most_q: The query tile must divide it.
-    most_kv: The key tile must divide it.
-  """
-  return gpu_layout.Config(
-      block_q=math.gcd(most_q, 128),
-      block_kv=math.gcd(most_kv, 128),
-      num_stages=3 if head_dim == 128 else 4,
+def choose(limits: task_lib.Limits) -> gpu_layout.TileConfig:
+  """Tiles for keys and values of that size."""
+  return gpu_layout.TileConfig(
+      block_q=math.gcd(limits.most_q, 128),
+      block_kv=math.gcd(limits.most_kv, 128),
+      num_stages=3 if limits.head_dim == 128 else 4,
       # Else registers spill.
-      is_alternating=not (has_ids and head_dim == 128),
+      is_alternating=not (limits.has_ids and limits.head_dim == 128),
   )
 
 
-def smem_bytes(config: gpu_layout.Config, head_dim: int) -> int:
+def smem_bytes(config: gpu_layout.TileConfig, head_dim: int) -> int:
   """Shared memory of a block: queries, lse, and the ring of keys and values."""
   row = 2 * head_dim
   stays = config.block_q * (row + 4)
@@ -63,13 +50,8 @@ def forward(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: masks.Mask | None,
-    visits: visits_lib.Visits,
     sink_logits: Float[Array, "N"] | None,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    task: task_lib.Task,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
   """Computes out and lse.
 
@@ -77,36 +59,23 @@ def forward(
     query: bfloat16 or float16; H is 64 or 128.
     key: K divides N.
     value: As key.
-    mask: What holds in the tiles that `visits` calls partial.
-    visits: Key tiles of each query tile, of the sizes in `config`.
     sink_logits: A logit per head without value, or None.
-    scale: Factor of the logits.
-    soft_cap: c in c tanh(logits / c), None for none.
-    config: Tile sizes.
+    task: Its lists are of key tiles, for each query tile.
 
   Raises:
     ValueError: If the tiles do not fit into shared memory.
   """
+  config = task.config
   batch, num_queries, num_heads, head_dim = query.shape
   gpu_layout.check_smem("forward", smem_bytes(config, head_dim), config)
   num_tiles = -(-num_queries // config.block_q)
-  spans = gpu_layout.spans_of(mask, num_queries, key.shape[1], config)
   if sink_logits is not None:
     sink_logits = sink_logits.astype(jnp.float32)
-  body = functools.partial(
-      _kernel,
-      kinds=stream.kinds_of(visits),
-      scale=scale,
-      soft_cap=soft_cap,
-      config=config,
-  )
   lse_shape = (batch, num_heads, num_tiles * config.block_q)
   results = gpu_layout.launch(
-      body,
+      functools.partial(_kernel, task),
       "attention_forward",
-      {"query": query, "key": key, "value": value, "sink": sink_logits}
-      | spans._asdict()
-      | visits._asdict(),
+      task.inputs_of(query, key) | {"value": value, "sink": sink_logits},
       {
           "out": jax.ShapeDtypeStruct(query.shape, query.dtype),
           "lse": jax.ShapeDtypeStruct(lse_shape, jnp.float32),
@@ -118,7 +87,7 @@ def forward(
   return results["out"], results["lse"][..., :num_queries]
 
 
-def _scratch(config: gpu_layout.Config, head_dim: int, dtype: Any) -> Any:
+def _scratch(config: gpu_layout.TileConfig, head_dim: int, dtype: Any) -> Any:
   """Shared memory by name."""
   num_consumers, stages = config.block_q // _ROWS, config.num_stages
   buffer = gpu_layout.tile_buffer
@@ -138,15 +107,10 @@ def _scratch(config: gpu_layout.Config, head_dim: int, dtype: Any) -> Any:
 
 
 def _kernel(
-    refs: Mapping[str, Any],
-    scratch: Mapping[str, Any],
-    *,
-    kinds: stream.Kinds,
-    scale: float,
-    soft_cap: float | None,
-    config: gpu_layout.Config,
+    task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One query tile of one head."""
+  config = task.config
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
   # The longest lists of a causal mask come last: start with them.
   tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
@@ -183,9 +147,7 @@ def _kernel(
         key=key,
         value=value,
         take_turn=take_turn,
-        logits_of=functools.partial(
-            gpu_math.log2_logits, scale=scale, soft_cap=soft_cap
-        ),
+        task=task,
         allowed=lambda tile: gpu_registers.allowed_tile(
             refs,
             batch,
@@ -197,7 +159,7 @@ def _kernel(
     )
     pl.when(group == 1)(take_turn)
     carry = stream.consume(
-        walk, config.num_stages, kinds, visit, _begin(refs, head, query)
+        walk, config.num_stages, task.kinds, visit, _begin(refs, head, query)
     )
     pl.when(group == 0)(take_turn)
     out, lse = _finish(*carry)
@@ -243,7 +205,7 @@ def _visit(
     key,
     value,
     take_turn,
-    logits_of,
+    task,
     allowed,
 ):
   """Takes one tile of keys into out, largest logit and sum."""
@@ -253,7 +215,7 @@ def _visit(
       query, key.buffers[0].at[slot].transpose((1, 0)), then=take_turn
   )
   plgpu.barrier_arrive(key.free.at[slot])
-  logits = logits_of(products)
+  logits = task.logits_of(products)
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   weights, correction, highest, total = gpu_math.online_softmax(

@@ -30,6 +30,7 @@ from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import backward_blocks as blocks_lib
 from kernels_pallas.attention.tpu import backward_kernel as kernel_lib
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 
@@ -88,7 +89,7 @@ def backward(
   logits = tpu_tile.Logits(scale, logits_soft_cap)
   plan = plan_lib.make(
       _sizes(query, key),
-      tpu_layout.Tiles(block_q, block_kv),
+      layout.Tiles(block_q, block_kv),
       num_spans=spans[0].shape[1],
       has_ids=query_ids is not None,
       limit=vmem_limit_bytes or _default_limit(),
@@ -182,9 +183,9 @@ def _add_parts(
   return parts.sum(axis=2).astype(like.dtype)
 
 
-def _sizes(query: Array, key: Array) -> tpu_layout.Sizes:
+def _sizes(query: Array, key: Array) -> layout.Sizes:
   batch, num_heads, num_queries, head_dim = query.shape
-  return tpu_layout.Sizes(
+  return layout.Sizes(
       batch,
       num_heads,
       key.shape[1],

@@ -12,9 +12,9 @@ from jax.experimental import pallas as pl
 import numpy as np
 
 from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.tpu.layout import Sizes
+from kernels_pallas.attention.tpu.layout import Tiles
 from kernels_pallas.hardware import tpu_layout
-from kernels_pallas.hardware.tpu_layout import Sizes
-from kernels_pallas.hardware.tpu_layout import Tiles
 
 _LANES = tpu_layout.LANES
 _SUBLANES = 8

@@ -22,6 +22,7 @@ from kernels_pallas import interpret
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import forward
+from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 
@@ -30,7 +31,7 @@ def col_mass(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
     columns: visits_lib.Visits,
-    spans: tpu_layout.Spans,
+    spans: layout.Spans,
     lse: Float[Array, "B N T"],
     row_weights: Float[Array, "B N T"] | None,
     plan: forward.Plan,
@@ -76,10 +77,10 @@ def _inputs(
 ) -> dict[str, tuple[Any, pl.BlockSpec]]:
   """Arrays and how they come to the kernel, by name."""
   group = query.shape[1] // key.shape[1]
-  lists = tpu_layout.pack(columns)
-  inputs = {"visits": (lists, tpu_layout.list_block(lists, lambda c: c))}
+  lists = layout.pack(columns)
+  inputs = {"visits": (lists, layout.list_block(lists, lambda c: c))}
   if plan.is_masked:
-    inputs |= tpu_layout.span_blocks(spans, plan.tiles, by_key=True)
+    inputs |= layout.span_blocks(spans, plan.tiles, by_key=True)
   # In bits, as `exp2` takes them.
   rows = {"lse": lse * math.log2(math.e)}
   if row_weights is not None:

@@ -1,57 +1,151 @@
-"""Dense attention on a TPU: the tiles that a mask touches."""
+"""Attention on a TPU: chooses tiles, lays arrays out, calls, undoes.
 
+A mask and a selection are alike to the kernels: lists of tiles.
+"""
+
+import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import masks
 from kernels_pallas import output
+from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
-from kernels_pallas.attention.tpu import attention
-from kernels_pallas.attention.tpu import plan
+from kernels_pallas.attention import visits as visits_lib
+from kernels_pallas.attention.tpu import col_mass as tpu_col_mass
+from kernels_pallas.attention.tpu import forward as tpu_forward
+from kernels_pallas.attention.tpu import layout
+from kernels_pallas.attention.tpu import plan as plan_lib
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import tpu_tile
 
-Config = plan.Config
+Config = plan_lib.AttentionTpuConfig
 
 
 def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: masks.Mask | None,
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "B N T"] | None,
-    spec: differentiable.AttentionSpec,
+    inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
 ) -> output.AttentionOutput:
-  """Computes the op, see `differentiable.Attention`."""
-  tiles = _tiles(query, key, where, spec, spec.return_col_mass)
-  return attention.forward(
-      query, key, value, where, sink_logits, row_weights, spec, tiles
+  """Computes the op by `forward`, if need be with `col_mass`.
+
+  Raises:
+    ValueError: If the type is not a TPU's, or the tiles do not fit into the
+      memory of the chip.
+  """
+  query, key, value, where, sink_logits, row_weights = inputs
+  sizes = layout.sizes_of(query, key)
+  config = spec.config or Config()
+  tiles = plan_lib.tiles_of(config, sizes, where, spec.return_col_mass)
+  states = _states(where, sizes, tiles)
+  rows = visits_lib.by_query(states, visits_lib.width_of(where))
+  logits = tpu_tile.Logits(float(spec.scale), spec.logits_soft_cap)
+  arguments = (config, sizes, tiles)
+  plan = plan_lib.forward_plan(*arguments, rows, logits, spec.return_col_mass)
+  spans = layout.spans_of(_mask(where), sizes, tiles)
+  padded_query, padded_key = _lay_out(query, key, tiles)
+  weights = _padded_weights(row_weights, sizes, tiles)
+  is_second_pass = plan is None
+  if plan is None:
+    plan = plan_lib.forward_plan(*arguments, rows, logits, False)
+  assert plan is not None
+  value_t = layout.pad_keys(value.transpose(0, 2, 3, 1), -1, tiles)
+  operands = padded_query, padded_key, value_t
+  result = tpu_forward.forward(
+      *operands, rows, spans, sink_logits, weights, plan
   )
+  lse = layout.unpad_queries(result.lse, -1, tiles, sizes.num_queries)
+  col_mass = result.col_mass
+  if is_second_pass:
+    columns = visits_lib.by_key(states)
+    plan = plan_lib.col_mass_plan(*arguments, columns, logits)
+    col_mass = tpu_col_mass.col_mass(
+        padded_query,
+        padded_key,
+        columns,
+        spans,
+        safe_lse(lse, tiles),
+        None if row_weights is None else weights,
+        plan,
+    )
+  if col_mass is not None:
+    col_mass = col_mass[..., : sizes.num_keys]
+  out = layout.unpad_queries(result.out, 2, tiles, sizes.num_queries)
+  return output.AttentionOutput(tpu_layout.to_heads(out), lse, col_mass)
 
 
 def backward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: masks.Mask | None,
-    lse: Float[Array, "B N T"],
-    delta: Float[Array, "B N T"],
-    d_out: Float[Array, "B T N H"],
-    spec: differentiable.AttentionSpec,
-) -> tuple[Array, Array, Array]:
-  """Computes the cotangents of query, key and value."""
-  tiles = plan.backward_tiles(
-      _tiles(query, key, where, spec, False), tpu_layout.sizes_of(query, key)
+    saved: differentiable.Saved, spec: differentiable.AttentionSpec
+) -> differentiable.Cotangents:
+  """Computes the cotangents of query, key and value by `backward`."""
+  from kernels_pallas.attention.tpu import backward as tpu_backward
+
+  query, key, value, where, lse, delta, d_out = saved
+  sizes = layout.sizes_of(query, key)
+  tiles = plan_lib.backward_tiles(spec.config or Config(), sizes, where)
+  columns = visits_lib.by_key(_states(where, sizes, tiles))
+  spans = layout.spans_of(_mask(where), sizes, tiles)
+  padded_query, padded_key = _lay_out(query, key, tiles)
+  padded_d_out, padded_value = _lay_out(d_out, value, tiles)
+  d_query, d_key, d_value = tpu_backward.backward(
+      padded_query,
+      padded_key,
+      padded_value,
+      columns,
+      (spans.starts, spans.stops),
+      spans.query_ids,
+      spans.key_ids,
+      safe_lse(lse, tiles),
+      layout.pad_queries(delta, -1, tiles),
+      padded_d_out,
+      scale=spec.scale,
+      logits_soft_cap=spec.logits_soft_cap,
+      block_q=tiles.lanes_q,
+      block_kv=tiles.block_kv,
   )
-  return attention.backward(
-      query, key, value, where, lse, delta, d_out, spec, tiles
+  d_query = layout.unpad_queries(d_query, 2, tiles, sizes.num_queries)
+  cotangents = d_query, *(x[:, :, : sizes.num_keys] for x in (d_key, d_value))
+  d_query, d_key, d_value = map(tpu_layout.to_heads, cotangents)
+  return d_query, d_key, d_value
+
+
+def safe_lse(
+    lse: Float[Array, "B N T"], tiles: layout.Tiles
+) -> Float[Array, "B N t"]:
+  """Pads with +inf, and puts it where a query has no key: weights become 0."""
+  lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+  return layout.pad_queries(lse, -1, tiles, fill=jnp.inf)
+
+
+def _states(
+    where: differentiable.Where,
+    sizes: layout.Sizes,
+    tiles: layout.Tiles,
+) -> Any:
+  if isinstance(where, selection_lib.Selection):
+    # A block of all keys is as long as they are when padded.
+    where = dataclasses.replace(where, block_kv=tiles.block_kv)
+  return visits_lib.states_of(where, *sizes[3:5], *tiles)
+
+
+def _mask(where: differentiable.Where) -> Any:
+  return where.mask if isinstance(where, selection_lib.Selection) else where
+
+
+def _lay_out(query, key, tiles) -> tuple[Array, Array]:
+  query, key = tpu_layout.to_heads(query), tpu_layout.to_heads(key)
+  return (
+      layout.pad_queries(query, 2, tiles),
+      layout.pad_keys(key, 2, tiles),
   )
 
 
-def _tiles(
-    query: Any, key: Any, where: Any, spec: Any, emits_col_mass: bool
-) -> tpu_layout.Tiles:
-  config = spec.config or Config()
-  sizes = tpu_layout.sizes_of(query, key)
-  return plan.flash_tiles(config, sizes, where, emits_col_mass)
+def _padded_weights(row_weights, sizes, tiles) -> Array | None:
+  """Weights of rows; ones and zeros where only padding has to be left out."""
+  num_queries = sizes.num_queries
+  is_padded = tiles.lanes_q != tiles.block_q or num_queries % tiles.block_q
+  if row_weights is None and not is_padded:
+    return None
+  if row_weights is None:
+    shape = (sizes.batch, sizes.num_heads, num_queries)
+    row_weights = jnp.ones(shape, jnp.float32)
+  return layout.pad_queries(row_weights, -1, tiles)

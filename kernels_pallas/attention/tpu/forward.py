@@ -39,7 +39,7 @@ from jaxtyping import Array, Float
 from kernels_pallas import interpret
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
-from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_tile
 
 _PRODUCT = (((1,), (0,)), ((), ()))
@@ -62,7 +62,7 @@ class Plan:
     cost: For XLA's scheduler.
   """
 
-  tiles: tpu_layout.Tiles
+  tiles: layout.Tiles
   logits: tpu_tile.Logits
   chunk: int
   keys: fetch.Place
@@ -85,7 +85,7 @@ def forward(
     key: Float[Array, "B K S H"],
     value_t: Float[Array, "B K H S"],
     rows: visits_lib.Visits,
-    spans: tpu_layout.Spans,
+    spans: layout.Spans,
     sink_logits: Float[Array, "N"] | None,
     row_weights: Float[Array, "B N T"] | None,
     plan: Plan,
@@ -134,16 +134,16 @@ def _inputs(
     query, rows, spans, sink_logits, row_weights, plan
 ) -> dict[str, tuple[Any, pl.BlockSpec]]:
   """Arrays but keys and values, and how they come to the kernel, by name."""
-  lists = tpu_layout.pack(rows)
-  inputs = {"visits": (lists, tpu_layout.list_block(lists, lambda r: r))}
+  lists = layout.pack(rows)
+  inputs = {"visits": (lists, layout.list_block(lists, lambda r: r))}
   if plan.emits_col_mass:
-    before = tpu_layout.list_block(lists, lambda r: jnp.maximum(r - 1, 0))
+    before = layout.list_block(lists, lambda r: jnp.maximum(r - 1, 0))
     inputs["visits_before"] = lists, before
   if sink_logits is not None:
     sink = sink_logits.astype(jnp.float32)
     inputs["sink"] = sink, pl.BlockSpec(memory_space=pltpu.SMEM)
   if plan.is_masked:
-    inputs |= tpu_layout.span_blocks(spans, plan.tiles)
+    inputs |= layout.span_blocks(spans, plan.tiles)
   if row_weights is not None and plan.emits_col_mass:
     spec = pl.BlockSpec(
         (1, 1, 1, plan.tiles.lanes_q), lambda b, n, r: (b, n, 0, r)

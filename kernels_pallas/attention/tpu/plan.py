@@ -12,13 +12,14 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import differentiable
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import forward
+from kernels_pallas.attention.tpu.layout import Sizes
+from kernels_pallas.attention.tpu.layout import Tiles
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
-from kernels_pallas.hardware.tpu_layout import Sizes
-from kernels_pallas.hardware.tpu_layout import Tiles
 
 _MIB = 1 << 20
 _LANES = tpu_layout.LANES
@@ -40,7 +41,7 @@ _STRIP_FACTOR, _TWO_PASS_FACTOR = 1.15, 1.55
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class AttentionTpuConfig:
   """Choices for the TPU kernels; None is the heuristic's.
 
   Attributes:
@@ -59,8 +60,39 @@ class Config:
   keys: fetch.Place | None = None
 
 
-def flash_tiles(
-    config: Config, sizes: Sizes, mask: masks.Mask | None, emits_col_mass: bool
+def tiles_of(
+    config: AttentionTpuConfig,
+    sizes: Sizes,
+    where: differentiable.Where,
+    emits_col_mass: bool,
+) -> Tiles:
+  """The tiles of a forward pass: a selection's own, or the cheapest that fit.
+
+  Raises:
+    ValueError: If `config` has tiles that a TPU or the selection cannot have.
+  """
+  check(config)
+  if isinstance(where, selection_lib.Selection):
+    return _selection_tiles(config, sizes, where)
+  return _mask_tiles(config, sizes, where, emits_col_mass)
+
+
+def backward_tiles(
+    config: AttentionTpuConfig, sizes: Sizes, where: differentiable.Where
+) -> Tiles:
+  """The tiles of a backward pass, which sums no columns."""
+  tiles = tiles_of(config, sizes, where, False)
+  if isinstance(where, selection_lib.Selection):
+    return tiles
+  # Its products need more of VMEM than the forward pass, at most 512 x 512.
+  return Tiles(min(tiles.block_q, 512), min(tiles.block_kv, 512))
+
+
+def _mask_tiles(
+    config: AttentionTpuConfig,
+    sizes: Sizes,
+    mask: masks.Mask | None,
+    emits_col_mass: bool,
 ) -> Tiles:
   """Chooses the tiles of a dense attention: the cheapest of those that fit.
 
@@ -71,7 +103,6 @@ def flash_tiles(
     emits_col_mass: Whether columns are summed: for less if whole rows of logits
       fit into VMEM, for which smaller tiles may be worth while.
   """
-  check(config)
   is_known = mask is None or masks.numpy_of_mask(mask) is np
   costs: dict[Tiles, tuple[bool, float]] = {}
   for block_q, block_kv in _CANDIDATES:
@@ -91,7 +122,11 @@ def flash_tiles(
 
 
 def _cost_factor(
-    config: Config, sizes: Sizes, tiles: Tiles, width: int, emits_col_mass: bool
+    config: AttentionTpuConfig,
+    sizes: Sizes,
+    tiles: Tiles,
+    width: int,
+    emits_col_mass: bool,
 ) -> float | None:
   """Cost of these tiles, of that without column sums; None: they do not fit."""
   if emits_col_mass and config.col_mass != "two_pass":
@@ -110,11 +145,11 @@ def round_up(number: int) -> int:
 
 
 def check(config: Any) -> None:
-  """Raises ValueError unless it is a Config that a TPU can tile."""
-  if not isinstance(config, Config):
+  """Raises ValueError unless it is a AttentionTpuConfig that a TPU can tile."""
+  if not isinstance(config, AttentionTpuConfig):
     raise ValueError(
         f"config is a {type(config).__name__}; the TPU kernels take a"
-        " kernels_pallas.attention.tpu.plan.Config"
+        " kernels_pallas.attention.tpu.plan.AttentionTpuConfig"
     )
   if config.block_q is not None and config.block_q < 1:
     raise ValueError(f"block_q={config.block_q} must be at least 1")
@@ -126,15 +161,14 @@ def check(config: Any) -> None:
     )
 
 
-def selection_tiles(
-    config: Config, sizes: Sizes, selection: selection_lib.Selection
+def _selection_tiles(
+    config: AttentionTpuConfig, sizes: Sizes, selection: selection_lib.Selection
 ) -> Tiles:
   """The tiles of a selection.
 
   Raises:
     ValueError: If a TPU cannot tile keys like that, or `config` wants others.
   """
-  check(config)
   for name in ("block_q", "block_kv"):
     asked, given = getattr(config, name), getattr(selection, name)
     if asked is not None and asked != given:
@@ -155,7 +189,7 @@ def selection_tiles(
 
 
 def forward_plan(
-    config: Config,
+    config: AttentionTpuConfig,
     sizes: Sizes,
     tiles: Tiles,
     rows: visits_lib.Visits,
@@ -197,7 +231,7 @@ def forward_plan(
 
 
 def col_mass_plan(
-    config: Config,
+    config: AttentionTpuConfig,
     sizes: Sizes,
     tiles: Tiles,
     columns: visits_lib.Visits,
@@ -274,7 +308,7 @@ def col_mass_vmem(
 
 
 def _fit(
-    config: Config,
+    config: AttentionTpuConfig,
     sizes: Sizes,
     tiles: Tiles,
     least: int,
@@ -288,11 +322,6 @@ def _fit(
     if room >= max(least, 1):
       return place, max(min(room, most), 1)
   return None
-
-
-def backward_tiles(tiles: Tiles, sizes: Sizes) -> Tiles:
-  """Tiles of the backward pass: at most 512 x 512."""
-  return Tiles(min(tiles.block_q, 512), min(tiles.block_kv, 512))
 
 
 def _limit() -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from kernels_pallas.attention.xla import layout as xla_layout
 from kernels_pallas.attention.xla import lists as xla_lists
-from kernels_pallas.attention.xla import plan
+from kernels_pallas.attention.xla import schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Strip:
 
 def find(
     index: jax.Array,
-    loop: plan.Loop,
+    loop: schedule.Loop,
     lists: xla_lists.Lists,
     layout: xla_layout.Layout,
 ) -> Strip:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 import numpy as np
 
 from kernels_pallas import output
@@ -20,21 +19,18 @@ from kernels_pallas.attention import differentiable
 from kernels_pallas.attention.xla import gather
 from kernels_pallas.attention.xla import layout as xla_layout
 from kernels_pallas.attention.xla import lists as xla_lists
-from kernels_pallas.attention.xla import plan
+from kernels_pallas.attention.xla import schedule
 from kernels_pallas.attention.xla import strips
 
 
 def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    sink_logits: Float[Array, "N"] | None,
-    row_weights: Float[Array, "B N T"] | None,
+    inputs: differentiable.Inputs,
     spec: differentiable.AttentionSpec,
     lists: xla_lists.Lists,
     layout: xla_layout.Layout,
 ) -> output.AttentionOutput:
-  """Computes an attention op, see `differentiable`, over listed tiles."""
+  """Computes attention over listed tiles, see `differentiable`."""
+  query, key, value, _, sink_logits, row_weights = inputs
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   queries = layout.split_queries(query.astype(dtype) * spec.scale)
   keys, values = (layout.split_keys(x.astype(dtype)) for x in (key, value))
@@ -78,17 +74,13 @@ def forward(
 
 
 def backward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    lse: Float[Array, "B N T"],
-    delta: Float[Array, "B N T"],
-    d_out: Float[Array, "B T N H"],
+    saved: differentiable.Saved,
     spec: differentiable.AttentionSpec,
     lists: xla_lists.Lists,
     layout: xla_layout.Layout,
-) -> tuple[Any, Any, Any]:
+) -> differentiable.Cotangents:
   """Computes the cotangents of query, key and value over listed tiles."""
+  query, key, value, _, lse, delta, d_out = saved
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   queries = layout.split_queries(query.astype(dtype) * spec.scale)
   keys, values = (layout.split_keys(x.astype(dtype)) for x in (key, value))
@@ -133,7 +125,7 @@ def _run(
   xp = np if isinstance(lists.num_valid, np.ndarray) else jnp
   shape = (layout.batch_size, layout.num_units, layout.num_rows)
   spread = lambda x: xp.broadcast_to(x, shape).reshape(-1)
-  order, loops = plan.make_loops(
+  order, loops = schedule.make_loops(
       spread(lists.num_valid),
       spread(lists.is_full),
       lists.table.shape[-1],

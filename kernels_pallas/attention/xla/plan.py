@@ -1,90 +1,143 @@
-"""In which order strips are computed, and how many tiles of keys each reads.
+"""Tiles of attention by XLA: which to take, and the lists that they make."""
 
-A compiled loop body reads a fixed number of tiles. The rows of tiles are
-therefore sorted into a few widths, one loop each. Lists that are known while
-tracing get the widths that waste least; for others the widths are spread over
-all that may come, and the loops find out how often they run.
-"""
+import dataclasses
 
-from typing import Any, NamedTuple
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A loop body takes about 0.1 s to compile.
-_NUM_WIDTHS = 6
-# Widths of lists that are not known: each is so many times the one before.
-_RATIO = 1.6
-_NUM_TRACED_WIDTHS = 8
+from kernels_pallas import masks
+from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import differentiable
+from kernels_pallas.attention import visits
+from kernels_pallas.attention.xla import layout as layout_lib
+from kernels_pallas.attention.xla import lists as lists_lib
+
+# Numbers in a strip of logits: 8 MiB of float32, a share of a CPU's last cache.
+_STRIP_SIZE = 2**21
+# Rows in a strip, of all heads that share a key head: enough for the products
+# to be fast; more than `_MAX_ROWS` would compute more of masked tiles.
+_MIN_ROWS, _MAX_ROWS = 128, 256
+# Tiles of keys: lists of all tiles must not grow as T S.
+_MAX_TILES = 1024
 
 
-class Loop(NamedTuple):
-  """Items order[start:stop] read `width` tiles each.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionXlaConfig:
+  """Sizes of tiles under a mask; a selection brings its own.
 
   Attributes:
-    width: Tiles read; those past the number of valid ones are masked.
-    start: Int or traced int.
-    stop: Int or traced int.
-    is_masked: Whether a mask has to be applied.
+    block_q: Queries in a strip.
+    block_kv: Keys that are skipped or read together.
   """
 
-  width: int
-  start: Any
-  stop: Any
-  is_masked: bool
+  block_q: int
+  block_kv: int = 128
+
+  def __post_init__(self):
+    for name, size in vars(self).items():
+      if size < 1:
+        raise ValueError(f"{name}={size} must be at least 1")
 
 
-def make_loops(
-    num_valid: Any, is_full: Any, max_width: int
-) -> tuple[Any, list[Loop]]:
-  """Sorts items by the number of their tiles.
-
-  Args:
-    num_valid: Tiles of each item, int [I].
-    is_full: bool [I], whether all of an item's tiles are allowed wholly.
-    max_width: Upper bound of `num_valid`.
-
-  Returns:
-    The order of the items, int32 [I], and loops over parts of it.
-  """
-  is_known = isinstance(num_valid, np.ndarray) and isinstance(
-      is_full, np.ndarray
+def choose_config(
+    num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int
+) -> AttentionXlaConfig:
+  """Chooses tiles by measurements on two cores of an AMD EPYC."""
+  rows = min(max(_STRIP_SIZE // num_keys, _MIN_ROWS), _MAX_ROWS)
+  block_q = max(rows * num_kv_heads // num_heads, 1)
+  block_kv = -(-num_keys // (128 * _MAX_TILES)) * 128
+  return AttentionXlaConfig(
+      block_q=min(block_q, num_queries), block_kv=min(block_kv, num_keys)
   )
+
+
+def lists_of(
+    arrays: differentiable.Inputs | differentiable.Saved,
+    spec: differentiable.AttentionSpec,
+) -> tuple[lists_lib.Lists, layout_lib.Layout]:
+  """What each strip reads, and where the strips lie.
+
+  Raises:
+    ValueError: If there is a config beside a selection, which is the tiles.
+  """
+  query, key, where = arrays.query, arrays.key, arrays.where
+  if isinstance(where, selection_lib.Selection):
+    if spec.config is not None:
+      raise ValueError(
+          f"config={spec.config!r} is not for a selection by"
+          " implementation='xla'; it must be None"
+      )
+    return _of_selection(query, key, where)
+  return _of_mask(query, key, where, spec.config)
+
+
+def _of_mask(
+    query: jax.Array,
+    key: jax.Array,
+    where: masks.Mask | None,
+    config: AttentionXlaConfig | None,
+) -> tuple[lists_lib.Lists, layout_lib.Layout]:
+  """One list for all heads: those that share a key head go together."""
+  num_queries, num_heads = query.shape[1:3]
+  num_keys, num_kv_heads = key.shape[1:3]
+  config = config or choose_config(
+      num_queries, num_keys, num_heads, num_kv_heads
+  )
+  tiles = (config.block_q, config.block_kv)
+  layout = _layout(query, key, num_kv_heads, *tiles)
+  states = visits.states_of(where, num_queries, num_keys, *tiles)
+  listed = visits.by_query(states)
+  lists = lists_lib.Lists(
+      table=listed.table,
+      num_valid=listed.num_valid,
+      is_full=(states != selection_lib.PARTIAL).all(axis=-1),
+      mask=lists_lib.cut(where, layout),
+      is_complete=True,
+  )
+  return lists, layout
+
+
+def _of_selection(
+    query: jax.Array, key: jax.Array, where: selection_lib.Selection
+) -> tuple[lists_lib.Lists, layout_lib.Layout]:
+  """The selection's own lists."""
+  num_queries, num_heads = query.shape[1:3]
+  num_keys, num_kv_heads = key.shape[1:3]
+  # Heads that share a key head and a table are computed together.
+  is_shared = where.block_table.shape[1] == 1
+  num_units = num_kv_heads if is_shared else num_heads
+  layout = _layout(query, key, num_units, where.block_q, where.block_kv)
+  # Without a mask inside, only the ends of a last block need one.
+  is_ragged = num_keys % where.block_kv or num_queries % where.block_q
+  is_known = isinstance(where.num_valid, np.ndarray)
   xp = np if is_known else jnp
-  if is_known:
-    widths = _best_widths(np.maximum(num_valid, 1))
-  else:
-    fractions = _RATIO ** -np.arange(_NUM_TRACED_WIDTHS)
-    widths = np.unique(np.ceil(max_width * fractions).astype(np.int32))
-  bucket = xp.searchsorted(xp.asarray(widths), num_valid)
-  order = xp.argsort(bucket, stable=True).astype(xp.int32)
-  bounds = xp.searchsorted(bucket[order], xp.arange(len(widths) + 1))
-  loops = []
-  for i, width in enumerate(widths.tolist()):
-    start, stop, is_masked = bounds[i], bounds[i + 1], True
-    if is_known:
-      start, stop = int(start), int(stop)
-      here = order[start:stop]
-      is_masked = not (is_full[here] & (num_valid[here] == width)).all()
-    loops.append(Loop(width, start, stop, is_masked))
-  return order, loops
+  lists = lists_lib.Lists(
+      table=where.block_table,
+      num_valid=where.num_valid,
+      is_full=xp.full(
+          where.num_valid.shape, where.mask is None and not is_ragged
+      ),
+      mask=lists_lib.cut(where.mask, layout),
+      is_complete=False,
+  )
+  return lists, layout
 
 
-def _best_widths(num_valid: np.ndarray) -> np.ndarray:
-  """At most `_NUM_WIDTHS` widths; the sum over items of theirs is least."""
-  sizes, counts = np.unique(num_valid, return_counts=True)
-  items = np.cumsum(counts)
-  # cost[i]: of the sizes up to i; from_[k][i]: where the last but k ends.
-  cost, ends = items * sizes, []
-  for _ in range(min(_NUM_WIDTHS, len(sizes)) - 1):
-    # Sizes up to j by fewer widths, those after j up to i by width sizes[i].
-    step = cost[:, None] + (items - items[:, None]) * sizes
-    step = np.where(np.tri(len(sizes), k=0, dtype=bool).T, step, cost)
-    ends.append(step.argmin(axis=0))
-    cost = step.min(axis=0)
-  last, widths = len(sizes) - 1, []
-  for end in [*ends[::-1], None]:
-    widths.append(sizes[last])
-    if end is not None:
-      last = end[last]
-  return np.unique(widths).astype(np.int32)
+def _layout(
+    query: jax.Array,
+    key: jax.Array,
+    num_units: int,
+    block_q: int,
+    block_kv: int,
+) -> layout_lib.Layout:
+  return layout_lib.Layout(
+      batch_size=query.shape[0],
+      num_queries=query.shape[1],
+      num_keys=key.shape[1],
+      num_heads=query.shape[2],
+      num_kv_heads=key.shape[2],
+      num_units=num_units,
+      block_q=block_q,
+      block_kv=block_kv,
+  )

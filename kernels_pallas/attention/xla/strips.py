@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels_pallas import logits as logits_lib
 from kernels_pallas.attention import differentiable
 
 _einsum = lambda form, *args: jnp.einsum(form, *args, precision="highest")
@@ -39,7 +40,10 @@ def forward(
     spec: Of the attention.
   """
   attn_logits = _masked(
-      _capped(_einsum("GTH,SH->GTS", query, key), spec), allowed
+      logits_lib.soft_cap(
+          _einsum("GTH,SH->GTS", query, key), spec.logits_soft_cap
+      ),
+      allowed,
   )
   highest = attn_logits.max(axis=-1)
   if sink_logits is not None:
@@ -83,7 +87,9 @@ def backward(
     d_out: Cotangent of out.
     spec: Of the attention.
   """
-  capped = _capped(_einsum("GTH,SH->GTS", query, key), spec)
+  capped = logits_lib.soft_cap(
+      _einsum("GTH,SH->GTS", query, key), spec.logits_soft_cap
+  )
   safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
   attn_weights = jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
   d_value = _einsum("GTH,GTS->HS", d_out, attn_weights)
@@ -95,9 +101,13 @@ def backward(
   return d_query, _einsum("GTH,GTS->HS", query, d_logits), d_value
 
 
-def _capped(attn_logits: jax.Array, spec: Any) -> jax.Array:
-  cap = spec.logits_soft_cap
-  return attn_logits if cap is None else cap * jnp.tanh(attn_logits / cap)
+def _capped_logits(
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    spec: differentiable.AttentionSpec,
+) -> Float[Array, "G T S"]:
+  products = _einsum("GTH,SH->GTS", query, key)
+  return logits_lib.soft_cap(products, spec.logits_soft_cap)
 
 
 def _masked(attn_logits: jax.Array, allowed: Any) -> jax.Array:

@@ -110,9 +110,7 @@ def _run_case(implementation, shape_name, dtype, family, options):
   inputs = conformance.draw(shape, dtype, allowed, options)
 
   def call(**arguments):
-    return api.flash_attention(
-        **arguments, mask=mask, implementation=implementation
-    )
+    return api.attention(**arguments, where=mask, implementation=implementation)
 
   conformance.check(call, inputs, implementation)
 
@@ -169,8 +167,8 @@ class FlashAttentionTest(parameterized.TestCase):
       # Zeros that XLA does not know to be zero.
       unknown = (arguments["query"][0, 0, 0, 0] * 0).astype(jnp.int32)
       traced = jax.tree.map(lambda x: jnp.asarray(x) + unknown, mask)
-      return api.flash_attention(
-          **arguments, mask=traced, implementation=implementation
+      return api.attention(
+          **arguments, where=traced, implementation=implementation
       )
 
     conformance.check(call, inputs, implementation)
@@ -185,7 +183,7 @@ class FlashAttentionTest(parameterized.TestCase):
     value = jax.random.normal(jax.random.key(1), (1, 128, 1, 64))
 
     def run(query, key, value):
-      result = api.flash_attention(
+      result = api.attention(
           query,
           key,
           value,
@@ -216,11 +214,11 @@ class FlashAttentionTest(parameterized.TestCase):
     sink = jnp.full((1,), 0.5) if has_sinks else None
 
     def run(query, key, value):
-      result = api.flash_attention(
+      result = api.attention(
           query,
           key,
           value,
-          mask=mask,
+          where=mask,
           sink_logits=sink,
           return_lse=True,
           return_col_mass=True,
@@ -274,11 +272,11 @@ class EveryCombinationTest(parameterized.TestCase):
 
 
 def _attend_causally(query, key, value, implementation):
-  return api.flash_attention(
+  return api.attention(
       query,
       key,
       value,
-      mask=masks.causal(128),
+      where=masks.causal(128),
       return_col_mass=True,
       implementation=implementation,
   )
@@ -309,11 +307,11 @@ class ColMassTest(parameterized.TestCase):
     arrays = conformance.draw(shape, "float32", allowed, _PLAIN).arrays
 
     def attend(value):
-      return api.flash_attention(
+      return api.attention(
           arrays["query"],
           arrays["key"],
           value,
-          mask=mask,
+          where=mask,
           return_col_mass=True,
           col_mass_heads="kv",
           implementation=implementation,
@@ -333,7 +331,7 @@ class ColMassTest(parameterized.TestCase):
   def test_moves_with_the_keys(self, implementation):
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 96, 2, 32))
     order = _RNG.permutation(96)
-    attend = lambda *arrays: api.flash_attention(
+    attend = lambda *arrays: api.attention(
         *arrays, return_col_mass=True, implementation=implementation
     )
     with modes.mode_of(implementation):
@@ -349,7 +347,7 @@ class ColMassTest(parameterized.TestCase):
     arrays = jax.random.normal(jax.random.key(0), (3, 1, 16, 1, 8))
 
     def mass_of_key_3(*arrays):
-      result = api.flash_attention(
+      result = api.attention(
           *arrays, return_col_mass=True, implementation=implementation
       )
       return result.col_mass[..., 3].sum()
@@ -365,11 +363,11 @@ class TransformationTest(parameterized.TestCase):
     arrays = jax.random.normal(jax.random.key(0), (3, 2, 1, 128, 1, 32))
 
     def attend(query, key, value):
-      return api.flash_attention(
+      return api.attention(
           query,
           key,
           value,
-          mask=masks.causal(128),
+          where=masks.causal(128),
           return_col_mass=True,
           implementation=implementation,
       )
@@ -386,11 +384,11 @@ class TransformationTest(parameterized.TestCase):
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 64, 1, 16))
 
     def head(key, value):
-      result = api.flash_attention(
+      result = api.attention(
           query,
           key,
           value,
-          mask=masks.causal(64),
+          where=masks.causal(64),
           implementation=implementation,
       )
       return result.out[:, :20].sum()
@@ -403,7 +401,7 @@ class MergeTest(parameterized.TestCase):
 
   def _parts(self, query, key, value, pieces):
     return [
-        api.flash_attention(
+        api.attention(
             query,
             key[:, piece],
             value[:, piece],
@@ -421,7 +419,7 @@ class MergeTest(parameterized.TestCase):
       return output.merge(*self._parts(*arrays, pieces)).out
 
     def whole(*arrays):
-      return api.flash_attention(*arrays, implementation="reference").out
+      return api.attention(*arrays, implementation="reference").out
 
     weights = jax.random.normal(jax.random.key(1), (2, 60, 2, 16))
     for one, two in zip(
@@ -454,7 +452,7 @@ class MergeTest(parameterized.TestCase):
 
   def test_needs_lse(self):
     arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
-    part = api.flash_attention(*arrays, implementation="xla")
+    part = api.attention(*arrays, implementation="xla")
     with self.assertRaisesRegex(ValueError, "return_lse=True"):
       output.merge(part)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from kernels_pallas import masks
-from kernels_pallas.attention import api as flash_api
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
@@ -132,11 +131,11 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     case = oracle.draw(shape, shape.capacity, is_ragged=False)
     out, _, _ = oracle.run(case, implementation)
     turn = lambda x: jnp.moveaxis(x, 0, 1)
-    whole = flash_api.flash_attention(
+    whole = api.attention(
         turn(case.query),
         turn(case.key),
         turn(case.value),
-        mask=masks.causal(shape.capacity),
+        where=masks.causal(shape.capacity),
         implementation="reference",
     ).out
     np.testing.assert_allclose(turn(out), whole, atol=1e-4)

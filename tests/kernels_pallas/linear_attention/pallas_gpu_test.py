@@ -31,8 +31,8 @@ def program(head_dim, is_reversed):
   )
   sweep = sweep_lib.Sweep(is_reversed=is_reversed, is_out_wide=is_reversed)
 
-  def run(query, key, value, log_decay, state):
-    return pallas_gpu.run(query, key, value, log_decay, state, sweep)
+  def run(*arrays):
+    return pallas_gpu.run(sweep_lib.Operands(*arrays), sweep)
 
   float32 = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
   return run, (*shape.arrays(), float32(4), float32(1, 4, head_dim, head_dim))

@@ -38,7 +38,8 @@ def _sweep(is_reversed, chunk=128):
       config=pallas_tpu.Config(chunk=chunk),
   )
   arrays = (case.query, case.key, case.value, jnp.log(case.decay))
-  return pallas_tpu.run(*arrays, case.initial_state, sweep)
+  operands = sweep_lib.Operands(*arrays, case.initial_state)
+  return pallas_tpu.run(operands, sweep)
 
 
 class ChunkTest(parameterized.TestCase):

@@ -17,15 +17,16 @@ from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
 from kernels_pallas.attention import api
 from kernels_pallas.attention import differentiable
+from kernels_pallas.attention import reference
 from kernels_pallas.attention import shapes
-from kernels_pallas.attention.gpu import attention
 from kernels_pallas.attention.gpu import backward_kv
 from kernels_pallas.attention.gpu import backward_q
 from kernels_pallas.attention.gpu import col_mass
+from kernels_pallas.attention.gpu import cudnn as cudnn_lib
 from kernels_pallas.attention.gpu import entry
 from kernels_pallas.attention.gpu import forward
-from kernels_pallas.block_sparse_attention import api as block_sparse
-from kernels_pallas.block_sparse_attention import reference as sparse_reference
+from kernels_pallas.attention.gpu import plan
+from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from tests.kernels_pallas import conformance
@@ -123,12 +124,13 @@ class ConfigTest(parameterized.TestCase):
   )
   def test_chosen_tiles_divide_blocks_and_fit(self, head_dim, most, has_ids):
     for kernel in _KERNELS:
-      tiles = kernel.choose(head_dim, has_ids, most, most)
+      limits = task_lib.Limits(head_dim, has_ids, most, most)
+      tiles = kernel.choose(limits)
       assert most % tiles.block_q == 0 and most % tiles.block_kv == 0
       gpu_layout.check_smem("", kernel.smem_bytes(tiles, head_dim), tiles)
 
   def test_too_much_shared_memory_is_refused_with_the_numbers(self):
-    tiles = gpu_layout.Config(num_stages=4)
+    tiles = gpu_layout.TileConfig(num_stages=4)
     with pytest.raises(ValueError, match="295424 bytes .* a block has 232448"):
       gpu_layout.check_smem("forward", forward.smem_bytes(tiles, 128), tiles)
 
@@ -137,7 +139,7 @@ class ConfigTest(parameterized.TestCase):
   )
   def test_bad_tiles_are_refused(self, name, value, message):
     with pytest.raises(ValueError, match=f"{name}={value}.*{message}"):
-      gpu_layout.Config(**{name: value})
+      gpu_layout.TileConfig(**{name: value})
 
   def test_smaller_blocks_select_the_same(self):
     rng = np.random.default_rng(2)
@@ -149,11 +151,9 @@ class ConfigTest(parameterized.TestCase):
         256,
         256,
     )
-    found = attention.refine(selection, 600, 128, 64)
+    found = plan.refine(selection, 600, 128, 64)
     assert found.block_table.shape == (1, 2, 5, 8)
-    pairs = [
-        sparse_reference.allowed_pairs(s, 600, 900) for s in (selection, found)
-    ]
+    pairs = [reference.allowed_pairs(s, 600, 900) for s in (selection, found)]
     np.testing.assert_array_equal(*pairs)
 
 
@@ -168,7 +168,7 @@ class SupportTest(parameterized.TestCase):
     query = jnp.ones((1, 8, 1, head_dim), dtype)
     assert reason in entry.why_not(query)
     with interpret.interpreted(), pytest.raises(ValueError, match=reason):
-      api.flash_attention(query, query, query, implementation="pallas_gpu")
+      api.attention(query, query, query, implementation="pallas_gpu")
 
   def test_blocks_of_a_selection_must_be_tiles(self):
     query = jnp.ones((1, 64, 1, 64), jnp.bfloat16)
@@ -176,8 +176,8 @@ class SupportTest(parameterized.TestCase):
         masks.causal(64), 64, 64, block_q=32, block_kv=64
     )
     with interpret.interpreted(), pytest.raises(ValueError, match="block_q"):
-      block_sparse.block_sparse_attention(
-          query, query, query, selection, implementation="pallas_gpu"
+      api.attention(
+          query, query, query, where=selection, implementation="pallas_gpu"
       )
 
   def test_a_cpu_is_no_hopper(self):
@@ -221,7 +221,7 @@ class CudnnTest(parameterized.TestCase):
         scale=1.0, logits_soft_cap=2.0, config=config
     )
     with pytest.raises(ValueError, match="cuDNN has no sink logits"):
-      entry.forward(query, query, query, None, None, None, spec)
+      entry.forward(_inputs(query, query, query), spec)
 
   @needs_new_jax
   def test_it_is_told_all_and_gives_the_lse_of_the_column_sums(self):
@@ -239,9 +239,9 @@ class CudnnTest(parameterized.TestCase):
       told = signature.bind(*args, **kwargs).arguments
       assert told["mask_type"] == cudnn.MaskType.CAUSAL
       assert told["sliding_window_length"] == 40 and told["return_residual"]
-      result = api.flash_attention(
+      result = api.attention(
           *args,
-          mask=mask,
+          where=mask,
           scale=told["scale"],
           return_lse=True,
           implementation="reference",
@@ -249,11 +249,11 @@ class CudnnTest(parameterized.TestCase):
       return result.out, result.lse
 
     call = functools.partial(
-        api.flash_attention,
+        api.attention,
         query,
         key,
         value,
-        mask=mask,
+        where=mask,
         scale=0.3,
         return_lse=True,
         return_col_mass=True,
@@ -270,7 +270,11 @@ class CudnnTest(parameterized.TestCase):
   def _options(self, mask):
     query = jnp.ones((1, 8, 1, 64), jnp.bfloat16)
     spec = differentiable.AttentionSpec(scale=1.0)
-    return entry.cudnn_options(query, query, mask, None, spec)
+    return cudnn_lib.options_of(_inputs(query, query, query, mask), spec)
+
+
+def _inputs(query, key, value, where=None):
+  return differentiable.Inputs(query, key, value, where, None, None)
 
 
 def _small(num_queries, num_keys, num_heads, head_dim=64):
@@ -291,7 +295,7 @@ class InterpretedTest(parameterized.TestCase):
     mask = masks.causal(70, 130, offset=60)
     self._check(
         _small(70, 130, 2),
-        functools.partial(api.flash_attention, mask=mask),
+        functools.partial(api.attention, where=mask),
         masks.allowed(mask, 130),
         conformance.Options(has_sinks=True, has_row_weights=True),
     )
@@ -307,10 +311,8 @@ class InterpretedTest(parameterized.TestCase):
     )
     self._check(
         _small(130, 130, 1),
-        functools.partial(
-            block_sparse.block_sparse_attention, selection=selection
-        ),
-        sparse_reference.allowed_pairs(selection, 130, 130),
+        functools.partial(api.attention, where=selection),
+        reference.allowed_pairs(selection, 130, 130),
         conformance.Options(soft_cap=2.0, scale=-0.2),
     )
 
@@ -323,22 +325,25 @@ class InterpretedTest(parameterized.TestCase):
         for _ in range(4)
     )
     # Rings that are filled more than once, and two warpgroups that take turns.
-    streams_keys = gpu_layout.Config(block_q=128, block_kv=64, num_stages=2)
-    streams_queries = gpu_layout.Config(block_q=64, block_kv=128, num_stages=2)
-    tiles = attention.Config(
+    streams_keys = gpu_layout.TileConfig(block_q=128, block_kv=64, num_stages=2)
+    streams_queries = gpu_layout.TileConfig(
+        block_q=64, block_kv=128, num_stages=2
+    )
+    tiles = plan.Tiles(
         forward=streams_keys,
         backward_q=streams_keys,
         col_mass=streams_queries,
         backward_kv=streams_queries,
     )
-    spec = differentiable.AttentionSpec(scale=0.1)
+    config = entry.Config(tiles=tiles)
+    spec = differentiable.AttentionSpec(scale=0.1, config=config)
     lse = delta = jnp.ones((1, 1, 192))
+    inputs = _inputs(query, key, value)
+    saved = differentiable.Saved(query, key, value, None, lse, delta, d_out)
     calls = (
-        lambda: attention.forward(query, key, value, None, None, spec, tiles),
-        lambda: attention.col_mass(query, key, lse, None, delta, spec, tiles),
-        lambda: attention.backward(
-            query, key, value, None, lse, delta, d_out, spec, tiles
-        ),
+        lambda: entry.softmax_of(inputs, spec),
+        lambda: entry.col_mass(inputs._replace(row_weights=delta), lse, spec),
+        lambda: entry.backward(saved, spec),
     )
     with interpret.interpreted(plgpu.InterpretGPUParams(detect_races=True)):
       for call in calls:
@@ -358,7 +363,7 @@ class InterpretedTest(parameterized.TestCase):
 def causal_program(head_dim, num_kv_heads):
   """A training step of causal attention, for `aot`."""
   shape = shapes.square(2048, 4, num_kv_heads, head_dim)
-  call = functools.partial(api.flash_attention, mask=masks.causal(2048))
+  call = functools.partial(api.attention, where=masks.causal(2048))
   return _gradients(call), shape.arrays()
 
 
@@ -372,8 +377,8 @@ def selection_program(dtype):
         2000, window=300, num_sinks=4
     )
     selection = selection_lib.Selection(table, num_valid, mask, 256, 256)
-    return block_sparse.block_sparse_attention(
-        query, key, value, selection, logits_soft_cap=30.0, **keywords
+    return api.attention(
+        query, key, value, where=selection, logits_soft_cap=30.0, **keywords
     )
 
   table = jax.ShapeDtypeStruct((1, 4, 8, 3), jnp.int32)

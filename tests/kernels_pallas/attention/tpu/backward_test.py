@@ -20,6 +20,7 @@ from kernels_pallas.aot import topology
 from kernels_pallas.attention import visits
 from kernels_pallas.attention.tpu import backward
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from tests.kernels_pallas import oracle
 
@@ -150,7 +151,7 @@ def _backward(case, dtype=jnp.float32):
 def _plan(case, dtype=jnp.float32, **cut):
   """The plan of a case; `cut` sets heads and chunk."""
   mask = case.mask or masks.full(case.num_queries, case.num_keys)
-  sizes = tpu_layout.Sizes(
+  sizes = layout.Sizes(
       case.batch,
       case.num_heads,
       case.num_kv_heads,
@@ -161,7 +162,7 @@ def _plan(case, dtype=jnp.float32, **cut):
   )
   return plan_lib.Plan(
       sizes=sizes,
-      tiles=tpu_layout.Tiles(case.block_q, case.block_kv),
+      tiles=layout.Tiles(case.block_q, case.block_kv),
       num_spans=mask.starts.shape[-2],
       has_ids=mask.query_ids is not None,
       limit=case.limit,

@@ -22,9 +22,8 @@ from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
 from kernels_pallas.attention import visits
 from kernels_pallas.attention.tpu import fetch
+from kernels_pallas.attention.tpu import layout
 from kernels_pallas.attention.tpu import plan
-from kernels_pallas.block_sparse_attention import api as sparse_api
-from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from tests.kernels_pallas import conformance
 
@@ -35,18 +34,18 @@ _KERNELS = {
     "strip": ("attention_strip",),
     "two_pass": ("attention_forward", "attention_col_mass"),
 }
-_SMALL = plan.Config(block_q=128, block_kv=128)
+_SMALL = plan.AttentionTpuConfig(block_q=128, block_kv=128)
 
 
 def _attend(config, mask, emits_col_mass=True):
   """Attention as a function of query, key and value: (out, lse, col_mass)."""
 
   def attend(query, key, value):
-    found = api.flash_attention(
+    found = api.attention(
         query,
         key,
         value,
-        mask=mask,
+        where=mask,
         return_lse=True,
         return_col_mass=emits_col_mass,
         implementation="pallas_tpu",
@@ -92,7 +91,7 @@ class TilesTest(parameterized.TestCase):
   def test_of_dense_attention(self):
     shape, mask = shapes.square(384, 2, 1, 32), masks.causal(384)
     configs = [
-        plan.Config(block_q=q, block_kv=kv, keys=keys, col_mass=how)
+        plan.AttentionTpuConfig(block_q=q, block_kv=kv, keys=keys, col_mass=how)
         for q, kv, keys, how in (
             (128, 128, "vmem", "strip"),
             (256, 128, "hbm", "strip"),
@@ -123,11 +122,11 @@ class TilesTest(parameterized.TestCase):
     )
 
     def attend(selection, query, key, value):
-      found = sparse_api.block_sparse_attention(
+      found = api.attention(
           query,
           key,
           value,
-          selection=selection,
+          where=selection,
           return_lse=True,
           return_col_mass=True,
           implementation="pallas_tpu",
@@ -225,7 +224,7 @@ class FitTest(parameterized.TestCase):
   )
   def test_vmem(self, length, config, message):
     array = jax.ShapeDtypeStruct((1, length, 1, 128), jnp.bfloat16)
-    attend = _attend(plan.Config(**config), masks.causal(length))
+    attend = _attend(plan.AttentionTpuConfig(**config), masks.causal(length))
     with interpret.interpreted(), self.assertRaisesRegex(ValueError, message):
       jax.eval_shape(attend, array, array, array)
 
@@ -233,9 +232,9 @@ class FitTest(parameterized.TestCase):
     table = np.zeros((1, 1, 1, 70_000), np.int32)
     num = np.full((1, 1, 1), 70_000, np.int32)
     lists = visits.Visits(table, num, num)
-    sizes = tpu_layout.Sizes(1, 1, 1, 128, 128, 128, 2)
+    sizes = layout.Sizes(1, 1, 1, 128, 128, 128, 2)
     arguments = (
-        *(_SMALL, sizes, tpu_layout.Tiles(128, 128), lists),
+        *(_SMALL, sizes, layout.Tiles(128, 128), lists),
         tpu_tile.Logits(1.0, None),
     )
     message = "lists of 70000 tiles, 1.1 MiB of SMEM, of which there are 0.9"
@@ -246,9 +245,9 @@ class FitTest(parameterized.TestCase):
         plan.col_mass_plan(*arguments)
 
   def test_long_rows_take_lower_tiles_before_a_second_pass(self):
-    choose = functools.partial(plan.flash_tiles, plan.Config())
+    choose = functools.partial(plan.tiles_of, plan.AttentionTpuConfig())
     for length, tiles in ((4096, (1024, 1024)), (65_536, (256, 1024))):
-      sizes = tpu_layout.Sizes(1, 1, 1, length, length, 128, 2)
+      sizes = layout.Sizes(1, 1, 1, length, length, 128, 2)
       with interpret.interpreted():
         self.assertEqual(choose(sizes, masks.causal(length), True), tiles)
         self.assertEqual(
@@ -268,7 +267,9 @@ class CompileTest(parameterized.TestCase):
   @parameterized.product(chip=_CHIPS, col_mass=tuple(_KERNELS))
   @pytest.mark.by_default(3, 4, 5)
   def test_every_chip_takes(self, chip, col_mass):
-    config = plan.Config(block_q=256, block_kv=256, col_mass=col_mass)
+    config = plan.AttentionTpuConfig(
+        block_q=256, block_kv=256, col_mass=col_mass
+    )
     shape = shapes.square(1024, 2, 1)
     compiled = _compile(chip, config, shape, col_mass is not None)
     self.assertLen(compiled.scoped_vmem_bytes, len(_KERNELS[col_mass]))

@@ -17,6 +17,7 @@ from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
 from kernels_pallas.attention.xla import entry
 from kernels_pallas.attention.xla import plan
+from kernels_pallas.attention.xla import schedule
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 
@@ -26,7 +27,7 @@ _ALL = conformance.Options(
 
 
 def _attend(*arrays, **options):
-  return api.flash_attention(
+  return api.attention(
       *arrays,
       **options,
       return_lse=True,
@@ -37,7 +38,7 @@ def _attend(*arrays, **options):
 
 def _causal_forward(length):
   mask = masks.causal(length)
-  return lambda *arrays: _attend(*arrays, mask=mask)
+  return lambda *arrays: _attend(*arrays, where=mask)
 
 
 def _gradients(call):
@@ -47,13 +48,13 @@ def _gradients(call):
 def _document(query, *arrays):
   """Under a mask that is only known when the program runs."""
   ids = jnp.cumsum(query[0, :, 0, 0] > 3).astype(jnp.int32)
-  return _attend(query, *arrays, mask=masks.document(ids))
+  return _attend(query, *arrays, where=masks.document(ids))
 
 
 def _compile_few_loops(test):
   """Most of the time is the compiler's, once a loop."""
   for name in ("_NUM_WIDTHS", "_NUM_TRACED_WIDTHS"):
-    patch = mock.patch.object(plan, name, 2)
+    patch = mock.patch.object(schedule, name, 2)
     patch.start()
     test.addCleanup(patch.stop)
 
@@ -134,10 +135,10 @@ class TilesTest(parameterized.TestCase):
 
       @jax.jit
       def outputs(arrays):
-        return api.flash_attention(
+        return api.attention(
             **arrays,
             **inputs.keywords,
-            mask=mask,
+            where=mask,
             return_lse=True,
             return_col_mass=True,
             implementation="xla",
@@ -157,9 +158,9 @@ class TilesTest(parameterized.TestCase):
   def test_are_few_in_long_sequences(self):
     # Lists of tiles would grow as T S.
     for num_keys in (2**17, 2**20, 2**22 + 1):
-      config = entry.choose_config(num_keys, num_keys, 8, 1)
+      config = plan.choose_config(num_keys, num_keys, 8, 1)
       self.assertLessEqual(-(-num_keys // config.block_kv), 1024)
-    self.assertEqual(entry.choose_config(4096, 4096, 1, 1).block_kv, 128)
+    self.assertEqual(plan.choose_config(4096, 4096, 1, 1).block_kv, 128)
 
 
 class EdgeTest(parameterized.TestCase):
@@ -172,7 +173,7 @@ class EdgeTest(parameterized.TestCase):
     arrays = [query, draw(keys[1], num_keys), draw(keys[2], num_keys)]
 
     def loss(*arrays):
-      result = _attend(*arrays, mask=mask)
+      result = _attend(*arrays, where=mask)
       lse = jnp.where(jnp.isneginf(result.lse), 0, result.lse)
       return result.out.sum() + lse.sum(), result
 
@@ -214,7 +215,7 @@ class EdgeTest(parameterized.TestCase):
     mask = masks.key_lengths(6, np.array([0]))
 
     def loss(sink_logits, mask):
-      return _attend(*arrays, mask=mask, sink_logits=sink_logits).out.sum()
+      return _attend(*arrays, where=mask, sink_logits=sink_logits).out.sum()
 
     sink_logits = jnp.full(2, -jnp.inf)
     for where in (mask, None):
@@ -234,9 +235,7 @@ class SinkTest(parameterized.TestCase):
     mask = masks.hash_sparse(buckets, buckets)
     allowed = masks.allowed(mask, shape.num_keys)[None, None]
     inputs = conformance.draw(shape, "bfloat16", allowed, _ALL)
-    call = functools.partial(
-        api.flash_attention, mask=mask, implementation="xla"
-    )
+    call = functools.partial(api.attention, where=mask, implementation="xla")
     conformance.check(call, inputs, "xla")
 
 
@@ -273,7 +272,7 @@ def _jitted():
   def run(arrays, keywords, mask, d_out, d_lse):
     def outputs(arrays):
       result = _attend(
-          **{**arrays, **keywords}, mask=mask, scale=0.3, config=config
+          **{**arrays, **keywords}, where=mask, scale=0.3, config=config
       )
       return (result.out, result.lse), result.col_mass
 

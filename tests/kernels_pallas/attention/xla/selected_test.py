@@ -9,15 +9,15 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.attention import api
+from kernels_pallas.attention import reference
 from kernels_pallas.attention import shapes
-from kernels_pallas.block_sparse_attention import api
-from kernels_pallas.block_sparse_attention import reference
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 
 
 def _attend(*arrays, **options):
-  return api.block_sparse_attention(
+  return api.attention(
       *arrays,
       **options,
       return_lse=True,
@@ -36,7 +36,7 @@ def _near(length):
 
 def _forward(length):
   chosen = _near(length)
-  return lambda *arrays: _attend(*arrays, selection=chosen)
+  return lambda *arrays: _attend(*arrays, where=chosen)
 
 
 def _backward(length):
@@ -75,7 +75,7 @@ class TilesTest(parameterized.TestCase):
 
       @jax.jit
       def outputs(arrays):
-        result = _attend(**arrays, selection=chosen)
+        result = _attend(**arrays, where=chosen)
         return (result.out, result.lse), result.col_mass
 
       found, pullback, col_mass = jax.vjp(outputs, inputs.arrays, has_aux=True)
@@ -102,7 +102,7 @@ def _run(arrays, chosen, d_out, d_lse):
   """One compilation for all tables."""
 
   def outputs(arrays):
-    result = _attend(**arrays, selection=chosen)
+    result = _attend(**arrays, where=chosen)
     return (result.out, result.lse), result.col_mass
 
   (out, lse), pullback, col_mass = jax.vjp(outputs, arrays, has_aux=True)
@@ -143,7 +143,7 @@ class AnyTableTest(parameterized.TestCase):
     arrays = jax.random.normal(jax.random.key(0), (3, 2, 1, 8, 1, 8)) * 100
 
     def loss(*arrays):
-      result = _attend(*arrays, selection=chosen)
+      result = _attend(*arrays, where=chosen)
       return result.out.sum(), result
 
     run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -160,7 +160,7 @@ class AnyTableTest(parameterized.TestCase):
     key, value = (draw(k, 50, 2, 8) for k in keys[1:])
 
     def loss(*arrays):
-      result = _attend(*arrays, selection=chosen)
+      result = _attend(*arrays, where=chosen)
       return result.out.sum(), result
 
     run = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)

@@ -9,11 +9,10 @@ import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
-from kernels_pallas.attention import api as dense_api
-from kernels_pallas.block_sparse_attention import api
-from kernels_pallas.block_sparse_attention import cost
-from kernels_pallas.block_sparse_attention import reference
-from kernels_pallas.block_sparse_attention import shapes
+from kernels_pallas.attention import api
+from kernels_pallas.attention import cost
+from kernels_pallas.attention import reference
+from kernels_pallas.attention import shapes
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import modes
 
@@ -70,7 +69,7 @@ def _random_selection(seed, num_queries, num_keys, block_q, block_kv, heads=2):
 
 
 def _run_case(implementation, name, dtype, options):
-  shape = shapes.TESTS[name]
+  shape = shapes.SELECTION_TESTS[name]
   chosen = _select(shape)
   allowed = reference.allowed_pairs(
       chosen, shape.dense.num_queries, shape.dense.num_keys
@@ -78,8 +77,8 @@ def _run_case(implementation, name, dtype, options):
   inputs = conformance.draw(shape.dense, dtype, np.asarray(allowed), options)
 
   def call(**arguments):
-    return api.block_sparse_attention(
-        **arguments, selection=chosen, implementation=implementation
+    return api.attention(
+        **arguments, where=chosen, implementation=implementation
     )
 
   conformance.check(call, inputs, implementation)
@@ -96,14 +95,14 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     chosen = _random_selection(1, 160, 300, 32, 128)
     allowed = np.asarray(reference.allowed_pairs(chosen, 160, 300))
     self.assertFalse(allowed.any(axis=-1).all())  # Some rows have no key.
-    shape = shapes.dense.Shape(
+    shape = shapes.Shape(
         num_queries=160, num_keys=300, num_heads=2, num_kv_heads=1, head_dim=64
     )
     inputs = conformance.draw(shape, "float32", allowed, _PLAIN)
 
     def call(**arguments):
-      return api.block_sparse_attention(
-          **arguments, selection=chosen, implementation=implementation
+      return api.attention(
+          **arguments, where=chosen, implementation=implementation
       )
 
     conformance.check(call, inputs, implementation)
@@ -114,20 +113,20 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     mask = masks.causal(256)
     whole = selection_lib.from_mask(mask, 256, 256, block_q=64, block_kv=128)
     with modes.mode_of(implementation):
-      sparse = api.block_sparse_attention(
+      sparse = api.attention(
           query,
           key,
           value,
-          whole,
+          where=whole,
           return_lse=True,
           return_col_mass=True,
           implementation=implementation,
       )
-    dense = dense_api.flash_attention(
+    dense = api.attention(
         query,
         key,
         value,
-        mask=mask,
+        where=mask,
         return_lse=True,
         return_col_mass=True,
         implementation="reference",
@@ -149,11 +148,11 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     if implementation == "reference":  # 0 * NaN: it multiplies by weights.
       self.skipTest("the reference reads everything")
     with modes.mode_of(implementation):
-      got = api.block_sparse_attention(
+      got = api.attention(
           query,
           key,
           value,
-          chosen,
+          where=chosen,
           return_col_mass=True,
           implementation=implementation,
       )
@@ -165,7 +164,7 @@ class EveryCombinationTest(parameterized.TestCase):
 
   @parameterized.product(
       implementation=_IMPLEMENTATIONS,
-      name=tuple(shapes.TESTS),
+      name=tuple(shapes.SELECTION_TESTS),
       dtype=("float32", "bfloat16"),
       options=(_PLAIN, _ALL),
   )
@@ -181,8 +180,8 @@ class DebugTest(parameterized.TestCase):
     nums = jnp.ones((1, 2, 4), jnp.int32)
     call = checkify.checkify(
         jax.jit(
-            lambda s: api.block_sparse_attention(
-                *arrays, s, debug=True, implementation="reference"
+            lambda s: api.attention(
+                *arrays, where=s, debug=True, implementation="reference"
             ).out
         )
     )
@@ -195,20 +194,20 @@ class CostTest(parameterized.TestCase):
 
   def test_counts_the_listed_tiles(self):
     # 4 x 4 tiles of 8; causal: 10 of them; a window of 8 keeps 4 + 3.
-    shape = shapes.dense.square(32, 2, 1, 4)
+    shape = shapes.square(32, 2, 1, 4)
     whole = selection_lib.from_mask(
         masks.causal(32), 32, 32, block_q=8, block_kv=8
     )
     near = selection_lib.from_mask(
         masks.sliding_window(32, window=8), 32, 32, block_q=8, block_kv=8
     )
-    self.assertEqual(cost.num_pairs(whole, shape, 8, 8), 640)
+    self.assertEqual(cost.num_pairs(whole, shape), 640)
     self.assertAlmostEqual(cost.density(near, shape, masks.causal(32)), 0.7)
     # Two heads, 640 pairs, 4 H = 16 operations; 2 + 1 + 1 + 2 arrays' bytes.
-    forward = cost.forward(whole, shape)
+    forward = cost.forward(shape, 640)
     self.assertEqual(forward.flops, 2 * 640 * 16)
     self.assertEqual(forward.bytes_accessed, 2 * 32 * 4 * 6 + 4 * 2 * 32)
-    self.assertEqual(cost.backward(whole, shape).flops, 2 * 640 * 40)
+    self.assertEqual(cost.backward(shape, 640).flops, 2 * 640 * 40)
 
 
 if __name__ == "__main__":
