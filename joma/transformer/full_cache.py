@@ -120,7 +120,7 @@ def attend_many(
     value: Of the keys.
     positions: Of the queries; -1, padding, sees nothing.
     options: Static.
-    **returns: What else `flash_attention` is to return.
+    **returns: What else `api.attention` is to return.
   """
   stops = (positions + 1).astype(jnp.int32)
   starts = jnp.zeros_like(stops)
