@@ -127,6 +127,8 @@ def attend(
     return implementation.forward(
         inputs._replace(row_weights=row_weights), spec
     )
+  # Arrays that are traced must go through custom_vjp as arguments; those that
+  # are known must not, or kernels could not plan by them.
   is_known = not any(
       isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(where)
   )
@@ -162,6 +164,7 @@ def attend(
         preferred_element_type=lse.dtype,
         precision="highest",
     )
+    # d_lse adds P d_lse to the cotangent of the logits, as -delta does.
     delta = delta - d_lse
     place = known if is_known else traced
     d_query, d_key, d_value = implementation.backward(

@@ -40,6 +40,7 @@ def forward(
   # Where no key is allowed, exp(-inf - 0) = 0 instead of exp(-inf + inf).
   safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
   attn_weights = jnp.exp(attn_logits - safe_lse[..., None])
+  # The contract may repeat values; implementations never do.
   num_groups = query.shape[2] // key.shape[2]
   values = jnp.repeat(value, num_groups, axis=2).astype(dtype)
   out = jnp.einsum("BNTS,BSNH->BTNH", attn_weights, values, precision="highest")

@@ -44,5 +44,6 @@ def _forward_and_kept(implementation, spec, *arrays):
 def _backward(implementation, spec, kept, d_out):
   x, weights, _ = kept
   d_x, d_weights = implementation.backward(parts.Given(*kept), d_out, spec)
+  # Sums are wide; cotangents have the type of what they belong to.
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
   return d_x.astype(x.dtype), d_weights, None

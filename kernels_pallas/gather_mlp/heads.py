@@ -116,6 +116,7 @@ def _into_and_kept(module, config, x, kernel, plan):
 def _into_backward(module, config, kept, d_heads):
   x, kernel, plan = kept
   d_heads = d_heads.astype(x.dtype)
+  # Into heads and out of them are each other's transpose.
   d_x = module.out_of_heads(parts.GivenHeads(d_heads, kernel, plan), config)
   return d_x.astype(x.dtype), _d_kernel(d_heads, x, kernel, plan), None
 

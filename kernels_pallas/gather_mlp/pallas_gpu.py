@@ -51,6 +51,7 @@ def backward(
   d_out = d_out.astype(x.dtype)
   before = _before(x, weights, plan, spec)
   made = lambda up, gate: _hidden(up, gate, plan, spec)
+  # What is between the products is elementwise, and left to XLA.
   hidden, pullback = jax.vjp(made, *before)
   d_hidden = gpu_gather.into_rows(d_out, weights.down, plan, size, config)
   d_up, d_gate = pullback(d_hidden)

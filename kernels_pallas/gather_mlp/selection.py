@@ -67,6 +67,7 @@ def _check_width(
 def _list(scores: Any, may_be: Any, width: int) -> Any:
   """Of the blocks that may be chosen the `width` best, ascending."""
   order = jnp.argsort(-jnp.where(may_be, scores, -jnp.inf), axis=-1)
+  # Ranks, not a threshold, so that equal scores do not exceed the width.
   rank = jnp.argsort(order, axis=-1)
   chosen = may_be & (rank < width)
   block_ids = jnp.argsort(~chosen, axis=-1, stable=True)[..., :width]

@@ -70,6 +70,7 @@ def backward(
       hidden = reference.hidden_of(x, block, spec.activation)
       return reference.read(_of_members(hidden, plan, i), block.down)
 
+    # The block is read once: its values are made again from it, not stored.
     _, pullback = jax.vjp(run, x.astype(dtype), block)
     d_x_here, d_block = pullback(d_out.astype(dtype))
     put = lambda total, slab: jax.lax.dynamic_update_slice_in_dim(

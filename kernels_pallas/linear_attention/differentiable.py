@@ -60,6 +60,7 @@ def _backward(implementation, scale, config, arrays, cotangents):
   d_query, _ = run(ahead, d_out, value, key, log_decay, turned(state))
   d_value, d_initial = run(back, key, query, d_out, log_decay, d_state)
   d_key, _ = run(back, value, d_out, query, log_decay, turned(d_state))
+  # Sweeps give a gradient a query head; heads that share keys add theirs.
   d_key, d_value = (_sum_groups(x, key) for x in (d_key, d_value))
   return d_query, d_key, d_value, _d_decay(scale, arrays, cotangents), d_initial
 

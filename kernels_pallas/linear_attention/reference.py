@@ -27,16 +27,19 @@ def attend(
       jnp.repeat(x.astype(dtype), num_groups, axis=2) for x in (key, value)
   )
   position = jnp.arange(length)
+  # decay^(t - s), where s is not after t.
   ago = position[:, None] - position[None]
   weights = jnp.exp(log_decay[:, None, None] * jnp.maximum(ago, 0)[None])
   weights = jnp.where(ago >= 0, weights, 0)
   attn = jnp.einsum("BTNH,BSNH->BNTS", query, key, precision="highest")
   attn = attn * weights[None]
   out = jnp.einsum("BNTS,BSNH->BTNH", attn, value, precision="highest")
+  # What the first state has lost when position t reads it.
   since = jnp.exp(log_decay[None, :] * (position[:, None] + 1))
   out += since[None, :, :, None] * jnp.einsum(
       "BTNH,BNHJ->BTNJ", query, state, precision="highest"
   )
+  # What is left of position s after the last one.
   until = jnp.exp(log_decay[None, :] * (length - 1 - position[:, None]))
   state = jnp.exp(log_decay * length)[None, :, None, None] * state
   state += jnp.einsum(

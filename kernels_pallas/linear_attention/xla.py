@@ -71,6 +71,7 @@ def _visit(sweep, dtype, log_decay, weights, state, chunk) -> Any:
       for x in arrays
   )
   position = jnp.arange(query.shape[2])
+  # Steps from the chunk's start to a position, and from there to its end.
   before, after = position + 1, jnp.maximum(length - 1 - position, 0)
   if sweep.is_reversed:
     before, after = after, before
@@ -83,6 +84,7 @@ def _visit(sweep, dtype, log_decay, weights, state, chunk) -> Any:
   added = multiply(
       "BNTH,BNTJ->BNHJ", power(after)[None, :, :, None] * key, value
   )
+  # By the chunk's own length: padding must not decay the state.
   kept = jnp.exp(log_decay * length)[None, :, None, None] * state
   state = kept + sweep.in_scale * added
   return state, out if sweep.is_out_wide else out.astype(dtype)

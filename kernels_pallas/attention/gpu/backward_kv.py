@@ -217,6 +217,8 @@ def _visit(
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
   lse = gpu_registers.load_vector(lse, axis=1)
+  # Keys are rows here, so that both sums over queries are products whose
+  # left side is in registers already.
   slopes = gpu_math.weights_of(logits, lse, axis=1)
   weights = slopes.astype(dtype)
   slopes = task.slopes_of(slopes, logits)

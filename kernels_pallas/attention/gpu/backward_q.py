@@ -173,6 +173,7 @@ def _visit(
   logits = task.logits_of(gpu_registers.product(query, keys.transpose((1, 0))))
   if is_partial:
     logits = jnp.where(allowed(tile()), logits, -jnp.inf)
+  # exp(logits - lse) is final: lse is known, so that nothing is corrected.
   slopes = gpu_math.weights_of(logits, lse, axis=0)
   slopes = task.slopes_of(slopes, logits)
   plgpu.barrier_wait(value.ready.at[slot])

@@ -222,7 +222,10 @@ def _visit(
       logits, highest, total
   )
   out = out * gpu_math.along(correction, out.shape, 0)
+  # In the type of the matrix unit; the sum above was of float32.
   weights = weights.astype(query.dtype)
+  # Exponentials come before the turn: the compiler may not move them past
+  # it.
   out, highest, total, weights = lax.optimization_barrier(
       (out, highest, total, weights)
   )

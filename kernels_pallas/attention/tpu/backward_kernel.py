@@ -107,6 +107,7 @@ def kernel(
 def _prepare_keys(inputs: Inputs, scratch: Scratch) -> None:
   scratch.d_key[...] = jnp.zeros_like(scratch.d_key)
   scratch.d_value[...] = jnp.zeros_like(scratch.d_value)
+  # Transposed once for all query tiles, as the product for d_query takes it.
   scratch.key_transposed[...] = inputs.key[...].T
   if inputs.key_ids is not None:
     lanes, block_kv = scratch.key_ids.shape[1], scratch.key_ids.shape[0]
@@ -119,6 +120,7 @@ def _visit(inputs: Inputs, add_tile: Any) -> None:
 
   def visit_head(head, carry):
     row = head if inputs.table.shape[0] > 1 else 0
+    # Two loops, so that the body without a mask carries no selects.
     for is_masked in (False, True):
       start = inputs.ranges[row, 2 * is_masked]
       stop = inputs.ranges[row, 2 * is_masked + 1]
@@ -160,6 +162,7 @@ def _add_tile(
   d_weights = tpu_tile.multiply(inputs.value[...], d_out, _NT)
   d_logits = weights * (d_weights - inputs.delta[head, row, :])
   if logits.soft_cap is not None:
+    # d/dx of c tanh(x / c) is 1 - tanh^2.
     tanh = values * (1.0 / logits.soft_cap)
     d_logits = d_logits * (1.0 - tanh * tanh)
   d_logits = d_logits.astype(dtype)

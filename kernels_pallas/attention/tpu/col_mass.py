@@ -104,6 +104,7 @@ def _kernel(plan, names, *refs) -> None:
   at.tile = lambda i: at.visits[0, 0, 0, 0, i + 2]
   lanes = plan.tiles.lanes_q
   queries = fetch.tiles(at, "query", plan.keys, place, lanes, 2)
+  # Sums stay apart by lane until the end: one fold a column, not one a tile.
   at.totals[...] = jnp.zeros_like(at.totals)
   key = at.key[0, 0]
 
@@ -118,6 +119,7 @@ def _kernel(plan, names, *refs) -> None:
       weights *= at.row_weights[0, 0, :, here]
     at.totals[...] += tpu_tile.fold_lanes(weights)
 
+  # Tiles without a mask come first in every list.
   queries.open(0, num_valid)
   full, partial = (functools.partial(visit, flag) for flag in (False, True))
   jax.lax.fori_loop(0, num_full, full, None)

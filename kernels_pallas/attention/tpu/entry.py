@@ -48,6 +48,8 @@ def forward(
   if plan is None:
     plan = plan_lib.forward_plan(*arguments, rows, logits, False)
   assert plan is not None
+  # Values with positions last: the product with weights [keys, queries] then
+  # needs no transpose inside the kernel.
   value_t = layout.pad_keys(value.transpose(0, 2, 3, 1), -1, tiles)
   operands = padded_query, padded_key, value_t
   result = tpu_forward.forward(
@@ -55,6 +57,8 @@ def forward(
   )
   lse = layout.unpad_queries(result.lse, -1, tiles, sizes.num_queries)
   col_mass = result.col_mass
+  # Where a row of logits does not fit into VMEM, they are made once more, by
+  # key tiles, from the lse that is now known.
   if is_second_pass:
     columns = visits_lib.by_key(states)
     plan = plan_lib.col_mass_plan(*arguments, columns, logits)

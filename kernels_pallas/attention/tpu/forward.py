@@ -199,11 +199,13 @@ def _kernel(plan, names, group, *refs) -> None:
     _start_col_mass(plan, at)
   at.out_t[...] = jnp.zeros_like(at.out_t)
   row = (1, plan.tiles.lanes_q)
+  # A finite floor: the difference of two empty rows is 0, not NaN.
   state = jnp.full(row, tpu_tile.FLOOR, jnp.float32), jnp.zeros(
       row, jnp.float32
   )
   visit = functools.partial(_visit_chunk, plan, at, keys, values)
   width = at.visits.shape[-1] - 2
+  # A strip that holds the whole row needs no correction between chunks.
   if plan.chunk >= width:
     state = visit(0, state)
   else:
@@ -222,6 +224,8 @@ def _visit_chunk(plan, at, keys, values, chunk, state):
   middle = jnp.clip(at.num_full, low, high)
   keys.open(low, high)
   values.open(low, high)
+  # All logits of the chunk first: its weights are then final, and no product
+  # has to be scaled again tile by tile.
   highest = _sweep_logits(plan, at, keys, low, middle, high)
   highest = jnp.maximum(highest.max(axis=0, keepdims=True), highest_before)
   if plan.chunk < at.visits.shape[-1] - 2:
@@ -242,6 +246,7 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
     if plan.emits_col_mass and not is_partial:
       _add_row_before(plan, at, i)
     parts = []
+    # In pieces: logits of all the lanes would outgrow the registers.
     for first in range(0, plan.tiles.lanes_q, sub):
       lanes = slice(first, first + sub)
       logits = plan.logits.of(key, query[lanes])
@@ -257,6 +262,7 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
   full, partial = (functools.partial(visit, flag) for flag in (False, True))
   highest = jax.lax.fori_loop(low, middle, full, highest)
   if plan.emits_col_mass:
+    # The row before may have had more tiles than this one has full ones.
     alone = lambda i, _: _add_row_before(plan, at, i)
     jax.lax.fori_loop(middle, at.num_before, alone, None)
   if plan.is_masked:
@@ -304,6 +310,7 @@ def _finish_row(plan, at, highest, total) -> Any:
   is_empty = total == 0.0
   safe = jnp.where(is_empty, 1.0, total)
   at.lse[0, 0] = jnp.where(is_empty, -jnp.inf, highest + jnp.log(safe))
+  # The sink is part of the divisor and adds nothing to the sum.
   inverse = jnp.where(is_empty, 0.0, factor / safe)
   at.out[0, 0] = (at.out_t[...] * inverse).T.astype(at.out.dtype)
   return inverse
@@ -311,6 +318,8 @@ def _finish_row(plan, at, highest, total) -> Any:
 
 def _start_col_mass(plan, at) -> None:
   """Nothing is summed yet at the first row of a head."""
+  # Column sums of a row wait for its divisor: they are made while the next
+  # row makes its logits, whose products leave the vector units idle.
   at.num_before = jnp.where(at.row == 0, 0, at.visits_before[0, 0, 0, 0, 1])
 
   @pl.when(at.row == 0)

@@ -105,6 +105,7 @@ def _mask_tiles(
   """
   is_known = mask is None or masks.numpy_of_mask(mask) is np
   costs: dict[Tiles, tuple[bool, float]] = {}
+  # A traced mask may touch any tile, so that its cost is that of all.
   for block_q, block_kv in _CANDIDATES:
     tiles = Tiles(
         min(config.block_q or block_q, round_up(sizes.num_queries)),
@@ -116,6 +117,7 @@ def _mask_tiles(
         visits_lib.states_of(mask if is_known else None, *sizes[3:5], *tiles)
     )
     width = int((states > 0).sum(axis=-1).max(initial=0))
+    # Tiles that do not fit come last, whatever they would cost.
     factor = _cost_factor(config, sizes, tiles, width, emits_col_mass)
     costs[tiles] = factor is None, _bundles(states, tiles) * (factor or 1.0)
   return min(costs, key=lambda tiles: costs[tiles])
@@ -205,6 +207,8 @@ def forward_plan(
   is_strip = emits_col_mass and config.col_mass != "two_pass"
   if emits_col_mass and not is_strip:
     return None
+  # Column sums need the logits of the whole row at once; without them a chunk
+  # of two tiles is tried first, and one where nothing more fits.
   least = width if emits_col_mass else min(width, 2)
   found = _fit(config, sizes, tiles, least, width, emits_col_mass)
   if found is None and emits_col_mass and config.col_mass is None:

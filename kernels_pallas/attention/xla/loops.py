@@ -62,6 +62,7 @@ def forward(
     return outs, lses, col_mass
 
   lses = jnp.zeros(queries.shape[:-1], dtype)
+  # Strips are written where they belong: no array of strips is joined.
   outs, lses, col_mass = _run(
       compute, (jnp.zeros_like(queries), lses, col_mass), lists, layout
   )

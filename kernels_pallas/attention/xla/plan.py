@@ -86,6 +86,7 @@ def _of_mask(
   )
   tiles = (config.block_q, config.block_kv)
   layout = _layout(query, key, num_kv_heads, *tiles)
+  # Which tiles a mask forbids, allows, or allows in part.
   states = visits.states_of(where, num_queries, num_keys, *tiles)
   listed = visits.by_query(states)
   lists = lists_lib.Lists(

@@ -94,6 +94,7 @@ def backward(
   attn_weights = jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
   d_value = _einsum("GTH,GTS->HS", d_out, attn_weights)
   d_weights = _einsum("GTH,SH->GTS", d_out, value)
+  # The softmax's own derivative; forbidden pairs have weight 0.
   d_logits = attn_weights * (d_weights - delta[..., None])
   if spec.logits_soft_cap is not None:
     d_logits *= 1 - jnp.square(capped / spec.logits_soft_cap)
