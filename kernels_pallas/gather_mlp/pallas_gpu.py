@@ -151,7 +151,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
     size: Neurons of a block, or of a head.
     width: D; None is the last axis of x.
   """
-  reason = gpu_chip.why_not(x.dtype)
+  reason = gpu_chip.why_not_type(x.dtype)
   if reason is not None:
     return reason
   tile, most = gpu_gather.TILE, gpu_gather.MOST_SEQUENCES
@@ -163,7 +163,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
     )
   if x.shape[0] > most:
     return f"pallas_gpu takes up to {most} sequences, not {x.shape[0]}"
-  return None
+  return gpu_chip.why_not_here()
 
 
 def _check(x: Any, size: int, width: int | None = None) -> None:

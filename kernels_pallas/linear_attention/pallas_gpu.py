@@ -79,12 +79,12 @@ def run(
 
 def why_not(query: Any) -> str | None:
   """Says why the kernel cannot compute this, None if it can."""
-  reason = gpu_chip.why_not(query.dtype)
+  reason = gpu_chip.why_not_type(query.dtype)
   if reason is not None:
     return reason
   if query.shape[-1] > _HEAD_DIMS[-1]:
     return f"pallas_gpu has heads of up to 128, not of {query.shape[-1]}"
-  return None
+  return gpu_chip.why_not_here()
 
 
 def _kernel(

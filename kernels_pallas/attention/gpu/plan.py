@@ -79,7 +79,7 @@ def why_not(
     any_device: Whether to leave out what the device is, as where programs are
       compiled for another one.
   """
-  reason = gpu_chip.why_not(query.dtype, any_device=any_device)
+  reason = gpu_chip.why_not_type(query.dtype)
   if reason is not None:
     return reason
   if query.shape[-1] > _HEAD_DIMS[-1]:
@@ -91,7 +91,7 @@ def why_not(
             f"pallas_gpu needs {name} to be a multiple of {_SMALLEST_TILE}, not"
             f" {getattr(where, name)}"
         )
-  return None
+  return None if any_device else gpu_chip.why_not_here()
 
 
 def prepare(
