@@ -148,8 +148,8 @@ kernels_pallas/attention/cost.py
 ? the backward pass has five products
 
 kernels_pallas/attention/cost.py
-- lengths = (mask.stops - mask.starts).clip(min=0)
-+ lengths = mask.stops - mask.starts
+- lengths = (where.stops - where.starts).clip(min=0)
++ lengths = where.stops - where.starts
 ? an empty span takes pairs away
 
 kernels_pallas/decode/cost.py

@@ -35,9 +35,9 @@ joma/transformer/full_cache.py
 ? padding is written over the first token
 @ tests/joma/transformer/full_cache_test.py
 
-joma/transformer/one_query.py
-- attn_logits = cap * jnp.tanh(attn_logits / cap)
-+ attn_logits = jnp.tanh(attn_logits / cap)
+kernels_pallas/logits.py
+- return logits if cap is None else cap * jnp.tanh(logits / cap)
++ return logits if cap is None else jnp.tanh(logits / cap)
 ? capped logits are lost in scale
 @ tests/joma/transformer/full_cache_test.py
 
