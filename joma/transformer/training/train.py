@@ -128,7 +128,7 @@ def train_and_evaluate(
           *(history, observer.map_steps, after),
           *(interval.evaluation, interval.end),
       )
-      recorder.write(interval.end, [trained | seen])
+      recorder.write(interval.end, [trained | seen], losses[-1:])
       on_progress(len(interval.steps))
       stop = preemption.on_any_process(stop_requested())
       if stop or interval.is_saved:
