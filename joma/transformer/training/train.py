@@ -181,7 +181,8 @@ def _timed(
     is_compiled = len(batches.weights) in lengths
     lengths.add(len(batches.weights))
     num_tokens = batches.weights.sum()
-    return state, losses, num_tokens / seconds if is_compiled else None
+    rate = float(num_tokens / seconds) if is_compiled else None
+    return state, losses, rate
 
   return timed
 
