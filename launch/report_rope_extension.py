@@ -76,7 +76,7 @@ def draw(summary: Summary) -> mpl_figure.Figure:
     axes = figure.subplots()
     for name, look in _LOOKS.items():
       curve = summary["curves"][name]
-      loss, error = np.array(curve["loss"]), np.array(curve["error"])
+      loss = np.array(curve["loss"])
       every = figures.sparsely(len(positions), look)
       axes.plot(
           positions,
@@ -85,7 +85,7 @@ def draw(summary: Summary) -> mpl_figure.Figure:
           markevery=every,
           label=_LABELS[name],
       )
-      low, high = np.exp(loss - 1.96 * error), np.exp(loss + 1.96 * error)
+      low, high = np.exp(curve["low"]), np.exp(curve["high"])
       figures.shade(axes, positions, low, high, look)
     window = summary["window"]
     axes.axvline(window, color="black", linewidth=0.6)

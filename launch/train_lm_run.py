@@ -118,7 +118,7 @@ def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
   config, result = run.config, run.result
   text = train_lib.make_batches(config, run.corpus)
   mapped = text.batch(config.seed, config.map_batch).inputs[0]
-  final = float(result.history.valid_loss[0, -1])
+  final = float(result.history.valid_loss[-1])
   about = {
       "preset": preset,
       "corpus": config.corpus,
@@ -160,7 +160,7 @@ def write(
   Returns:
     The path of the report.
   """
-  maps = run.result.history.attn_maps[0]
+  maps = run.result.history.attn_maps
   steps = np.array(run.result.map_steps, np.int64)
   np.savez_compressed(workdir / "attn_maps.npz", steps=steps, maps=maps)
   summary = summarize(run, workdir, preset)

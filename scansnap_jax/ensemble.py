@@ -70,22 +70,14 @@ class Ensemble:
       is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
     return is_good
 
-  def to_save(self, members: PyTree) -> PyTree:
-    """Gathers a state for a checkpoint."""
-    return self.gather(members)
-
-  def to_restore(self, members: PyTree) -> PyTree:
-    """Shapes of what `to_save` makes of a state of these shapes."""
+  def gathered_shapes(self, members: PyTree) -> PyTree:
+    """Shapes of what `gather` makes of members of these shapes."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             (self.num_members, *leaf.shape[2:]), leaf.dtype
         ),
         members,
     )
-
-  def from_saved(self, saved: PyTree) -> PyTree:
-    """Scatters what a checkpoint held."""
-    return self.scatter(saved)
 
   def map(
       self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any

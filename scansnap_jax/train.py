@@ -1,19 +1,19 @@
 """The training loop of the one-layer experiments.
 
 `train_and_evaluate` sweeps seeds x eta_Z x eta_Y / eta_Z for each data setting.
-All runs of a setting advance together (experiment/loop.py). All learning rates
-of a seed see the same batches and start from the same values. A batch is a pure
-function of (seed, step), so a restart needs the step alone.
+All runs of a setting advance together, from one evaluation to the next. All
+learning rates of a seed see the same batches and start from the same values. A
+batch is a pure function of (seed, step), so a restart needs the step alone.
 
 Letters: R runs, E evaluations, K classes, M tokens.
 """
 
 from collections.abc import Callable
-import functools
 import itertools
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Float, PyTree
 import numpy as np
 
@@ -84,59 +84,62 @@ def train_and_evaluate(
     UserError: If a run diverges, or the checkpoints are of another config.
     Stopped: If SIGTERM or Ctrl-C asked to stop; the state has been saved.
   """
-  with preemption.stop_requests() as stop_requested:
-    return [
-        _train_setting(
-            config, num_last, workdir, experiment, on_progress, stop_requested
-        )
-        for num_last in config.num_last
-    ]
-
-
-def _train_setting(
-    config: config_lib.ScanSnapConfig,
-    num_last: int,
-    workdir: pathlib.Path,
-    experiment: str,
-    on_progress: Callable[[int], None],
-    stop_requested: Callable[[], bool],
-) -> Result:
-  """Trains all runs of one setting, each interval on its own batches."""
-  classes = data.make_classes(config.data, num_last)
-  shared = share(classes)
   runs = make_runs(config)
   layout = ensemble.make_ensemble(len(runs.seed))
   static = dict(model_config=config.model, optimizer_config=config.optimizer)
   init = layout.map(run_lib.init, **static)
   train = layout.map(run_lib.train, donate=True, **static)
+  schedule = loop.make_schedule(config)
+  results = []
+  with preemption.stop_requests() as stop_requested:
+    for num_last in config.num_last:
+      classes = data.make_classes(config.data, num_last)
+      num_last = len(np.unique(classes.query))  # A classes file has its own.
+      shared, members = share(classes), layout.scatter(runs)
+      with _make_recorder(workdir, experiment, num_last, runs) as recorder:
+        start, saved, history = recorder.resume(
+            layout.gathered_shapes(jax.eval_shape(init, members, shared)),
+            _start_history(config, classes, layout.num_members),
+        )
+        state = init(members, shared) if start == 0 else layout.scatter(saved)
+        on_progress(start * layout.num_members)
+        for interval in schedule.intervals(start):
+          batches = draw_batches(config, classes, interval.steps)
+          state, *seen = train(state, (shared, batches))
+          losses, (before, after) = layout.gather(seen)
+          history.losses[:, interval.steps] = losses
+          is_finite = layout.is_finite(after)
+          recorder.check_finite(interval, history.losses, is_finite)
+          if interval.start == 0:
+            recorder.write(0, _record(runs, history, before, 0))
+          rows = _record(runs, history, after, interval.evaluation)
+          recorder.write(interval.end, rows, losses[:, -1])
+          on_progress(len(interval.steps) * layout.num_members)
+          stop = preemption.on_any_process(stop_requested())
+          if stop or interval.is_saved:
+            saved = layout.gather(state)
+            is_finite = layout.is_finite(saved.params)
+            recorder.save(interval, saved, history, is_finite)
+          if stop:
+            recorder.stop(interval, config.num_steps)
+      steps, params = schedule.evaluation_steps, layout.gather(state.params)
+      results.append(Result(num_last, classes, runs, steps, history, params))
+  return results
 
-  def advance(state, start, end):
-    batches = draw_batches(config, classes, np.arange(start, end))
-    return train(state, (shared, batches))
 
-  num_last = len(np.unique(classes.query))  # A classes file has its own.
-  setting = loop.Setting(
-      name=f"{experiment}/num_last={num_last}",
+def _make_recorder(
+    workdir: pathlib.Path, experiment: str, num_last: int, runs: run_lib.Run
+) -> loop.Recorder:
+  return loop.Recorder(
+      workdir,
+      f"{experiment}/num_last={num_last}",
       tags={"experiment": experiment, "num_last": num_last},
-      num_steps=config.num_steps,
-      log_every=config.log_every,
-      checkpoint_every=config.checkpoint_every,
-      layout=layout,
-      init=lambda: init(layout.scatter(runs), shared),
-      advance=advance,
-      record=functools.partial(_record, runs),
-      describe=functools.partial(_describe, runs),
+      runs=[
+          f"seed={seed}, lr_z={lr_z:g}, lr_ratio={lr_ratio:g}"
+          for seed, _, lr_z, lr_ratio in zip(*runs, strict=True)
+      ],
       rates="lr_z or lr_ratio",
   )
-  steps = setting.evaluation_steps
-  history, params = loop.run(
-      setting,
-      _start_history(config, classes, len(runs.seed), len(steps)),
-      workdir,
-      on_progress=on_progress,
-      stop_requested=stop_requested,
-  )
-  return Result(num_last, classes, runs, steps, history, params)
 
 
 def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
@@ -192,8 +195,9 @@ def _start_history(
     config: config_lib.ScanSnapConfig,
     classes: data.SequenceClasses,
     num_runs: int,
-    num_evaluations: int,
 ) -> History:
+  num_evaluations = len(loop.make_schedule(config).evaluation_steps)
+  # c_n of every evaluation would be large: K M numbers a run.
   recorded = num_evaluations if config.record_attention else 1
   empty = lambda *shape: np.full((num_runs, *shape), np.nan, np.float32)
   return History(
@@ -226,10 +230,3 @@ def _record(
       }
       for r in range(len(runs.seed))
   ]
-
-
-def _describe(runs: run_lib.Run, r: int) -> str:
-  return (
-      f"seed={runs.seed[r]}, lr_z={runs.lr_z[r]:g},"
-      f" lr_ratio={runs.lr_ratio[r]:g}"
-  )

@@ -1,7 +1,7 @@
 """The training loop of Table 1: all seeds of a cell at once, cell by cell.
 
 The padding that all sequences of a cell begin with is merged into one token,
-and each class is computed once; see hierarchy_model.py and hierarchy_train.py.
+and each class is computed once; see model.py and run.py.
 A batch is a pure function of (seed, step), so a restart needs the step alone.
 
 Letters: R runs (seeds), E evaluations, K classes, Q unseen combinations, T
@@ -9,13 +9,12 @@ sequence length.
 """
 
 from collections.abc import Callable
-import functools
 import itertools
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree
 import numpy as np
 
 from joma.hierarchy import config as config_lib
@@ -108,13 +107,80 @@ def train_and_evaluate(
     UserError: If a run diverges, or the checkpoints are of another config.
     Stopped: If SIGTERM or Ctrl-C asked to stop; the state has been saved.
   """
+  seeds = np.arange(config.num_seeds, dtype=np.int32) + config.first_seed
+  layout = ensemble.make_ensemble(len(seeds))
+  schedule = loop.make_schedule(config)
+  results = []
   with preemption.stop_requests() as stop_requested:
-    return [
-        _train_cell(
-            config, cell, workdir, experiment, on_progress, stop_requested
+    for cell in make_cells(config):
+      hierarchies = [make_hierarchy(config, cell, int(seed)) for seed in seeds]
+      members = layout.scatter(make_runs(config, seeds, hierarchies))
+      model = make_model(config, cell.num_classes)
+      init = layout.map(run.init, model=model)
+      with _make_recorder(config, workdir, experiment, cell) as recorder:
+        start, saved, history = recorder.resume(
+            layout.gathered_shapes(jax.eval_shape(init, members, ())),
+            _start_history(config, cell),
         )
-        for cell in make_cells(config)
-    ]
+        state = init(members, ()) if start == 0 else layout.scatter(saved)
+        on_progress(start * len(seeds))
+        for interval in schedule.intervals(start):
+          train = _compile(config, layout, model, len(interval.steps))
+          state, *seen = train(state, ())
+          losses, (before, after) = layout.gather(seen)
+          history.losses[:, interval.steps] = losses
+          is_finite = layout.is_finite(after)
+          recorder.check_finite(interval, history.losses, is_finite)
+          if interval.start == 0:
+            _record(history, before, 0)
+            recorder.write(0, _rows(hierarchies, seeds, before))
+          _record(history, after, interval.evaluation)
+          rows = _rows(hierarchies, seeds, after)
+          recorder.write(interval.end, rows, losses[:, -1])
+          on_progress(len(interval.steps) * len(seeds))
+          stop = preemption.on_any_process(stop_requested())
+          if stop or interval.is_saved:
+            saved = layout.gather(state)
+            is_finite = layout.is_finite(saved.params)
+            recorder.save(interval, saved, history, is_finite)
+          if stop:
+            recorder.stop(interval, config.num_steps)
+      steps, params = schedule.evaluation_steps, layout.gather(state.params)
+      results.append(Result(cell, seeds, hierarchies, steps, history, params))
+  return results
+
+
+def _make_recorder(
+    config: config_lib.Table1Config,
+    workdir: pathlib.Path,
+    experiment: str,
+    cell: Cell,
+) -> loop.Recorder:
+  seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+  return loop.Recorder(
+      workdir,
+      f"{experiment}/{cell.name}",
+      tags={"experiment": experiment, "cell": cell.name},
+      runs=[f"seed={seed}, lr={config.lr:g}" for seed in seeds],
+      rates="lr",
+  )
+
+
+def _compile(
+    config: config_lib.Table1Config,
+    layout: ensemble.Ensemble,
+    model: hierarchy_model.HierarchyTransformer,
+    num_steps: int,
+) -> Callable[..., Any]:
+  """The program of an interval; of equal ones it is compiled once."""
+  return layout.map(
+      run.train,
+      donate=True,
+      model=model,
+      batch_size=config.batch_size,
+      num_steps=num_steps,
+      num_shuffles=config.num_shuffles,
+  )
 
 
 def make_cells(config: config_lib.Table1Config) -> list[Cell]:
@@ -122,57 +188,6 @@ def make_cells(config: config_lib.Table1Config) -> list[Cell]:
   pairs = zip(config.num_latents_0, config.num_latents_1, strict=True)
   axes = (config.num_classes, config.num_combinations, pairs)
   return [Cell(*values) for values in itertools.product(*axes)]
-
-
-def _train_cell(
-    config: config_lib.Table1Config,
-    cell: Cell,
-    workdir: pathlib.Path,
-    experiment: str,
-    on_progress: Callable[[int], None],
-    stop_requested: Callable[[], bool],
-) -> Result:
-  """Trains all seeds of one cell."""
-  seeds = np.arange(config.num_seeds, dtype=np.int32) + config.first_seed
-  hierarchies = [make_hierarchy(config, cell, int(seed)) for seed in seeds]
-  runs = make_runs(config, seeds, hierarchies)
-  layout = ensemble.make_ensemble(len(seeds))
-  model = make_model(config, cell.num_classes)
-  init = layout.map(run.init, model=model)
-
-  def advance(state, start, end):
-    train = layout.map(
-        run.train,
-        donate=True,
-        model=model,
-        batch_size=config.batch_size,
-        num_steps=end - start,
-        num_shuffles=config.num_shuffles,
-    )
-    return train(state, ())
-
-  setting = loop.Setting(
-      name=f"{experiment}/{cell.name}",
-      tags={"experiment": experiment, "cell": cell.name},
-      num_steps=config.num_steps,
-      log_every=config.log_every,
-      checkpoint_every=config.checkpoint_every,
-      layout=layout,
-      init=lambda: init(layout.scatter(runs), ()),
-      advance=advance,
-      record=functools.partial(_record, hierarchies, seeds),
-      describe=lambda r: f"seed={seeds[r]}, lr={config.lr:g}",
-      rates="lr",
-  )
-  steps = setting.evaluation_steps
-  history, params = loop.run(
-      setting,
-      _start_history(config, cell, len(seeds), len(steps)),
-      workdir,
-      on_progress=on_progress,
-      stop_requested=stop_requested,
-  )
-  return Result(cell, seeds, hierarchies, steps, history, params)
 
 
 def make_hierarchy(
@@ -240,13 +255,9 @@ def _make_run(
   )
 
 
-def _start_history(
-    config: config_lib.Table1Config,
-    cell: Cell,
-    num_runs: int,
-    num_evaluations: int,
-) -> History:
-  empty = lambda *shape: np.full((num_runs, *shape), np.nan, np.float32)
+def _start_history(config: config_lib.Table1Config, cell: Cell) -> History:
+  num_evaluations = len(loop.make_schedule(config).evaluation_steps)
+  empty = lambda *shape: np.full((config.num_seeds, *shape), np.nan, np.float32)
   levels = (*cell.num_latents, cell.num_classes)
   return History(
       losses=empty(config.num_steps),
@@ -258,22 +269,29 @@ def _start_history(
   )
 
 
-def _record(
+def _record(history: History, seen: run.Observation, evaluation: int) -> None:
+  """Keeps an evaluation of all runs."""
+
+  def keep(recorded, values):
+    recorded[:, evaluation] = values
+
+  keep(history.accuracy, seen.accuracy)
+  # `Scores` of the history and of an observation have the same leaves.
+  jax.tree.map(keep, history.scores, seen.scores)
+
+
+def _rows(
     hierarchies: list[data.Hierarchy],
-    seeds: np.ndarray,
-    history: History,
+    seeds: Int[np.ndarray, "R"],
     seen: run.Observation,
-    evaluation: int,
 ) -> list[dict[str, Any]]:
-  """Keeps an evaluation of all runs; returns a metric row for each."""
-  history.accuracy[:, evaluation] = seen.accuracy
+  """The metric rows of an evaluation, one a run."""
   rows = [
       {"seed": seed, "accuracy": accuracy}
       for seed, accuracy in zip(seeds, seen.accuracy, strict=True)
   ]
   for level, scores in enumerate(seen.scores):
-    for name, values in scores._asdict().items():
-      getattr(history.scores[level], name)[:, evaluation] = values
     for row, one, own in zip(rows, hierarchies, scores.own, strict=True):
+      # A latent that no class uses has no score of its own.
       row[f"score_{level}"] = own[one.is_used(level)].mean()
   return rows

@@ -1,22 +1,34 @@
-"""The loop of every training experiment: advance, record, check, save.
+"""What the training loops call: intervals, saving, divergence, metric rows.
 
-All runs of a setting advance together, laid out by `scansnap_jax.ensemble` or
-another `Layout`, from one evaluation to the next. What a run is, what is
-observed of it and where its data come from is said by a `Setting`. As long as
-data are a pure function of (seed, step), a restart from the last checkpoint
-gives the same bits.
+Each `train` module writes its loop out, from one evaluation to the next:
 
-Letters: R runs, N steps of an interval, E evaluations.
+  with loop.Recorder(workdir, name, tags) as recorder:
+    start, saved, history = recorder.resume(template, history)
+    for interval in schedule.intervals(start):
+      ...advance, record...
+      if interval.is_saved:
+        recorder.save(interval, state, history, is_finite)
+
+As long as data are a pure function of (seed, step), a restart from the last
+checkpoint gives the same bits.
+
+Letters: R runs, E evaluations, N steps of an interval.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
-from typing import Any, Protocol, runtime_checkable
+from typing import (
+    Any,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
-import jax
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 import numpy as np
 
 from scansnap_jax.experiment import checkpoint
@@ -26,69 +38,41 @@ from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import preemption
 
 
-@runtime_checkable
-class Layout(Protocol):
-  """How R runs lie on devices."""
+class Interval(NamedTuple):
+  """The steps from one evaluation to the next.
+
+  Attributes:
+    start: First step.
+    end: One after the last step, at which there is an evaluation.
+    evaluation: Index of that evaluation; 0 is the one before training.
+    is_saved: A checkpoint is due at the end.
+  """
+
+  start: int
+  end: int
+  evaluation: int
+  is_saved: bool
 
   @property
-  def num_members(self) -> int:
-    """R."""
-    ...
-
-  def gather(self, members: Any) -> Any:
-    """Brings what is laid out to the host, as arrays [R, ...]."""
-    ...
-
-  def is_finite(self, members: Any) -> Bool[np.ndarray, "R"]:
-    """Tells which runs are without NaN in what was gathered or saved."""
-    ...
-
-  def to_save(self, members: Any) -> Any:
-    """Makes of a state, laid out, what a checkpoint holds of it."""
-    ...
-
-  def to_restore(self, members: Any) -> Any:
-    """Makes the template of a checkpoint of the shapes of a state, laid out."""
-    ...
-
-  def from_saved(self, saved: Any) -> Any:
-    """Lays out what a checkpoint held."""
-    ...
+  def steps(self) -> Int[np.ndarray, "N"]:
+    """The steps that are taken."""
+    return np.arange(self.start, self.end)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-  """The runs of one setting, and how they advance.
+class Schedule:
+  """When a run is evaluated and saved.
 
   Attributes:
-    name: Its folder below `checkpoints/`, also in errors.
-    tags: Of its metric rows.
-    num_steps: Steps of each run.
+    num_steps: Steps of the run.
     log_every: Steps between evaluations.
     checkpoint_every: Steps between checkpoints, each taken at the evaluation
       that reaches it; the last step is always saved.
-    layout: How the runs lie on devices.
-    init: Makes their state, laid out; it has a field `params`.
-    advance: Takes the state, laid out, from a first step to one after the last;
-      returns the new state, the losses before each update [R, N], and what is
-      observed before and after; all laid out.
-    record: Puts what was observed, leaves [R, ...], into the history at an
-      evaluation; returns a metric row for each run.
-    describe: Names a run by its settings.
-    rates: Names the settings to make smaller if a run diverges.
   """
 
-  name: str
-  tags: Mapping[str, Any]
   num_steps: int
   log_every: int
   checkpoint_every: int
-  layout: Layout
-  init: Callable[[], Any]
-  advance: Callable[[Any, int, int], tuple[Any, PyTree, tuple[PyTree, PyTree]]]
-  record: Callable[[Any, Any, int], list[dict[str, Any]]]
-  describe: Callable[[int], str]
-  rates: str
 
   @property
   def evaluation_steps(self) -> Int[np.ndarray, "E"]:
@@ -96,138 +80,211 @@ class Setting:
     steps = np.arange(0, self.num_steps, self.log_every)
     return np.append(steps, self.num_steps)
 
+  def intervals(self, start: int) -> Iterator[Interval]:
+    """Yields the intervals that are left after `start` steps."""
+    steps = self.evaluation_steps
+    # A checkpoint lies on an evaluation, so that no interval is cut.
+    first = int(np.searchsorted(steps, start, side="right"))
+    for evaluation in range(first, len(steps)):
+      begin, end = (
+          int(step) for step in steps[evaluation - 1 : evaluation + 1]
+      )
+      every = self.checkpoint_every
+      is_saved = begin // every < end // every or end == self.num_steps
+      yield Interval(begin, end, evaluation, is_saved)
 
-def run(
-    setting: Setting,
-    history: Any,
-    workdir: pathlib.Path,
-    *,
-    on_progress: Callable[[int], None],
-    stop_requested: Callable[[], bool],
-) -> tuple[Any, PyTree]:
-  """Trains, records and saves all runs of a setting, from its last checkpoint.
 
-  Args:
-    setting: The runs.
-    history: A NamedTuple of host arrays to be filled; `losses` [R, num_steps]
-      is among them.
-    workdir: Where `metrics.jsonl` and `checkpoints/` go.
-    on_progress: Told how many steps of single runs have been taken since.
-    stop_requested: Whether to save and stop at the next evaluation.
+@runtime_checkable
+class _Config(Protocol):
+  """Settings that say when a run is evaluated and saved."""
 
-  Returns:
-    The history, and the final parameters, leaves [R, ...].
+  @property
+  def num_steps(self) -> int:
+    ...
 
-  Raises:
-    UserError: If a run diverges, or the checkpoints are of another config.
-    Stopped: If asked to stop; the state has been saved.
+  @property
+  def log_every(self) -> int:
+    ...
+
+  @property
+  def checkpoint_every(self) -> int:
+    ...
+
+
+def make_schedule(config: _Config) -> Schedule:
+  """The schedule of a config."""
+  return Schedule(
+      num_steps=config.num_steps,
+      log_every=config.log_every,
+      checkpoint_every=config.checkpoint_every,
+  )
+
+
+@runtime_checkable
+class _History(Protocol):
+  """A NamedTuple of host arrays, filled as a run goes on."""
+
+  @property
+  def losses(self) -> Float[np.ndarray, "R num_steps"]:
+    ...
+
+  def _asdict(self) -> dict[str, Any]:
+    ...
+
+
+History = TypeVar("History", bound=_History)
+
+
+class Recorder:
+  """The metric rows and checkpoints of one setting, below a workdir.
+
+  All processes make the same calls; the main one alone writes rows.
   """
-  steps, layout, name = setting.evaluation_steps, setting.layout, setting.name
-  with checkpoint.Checkpointer(workdir / "checkpoints" / name) as checkpointer:
-    start, state, history = _restore(checkpointer, setting, history)
-    on_progress(start * layout.num_members)
-    with _metric_stream(workdir, setting.tags, start) as stream:
-      while start < setting.num_steps:
-        evaluation = int(np.searchsorted(steps, start, side="right"))
-        end = int(steps[evaluation])
-        state, losses, seen = setting.advance(state, start, end)
-        losses, (before, after) = layout.gather((losses, seen))
-        history.losses[:, start:end] = losses
-        check_finite(setting, history.losses[:, :end], after, start)
-        if start == 0:
-          _write(stream, 0, setting.record(history, before, 0))
-        rows = setting.record(history, after, evaluation)
-        _write(stream, end, rows, history.losses[:, end - 1])
-        on_progress((end - start) * layout.num_members)
-        stop = preemption.on_any_process(stop_requested())
-        if stop or _is_due(setting, start, end):
-          saved = layout.to_save(state)
-          losses = history.losses[:, :end]
-          check_finite(setting, losses, saved.params, start)
-          checkpointer.save(end, _to_save(saved, history))
-        if stop:
-          raise preemption.Stopped(f"{name} at step {end} of {steps[-1]}")
-        start = end
-    return history, layout.gather(state.params)
+
+  def __init__(
+      self,
+      workdir: pathlib.Path,
+      name: str,
+      *,
+      tags: Mapping[str, Any],
+      runs: Sequence[str],
+      rates: str,
+  ):
+    """Opens the checkpoints.
+
+    Args:
+      workdir: Where `metrics.jsonl` and `checkpoints/` go.
+      name: Folder of the setting below `checkpoints/`, also in errors.
+      tags: What all its metric rows are about.
+      runs: Names each run by its settings, for errors.
+      rates: Names the settings to make smaller if a run diverges.
+    """
+    self._path, self._tags = workdir / "metrics.jsonl", tags
+    self._name, self._runs, self._rates = name, runs, rates
+    self._stack = contextlib.ExitStack()
+    self._checkpointer = self._stack.enter_context(
+        checkpoint.Checkpointer(workdir / "checkpoints" / name)
+    )
+    self._stream: metric_stream.MetricStream | None = None
+
+  def resume(
+      self, template: PyTree, history: History
+  ) -> tuple[int, PyTree | None, History]:
+    """Reads the last good checkpoint; rows from then on are written.
+
+    Args:
+      template: Shapes of what `save` is given as the state.
+      history: What there is to be recorded, empty.
+
+    Returns:
+      Steps taken, the saved state, and the history; 0, None and the empty
+      history if there is no checkpoint.
+
+    Raises:
+      UserError: If the checkpoints are of another config.
+    """
+    restored = self._checkpointer.restore_latest(_tree(template, history))
+    step = restored.step if restored else 0
+    if devices.is_main_process():
+      # Rows behind the checkpoint stay; later ones will be written again.
+      self._stream = self._stack.enter_context(
+          metric_stream.MetricStream(
+              self._path,
+              resume_below=step + 1 if step else None,
+              tags=self._tags,
+          )
+      )
+    if restored is None:
+      return 0, None, history
+    saved = restored.tree
+    return step, saved["state"], type(history)(**saved["history"])
+
+  def write(
+      self,
+      step: int,
+      rows: Sequence[Mapping[str, Any]],
+      losses: Float[np.ndarray, "R"] | None = None,
+  ) -> None:
+    """Writes the metric rows of an evaluation.
+
+    Args:
+      step: Its step.
+      rows: One a run.
+      losses: Of each run's last step, if there is one.
+    """
+    if self._stream is None:
+      return
+    for r, row in enumerate(rows):
+      last = {} if losses is None else {"loss": losses[r]}
+      self._stream.write(step, {**row, **last})
+
+  def save(
+      self,
+      interval: Interval,
+      state: PyTree,
+      history: _History,
+      is_finite: Bool[np.ndarray, "R"],
+  ) -> None:
+    """Starts to write a checkpoint; state and history may change afterwards.
+
+    Args:
+      interval: The steps that were taken last.
+      state: The state after them.
+      history: What was recorded.
+      is_finite: Which runs have finite parameters; see `check_finite`.
+
+    Raises:
+      UserError: If a run diverged, or the disk is full.
+    """
+    self.check_finite(interval, history.losses, is_finite)
+    self._checkpointer.save(interval.end, _tree(state, history))
+
+  def check_finite(
+      self,
+      interval: Interval,
+      losses: Float[np.ndarray, "R num_steps"],
+      is_finite: Bool[np.ndarray, "R"],
+  ) -> None:
+    """Refuses to go on with, or to save, runs that diverged.
+
+    Args:
+      interval: The steps that were taken last.
+      losses: Those of all steps; later ones do not matter.
+      is_finite: Which runs have neither NaN nor infinity in what else came of
+        the interval. A loss is taken before its update, so that the last update
+        shows elsewhere alone.
+
+    Raises:
+      UserError: If a loss or a value is NaN or infinite.
+    """
+    losses = losses[:, : interval.end]
+    is_good = np.isfinite(losses).all(axis=1) & is_finite
+    if is_good.all():
+      return
+    r = int(np.argmin(is_good))
+    finite = np.flatnonzero(np.isfinite(losses[r]))
+    last = "none"
+    if finite.size:
+      last = f"{losses[r, finite[-1]]:.6g} at step {finite[-1]}"
+    raise errors.UserError(
+        f"{self._name} diverged between steps {interval.start} and"
+        f" {interval.end}, with {self._runs[r]}: its last finite loss is"
+        f" {last}. Metrics up to step {interval.start} and the checkpoints"
+        f" before are kept. Use a smaller {self._rates}, in a new workdir."
+    )
+
+  def stop(self, interval: Interval, num_steps: int) -> NoReturn:
+    """Ends a run that was asked to stop and is saved, by raising Stopped."""
+    raise preemption.Stopped(
+        f"{self._name} at step {interval.end} of {num_steps}"
+    )
+
+  def __enter__(self) -> "Recorder":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._stack.__exit__(*error)
 
 
-def check_finite(
-    setting: Setting, losses: np.ndarray, values: PyTree, start: int
-) -> None:
-  """Refuses to go on with, or to save, runs that diverged.
-
-  Args:
-    setting: The runs.
-    losses: So far, [R, end].
-    values: What came of the interval from `start` to `end`, gathered or to be
-      saved.
-    start: First step of the interval.
-
-  Raises:
-    UserError: If a loss or a value is NaN or infinite.
-  """
-  is_good = np.isfinite(losses).all(axis=1) & setting.layout.is_finite(values)
-  if is_good.all():
-    return
-  r = int(np.argmin(is_good))
-  finite = np.flatnonzero(np.isfinite(losses[r]))
-  last = (
-      f"{losses[r, finite[-1]]:.6g} at step {finite[-1]}"
-      if finite.size
-      else "none"
-  )
-  raise errors.UserError(
-      f"{setting.name} diverged between steps {start} and {losses.shape[1]},"
-      f" with {setting.describe(r)}: its last finite loss is {last}. Metrics up"
-      f" to step {start} and the checkpoints before are kept. Use a smaller"
-      f" {setting.rates}, in a new workdir."
-  )
-
-
-def _metric_stream(workdir: pathlib.Path, tags: Mapping[str, Any], start: int):
-  """The metric rows of a setting, which the main process writes."""
-  if not devices.is_main_process():
-    return contextlib.nullcontext()
-  return metric_stream.MetricStream(
-      workdir / "metrics.jsonl",
-      resume_below=start + 1 if start else None,
-      tags=tags,
-  )
-
-
-def _write(
-    stream: metric_stream.MetricStream | None,
-    step: int,
-    rows: list[dict[str, Any]],
-    losses: np.ndarray | None = None,
-) -> None:
-  if stream is None:
-    return
-  for r, row in enumerate(rows):
-    stream.write(step, row if losses is None else row | {"loss": losses[r]})
-
-
-def _to_save(state: Any, history: Any) -> dict[str, Any]:
+def _tree(state: PyTree, history: _History) -> dict[str, Any]:
   return {"state": state, "history": history._asdict()}
-
-
-def _restore(
-    checkpointer: checkpoint.Checkpointer, setting: Setting, history: Any
-) -> tuple[int, Any, Any]:
-  """Step, state and history of the last good checkpoint, or of the start."""
-  layout = setting.layout
-  template = layout.to_restore(jax.eval_shape(setting.init))
-  restored = checkpointer.restore_latest(_to_save(template, history))
-  if restored is None:
-    return 0, setting.init(), history
-  return (
-      restored.step,
-      layout.from_saved(restored.tree["state"]),
-      type(history)(**restored.tree["history"]),
-  )
-
-
-def _is_due(setting: Setting, start: int, end: int) -> bool:
-  """True if a checkpoint, or the last step, lies in (start, end]."""
-  interval = setting.checkpoint_every
-  return start // interval < end // interval or end == setting.num_steps

@@ -17,6 +17,8 @@ def _summary():
   curve = lambda: {
       "loss": rng.uniform(1, 2, 8),
       "error": rng.uniform(0, 0.1, 8),
+      "low": rng.uniform(1, 2, 8),
+      "high": rng.uniform(5, 6, 8),
       "within": 1.5,
       "beyond": np.log(7.25),
   }

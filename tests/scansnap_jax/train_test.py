@@ -82,8 +82,19 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     chex.assert_shape(
         result.history.attended, (8, 4, 4, result.classes.num_tokens)
     )
-    np.testing.assert_allclose(result.history.attended.sum(-1), 1, rtol=1e-5)
+    attended = result.history.attended.astype(np.float64)
+    np.testing.assert_allclose(attended.sum(-1), 1, rtol=1e-5)
     self.assertFalse(np.isnan(result.history.losses).any())
+    # What else was recorded is that of the recorded attention.
+    common = (attended * result.classes.is_common).sum(-1).mean(-1)
+    distinct = attended * result.classes.is_distinct
+    distinct /= distinct.sum(-1, keepdims=True)
+    logs = np.log(np.where(distinct > 0, distinct, 1))
+    entropy = -(distinct * logs).sum(-1).mean(-1)
+    np.testing.assert_allclose(result.history.common_mass, common, rtol=1e-5)
+    np.testing.assert_allclose(
+        result.history.distinct_entropy, entropy, rtol=1e-5
+    )
 
   def test_metric_rows_are_the_history(self):
     workdir = self._workdir()
@@ -100,6 +111,14 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     np.testing.assert_allclose(
         last["distinct_entropy"], result.history.distinct_entropy[-1, -1]
     )
+    np.testing.assert_allclose(
+        last["common_mass"], result.history.common_mass[-1, -1]
+    )
+    start = rows[7]
+    np.testing.assert_allclose(
+        start["common_mass"], result.history.common_mass[-1, 0]
+    )
+    self.assertNotIn("loss", start)
 
   def test_a_finished_run_is_read_back(self):
     workdir = self._workdir()
@@ -116,7 +135,10 @@ class TrainAndEvaluateTest(parameterized.TestCase):
 
   def test_divergence_names_run_and_step_and_keeps_what_is_good(self):
     workdir = self._workdir()
-    config = dataclasses.replace(_SMALL, lr_z=(0.5, 5e37), num_steps=8)
+    # It is seen at the next evaluation, before a checkpoint is due.
+    config = dataclasses.replace(
+        _SMALL, lr_z=(0.5, 5e37), num_steps=8, checkpoint_every=8
+    )
     with self.assertRaisesRegex(
         errors.UserError, r"diverged between steps 0 and 4.*lr_z=5e\+37"
     ):
@@ -124,6 +146,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     folder = workdir / "checkpoints" / "scansnap" / "num_last=2"
     with checkpoint.Checkpointer(folder) as checkpointer:
       self.assertEmpty(checkpointer.all_steps())
+    self.assertEmpty(metric_stream.read_rows(workdir / "metrics.jsonl"))
 
   def test_a_stop_in_the_last_interval_is_taken_too(self):
     workdir = self._workdir()

@@ -225,4 +225,4 @@ def _train(
       lm, corpus, folder, on_progress=on_progress, on_map=on_map
   )
   rows = [json.loads(file(step).read_text()) for step in result.map_steps]
-  return result.map_steps, rows, float(result.history.valid_loss[0, -1])
+  return result.map_steps, rows, float(result.history.valid_loss[-1])

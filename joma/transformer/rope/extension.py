@@ -27,6 +27,7 @@ from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from joma.transformer.training import train as train_lib
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import intervals
 
 # Texts that are read at once.
 _NUM_ROWS = 25
@@ -170,8 +171,11 @@ def _curve(
   num_texts = len(losses)
   bins = losses.reshape(num_texts, -1, config.bin_size).mean(axis=-1)
   window = config.window
+  interval = intervals.interval(bins)
   return {
-      "loss": bins.mean(axis=0),
+      "loss": interval["mean"],
+      "low": interval["low"],
+      "high": interval["high"],
       "error": bins.std(axis=0, ddof=1) / num_texts**0.5,
       "within": losses[:, window // 2 : window].mean(),
       "beyond": losses[:, window:].mean(),

@@ -1,4 +1,4 @@
-"""How one run of a language model lies on devices, for experiment/loop.py.
+"""How the state of a language model lies on devices.
 
 `Replicated` keeps the whole state on every device and splits batches (`pmap`).
 `Sharded` splits states too, by the table of `sharding`. Both take batches that
@@ -10,7 +10,6 @@ Letters: D devices, N steps, B batch.
 
 from collections.abc import Callable, Sequence
 import functools
-import math
 from typing import Any
 
 import jax
@@ -31,8 +30,6 @@ _AXIS = "data"
 
 class Replicated:
   """A copy of the state on each device: leaves [D, ...]."""
-
-  num_members = 1
 
   def __init__(self, devices: Sequence[Any] | None = None):
     """Takes all devices, or those given."""
@@ -86,22 +83,19 @@ class Replicated:
 
     return jax.tree.map(split, batches)
 
-  def gather(self, members: PyTree) -> PyTree:
-    """The first local copy, as host arrays [1, ...]."""
-    return jax.tree.map(lambda leaf: _first(leaf)[None], members)
+  def gather(self, tree: PyTree) -> PyTree:
+    """The first local copy, on the host."""
+    return jax.tree.map(_first, tree)
 
-  def is_finite(self, members: PyTree) -> Bool[np.ndarray, "1"]:
-    """Whether there is no NaN or infinity."""
-    return _is_finite(members)
+  def to_save(self, state: PyTree) -> PyTree:
+    """What a checkpoint holds: the first local copy."""
+    # A copy of its own: the buffers are given up to the next step.
+    return jax.tree.map(lambda leaf: np.array(_first(leaf)), state)
 
-  def to_save(self, members: PyTree) -> PyTree:
-    """The first local copy of a state."""
-    return jax.tree.map(lambda leaf: np.array(_first(leaf)), members)
-
-  def to_restore(self, members: PyTree) -> PyTree:
-    """Shapes of one copy."""
+  def to_restore(self, state: PyTree) -> PyTree:
+    """Shapes of one copy, from those of a state laid out."""
     shape_of = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    return jax.tree.map(shape_of, members)
+    return jax.tree.map(shape_of, state)
 
   def from_saved(self, saved: PyTree) -> PyTree:
     """A copy for each device."""
@@ -117,8 +111,6 @@ class Replicated:
 
 class Sharded:
   """One state split over a mesh, see `sharding`: leaves are global arrays."""
-
-  num_members = 1
 
   def __init__(self, mesh: Mesh):
     self.mesh = mesh
@@ -174,36 +166,35 @@ class Sharded:
 
     return jax.tree.map(split, batches)
 
-  def gather(self, members: PyTree) -> PyTree:
-    """Brings whole arrays to the host, as [1, ...]."""
+  def gather(self, tree: PyTree) -> PyTree:
+    """Brings whole arrays to the host."""
     if jax.process_count() > 1:
-      members = multihost_utils.process_allgather(members, tiled=True)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], members)
+      tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, tree)
 
-  def is_finite(self, members: PyTree) -> Bool[np.ndarray, "1"]:
-    """Whether there is no NaN or infinity, found where the parts lie."""
-    return _is_finite(members)
-
-  def to_save(self, members: PyTree) -> PyTree:
+  def to_save(self, state: PyTree) -> PyTree:
     """A copy, as the buffers are given up to the next step."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, members)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     copy = jax.jit(_copy, out_shardings=places)
-    return copy(members)
+    return copy(state)
 
-  def to_restore(self, members: PyTree) -> PyTree:
+  def to_restore(self, state: PyTree) -> PyTree:
     """Shapes with their shardings."""
-    places = sharding.shardings(members, self.mesh)
+    places = sharding.shardings(state, self.mesh)
     shape_of = lambda leaf, place: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=place
     )
-    return jax.tree.map(shape_of, members, places)
+    return jax.tree.map(shape_of, state, places)
 
   def from_saved(self, saved: PyTree) -> PyTree:
     """What was restored lies where it should."""
     return saved
 
 
-def make_layout(config: lm_config.LmConfig) -> Replicated | Sharded:
+Layout = Replicated | Sharded
+
+
+def make_layout(config: lm_config.LmConfig) -> Layout:
   """The layout of a run on all devices.
 
   Raises:
@@ -226,14 +217,6 @@ def check_batch(config: lm_config.LmConfig, num_parts: int) -> None:
     )
 
 
-def split_evenly(leaf: np.ndarray, num_rows: int) -> np.ndarray:
-  """Lays rows out as [ceil(rows / num_rows), num_rows, ...], 0 at the end."""
-  num_chunks = math.ceil(len(leaf) / num_rows)
-  missing = num_chunks * num_rows - len(leaf)
-  padded = np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
-  return padded.reshape(num_chunks, num_rows, *leaf.shape[1:])
-
-
 def _first(leaf: Any) -> np.ndarray:
   """The copy on the first local device."""
   if isinstance(leaf, jax.Array):
@@ -241,16 +224,17 @@ def _first(leaf: Any) -> np.ndarray:
   return np.asarray(leaf)[0, ...]  # An array, without axes too.
 
 
-def _is_finite(members: PyTree) -> Bool[np.ndarray, "1"]:
-  leaves = jax.tree.leaves(members)
+def is_finite(tree: PyTree) -> Bool[np.ndarray, "1"]:
+  """Whether there is no NaN or infinity, found where the parts lie."""
+  leaves = jax.tree.leaves(tree)
   on_host = [leaf for leaf in leaves if not isinstance(leaf, jax.Array)]
   laid_out = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
   is_good = all(np.isfinite(leaf).all() for leaf in on_host)
   return np.array([is_good and bool(_all_finite(laid_out))])
 
 
-def _copy(members: PyTree) -> PyTree:
-  return jax.tree.map(jnp.copy, members)
+def _copy(tree: PyTree) -> PyTree:
+  return jax.tree.map(jnp.copy, tree)
 
 
 @jax.jit

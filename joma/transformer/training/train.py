@@ -1,10 +1,10 @@
 """The training loop of language models.
 
-`train_and_evaluate` trains one run (experiment/loop.py) on a corpus. A batch is
-a pure function of (seed, step), and so is what is dropped: a restart needs the
-state alone, and continues bitwise.
+`train_and_evaluate` trains one run on a corpus. A batch is a pure function of
+(seed, step), and so is what is dropped: a restart needs the state alone, and
+continues bitwise.
 
-Letters: S steps, E rows, L layers, M maps, N heads, T positions.
+Letters: E rows, L layers, M maps, N heads, T positions.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
+from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
 from scansnap_jax.experiment import preemption
@@ -40,13 +41,13 @@ class History(NamedTuple):
     attn_maps: Of one sequence of the training text, at `map_steps`.
   """
 
-  losses: Float[np.ndarray, "1 S"]
-  valid_loss: Float[np.ndarray, "1 E"]
-  entropy: Float[np.ndarray, "1 E L"]
-  sink_rate: Float[np.ndarray, "1 E L"]
-  effective_support: Float[np.ndarray, "1 E L"]
-  stable_rank: Float[np.ndarray, "1 E L"]
-  attn_maps: Float[np.ndarray, "1 M L N T T"]
+  losses: Float[np.ndarray, "num_steps"]
+  valid_loss: Float[np.ndarray, "E"]
+  entropy: Float[np.ndarray, "E L"]
+  sink_rate: Float[np.ndarray, "E L"]
+  effective_support: Float[np.ndarray, "E L"]
+  stable_rank: Float[np.ndarray, "E L"]
+  attn_maps: Float[np.ndarray, "M L N T T"]
 
 
 class Result(NamedTuple):
@@ -93,32 +94,97 @@ def train_and_evaluate(
   """
   check_vocabulary(config, corpus)
   text = make_batches(config, corpus)
-  steps = num_steps(config, text.steps_per_epoch)
-  run = _Run(config, corpus, text, steps, on_map)
-  setting = loop.Setting(
-      name="lm",
-      tags={},
-      num_steps=steps,
+  schedule = _make_schedule(config, text)
+  steps = schedule.num_steps
+  task = lm_step.make_task(config, steps, text.steps_per_epoch)
+  layout = layouts.make_layout(config)
+  init = lambda: layout.init(lambda: lm_step.init(task))
+  train = _timed(layout.map(lm_step.train, donate=True, task=task))
+  observer = observe.Observer(layout, task, corpus, text, steps, on_map)
+  with (
+      preemption.stop_requests() as stop_requested,
+      _make_recorder(config, workdir) as recorder,
+  ):
+    start, saved, recorded = recorder.resume(
+        layout.to_restore(jax.eval_shape(init)),
+        _start_history(config, schedule, observer.map_steps),
+    )
+    history = _only(recorded)  # What is written to it, `recorded` holds too.
+    state = init() if start == 0 else layout.from_saved(saved)
+    on_progress(start)
+    for interval in schedule.intervals(start):
+      before = (
+          observer.observe(state.params, 0) if interval.start == 0 else None
+      )
+      batches = observe.draw(text, config.seed, interval.steps)
+      state, losses, tokens_per_sec = train(state, batches)
+      after = observer.observe(state.params, interval.end)
+      history.losses[interval.steps] = losses = layout.gather(losses)
+      recorder.check_finite(interval, recorded.losses, layouts.is_finite(after))
+      if before is not None:
+        recorder.write(0, [_record(history, observer.map_steps, before, 0, 0)])
+      trained = _trained_row(losses, tokens_per_sec)
+      seen = _record(
+          *(history, observer.map_steps, after),
+          *(interval.evaluation, interval.end),
+      )
+      recorder.write(interval.end, [trained | seen], losses[-1:])
+      on_progress(len(interval.steps))
+      stop = preemption.on_any_process(stop_requested())
+      if stop or interval.is_saved:
+        saved = layout.to_save(state)
+        is_finite = layouts.is_finite(saved.params)
+        recorder.save(interval, saved, recorded, is_finite)
+      if stop:
+        recorder.stop(interval, steps)
+  params = layout.gather(state.params)
+  return Result(schedule.evaluation_steps, observer.map_steps, history, params)
+
+
+def _make_schedule(
+    config: lm_config.LmConfig, text: batches_lib.Batches
+) -> loop.Schedule:
+  return loop.Schedule(
+      num_steps=num_steps(config, text.steps_per_epoch),
       log_every=config.log_every,
       checkpoint_every=config.checkpoint_every,
-      layout=run.layout,
-      init=run.init,
-      advance=run.advance,
-      record=run.record,
-      describe=lambda _: f"lr={config.lr:g}, seed={config.seed}",
+  )
+
+
+def _make_recorder(
+    config: lm_config.LmConfig, workdir: pathlib.Path
+) -> loop.Recorder:
+  return loop.Recorder(
+      workdir,
+      "lm",
+      tags={},
+      runs=[f"lr={config.lr:g}, seed={config.seed}"],
       rates="lr",
   )
-  rows = setting.evaluation_steps
-  with preemption.stop_requests() as stop_requested:
-    history, params = loop.run(
-        setting,
-        _start_history(config, steps, len(rows), len(run.map_steps)),
-        workdir,
-        on_progress=on_progress,
-        stop_requested=stop_requested,
-    )
-  params = jax.tree.map(lambda leaf: leaf[0], params)
-  return Result(rows, run.map_steps, history, params)
+
+
+def _timed(
+    train: Callable[[Any, Any], tuple[Any, Any]],
+) -> Callable[[Any, Any], tuple[Any, Any, float | None]]:
+  """Adds tokens a second to what a training function returns.
+
+  None where it may have been compiled meanwhile: a new number of steps is a new
+  program.
+  """
+  lengths: set[int] = set()
+
+  def timed(state, batches):
+    started = time.monotonic()
+    state, losses = train(state, batches)
+    losses = jax.block_until_ready(losses)
+    seconds = time.monotonic() - started
+    is_compiled = len(batches.weights) in lengths
+    lengths.add(len(batches.weights))
+    num_tokens = batches.weights.sum()
+    rate = float(num_tokens / seconds) if is_compiled else None
+    return state, losses, rate
+
+  return timed
 
 
 def num_steps(config: lm_config.LmConfig, steps_per_epoch: int) -> int:
@@ -150,128 +216,68 @@ def make_batches(
   return make(corpus.train, config.batch_size, config.seq_len)
 
 
-class _Run:
-  """The compiled functions of a run and its data; no state of training."""
-
-  def __init__(
-      self,
-      config: lm_config.LmConfig,
-      corpus: corpus_lib.Corpus,
-      text: batches_lib.Batches,
-      num_steps: int,
-      on_map: Callable[[int, PyTree], None] | None,
-  ):
-    self._config, self._text, self._on_map = config, text, on_map
-    self.layout = layouts.make_layout(config)
-    self.map_steps = tuple(s for s in config.map_steps if s <= num_steps)
-    self._num_steps = num_steps
-    self._task = lm_step.make_task(config, num_steps, text.steps_per_epoch)
-    compiled = lambda fn, **how: self.layout.map(fn, task=self._task, **how)
-    self._train = compiled(lm_step.train, donate=True)
-    self._evaluate = compiled(lm_step.evaluate)
-    self._probe = compiled(lm_step.probe)
-    self._attn_maps = compiled(lm_step.attn_maps)
-    rows = max(1, config.batch_size // self.layout.num_parts)
-    self._valid = valid_batches(config, corpus, rows * self.layout.num_parts)
-    self._tokens_per_sec: float | None = None
-    self._lengths: set[int] = set()  # Of intervals that are compiled.
-
-  def init(self) -> lm_step.TrainState:
-    return self.layout.init(lambda: lm_step.init(self._task))
-
-  def advance(self, state, start: int, end: int):
-    before = self._observe(state.params, 0) if start == 0 else {}
-    batches = self._draw(range(start, end))
-    started = time.monotonic()
-    state, losses = self._train(state, batches)
-    losses = jax.block_until_ready(losses)
-    seconds = time.monotonic() - started
-    num_tokens = batches.weights.sum()
-    is_compiled = end - start in self._lengths
-    self._tokens_per_sec = num_tokens / seconds if is_compiled else None
-    self._lengths.add(end - start)
-    return state, losses, (before, self._observe(state.params, end))
-
-  def _draw(self, steps: range) -> batches_lib.Batch:
-    seed = self._config.seed
-    return _stack([self._text.batch(seed, step) for step in steps])
-
-  def _observe(self, params, step: int) -> dict[str, Any]:
-    """What is looked at after so many steps."""
-    number = self._config.probe_batches or len(self._valid.weights)
-    some = jax.tree.map(lambda leaf: leaf[:number], self._valid)
-    seen = {"probes": self._probe(params, some)}
-    is_last = step == self._num_steps
-    if step % self._config.eval_every == 0 or is_last:
-      seen["valid_loss"] = self._evaluate(params, self._valid)
-    if step in self.map_steps:
-      number = self._config.map_batch
-      batch = self._draw(range(number, number + 1))
-      seen["attn_maps"] = self._attn_maps(params, batch)
-      if self._on_map is not None:
-        gathered = self.layout.gather(params)
-        self._on_map(step, jax.tree.map(lambda leaf: leaf[0], gathered))
-    return seen
-
-  def record(
-      self, history: History, seen: dict[str, Any], evaluation: int
-  ) -> list[dict[str, Any]]:
-    """Keeps what was seen at a row; returns its metrics."""
-    row: dict[str, Any] = {}
-    start, end = self._interval(evaluation)
-    if end > start:
-      row["train_loss"] = history.losses[0, start:end].mean()
-      if self._tokens_per_sec is not None:
-        row["tokens_per_sec"] = self._tokens_per_sec
-    if "valid_loss" in seen:
-      history.valid_loss[:, evaluation] = seen["valid_loss"]
-      row["valid_loss"] = seen["valid_loss"][0]
-    for name, values in seen["probes"]._asdict().items():
-      getattr(history, name)[:, evaluation] = values
-      for layer, value in enumerate(values[0]):
-        row[f"{name}/layer_{layer}"] = value
-    if "attn_maps" in seen:
-      history.attn_maps[:, self.map_steps.index(end)] = seen["attn_maps"]
-    return [row]
-
-  def _interval(self, evaluation: int) -> tuple[int, int]:
-    """First step and end of the interval that a row closes."""
-    every = self._config.log_every
-    end = min(evaluation * every, self._num_steps)
-    return max(0, (evaluation - 1) * every), end
-
-
-def valid_batches(
-    config: lm_config.LmConfig, corpus: corpus_lib.Corpus, num_rows: int
-) -> batches_lib.Batch:
-  """The validation text as batches of so many rows, leaves [_, num_rows, T].
-
-  It is cut as the papers' code cuts it, into `eval_batch_size` columns and
-  these into rows of T; which rows are computed together does not matter.
-  """
-  text = batches_lib.evaluation(
-      corpus.valid, batch_size=config.eval_batch_size, seq_len=config.seq_len
-  )
-  rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *text)
-  return jax.tree.map(lambda leaf: layouts.split_evenly(leaf, num_rows), rows)
-
-
-def _stack(batches: list[batches_lib.Batch]) -> batches_lib.Batch:
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-
 def _start_history(
-    config: lm_config.LmConfig, num_steps: int, num_rows: int, num_maps: int
+    config: lm_config.LmConfig,
+    schedule: loop.Schedule,
+    map_steps: tuple[int, ...],
 ) -> History:
+  """An empty history as checkpoints hold it: below an axis of one run."""
+  model, num_rows = config.model, len(schedule.evaluation_steps)
   empty = lambda *shape: np.full((1, *shape), np.nan, np.float32)
-  model = config.model
-  maps = (num_maps, model.num_layers, model.num_heads, config.seq_len)
+  of_layers = lambda: empty(num_rows, model.num_layers)
+  maps = (len(map_steps), model.num_layers, model.num_heads)
   return History(
-      losses=empty(num_steps),
+      losses=empty(schedule.num_steps),
       valid_loss=empty(num_rows),
-      entropy=empty(num_rows, model.num_layers),
-      sink_rate=empty(num_rows, model.num_layers),
-      effective_support=empty(num_rows, model.num_layers),
-      stable_rank=empty(num_rows, model.num_layers),
-      attn_maps=empty(*maps, config.seq_len),
+      entropy=of_layers(),
+      sink_rate=of_layers(),
+      effective_support=of_layers(),
+      stable_rank=of_layers(),
+      attn_maps=empty(*maps, config.seq_len, config.seq_len),
   )
+
+
+def _only(recorded: History) -> History:
+  """The history of the one run, views of what a checkpoint holds."""
+  return History(*(leaf[0] for leaf in recorded))
+
+
+def _trained_row(
+    losses: Float[np.ndarray, "N"], tokens_per_sec: float | None
+) -> dict[str, Any]:
+  """What the metric row of an interval says of its steps."""
+  row: dict[str, Any] = {"train_loss": losses.mean()}
+  if tokens_per_sec is not None:
+    row["tokens_per_sec"] = tokens_per_sec
+  return row
+
+
+def _record(
+    history: History,
+    map_steps: tuple[int, ...],
+    seen: observe.Observation,
+    row: int,
+    step: int,
+) -> dict[str, Any]:
+  """Keeps what was seen at a step; returns its metrics.
+
+  Args:
+    history: Filled at index `row`.
+    map_steps: Steps of the maps.
+    seen: What was seen.
+    row: Index of the evaluation.
+    step: Its step.
+  """
+  metrics: dict[str, Any] = {}
+  if seen.valid_loss is not None:
+    history.valid_loss[row] = metrics["valid_loss"] = seen.valid_loss
+  history.entropy[row] = seen.probes.entropy
+  history.effective_support[row] = seen.probes.effective_support
+  history.sink_rate[row] = seen.probes.sink_rate
+  history.stable_rank[row] = seen.probes.stable_rank
+  for name, values in seen.probes._asdict().items():
+    for layer, value in enumerate(values):
+      metrics[f"{name}/layer_{layer}"] = value
+  if seen.attn_maps is not None:
+    history.attn_maps[map_steps.index(step)] = seen.attn_maps
+  return metrics

@@ -173,7 +173,8 @@ _KILLED = """
 import dataclasses, hashlib, pathlib, sys
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
-from joma import table1_config, train
+from joma.hierarchy import train
+from joma.hierarchy import config as table1_config
 small = table1_config.Table1Config(
     num_classes=(4,), num_combinations=(2,), num_latents_0=(5,),
     num_latents_1=(6,), num_seeds=2, num_tokens=10, seq_len=12, embed_dim=8,
@@ -198,7 +199,7 @@ class KillTest(absltest.TestCase):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=pathlib.Path(train.__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[3],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     with process:

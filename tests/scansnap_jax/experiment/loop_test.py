@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,52 +40,95 @@ def _advance(state, noise):
   return end, before, (state.params, after[-1])
 
 
-def _setting(num_steps=10, log_every=4, checkpoint_every=4, noise=1.0):
-  layout = ensemble.make_ensemble(2)
-  members = np.array([0.0, 100.0], np.float32)
-  init, advance = layout.map(_init), layout.map(_advance)
+class _Config(NamedTuple):
+  num_steps: int = 10
+  log_every: int = 4
+  checkpoint_every: int = 4
 
-  def record(history, seen, evaluation):
-    history.seen[:, evaluation] = seen
-    return [{"seed": r, "value": value} for r, value in enumerate(seen)]
 
-  return loop.Setting(
-      name="toy/setting",
+def _recorder(workdir):
+  return loop.Recorder(
+      workdir,
+      "toy/setting",
       tags={"experiment": "toy"},
-      num_steps=num_steps,
-      log_every=log_every,
-      checkpoint_every=checkpoint_every,
-      layout=layout,
-      init=lambda: init(layout.scatter(members), ()),
-      advance=lambda state, start, end: advance(
-          state, np.full(end - start, noise, np.float32)
-      ),
-      record=record,
-      describe=lambda r: f"seed={r}",
+      runs=["seed=0", "seed=1"],
       rates="noise",
   )
 
 
-class RunTest(parameterized.TestCase):
+def _train(workdir, config, noise=1.0, stop_at=None):
+  """A loop as the `train` modules write it; also returns its progress."""
+  layout, members = ensemble.make_ensemble(2), np.array([0, 100], np.float32)
+  init, advance = layout.map(_init), layout.map(_advance)
+  schedule = loop.make_schedule(config)
+  empty = lambda number: np.full((2, number), np.nan, np.float32)
+  history = _History(
+      empty(config.num_steps), empty(len(schedule.evaluation_steps))
+  )
+  members = layout.scatter(members)
+  progress = []
+  with _recorder(workdir) as recorder:
+    shapes = jax.eval_shape(init, members, ())
+    start, saved, history = recorder.resume(
+        layout.gathered_shapes(shapes), history
+    )
+    state = init(members, ()) if start == 0 else layout.scatter(saved)
+    progress.append(2 * start)
+    for interval in schedule.intervals(start):
+      steps = np.full(len(interval.steps), noise, np.float32)
+      state, *seen = advance(state, steps)
+      losses, (before, after) = layout.gather(seen)
+      history.losses[:, interval.steps] = losses
+      is_finite = layout.is_finite(after)
+      recorder.check_finite(interval, history.losses, is_finite)
+      if interval.start == 0:
+        history.seen[:, 0] = before
+        recorder.write(0, _rows(before))
+      history.seen[:, interval.evaluation] = after
+      recorder.write(interval.end, _rows(after), losses[:, -1])
+      progress.append(2 * len(interval.steps))
+      if interval.end == stop_at or interval.is_saved:
+        saved = layout.gather(state)
+        is_finite = layout.is_finite(saved.params)
+        recorder.save(interval, saved, history, is_finite)
+      if interval.end == stop_at:
+        recorder.stop(interval, config.num_steps)
+  return history, layout.gather(state.params), progress
+
+
+def _rows(seen):
+  return [{"seed": r, "value": value} for r, value in enumerate(seen)]
+
+
+class ScheduleTest(parameterized.TestCase):
+
+  def test_intervals_cover_all_steps_from_any_evaluation_on(self):
+    schedule = loop.make_schedule(_Config())
+    np.testing.assert_array_equal(schedule.evaluation_steps, [0, 4, 8, 10])
+    found = [(*i[:3], *i.steps) for i in schedule.intervals(0)]
+    self.assertEqual(
+        found,
+        [(0, 4, 1, 0, 1, 2, 3), (4, 8, 2, 4, 5, 6, 7), (8, 10, 3, 8, 9)],
+    )
+    for start, left in ((4, 2), (8, 1), (10, 0)):
+      self.assertLen([*schedule.intervals(start)], left)
+
+  @parameterized.parameters(
+      (4, [4, 8, 10]), (5, [8, 10]), (9, [10]), (99, [10]), (1, [4, 8, 10])
+  )
+  def test_saves_at_the_evaluation_that_reaches_it_and_at_the_end(
+      self, checkpoint_every, saved
+  ):
+    schedule = loop.make_schedule(_Config(checkpoint_every=checkpoint_every))
+    found = [i.end for i in schedule.intervals(0) if i.is_saved]
+    self.assertEqual(found, saved)
+
+
+class RecorderTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
-
-  def _run(self, setting, stop_at=None):
-    progress = []
-    history = _History(
-        np.full((2, setting.num_steps), np.nan, np.float32),
-        np.full((2, len(setting.evaluation_steps)), np.nan, np.float32),
-    )
-    result = loop.run(
-        setting,
-        history,
-        self.workdir,
-        on_progress=progress.append,
-        stop_requested=lambda: sum(progress) == stop_at,
-    )
-    return *result, progress
 
   def _saved(self):
     with checkpoint.Checkpointer(
@@ -93,7 +137,7 @@ class RunTest(parameterized.TestCase):
       return checkpointer.all_steps()
 
   def test_losses_evaluations_and_rows_are_those_of_their_steps(self):
-    history, params, progress = self._run(_setting())
+    history, params, progress = _train(self.workdir, _Config())
     triangular = np.array([n * (n - 1) / 2 for n in range(11)])
     np.testing.assert_array_equal(history.losses[0], triangular[:-1])
     np.testing.assert_array_equal(history.losses[1], 100 + triangular[:-1])
@@ -111,25 +155,16 @@ class RunTest(parameterized.TestCase):
         [(0, 100, None), (4, 106, 103), (8, 128, 121), (10, 145, 136)],
     )
 
-  @parameterized.parameters((4, [8, 10]), (5, [8, 10]), (9, [10]), (99, [10]))
-  def test_saves_at_the_evaluation_that_reaches_it_and_at_the_end(
-      self, checkpoint_every, saved
-  ):
-    # The last two are kept; 4 evaluates at 4, 8, 10, of which 9 is reached at
-    # 10 alone.
-    self._run(_setting(checkpoint_every=checkpoint_every))
-    self.assertEqual(self._saved(), saved)
-
   def test_a_stop_is_saved_and_continued(self):
-    setting = _setting(checkpoint_every=99)
+    config = _Config(checkpoint_every=99)
     with self.assertRaisesRegex(preemption.Stopped, "setting at step 4 of 10"):
-      self._run(setting, stop_at=8)
+      _train(self.workdir, config, stop_at=4)
     self.assertEqual(self._saved(), [4])
-    history, params, progress = self._run(setting)
+    history, params, progress = _train(self.workdir, config)
     self.assertEqual(progress, [8, 8, 4])
     rows = metric_stream.read_rows(self.workdir / "metrics.jsonl")
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
-    undisturbed = self._run(setting)
+    undisturbed = _train(self.workdir, config)
     self.assertEqual(
         rows, metric_stream.read_rows(self.workdir / "metrics.jsonl")
     )
@@ -141,18 +176,23 @@ class RunTest(parameterized.TestCase):
         "toy/setting diverged between steps 0 and 4, with seed=0: its last"
         " finite loss is 0 at step .*Use a smaller noise",
     ):
-      self._run(_setting(noise=np.inf))
+      _train(self.workdir, _Config(), noise=np.inf)
     self.assertEmpty(self._saved())
 
   def test_divergence_of_the_last_update_is_seen_in_the_parameters(self):
     # The loss of a step is taken before its update, and may be the last one.
-    losses, values = np.zeros((2, 12)), {"Y": np.zeros((2, 3, 3))}
-    loop.check_finite(_setting(), losses, values, 8)
-    values["Y"][1, 0, 0] = np.nan
-    with self.assertRaisesRegex(
-        errors.UserError, "between steps 8 and 12, with seed=1: .* at step 11"
-    ):
-      loop.check_finite(_setting(), losses, values, 8)
+    losses = np.zeros((2, 16))
+    losses[:, 12:] = np.nan  # Still to come.
+    interval = loop.Interval(8, 12, 3, True)
+    history = _History(losses, np.zeros((2, 4)))
+    with _recorder(self.workdir) as recorder:
+      recorder.check_finite(interval, losses, np.array([True, True]))
+      with self.assertRaisesRegex(
+          errors.UserError, "between steps 8 and 12, with seed=1: .* at step 11"
+      ):
+        is_finite = np.array([True, False])
+        recorder.save(interval, {"Y": np.zeros(2)}, history, is_finite)
+    self.assertEmpty(self._saved())
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from joma.inference.sparsity.study import predictor_training
 from joma.inference.sparsity.study import training_free
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
+from scansnap_jax.experiment import intervals
 
 Config = contextual_config.ContextualConfig
 
-# Normal distribution: 95 % within so many standard errors.
-_INTERVAL = 1.96
 # Texts that Cats and Teal are calibrated on.
 _NUM_QUANTILE_TEXTS = 8
 
@@ -271,11 +270,11 @@ def perplexity(losses: Any, dense: Any = None) -> dict[str, float]:
   found = {"perplexity": float(np.exp(losses.mean()))}
   if dense is None:
     return found
-  change = losses - dense
-  error = _INTERVAL * change.std(ddof=1) / len(change) ** 0.5
+  # Of the logarithm, where changes of texts are near normal.
+  change = intervals.interval(losses - dense)
   ratio = lambda x: float(np.exp(x) - 1)
   return found | {
-      "change": ratio(change.mean()),
-      "change_low": ratio(change.mean() - error),
-      "change_high": ratio(change.mean() + error),
+      "change": ratio(change["mean"]),
+      "change_low": ratio(change["low"]),
+      "change_high": ratio(change["high"]),
   }

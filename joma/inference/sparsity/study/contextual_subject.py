@@ -71,7 +71,7 @@ def load(
     )
     params = run.params
     facts["model"] = f"trained for {training.num_steps} steps"
-    facts["valid_loss"] = float(run.history.valid_loss[0, -1])
+    facts["valid_loss"] = float(run.history.valid_loss[-1])
   params = jax.tree.map(jnp.asarray, params)
   return Subject(shape, params, texts, facts)
 

@@ -24,7 +24,7 @@ from joma.transformer.text import tokenizer
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))
 _NUM_CHARS = 20_000
 _WINDOW = 1024

@@ -23,7 +23,7 @@ from tests.joma.transformer import tiny_models
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))
 _GOLDENS = _SHARED / "models" / "hf_tiny"
 # Of the largest logit; float32 of another order of summation is 1e-6 off.

@@ -97,6 +97,9 @@ class CurveTest(absltest.TestCase):
     np.testing.assert_allclose(curve["loss"], [1.5, 3.5, 5.5, 7.5])
     # Half the difference of two is their standard error.
     np.testing.assert_allclose(curve["error"], [0.5, 1.5, 3.5, 5.5])
+    # Of two texts: Student's t with one degree of freedom.
+    half = (np.array(curve["high"]) - curve["low"]) / 2
+    np.testing.assert_allclose(half, 12.7062 * curve["error"], rtol=1e-4)
     # L = 4: positions 3 and 4, and 5 to 8.
     self.assertEqual(curve["within"], (5 + 2) / 2)
     self.assertEqual(curve["beyond"], (11 + 2) / 2)

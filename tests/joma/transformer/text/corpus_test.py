@@ -11,7 +11,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))
 _TEXT = "".join(f"the {i}th line, of many.\n" for i in range(200))
 

@@ -20,6 +20,7 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
+from joma.transformer.training import observe
 from joma.transformer.training import train
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
@@ -111,16 +112,19 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     self.assertFalse(np.isnan(history.losses).any())
     self.assertFalse(np.isnan(history.entropy).any())
     self.assertNotIn("train_loss", rows[0])
+    self.assertNotIn("loss", rows[0])
+    for row in rows[1:]:
+      np.testing.assert_allclose(row["loss"], history.losses[row["step"] - 1])
     np.testing.assert_allclose(
-        rows[2]["train_loss"], history.losses[0, 2:4].mean(), rtol=1e-6
+        rows[2]["train_loss"], history.losses[2:4].mean(), rtol=1e-6
     )
-    measured = ~np.isnan(history.valid_loss[0])
+    measured = ~np.isnan(history.valid_loss)
     np.testing.assert_array_equal(measured, [True, False, True, False, True])
     self.assertEqual(["valid_loss" in row for row in rows], measured.tolist())
     np.testing.assert_allclose(
-        rows[4]["entropy/layer_0"], history.entropy[0, 4, 0]
+        rows[4]["entropy/layer_0"], history.entropy[4, 0]
     )
-    self.assertEqual(history.attn_maps.shape, (1, 2, 1, 1, 6, 6))
+    self.assertEqual(history.attn_maps.shape, (2, 1, 1, 6, 6))
     np.testing.assert_allclose(history.attn_maps.sum(-1), 1, rtol=1e-5)
     # The rows' loss is that of the text read in one piece per row of columns.
     task = lm_step.make_task(_SMALL, 8, 3)
@@ -138,10 +142,16 @@ class TrainAndEvaluateTest(parameterized.TestCase):
 
   def test_divergence_names_rate_and_seed(self):
     config = dataclasses.replace(
-        _SMALL, optimizer="sgd", clip_norm=None, lr=1e38
+        _SMALL,
+        optimizer="sgd",
+        clip_norm=None,
+        lr=1e38,
+        checkpoint_every=8,
     )
+    # At the next evaluation, before a checkpoint is due.
     with self.assertRaisesRegex(
-        errors.UserError, r"lm diverged .* with lr=1e\+38, seed=1: .* lr"
+        errors.UserError,
+        r"lm diverged between steps 0 and 2, with lr=1e\+38, seed=1: .* lr",
     ):
       train.train_and_evaluate(config, _corpus(), self._workdir())
 
@@ -166,7 +176,7 @@ class BatchesTest(absltest.TestCase):
   def test_validation_has_every_token_once_however_many_rows(self):
     corpus = _corpus()
     for num_rows in (1, 4):
-      batches = train.valid_batches(_SMALL, corpus, num_rows)
+      batches = observe.valid_batches(_SMALL, corpus, num_rows)
       self.assertEqual(batches.inputs.shape[1:], (num_rows, 6))
       is_real = batches.weights == 1
       self.assertEqual(is_real.sum(), 3 * 15)
@@ -181,7 +191,9 @@ import jax
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-from joma.transformer import config, corpus, lm_config, train
+from joma.transformer import config
+from joma.transformer.text import corpus
+from joma.transformer.training import lm_config, train
 model = config.TransformerConfig(
     num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=8,
     hidden_dim=8, dropout=.1)
@@ -210,7 +222,7 @@ class KillTest(absltest.TestCase):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=pathlib.Path(__file__).parents[3],
+        cwd=pathlib.Path(__file__).parents[4],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     with process:

@@ -1,0 +1,121 @@
+"""What is looked at while a language model trains, and when.
+
+Letters: L layers, N heads, T positions.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Float, PyTree
+import numpy as np
+
+from joma.transformer.text import batches as batches_lib
+from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.training import layouts
+from joma.transformer.training import lm_config
+from joma.transformer.training import lm_step
+
+
+class Observation(NamedTuple):
+  """What is read off the parameters at a row; None where it is not due.
+
+  Attributes:
+    probes: Of every layer.
+    valid_loss: Mean over the validation text, in nats.
+    attn_maps: Of one sequence of the training text.
+  """
+
+  probes: lm_step.Probes
+  valid_loss: Float[np.ndarray, ""] | None
+  attn_maps: Float[np.ndarray, "L N T T"] | None
+
+
+class Observer:
+  """The compiled functions that look at a run, and the texts they read."""
+
+  def __init__(
+      self,
+      layout: layouts.Layout,
+      task: lm_step.Task,
+      corpus: corpus_lib.Corpus,
+      text: batches_lib.Batches,
+      num_steps: int,
+      on_map: Callable[[int, PyTree], None] | None = None,
+  ):
+    """Draws the texts.
+
+    Args:
+      layout: How parameters lie on devices.
+      task: The run.
+      corpus: Whose validation text is read.
+      text: The training batches, one of which is mapped.
+      num_steps: Steps of the run; the last one is always evaluated.
+      on_map: Given the step and the parameters, on the host, at `map_steps`.
+    """
+    config = task.config
+    self._config, self._text, self._layout = config, text, layout
+    self._num_steps, self._on_map = num_steps, on_map
+    self.map_steps = tuple(s for s in config.map_steps if s <= num_steps)
+    self._evaluate = layout.map(lm_step.evaluate, task=task)
+    self._probe = layout.map(lm_step.probe, task=task)
+    self._attn_maps = layout.map(lm_step.attn_maps, task=task)
+    # As many rows as a training batch has, so that they fit the devices.
+    rows = max(1, config.batch_size // layout.num_parts)
+    self._valid = valid_batches(config, corpus, rows * layout.num_parts)
+
+  def observe(self, params: PyTree, step: int) -> Observation:
+    """Looks at the parameters after so many steps.
+
+    Args:
+      params: Parameters, laid out.
+      step: Steps taken.
+
+    Returns:
+      What is due then, on the host.
+    """
+    config = self._config
+    number = config.probe_batches or len(self._valid.weights)
+    some = jax.tree.map(lambda leaf: leaf[:number], self._valid)
+    probes = self._probe(params, some)
+    valid_loss = attn_maps = None
+    if step % config.eval_every == 0 or step == self._num_steps:
+      valid_loss = self._evaluate(params, self._valid)
+    if step in self.map_steps:
+      batch = draw(self._text, config.seed, [config.map_batch])
+      attn_maps = self._attn_maps(params, batch)
+      if self._on_map is not None:
+        self._on_map(step, self._layout.gather(params))
+    return self._layout.gather(Observation(probes, valid_loss, attn_maps))
+
+
+def draw(
+    text: batches_lib.Batches, seed: int, steps: Sequence[int] | np.ndarray
+) -> batches_lib.Batch:
+  """The batches of some steps, leaves [steps, B, T]."""
+  batches = [text.batch(seed, int(step)) for step in steps]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def valid_batches(
+    config: lm_config.LmConfig, corpus: corpus_lib.Corpus, num_rows: int
+) -> batches_lib.Batch:
+  """The validation text as batches of so many rows, leaves [_, num_rows, T].
+
+  It is cut as the papers' code cuts it, into `eval_batch_size` columns and
+  these into rows of T; which rows are computed together does not matter.
+  """
+  text = batches_lib.evaluation(
+      corpus.valid, batch_size=config.eval_batch_size, seq_len=config.seq_len
+  )
+  rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *text)
+  return jax.tree.map(lambda leaf: split_evenly(leaf, num_rows), rows)
+
+
+def split_evenly(leaf: np.ndarray, num_rows: int) -> np.ndarray:
+  """Lays rows out as [ceil(rows / num_rows), num_rows, ...], 0 at the end."""
+  num_chunks = math.ceil(len(leaf) / num_rows)
+  missing = num_chunks * num_rows - len(leaf)
+  padded = np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+  return padded.reshape(num_chunks, num_rows, *leaf.shape[1:])
