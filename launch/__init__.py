@@ -1,5 +1,8 @@
-"""One absl script per experiment: `python -m launch.scansnap --help`.
+"""Command lines: every experiment from absl flags to a report.
 
-Scripts: scansnap, bench_scansnap. Their parts: report_scansnap, plot_scansnap,
-plot_theory. Ground of every script: app, flag_config.
+One script is one experiment; `--help` of each tells its command and what it
+writes. Ground of all of them: `app` (parses, shows errors in one line),
+`flag_config` (a frozen dataclass becomes flags) and `run` (claims a folder,
+measures, reports). What an experiment measures and draws lies in the room of
+its subject, in joma and scansnap_jax.
 """

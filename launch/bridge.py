@@ -46,11 +46,11 @@ def main(_: list[str]) -> None:
 def _report(
     this: run.Run, measured: tuple[dict[str, Any], str]
 ) -> pathlib.Path:
-  from launch import report_bridge
+  from joma.inference.bridge import report
 
   summary, corpus = measured
   facts = {**this.facts, "corpus": corpus}
-  path = report_bridge.write(this.folder, summary, facts, this.started)
+  path = report.write(this.folder, summary, facts, this.started)
   print(summary["finding"])
   return path
 
@@ -60,11 +60,11 @@ def _measure(
 ) -> tuple[dict[str, Any], str]:
   """Returns the summary, and a line about the corpus."""
   from joma.inference.bridge import one_layer as bridge_one_layer
+  from joma.inference.bridge import report as bridge_report
   from joma.inference.bridge import text as bridge_text
   from joma.transformer.text import corpus as corpus_lib
+  from joma.transformer.training import run as training_run
   from joma.transformer.training import train
-  from launch import report_bridge
-  from launch import train_lm_run
   from scansnap_jax.experiment import progress
 
   corpus = corpus_lib.load(
@@ -75,7 +75,7 @@ def _measure(
       bpe_vocab_size=config.lm.bpe_vocab_size,
   )
   train.check_vocabulary(config.lm, corpus)
-  described = train_lm_run.describe(corpus.facts())
+  described = training_run.describe(corpus.facts())
   print(described, flush=True)
   with progress.bar(
       "one layer",
@@ -93,7 +93,7 @@ def _measure(
     text = bridge_text.measure(config, corpus, workdir / "text", on_progress)
   named = text.pop("named")
   panels = {"one_layer": one_layer, **text}
-  return report_bridge.summarize(panels, named), described
+  return bridge_report.summarize(panels, named), described
 
 
 if __name__ == "__main__":

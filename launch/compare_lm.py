@@ -29,14 +29,16 @@ _REFERENCE_CSV = run.define_reference_csv()
 def main(_: list[str]) -> None:
   """Reads the runs and writes the report."""
   started = time.monotonic()
-  from launch import report_lm  # Imported here, so that --help answers at once.
+  from joma.transformer.training import (
+      report,  # Imported here, so that --help answers at once.
+  )
 
   runs = [pathlib.Path(folder).expanduser() for folder in _RUNS.value]
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   if (workdir / "config.json").exists():
     raise errors.UserError(f"{workdir} is a run's folder. Give another one.")
   workdir.mkdir(parents=True, exist_ok=True)
-  path = report_lm.compare(
+  path = report.compare(
       workdir,
       runs,
       facts={"command": run.command("compare_lm")},

@@ -57,11 +57,9 @@ def _measure(
 
 
 def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
-  from launch import report_contextual_sparsity
+  from joma.inference.sparsity.study import report
 
-  path = report_contextual_sparsity.write(
-      this.folder, summary, this.facts, this.started
-  )
+  path = report.write(this.folder, summary, this.facts, this.started)
   print(summary["finding"])
   return path
 

@@ -65,11 +65,11 @@ def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
 
 
 def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
-  from launch import report_cache
+  from joma.inference.evaluation import report
 
-  path = report_cache.write(this.folder, summary, this.facts, this.started)
+  path = report.write(this.folder, summary, this.facts, this.started)
   for task, found in summary["tasks"].items():
-    print(report_cache.finding(task, found))
+    print(report.finding(task, found))
   return path
 
 

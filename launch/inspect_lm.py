@@ -41,31 +41,31 @@ def main(_: list[str]) -> None:
   if config.text is None and config.ids is None:
     raise errors.UserError("give --text=FILE or --ids=FILE.npz")
   # Imported here, so that --help and wrong flags answer at once.
-  from launch import inspect_lm_run
+  from joma.transformer.checkpoints import measure as checkpoints
 
-  folders = inspect_lm_run.find_models(_MODEL.value)
-  texts = inspect_lm_run.read_all(folders, config)
+  folders = checkpoints.find_models(_MODEL.value)
+  texts = checkpoints.read_all(folders, config)
 
   def measure(_: run.Run) -> list[dict[str, Any]]:
     return [
-        inspect_lm_run.measure(folder, ids, config)
+        checkpoints.measure(folder, ids, config)
         for folder, ids in zip(folders, texts, strict=True)
     ]
 
   def report(
       this: run.Run, models: list[dict[str, Any]]
   ) -> pathlib.Path | None:
-    from launch import report_inspection
+    from joma.transformer.checkpoints import report as reports
 
     facts = {
         **this.facts,
         "models": "\n".join(map(str, folders)),
         "read": str(config.text or config.ids),
     }
-    path = this.workdir and report_inspection.write(
+    path = this.workdir and reports.write(
         this.workdir, {"models": models}, facts, this.started
     )
-    print(report_inspection.finding(models))
+    print(reports.finding(models))
     return path
 
   folder = functools.partial(_folder, _WORKDIR.value, folders, config)

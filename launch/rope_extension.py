@@ -53,11 +53,9 @@ def _measure(
 
 
 def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
-  from launch import report_rope_extension
+  from joma.transformer.rope import extension_report
 
-  path = report_rope_extension.write(
-      this.folder, summary, this.facts, this.started
-  )
+  path = extension_report.write(this.folder, summary, this.facts, this.started)
   print(summary["finding"])
   return path
 

@@ -62,9 +62,9 @@ def main(_: list[str]) -> None:
         data.make_classes(config.data, num_last)  # Raises what is wrong.
 
   def report(this: run.Run, results: Any) -> pathlib.Path:
-    from launch import report_scansnap
+    from scansnap_jax.figures import report as reports
 
-    return report_scansnap.write(
+    return reports.write(
         this.folder,
         _PRESET.value,
         configs,

@@ -47,21 +47,21 @@ def main(_: list[str]) -> None:
   config = _CONFIG(lm_config.PRESETS[_PRESET.value]())
 
   def check() -> None:
-    from launch import train_lm_run
+    from joma.transformer.training import run as training_run
 
-    train_lm_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
+    training_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
 
   def measure(this: run.Run) -> Any:
-    from launch import train_lm_run
+    from joma.transformer.training import run as training_run
 
-    return train_lm_run.train(
+    return training_run.train(
         config, this.folder, _DATA_DIR.value, _SAVE_HF.value
     )
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:
-    from launch import train_lm_run
+    from joma.transformer.training import run as training_run
 
-    return train_lm_run.write(
+    return training_run.write(
         trained,
         this.folder,
         preset=_PRESET.value,

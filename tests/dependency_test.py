@@ -26,8 +26,19 @@ _HOMES = {
     "orbax": ("scansnap_jax/experiment/checkpoint.py", "tests/"),
     "matplotlib": (
         "scansnap_jax/experiment/figures.py",
+        "scansnap_jax/figures/",
         "joma/studies/",
-        "launch/",
+        *(
+            f"joma/{room}.py"
+            for room in (
+                "inference/bridge/drawing",
+                "inference/evaluation/drawing",
+                "inference/sparsity/study/report",
+                "transformer/checkpoints/drawing",
+                "transformer/rope/extension_report",
+                "transformer/training/drawing",
+            )
+        ),
         "tests/",
     ),
     "absl.flags": ("launch/", "tests/"),

@@ -17,8 +17,8 @@ _MAY = {
     # A score of the theory's own bridge, which is no cache.
     "joma/inference/bridge/one_layer.py": {"h2o"},
     "joma/inference/bridge/text.py": {"h2o"},
-    "launch/plot_bridge.py": {"h2o"},
-    "launch/report_bridge.py": {"h2o"},
+    "joma/inference/bridge/drawing.py": {"h2o"},
+    "joma/inference/bridge/report.py": {"h2o"},
     # The names of plans, which are flags' values of the cost table.
     "joma/inference/cost/cache_plan.py": {"h2o", "quest"},
     "joma/inference/cost/cost_table.py": {"h2o", "snapkv", "pyramidkv"},

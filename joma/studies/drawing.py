@@ -4,13 +4,16 @@ Letters: S points of a curve, E entries beside each other.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from matplotlib import axes as mpl_axes
 import numpy as np
-from numpy.typing import ArrayLike
 
 from scansnap_jax.experiment import figures
+
+# A number, or numbers, as measured or as read back from JSON.
+Values = float | np.number | np.ndarray | Sequence[Any]
 
 MODE_TITLES = {"gaussian": "moving bump", "random": "random contexts"}
 STYLES = ("-", (0, (5, 1.2)))
@@ -67,18 +70,18 @@ def shifts(count: int) -> Float[np.ndarray, "E"]:
   return 0.15 * (np.arange(count) - (count - 1) / 2)
 
 
-def tail(parts: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+def tail(parts: Mapping[str, Values]) -> dict[str, np.ndarray]:
   """Leaves the start away, where nothing has changed yet."""
   return {key: np.asarray(value)[1:] for key, value in parts.items()}
 
 
-def points(rows: Sequence[Mapping[str, ArrayLike]]) -> Float[np.ndarray, "3 E"]:
+def points(rows: Sequence[Mapping[str, Values]]) -> Float[np.ndarray, "3 E"]:
   """Collects intervals of entries: mean, low and high as rows."""
   return np.array([[row[k] for row in rows] for k in ("mean", "low", "high")])
 
 
 def as_errors(
-    x: ArrayLike, values: Float[np.ndarray, "3 E"]
+    x: Values, values: Float[np.ndarray, "3 E"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Turns mean, low and high into what `Axes.errorbar` takes: x, y, yerr."""
   mean, low, high = values
@@ -87,7 +90,7 @@ def as_errors(
 
 def draw_points(
     axes: mpl_axes.Axes,
-    x: ArrayLike,
+    x: Values,
     values: Float[np.ndarray, "3 E"],
     look: figures.CurveStyle,
     label: str,
@@ -102,7 +105,7 @@ def draw_points(
 def draw_interval(
     axes: mpl_axes.Axes,
     x: np.ndarray,
-    parts: Mapping[str, ArrayLike],
+    parts: Mapping[str, Values],
     look: figures.CurveStyle,
     label: str,
 ) -> None:

@@ -1,17 +1,12 @@
 """Figures, summary and report of a finished study (`study.Study`)."""
 
 from collections.abc import Iterator, Mapping
-import json
-import math
 import pathlib
 from typing import Any
-
-import numpy as np
 
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 # Longer ones are read off the figure, or out of summary.json.
 _LONGEST_TABLE = 100
@@ -39,32 +34,13 @@ def write(
     The path of the report.
   """
   # What is drawn is what is written: anyone can draw it again.
-  summary = to_json(summary)
-  workdir_lib.write_atomic(
-      workdir / "summary.json",
-      json.dumps({name: summary}, indent=2, allow_nan=False) + "\n",
-  )
+  summary = report.write_summary(workdir, {name: report.to_json(summary)})[name]
   png, _ = figures.save(study.draw(summary), workdir / "figures", name)
   items = [report.Figure(study.caption, png), *tables(summary)]
   section = report.Section(study.title, summary["finding"], items)
-  path = workdir / "report.html"
   facts = {**facts, **report.run_facts(started)}
   title = "JoMA: joint dynamics of MLP and attention"
-  workdir_lib.write_atomic(path, report.render(title, facts, [section]))
-  return path
-
-
-def to_json(value: Any) -> Any:
-  """Turns a summary into plain JSON types; what is not finite becomes null."""
-  if isinstance(value, Mapping):
-    return {str(key): to_json(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [to_json(item) for item in value]
-  if hasattr(value, "tolist"):
-    return to_json(np.asarray(value).tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
+  return report.write(workdir, title, facts, [section])
 
 
 def tables(summary: Mapping[str, Any]) -> list[report.Table]:

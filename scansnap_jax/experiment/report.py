@@ -9,11 +9,18 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import html
 import importlib.metadata
+import json
+import math
 import pathlib
 import platform
 import re
 import struct
 import time
+from typing import Any
+
+import numpy as np
+
+from scansnap_jax.experiment import workdir as workdir_lib
 
 _LIBRARIES = ("jax", "flax", "optax", "numpy")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -157,6 +164,52 @@ def render(
 </body>
 </html>
 """
+
+
+def write_summary(
+    workdir: pathlib.Path, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes summary.json: every number that a report shows.
+
+  Args:
+    workdir: The run's folder.
+    summary: JSON types and arrays, all of it finite; see `to_json`.
+
+  Returns:
+    The summary as it reads back, so that what is drawn is what is written.
+
+  Raises:
+    ValueError: A number is not finite.
+  """
+  plain = lambda value: np.asarray(value).tolist()
+  text = json.dumps(summary, indent=2, allow_nan=False, default=plain)
+  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
+  return json.loads(text)
+
+
+def write(
+    workdir: pathlib.Path,
+    title: str,
+    facts: Mapping[str, str],
+    sections: Sequence[Section],
+) -> pathlib.Path:
+  """Writes report.html (`render`) and returns its path."""
+  path = workdir / "report.html"
+  workdir_lib.write_atomic(path, render(title, facts, sections))
+  return path
+
+
+def to_json(value: Any) -> Any:
+  """Turns a summary into plain JSON types; what is not finite becomes null."""
+  if isinstance(value, Mapping):
+    return {str(key): to_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(item) for item in value]
+  if hasattr(value, "tolist"):
+    return to_json(np.asarray(value).tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def run_facts(started: float) -> dict[str, str]:

@@ -24,7 +24,7 @@ joma/inference/cost/cost_model.py
 + attention = 4 * group * config.head_dim * read
 ? products with the bounds of pages cost nothing
 
-launch/report_cache.py
+joma/inference/evaluation/report.py
 - less = [n for n in both if mean(ours[n]) < mean(theirs[n])]
 + less = [n for n in both if mean(ours[n]) <= mean(theirs[n])]
 ? as many gold tokens count as fewer

@@ -56,22 +56,22 @@ launch/run.py
 + except KeyboardInterrupt as stopped:
 ? a run that was asked to stop fails
 
-launch/report_cache.py
+joma/inference/evaluation/report.py
 - best = (min if key == "perplexity" else max)(
 + best = max(
 ? of perplexities the greatest is best
 
-launch/report_cache.py
+joma/inference/evaluation/report.py
 - half = (parts["high"] - parts["low"]) / 2
 + half = parts["high"] - parts["low"]
 ? intervals are written twice as wide
 
-launch/lm_summary.py
+joma/transformer/training/summary.py
 - steps = sorted(set.intersection(*(set(run["steps"]) for run in runs)))
 + steps = sorted(set.union(*(set(run["steps"]) for run in runs)))
 ? runs are compared where one of them was not measured
 
-launch/lm_summary.py
+joma/transformer/training/summary.py
 - "rebound": end - low,
 + "rebound": start - low,
 ? the rebound of entropy is its fall

@@ -11,8 +11,8 @@ from absl.testing import absltest
 import numpy as np
 import pytest
 
-from launch import plot_bridge
-from launch import report_bridge
+from joma.inference.bridge import drawing
+from joma.inference.bridge import report
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TINY = (
@@ -39,7 +39,7 @@ _TINY = (
 
 
 def _panel(rng):
-  names = [*plot_bridge.LABELS]
+  names = [*drawing.LABELS]
   return {
       "steps": np.array([0, 20, 40]),
       "num_candidates": 64,
@@ -59,7 +59,7 @@ class ReportTest(absltest.TestCase):
     recall["theory"][:, -1] = [0.5, 0.6, 0.7]
     recall["frequency"][:, -1] = [0.4, 0.5, 0.6]
     named = {"highest": ["a_b"], "lowest": ["\n"]}
-    summary = report_bridge.summarize(panels, named)
+    summary = report.summarize(panels, named)
     # t = 4.303 for two degrees of freedom, s = .1, n = 3.
     number = summary["number"]
     self.assertAlmostEqual(number["mean"], 0.6)
@@ -67,11 +67,11 @@ class ReportTest(absltest.TestCase):
     gain = summary["over_frequency"]
     np.testing.assert_allclose([gain["low"], gain["high"]], 0.1, atol=1e-9)
     self.assertIn("0.600 [0.352, 0.848]", summary["finding"])
-    figure = plot_bridge.draw(summary["panels"])
+    figure = drawing.draw(summary["panels"])
     line = figure.axes[1].get_lines()[0]
     np.testing.assert_allclose(line.get_ydata(), recall["theory"].mean(axis=0))
     workdir = pathlib.Path(self.create_tempdir().full_path)
-    path = report_bridge.write(workdir, summary, {}, time.monotonic())
+    path = report.write(workdir, summary, {}, time.monotonic())
     written = json.loads((workdir / "summary.json").read_text())
     self.assertEqual(written["number"], number)
     text = path.read_text()

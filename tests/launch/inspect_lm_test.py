@@ -9,7 +9,7 @@ import sys
 from absl.testing import absltest
 import numpy as np
 
-from tests.launch import inspect_lm_run_test
+from tests.joma.transformer.checkpoints import measure_test
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -30,7 +30,7 @@ class InspectLmTest(absltest.TestCase):
   def test_two_models_read_a_text(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     for seed in (0, 1):
-      inspect_lm_run_test.save_model(root / f"step{seed}", seed)
+      measure_test.save_model(root / f"step{seed}", seed)
     (root / "text.txt").write_text("To be, or not to be")
     result = _run(
         f"--model={root}/step*",
@@ -49,7 +49,7 @@ class InspectLmTest(absltest.TestCase):
 
   def test_logits_alone_need_no_workdir(self):
     root = pathlib.Path(self.create_tempdir().full_path)
-    inspect_lm_run_test.save_model(root / "model", 0)
+    measure_test.save_model(root / "model", 0)
     np.savez(root / "ids.npz", ids=np.array([[1, 2, 3], [4, 5, 6]]))
     result = _run(
         f"--model={root}/model",

@@ -4,12 +4,13 @@ from absl.testing import absltest
 import numpy as np
 
 from joma.studies import study_report
+from scansnap_jax.experiment import report
 
 
 class ToJsonTest(absltest.TestCase):
 
   def test_arrays_become_lists_and_infinities_null(self):
-    found = study_report.to_json(
+    found = report.to_json(
         {1: np.array([1.0, np.inf]), "b": (np.float32(0.5), math.nan, True)}
     )
     self.assertEqual(found, {"1": [1.0, None], "b": [0.5, None, True]})

@@ -9,10 +9,10 @@ import time
 from absl.testing import absltest
 import pytest
 
-from launch import report_lm
+from joma.transformer.training import report
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import figures
-from tests.launch import lm_runs
+from tests.joma.transformer.training import lm_runs
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ class ReportLmTest(absltest.TestCase):
         "map_text": "a <b> c",
         "corpus_facts": {"vocab_size": 5},
     }
-    path = report_lm.write(
+    path = report.write(
         workdir,
         run,
         lm_runs.make_maps(3),
@@ -87,7 +87,7 @@ class ReportLmTest(absltest.TestCase):
     workdir = self.folder / "together"
     workdir.mkdir()
     runs = [self.folder / name for name in "abc"]
-    path = report_lm.compare(
+    path = report.compare(
         workdir,
         runs,
         facts={"command": "compare"},
@@ -105,7 +105,7 @@ class ReportLmTest(absltest.TestCase):
     (self.folder / "summary.json").write_text('{"figure4": {}}')
     for folder in (self.folder / "none", self.folder):
       with self.assertRaisesRegex(errors.UserError, "no summary of a finished"):
-        report_lm.compare(self.folder, [folder], facts={}, started=0.0)
+        report.compare(self.folder, [folder], facts={}, started=0.0)
 
   @pytest.mark.slow
   def test_the_command_writes_a_report_elsewhere_than_a_run(self):

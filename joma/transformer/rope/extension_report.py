@@ -12,7 +12,6 @@ import numpy as np
 
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 Summary = Mapping[str, Any]
 
@@ -48,10 +47,7 @@ def write(
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
   """
-  plain = lambda value: np.asarray(value).tolist()
-  text = json.dumps(summary, indent=2, allow_nan=False, default=plain)
-  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
-  summary = json.loads(text)
+  summary = report.write_summary(workdir, summary)
   png, _ = figures.save(draw(summary), workdir / "figures", "rope_extension")
   items = [report.Figure(caption(summary), png), _table(summary)]
   section = report.Section(
@@ -62,10 +58,8 @@ def write(
       "corpus": json.dumps(summary["corpus"]),
       **report.run_facts(started),
   }
-  path = workdir / "report.html"
   title = "Rotary positions beyond the window of training"
-  workdir_lib.write_atomic(path, report.render(title, facts, [section]))
-  return path
+  return report.write(workdir, title, facts, [section])
 
 
 def draw(summary: Summary) -> mpl_figure.Figure:

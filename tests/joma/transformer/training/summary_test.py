@@ -9,9 +9,9 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from launch import lm_summary
+from joma.transformer.training import summary
 from scansnap_jax.experiment import errors
-from tests.launch import lm_runs
+from tests.joma.transformer.training import lm_runs
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))
@@ -37,7 +37,7 @@ class GroupTest(parameterized.TestCase):
 
   def test_seeds_become_mean_and_sample_deviation(self):
     runs = [lm_runs.make_run(seed=seed) for seed in (1, 2, 4)]
-    (group,) = lm_summary.group_runs(runs)
+    (group,) = summary.group_runs(runs)
     self.assertEqual(group["seeds"], [1, 2, 4])
     entropies = np.array([run["entropy"] for run in runs])
     np.testing.assert_allclose(
@@ -52,7 +52,7 @@ class GroupTest(parameterized.TestCase):
     self.assertEqual(json.loads(json.dumps(group)), group)
 
   def test_one_seed_has_no_deviation(self):
-    (group,) = lm_summary.group_runs([lm_runs.make_run()])
+    (group,) = summary.group_runs([lm_runs.make_run()])
     self.assertEqual(group["valid_loss"]["std"], [None] * 21)
     self.assertIsNone(group["final_entropy"]["std"])
 
@@ -60,11 +60,11 @@ class GroupTest(parameterized.TestCase):
     runs = [lm_runs.make_run(seed=seed) for seed in (1, 2)]
     runs[0]["tokens_per_sec"] = [None, None, *[100.0] * 19]
     runs[1]["tokens_per_sec"] = [None, *[300.0] * 20]
-    (group,) = lm_summary.group_runs(runs)
+    (group,) = summary.group_runs(runs)
     self.assertEqual(group["tokens_per_sec"], 300)
 
   def test_extremes(self):
-    (group,) = lm_summary.group_runs([lm_runs.make_run(seed=2)])
+    (group,) = summary.group_runs([lm_runs.make_run(seed=2)])
     self.assertEqual(group["best_valid_loss"], {"value": 5.0, "step": 2000})
     layer = group["layers"][1]
     self.assertEqual((layer["layer"], layer["min_step"]), (1, 1000))
@@ -73,7 +73,7 @@ class GroupTest(parameterized.TestCase):
       self.assertAlmostEqual(layer[name], value)
 
   def test_uniform_attention_is_the_mean_of_log_keys(self):
-    (group,) = lm_summary.group_runs([lm_runs.make_run()])
+    (group,) = summary.group_runs([lm_runs.make_run()])
     expected = np.mean([math.log(t) for t in range(1, 36)])
     self.assertAlmostEqual(group["uniform_entropy"], expected)
 
@@ -82,7 +82,7 @@ class GroupTest(parameterized.TestCase):
         lm_runs.make_run(num_layers=n, lr=lr)
         for n, lr in ((2, 1e-3), (1, 1e-4), (2, 1e-4))
     ]
-    groups = lm_summary.group_runs(runs)
+    groups = summary.group_runs(runs)
     keys = [(group["num_layers"], group["lr"]) for group in groups]
     self.assertEqual(keys, [(1, 1e-4), (2, 1e-4), (2, 1e-3)])
 
@@ -91,14 +91,14 @@ class GroupTest(parameterized.TestCase):
         lm_runs.make_run(),
         lm_runs.make_run(seed=2, steps=range(0, 1501, 500)),
     ]
-    (group,) = lm_summary.group_runs(runs)
+    (group,) = summary.group_runs(runs)
     self.assertEqual(group["steps"], [0, 500, 1000, 1500])
     mean = (runs[0]["valid_loss"][5] + runs[1]["valid_loss"][1]) / 2
     self.assertAlmostEqual(group["valid_loss"]["mean"][1], mean)
 
   def test_a_seed_that_occurs_twice_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, r"seeds \[1, 1\]"):
-      lm_summary.group_runs([lm_runs.make_run(), lm_runs.make_run()])
+      summary.group_runs([lm_runs.make_run(), lm_runs.make_run()])
 
 
 class ReferenceTest(parameterized.TestCase):
@@ -109,7 +109,7 @@ class ReferenceTest(parameterized.TestCase):
 
   def test_curves_are_means_over_seeds(self):
     lm_runs.write_reference(self.path)
-    reference = lm_summary.read_reference(self.path)
+    reference = summary.read_reference(self.path)
     self.assertEqual(list(reference), [(1, 1e-4), (2, 1e-4)])
     found = reference[2, 1e-4]
     self.assertEqual(found["num_seeds"], 3)
@@ -124,9 +124,9 @@ class ReferenceTest(parameterized.TestCase):
 
   def test_a_group_meets_its_reference_up_to_its_last_step(self):
     lm_runs.write_reference(self.path)
-    reference = lm_summary.read_reference(self.path)
+    reference = summary.read_reference(self.path)
     run = lm_runs.make_run(lr=float(np.float32(1e-4)))
-    (group,) = lm_summary.group_runs([run], reference)
+    (group,) = summary.group_runs([run], reference)
     authors = group["authors"]
     self.assertEqual(authors["steps"], [0, 1000, 2000])
     self.assertEqual(authors["entropy"]["mean"], [[2.0, 1.75, 1.5], [1.75] * 3])
@@ -140,8 +140,8 @@ class ReferenceTest(parameterized.TestCase):
 
   def test_another_rate_has_none(self):
     lm_runs.write_reference(self.path)
-    reference = lm_summary.read_reference(self.path)
-    (group,) = lm_summary.group_runs([lm_runs.make_run(lr=2e-4)], reference)
+    reference = summary.read_reference(self.path)
+    (group,) = summary.group_runs([lm_runs.make_run(lr=2e-4)], reference)
     self.assertIsNone(group["authors"])
 
   @parameterized.parameters(
@@ -153,18 +153,18 @@ class ReferenceTest(parameterized.TestCase):
   def test_another_table_is_refused(self, content):
     self.path.write_text(content)
     with self.assertRaisesRegex(errors.UserError, "a.csv is no table of"):
-      lm_summary.read_reference(self.path)
+      summary.read_reference(self.path)
 
   def test_a_missing_file_is_named(self):
     with self.assertRaisesRegex(errors.UserError, "a.csv cannot be read"):
-      lm_summary.read_reference(self.path)
+      summary.read_reference(self.path)
 
   @pytest.mark.realdata
   def test_extremes_of_the_authors_are_those_of_their_summary(self):
     folder = _SHARED / "reference"
     if not folder.exists():
       self.skipTest("needs reference/ in SCANSNAP_SHARED")
-    reference = lm_summary.read_reference(
+    reference = summary.read_reference(
         folder / "joma_wikitext2_authors_runs.csv"
     )
     with open(folder / "joma_wikitext2_authors_summary.csv") as file:
@@ -190,7 +190,7 @@ class ReferenceTest(parameterized.TestCase):
 class MapsTest(absltest.TestCase):
 
   def test_numbers_of_uniform_attention_and_of_attention_to_oneself(self):
-    rows = lm_summary.summarize_maps(lm_runs.make_maps(2), [0, 500])
+    rows = summary.summarize_maps(lm_runs.make_maps(2), [0, 500])
     self.assertLen(rows, 4)
     first, last = rows[0], rows[-1]
     self.assertEqual((last["step"], last["layer"], last["head"]), (500, 1, 0))
@@ -205,7 +205,7 @@ class MapsTest(absltest.TestCase):
   def test_rows_are_queries(self):
     maps = np.zeros((1, 1, 1, 4, 4), np.float32)
     maps[..., 0] = 1
-    (row,) = lm_summary.summarize_maps(maps, [0])
+    (row,) = summary.summarize_maps(maps, [0])
     self.assertEqual(row["largest_weight"], 1)
     self.assertEqual(row["first_key"], 1)
 

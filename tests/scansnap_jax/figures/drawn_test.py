@@ -6,14 +6,15 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from launch import plot_scansnap
-from launch import plot_theory
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import published
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from scansnap_jax.experiment import figures
+from scansnap_jax.figures import attention
+from scansnap_jax.figures import sparsity
+from scansnap_jax.figures import theory
 
 # Float32 against float64: ten times the largest error seen.
 _RTOL = 2e-5
@@ -124,7 +125,7 @@ def _panel(figure, title):
 class Figure3Test(parameterized.TestCase):
 
   def test_curves_are_theorem_4_from_an_independent_h(self):
-    (axes,) = _theory(plot_theory.figure3).axes
+    (axes,) = _theory(theory.figure3).axes
     for eta_y in (0.5, 1.0, 2.0, 5.0):
       t, chi = _line(axes, rf"$\eta_Y={eta_y:g}$")
       h = _h(np.asarray(t, np.float64) / 10, 1000, eta_y)
@@ -133,7 +134,7 @@ class Figure3Test(parameterized.TestCase):
       self.assertEqual((t[0], t[-1], chi[0]), (0, 700, 1))
 
   def test_dashes_stand_where_attention_snaps(self):
-    (axes,) = _theory(plot_theory.figure3).axes
+    (axes,) = _theory(theory.figure3).axes
     for eta_y, look in figures.curve_styles((0.5, 1.0, 2.0, 5.0)).items():
       expected = _snapping_start(1000, 10, eta_y)
       (line,) = [
@@ -144,14 +145,14 @@ class Figure3Test(parameterized.TestCase):
       np.testing.assert_allclose(line.get_xdata(), expected, rtol=1e-6)
 
   def test_caption_says_that_the_scale_is_unknown(self):
-    self.assertRegex(plot_theory.CAPTIONS["figure3"], "C_0.*cannot be pinned")
+    self.assertRegex(theory.CAPTIONS["figure3"], "C_0.*cannot be pinned")
 
 
 class Figure4Test(parameterized.TestCase):
 
   def test_heat_maps_show_the_smallest_seed_group_by_group(self):
     result = _result(lr_ratio=(1.0, 10.0))
-    maps = _heat_maps(plot_scansnap.figure4(result))
+    maps = _heat_maps(attention.figure4(result))
     self.assertLen(maps, 4)
     # Tokens 0-9 common, 10-19 and 20-29 distinct, already rarest first.
     for axes, (ratio, n) in zip(
@@ -174,16 +175,16 @@ class Figure4Test(parameterized.TestCase):
 
   def test_last_attention_alone_is_one_column(self):
     result = _result(record=False)
-    first, _ = _heat_maps(plot_scansnap.figure4(result))
+    first, _ = _heat_maps(attention.figure4(result))
     self.assertEqual(first.images[0].get_array().shape, (30, 1))
 
   def test_many_settings_take_several_rows(self):
     result = _result(lr_z=(0.5, 1.0), lr_ratio=(1.0, 2.0))
-    self.assertLen(_heat_maps(plot_scansnap.figure4(result)), 8)
+    self.assertLen(_heat_maps(attention.figure4(result)), 8)
 
   def test_curves_are_means_over_the_runs_of_a_setting(self):
     result = _result(lr_ratio=(1.0, 10.0))
-    figure = plot_scansnap.figure4(result)
+    figure = attention.figure4(result)
     own = result.runs.lr_ratio == 10
     for title, curves in (
         ("batch loss", result.history.losses),
@@ -204,7 +205,7 @@ class Figure4Test(parameterized.TestCase):
   def test_authors_losses_are_drawn_where_they_belong(
       self, setting, switch, expected
   ):
-    figure = plot_scansnap.figure4(_result(**setting), **switch)
+    figure = attention.figure4(_result(**setting), **switch)
     containers = _panel(figure, "batch loss").containers
     self.assertLen(containers, int(expected))
     if expected:
@@ -216,7 +217,7 @@ class Figure4Test(parameterized.TestCase):
     steps = np.linspace(0, 20, 5)
     flow = {r: (steps, 2 - steps / r, steps / r) for r in (0.1, 10.0, 99.0)}
     result = _result(lr_ratio=(0.1, 10.0))
-    figure = plot_scansnap.figure4(result, flow)
+    figure = attention.figure4(result, flow)
     for title, index in (
         ("entropy over distinct tokens", 1),
         ("attention on common tokens", 2),
@@ -230,7 +231,7 @@ class Figure4Test(parameterized.TestCase):
 class Figure5Test(parameterized.TestCase):
 
   def test_authors_losses_under_sgd_do_not_appear(self):
-    figure = plot_scansnap.figure5(_result(lr_z=(0.1, 0.5, 1.0)))
+    figure = attention.figure5(_result(lr_z=(0.1, 0.5, 1.0)))
     self.assertLen(_heat_maps(figure), 6)
     self.assertEmpty(_panel(figure, "batch loss").containers)
 
@@ -239,7 +240,7 @@ class Figure6Test(parameterized.TestCase):
 
   def test_bars_are_sample_deviations_over_seeds(self):
     results = [_medium(num_last) for num_last in (1, 3, 5, 10)]
-    panels = plot_scansnap.figure6(results).axes
+    panels = sparsity.figure6(results).axes
     looks = figures.curve_styles((0.5, 1.0))
     for axes, result in zip(panels, results, strict=True):
       final = result.history.distinct_entropy[:, -1].astype(np.float64)
@@ -257,7 +258,7 @@ class Figure6Test(parameterized.TestCase):
 
   def test_authors_points_are_those_of_the_setting(self):
     results = [_medium(3), _medium(5)]
-    known, unknown = plot_scansnap.figure6(results).axes
+    known, unknown = sparsity.figure6(results).axes
     for lr_z, look in figures.curve_styles((0.5, 1.0)).items():
       _, mean, spread = _bars(known, look, is_open=True)
       cells = [published.figure6_cell(3, 6, lr_z, r) for r in (1.0, 2.0, 5.0)]
@@ -265,12 +266,12 @@ class Figure6Test(parameterized.TestCase):
       np.testing.assert_allclose(spread, [cell.std for cell in cells])
     self.assertLen(known.containers, 4)
     self.assertLen(unknown.containers, 2)
-    alone = plot_scansnap.figure6(results[:1], show_published=False)
+    alone = sparsity.figure6(results[:1], show_published=False)
     self.assertLen(alone.axes[0].containers, 2)
 
   def test_one_rate_one_ratio_and_one_seed_make_one_point(self):
     result = _medium(4, lr_z=(0.7,), lr_ratio=(3.0,), seeds=(1,))
-    (axes,) = plot_scansnap.figure6([result]).axes
+    (axes,) = sparsity.figure6([result]).axes
     look = figures.curve_styles([float(np.float32(0.7))]).popitem()[1]
     x, mean, spread = _bars(axes, look, is_open=False)
     np.testing.assert_allclose(x, [3.0])
@@ -289,7 +290,7 @@ class Figure8Test(parameterized.TestCase):
   def test_steps_follow_the_recursion_and_curves_the_root(
       self, panel, num_tokens, rates, end
   ):
-    axes = _theory(plot_theory.figure8).axes[panel]
+    axes = _theory(theory.figure8).axes[panel]
     smooth = [line for line in axes.lines if line.get_color() == "black"]
     for eta_y, curve in zip(rates, smooth, strict=False):
       s, steps = _line(axes, rf"$\eta_Y={eta_y:g}$")
@@ -316,7 +317,7 @@ class Figure9Test(parameterized.TestCase):
   def test_curves_are_theorem_4_and_markers_stand_at_t0(
       self, panel, ratio, num_tokens, ends
   ):
-    axes = _theory(plot_theory.figure9).axes[panel]
+    axes = _theory(theory.figure9).axes[panel]
     heights = []
     for eta_z, end in zip((0.5, 1.0, 2.0, 4.0, 8.0), ends, strict=True):
       (line,) = _lines(axes, rf"$\eta_Z={eta_z:g}$")
@@ -340,8 +341,8 @@ class Figure9Test(parameterized.TestCase):
 class RecallTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (plot_scansnap.figure11, "lr_z", r"$\eta_Z=0.5$", 0.5, 1.0),
-      (plot_scansnap.figure12, "lr_ratio", r"$\eta_Y/\eta_Z=5$", 1.0, 5.0),
+      (sparsity.figure11, "lr_z", r"$\eta_Z=0.5$", 0.5, 1.0),
+      (sparsity.figure12, "lr_ratio", r"$\eta_Y/\eta_Z=5$", 1.0, 5.0),
   )
   def test_curve_counts_distinct_tokens_at_the_other_rate_of_one(
       self, draw, axis, label, lr_z, ratio
@@ -365,7 +366,7 @@ class RecallTest(parameterized.TestCase):
 
   def test_other_numbers_of_tokens_get_thresholds_near_their_inverse(self):
     result = _result(num_last=4, record=False)
-    (axes,) = plot_scansnap.figure11([result]).axes
+    (axes,) = sparsity.figure11([result]).axes
     low, high = axes.get_xlim()
     self.assertBetween(1 / result.classes.num_tokens, low, high)
     self.assertLess(high / low, 1.5)
@@ -373,8 +374,8 @@ class RecallTest(parameterized.TestCase):
   def test_smallest_rate_stands_in_for_one(self):
     result = _medium(1, lr_z=(0.5, 2.0), lr_ratio=(2.0, 5.0))
     eleven, twelve = (
-        plot_scansnap.figure11([result]).axes[0],
-        plot_scansnap.figure12([result]).axes[0],
+        sparsity.figure11([result]).axes[0],
+        sparsity.figure12([result]).axes[0],
     )
     np.testing.assert_array_equal(
         _line(eleven, r"$\eta_Z=0.5$")[1],
@@ -385,13 +386,13 @@ class RecallTest(parameterized.TestCase):
 class LayoutTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ("3", lambda: _theory(plot_theory.figure3)),
-      ("4", lambda: plot_scansnap.figure4(_result(lr_ratio=(1.0, 10.0)))),
-      ("5", lambda: plot_scansnap.figure5(_result(lr_z=(0.1, 0.5, 1.0)))),
-      ("6", lambda: plot_scansnap.figure6([_medium(n) for n in (1, 3)])),
-      ("8", lambda: _theory(plot_theory.figure8)),
-      ("9", lambda: _theory(plot_theory.figure9)),
-      ("11", lambda: plot_scansnap.figure11([_medium(n) for n in (1, 3)])),
+      ("3", lambda: _theory(theory.figure3)),
+      ("4", lambda: attention.figure4(_result(lr_ratio=(1.0, 10.0)))),
+      ("5", lambda: attention.figure5(_result(lr_z=(0.1, 0.5, 1.0)))),
+      ("6", lambda: sparsity.figure6([_medium(n) for n in (1, 3)])),
+      ("8", lambda: _theory(theory.figure8)),
+      ("9", lambda: _theory(theory.figure9)),
+      ("11", lambda: sparsity.figure11([_medium(n) for n in (1, 3)])),
   )
   def test_nothing_overlaps_and_every_axis_is_named(self, draw):
     figure = draw()
@@ -416,12 +417,11 @@ class LayoutTest(parameterized.TestCase):
     self.assertNotEmpty(figure.axes[0].get_ylabel())
 
   def test_every_figure_has_a_caption(self):
-    drawn = [
-        n
-        for n in dir(plot_scansnap)
-        if n.startswith("figure") and n[-1:].isdigit()
-    ]
-    self.assertEqual(sorted(drawn), sorted(plot_scansnap.CAPTIONS))
+    for module in (attention, sparsity, theory):
+      drawn = [
+          n for n in dir(module) if n.startswith("figure") and n[-1:].isdigit()
+      ]
+      self.assertEqual(sorted(drawn), sorted(module.CAPTIONS))
 
 
 if __name__ == "__main__":

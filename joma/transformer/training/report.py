@@ -12,11 +12,10 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from launch import lm_summary
-from launch import plot_lm
+from joma.transformer.training import drawing
+from joma.transformer.training import summary as summary_lib
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 from scansnap_jax.experiment.errors import UserError
 
 _TITLE = "Attention of language models along training"
@@ -35,13 +34,13 @@ def write(
 
   Args:
     workdir: The run's folder.
-    run: What `lm_summary.summarize_run` made; with `map_steps`, when each of
+    run: What `summary_lib.summarize_run` made; with `map_steps`, when each of
       the M maps was taken, and where it is known `map_text`, the sequence that
       they are of. Other entries come into summary.json as they are.
     attn_maps: Attention weights of one sequence, rows of queries.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
-    reference_csv: The authors' curves, see `lm_summary.read_reference`.
+    reference_csv: The authors' curves, see `summary_lib.read_reference`.
 
   Returns:
     The path of the report.
@@ -49,11 +48,11 @@ def write(
   Raises:
     UserError: `reference_csv` cannot be read.
   """
-  groups = lm_summary.group_runs([run], _reference(reference_csv))
-  numbers = lm_summary.summarize_maps(attn_maps, run["map_steps"])
+  groups = summary_lib.group_runs([run], _reference(reference_csv))
+  numbers = summary_lib.summarize_maps(attn_maps, run["map_steps"])
   summary = {**run, "maps": numbers, "groups": groups}
   sections = [_losses(workdir, groups), _entropy(workdir, groups)]
-  items = [_save(workdir, "probes", plot_lm.probes(groups[0]))]
+  items = [_save(workdir, "probes", drawing.probes(groups[0]))]
   sections.append(report.Section("Probes", "", items))
   if len(attn_maps):
     sections.append(_maps(workdir, run, attn_maps, numbers))
@@ -87,7 +86,7 @@ def compare(
     UserError: A folder has no summary, or a seed occurs twice.
   """
   summaries = [_read_summary(run) for run in runs]
-  groups = lm_summary.group_runs(summaries, _reference(reference_csv))
+  groups = summary_lib.group_runs(summaries, _reference(reference_csv))
   sections = [_losses(workdir, groups), _entropy(workdir, groups)]
   summary: dict[str, Any] = {"runs": list(map(str, runs)), "groups": groups}
   if len({group["lr"] for group in groups}) > 1:
@@ -95,10 +94,10 @@ def compare(
     summary["final_entropy"] = [
         {"num_layers": depth, **point}
         for depth in depths
-        for point in plot_lm.final_entropies(groups, depth)
+        for point in drawing.final_entropies(groups, depth)
     ]
     items = [
-        _save(workdir, "final_entropy", plot_lm.final_entropy(groups)),
+        _save(workdir, "final_entropy", drawing.final_entropy(groups)),
         _table("After training.", summary["final_entropy"]),
     ]
     title = "Attention entropy against the learning rate"
@@ -111,7 +110,7 @@ def compare(
 def _reference(reference_csv: str | None) -> dict[Any, Any]:
   if reference_csv is None:
     return {}
-  return lm_summary.read_reference(pathlib.Path(reference_csv).expanduser())
+  return summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
 
 
 def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
@@ -132,24 +131,19 @@ def _write(
     facts: Mapping[str, str],
     sections: Sequence[report.Section],
 ) -> pathlib.Path:
-  workdir_lib.write_atomic(
-      workdir / "summary.json",
-      json.dumps(summary, indent=2, allow_nan=False) + "\n",
-  )
-  path = workdir / "report.html"
-  workdir_lib.write_atomic(path, report.render(_TITLE, facts, sections))
-  return path
+  report.write_summary(workdir, summary)
+  return report.write(workdir, _TITLE, facts, sections)
 
 
 def _losses(
-    workdir: pathlib.Path, groups: Sequence[plot_lm.Group]
+    workdir: pathlib.Path, groups: Sequence[drawing.Group]
 ) -> report.Section:
   rows = []
   for group in groups:
     best = group["best_valid_loss"] or {"value": None, "step": None}
     value = best["value"]
     row = {
-        "runs": plot_lm.describe(group, groups),
+        "runs": drawing.describe(group, groups),
         "seeds": len(group["seeds"]),
         "least validation loss": value,
         "perplexity": None if value is None else float(np.exp(value)),
@@ -167,26 +161,26 @@ def _losses(
       row["largest difference at a minibatch"] = max(gaps, default=None)
     rows.append(row)
   items = [
-      _save(workdir, "losses", plot_lm.losses(groups)),
+      _save(workdir, "losses", drawing.losses(groups)),
       _table("Validation loss in nats per token, mean over seeds.", rows),
   ]
   return report.Section("Loss and perplexity", "", items)
 
 
 def _entropy(
-    workdir: pathlib.Path, groups: Sequence[plot_lm.Group]
+    workdir: pathlib.Path, groups: Sequence[drawing.Group]
 ) -> report.Section:
   rows = []
   for group in groups:
     theirs = (group["authors"] or {"layers": []})["layers"]
     for layer, ours in enumerate(group["layers"]):
-      row = {"runs": plot_lm.describe(group, groups), **ours}
+      row = {"runs": drawing.describe(group, groups), **ours}
       if theirs:
         names = ("start", "min", "min_step", "end")
         row |= {f"authors' {name}": theirs[layer][name] for name in names}
       rows.append(row)
   items = [
-      _save(workdir, "entropy", plot_lm.entropy(groups)),
+      _save(workdir, "entropy", drawing.entropy(groups)),
       _table(
           "Entropy in nats by layer: at the start, at its least and where that"
           " is, at the end, and end less least.",
@@ -206,10 +200,10 @@ def _maps(
     attn_maps: Float[np.ndarray, "M L N T T"],
     numbers: Sequence[Mapping[str, Any]],
 ) -> report.Section:
-  shown = set(plot_lm.shown_maps(*attn_maps.shape[1:3]))
+  shown = set(drawing.shown_maps(*attn_maps.shape[1:3]))
   rows = [row for row in numbers if (row["layer"], row["head"]) in shown]
   items = [
-      _save(workdir, "maps", plot_lm.maps(attn_maps, run["map_steps"])),
+      _save(workdir, "maps", drawing.maps(attn_maps, run["map_steps"])),
       _table(
           "Of these maps, means over queries: entropy in nats, largest weight,"
           " weight of the first key.",
@@ -221,10 +215,10 @@ def _maps(
 
 
 def _save(
-    workdir: pathlib.Path, name: str, figure: plot_lm.mpl_figure.Figure
+    workdir: pathlib.Path, name: str, figure: drawing.mpl_figure.Figure
 ) -> report.Figure:
   png, _ = figures.save(figure, workdir / "figures", name)
-  return report.Figure(plot_lm.CAPTIONS[name], png)
+  return report.Figure(drawing.CAPTIONS[name], png)
 
 
 def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> report.Table:

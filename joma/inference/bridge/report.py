@@ -1,17 +1,15 @@
 """Number, summary and report of `launch.bridge`."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from launch import plot_bridge
+from joma.inference.bridge import drawing
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import intervals
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 Panels = Mapping[str, Mapping[str, Any]]
 
@@ -20,7 +18,7 @@ def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
   """Computes every interval at the end, and says what was found.
 
   Args:
-    panels: By a name of `plot_bridge.TITLES`, what the measurements give; the
+    panels: By a name of `drawing.TITLES`, what the measurements give; the
       last one is what the number is of.
     named: Types that the theory ranks first and last.
 
@@ -101,10 +99,8 @@ def write(
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
   """
-  plain = lambda value: np.asarray(value).tolist()
-  text = json.dumps(summary, indent=2, allow_nan=False, default=plain)
-  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
-  figure = plot_bridge.draw(summary["panels"])
+  report.write_summary(workdir, summary)
+  figure = drawing.draw(summary["panels"])
   png, _ = figures.save(figure, workdir / "figures", "bridge")
   items = [report.Figure(caption(summary), png), _ends(summary)]
   section = report.Section(
@@ -112,11 +108,9 @@ def write(
       f"{summary['finding']}\n\n{_named(summary['named'])}",
       items,
   )
-  path = workdir / "report.html"
   title = "From co-occurrence to heavy hitters"
   facts = {**facts, **report.run_facts(started)}
-  workdir_lib.write_atomic(path, report.render(title, facts, [section]))
-  return path
+  return report.write(workdir, title, facts, [section])
 
 
 def caption(summary: Mapping[str, Any]) -> str:
@@ -124,7 +118,7 @@ def caption(summary: Mapping[str, Any]) -> str:
   sizes = ", ".join(
       f"{panel['num_kept']} of {panel['num_candidates']} ({title})"
       for title, panel in (
-          (plot_bridge.TITLES[name], panel)
+          (drawing.TITLES[name], panel)
           for name, panel in summary["panels"].items()
       )
   )
@@ -147,9 +141,9 @@ def _ends(summary: Mapping[str, Any]) -> report.Table:
               for panel in panels.values()
           ),
       )
-      for name, label in plot_bridge.LABELS.items()
+      for name, label in drawing.LABELS.items()
   ]
-  header = ("predictor", *(plot_bridge.TITLES[name] for name in panels))
+  header = ("predictor", *(drawing.TITLES[name] for name in panels))
   return report.Table("Recall after training, 95 % interval.", header, rows)
 
 

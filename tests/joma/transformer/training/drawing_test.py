@@ -6,10 +6,10 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from launch import lm_summary
-from launch import plot_lm
+from joma.transformer.training import drawing
+from joma.transformer.training import summary
 from scansnap_jax.experiment import figures
-from tests.launch import lm_runs
+from tests.joma.transformer.training import lm_runs
 
 
 def _heights(axes):
@@ -31,22 +31,22 @@ class PlotLmTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     path = self.folder / "reference.csv"
     lm_runs.write_reference(path)
-    self.reference = lm_summary.read_reference(path)
+    self.reference = summary.read_reference(path)
 
   def _groups(self, runs):
-    groups = lm_summary.group_runs(runs, self.reference)
+    groups = summary.group_runs(runs, self.reference)
     return json.loads(json.dumps(groups))  # As read back.
 
   def test_losses_of_both_texts_and_of_the_authors_are_drawn(self):
     groups = self._groups([lm_runs.make_run()])
-    figure = plot_lm.losses(groups)
+    figure = drawing.losses(groups)
     heights = _heights(figure.axes[0])
     self.assertIn(_rounded(groups[0]["valid_loss"]["mean"]), heights)
     self.assertIn(_rounded(groups[0]["train_loss"]["mean"]), heights)
     self.assertIn((9.0, 8.0, 7.0), heights)
 
   def test_perplexities_are_exponentials_of_the_losses(self):
-    (axes,) = plot_lm.losses(self._groups([lm_runs.make_run()])).axes
+    (axes,) = drawing.losses(self._groups([lm_runs.make_run()])).axes
     (right,) = axes.child_axes
     figure = axes.get_figure()
     figure.draw_without_rendering()
@@ -63,7 +63,7 @@ class PlotLmTest(parameterized.TestCase):
         for seed in (1, 2)
     ]
     groups = self._groups(runs)
-    panels = plot_lm.entropy(groups).axes
+    panels = drawing.entropy(groups).axes
     self.assertLen(panels, 2)
     for axes, group in zip(panels, groups, strict=True):
       for curve in group["entropy"]["mean"]:
@@ -82,8 +82,8 @@ class PlotLmTest(parameterized.TestCase):
     rows = [f"1,0.0001,1,{i}000,7,{e}," for i, e in enumerate(entropy)]
     path.write_text("\n".join([lm_runs.HEADER, *rows]) + "\n")
     runs = [lm_runs.make_run(num_layers=1, steps=range(0, 60_000, 1000))]
-    groups = lm_summary.group_runs(runs, lm_summary.read_reference(path))
-    (axes,) = plot_lm.entropy(groups).axes
+    groups = summary.group_runs(runs, summary.read_reference(path))
+    (axes,) = drawing.entropy(groups).axes
     points = {len(line.get_xdata()): line for line in axes.get_lines()}[13]
     self.assertIn((7000, 1.0), list(map(tuple, points.get_xydata())))
 
@@ -91,7 +91,7 @@ class PlotLmTest(parameterized.TestCase):
     runs = [lm_runs.make_run(num_layers=n) for n in (2, 3)]
     colors = [
         {line.get_label(): line.get_color() for line in axes.get_lines()}
-        for axes in plot_lm.entropy(self._groups(runs)).axes
+        for axes in drawing.entropy(self._groups(runs)).axes
     ]
     for layer in ("layer 0", "layer 1"):
       self.assertEqual(colors[0][layer], colors[1][layer])
@@ -99,7 +99,7 @@ class PlotLmTest(parameterized.TestCase):
 
   def test_probes_are_drawn_by_layer(self):
     (group,) = self._groups([lm_runs.make_run()])
-    panels = plot_lm.probes(group).axes
+    panels = drawing.probes(group).axes
     for axes, name in zip(
         panels, ("sink_rate", "effective_support", "stable_rank"), strict=True
     ):
@@ -113,19 +113,19 @@ class PlotLmTest(parameterized.TestCase):
         for seed in (1, 2)
     ]
     groups = self._groups(runs)
-    points = plot_lm.final_entropies(groups, 2)
+    points = drawing.final_entropies(groups, 2)
     self.assertEqual([point["lr"] for point in points], [1e-4, 1e-3])
     self.assertAlmostEqual(points[0]["mean"], 2.25)
     self.assertAlmostEqual(points[0]["std"], np.std([0.1, 0.2], ddof=1))
     self.assertAlmostEqual(points[0]["authors"], (1.5 + 1.75) / 2)
     self.assertIsNone(points[1]["authors"])
-    (axes,) = plot_lm.final_entropy(groups).axes
+    (axes,) = drawing.final_entropy(groups).axes
     self.assertIn(_rounded(p["mean"] for p in points), _heights(axes))
     self.assertEqual(axes.get_xscale(), "log")
 
   def test_maps_show_what_a_query_sees(self):
     maps = lm_runs.make_maps(3)
-    figure = plot_lm.maps(maps, [0, 500, 1000])
+    figure = drawing.maps(maps, [0, 500, 1000])
     panels = [axes for axes in figure.axes if axes.images]
     self.assertLen(panels, 6)
     titles = [axes.get_title() for axes in panels[:3]]
@@ -137,8 +137,8 @@ class PlotLmTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.tril(shown.filled(0)), maps[1, 1, 0])
 
   def test_of_many_heads_some_are_shown(self):
-    self.assertEqual(plot_lm.shown_maps(4, 4), [(0, 0), (1, 1), (2, 2), (3, 3)])
-    self.assertEqual(plot_lm.shown_maps(1, 2), [(0, 0), (0, 1)])
+    self.assertEqual(drawing.shown_maps(4, 4), [(0, 0), (1, 1), (2, 2), (3, 3)])
+    self.assertEqual(drawing.shown_maps(1, 2), [(0, 0), (0, 1)])
 
   @parameterized.parameters(
       (1e-4, "1e-4"), (2.5e-6, "2.5e-6"), (0.01, "0.01"), (5.0, "5")
@@ -146,15 +146,15 @@ class PlotLmTest(parameterized.TestCase):
   def test_rates_are_short(self, lr, expected):
     (group,) = self._groups([lm_runs.make_run(lr=lr)])
     self.assertEqual(
-        plot_lm.describe(group, [group]), f"2 layers, lr {expected}"
+        drawing.describe(group, [group]), f"2 layers, lr {expected}"
     )
 
   @pytest.mark.slow
   def test_figures_are_written(self):
     groups = self._groups([lm_runs.make_run(steps=range(0, 30_001, 500))])
     for name, figure in (
-        ("losses", plot_lm.losses(groups)),
-        ("maps", plot_lm.maps(lm_runs.make_maps(), [0, 1, 2, 3])),
+        ("losses", drawing.losses(groups)),
+        ("maps", drawing.maps(lm_runs.make_maps(), [0, 1, 2, 3])),
     ):
       for path in figures.save(figure, self.folder, name):
         self.assertGreater(path.stat().st_size, 5000)
@@ -162,13 +162,13 @@ class PlotLmTest(parameterized.TestCase):
   def test_the_start_of_a_long_run_is_cut_off(self):
     run = lm_runs.make_run(steps=range(0, 30_001, 500))
     run["valid_loss"][0] = 1000.0
-    (axes,) = plot_lm.losses(self._groups([run])).axes
+    (axes,) = drawing.losses(self._groups([run])).axes
     low, high = axes.get_ylim()
     self.assertLess(high, 10)
     self.assertLess(low, min(run["valid_loss"]))
     short = lm_runs.make_run(steps=range(0, 3001, 500))
     short["valid_loss"][0] = 1000.0
-    (axes,) = plot_lm.losses(self._groups([short])).axes
+    (axes,) = drawing.losses(self._groups([short])).axes
     self.assertGreater(axes.get_ylim()[1], 1000)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -12,8 +11,6 @@ import jax.numpy as jnp
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from launch import plot_scansnap
-from launch import plot_theory
 from scansnap_jax import config as config_lib
 from scansnap_jax import flow
 from scansnap_jax import published
@@ -21,7 +18,9 @@ from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.figures import attention
+from scansnap_jax.figures import sparsity
+from scansnap_jax.figures import theory
 from scansnap_jax.theorems import table
 
 Configs = Mapping[str, config_lib.ScanSnapConfig]
@@ -75,14 +74,9 @@ def write(
   if checks:
     sections.append(_theorem_section(checks))
   facts = {**facts, **report.run_facts(started)}
-  workdir_lib.write_atomic(
-      workdir / "summary.json",
-      json.dumps(summary, indent=2, allow_nan=False) + "\n",
-  )
-  path = workdir / "report.html"
+  report.write_summary(workdir, summary)
   title = "Scan & Snap: one attention layer"
-  workdir_lib.write_atomic(path, report.render(title, facts, sections))
-  return path
+  return report.write(workdir, title, facts, sections)
 
 
 def summarize(
@@ -191,8 +185,8 @@ def _figure_section(
     figure, caption = _draw(name, configs[name], results[name])
     tables = [_cell_table(results[name], _is_published(name, configs[name]))]
   else:
-    figure = getattr(plot_theory, name)()
-    caption, tables = plot_theory.CAPTIONS[name], []
+    figure = getattr(theory, name)()
+    caption, tables = theory.CAPTIONS[name], []
   png, _ = figures.save(figure, workdir / "figures", name)
   return report.Section(
       _TITLES[name], items=[report.Figure(caption, png), *tables]
@@ -206,16 +200,16 @@ def _draw(
   show_published = _is_published(name, config)
   if name == "figure4":
     prediction = predict_by_flow(config, results[0])
-    figure = plot_scansnap.figure4(
+    figure = attention.figure4(
         results[0], prediction, show_published=show_published
     )
   elif name == "figure5":
-    figure = plot_scansnap.figure5(results[0])
+    figure = attention.figure5(results[0])
   elif name in ("figure11", "figure12"):
-    figure = getattr(plot_scansnap, name)(results)
+    figure = getattr(sparsity, name)(results)
   else:
-    figure = plot_scansnap.figure6(results, show_published=show_published)
-  captions = plot_scansnap.CAPTIONS
+    figure = sparsity.figure6(results, show_published=show_published)
+  captions = {**attention.CAPTIONS, **sparsity.CAPTIONS}
   return figure, captions.get(name, captions["figure6"])
 
 
@@ -286,7 +280,7 @@ def _theorem_section(checks: list[table.TheoremCheck]) -> report.Section:
 
 def predict_by_flow(
     config: config_lib.ScanSnapConfig, result: train.Result
-) -> plot_scansnap.Flow | None:
+) -> attention.Flow | None:
   """What gradient flow predicts for infinitely long sequences.
 
   Returns:

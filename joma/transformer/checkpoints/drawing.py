@@ -208,7 +208,9 @@ def _scale_steps(axes: mpl_axes.Axes, steps: Sequence[int]) -> None:
 
 
 def _draw_uniform(
-    panels: Sequence[mpl_axes.Axes], models: Sequence[Model], in_layers: bool
+    panels: Sequence[mpl_axes.Axes] | np.ndarray,
+    models: Sequence[Model],
+    in_layers: bool,
 ) -> None:
   drawn = set()
   for model in models:

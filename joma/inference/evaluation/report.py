@@ -1,16 +1,14 @@
 """Summary, figures and report of `launch.evaluate_cache`."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
+from joma.inference.evaluation import drawing
 from joma.inference.evaluation import evaluate_config
 from joma.systems.cache_policies import names as policy_names
-from launch import plot_cache
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 Row = Mapping[str, Any]
 
@@ -32,11 +30,10 @@ def write(
   """
   findings = [finding(task, rows) for task, rows in summary["tasks"].items()]
   summary = {"finding": findings, **summary}
-  text = json.dumps(summary, indent=2, allow_nan=False)
-  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
+  report.write_summary(workdir, summary)
   sections = []
   for task, rows in summary["tasks"].items():
-    png, _ = figures.save(plot_cache.draw(rows), workdir / "figures", task)
+    png, _ = figures.save(drawing.draw(rows), workdir / "figures", task)
     sections.append(
         report.Section(
             task.replace("_", " "),
@@ -49,10 +46,8 @@ def write(
         )
     )
   facts = {**facts, **_training(summary), **report.run_facts(started)}
-  path = workdir / "report.html"
   title = "Which tokens a KV cache keeps, and what that costs"
-  workdir_lib.write_atomic(path, report.render(title, facts, sections))
-  return path
+  return report.write(workdir, title, facts, sections)
 
 
 def finding(task: str, rows: Sequence[Row]) -> str:
@@ -67,7 +62,7 @@ def finding(task: str, rows: Sequence[Row]) -> str:
   said = [
       f"{task}: full cache {_number(full[key]['mean'])}. With {least} slots,"
       f" {100 * best['budget']:.3g} % of the text,"
-      f" {plot_cache.label(best['policy'])} is best with"
+      f" {drawing.label(best['policy'])} is best with"
       f" {_number(best[key]['mean'])}"
   ]
   beside = [
@@ -145,7 +140,7 @@ def _quality(task: str, rows: Sequence[Row]) -> report.Table:
     keys = ("perplexity", "ratio") if is_text else ("quality", "recall")
     mass = row["kept_mass"]
     cells.append((
-        plot_cache.label(row["policy"]),
+        drawing.label(row["policy"]),
         row["slots"],
         *(_interval(row[key]) for key in keys),
         "–" if mass is None else _number(mass["mean"]),
@@ -170,7 +165,7 @@ def _expense(rows: Sequence[Row]) -> report.Table:
   )
   cells = [
       (
-          plot_cache.label(row["policy"]),
+          drawing.label(row["policy"]),
           row["slots"],
           f"{row['step_bytes'] / 1e6:.4g}",
           f"{row['step_cache_bytes'] / 1e6:.4g}",
@@ -196,10 +191,10 @@ def _training(summary: Mapping[str, Any]) -> dict[str, str]:
   return {"trained here": f"loss {losses[0]:.3f} to {losses[-1]:.3f} nats"}
 
 
-def _interval(parts: Mapping[str, float]) -> str:
+def _interval(parts: Mapping[str, float | int]) -> str:
   half = (parts["high"] - parts["low"]) / 2
   return f"{_number(parts['mean'])} ± {_number(half)}"
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
   return f"{value:.2f}" if value >= 10 else f"{value:.3f}"

@@ -6,8 +6,8 @@ import time
 
 from absl.testing import absltest
 
-from launch import plot_cache
-from launch import report_cache
+from joma.inference.evaluation import drawing
+from joma.inference.evaluation import report
 
 
 def _parts(mean, half=0.01):
@@ -58,27 +58,27 @@ def _texts():
 class ReportTest(absltest.TestCase):
 
   def test_names_the_best_beside_window_and_random(self):
-    said = report_cache.finding("mqar", _rows())
+    said = report.finding("mqar", _rows())
     self.assertIn("full cache 1.000. With 16 slots, 25 % of the text", said)
     self.assertIn("H2O is best with 0.500, beside window 0.100", said)
     self.assertIn("and random 0.200", said)
     self.assertIn("at least as many gold tokens as StreamingLLM", said)
 
   def test_of_perplexities_the_least_is_best(self):
-    said = report_cache.finding("perplexity", _texts())
+    said = report.finding("perplexity", _texts())
     self.assertIn("H2O is best with 22.00, beside window 70.00.", said)
 
   def test_says_where_fewer_gold_tokens_are_kept_and_why(self):
-    said = report_cache.finding("mqar", _rows(h2o=(0.295, 0.7)))
+    said = report.finding("mqar", _rows(h2o=(0.295, 0.7)))
     self.assertIn("0.29 against 0.30 with 16 slots (intervals overlap)", said)
     self.assertIn("0.70 against 0.80 with 32 slots;", said)
     self.assertIn("25 % of them stand in StreamingLLM's sinks", said)
 
   def test_as_many_gold_tokens_are_not_fewer(self):
-    said = report_cache.finding("mqar", _rows(h2o=(0.3, 0.8)))
+    said = report.finding("mqar", _rows(h2o=(0.3, 0.8)))
     self.assertIn("at least as many gold tokens as StreamingLLM", said)
     # One hundredth less at one budget is fewer there, and there alone.
-    said = report_cache.finding("mqar", _rows(h2o=(0.3, 0.79)))
+    said = report.finding("mqar", _rows(h2o=(0.3, 0.79)))
     self.assertNotIn("0.30 against 0.30", said)
     self.assertIn("0.79 against 0.80 with 32 slots", said)
 
@@ -89,7 +89,7 @@ class ReportTest(absltest.TestCase):
         "training": {"losses": [3.0, 0.1]},
         "length": 64,
     }
-    path = report_cache.write(workdir, summary, {}, time.monotonic())
+    path = report.write(workdir, summary, {}, time.monotonic())
     text = path.read_text()
     self.assertEqual(text.count("data:image/png;base64"), 2)
     self.assertIn("loss 3.000 to 0.100 nats", text)
@@ -101,9 +101,9 @@ class ReportTest(absltest.TestCase):
   def test_policies_of_a_figure_look_different(self):
     names = ["h2o", "h2o:score=ema", "tova", "keydiff", "window", "random"]
     names += ["streaming_llm", "snapkv", "knorm"]
-    looks = plot_cache.looks([_row(name, 16, 0.5) for name in names])
+    looks = drawing.looks([_row(name, 16, 0.5) for name in names])
     self.assertLen(set(map(str, looks.values())), len(names))
-    self.assertEqual(plot_cache.label("h2o:score=ema"), "H2O score=ema")
+    self.assertEqual(drawing.label("h2o:score=ema"), "H2O score=ema")
 
 
 if __name__ == "__main__":

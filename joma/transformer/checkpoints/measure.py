@@ -164,7 +164,7 @@ def fit(
     ids: Int[np.ndarray, "B T"],
     model: configs.TransformerConfig,
     config: InspectionConfig,
-) -> tuple[Int[np.ndarray, "B T"], int]:
+) -> tuple[Int[np.ndarray, "B R"], int]:
   """Returns what is read of a text, and how many tokens at once; says both."""
   num_tokens, is_text = ids.shape[1], config.ids is None
   window = config.window or (_TEXT_WINDOW if is_text else num_tokens)

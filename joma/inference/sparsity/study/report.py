@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import json
-import math
 import pathlib
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 Summary = Mapping[str, Any]
 
@@ -65,9 +63,8 @@ def write(
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
   """
-  text = json.dumps(_plain(summary), indent=2, allow_nan=False)
-  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
-  summary = json.loads(text)
+  # NaN, of measures with nothing to divide by, becomes null.
+  summary = report.write_summary(workdir, report.to_json(summary))
   folder = workdir / "figures"
   curves, _ = figures.save(draw(summary), folder, "quality_against_weights")
   layers, _ = figures.save(draw_layers(summary), folder, "layers")
@@ -96,27 +93,12 @@ def write(
       "label": summary["label"],
       **report.run_facts(started),
   }
-  path = workdir / "report.html"
   title = "Contextual sparsity: what a token does not need to compute"
-  workdir_lib.write_atomic(path, report.render(title, facts, sections))
-  return path
+  return report.write(workdir, title, facts, sections)
 
 
 def _show(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(value: Any) -> Any:
-  """Plain JSON; NaN, of measures with nothing to divide by, becomes null."""
-  if isinstance(value, Mapping):
-    return {key: _plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if isinstance(value, (np.ndarray, np.generic)):
-    return _plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def draw(summary: Summary) -> mpl_figure.Figure:
@@ -143,7 +125,7 @@ def draw(summary: Summary) -> mpl_figure.Figure:
   return figure
 
 
-def _low(summary: Summary) -> float:
+def _low(summary: Summary) -> float | int:
   dense = summary["dense"]["perplexity"]
   least = min(row["perplexity"] for row in summary["rows"])
   return min(least, dense) - 0.03 * dense
@@ -253,5 +235,5 @@ def _percents(row: Mapping[str, Any]) -> str:
   return f"{100 * row['change']:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | int | None) -> str:
   return "–" if value is None else f"{value:.3f}"

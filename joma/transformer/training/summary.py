@@ -1,7 +1,7 @@
 """Numbers of language-model runs: of one, of several seeds, of the authors.
 
 Everything is plain JSON types, with null where nothing was measured. What the
-figures of `plot_lm` show is what is here.
+figures of `drawing` show is what is here.
 
 Letters: R runs (seeds), E rows of metrics, L layers.
 """
@@ -312,7 +312,7 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
   return {"mean": _to_json(values.mean(axis=0)), "std": _to_json(std)}
 
 
-def _to_json(values: np.ndarray) -> Any:
+def _to_json(values: np.ndarray | np.number) -> Any:
   """Nested lists or a number, with None for what is not finite."""
   found = np.array(values, object)
   found[~np.isfinite(values)] = None

@@ -7,7 +7,7 @@ import time
 from absl.testing import absltest
 import numpy as np
 
-from launch import report_rope_extension
+from joma.transformer.rope import extension_report
 
 _NAMES = ("plain", "linear", "ntk", "yarn", "plain_tuned", "linear_tuned")
 
@@ -39,7 +39,7 @@ class WriteTest(absltest.TestCase):
 
   def test_every_curve_is_written_and_drawn(self):
     summary = _summary()
-    figure = report_rope_extension.draw(summary)
+    figure = extension_report.draw(summary)
     curves = [
         line
         for line in figure.axes[0].get_lines()
@@ -49,7 +49,7 @@ class WriteTest(absltest.TestCase):
       loss = summary["curves"][name]["loss"]
       np.testing.assert_allclose(line.get_ydata(), np.exp(loss))
     workdir = pathlib.Path(self.create_tempdir().full_path)
-    path = report_rope_extension.write(
+    path = extension_report.write(
         workdir, summary, {"command": "x"}, time.monotonic()
     )
     written = json.loads((workdir / "summary.json").read_text())

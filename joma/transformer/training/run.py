@@ -13,9 +13,9 @@ from joma.transformer.hf import pretrained
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import tokenizer as tokenizer_lib
 from joma.transformer.training import lm_config
+from joma.transformer.training import report
+from joma.transformer.training import summary as summary_lib
 from joma.transformer.training import train as train_lib
-from launch import lm_summary
-from launch import report_lm
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import progress
@@ -40,7 +40,7 @@ def check(
 ) -> None:
   """Raises UserError before the run for what would fail after it."""
   if reference_csv is not None:
-    lm_summary.read_reference(pathlib.Path(reference_csv).expanduser())
+    summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
   if save_hf:
     config_json.to_hf(config.model)
 
@@ -135,7 +135,7 @@ def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
       "map_text": run.corpus.tokenizer.decode(mapped),
   }
   rows = metric_stream.read_rows(workdir / "metrics.jsonl")
-  return lm_summary.summarize_run(rows, about)
+  return summary_lib.summarize_run(rows, about)
 
 
 def write(
@@ -169,7 +169,7 @@ def write(
       f" perplexity {summary['final_perplexity']:.2f}."
   )
   facts = {**facts, "corpus": describe(run.corpus.facts())}
-  return report_lm.write(
+  return report.write(
       workdir,
       summary,
       maps,

@@ -113,9 +113,9 @@ def _scale(axes: mpl_axes.Axes, rows: Sequence[Row], key: str) -> None:
     axes.yaxis.set_minor_locator(mpl_ticker.NullLocator())
 
 
-def _percent(row: Row) -> float:
+def _percent(row: Row) -> float | int:
   return 100 * row["budget"]
 
 
-def _megabytes(row: Row) -> float:
+def _megabytes(row: Row) -> float | int:
   return row["step_cache_bytes"] / 1e6

@@ -11,9 +11,9 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer import inspection_config
 from joma.transformer import model as models
+from joma.transformer.checkpoints import measure
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
-from launch import inspect_lm_run
 from scansnap_jax.experiment import errors
 
 _MODEL = configs.TransformerConfig(
@@ -42,12 +42,12 @@ class FindModelsTest(absltest.TestCase):
     root = pathlib.Path(self.create_tempdir().full_path)
     for name in ("step2", "step10", "step1"):
       (root / name).mkdir()
-    found = inspect_lm_run.find_models([f"a,{root}/step*", "b"])
+    found = measure.find_models([f"a,{root}/step*", "b"])
     self.assertEqual(
         [path.name for path in found], ["a", "step1", "step2", "step10", "b"]
     )
     with self.assertRaisesRegex(errors.UserError, "fits no folder"):
-      inspect_lm_run.find_models([f"{root}/x*"])
+      measure.find_models([f"{root}/x*"])
 
 
 class ReadTest(parameterized.TestCase):
@@ -58,7 +58,7 @@ class ReadTest(parameterized.TestCase):
 
   def _read(self, **changes):
     config = inspection_config.InspectionConfig(**changes)
-    return inspect_lm_run.read_all([self.root / "model"], config)
+    return measure.read_all([self.root / "model"], config)
 
   def test_ids_that_are_none_are_refused(self):
     save_model(self.root / "model")
@@ -103,7 +103,7 @@ class ReadTest(parameterized.TestCase):
   def test_logits_of_several_models_are_refused(self):
     config = inspection_config.InspectionConfig(ids="x", logits_out="y.npy")
     with self.assertRaisesRegex(errors.UserError, "one model, got 2"):
-      inspect_lm_run.read_all([pathlib.Path("a"), pathlib.Path("b")], config)
+      measure.read_all([pathlib.Path("a"), pathlib.Path("b")], config)
 
   def test_settings_that_contradict_are_refused(self):
     for changes, message in (
@@ -133,9 +133,7 @@ class FitTest(parameterized.TestCase):
   def test_lengths(self, changes, positions, num_tokens, expected):
     config = inspection_config.InspectionConfig(**changes)
     model = configs.TransformerConfig(max_len=8, positions=positions)
-    ids, window = inspect_lm_run.fit(
-        np.zeros((2, num_tokens), int), model, config
-    )
+    ids, window = measure.fit(np.zeros((2, num_tokens), int), model, config)
     self.assertEqual((ids.shape[1], window), expected)
 
 
@@ -148,7 +146,7 @@ class MeasureTest(absltest.TestCase):
     config = inspection_config.InspectionConfig(
         ids="x", logits_out=str(root / "new" / "logits.npy")
     )
-    found = inspect_lm_run.measure(root / "model", ids, config)
+    found = measure.measure(root / "model", ids, config)
     self.assertEqual((found["name"], found["window"]), ("model", 4))
     logits = np.load(root / "new" / "logits.npy")
     _, params = pretrained.load(root / "model")

@@ -1,16 +1,14 @@
 """Figures, summary and report of inspected models."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from launch import plot_inspection
+from joma.transformer.checkpoints import drawing
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
-from scansnap_jax.experiment import workdir as workdir_lib
 
 Model = Mapping[str, Any]
 
@@ -41,16 +39,9 @@ def write(
   Returns:
     The path of the report.
   """
-  # What is drawn is what is written: anyone can draw it again.
-  plain = lambda value: np.asarray(value).tolist()
-  text = json.dumps(
-      {"finding": finding(summary["models"]), **summary},
-      indent=2,
-      allow_nan=False,
-      default=plain,
-  )
-  workdir_lib.write_atomic(workdir / "summary.json", text + "\n")
-  models = json.loads(text)["models"]
+  models = report.write_summary(
+      workdir, {"finding": finding(summary["models"]), **summary}
+  )["models"]
   sections = [
       report.Section(
           "Attention sparsity and stable ranks",
@@ -60,18 +51,16 @@ def write(
   ]
   for model in _most(models):
     png, _ = figures.save(
-        plot_inspection.heads(model),
+        drawing.heads(model),
         workdir / "figures",
         f"heads_{models.index(model)}",
     )
-    caption = plot_inspection.CAPTIONS["heads"]
+    caption = drawing.CAPTIONS["heads"]
     items = [report.Figure(caption, png), _layers_table(model)]
     sections.append(report.Section(model["name"], items=items))
-  path = workdir / "report.html"
   facts = {**facts, **report.run_facts(started)}
   title = "Inside Transformers: attention sparsity and MLP ranks"
-  workdir_lib.write_atomic(path, report.render(title, facts, sections))
-  return path
+  return report.write(workdir, title, facts, sections)
 
 
 def finding(models: Sequence[Model]) -> str:
@@ -102,11 +91,11 @@ def _overview(
     models: Sequence[Model], folder: pathlib.Path
 ) -> list[report.Figure]:
   names = ["layers"] if len(models[0]["entropy"]) > 1 else []
-  names += ["series"] if plot_inspection.is_series(models) else []
+  names += ["series"] if drawing.is_series(models) else []
   found = []
   for name in names:
-    png, _ = figures.save(getattr(plot_inspection, name)(models), folder, name)
-    found.append(report.Figure(plot_inspection.CAPTIONS[name], png))
+    png, _ = figures.save(getattr(drawing, name)(models), folder, name)
+    found.append(report.Figure(drawing.CAPTIONS[name], png))
   return found
 
 

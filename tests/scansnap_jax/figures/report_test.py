@@ -13,11 +13,11 @@ from absl.testing import parameterized
 import chex
 import numpy as np
 
-from launch import report_scansnap
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import published
 from scansnap_jax import train
+from scansnap_jax.figures import report
 from scansnap_jax.theorems import table
 
 # Sums of a few float64 in another order.
@@ -75,9 +75,7 @@ def _small(name, **changes):
 
 
 def _summarize(name, config, checks=()):
-  return report_scansnap.summarize(
-      {name: config}, {name: _results(config)}, [*checks]
-  )
+  return report.summarize({name: config}, {name: _results(config)}, [*checks])
 
 
 def _own(result, lr_z, lr_ratio, curves):
@@ -95,7 +93,7 @@ class CellsTest(parameterized.TestCase):
   def test_means_and_sample_deviations_are_over_seeds(self):
     config = _small("figure6", num_last=(3,), lr_z=(0.1, 0.3), first_seed=9)
     (result,) = _results(config)
-    rows = report_scansnap.cells(result)
+    rows = report.cells(result)
     # Rates as they were given, not their float32.
     self.assertEqual(
         [(row["lr_z"], row["lr_ratio"]) for row in rows],
@@ -121,7 +119,7 @@ class CellsTest(parameterized.TestCase):
 
   def test_a_single_seed_has_no_deviation(self):
     (result,) = _results(_small("figure4", num_seeds=1))
-    rows = report_scansnap.cells(result)
+    rows = report.cells(result)
     self.assertLen(rows, 2)
     for r, row in enumerate(rows):
       self.assertEqual(row["num_seeds"], 1)
@@ -133,14 +131,14 @@ class CellsTest(parameterized.TestCase):
 
   def test_authors_values_stand_beside_ours_where_known_and_asked_for(self):
     known, unknown = _results(_small("figure6"))  # 1 and 5 queries.
-    for row in report_scansnap.cells(known, show_published=True):
+    for row in report.cells(known, show_published=True):
       cell = published.figure6_cell(1, 2, row["lr_z"], row["lr_ratio"])
       self.assertEqual(
           (row["published_mean"], row["published_std"]), (cell.mean, cell.std)
       )
     for rows in (
-        report_scansnap.cells(known),
-        report_scansnap.cells(unknown, show_published=True),
+        report.cells(known),
+        report.cells(unknown, show_published=True),
     ):
       self.assertLen(rows, 4)
       for row in rows:
@@ -152,7 +150,7 @@ class IsPublishedTest(parameterized.TestCase):
   @parameterized.parameters("figure4", "figure6", "figure11", "figure12")
   def test_the_papers_own(self, name):
     config = getattr(config_lib, name)()
-    self.assertTrue(report_scansnap._is_published(name, config))
+    self.assertTrue(report._is_published(name, config))
 
   @parameterized.product(
       name=("figure4", "figure6"),
@@ -169,7 +167,7 @@ class IsPublishedTest(parameterized.TestCase):
   )
   def test_swept_and_recorded_fields_do_not_matter(self, name, change):
     config = dataclasses.replace(getattr(config_lib, name)(), **change)
-    self.assertTrue(report_scansnap._is_published(name, config))
+    self.assertTrue(report._is_published(name, config))
 
   @parameterized.product(
       name=("figure4", "figure6", "figure11", "figure12"),
@@ -189,7 +187,7 @@ class IsPublishedTest(parameterized.TestCase):
   )
   def test_another_experiment(self, name, change):
     config = dataclasses.replace(getattr(config_lib, name)(), **change)
-    self.assertFalse(report_scansnap._is_published(name, config))
+    self.assertFalse(report._is_published(name, config))
 
   @parameterized.parameters(
       ("figure4", "figure6"),
@@ -200,7 +198,7 @@ class IsPublishedTest(parameterized.TestCase):
   )  # pyformat: disable
   def test_another_figure(self, name, settings):
     config = getattr(config_lib, settings)()
-    self.assertFalse(report_scansnap._is_published(name, config))
+    self.assertFalse(report._is_published(name, config))
 
 
 class SummarizeTest(parameterized.TestCase):
@@ -279,7 +277,7 @@ class WriteTest(parameterized.TestCase):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     results = {name: _results(config) for name, config in configs.items()}
     with mock.patch.object(table, "check_all", return_value=[*checks]):
-      path = report_scansnap.write(
+      path = report.write(
           workdir,
           *(preset, configs, results),
           {"command": "python <my> script"},
@@ -326,7 +324,7 @@ def _predict(name="momentum", lr_z=1.0, steps=(0, 2, 4, 8, 32)):
       optimizer=_OPTIMIZER(name=name), lr_z=(lr_z,), lr_ratio=(1.0, 10.0)
   )
   (result,) = _results(config)
-  curves = report_scansnap.predict_by_flow(
+  curves = report.predict_by_flow(
       config, result._replace(steps=np.array(steps))
   )
   for times, *_ in curves.values():
@@ -347,7 +345,7 @@ class PredictByFlowTest(parameterized.TestCase):
   def test_nothing_where_the_flow_is_of_another_model(self, **changes):
     config = _small("figure4", **changes)
     (result,) = _results(config)
-    self.assertIsNone(report_scansnap.predict_by_flow(config, result))
+    self.assertIsNone(report.predict_by_flow(config, result))
 
   @parameterized.product(name=("momentum", "sgd"), ratio=(1.0, 10.0))
   def test_starts_at_syn_small_before_training(self, name, ratio):

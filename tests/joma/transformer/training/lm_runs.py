@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from launch import lm_summary
+from joma.transformer.training import summary
 
 HEADER = (
     "nlayers,lr,seed,minibatch,val_loss,attn_entropy_layer0,attn_entropy_layer1"
@@ -40,7 +40,7 @@ def make_run(*, lr=1e-4, seed=1, num_layers=2, **kwargs):
       "seed": seed,
   }
   rows = make_rows(num_layers=num_layers, seed=seed, **kwargs)
-  return lm_summary.summarize_run(rows, about)
+  return summary.summarize_run(rows, about)
 
 
 def write_reference(

@@ -8,8 +8,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from launch import plot_inspection
-from launch import report_inspection
+from joma.transformer.checkpoints import drawing
+from joma.transformer.checkpoints import report
 from scansnap_jax.experiment import figures
 
 
@@ -44,19 +44,19 @@ class PlotTest(parameterized.TestCase):
       (["opt-125m", "opt-350m"], [0, 1], "checkpoint"),
   )
   def test_steps_are_what_names_end_in(self, names, steps, label):
-    self.assertEqual(plot_inspection.checkpoint_steps(names), (steps, label))
+    self.assertEqual(drawing.checkpoint_steps(names), (steps, label))
 
   def test_only_models_of_one_shape_are_a_series(self):
     one = _model("a")
-    self.assertTrue(plot_inspection.is_series([one, _model("b")]))
-    self.assertFalse(plot_inspection.is_series([one]))
-    self.assertFalse(plot_inspection.is_series([one, _model("b", 4)]))
+    self.assertTrue(drawing.is_series([one, _model("b")]))
+    self.assertFalse(drawing.is_series([one]))
+    self.assertFalse(drawing.is_series([one, _model("b", 4)]))
     plain = _model("b", is_gated=False)
-    self.assertFalse(plot_inspection.is_series([one, plain]))
+    self.assertFalse(drawing.is_series([one, plain]))
 
   def test_series_shows_every_layer_at_every_step(self):
     models = [_model(f"step{i}", seed=i) for i in (1, 4, 400)]
-    figure = plot_inspection.series(models)
+    figure = drawing.series(models)
     labels = {axes.get_ylabel(): axes for axes in figure.axes}
     lines = labels["entropy (nats)"].get_lines()
     self.assertLen(lines, 3)
@@ -71,7 +71,7 @@ class PlotTest(parameterized.TestCase):
       np.testing.assert_allclose(axes.get_lines()[2].get_ydata(), ranks)
 
   def test_heads_of_a_single_layer_and_head_are_drawn(self):
-    figure = plot_inspection.heads(_model("a", 1, 1))
+    figure = drawing.heads(_model("a", 1, 1))
     images = [axes.get_images() for axes in figure.axes]
     self.assertLen([image for image in images if image], 4)
 
@@ -82,7 +82,7 @@ class WriteTest(absltest.TestCase):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     models = [_model("step0"), _model("step8", seed=1)]
     models[1]["loss"] = models[1]["perplexity"] = None
-    path = report_inspection.write(
+    path = report.write(
         workdir, {"models": models}, {"command": "x"}, time.monotonic()
     )
     summary = json.loads((workdir / "summary.json").read_text())

@@ -3,7 +3,7 @@
 They are those of Figures 7 and 10 of Scan & Snap
 (https://arxiv.org/abs/2305.16380) and Figures 6 and 8 of JoMA
 (https://arxiv.org/abs/2310.00535). They take summaries of groups of runs, as
-`lm_summary` makes them or as read back from JSON, and arrays of maps; they
+`summary` makes them or as read back from JSON, and arrays of maps; they
 return a figure and write nothing. `CAPTIONS` says what each shows.
 
 Letters: M maps, L layers, N heads, T positions.
@@ -267,7 +267,7 @@ def describe(group: Group, groups: Sequence[Group]) -> str:
   return text
 
 
-def _rate(lr: float) -> str:
+def _rate(lr: float | int) -> str:
   """A learning rate: 5, 0.5, 1e-4."""
   if lr >= 0.01:
     return f"{lr:g}"
@@ -366,7 +366,7 @@ def _count_in_thousands(axes: mpl_axes.Axes) -> None:
   axes.xaxis.set_major_formatter(lambda value, _: _short(value))
 
 
-def _short(step: float) -> str:
+def _short(step: float | int) -> str:
   """57000 as 57k, 1500 as 1.5k, 500 as 500."""
   return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
 

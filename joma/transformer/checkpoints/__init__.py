@@ -1,0 +1,1 @@
+"""What is measured of checkpoints on disk: parts of `launch.inspect_lm`."""

@@ -1,0 +1,1 @@
+"""The figures of Scan & Snap, and the report of a run."""
