@@ -14,7 +14,7 @@ from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
-from joma.transformer import mlp
+from kernels_pallas import activations
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import selection
 from scansnap_jax.experiment import errors
@@ -50,7 +50,7 @@ def dense(
   )
   up = affine(x, params["up"])
   hidden = affine(x, params["gate"]) if config.use_gated_mlp else up
-  hidden = mlp.ACTIVATIONS[config.activation](hidden)
+  hidden = activations.ACTIVATIONS[config.activation](hidden)
   hidden = hidden * up if config.use_gated_mlp else hidden
   return affine(hidden, params["down"])
 
@@ -90,7 +90,9 @@ class Measured:
     strengths = sparsity_labels.unit_strengths(
         self._hidden_pre, hidden, kernel, plan.label, plan.block_size
     )
-    activation = mlp.ACTIVATIONS[one.config.activation](self._hidden_pre)
+    activation = activations.ACTIVATIONS[one.config.activation](
+        self._hidden_pre
+    )
     view = unit_rules.View(
         resid=self._resid,
         hidden_pre=self._hidden_pre,

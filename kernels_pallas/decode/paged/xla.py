@@ -45,7 +45,7 @@ def step(
   pool = slots_lib.Slots(**vars(pool) | {"pos": pos, "score": score})
   rows = lambda x: x.reshape(num_rows, head_dim)
   pool = xla.write_at(
-      pool, rows(key), rows(value), by_row, (own, slot % page_size)
+      pool, rows(key), rows(value), by_row, (own, slot % page_size), rule
   )
   is_seen = rule_lib.sees(pool.pos[read], by_row[:, None, None], rule)
   is_seen &= is_used[..., None]
@@ -53,7 +53,9 @@ def step(
   shape = (batch, num_kv_heads, -1)
   old = pool.score[read].reshape(shape)
   weights = weights.reshape(*shape[:2], weights.shape[1], -1)
-  new = rule_lib.updated(old, weights, positions, rule)
+  is_active = (positions >= 0)[:, None, None]
+  new = rule_lib.rescored(old, rule_lib.joined(weights, rule), rule)
+  new = jnp.where(is_active, new, old)
   written = jnp.where(is_used, page_table, total)
   score = pool.score.at[written].set(
       new.reshape(num_rows, size, page_size), mode="drop"
