@@ -6,7 +6,9 @@ value heads, R = B K rows, P pages of the pool, M pages of a row at most, S
 slots of a page, H head size. PagedAttention (https://arxiv.org/abs/2309.06180).
 """
 
+from collections.abc import Mapping
 import importlib
+import typing
 from typing import Any, Literal
 
 from jax.experimental import checkify
@@ -23,6 +25,13 @@ Score = Literal["sum", "mean", "ema", "position"]
 Reduce = Literal["sum", "max", "mean"]
 # Rows of 16 bits that a TPU moves together. Its kernel takes int8 from 32 on.
 MIN_PAGE_SIZE = 16
+
+
+def can_hold(options: Mapping[str, Any]) -> bool:
+  """Whether options of `api.decode_step` are a rule that rows can have."""
+  return options.get("score", "sum") in typing.get_args(Score) and options.get(
+      "reduce", "sum"
+  ) in typing.get_args(Reduce)
 
 
 def decode_step(
