@@ -14,12 +14,9 @@ from typing import Literal
 
 from joma.systems import names
 from joma.transformer.rope.config import RopeConfig
+from kernels_pallas.activation_names import Activation
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
-
-Activation = Literal[
-    "relu", "gelu", "gelu_tanh", "silu", "identity", "quadratic"
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

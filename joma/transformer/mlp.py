@@ -4,21 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from joma.transformer import config as configs
-
-ACTIVATIONS: dict[configs.Activation, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
-    "identity": lambda x: x,
-    "quadratic": jnp.square,
-}
-
+from kernels_pallas import activations
 
 # A projection and what it reads, to what takes the place of its product.
 Product = Callable[[nn.Module, Array], Array]
@@ -67,7 +57,7 @@ class Mlp(nn.Module):
     hidden_pre = up = dense(x, config.hidden_dim, "up")
     if config.use_gated_mlp:
       hidden_pre = dense(x, config.hidden_dim, "gate")
-    hidden = ACTIVATIONS[config.activation](hidden_pre)
+    hidden = activations.ACTIVATIONS[config.activation](hidden_pre)
     hidden = hidden * up if config.use_gated_mlp else hidden
     self.sow("intermediates", "hidden_pre", hidden_pre)
     self.sow("intermediates", "hidden", hidden)

@@ -1,15 +1,18 @@
 """The chips that kernels are compiled for, and what each can do.
 
 A device is what JAX calls one: a whole chip where two TensorCores work as one
-(v4, v5p: megacore), one of the two TensorCores of a v7x chip. Peak rates and
-capacities of TPUs are those of `pltpu.get_tpu_info_for_chip`.
+(v4, v5p: megacore), one of the two TensorCores of a v7x chip. Its peak rates
+and HBM are its share of `peaks`, VMEM and scalar memory those of
+`pltpu.get_tpu_info_for_chip`.
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.aot import peaks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,7 @@ def get_chip(name: str) -> Chip:
       platform="tpu",
       num_cores=num_cores,
       clock_hz=clock_hz,
-      bf16_flops_per_sec=float(num_cores * core.bf16_ops_per_second),
-      hbm_bytes_per_sec=float(num_cores * core.mem_bw_bytes_per_second),
-      hbm_bytes=num_cores * core.hbm_capacity_bytes,
+      **_rates(name),
       vmem_bytes=core.vmem_capacity_bytes,
       smem_bytes=core.smem_capacity_bytes,
       scoped_vmem_bytes=scoped_mib << 20,
@@ -95,15 +96,23 @@ def get_chip(name: str) -> Chip:
   )
 
 
+def _rates(name: str) -> dict[str, Any]:
+  """A device's share of its chip's peaks."""
+  peak = peaks.PEAKS[name]
+  return {
+      "bf16_flops_per_sec": peak.flops_per_sec / peak.num_devices,
+      "hbm_bytes_per_sec": peak.bytes_per_sec / peak.num_devices,
+      "hbm_bytes": peak.hbm_bytes // peak.num_devices,
+  }
+
+
 # The SXM board, NVIDIA's data sheet: dense bf16, boost clock.
 _H100 = Chip(
     name="h100",
     platform="cuda",
     num_cores=132,
     clock_hz=1.98e9,
-    bf16_flops_per_sec=989e12,
-    hbm_bytes_per_sec=3.35e12,
-    hbm_bytes=80_000_000_000,
+    **_rates("h100"),
     vmem_bytes=0,
     smem_bytes=227 << 10,
 )

@@ -8,7 +8,7 @@ attention, scores, the choice of a slot and the write of the new token.
 
 import importlib
 import typing
-from typing import Any, Literal
+from typing import Any
 
 from jax.experimental import checkify
 import jax.numpy as jnp
@@ -19,8 +19,7 @@ from kernels_pallas import implementations
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 
-Score = Literal["sum", "mean", "ema"]
-Reduce = Literal["sum", "max"]
+Score, Reduce = rule_lib.Score, rule_lib.Reduce
 
 
 def decode_step(
@@ -34,7 +33,9 @@ def decode_step(
     num_recent: int = 0,
     score: Score = "sum",
     decay: float = 1.0,
+    gain: float = 1.0,
     reduce: Reduce = "sum",
+    history: int = 32,
     scale: float | None = None,
     logits_soft_cap: float | None = None,
     window: int | None = None,
@@ -47,8 +48,9 @@ def decode_step(
   empty one, else that of least priority among the unprotected, the first of
   equal ones; key and value are written there with score 0; the query attends
   to all slots that are not empty, the new one among them; each score becomes
-  decay times itself and what attention its slot received. Donate the cache, and
-  it is updated in place. Not differentiable.
+  decay times itself and gain times what attention its slot received. Priority
+  is the score, or what `rule` makes of it. Donate the cache, and it is updated
+  in place. Not differentiable.
 
   Args:
     query: Any float type; logits, softmax and scores are float32 (float64 for
@@ -63,10 +65,15 @@ def decode_step(
     num_sinks: Positions below it are never evicted.
     num_recent: Nor so many positions before the new token's.
     score: Priority is the score for "sum" and "ema", the score for each step
-      since the token came for "mean".
-    decay: What a step leaves of the scores, in (0, 1].
+      since the token came for "mean", the token's position for "position". For
+      "votes" it is how many of the last `history` steps gave the slot more than
+      1 / n of n slots seen, for "key_norm" minus the key's norm.
+    decay: What a step leaves of the scores, in [0, 1].
+    gain: Factor of what a step adds to the scores, above 0.
     reduce: Whether a slot receives the sum over the query heads that share it,
-      or their largest weight.
+      their largest weight or their mean; "layer" is the mean over all query
+      heads, slot by slot: key heads then keep the same tokens.
+    history: Steps that have a vote, 1 to 32. "votes" needs a cache with votes.
     scale: Factor of the logits; None is H ** -0.5.
     logits_soft_cap: c in c tanh(logits / c); None is off.
     window: Positions that the query sees, its own included; None is all.
@@ -90,13 +97,16 @@ def decode_step(
       num_recent=num_recent,
       score=score,
       decay=decay,
+      gain=gain,
       reduce=reduce,
+      history=history,
       scale=scale,
       logits_soft_cap=logits_soft_cap,
       window=window,
       config=config,
   )
   check_room(rule, cache.capacity, "slots")
+  _check_votes(rule, cache)
   chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
@@ -109,31 +119,43 @@ def make_rule(query: Any, **options: Any) -> rule_lib.Rule:
   Raises:
     ValueError: If one has no meaning.
   """
-  for name, kind in (("score", Score), ("reduce", Reduce)):
-    known = typing.get_args(kind)
-    if options[name] not in known:
-      raise ValueError(
-          f"{name}={options[name]!r} is unknown; it must be one of"
-          f" {', '.join(known)}"
-      )
-  for name, least in (("num_sinks", 0), ("num_recent", 0), ("window", 1)):
-    number = options[name]
-    if name == "window" and number is None:
-      continue
-    if isinstance(number, bool) or not isinstance(number, int):
-      raise ValueError(f"{name}={number!r} must be an integer")
-    if number < least:
-      raise ValueError(f"{name}={number} must be at least {least}")
-  for name in ("decay", "scale", "logits_soft_cap"):
+  check_choice("score", options["score"], Score)
+  check_choice("reduce", options["reduce"], Reduce)
+  least = {"num_sinks": 0, "num_recent": 0, "window": 1, "history": 1}
+  for name, number in least.items():
+    _check_integer(name, options[name], number)
+  if options["history"] > 32:
+    raise ValueError(f"history={options['history']} must be at most 32")
+  for name in ("decay", "gain", "scale", "logits_soft_cap"):
     arguments.check_number(name, options[name])
-  if options["decay"] is None or not 0 < options["decay"] <= 1:
-    raise ValueError(f"decay={options['decay']} must be above 0 and at most 1")
-  cap = options["logits_soft_cap"]
-  if cap is not None and not cap > 0:
-    raise ValueError(f"logits_soft_cap={cap} must be positive")
+  if options["decay"] is None or not 0 <= options["decay"] <= 1:
+    raise ValueError(f"decay={options['decay']} must be from 0 to 1")
+  for name in ("gain", "logits_soft_cap"):
+    number = options[name]
+    if number is not None and not number > 0:
+      raise ValueError(f"{name}={number} must be positive")
   if options["scale"] is None:
     options["scale"] = query.shape[-1] ** -0.5
   return rule_lib.Rule(**options)
+
+
+def check_choice(name: str, value: object, kind: Any) -> None:
+  """Raises ValueError unless the value is one of a `Literal`."""
+  known = typing.get_args(kind)
+  if value not in known:
+    raise ValueError(
+        f"{name}={value!r} is unknown; it must be one of {', '.join(known)}"
+    )
+
+
+def _check_integer(name: str, number: object, least: int) -> None:
+  """Raises ValueError unless it is an integer from `least` on."""
+  if name == "window" and number is None:
+    return
+  if isinstance(number, bool) or not isinstance(number, int):
+    raise ValueError(f"{name}={number!r} must be an integer")
+  if number < least:
+    raise ValueError(f"{name}={number} must be at least {least}")
 
 
 def check_room(rule: rule_lib.Rule, capacity: int, what: str) -> None:
@@ -144,6 +166,16 @@ def check_room(rule: rule_lib.Rule, capacity: int, what: str) -> None:
         f" {rule.num_sinks + rule.num_recent} tokens, but of {capacity}"
         f" {what} at most {capacity - 1} may be protected: one is for the new"
         " token"
+    )
+
+
+def _check_votes(rule: rule_lib.Rule, cache: slots_lib.Slots) -> None:
+  """Raises ValueError unless votes are where the rule wants them."""
+  if (rule.score == "votes") != (cache.votes is not None):
+    has = "no votes" if cache.votes is None else "votes"
+    raise ValueError(
+        f"score={rule.score!r} and a cache with {has}: those are for 'votes'"
+        " alone; see slots.empty"
     )
 
 
@@ -228,6 +260,8 @@ def check_stored(cache: Any, lead: tuple[int, ...], head_dim: int) -> None:
           f"cache.{name} is {dtype} {getattr(array, 'shape', '')}; it must be"
           f" float32 {lead}"
       )
+  if cache.votes is not None:
+    check_int32("cache.votes", cache.votes, lead)
 
 
 def _module(implementation: str) -> Any:

@@ -59,10 +59,10 @@ def step(
   """
   _check(query, cache)
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  cache = xla.write(cache, key, value, positions, slot)
+  cache = xla.write(cache, key, value, positions, slot, rule)
   out, weights = _attend(query, cache, positions, rule)
-  score = rule_lib.updated(cache.score, weights, positions, rule)
-  cache = dataclasses.replace(cache, score=score)
+  is_seen = rule_lib.sees(cache.pos, positions[:, None, None], rule)
+  cache = rule_lib.updated(cache, weights, is_seen, positions, rule)
   return out.astype(query.dtype), cache, slot
 
 

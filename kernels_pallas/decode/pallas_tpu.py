@@ -56,11 +56,7 @@ def step(
   tpu_config.check_vmem(chunk, sizes)
   operands = [query, key, value]
   specs = [_by_sequence(x) for x in operands]
-  small = {
-      name: getattr(cache, name)
-      for name in ("score", "pos", "key_scale", "value_scale")
-      if getattr(cache, name) is not None
-  }
+  small = cache.small
   rows = pl.BlockSpec(
       (1, sizes.num_kv_heads, chunk, sizes.head_dim),
       lambda b, c, _: (b, 0, c, 0),
@@ -292,7 +288,9 @@ def _visit(rule, sizes, refs, position, index) -> None:
     scratch.acc[heads] = correction[heads] * scratch.acc[heads] + added
 
 
-def _finish(rule, sizes, refs, position) -> None:
+def _finish(
+    rule: rule_lib.Rule, sizes: tpu_config.Sizes, refs: _Refs, position: Array
+) -> None:
   """Out, and what was kept of the tokens, chunk by chunk."""
   scratch = refs.scratch
   inverse = 1 / scratch.total[:, :1]
@@ -300,33 +298,69 @@ def _finish(rule, sizes, refs, position) -> None:
   highest = scratch.highest[:, :1]
   weights_of = lambda logits: jnp.exp(logits - highest) * inverse
   of_new = _joined(rule, sizes, weights_of(scratch.new_logit[:, :1]))
-  scales = {
-      name: slots_lib.quantize(row[0])[1][:, None]
-      for name, row in zip(
-          ("key_scale", "value_scale"), refs.vectors[1:], strict=True
-      )
-      if name in refs.small
-  }
+  entering = _entering(rule, refs, position)
+  num_seen = _num_seen(rule, refs, position)
   slot = scratch.slot[:, :1].astype(jnp.int32)
   chunk = refs.stored[0].shape[2]
 
   @pl.loop(0, sizes.capacity // chunk)
   def _(index):
     lanes = _lanes(sizes, index, chunk)
-    new = {name: ref.at[0, :, lanes] for name, ref in refs.new_small.items()}
-    old = {name: ref[0, :, lanes] for name, ref in refs.small.items()}
-    mass = _joined(rule, sizes, weights_of(scratch.logits[:, lanes]))
-    column = jax.lax.broadcasted_iota(jnp.int32, mass.shape, 1) + index * chunk
+    shape = (sizes.num_kv_heads, chunk)
+    column = jax.lax.broadcasted_iota(jnp.int32, shape, 1) + index * chunk
     is_slot = column == slot
-    score = rule.decay * old["score"] + mass
-    new["score"][...] = jnp.where(is_slot, of_new, score)
-    new["pos"][...] = jnp.where(is_slot, position, old["pos"])
-    for name, scale in scales.items():
-      new[name][...] = jnp.where(is_slot, scale, old[name])
+    # As if the new token had been in its slot all along.
+    now = {
+        name: jnp.where(is_slot, entering[name], ref[0, :, lanes])
+        for name, ref in refs.small.items()
+    }
+    if not rule.keeps_scores:
+      mass = _joined(rule, sizes, weights_of(scratch.logits[:, lanes]))
+      mass = jnp.where(is_slot, of_new, mass)
+      if num_seen is None:
+        now["score"] = rule_lib.rescored(now["score"], mass, rule)
+      else:
+        is_above = mass * num_seen > 1
+        now["votes"] = rule_lib.voted(now["votes"], is_above, rule)
+        now["score"] = rule_lib.count(now["votes"])
+    for name, ref in refs.new_small.items():
+      ref[0, :, lanes] = now[name]
 
 
-def _joined(rule, sizes, weights) -> Any:
-  """Of query heads [N, ...] the sum or maximum for each key head [K, ...]."""
+def _entering(
+    rule: rule_lib.Rule, refs: _Refs, position: Array
+) -> dict[str, Array | int]:
+  """What a new token comes with, a number or [K, 1], by name."""
+  key, value = (row[0] for row in refs.vectors[1:])
+  entering = {"pos": position, "votes": 0}
+  entering["score"] = rule_lib.entering(key, rule)[:, None]
+  for name, row in (("key_scale", key), ("value_scale", value)):
+    if name in refs.small:
+      entering[name] = slots_lib.quantize(row)[1][:, None]
+  return entering
+
+
+def _num_seen(
+    rule: rule_lib.Rule, refs: _Refs, position: Array
+) -> Float[Array, "K 1"] | None:
+  """How many tokens a key head saw, the new one among them, for its votes."""
+  if rule.score != "votes":
+    return None
+  pos = refs.small["pos"][0]
+  column = jax.lax.broadcasted_iota(jnp.int32, pos.shape, 1)
+  # What lay in the slot was not seen.
+  slot = refs.scratch.slot[:, :1].astype(jnp.int32)
+  is_seen = rule_lib.sees(pos, position, rule) & (column != slot)
+  return is_seen.astype(jnp.float32).sum(axis=1, keepdims=True) + 1
+
+
+def _joined(
+    rule: rule_lib.Rule, sizes: tpu_config.Sizes, weights: Float[Array, "N _"]
+) -> Float[Array, "K _"]:
+  """Of query heads what `reduce` makes of them for each key head."""
+  if rule.reduce == "layer":
+    mean = weights.mean(axis=0, keepdims=True)
+    return jnp.broadcast_to(mean, (sizes.num_kv_heads, weights.shape[1]))
   if sizes.num_groups == 1:
     return weights
   parts = [weights[_heads(sizes, k)] for k in range(sizes.num_kv_heads)]

@@ -3,16 +3,15 @@
 For each sequence and key head, with the new token at position p:
 
   1. slot   = the first empty one, else the unprotected one of least priority
-  2. write  key, value, pos = p and score = 0 there
+  2. write  key, value, pos = p and the score of `rule.entering` there
   3. weights = softmax(soft_cap(scale query key^T)) over slots with pos >= 0
      out     = weights value
-  4. score  = decay score + sum (or max) of weights over the group's heads
+  4. score  = as `rule` says, of the weights joined over query heads
 
 Where p = -1 the sequence is inactive: nothing is written, slot is -1, out 0.
 Letters: B batch, N query heads, K key heads, G = N / K, C slots, H head size.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -48,7 +47,7 @@ def step_at(
   """What follows the choice of the slots."""
   index = jax.lax.broadcasted_iota(jnp.int32, cache.pos.shape, 2)
   is_new = index == slot[..., None]
-  cache = _written(cache, key, value, positions, is_new)
+  cache = _written(cache, key, value, positions, is_new, rule)
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   kept_key = _wide(cache.key, cache.key_scale, dtype)
   kept_value = _wide(cache.value, cache.value_scale, dtype)
@@ -64,9 +63,8 @@ def step_at(
   )
   weights = jax.nn.softmax(logits, axis=-1, where=is_seen[:, :, None])
   out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept_value, precision="highest")
-  score = rule_lib.updated(cache.score, weights, positions, rule)
   out = out.reshape(batch, num_heads, head_dim).astype(query.dtype)
-  return out, dataclasses.replace(cache, score=score)
+  return out, rule_lib.updated(cache, weights, is_seen, positions, rule)
 
 
 def _written(
@@ -75,7 +73,9 @@ def _written(
     value: Float[Array, "B K H"],
     positions: Int[Array, "B"],
     is_new: Bool[Array, "B K C"],
+    rule: rule_lib.Rule,
 ) -> slots_lib.Slots:
+  score = rule_lib.entering(key, rule)[..., None]
   key_scale, value_scale = cache.key_scale, cache.value_scale
   if cache.is_quantized:
     key, new_scale = slots_lib.quantize(key)
@@ -88,10 +88,11 @@ def _written(
   return slots_lib.Slots(
       key=put(cache.key, key),
       value=put(cache.value, value),
-      score=jnp.where(is_new, 0.0, cache.score),
+      score=jnp.where(is_new, score, cache.score),
       pos=jnp.where(is_new, positions[:, None, None], cache.pos),
       key_scale=key_scale,
       value_scale=value_scale,
+      votes=None if cache.votes is None else jnp.where(is_new, 0, cache.votes),
   )
 
 

@@ -31,6 +31,7 @@ class Shape:
       self,
       dtype: jax.typing.DTypeLike = jnp.bfloat16,
       cache_dtype: jax.typing.DTypeLike | None = None,
+      has_votes: bool = False,
   ) -> tuple[Any, ...]:
     """Abstract query, key, value, cache and positions."""
     heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
@@ -45,6 +46,7 @@ class Shape:
             self.capacity,
             self.head_dim,
             dtype if cache_dtype is None else cache_dtype,
+            has_votes,
         )
     )
     return (*vectors, cache, jax.ShapeDtypeStruct((self.batch,), jnp.int32))

@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+# At `pos`: nobody's slot, and one that no token may take. Heads with budgets of
+# their own close what is left of their last page.
+EMPTY, CLOSED = -1, -2
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +25,12 @@ class Slots:
       empty.
     value: As key.
     score: float32 [B, K, C], the attention that a slot has received.
-    pos: int32 [B, K, C], where its token stands; -1 marks an empty slot.
+    pos: int32 [B, K, C], where its token stands; -1 marks an empty slot, -2 a
+      closed one, which stays empty.
     key_scale: float32 [B, K, C] with int8, else None: a key is its numbers
       times this.
     value_scale: As key_scale.
+    votes: int32 [B, K, C] of a rule with votes, the last in the lowest bit.
   """
 
   key: Any
@@ -33,6 +39,7 @@ class Slots:
   pos: Any
   key_scale: Any = None
   value_scale: Any = None
+  votes: Any = None
 
   @property
   def capacity(self) -> int:
@@ -44,6 +51,16 @@ class Slots:
     """Whether keys and values are int8."""
     return self.key_scale is not None
 
+  @property
+  def small(self) -> dict[str, Array]:
+    """What is a number a slot, by name."""
+    names = ("score", "pos", "key_scale", "value_scale", "votes")
+    return {
+        name: getattr(self, name)
+        for name in names
+        if getattr(self, name) is not None
+    }
+
 
 def empty(
     batch_size: int,
@@ -51,6 +68,7 @@ def empty(
     capacity: int,
     head_dim: int,
     dtype: Any = jnp.float32,
+    has_votes: bool = False,
 ) -> Slots:
   """Returns a cache that holds nothing yet.
 
@@ -60,6 +78,7 @@ def empty(
     capacity: C.
     head_dim: H.
     dtype: Of keys and values; int8 stores them with a scale a slot.
+    has_votes: Whether a rule with votes will use it.
   """
   lead = (batch_size, num_kv_heads, capacity)
   # Buffers of their own: each is donated.
@@ -71,9 +90,10 @@ def empty(
       key=rows(),
       value=rows(),
       score=jnp.zeros(lead, jnp.float32),
-      pos=jnp.full(lead, -1, jnp.int32),
+      pos=jnp.full(lead, EMPTY, jnp.int32),
       key_scale=scales(),
       value_scale=scales(),
+      votes=jnp.zeros(lead, jnp.int32) if has_votes else None,
   )
 
 

@@ -46,6 +46,7 @@ class Sizes(NamedTuple):
   head_dim: int
   itemsize: int
   cache_itemsize: int
+  has_votes: bool = False
 
   @property
   def num_groups(self) -> int:
@@ -99,7 +100,7 @@ def vmem(chunk: int, sizes: Sizes) -> dict[str, int]:
   lanes = up(sizes.head_dim, _LANES)
   slots = up(sizes.capacity, _LANES)
   heads, kv_heads = up(sizes.num_heads, 8), up(sizes.num_kv_heads, 8)
-  num_small = 4 if sizes.cache_itemsize == 1 else 2
+  num_small = (4 if sizes.cache_itemsize == 1 else 2) + sizes.has_votes
   tile = sizes.num_kv_heads * 32 * lanes
   vectors = 2 * up(sizes.num_heads, 16) + 2 * up(sizes.num_kv_heads, 16)
   stored = sizes.cache_itemsize * up(chunk, sizes.tile_rows) * lanes
@@ -161,6 +162,7 @@ def sizes_of(query: Any, cache: slots_lib.Slots) -> Sizes:
       head_dim,
       query.dtype.itemsize,
       cache.key.dtype.itemsize,
+      cache.votes is not None,
   )
 
 

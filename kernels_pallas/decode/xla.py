@@ -6,7 +6,6 @@ temporary arrays are the logits, and of int8 one head of the cache. Of bfloat16
 XLA's CPU compiler makes a float32 copy, as it has no products of it.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ def step(
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
   """Computes the op, see `reference`."""
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  cache = write(cache, key, value, positions, slot)
+  cache = write(cache, key, value, positions, slot, rule)
   batch, num_heads, head_dim = query.shape
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   grouped = query.reshape(batch, key.shape[1], -1, head_dim).astype(dtype)
@@ -35,8 +34,7 @@ def step(
   out, weights = attend(grouped, cache, is_seen, rule)
   is_active = (positions >= 0)[:, None, None]
   out = jnp.where(is_active, out.reshape(query.shape), 0)
-  score = rule_lib.updated(cache.score, weights, positions, rule)
-  cache = dataclasses.replace(cache, score=score)
+  cache = rule_lib.updated(cache, weights, is_seen, positions, rule)
   return out.astype(query.dtype), cache, slot
 
 
@@ -46,6 +44,7 @@ def write(
     value: Float[Array, "B K H"],
     positions: Int[Array, "B"],
     slot: Int[Array, "B K"],
+    rule: rule_lib.Rule,
 ) -> slots_lib.Slots:
   """Puts new rows into their slots; -1 is none."""
   batch, num_kv_heads = slot.shape
@@ -53,7 +52,7 @@ def write(
   where = jnp.where(slot < 0, cache.capacity, slot)
   at = (jnp.arange(batch)[:, None], jnp.arange(num_kv_heads)[None], where)
   by_head = jnp.broadcast_to(positions[:, None], slot.shape)
-  return write_at(cache, key, value, by_head, at)
+  return write_at(cache, key, value, by_head, at, rule)
 
 
 def write_at(
@@ -62,21 +61,25 @@ def write_at(
     value: Float[Array, "*rows H"],
     positions: Int[Array, "*rows"],
     at: tuple[Array, ...],
+    rule: rule_lib.Rule,
 ) -> slots_lib.Slots:
   """Puts new rows where `at` says; what is past an end is dropped."""
   put = lambda kept, new: kept.at[at].set(new.astype(kept.dtype), mode="drop")
-  scales: dict[str, Any] = {}
+  score = put(cache.score, rule_lib.entering(key, rule))
+  others: dict[str, Any] = {}
   if cache.is_quantized:
     key, key_scale = slots_lib.quantize(key)
     value, value_scale = slots_lib.quantize(value)
-    scales["key_scale"] = put(cache.key_scale, key_scale)
-    scales["value_scale"] = put(cache.value_scale, value_scale)
+    others["key_scale"] = put(cache.key_scale, key_scale)
+    others["value_scale"] = put(cache.value_scale, value_scale)
+  if cache.votes is not None:
+    others["votes"] = put(cache.votes, jnp.zeros_like(positions))
   return slots_lib.Slots(
       key=put(cache.key, key),
       value=put(cache.value, value),
-      score=put(cache.score, jnp.zeros(positions.shape, jnp.float32)),
+      score=score,
       pos=put(cache.pos, positions),
-      **scales,
+      **others,
   )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from kernels_pallas import activation_names
 from kernels_pallas import arguments
 from kernels_pallas import implementations
 from kernels_pallas import masks
@@ -33,7 +34,7 @@ def gather_mlp(
     gate_bias: Float[Array, "F"] | None = None,
     down_bias: Float[Array, "D"] | None = None,
     num_valid: Int[masks.AnyArray, "..."] | int | None = None,
-    activation: parts.Activation = "relu",
+    activation: activation_names.Activation = "relu",
     block_size: int = 128,
     debug: bool = False,
     implementation: implementations.Implementation | None = None,

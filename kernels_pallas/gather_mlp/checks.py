@@ -7,6 +7,7 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas import activations
 from kernels_pallas import arguments
 from kernels_pallas.gather_mlp import parts
 
@@ -54,10 +55,10 @@ def check_weights(x: Any, weights: parts.Weights, down_bias: Any) -> None:
 
 def check_options(activation: str, block_size: int, num_neurons: int) -> None:
   """Raises ValueError for an option that has no meaning."""
-  if activation not in parts.ACTIVATIONS:
+  if activation not in activations.ACTIVATIONS:
     raise ValueError(
         f"activation={activation!r} is unknown; it must be one of"
-        f" {', '.join(parts.ACTIVATIONS)}"
+        f" {', '.join(activations.ACTIVATIONS)}"
     )
   is_whole = isinstance(block_size, int | np.integer) and block_size > 0
   if not is_whole or num_neurons % block_size:

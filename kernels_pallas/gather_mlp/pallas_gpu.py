@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import activations
 from kernels_pallas.gather_mlp import gpu_gather
 from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import parts
@@ -96,7 +97,7 @@ def _before(
 
 def _hidden(up: Any, gate: Any, plan: parts.Plan, spec: parts.Spec) -> Any:
   """What comes out of them, 0 for who did not choose their block."""
-  activation = parts.ACTIVATIONS[spec.activation]
+  activation = activations.ACTIVATIONS[spec.activation]
   hidden = activation(up) if gate is None else activation(gate) * up
   if plan.member is None:
     return hidden

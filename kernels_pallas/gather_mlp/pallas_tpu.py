@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import activations
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import parts
@@ -33,7 +34,7 @@ _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))
 _FIRST_BY_FIRST = (((0,), (0,)), ((), ()))
 # A TPU has erf, but not erfc.
-_ACTIVATIONS = parts.ACTIVATIONS | {
+_ACTIVATIONS = activations.ACTIVATIONS | {
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 }
 

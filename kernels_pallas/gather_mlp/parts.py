@@ -3,27 +3,14 @@
 Letters: B batch, D width, F neurons, U blocks of the plan.
 """
 
-from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import masks
-
-Activation = Literal[
-    "relu", "gelu", "gelu_tanh", "silu", "identity", "quadratic"
-]
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
-    "identity": lambda x: x,
-    "quadratic": jnp.square,
-}
 
 
 class Weights(NamedTuple):
@@ -91,7 +78,7 @@ class Spec:
   """What is known of a call while it is traced.
 
   Attributes:
-    activation: A name in `ACTIVATIONS`.
+    activation: A name in `activations.ACTIVATIONS`.
     block_size: Neurons of a block.
     config: Sizes of the implementation, None for its own choice.
   """

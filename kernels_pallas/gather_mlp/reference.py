@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels_pallas import activations
 from kernels_pallas.gather_mlp import parts
 
 
@@ -30,9 +31,9 @@ def hidden_of(
   """What the neurons of `weights` give to their rows of `down`."""
   hidden = _affine(x, weights.up, weights.up_bias)
   if weights.gate is None:
-    return parts.ACTIVATIONS[activation](hidden)
+    return activations.ACTIVATIONS[activation](hidden)
   gate = _affine(x, weights.gate, weights.gate_bias)
-  return parts.ACTIVATIONS[activation](gate) * hidden
+  return activations.ACTIVATIONS[activation](gate) * hidden
 
 
 def read(

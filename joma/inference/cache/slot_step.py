@@ -74,6 +74,11 @@ def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
 
 def decode_fused(cache, query, key, value, positions, rotate, options):
   """As `decode`, by `kernels_pallas.decode` in one pass."""
+  kernel_options = cache.policy.kernel_options()
+  # A rule with votes has them in `aux`; other policies with a kernel have none.
+  bits = lambda x, dtype: (
+      None if x is None else jax.lax.bitcast_convert_type(x, dtype)
+  )
   kept = kernel_slots.Slots(
       key=cache.key.data,
       value=cache.value.data,
@@ -81,6 +86,7 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       pos=cache.pos,
       key_scale=cache.key.scale,
       value_scale=cache.value.scale,
+      votes=bits(cache.aux, jnp.int32),
   )
   out, kept, _ = api.decode_step(
       rotate(query, positions)[:, 0],
@@ -92,7 +98,7 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       logits_soft_cap=options.logits_soft_cap,
       window=options.window,
       implementation="pallas_tpu",
-      **cache.policy.kernel_options(),
+      **kernel_options,
   )
   cache = dataclasses.replace(
       cache,
@@ -100,6 +106,7 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       value=storage.Stored(kept.value, kept.value_scale),
       score=kept.score,
       pos=kept.pos,
+      aux=bits(kept.votes, jnp.uint32),
   )
   return out[:, None], cache
 

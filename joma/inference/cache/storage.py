@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.decode import slots as kernel_slots
 from scansnap_jax.experiment import errors
 
 
@@ -55,7 +56,7 @@ def write(stored: Stored, vectors: Float[Array, "B K C H"]) -> Stored:
   """Replaces all slots."""
   if stored.scale is None:
     return Stored(vectors.astype(stored.data.dtype))
-  return Stored(*_quantize(vectors))
+  return Stored(*kernel_slots.quantize(vectors))
 
 
 def write_slot(
@@ -83,15 +84,7 @@ def put(
   """Writes vectors as they are kept, each array by `write_array`."""
   if stored.scale is None:
     return Stored(write_array(stored.data, vectors))
-  data, scale = _quantize(vectors)
+  data, scale = kernel_slots.quantize(vectors)
   return Stored(
       write_array(stored.data, data), write_array(stored.scale, scale)
   )
-
-
-def _quantize(vectors) -> tuple[Any, Any]:
-  """Symmetric: the greatest number of a vector is 127."""
-  vectors = vectors.astype(jnp.float32)
-  scale = jnp.abs(vectors).max(axis=-1) / 127
-  data = jnp.round(vectors / jnp.where(scale == 0, 1.0, scale)[..., None])
-  return data.astype(jnp.int8), scale

@@ -1,20 +1,15 @@
 """Memory, bandwidth and arithmetic of the chips that inference is planned for.
 
-Vendors' figures of one whole chip, peaks that no program quite reaches. Imports
-no jax. For kernels, `kernels_pallas.aot.chips` has jax's own table: it counts
-devices (one of two cores of v7x) and gives v5p 11 % less bandwidth.
+Those of one whole chip are in `kernels_pallas.aot.peaks`. Imports no jax.
 """
 
 import dataclasses
 
+from kernels_pallas.aot import peaks
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
 Number = int | float
-_GB = 10**9
-_GIB = 2**30
-_TPU = "https://docs.cloud.google.com/tpu/docs/"
-_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,32 +39,15 @@ class Chip:
     return self.hbm_bytes is None or num_bytes <= self.hbm_bytes
 
 
-def _chip(
-    name: str, hbm_bytes: int, gb_per_sec: int, tflops: int, source: str
-) -> Chip:
-  return Chip(
-      name=name,
-      hbm_bytes=hbm_bytes,
-      bytes_per_sec=gb_per_sec * _GB,
-      flops_per_sec=tflops * 1000 * _GB,
-      source=source,
-  )
-
-
 CHIPS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        # GB or GiB as the pages have it.
-        _chip("v4", 32 * _GIB, 1228, 275, _TPU + "v4"),
-        _chip("v5e", 16 * _GB, 819, 197, _TPU + "v5e"),
-        _chip("v5p", 95 * _GIB, 2765, 459, _TPU + "tpu7x"),
-        _chip("v6e", 32 * _GIB, 1638, 918, _TPU + "tpu7x"),
-        _chip("v7x", 192 * _GIB, 7380, 2307, _TPU + "tpu7x"),
-        # SXM boards.
-        _chip("a100", 80 * _GB, 2039, 312, _NVIDIA + "a100/"),
-        _chip("h100", 80 * _GB, 3350, 989, _NVIDIA + "h100/"),
-        _chip("h200", 141 * _GB, 4800, 989, _NVIDIA + "h200/"),
+    name: Chip(
+        name=name,
+        hbm_bytes=peak.hbm_bytes,
+        bytes_per_sec=peak.bytes_per_sec,
+        flops_per_sec=peak.flops_per_sec,
+        source=peak.source,
     )
+    for name, peak in peaks.PEAKS.items()
 }
 
 

@@ -16,7 +16,7 @@ from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
-from joma.transformer import mlp
+from kernels_pallas import activations
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import selection
 from scansnap_jax.experiment import errors
@@ -52,7 +52,7 @@ def dense_update(
   )
   up = affine(x, params["up"])
   hidden = affine(x, params["gate"]) if config.use_gated_mlp else up
-  hidden = mlp.ACTIVATIONS[config.activation](hidden)
+  hidden = activations.ACTIVATIONS[config.activation](hidden)
   hidden = hidden * up if config.use_gated_mlp else hidden
   return affine(hidden, params["down"])
 
@@ -94,7 +94,9 @@ class Measured:
     strengths = sparsity_labels.unit_strengths(
         self._hidden_pre, hidden, kernel, plan.label, plan.block_size
     )
-    activation = mlp.ACTIVATIONS[call.config.activation](self._hidden_pre)
+    activation = activations.ACTIVATIONS[call.config.activation](
+        self._hidden_pre
+    )
     view = unit_rules.View(
         resid=self._resid,
         hidden_pre=self._hidden_pre,

@@ -6,6 +6,7 @@ value heads, R = B K rows, P pages of the pool, M pages of a row at most, S
 slots of a page, H head size. PagedAttention (https://arxiv.org/abs/2309.06180).
 """
 
+from collections.abc import Mapping
 import importlib
 import typing
 from typing import Any, Literal
@@ -19,8 +20,18 @@ from kernels_pallas.decode import api
 from kernels_pallas.decode import slots as slots_lib
 
 Granularity = Literal["token", "page"]
+# What a row can do without the others, and with a score a slot alone.
+Score = Literal["sum", "mean", "ema", "position"]
+Reduce = Literal["sum", "max", "mean"]
 # Rows of 16 bits that a TPU moves together. Its kernel takes int8 from 32 on.
 MIN_PAGE_SIZE = 16
+
+
+def can_hold(options: Mapping[str, Any]) -> bool:
+  """Whether options of `api.decode_step` are a rule that rows can have."""
+  return options.get("score", "sum") in typing.get_args(Score) and options.get(
+      "reduce", "sum"
+  ) in typing.get_args(Reduce)
 
 
 def decode_step(
@@ -35,9 +46,10 @@ def decode_step(
     granularity: Granularity = "token",
     num_sinks: int = 0,
     num_recent: int = 0,
-    score: api.Score = "sum",
+    score: Score = "sum",
     decay: float = 1.0,
-    reduce: api.Reduce = "sum",
+    gain: float = 1.0,
+    reduce: Reduce = "sum",
     scale: float | None = None,
     logits_soft_cap: float | None = None,
     window: int | None = None,
@@ -69,6 +81,7 @@ def decode_step(
     num_recent: Nor so many positions before the new token's.
     score: What priority is.
     decay: What a step leaves of the scores.
+    gain: Factor of what it adds to them.
     reduce: How query heads join.
     scale: Factor of the logits.
     logits_soft_cap: c in c tanh(logits / c).
@@ -85,18 +98,18 @@ def decode_step(
   """
   api.check_vectors(query, key, value, positions)
   _check_pool(pool, key, page_table, num_pages)
-  if granularity not in typing.get_args(Granularity):
-    raise ValueError(
-        f"granularity={granularity!r} is unknown; it must be one of"
-        f" {', '.join(typing.get_args(Granularity))}"
-    )
+  api.check_choice("granularity", granularity, Granularity)
+  api.check_choice("score", score, Score)
+  api.check_choice("reduce", reduce, Reduce)
   rule = api.make_rule(
       query,
       num_sinks=num_sinks,
       num_recent=num_recent,
       score=score,
       decay=decay,
+      gain=gain,
       reduce=reduce,
+      history=32,
       scale=scale,
       logits_soft_cap=logits_soft_cap,
       window=window,

@@ -53,11 +53,7 @@ def step(
   """
   sizes = paged_tpu_config.sizes_of(query, pool, page_table)
   paged_tpu_config.check(sizes)
-  small = {
-      name: getattr(pool, name)
-      for name in ("score", "pos", "key_scale", "value_scale")
-      if getattr(pool, name) is not None
-  }
+  small = pool.small
   pools = [*small.values(), pool.key, pool.value]
   vectors = [query, key, value]
   slot = jax.ShapeDtypeStruct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
@@ -338,8 +334,9 @@ def _finish(rule, sizes, refs, k, new_logit, softmax) -> None:
     mass = tpu_lanes.to_pages(mass, sizes.page_size)
     first = i * sizes.block_slots
     is_slot = tpu_choice.index_of(mass.shape) == slot - first
-    old = rule.decay * score[k, _pages(sizes, i), :]
-    score[k, _pages(sizes, i), :] = old + jnp.where(is_slot, of_new, mass)
+    mass = jnp.where(is_slot, of_new, mass)
+    old = score[k, _pages(sizes, i), :]
+    score[k, _pages(sizes, i), :] = rule_lib.rescored(old, mass, rule)
     pages.start_scores(k, i)
 
   _write(sizes, refs, k)

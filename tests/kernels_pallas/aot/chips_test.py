@@ -1,5 +1,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.aot import chips
 
@@ -23,22 +24,35 @@ class GetChipTest(parameterized.TestCase):
 
   # Google's published figures, of a chip; a v7x chip is two devices.
   @parameterized.parameters(
-      ("v4", 1, 275e12, 1.2e12, 32),
-      ("v5e", 1, 197e12, 819e9, 16),
-      ("v5p", 1, 459e12, 2.765e12, 95),
-      ("v6e", 1, 918e12, 1.64e12, 32),
-      ("v7x", 2, 2307e12, 7.37e12, 192),
-      ("h100", 1, 989e12, 3.35e12, 80),
+      ("v4", 1, 275e12, 1.228e12, 32 * 2**30),
+      ("v5e", 1, 197e12, 819e9, 16e9),
+      ("v5p", 1, 459e12, 2.765e12, 95 * 2**30),
+      ("v6e", 1, 918e12, 1.638e12, 32 * 2**30),
+      ("v7x", 2, 2307e12, 7.38e12, 192 * 2**30),
+      ("h100", 1, 989e12, 3.35e12, 80e9),
   )
-  def test_published_figures(self, name, num_devices, flops, bandwidth, gib):
+  def test_published_figures(self, name, num_devices, flops, bandwidth, size):
     chip = chips.get_chip(name)
-    ratio = num_devices * chip.bf16_flops_per_sec / flops
-    self.assertAlmostEqual(ratio, 1, delta=0.01)
-    # JAX has 2.46e12 for v5p.
-    ratio = num_devices * chip.hbm_bytes_per_sec / bandwidth
-    self.assertAlmostEqual(ratio, 1, delta=0.12)
-    ratio = num_devices * chip.hbm_bytes / gib / 1e9
-    self.assertAlmostEqual(ratio, 1, delta=0.09)
+    self.assertEqual(num_devices * chip.bf16_flops_per_sec, flops)
+    self.assertEqual(num_devices * chip.hbm_bytes_per_sec, bandwidth)
+    self.assertEqual(num_devices * chip.hbm_bytes, size)
+
+  @parameterized.parameters(
+      (pltpu.ChipVersion.TPU_V4, "v4", 2),
+      (pltpu.ChipVersion.TPU_V5E, "v5e", 1),
+      (pltpu.ChipVersion.TPU_V5P, "v5p", 2),
+      (pltpu.ChipVersion.TPU_V6E, "v6e", 1),
+      (pltpu.ChipVersion.TPU_7X, "v7x", 1),
+  )
+  def test_jax_rounds_them_and_has_less_for_v5p(self, version, name, cores):
+    chip, core = chips.get_chip(name), pltpu.get_tpu_info_for_chip(version, 1)
+    ratio = cores * core.bf16_ops_per_second / chip.bf16_flops_per_sec
+    self.assertAlmostEqual(ratio, 1, delta=0.003)
+    ratio = cores * core.mem_bw_bytes_per_second / chip.hbm_bytes_per_sec
+    self.assertAlmostEqual(ratio, 0.89 if name == "v5p" else 1, delta=0.003)
+    # GB or GiB.
+    ratio = cores * core.hbm_capacity_bytes / chip.hbm_bytes
+    self.assertBetween(ratio, 0.99, 1.08)
 
 
 if __name__ == "__main__":

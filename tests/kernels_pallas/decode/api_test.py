@@ -29,6 +29,21 @@ _OPTIONS = {
         "window": 20,
     },
 }
+# As policies of a cache use them: StreamingLLM, Knorm, TOVA, SnapKV after its
+# prompt, and Scissorhands with a short memory and a window.
+_POLICIES = {
+    "streaming": {"score": "position", "num_sinks": 2},
+    "knorm": _PROTECTED | {"score": "key_norm"},
+    "tova": {"score": "ema", "decay": 0.0, "reduce": "layer"},
+    "snapkv": (
+        _PROTECTED
+        | {"score": "ema", "decay": 0.75, "gain": 0.25, "reduce": "mean"}
+    ),
+    "scissorhands": (
+        _PROTECTED
+        | {"score": "votes", "history": 7, "reduce": "mean", "window": 40}
+    ),
+}
 _CASES = (
     ("gqa", "float32", "h2o"),
     ("mha", "float32", "mean"),
@@ -47,14 +62,14 @@ _SLOW_CASES = tuple(
 def _expected(shape, dtype, options):
   shape = shapes.TESTS[shape]
   case = oracle.draw(shape, 2 * shape.capacity, dtype)
-  return case, oracle.decode(case, **_OPTIONS[options])
+  return case, oracle.decode(case, **(_OPTIONS | _POLICIES)[options])
 
 
 def _run_case(implementation, shape, dtype, options):
   case, expected = _expected(shape, dtype, options)
-  found = oracle.run(case, implementation, **_OPTIONS[options])
+  found = oracle.run(case, implementation, **(_OPTIONS | _POLICIES)[options])
   oracle.check(case, found, expected)
-  again = oracle.run(case, implementation, **_OPTIONS[options])
+  again = oracle.run(case, implementation, **(_OPTIONS | _POLICIES)[options])
   jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
@@ -93,6 +108,12 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
   )
   def test_equals_the_oracle(self, implementation, *case):
     _run_case(implementation, *case)
+
+  @parameterized.product(
+      implementation=("reference", "xla", "pallas_tpu"), policy=[*_POLICIES]
+  )
+  def test_rules_of_policies_equal_the_oracle(self, implementation, policy):
+    _run_case(implementation, "gqa", "float32", policy)
 
   @parameterized.parameters("xla", "pallas_tpu")
   def test_int8_equals_the_reference(self, implementation):
@@ -274,8 +295,16 @@ class WrongCallTest(parameterized.TestCase):
       ("recent", {"num_recent": 0.5}, "num_recent=0.5 must be an integer"),
       ("window", {"window": 0}, "window=0 must be at least 1"),
       ("rule", {"score": "max"}, "must be one of sum, mean, ema"),
-      ("reduce", {"reduce": "mean"}, "must be one of sum, max"),
-      ("decay", {"decay": 0.0}, "decay=0.0 must be above 0 and at most 1"),
+      ("reduce", {"reduce": "min"}, "must be one of sum, max, mean, layer"),
+      ("decay", {"decay": -0.1}, "decay=-0.1 must be from 0 to 1"),
+      ("gain", {"gain": 0.0}, "gain=0.0 must be positive"),
+      ("history", {"history": 33}, "history=33 must be at most 32"),
+      ("no_votes", {"score": "votes"}, "a cache with no votes"),
+      (
+          "votes",
+          {"cache": slots_lib.empty(1, 2, 16, 8, has_votes=True)},
+          "score='sum' and a cache with votes",
+      ),
       ("cap", {"logits_soft_cap": -1.0}, "must be positive"),
       ("scale", {"scale": float("nan")}, "scale=nan must be finite"),
       ("unknown", {"implementation": "cuda"}, "'cuda' is unknown"),

@@ -1,7 +1,8 @@
 """Decode steps in plain Python, slot by slot, and runs of the others.
 
 Written apart from the library's reference: no code is shared with it. A cache
-is a list for each sequence and key head, of [key, value, score, pos] or None.
+is a list for each sequence and key head, of [key, value, score, pos, votes] or
+None.
 """
 
 import dataclasses
@@ -61,12 +62,14 @@ def decode(case: Case, **options: Any) -> tuple[Any, Any, Any]:
   out = np.zeros(wide[0].shape)
   slots = np.full((*wide[1].shape[:3],), -1)
   group = shape.num_heads // shape.num_kv_heads
+  options = {"scale": shape.head_dim**-0.5} | options
   for t, b in np.ndindex(case.positions.shape):
     if case.positions[t, b] < 0:
       continue
+    visits = []
     for k in range(shape.num_kv_heads):
       heads = slice(k * group, (k + 1) * group)
-      out[t, b, heads], slots[t, b, k] = step(
+      out[t, b, heads], slots[t, b, k], *visit = _attend(
           caches[b][k],
           wide[0][t, b, heads],
           wide[1][t, b, k],
@@ -74,45 +77,96 @@ def decode(case: Case, **options: Any) -> tuple[Any, Any, Any]:
           int(case.positions[t, b]),
           **options,
       )
+      visits.append(visit)
+    of_layer = np.mean(
+        [_by_slot(*visit, shape.capacity) for visit in visits], 0
+    )
+    for cache, visit in zip(caches[b], visits, strict=True):
+      _receive(cache, *visit, of_layer=of_layer.mean(axis=0), **options)
   return out, slots, caches
 
 
-def step(
+def step(cache, queries, key, value, position, scale=None, **options):
+  """One head of one sequence; changes the cache."""
+  scale = len(key) ** -0.5 if scale is None else scale
+  out, slot, *visit = _attend(
+      cache, queries, key, value, position, scale=scale, **options
+  )
+  _receive(cache, *visit, **options)
+  return out, slot
+
+
+def _attend(
     cache,
     queries,
     key,
     value,
     position,
     *,
+    scale,
     num_sinks=0,
     num_recent=0,
     score="sum",
-    decay=1.0,
-    reduce="sum",
-    scale=None,
     logits_soft_cap=None,
     window=None,
+    **_,
 ):
-  """One head of one sequence; changes the cache."""
+  """Writes the token; returns out, slot, weights [G, seen] and the seen."""
   slot = _choose(cache, position, num_sinks, num_recent, score)
-  cache[slot] = [key, value, 0.0, position]
+  norm = sum(float(x) ** 2 for x in key) ** 0.5
+  cache[slot] = [
+      key,
+      value,
+      -norm if score == "key_norm" else 0.0,
+      position,
+      [],
+  ]
   seen = [
       i
       for i, kept in enumerate(cache)
       if kept is not None and (window is None or kept[3] > position - window)
   ]
-  scale = len(key) ** -0.5 if scale is None else scale
   keys, values = (np.stack([cache[i][j] for i in seen]) for j in (0, 1))
   logits = scale * queries @ keys.T
   if logits_soft_cap is not None:
     logits = logits_soft_cap * np.tanh(logits / logits_soft_cap)
   weights = np.exp(logits - logits.max(axis=1, keepdims=True))
   weights /= weights.sum(axis=1, keepdims=True)
-  received = dict(zip(seen, getattr(weights, reduce)(axis=0), strict=True))
-  for i, kept in enumerate(cache):
-    if kept is not None:
-      kept[2] = decay * kept[2] + received.get(i, 0.0)
-  return weights @ values, slot
+  return weights @ values, slot, weights, seen
+
+
+def _receive(
+    cache,
+    weights,
+    seen,
+    *,
+    score="sum",
+    decay=1.0,
+    gain=1.0,
+    reduce="sum",
+    history=32,
+    of_layer=None,
+    **_,
+):
+  """Scores of what is kept, by the weights that it received."""
+  mass = of_layer
+  if reduce != "layer":
+    mass = getattr(_by_slot(weights, seen, len(cache)), reduce)(axis=0)
+  for received, kept in zip(mass, cache, strict=True):
+    if kept is None or score in ("position", "key_norm"):
+      continue
+    if score == "votes":
+      kept[4] = [*kept[4], received > 1 / len(seen)][-history:]
+      kept[2] = float(sum(kept[4]))
+    else:
+      kept[2] = decay * kept[2] + gain * received
+
+
+def _by_slot(weights, seen, capacity):
+  """Weights of all slots, 0 where nothing is seen."""
+  everywhere = np.zeros((len(weights), capacity))
+  everywhere[:, seen] = weights
+  return everywhere
 
 
 def _choose(cache, position, num_sinks, num_recent, score):
@@ -122,7 +176,7 @@ def _choose(cache, position, num_sinks, num_recent, score):
       return i
     if kept[3] < num_sinks or kept[3] >= position - num_recent:
       continue
-    priority = kept[2]
+    priority = kept[3] if score == "position" else kept[2]
     if score == "mean":
       priority /= position - kept[3]
     if best is None or priority < least:
@@ -151,6 +205,7 @@ def run(case, implementation, cache=None, cache_dtype=None, **options):
         shape.capacity,
         shape.head_dim,
         cache_dtype or case.key.dtype,
+        options.get("score") == "votes",
     )
   mode = interpret.mode() or modes.is_interpreted(implementation)
   with interpret.interpreted(mode):

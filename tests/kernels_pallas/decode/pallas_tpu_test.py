@@ -189,7 +189,8 @@ class FitTest(parameterized.TestCase):
 
 def _compile(chip, shape, dtype=jnp.bfloat16, cache_dtype=None, **options):
   step = jax.jit(functools.partial(_step, **options), donate_argnums=3)
-  arrays = shape.arrays(dtype, cache_dtype)
+  has_votes = options.get("score") == "votes"
+  arrays = shape.arrays(dtype, cache_dtype, has_votes)
   compiled = compile_lib.compile_for(chip, step, *arrays, min_copy_bytes=1)
   cache = [x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays[3])]
   return compiled, sum(cache)
@@ -204,6 +205,19 @@ class CompileTest(parameterized.TestCase):
     shape = shapes.BENCHMARKS["b8_c1024"]
     compiled, cache_bytes = _compile(chip, shape)
     self.assertLen(compiled.scoped_vmem_bytes, 1)
+    self.assertEqual(compiled.temp_bytes, 0)
+    self.assertEmpty(compiled.copies)
+    self.assertEqual(compiled.alias_bytes, cache_bytes)
+
+  @parameterized.parameters(
+      {"score": "votes", "reduce": "mean", "history": 9},
+      {"score": "ema", "decay": 0.0, "reduce": "layer"},
+      {"score": "position"},
+      {"score": "key_norm"},
+  )
+  def test_so_do_the_rules_of_policies(self, **options):
+    shape = shapes.BENCHMARKS["b8_c1024"]
+    compiled, cache_bytes = _compile("v5e", shape, **options)
     self.assertEqual(compiled.temp_bytes, 0)
     self.assertEmpty(compiled.copies)
     self.assertEqual(compiled.alias_bytes, cache_bytes)

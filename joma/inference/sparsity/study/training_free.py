@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity.study import capture
-from joma.transformer import mlp
 from joma.transformer import model as models
+from kernels_pallas import activations
 
 
 def calibrate(
@@ -60,7 +60,7 @@ def _calibrate(model, params, texts, shares):
     is_after = config.norm_placement == "post"
     x = resid if is_after else here["mlp_norm"]["__call__"][0]
     hidden_pre = here["mlp"]["hidden_pre"][0]
-    activation = mlp.ACTIVATIONS[config.activation](hidden_pre)
+    activation = activations.ACTIVATIONS[config.activation](hidden_pre)
     for name, values in (
         ("cats", activation),
         ("teal", here["mlp"]["hidden"][0]),

@@ -33,6 +33,15 @@ class Scissorhands(policy_lib.Policy):
     if not 1 <= self.history <= 32:
       raise errors.UserError(f"history={self.history} must be from 1 to 32.")
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        "score": "votes",
+        "history": self.history,
+        "reduce": "mean",
+    }
+
   def init_aux(self, batch, num_kv_heads, capacity, num_groups):
     return jnp.zeros((batch, num_kv_heads, capacity), jnp.uint32)
 

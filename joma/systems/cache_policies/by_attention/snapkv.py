@@ -47,6 +47,17 @@ class SnapKV(policy_lib.Policy):
     window = max(1, min(self.window, slots // 2))
     return dataclasses.replace(self, window=window)
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        # score + (given - score) / window.
+        "score": "ema",
+        "decay": 1 - 1 / self.window,
+        "gain": 1 / self.window,
+        "reduce": "mean",
+    }
+
   def read_prompt(self, prompt):
     attn_weights, rows = prompt.last_weights(self.window)
     first = rows[:, :1]  # The window itself is not scored.

@@ -23,6 +23,16 @@ class TOVA(policy_lib.Policy):
   num_recent: int | None = 0
   ranks_heads_alone: ClassVar[bool] = False
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        # Nothing is left of what earlier queries gave.
+        "score": "ema",
+        "decay": 0.0,
+        "reduce": "layer",
+    }
+
   def read_prompt(self, prompt):
     attn_weights, _ = prompt.last_weights(1)
     return self._of_layer(attn_weights[:, :, :, 0]), None, None

@@ -17,6 +17,13 @@ class Knorm(policy_lib.Policy):
 
   label: ClassVar[str] = "Knorm"
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        "score": "key_norm",
+    }
+
   def read_prompt(self, prompt):
     return -directions.norm(prompt.key).swapaxes(1, 2), None, None
 

@@ -22,6 +22,13 @@ class Window(policy_lib.Policy):
     """Places decide: a step changes no score."""
     return cache_plan.window(capacities, name)
 
+  def kernel_options(self):
+    return {
+        "num_sinks": self.num_sinks,
+        "num_recent": self.num_recent,
+        "score": "position",
+    }
+
   def priority(self, slots, position):
     return slots.pos
 

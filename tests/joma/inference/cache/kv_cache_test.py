@@ -12,7 +12,10 @@ from joma.inference.cache import kv_cache
 from joma.inference.cache import slot_step
 from joma.systems.cache_policies import names as policy_names
 from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import scissorhands
 from joma.systems.cache_policies.by_attention import snapkv
+from joma.systems.cache_policies.by_attention import tova
+from joma.systems.cache_policies.by_key import knorm
 from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
 from joma.systems.cache_policies.own_cache import ada_kv
@@ -301,10 +304,27 @@ class StorageTest(parameterized.TestCase):
 
 
 class KernelTest(parameterized.TestCase):
+  """One kernel does the whole step of a policy."""
 
   @parameterized.parameters((jnp.float32, 8), (jnp.int8, 32))
-  def test_one_kernel_does_the_whole_step_of_h2o(self, dtype, capacity):
-    policy = h2o.H2O(num_sinks=1, score="ema").with_capacity(capacity)
+  def test_of_h2o(self, dtype, capacity):
+    self._check(h2o.H2O(num_sinks=1, score="ema"), dtype, capacity)
+
+  @parameterized.parameters(
+      window.Window(),
+      window.StreamingLLM(num_sinks=2),
+      h2o.H2O(score="mean", reduce="max"),
+      scissorhands.Scissorhands(history=5),
+      tova.TOVA(),
+      snapkv.SnapKV(window=3),
+      knorm.Knorm(),
+  )
+  def test_of(self, policy):
+    self._check(policy, jnp.float32, 8)
+
+  def _check(self, policy, dtype, capacity):
+    policy = policy.with_capacity(capacity)
+    self.assertIsNotNone(policy.kernel_options())
     draws = jax.random.split(jax.random.key(0), 3)
     arrays = [
         jax.random.normal(draw, (40, 2, 1, heads, 8))
@@ -334,6 +354,7 @@ class KernelTest(parameterized.TestCase):
     np.testing.assert_array_equal(kept, want_kept)
     np.testing.assert_allclose(outs, want_outs, atol=1e-5)
     np.testing.assert_allclose(cache.score, want.score, atol=1e-5)
+    chex.assert_trees_all_equal(cache.aux, want.aux)
 
 
 class CompactTest(absltest.TestCase):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 from absl.testing import absltest
@@ -65,7 +66,7 @@ def _run(policy, query, key, value):
     out, cache = cache.attend(
         pick(query), pick(key), pick(value), at[:, None], _plain, _OPTIONS
     )
-    return cache, (out[:, 0], cache)
+    return cache, (out[:, 0], cache.pool.pos, cache.owner)
 
   return out, cache, jax.lax.scan(step, cache, jnp.arange(_STEPS))[1]
 
@@ -76,7 +77,7 @@ class AdaKVTest(absltest.TestCase):
     base = h2o.H2O(num_recent=1)
     policy = ada_kv.AdaKV(base=base, floor=0.5)
     arrays = _draw()
-    _, start, (outs, caches) = _run(policy, *arrays)
+    _, start, (outs, places, owners) = _run(policy, *arrays)
     query, key, value = (np.asarray(x, np.float64) for x in arrays)
     unequal = 0
     for b, length in enumerate(_LENGTHS):
@@ -88,10 +89,10 @@ class AdaKVTest(absltest.TestCase):
       budgets = [len(share) for share in shares]
       if length > _CAPACITY:
         self.assertEqual(sum(budgets), 2 * _CAPACITY)
-        np.testing.assert_array_equal(start.budgets()[b], budgets)
+        np.testing.assert_array_equal(start.budgets[b], budgets)
         unequal += budgets[0] != budgets[1]
       else:
-        np.testing.assert_array_equal(start.budgets()[b], [_CAPACITY] * 2)
+        np.testing.assert_array_equal(start.budgets[b], [_CAPACITY] * 2)
         budgets = [_CAPACITY] * 2
       for head in range(2):
         oracle = policy_oracle.Oracle(base, budgets[head], 2, _OPTIONS.scale)
@@ -104,8 +105,8 @@ class AdaKVTest(absltest.TestCase):
         for i in range(_STEPS):
           at = length + i
           want = oracle.step(query[b, at], key[b, at], value[b, at], at)
-          mine = np.asarray(caches.owner[i, b]) == head
-          pos = np.asarray(caches.pool.pos[i, b, 0])[mine]
+          mine = np.asarray(owners[i, b]) == head
+          pos = np.asarray(places[i, b, 0])[mine]
           self.assertEqual(sorted(pos[pos >= 0]), oracle.visible(head))
           np.testing.assert_allclose(
               outs[i, b, 2 * head : 2 * head + 2],
@@ -114,14 +115,24 @@ class AdaKVTest(absltest.TestCase):
           )
     self.assertGreater(unequal, 0)  # Or the budgets were never at work.
 
-  def test_takes_the_memory_of_the_average_and_no_more(self):
-    size = lambda policy: sum(
+  def test_takes_the_memory_of_the_average_and_less_than_a_page_a_head(self):
+    config = dataclasses.replace(_CONFIG, max_len=4096)
+    size = lambda policy, capacity: sum(
         x.nbytes
-        for x in jax.tree.leaves(kv_cache.init(policy, _CONFIG, 3, _CAPACITY))
+        for x in jax.tree.leaves(kv_cache.init(policy, config, 3, capacity))
     )
-    base = h2o.H2O()
-    owners = 3 * 2 * _CAPACITY * 4
-    self.assertEqual(size(ada_kv.AdaKV(base=base)), size(base) + owners)
+    base, budgets = h2o.H2O(), 3 * 2 * 4
+    for capacity in (16, 22, 2048):
+      page = 128 if capacity == 2048 else 16
+      # The most pages that two budgets of that mean can take, as slots a head.
+      most = max(
+          -(-first // page) - (first - 2 * capacity) // page
+          for first in range(1, 2 * capacity)
+      )
+      self.assertEqual(
+          size(ada_kv.AdaKV(base=base), capacity) - budgets,
+          size(base, most * page // 2),
+      )
 
   def test_what_it_cannot_wrap_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "TOVA"):

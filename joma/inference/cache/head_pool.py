@@ -1,0 +1,349 @@
+"""The pages of a layer, shared out among heads with budgets of their own.
+
+A head computes over what it owns: its pages are a row of
+`kernels_pallas.decode.paged`, where the policy's rule is one that rows can
+have. Other policies take each head over all pages, K times the products.
+
+Letters: B batch, T new tokens, K key and value heads, G query heads of each, C
+slots a head on average, P pages of S slots, M = P S, H head size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from joma.inference.cache import kv_cache
+from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import prompts
+from joma.inference.cache import slot_arrays
+from joma.inference.cache import slot_step
+from joma.inference.cache import storage
+from joma.transformer import attention
+from joma.transformer import one_query
+from kernels_pallas.decode import slots as kernel_slots
+from kernels_pallas.decode.paged import api as paged
+
+CLOSED = kernel_slots.CLOSED
+
+
+def page_size_of(capacity: int, dtype: jax.typing.DTypeLike) -> int:
+  """S: the least that a TPU moves, or more if that is a sixteenth of C."""
+  least = 32 if jnp.dtype(dtype) == jnp.int8 else paged.MIN_PAGE_SIZE
+  fitting = [size for size in (32, 64, 128) if 16 * size <= capacity]
+  return max([least, *fitting])
+
+
+def layout(
+    budgets: Int[Array, "B K"], page_size: int, num_slots: int
+) -> tuple[Int[Array, "B M"], Int[Array, "B M"]]:
+  """Which of a sequence's K C tokens each slot has, and which head owns it.
+
+  Tokens are sorted by head; -1 and K where a slot is closed.
+  """
+  num_pages = -(-budgets // page_size)
+  slot = jnp.arange(num_slots)[None, None]
+  first_slot = page_size * (jnp.cumsum(num_pages, axis=1) - num_pages)
+  first_token = jnp.cumsum(budgets, axis=1) - budgets
+  within = slot - first_slot[..., None]
+  is_mine = (within >= 0) & (within < budgets[..., None])
+  token = jnp.where(is_mine, within + first_token[..., None], -1).max(axis=1)
+  heads = jnp.arange(budgets.shape[1])[None, :, None]
+  owner = jnp.where(is_mine, heads, budgets.shape[1]).min(axis=1)
+  return token, owner
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PooledCache:
+  """Pages of a layer, each of one head; an `attention.KVCache`.
+
+  A head's pages follow each other, in the order of heads. What is left of its
+  last page is closed: nobody's, for good.
+
+  Attributes:
+    pool: `kv_cache.SlotCache` of one head with P S slots.
+    budgets: Int32 [B, K], slots of each head.
+    policy: `AdaKV`, static.
+    capacity: C, slots of a head on average, static.
+    page_size: S, static.
+  """
+
+  pool: Any
+  budgets: Any
+  policy: Any = dataclasses.field(metadata={"static": True})
+  capacity: Any = dataclasses.field(metadata={"static": True})
+  page_size: Any = dataclasses.field(metadata={"static": True})
+
+  @property
+  def num_kv_heads(self) -> int:
+    """K."""
+    return self.budgets.shape[1]
+
+  @property
+  def owner(self) -> Int[Array, "B M"]:
+    """The key head of each slot; K where closed."""
+    return layout(self.budgets, self.page_size, self.pool.capacity)[1]
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: attention.Rotate,
+      options: attention.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
+    """As `kv_cache.SlotCache.attend`."""
+    arrays = (query, key, value, positions, rotate, options)
+    if query.shape[1] > 1:
+      return self._read(*arrays)
+    # Before a prompt has shared the slots out the bits are the base's.
+    return jax.lax.cond(
+        (self.budgets == self.capacity).all(),
+        lambda: self._decode_evenly(*arrays),
+        lambda: self._decode(*arrays),
+    )
+
+  def kept_positions(self) -> Int[Array, "B K M"]:
+    """Positions that each head keeps, -1 in slots that are not its own."""
+    return jnp.where(self._is_mine(), self.pool.pos, -1)
+
+  def _is_mine(self) -> Bool[Array, "B K M"]:
+    heads = jnp.arange(self.num_kv_heads)[None, :, None]
+    return self.owner[:, None] == heads
+
+  def _num_pages(self) -> Int[Array, "B K"]:
+    return -(-self.budgets // self.page_size)
+
+  def _first_page(self) -> Int[Array, "B K"]:
+    num_pages = self._num_pages()
+    return jnp.cumsum(num_pages, axis=1) - num_pages
+
+  def _decode_evenly(self, query, key, value, positions, rotate, options):
+    """As the base does with C slots for each head."""
+    pool, heads = self.pool, self.num_kv_heads
+    room = -(-self.capacity // self.page_size) * self.page_size
+    slots = lambda x: x[:, 0, : heads * room]
+    apart = lambda x: slots(x).reshape(len(x), heads, room, *x.shape[3:])
+    arrays = lambda cache: (
+        cache.key,
+        cache.value,
+        cache.score,
+        cache.pos,
+        cache.aux,
+    )
+    names = ("key", "value", "score", "pos", "aux")
+    split = jax.tree.map(
+        lambda x: apart(x)[:, :, : self.capacity], arrays(pool)
+    )
+    cache = dataclasses.replace(pool, **dict(zip(names, split, strict=True)))
+    out, cache = slot_step.decode(
+        cache, query, key, value, positions, rotate, options
+    )
+    back = lambda x, new: x.at[:, 0, : heads * room].set(
+        apart(x).at[:, :, : self.capacity].set(new).reshape(slots(x).shape)
+    )
+    joined = jax.tree.map(back, arrays(pool), arrays(cache))
+    pool = dataclasses.replace(cache, **dict(zip(names, joined, strict=True)))
+    return out, dataclasses.replace(self, pool=pool)
+
+  def _decode(self, query, key, value, positions, rotate, options):
+    """Over pages, if the base is a rule of rows; else each head over all."""
+    rule = self.policy.base.kernel_options()
+    arrays = (query, key, value, positions, rotate, options)
+    if rule is None or not paged.can_hold(rule):
+      return self._decode_of_all(*arrays)
+    pool, size = self.pool, self.page_size
+    batch, _, capacity = pool.pos.shape
+    pages = lambda x: None if x is None else x.reshape(-1, size, *x.shape[3:])
+    page = jnp.arange(capacity // size)
+    # Pages of a sequence lie together, and so do those of a head.
+    first = self._first_page() + page.size * jnp.arange(batch)[:, None]
+    table = first.reshape(-1, 1) + page[None]
+    out, kept, _ = paged.decode_step(
+        rotate(query, positions)[:, 0],
+        rotate(key, positions)[:, 0],
+        value[:, 0],
+        kernel_slots.Slots(
+            key=pages(pool.key.data),
+            value=pages(pool.value.data),
+            score=pages(pool.score),
+            pos=pages(pool.pos),
+            key_scale=pages(pool.key.scale),
+            value_scale=pages(pool.value.scale),
+        ),
+        table.astype(jnp.int32),
+        self._num_pages().reshape(-1),
+        positions[:, 0],
+        scale=options.scale,
+        logits_soft_cap=options.logits_soft_cap,
+        window=options.window,
+        **rule,
+    )
+    whole = lambda x: (
+        None if x is None else x.reshape(batch, 1, capacity, *x.shape[2:])
+    )
+    pool = dataclasses.replace(
+        pool,
+        key=storage.Stored(whole(kept.key), whole(kept.key_scale)),
+        value=storage.Stored(whole(kept.value), whole(kept.value_scale)),
+        score=whole(kept.score),
+        pos=whole(kept.pos),
+    )
+    return out[:, None], dataclasses.replace(self, pool=pool)
+
+  def _decode_of_all(self, query, key, value, positions, rotate, options):
+    pool, base, position = self.pool, self.policy.base, positions[:, 0]
+    is_active = position >= 0
+    token = policy_lib.Token(
+        key=rotate(key, positions)[:, 0],
+        value=value[:, 0],
+        raw_query=query.reshape(
+            len(query), self.num_kv_heads, -1, query.shape[-1]
+        ),
+        position=position,
+        rotate=rotate,
+        scale=options.scale,
+        layer=pool.layer,
+    )
+    cache = dataclasses.replace(self, pool=self._write(token, is_active))
+    slots = cache._view()
+    is_seen = slots.pos >= 0
+    if options.window is not None:
+      is_seen &= slots.pos > (position - options.window)[:, None, None]
+    out, attn_logits = one_query.attend(
+        rotate(query, positions), slots.key, slots.value, is_seen, options
+    )
+    step = policy_lib.Step(attn_logits, jax.nn.softmax(attn_logits), position)
+    score, aux, state = base.observe(slots, step)
+    after = dataclasses.replace(
+        cache.pool,
+        score=cache._joined(score),
+        aux=jax.tree.map(cache._joined, aux),
+        state=state,
+    )
+    return out, dataclasses.replace(
+        self, pool=slot_step.where_active(is_active, after, pool)
+    )
+
+  def _view(self) -> policy_lib.Slots:
+    """All slots for each head; those of others look empty."""
+    mine = self._is_mine()
+    everywhere = lambda x: jnp.broadcast_to(
+        x, (x.shape[0], self.num_kv_heads, *x.shape[2:])
+    )
+    slots = slot_step.view(self.pool)
+    own = lambda x, fill: jnp.where(mine, everywhere(x), fill)
+    return dataclasses.replace(
+        slots,
+        key=everywhere(slots.key),
+        value=everywhere(slots.value),
+        score=own(slots.score, 0.0),
+        pos=own(slots.pos, -1),
+        aux=jax.tree.map(everywhere, slots.aux),
+    )
+
+  def _joined(self, x) -> Array:
+    """Takes from [B, K, M, ...] what each slot's owner has: [B, 1, M, ...]."""
+    # Of closed slots anything will do: the last head's.
+    owner = jnp.minimum(self.owner, self.num_kv_heads - 1)
+    index = slot_arrays.like(owner[:, None], x)
+    return jnp.take_along_axis(x, index, axis=1)
+
+  def _write(self, token, is_active) -> kv_cache.SlotCache:
+    """Each head replaces one of its own slots."""
+    pool, base = self.pool, self.policy.base
+    ranks = policy_lib.rank(base, self._view(), token.position)
+    # Protected slots of one's own come before those of others.
+    ranks = jnp.where(self._is_mine(), jnp.minimum(ranks, 3e38), jnp.inf)
+    slot = jnp.argmin(ranks, axis=-1)
+    slot = jnp.where(is_active[:, None], slot, pool.capacity)
+    score, aux, state = base.enter(token, pool.state)
+    rows = jnp.arange(len(slot))[:, None]
+    put = lambda x, new: x.at[rows, 0, slot].set(
+        new.astype(x.dtype), mode="drop"
+    )
+    return dataclasses.replace(
+        pool,
+        key=storage.put(pool.key, token.key, put),
+        value=storage.put(pool.value, token.value, put),
+        score=put(pool.score, score),
+        pos=put(
+            pool.pos, jnp.broadcast_to(token.position[:, None], slot.shape)
+        ),
+        aux=jax.tree.map(put, pool.aux, aux),
+        state=state,
+    )
+
+  def _read(self, query, key, value, positions, rotate, options):
+    """A prompt, into an empty cache."""
+    capacity = self.capacity
+    base = self.policy.base
+    room = max(capacity, key.shape[1])
+    result, prompt = prompts.read(
+        base,
+        self.pool.layer,
+        room,
+        False,
+        query,
+        key,
+        value,
+        positions,
+        rotate,
+        options,
+    )
+    score, aux, state = base.read_prompt(prompt)
+    pos = jnp.broadcast_to(positions[:, None], score.shape)
+    slots = policy_lib.Slots(
+        prompt.key.swapaxes(1, 2),
+        value.swapaxes(1, 2),
+        score,
+        pos,
+        aux,
+        state,
+        self.pool.layer,
+        self.pool.num_groups,
+    )
+    fit = lambda x, fill=0.0: slot_arrays.resize(x, room, fill)
+    arrays = jax.tree.map(fit, (slots.key, slots.value, score, aux))
+    ranks = fit(policy_lib.rank(base, slots, prompt.lengths), -np.inf)
+    chosen = self._share(ranks, capacity)  # [B, K C] into K room.
+    heads = jnp.arange(self.num_kv_heads)[None, :, None]
+    budgets = (chosen[:, None] // room == heads).sum(axis=-1)
+    index, _ = layout(budgets, self.page_size, self.pool.capacity)
+    is_closed = index < 0
+    index = jnp.take_along_axis(chosen, jnp.maximum(index, 0), axis=1)
+    flat = lambda x: x.reshape(x.shape[0], 1, -1, *x.shape[3:])
+    laid_out = lambda x: jnp.take_along_axis(
+        flat(x), slot_arrays.like(index[:, None], flat(x)), axis=2
+    )
+    key, value, score, aux = jax.tree.map(laid_out, arrays)
+    pos = laid_out(fit(pos, -1)).astype(jnp.int32)
+    pool = dataclasses.replace(
+        self.pool,
+        key=storage.write(self.pool.key, key),
+        value=storage.write(self.pool.value, value),
+        score=score,
+        pos=jnp.where(is_closed[:, None], CLOSED, pos),
+        aux=aux,
+        state=state,
+    )
+    out = jnp.where((self.pool.pos < 0).all(), result.out, jnp.nan)
+    budgets = budgets.astype(jnp.int32)
+    return out, dataclasses.replace(self, pool=pool, budgets=budgets)
+
+  def _share(self, ranks, capacity) -> Int[Array, "B _"]:
+    """Which of [K, room] stay: each head's best few, then the best of all."""
+    batch, num_kv_heads, room = ranks.shape
+    place = jnp.arange(room)[None, None]
+    # A short prompt leaves each head as many empty slots: the first ones.
+    ranks = jnp.where(jnp.isneginf(ranks) & (place < capacity), -3e38, ranks)
+    least = min(self.policy.least(capacity), capacity)
+    order = jnp.argsort(jnp.argsort(-ranks, axis=-1), axis=-1)
+    flat = jnp.where(order < least, jnp.inf, ranks).reshape(batch, -1)
+    index = jax.lax.top_k(flat, num_kv_heads * capacity)[1]
+    return jnp.sort(index, axis=-1)

@@ -1,0 +1,63 @@
+"""Memory, bandwidth and arithmetic of chips: the vendors' figures, once.
+
+Of one whole chip, peaks that no program quite reaches. Plans of inference and
+rooflines of kernels both start here. Where jax's `tpu_info` differs by more
+than rounding, the vendor's page counts: jax gives v5p 2,460 GB/s, which is
+twice a v4's 1,230; Google's page has 2,765. Imports no jax.
+"""
+
+import dataclasses
+
+_GB = 10**9
+_GIB = 2**30
+_TPU = "https://docs.cloud.google.com/tpu/docs/"
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Peak:
+  """A chip's.
+
+  Attributes:
+    hbm_bytes: Of its main memory.
+    bytes_per_sec: From and to that memory.
+    flops_per_sec: Dense matrix products in bfloat16.
+    num_devices: That JAX sees: two on a v7x, one for each TensorCore.
+    source: Where the figures are from.
+  """
+
+  hbm_bytes: int
+  bytes_per_sec: int
+  flops_per_sec: int
+  num_devices: int = 1
+  source: str
+
+
+def _peak(
+    hbm_bytes: int,
+    gb_per_sec: int,
+    tflops: int,
+    source: str,
+    num_devices: int = 1,
+) -> Peak:
+  return Peak(
+      hbm_bytes=hbm_bytes,
+      bytes_per_sec=gb_per_sec * _GB,
+      flops_per_sec=tflops * 1000 * _GB,
+      num_devices=num_devices,
+      source=source,
+  )
+
+
+PEAKS: dict[str, Peak] = {
+    # GB or GiB as the pages have it.
+    "v4": _peak(32 * _GIB, 1228, 275, _TPU + "v4"),
+    "v5e": _peak(16 * _GB, 819, 197, _TPU + "v5e"),
+    "v5p": _peak(95 * _GIB, 2765, 459, _TPU + "tpu7x"),
+    "v6e": _peak(32 * _GIB, 1638, 918, _TPU + "tpu7x"),
+    "v7x": _peak(192 * _GIB, 7380, 2307, _TPU + "tpu7x", num_devices=2),
+    # SXM boards.
+    "a100": _peak(80 * _GB, 2039, 312, _NVIDIA + "a100/"),
+    "h100": _peak(80 * _GB, 3350, 989, _NVIDIA + "h100/"),
+    "h200": _peak(141 * _GB, 4800, 989, _NVIDIA + "h200/"),
+}
