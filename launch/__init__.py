@@ -4,5 +4,5 @@ One script is one experiment; `--help` of each tells its command and what it
 writes. Ground of all of them: `app` (parses, shows errors in one line),
 `flag_config` (a frozen dataclass becomes flags) and `run` (claims a folder,
 measures, reports). What an experiment measures and draws lies in the room of
-its subject, in joma and scansnap_jax.
+its subject, in joma and scansnap_jax; benchmarks are in `bench`.
 """

@@ -42,7 +42,7 @@ _HOMES = {
         "tests/",
     ),
     "absl.flags": ("launch/", "tests/"),
-    "torch": ("launch/bench_", "tests/"),
+    "torch": ("launch/bench/", "tests/"),
 }
 _KERNEL_IMPORTS = {"jax", "jaxtyping", "numpy", *sys.stdlib_module_names}
 

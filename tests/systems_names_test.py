@@ -26,7 +26,7 @@ _MAY = {
         *("h2o", "snapkv", "pyramidkv", "quest"),
     },
     # A benchmark of one policy's step beside a full cache's.
-    "launch/bench_inference.py": {"h2o"},
+    "launch/bench/inference.py": {"h2o"},
 }
 _NAMES = {
     *policy_names.POLICIES,

@@ -3,7 +3,7 @@
 Schedules change with the compiler, so budgets.json keeps them by its version:
 {"libtpu 0.0.48": {case: {chip: {figure: value}}}}, where case names a kernel
 and its configuration, and releases of corrections, 0.0.48.1, count as one with
-what they correct. `python -m launch.bench_kernels --update_budgets` writes
+what they correct. `python -m launch.bench.kernels --update_budgets` writes
 them. Figures are bundles, spills, temp_bytes, or any other of
 which less is better.
 """

@@ -16,6 +16,7 @@ from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
+from joma.transformer import mlp
 from kernels_pallas import activations
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import selection

@@ -1,0 +1,1 @@
+"""What is measured, a script each: `python -m launch.bench.NAME --help`."""

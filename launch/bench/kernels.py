@@ -1,0 +1,127 @@
+"""Compares the attention kernels with their peers, per platform.
+
+  python -m launch.bench.kernels --target=tpu:v5e --lengths=4096,16384
+
+compiles our kernels and jax's flash and splash attention for a TPU that is not
+there, and prints of each FLOPs, HBM bytes, roofline time, VMEM, spills and the
+static schedule: bundles a grid step and of the whole kernel, which are static,
+not measured. Chips: v4, v5e, v5p, v6e, v7x (extra `tpu`). Some minutes.
+
+  --target=h100   registers, spills, shared memory of the Mosaic GPU kernels,
+                  compiled without a GPU (jax >= 0.11.2 and its CUDA 13 plugin)
+  --target=gpu    measures on the Hopper GPU of this machine, under ten minutes
+  --target=cpu    measures the XLA implementations on this machine
+
+  python -m launch.bench.kernels --update_budgets
+
+compiles the kernels of `kernels_pallas/aot/budgets.json` with the libtpu that
+is installed and writes their figures, which a test compares from then on.
+"""
+
+from collections.abc import Callable, Sequence
+import importlib
+import json
+from typing import Any
+
+from absl import flags
+
+from launch import app
+from scansnap_jax.experiment import devices
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import workdir
+
+# Whoever imports this module for its functions gets no flags.
+_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+_TARGET = flags.DEFINE_string(
+    "target", "tpu:v5e", "tpu:CHIP, h100, gpu or cpu.", flag_values=_FLAGS
+)
+_LENGTHS = flags.DEFINE_list(
+    "lengths", ["4096"], "Sequence lengths, multiples of 1024.", _FLAGS
+)
+_SPARSE_LENGTH = flags.DEFINE_integer(
+    "sparse_length",
+    32_768,
+    "Length for block-sparse attention on a TPU, a multiple of 1024; 0: none.",
+    lower_bound=0,
+    flag_values=_FLAGS,
+)
+_OPS = flags.DEFINE_multi_enum(
+    "ops",
+    ["attention", "mlp", "decode"],
+    ["attention", "mlp", "decode"],
+    "Which ops; linear attention goes with attention.",
+    flag_values=_FLAGS,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
+_UPDATE = flags.DEFINE_boolean(
+    "update_budgets", False, "Whether to write budgets.json instead.", _FLAGS
+)
+
+
+def main(_: list[str]) -> None:
+  """Measures, prints, writes."""
+  devices.set_up()
+  if _UPDATE.value:
+    from launch.bench.ops import budgets
+
+    _explained(budgets.update)
+    return
+  lengths = [_length(text) for text in _LENGTHS.value]
+  sparse_length = _SPARSE_LENGTH.value and _length(str(_SPARSE_LENGTH.value))
+  rows = measure(_TARGET.value, lengths, sparse_length, _OPS.value)
+  if _OUTPUT.value:
+    workdir.write_atomic(_OUTPUT.value, json.dumps(rows, indent=2) + "\n")
+
+
+def measure(
+    target: str,
+    lengths: list[int],
+    sparse_length: int = 0,
+    ops: Sequence[str] = ("attention",),
+) -> list[dict[str, Any]]:
+  """Prints the report of a target; returns its rows.
+
+  Args:
+    target: tpu:CHIP, h100 (or gpu:h100), gpu, or cpu.
+    lengths: Of TPU programs.
+    sparse_length: Of block-sparse ones; 0 is none.
+    ops: Which ops.
+
+  Raises:
+    UserError: If the target is unknown or its compiler is not installed.
+  """
+  platform, _, name = target.partition(":")
+  if target in ("h100", "gpu:h100"):
+    return _explained(_module("h100").report, ops)
+  if target in ("cpu", "gpu"):
+    return _explained(_module(target).report, ops)
+  if platform != "tpu" or not name:
+    raise errors.UserError(
+        f"--target={target} must be tpu:CHIP, h100, gpu or cpu"
+    )
+  return _explained(_module("tpu").report, name, lengths, sparse_length, ops)
+
+
+def _module(name: str) -> Any:
+  """Imports on demand: each has needs of its own."""
+  return importlib.import_module(f"launch.bench.ops.{name}")
+
+
+def _explained(call: Callable[..., Any], *arguments: Any) -> Any:
+  """Calls; a missing compiler or unknown chip becomes a UserError."""
+  from kernels_pallas.aot import topology
+
+  try:
+    return call(*arguments)
+  except (ValueError, topology.ToolchainMissing) as error:
+    raise errors.UserError(str(error)) from error
+
+
+def _length(text: str) -> int:
+  if not text.isdigit() or int(text) < 1024 or int(text) % 1024:
+    raise errors.UserError(f"length {text} must be a multiple of 1024")
+  return int(text)
+
+
+if __name__ == "__main__":
+  app.run(main)

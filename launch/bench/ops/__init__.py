@@ -1,0 +1,1 @@
+"""The parts of `launch.bench.kernels`: a target or an op each."""

@@ -1,0 +1,137 @@
+"""Times a decode step that evicts beside two with a full cache, by XLA.
+
+A part of `launch.bench.kernels` for --target=cpu: one layer's attention in
+float32, all caches donated from step to step, all their slots in use. A full
+cache is read by our own attention, or by jax's, which is the peer.
+"""
+
+from collections.abc import Callable
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.transformer import attention
+from joma.transformer import full_cache
+from kernels_pallas.decode import api
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode import slots as slots_lib
+
+Row = dict[str, Any]
+_STEPS = 16
+
+
+def decode_row(
+    num_slots: int = 1024,
+    num_keys: int = 8192,
+    *,
+    shape: shapes.Shape | None = None,
+    num_times: int = 10,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> Row:
+  """Times `num_slots` slots beside full caches of `num_keys`.
+
+  Args:
+    num_slots: C of ours.
+    num_keys: Of the full cache.
+    shape: Heads; its capacity does not count. None is 32 query and 8 key heads
+      of 128, one sequence.
+    num_times: Turns of each, of `_STEPS` steps.
+    tell: Is given the row.
+  """
+  shape = shape or shapes.Shape(num_heads=32, num_kv_heads=8, capacity=0)
+  vectors = tuple(
+      jax.random.normal(jax.random.key(i), x.shape)
+      for i, x in enumerate(shape.arrays("float32")[:3])
+  )
+  steps = {"ours": _step, "full": _full_step, "peer": _peer_step}
+  rows = lambda: _rows(shape, num_keys)
+  caches = {
+      "ours": _slots(shape, num_slots),
+      "full": full_cache.FullCache(*rows()),
+      "peer": tuple(x.swapaxes(1, 2) for x in rows()),
+  }
+  positions = jnp.full(shape.batch, num_keys - 1, jnp.int32)
+  seconds = {name: [] for name in steps}
+  for turn in range(num_times + 2):
+    for name, step in steps.items():
+      started = time.perf_counter()
+      # Steps of one sequence follow each other, and need not wait for a host.
+      for _ in range(_STEPS):
+        _, caches[name] = step(caches[name], *vectors, positions)
+      jax.block_until_ready(caches[name])
+      if turn > 1:
+        seconds[name].append((time.perf_counter() - started) / _STEPS)
+  row: Row = {"what": "decode step", "slots": num_slots}
+  row |= {"keys": num_keys, "batch": shape.batch}
+  for name, found in seconds.items():
+    low, middle, high = 1e3 * np.quantile(found, (0.25, 0.5, 0.75))
+    row |= {f"{name}_ms": float(middle), f"{name}_iqr_ms": float(high - low)}
+  row["of_full"] = row["full_ms"] / row["ours_ms"]
+  row["of_peer"] = row["peer_ms"] / row["ours_ms"]
+  tell(row)
+  return row
+
+
+def _evict(cache, query, key, value, positions):
+  out, cache, _ = api.decode_step(
+      query,
+      key,
+      value,
+      cache,
+      positions,
+      num_sinks=4,
+      num_recent=cache.capacity // 2,
+      implementation="xla",
+  )
+  return out, cache
+
+
+_step = jax.jit(_evict, donate_argnums=0)
+
+
+def _attend(cache, query, key, value, positions):
+  options = attention.AttentionOptions(scale=query.shape[-1] ** -0.5)
+  return cache.attend(
+      *(x[:, None] for x in (query, key, value, positions)),
+      lambda x, _: x,
+      options,
+  )
+
+
+_full_step = jax.jit(_attend, donate_argnums=0)
+
+
+def _attend_by_jax(cache, query, key, value, positions):
+  """Keys in the order [B, S, K, H] that jax's attention wants."""
+  rows = jnp.arange(len(positions))
+  cache = tuple(
+      kept.at[rows, positions].set(new)
+      for kept, new in zip(cache, (key, value), strict=True)
+  )
+  out = jax.nn.dot_product_attention(
+      query[:, None], *cache, key_value_seq_lengths=positions + 1
+  )
+  return out, cache
+
+
+_peer_step = jax.jit(_attend_by_jax, donate_argnums=0)
+
+
+def _slots(shape: shapes.Shape, num_slots: int) -> slots_lib.Slots:
+  """Slots that are all taken, with random scores."""
+  lead = (shape.batch, shape.num_kv_heads, num_slots)
+  key, value = _rows(shape, num_slots)
+  return slots_lib.Slots(
+      key=key,
+      value=value,
+      score=jax.random.uniform(jax.random.key(2), lead),
+      pos=jnp.broadcast_to(jnp.arange(num_slots, dtype=jnp.int32), lead) + 0,
+  )
+
+
+def _rows(shape: shapes.Shape, num: int) -> list[jax.Array]:
+  dims = (shape.batch, shape.num_kv_heads, num, shape.head_dim)
+  return [jax.random.normal(jax.random.key(i), dims) for i in (3, 4)]
