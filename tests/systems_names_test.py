@@ -25,6 +25,9 @@ _MAY = {
     "joma/inference/cost/cost_table_config.py": {
         *("h2o", "snapkv", "pyramidkv", "quest"),
     },
+    # The kernels' argument of that name, which systems use.
+    "launch/bench/ops/gpu.py": {"sink_logits"},
+    "launch/bench/ops/h100.py": {"sink_logits"},
     # A benchmark of one policy's step beside a full cache's.
     "launch/bench/inference.py": {"h2o"},
 }

@@ -2,8 +2,8 @@
 
 TABLE = """
 joma/inference/sparsity/contextual_sparsity.py
-- if self.plan.lookahead or self.config.use_parallel_residual:
-+ if self.config.use_parallel_residual:
+- if self._plan.lookahead or self._call.config.use_parallel_residual:
++ if self._call.config.use_parallel_residual:
 ? the sparse MLP ignores lookahead
 @ tests/joma/inference/sparsity/lookahead_test.py
 

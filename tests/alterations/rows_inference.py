@@ -222,17 +222,17 @@ joma/inference/sparsity/predictors.py
 - return x * jax.lax.rsqrt(mean_square + 1e-12)
 + return x
 ? predictors read the stream as large as it is
-@ tests/joma/inference/sparsity/predictor_training_test.py
+@ tests/joma/inference/sparsity/study/predictor_training_test.py
 
 joma/inference/sparsity/study/predictor_training.py
 - return np.arange(self.train_rows, self.shards.num_rows)
 + return np.arange(self.shards.num_rows)
 ? thresholds are calibrated on what was trained on
-@ tests/joma/inference/sparsity/predictor_training_test.py
+@ tests/joma/inference/sparsity/study/predictor_training_test.py
 
 joma/inference/sparsity/study/predictor_training.py
 - order = np.maximum(np.arange(layer_in.shape[1]) - is_ahead, 0)
 + order = np.maximum(np.arange(layer_in.shape[1]), 0)
 ? heads that are predicted ahead learn from their own layer
-@ tests/joma/inference/sparsity/predictor_training_test.py
+@ tests/joma/inference/sparsity/study/predictor_training_test.py
 """

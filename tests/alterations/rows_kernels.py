@@ -109,8 +109,8 @@ kernels_pallas/gather_mlp/parts.py
 @ tests/kernels_pallas/gather_mlp/api_test.py
 
 kernels_pallas/gather_mlp/reference.py
-- return parts.ACTIVATIONS[activation](gate) * hidden
-+ return parts.ACTIVATIONS[activation](hidden) * gate
+- return activations.ACTIVATIONS[activation](gate) * hidden
++ return activations.ACTIVATIONS[activation](hidden) * gate
 ? the gate and what it gates are swapped
 @ tests/kernels_pallas/gather_mlp/api_test.py
 
