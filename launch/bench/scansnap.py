@@ -172,7 +172,7 @@ def _run_child(name: str, config: BenchConfig) -> dict[str, Any]:
   started = time.monotonic()
   finished = subprocess.run(
       [sys.executable, "-m", "launch.bench.scansnap", *arguments],
-      cwd=pathlib.Path(__file__).parents[1],
+      cwd=pathlib.Path(__file__).parents[2],
       stdout=subprocess.PIPE,
       text=True,
       check=True,

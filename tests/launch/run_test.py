@@ -2,10 +2,12 @@ import contextlib
 import io
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 
 from launch import run
+from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import preemption
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -15,6 +17,9 @@ class RunTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
+    # Devices are chosen before the first computation of a process, and tests
+    # of other files may have computed in this one.
+    self.enterContext(mock.patch.object(devices, "set_up"))
     self.path = pathlib.Path(self.create_tempdir().full_path) / "new"
     self.folder = lambda: run.Folder(str(self.path), {"a": 1}, "--a=1\n")
     self.reported = []

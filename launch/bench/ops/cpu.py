@@ -244,7 +244,7 @@ def memory_rows(
     arguments = [f"--child={program}", f"--child_length={length}"]
     finished = subprocess.run(
         [sys.executable, "-m", "launch.bench.ops.cpu", *arguments],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[3],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,

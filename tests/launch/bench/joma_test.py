@@ -102,7 +102,7 @@ class ScriptTest(absltest.TestCase):
             *("--num_rounds=2", "--num_steps=1"),
             *(() if torch else ("--notorch",)),
         ],
-        cwd=pathlib.Path(joma.__file__).parents[1],
+        cwd=pathlib.Path(joma.__file__).parents[2],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         check=True,

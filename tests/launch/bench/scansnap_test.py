@@ -126,7 +126,7 @@ class ScriptTest(absltest.TestCase):
             *("--num_seeds=2", "--num_steps=2", "--memory_num_last=2"),
             *("--seq_lens=16,32", "--length_steps=2", f"--output={output}"),
         ],
-        cwd=pathlib.Path(scansnap.__file__).parents[1],
+        cwd=pathlib.Path(scansnap.__file__).parents[2],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
