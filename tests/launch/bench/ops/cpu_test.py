@@ -5,6 +5,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from kernels_pallas.attention.xla import schedule
 from launch.bench.ops import cpu as bench
 
 
