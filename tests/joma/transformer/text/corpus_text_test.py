@@ -47,7 +47,7 @@ class EmbeddedTest(_CorpusTextTest):
     self.assertTrue(data.startswith(b"First Citizen:\n"))
 
   def test_the_archive_is_small(self):
-    folder = pathlib.Path(corpus_text.__file__).parent / "data"
+    folder = pathlib.Path(corpus_text.__file__).parents[1] / "data"
     packed = (folder / "tinyshakespeare.txt.gz").read_bytes()
     self.assertLess(len(packed), 500_000)
     self.assertIn(

@@ -14,7 +14,7 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import figures
 from tests.joma.transformer.training import lm_runs
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[4]
 
 
 # A white pixel.

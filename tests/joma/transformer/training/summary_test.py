@@ -13,7 +13,7 @@ from joma.transformer.training import summary
 from scansnap_jax.experiment import errors
 from tests.joma.transformer.training import lm_runs
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[4]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))
 # Rounding of a few float64 operations on numbers below 10.
 _ATOL = 1e-12
