@@ -38,6 +38,9 @@ class FullCache:
   value: Any
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

@@ -63,6 +63,9 @@ class BlockCache:
     """Its selector, and sinks."""
     return (self.system.name, "sinks")
 
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

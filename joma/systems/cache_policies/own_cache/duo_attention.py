@@ -81,6 +81,9 @@ class BucketedCache:
   caches: Any
   heads: Any = dataclasses.field(metadata={"static": True})
 
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

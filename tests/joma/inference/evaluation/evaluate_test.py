@@ -125,7 +125,10 @@ class ReadTest(parameterized.TestCase):
   def test_recall_by_hand(self):
     # Two KV heads keep 0, 2 and 2, 5; a layer without positions keeps all.
     pos = jnp.array([[[0, 2, -1], [5, 2, -1]]], jnp.int32)
-    caches = (types.SimpleNamespace(pos=pos), types.SimpleNamespace())
+    caches = (
+        types.SimpleNamespace(kept_positions=lambda: pos),
+        types.SimpleNamespace(kept_positions=lambda: None),
+    )
     found = evaluate.gold_recall(caches, jnp.array([[2, 0, 7, -1]]))
     # Of 0, 2 and 7 one head has two, the other one.
     np.testing.assert_allclose(found, [[0.5, 1.0]])
