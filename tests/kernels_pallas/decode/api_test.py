@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import masks
+from kernels_pallas.attention import api as attention_api
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
@@ -152,7 +153,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     case = oracle.draw(shape, shape.capacity, is_ragged=False)
     out, _, _ = oracle.run(case, implementation)
     turn = lambda x: jnp.moveaxis(x, 0, 1)
-    whole = api.attention(
+    whole = attention_api.attention(
         turn(case.query),
         turn(case.key),
         turn(case.value),

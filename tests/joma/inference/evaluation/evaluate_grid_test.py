@@ -177,7 +177,8 @@ class CacheTest(parameterized.TestCase):
     self.assertIsNone(evaluate.kept_positions(read))
     pool = make("adakv:h2o:score=ema", 8)
     self.assertEqual(pool.policy.base.score, "ema")
-    self.assertEqual(evaluate.kept_positions(pool).shape, (1, 1, 8))
+    # Slots come in pages; what the heads may fill of them is the budget.
+    self.assertEqual(int(pool.budgets.sum()), 8)
 
   def test_what_protects_too_much_is_named(self):
     config = dataclasses.replace(
