@@ -5,7 +5,9 @@ it, and the laws of the kernels run compiled on it (`kernels_pallas/modes.py`).
 Subprocesses that compare bits or count devices ask for the CPU themselves.
 """
 
+import datetime
 import glob
+import hashlib
 from importlib import metadata
 import os
 import re
