@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.aot import peaks
+from kernels_pallas.hardware import peaks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

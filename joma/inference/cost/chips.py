@@ -1,11 +1,11 @@
 """Memory, bandwidth and arithmetic of the chips that inference is planned for.
 
-Those of one whole chip are in `kernels_pallas.aot.peaks`. Imports no jax.
+Those of one whole chip are in `kernels_pallas.hardware.peaks`. Imports no jax.
 """
 
 import dataclasses
 
-from kernels_pallas.aot import peaks
+from kernels_pallas.hardware import peaks
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
