@@ -140,7 +140,6 @@ kernels_pallas/hardware/tpu_tile.py
 - is_inside &= position >= starts[p : p + 1] - first_key
 + is_inside &= position > starts[p : p + 1] - first_key
 ? the first key of a span is not read
-@ tests/kernels_pallas/attention/tpu/forward_test.py
 
 kernels_pallas/attention/cost.py
 - flops=10 * shape.head_dim * pairs * shape.num_heads,

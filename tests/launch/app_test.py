@@ -11,6 +11,7 @@ from launch import app
 _SCRIPT = '''
 """Example script."""
 import dataclasses
+import errno
 import sys
 from launch import app, flag_config
 from scansnap_jax.experiment import errors
@@ -41,6 +42,8 @@ def main(argv):
   config = build()
   if config.num_steps == 0:
     raise errors.UserError("num_steps is 0")
+  if config.num_steps == -2:
+    raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
   if config.num_steps < 0:
     raise ValueError("a bug")
   print(config.num_steps)
@@ -99,6 +102,12 @@ class RunTest(parameterized.TestCase):
     result = self._run("--num_steps=-1")
     self.assertStartsWith(result.stderr, "Traceback")
     self.assertIn("ValueError: a bug", result.stderr)
+    self.assertEqual(result.returncode, 1)
+
+  def test_a_full_disk_under_a_file_is_not_blamed_on_stdout(self):
+    result = self._run("--num_steps=-2")
+    self.assertIn("metrics.jsonl", result.stderr)
+    self.assertNotIn("stdout", result.stderr)
     self.assertEqual(result.returncode, 1)
 
   def test_help_lists_the_flags_of_the_script(self):

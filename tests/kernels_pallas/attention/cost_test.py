@@ -26,6 +26,18 @@ class CostTest(parameterized.TestCase):
     )
     self.assertEqual(cost.num_pairs(mask, shape), expected)
 
+  def test_a_span_that_is_empty_has_no_pairs(self):
+    starts, stops = np.array([[5, 0]]), np.array([[3, 4]])
+    shape = shapes.Shape(
+        batch=2,
+        num_queries=2,
+        num_keys=10,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+    self.assertEqual(cost.num_pairs(masks.Mask(starts, stops), shape), 2 * 4)
+
   def test_hand_count(self):
     # T = S = 10, N = 4, K = 2, H = 8: query 320, key 160 elements.
     shape = shapes.square(10, 4, 2, 8)
