@@ -104,7 +104,7 @@ class RunTest(parameterized.TestCase):
     self.assertIn("ValueError: a bug", result.stderr)
     self.assertEqual(result.returncode, 1)
 
-  def test_a_full_disk_under_a_file_is_not_blamed_on_stdout(self):
+  def test_a_full_disk_is_that_of_the_file_it_was_under(self):
     result = self._run("--num_steps=-2")
     self.assertIn("metrics.jsonl", result.stderr)
     self.assertNotIn("stdout", result.stderr)
