@@ -5,9 +5,10 @@ Modules, from the theory to the experiment:
   config      every hyperparameter, and the settings of the paper's figures
   data        sequence classes P(l | m, n), token counts and token sequences
   model       the layer, reparametrised (Y, Z) and original (U, W_Q, W_K, W_V)
-  dynamics    lemmas and theorems as functions
+  dynamics    lemmas and theorems as functions: attention and what moves it
+  growth      how fast the decoder learns; gains: what a token gains over others
   flow        gradient flow, integrated
-  theorems    every statement measured against its bound, by checks/
+  theorems    every statement measured against its bound
   metrics     what is read off attention: c_n, entropies, recall
   run         one run: initial values, updates, what is observed
   ensemble    many runs at once: vmap inside a device, pmap across devices

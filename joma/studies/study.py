@@ -13,6 +13,8 @@ import pathlib
 from typing import Any, NamedTuple
 
 from etils import epy
+from jaxtyping import Float, Int
+import numpy as np
 
 with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
@@ -21,6 +23,8 @@ with epy.lazy_imports():
   from scansnap_jax.experiment import metric_stream
 
 Summary = Mapping[str, Any]
+# Takes a step and its metrics by name.
+OnMetrics = Callable[[int, dict[str, float]], None]
 BANDS = "Lines and bands: mean over seeds and its 95 % interval (Student's t)."
 
 
@@ -68,3 +72,22 @@ def _stream(
       workdir / "metrics.jsonl", resume_below=None, tags={"experiment": name}
   ) as stream:
     return measure(config, on_metrics=stream.write)
+
+
+def emit(
+    on_metrics: OnMetrics | None,
+    steps: Int[np.ndarray, "S"],
+    curves: Mapping[str, Float[Any, "R S"]],
+) -> None:
+  """Streams means over runs, one row a time.
+
+  Args:
+    on_metrics: Takes the rows; None where nobody listens.
+    steps: Of the rows [S].
+    curves: By name, one row for each of R runs.
+  """
+  if on_metrics is None:
+    return
+  means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
+  for i, step in enumerate(steps):
+    on_metrics(int(step), {name: float(m[i]) for name, m in means.items()})

@@ -4,7 +4,7 @@ JoMA (https://arxiv.org/abs/2310.00535) plots attention entropy, the stable rank
 of the lower MLP layer (Figure 7), normalized correlations (Figure 2) and the
 correlation of hidden nodes with latent variables (Table 1).
 
-Letters: B samples, T positions, F hidden nodes, P latents, N entries.
+Letters: B samples, T positions, F hidden nodes, P latents, N entries, S times.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
+import numpy as np
 
 
 def attention_entropy(attn_logits: Float[Array, "*b M"]) -> Float[Array, "*b"]:
@@ -146,3 +147,29 @@ def _ratio(numerator, denominator):
   """Divides, with 0 wherever the denominator is 0; NaN stays NaN."""
   safe = jnp.where(denominator == 0, 1, denominator)
   return jnp.where(denominator == 0, 0, numerator / safe)
+
+
+class Rise(NamedTuple):
+  """The way of a curve down and up again.
+
+  Attributes:
+    fall: How far the curve had come down from its start before the rise.
+    rise: Largest height above the least value so far, 0 for a falling curve.
+    lowest: Index of the least value before that height.
+  """
+
+  fall: float
+  rise: float
+  lowest: int
+
+
+def largest_rise(curve: Float[np.ndarray, "S"]) -> Rise:
+  """Finds the largest rise after a fall; values that are not finite end it."""
+  is_finite = np.isfinite(curve)
+  curve = np.asarray(curve)[: None if is_finite.all() else is_finite.argmin()]
+  least = np.minimum.accumulate(curve)
+  top = int(np.argmax(curve - least))
+  lowest = int(np.argmin(curve[: top + 1]))
+  return Rise(
+      float(curve[0] - curve[lowest]), float(curve[top] - curve[lowest]), lowest
+  )

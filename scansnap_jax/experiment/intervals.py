@@ -1,42 +1,14 @@
-"""Numbers that sum up curves and runs over seeds.
+"""Means over runs and their 95 % intervals.
 
-Letters: R runs (seeds), S times.
+Letters: R runs (seeds).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
-
-OnMetrics = Callable[[int, dict[str, Any]], None]
-
-
-class Rise(NamedTuple):
-  """The way of a curve down and up again.
-
-  Attributes:
-    fall: How far the curve had come down from its start before the rise.
-    rise: Largest height above the least value so far, 0 for a falling curve.
-    lowest: Index of the least value before that height.
-  """
-
-  fall: float
-  rise: float
-  lowest: int
-
-
-def largest_rise(curve: Float[Any, "S"]) -> Rise:
-  """Finds the largest rise after a fall; values that are not finite end it."""
-  is_finite = np.isfinite(curve)
-  curve = np.asarray(curve)[: None if is_finite.all() else is_finite.argmin()]
-  least = np.minimum.accumulate(curve)
-  top = int(np.argmax(curve - least))
-  lowest = int(np.argmin(curve[: top + 1]))
-  return Rise(
-      float(curve[0] - curve[lowest]), float(curve[top] - curve[lowest]), lowest
-  )
 
 
 def interval(
@@ -90,16 +62,3 @@ def text(parts: Mapping[str, float], digits: int = 3) -> str:
   """Writes an interval: mean [low, high]."""
   mean, low, high = (f"{parts[k]:.{digits}f}" for k in ("mean", "low", "high"))
   return f"{mean} [{low}, {high}]"
-
-
-def emit(
-    on_metrics: OnMetrics | None,
-    steps: Int[np.ndarray, "S"],
-    curves: Mapping[str, Float[Any, "R S"]],
-) -> None:
-  """Streams means over runs, one row a time."""
-  if on_metrics is None:
-    return
-  means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
-  for i, step in enumerate(steps):
-    on_metrics(int(step), {name: float(m[i]) for name, m in means.items()})

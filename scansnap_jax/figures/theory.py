@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from matplotlib import figure as mpl_figure
 import numpy as np
 
-from scansnap_jax import dynamics
+from scansnap_jax import gains
+from scansnap_jax import growth
 from scansnap_jax.experiment import figures
 
 # One compilation serves all rates of a panel.
-_gain_exponent = jax.jit(dynamics.gain_exponent)
-_h_continuous = jax.jit(dynamics.h_continuous, static_argnames="num_tokens")
+_gain_exponent = jax.jit(gains.gain_exponent)
+_h_continuous = jax.jit(growth.h_continuous, static_argnames="num_tokens")
 _h_discrete = jax.jit(
-    dynamics.h_discrete, static_argnames=("num_steps", "num_tokens")
+    growth.h_discrete, static_argnames=("num_steps", "num_tokens")
 )
 
 CAPTIONS = types.MappingProxyType({
@@ -49,18 +50,18 @@ def figure3() -> mpl_figure.Figure:
     figure = figures.make_figure(figures.COLUMN_WIDTH, 2.6)
     axes = figure.subplots()
     for eta_y, look in figures.curve_styles((0.5, 1.0, 2.0, 5.0)).items():
-      run = dynamics.Run(
+      run = growth.TheoryRun(
           num_tokens=1000, num_classes=10, eta_y=eta_y, eta_z=0.5
       )
       exponent = _gain_exponent(times, run)
       axes.plot(
           times,
-          dynamics.gain_growth_bounds(1.0, exponent)[1],
+          gains.gain_growth_bounds(1.0, exponent)[1],
           **look._asdict(),
           markevery=figures.sparsely(len(times), look),
           label=rf"$\eta_Y={eta_y:g}$",
       )
-      start = float(dynamics.snapping_start(run))
+      start = float(growth.snapping_start(run))
       axes.axvline(start, color=look.color, linewidth=0.8, linestyle="--")
     axes.plot([], [], "k--", linewidth=0.8, label="$t_0$")
     axes.set(
@@ -119,13 +120,13 @@ def figure9() -> mpl_figure.Figure:
     for axes, (ratio, num_tokens, end) in zip(panels, settings, strict=True):
       times = np.linspace(0.0, end, 501)
       for eta_z, look in looks.items():
-        run = dynamics.Run(
+        run = growth.TheoryRun(
             num_tokens=num_tokens,
             num_classes=1,
             eta_y=ratio * eta_z,
             eta_z=eta_z,
         )
-        start = float(dynamics.snapping_start(run))
+        start = float(growth.snapping_start(run))
         place = int(np.searchsorted(times, start))
         x = np.insert(times, place, start)
         axes.plot(

@@ -16,6 +16,8 @@ import numpy as np
 
 from scansnap_jax import dynamics
 from scansnap_jax import flow
+from scansnap_jax import gains
+from scansnap_jax import growth
 from scansnap_jax.theorems import oracles
 
 # Lemma 4, Theorem 2 and Corollary 2: the fates of tokens. One query, three
@@ -50,8 +52,8 @@ def trained() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       eta_y=0.05,
       is_modified=True,
   )
-  run = dynamics.Run(num_tokens=2000, num_classes=3, eta_y=0.05)
-  speed = oracles.evaluate(dynamics.gamma, 3.0 * rounds, run)
+  run = growth.TheoryRun(num_tokens=2000, num_classes=3, eta_y=0.05)
+  speed = oracles.evaluate(growth.gamma, 3.0 * rounds, run)
   return features, oracles.backpropagated(features, decoder), speed
 
 
@@ -67,15 +69,26 @@ def trained_velocity() -> np.ndarray:
   return oracles.evaluate(jax.grad(work), np.zeros(13))
 
 
-def component_velocity(probs: np.ndarray) -> np.ndarray:
-  """Sums Lemma 4 component by component, gamma = 1, one row of Z at 0."""
+def component_velocity(
+    probs: np.ndarray, query: np.ndarray | None = None
+) -> np.ndarray:
+  """Sums Lemma 4 component by component, gamma = eta_z = 1, at Z = 0.
+
+  Args:
+    probs: P(l|n), [K, M].
+    query: psi(n); None is token 0 for all.
+
+  Returns:
+    dZ/dt, [M, M].
+  """
   f = oracles.unit(probs)
+  query = np.zeros(len(f), int) if query is None else query
   beta = -np.linalg.inv(f @ f.T)
-  velocity = np.zeros(f.shape[1])
+  velocity = np.zeros((f.shape[1], f.shape[1]))
   for n in range(len(f)):
     for other in set(range(len(f))) - {n}:
       push = f[n] @ f[other] * f[n] - f[other]
-      velocity += f[n] * beta[n, other] * push
+      velocity[query[n]] += f[n] * beta[n, other] * push
   return velocity
 
 
@@ -112,14 +125,16 @@ def theorem_2_distinct() -> float:
   features = oracles.unit(one_common())
   velocity = oracles.evaluate(dynamics.distinct_velocity, features, 1.0)
   actual = np.where(features > 0, velocity, 0).sum(axis=0)
-  return oracles.gap(actual[1:], component_velocity(one_common())[1:])
+  return oracles.gap(actual[1:], component_velocity(one_common())[0, 1:])
 
 
 def theorem_2_common() -> float:
   """ż_ml = −η_Z Σ_n (1−f_nl²) ξ_n, by components: error."""
   features = oracles.unit(one_common())
   velocity = oracles.evaluate(dynamics.common_velocity, features, 1.0)
-  return oracles.gap(velocity[:, 0].sum(), component_velocity(one_common())[0])
+  return oracles.gap(
+      velocity[:, 0].sum(), component_velocity(one_common())[0, 0]
+  )
 
 
 def theorem_2_gain() -> float:
@@ -134,8 +149,8 @@ def theorem_2_loss() -> float:
 
 def speed_of_three(t: jax.Array) -> jax.Array:
   """Speed control of three classes of one query."""
-  run = dynamics.Run(num_tokens=1000, num_classes=3, eta_y=1.0)
-  return dynamics.gamma(t, run)
+  run = growth.TheoryRun(num_tokens=1000, num_classes=3, eta_y=1.0)
+  return growth.gamma(t, run)
 
 
 @functools.cache
@@ -156,7 +171,7 @@ def corollary_2_velocity() -> float:
   """Common tokens: ż_l = −η_Zf_l²(1−f_nᵀf_n′)γΣβ, by components: error."""
   features = oracles.unit(two_common())
   actual = oracles.evaluate(dynamics.symmetric_common_velocity, features, 1.0)
-  return oracles.gap(actual[:2], component_velocity(two_common())[:2])
+  return oracles.gap(actual[:2], component_velocity(two_common())[0, :2])
 
 
 def corollary_2_fall() -> float:
@@ -181,9 +196,9 @@ def gain_error(
 ) -> float:
   """Compares r(t) / r(0) with chi(t); the first row of Z is the start."""
   scores = probs * np.exp(attn_logits)
-  chi = oracles.evaluate(dynamics.gain_growth, attn_logits[:, token], 0.0)
+  chi = oracles.evaluate(gains.gain_growth, attn_logits[:, token], 0.0)
   gain = np.stack([
-      oracles.evaluate(dynamics.relative_gain, scores, token, other)
+      oracles.evaluate(gains.relative_gain, scores, token, other)
       for other in others
   ])
   return oracles.gap(gain / (gain[:, :1] * chi), 1)
@@ -201,7 +216,7 @@ def theorem_3_sandwich() -> float:
   chi = np.exp(2 * attn_logits[1:, 4])
   feature = oracles.unit(one_common())[0, 4]
   lower, upper = oracles.evaluate(
-      dynamics.gain_growth_bounds, feature, exponent[1:, 0]
+      gains.gain_growth_bounds, feature, exponent[1:, 0]
   )
   return oracles.largest(lower / chi, chi / upper)
 
@@ -214,7 +229,7 @@ def theorem_3_sgd() -> float:
 
 
 C0 = (0.2, 1.0, 5.0)
-PHASES = dynamics.Run(num_tokens=1000, num_classes=10, eta_y=1.0, eta_z=0.5)
+PHASES = growth.TheoryRun(num_tokens=1000, num_classes=10, eta_y=1.0, eta_z=0.5)
 
 
 @functools.cache
@@ -236,40 +251,36 @@ def theorem_4() -> float:
   """B = ¼ ln[(C₀ + 2(η_Z/η_Y)K(M−1)²h²)/C₀], C₀ = .2, 1, 5: largest error."""
   times, exponent = exponent_path()
   runs = [dataclasses.replace(PHASES, c0=c0) for c0 in C0]
-  actual = [
-      oracles.evaluate(dynamics.gain_exponent, times, run) for run in runs
-  ]
+  actual = [oracles.evaluate(gains.gain_exponent, times, run) for run in runs]
   return oracles.gap(actual, exponent.T)
 
 
 def theorem_4_scanning() -> float:
   """B ≈ ¼ ln(1 + 2η_Yη_Zt²(1−1/M)²/(KC₀)), t ≤ t₀′: largest gap."""
   times, exponent = exponent_path()
-  is_early = times <= dynamics.scanning_end(PHASES)
-  leading = oracles.evaluate(
-      dynamics.scanning_exponent, times[is_early], PHASES
-  )
+  is_early = times <= growth.scanning_end(PHASES)
+  leading = oracles.evaluate(gains.scanning_exponent, times[is_early], PHASES)
   return oracles.gap(leading, exponent[is_early, 1])
 
 
 def theorem_4_snapping() -> float:
   """B ≈ ¼ ln(1 + 2K/(νC₀) (1−1/M)² ln²(1+Ms)), t ≥ t₀: largest gap."""
   times, exponent = exponent_path()
-  is_late = times >= dynamics.snapping_start(PHASES)
-  leading = oracles.evaluate(dynamics.snapping_exponent, times[is_late], PHASES)
+  is_late = times >= growth.snapping_start(PHASES)
+  leading = oracles.evaluate(gains.snapping_exponent, times[is_late], PHASES)
   return oracles.gap(leading, exponent[is_late, 1])
 
 
 def figure_9(
-    num_tokens: int, nu: float, time: Callable[[dynamics.Run], Any]
+    num_tokens: int, nu: float, time: Callable[[growth.TheoryRun], Any]
 ) -> np.ndarray:
   """Computes B_n at a time for the five eta_z of Figure 9, K = C0 = 1."""
   exponents = []
   for eta_z in (0.5, 1.0, 2.0, 4.0, 8.0):
-    run = dynamics.Run(
+    run = growth.TheoryRun(
         num_tokens=num_tokens, num_classes=1, eta_y=nu * eta_z, eta_z=eta_z
     )
-    exponents.append(oracles.evaluate(dynamics.gain_exponent, time(run), run))
+    exponents.append(oracles.evaluate(gains.gain_exponent, time(run), run))
   return np.asarray(exponents)
 
 
@@ -294,4 +305,4 @@ def figure_9_dots() -> float:
 
 def theorem_4_start() -> float:
   """B(t₀) depends on η_Y/η_Z alone: spread over η_Z from .5 to 8."""
-  return np.ptp(figure_9(100, 10.0, dynamics.snapping_start))
+  return np.ptp(figure_9(100, 10.0, growth.snapping_start))

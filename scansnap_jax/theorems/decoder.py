@@ -12,6 +12,7 @@ import numpy as np
 
 from scansnap_jax import dynamics
 from scansnap_jax import flow
+from scansnap_jax import growth
 from scansnap_jax.theorems import oracles
 
 # Lemmas 1 and 2: gradients, and attention in long sequences.
@@ -107,11 +108,9 @@ def lemma_3_plain() -> float:
   decoder, _ = oracles.evaluate(flow.integrate, *state, eta_y=0.8, eta_z=0.0)
   rate = 0.8 * (1 - probs[0] @ probs[1])
   h = oracles.evaluate(
-      dynamics.h_continuous, times[-1] / 6, num_tokens=6, eta_y=float(rate)
+      growth.h_continuous, times[-1] / 6, num_tokens=6, eta_y=float(rate)
   )
-  expected = oracles.evaluate(
-      dynamics.projected_decoder, h, label, num_tokens=6
-  )
+  expected = oracles.evaluate(growth.projected_decoder, h, label, num_tokens=6)
   return oracles.gap(probs @ decoder[-1], expected)
 
 
@@ -119,7 +118,7 @@ def lemma_3_plain() -> float:
 def h_star() -> np.ndarray:
   """Computes h*(0), ..., h*(80) for M = 50 and eta_y = .5."""
   setting = dict(num_steps=80, num_tokens=50, eta_y=0.5)
-  return oracles.evaluate(dynamics.h_discrete, **setting)
+  return oracles.evaluate(growth.h_discrete, **setting)
 
 
 def lemma_5_logits() -> float:
@@ -127,7 +126,7 @@ def lemma_5_logits() -> float:
   logits, _ = oracles.softmax_decoder(80, 50, 0.5)
   label = np.zeros(81, int)
   actual = oracles.evaluate(
-      dynamics.projected_decoder, h_star(), label, num_tokens=50
+      growth.projected_decoder, h_star(), label, num_tokens=50
   )
   return oracles.gap(actual, logits)
 
@@ -137,7 +136,7 @@ def lemma_5_error() -> float:
   _, errors = oracles.softmax_decoder(80, 50, 0.5)
   label = np.zeros(81, int)
   actual = oracles.evaluate(
-      dynamics.prediction_error, h_star(), label, num_tokens=50
+      growth.prediction_error, h_star(), label, num_tokens=50
   )
   return oracles.gap(actual, errors)
 
@@ -148,8 +147,7 @@ def lemma_6() -> float:
   velocity = lambda x: sizes / (sizes - 1 + np.exp(x))
   expected = oracles.rk4(velocity, np.zeros(4), times)
   actual = [
-      m
-      * oracles.evaluate(dynamics.h_continuous, times, num_tokens=m, eta_y=1.0)
+      m * oracles.evaluate(growth.h_continuous, times, num_tokens=m, eta_y=1.0)
       for m in sizes.tolist()
   ]
   return oracles.gap(actual, expected.T)
@@ -160,7 +158,7 @@ def h_gap() -> np.ndarray:
   """Computes h*(s) - h(s), with h* read off the softmax decoder."""
   logits, _ = oracles.softmax_decoder(400, 1000, 1.0)
   setting = dict(num_tokens=1000, eta_y=1.0)
-  h = oracles.evaluate(dynamics.h_continuous, np.arange(401.0), **setting)
+  h = oracles.evaluate(growth.h_continuous, np.arange(401.0), **setting)
   return logits[:, 0] / 999 - h
 
 
@@ -174,7 +172,7 @@ def lemma_7_lower() -> float:
   return -h_gap().min()
 
 
-RUN = dynamics.Run(num_tokens=1000, num_classes=10, eta_y=0.5, eta_z=0.5)
+RUN = growth.TheoryRun(num_tokens=1000, num_classes=10, eta_y=0.5, eta_z=0.5)
 
 
 def scaled_h(times: np.ndarray) -> np.ndarray:
@@ -186,22 +184,22 @@ def scaled_h(times: np.ndarray) -> np.ndarray:
 
 def early() -> np.ndarray:
   """Times up to t0'."""
-  return np.linspace(1e-3, dynamics.scanning_end(RUN), 1000)
+  return np.linspace(1e-3, growth.scanning_end(RUN), 1000)
 
 
 def late() -> np.ndarray:
   """Times from t0 on."""
-  return np.geomspace(1, 1e6, 1000) * dynamics.snapping_start(RUN)
+  return np.geomspace(1, 1e6, 1000) * growth.snapping_start(RUN)
 
 
 def around_peak() -> np.ndarray:
   """A fine grid of times around the peak of gamma."""
-  return np.linspace(0.7, 0.9, 20_001) * dynamics.scanning_end(RUN)
+  return np.linspace(0.7, 0.9, 20_001) * growth.scanning_end(RUN)
 
 
 def speed_at(times: np.ndarray) -> np.ndarray:
   """The library's gamma."""
-  return oracles.evaluate(dynamics.gamma, times, RUN)
+  return oracles.evaluate(growth.gamma, times, RUN)
 
 
 def lemma_8_omega() -> float:
@@ -211,7 +209,7 @@ def lemma_8_omega() -> float:
   is_right = lambda w: (1 + w) * log > np.log((sizes - 1) * (1 + w) * log)
   expected = oracles.bisect(is_right, np.zeros(4), np.full(4, 2.0))
   return oracles.gap(
-      [dynamics.omega_1(size) for size in sizes.tolist()], expected
+      [growth.omega_1(size) for size in sizes.tolist()], expected
   )
 
 
@@ -239,28 +237,26 @@ def gamma_meaning() -> float:
 
 def lemma_9_early() -> float:
   """1/4 ≤ γ / ((1−1/M)² η_Yt/K) ≤ 1: largest excess on either side."""
-  ratio = speed_at(early()) / oracles.evaluate(
-      dynamics.gamma_early, early(), RUN
-  )
+  ratio = speed_at(early()) / oracles.evaluate(growth.gamma_early, early(), RUN)
   return oracles.largest(ratio, 1 / (4 * ratio))
 
 
 def lemma_9_late() -> float:
   """1/2 ≤ γ / ((1−1/M)² ln(Ms)/s) ≤ 2, s = η_Yt/K: largest excess."""
-  ratio = speed_at(late()) / oracles.evaluate(dynamics.gamma_late, late(), RUN)
+  ratio = speed_at(late()) / oracles.evaluate(growth.gamma_late, late(), RUN)
   return oracles.largest(ratio / 2, 1 / (2 * ratio))
 
 
 def gamma_peak_time() -> float:
   """γ is largest at 0.816 t₀′ for M = 1000: difference."""
   peak = around_peak()[np.argmax(speed_at(around_peak()))]
-  return abs(peak / dynamics.scanning_end(RUN) - 0.816)
+  return abs(peak / growth.scanning_end(RUN) - 0.816)
 
 
 def gamma_peak_closed_form() -> float:
   """The peak is (1−1/M) W((M−1)/e), W Lambert's: relative error on a grid."""
   times, speed = around_peak(), speed_at(around_peak())
-  time, height = dynamics.gamma_peak(RUN)
+  time, height = growth.gamma_peak(RUN)
   peak = np.argmax(speed)
   return max(abs(times[peak] / time - 1), abs(speed[peak] / height - 1))
 
@@ -275,8 +271,8 @@ def theorem_1_error(is_modified: bool) -> float:
   decoder = oracles.train_decoder(
       features, order, num_tokens=200, eta_y=0.5, is_modified=is_modified
   )
-  run = dynamics.Run(num_tokens=200, num_classes=5, eta_y=0.5)
-  speed = oracles.evaluate(dynamics.gamma, float(num_steps), run)
+  run = growth.TheoryRun(num_tokens=200, num_classes=5, eta_y=0.5)
+  speed = oracles.evaluate(growth.gamma, float(num_steps), run)
   expected = oracles.evaluate(dynamics.backpropagated_gradient, features, speed)
   return oracles.relative_gap(
       oracles.backpropagated(features, decoder), expected
@@ -297,9 +293,9 @@ def corollary_1() -> float:
   """‖e_n − α_n‖ ≤ ε after K/η_Y (1/ε + ln(M/ε)) steps: steps / bound."""
   _, errors = oracles.softmax_decoder(400, 1000, 1.0)
   norm = np.linalg.norm(errors, axis=1)
-  run = dynamics.Run(num_tokens=1000, num_classes=10, eta_y=1.0)
+  run = growth.TheoryRun(num_tokens=1000, num_classes=10, eta_y=1.0)
   ratios = [
-      10 * np.argmax(norm <= epsilon) / dynamics.num_steps_bound(epsilon, run)
+      10 * np.argmax(norm <= epsilon) / growth.num_steps_bound(epsilon, run)
       for epsilon in (0.5, 0.1, 0.03, 0.01)
   ]
   return oracles.largest(ratios)
@@ -315,7 +311,7 @@ def random_order() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   counts = np.bincount(order)
   logits, _ = oracles.softmax_decoder(int(counts.max()), 50, 0.5)
   setting = dict(num_tokens=50, eta_y=0.5)
-  h = oracles.evaluate(dynamics.h_continuous, NUM_STEPS / 4, **setting)
+  h = oracles.evaluate(growth.h_continuous, NUM_STEPS / 4, **setting)
   return order, h, logits[counts, 0] / 49 / h - 1
 
 
@@ -327,7 +323,7 @@ def theorem_5_decoder() -> float:
       features, order, num_tokens=50, eta_y=0.5, is_modified=True
   )
   actual = oracles.evaluate(
-      dynamics.decoder_closed_form, features, np.arange(4), h, theta
+      growth.decoder_closed_form, features, np.arange(4), h, theta
   )
   return oracles.gap(actual, expected)
 

@@ -113,12 +113,18 @@ def syn_small() -> np.ndarray:
 
 @functools.cache
 def stochastic_attention(
-    seed: int, num_steps: int = 100, batch_size: int = 128
+    seed: int,
+    num_steps: int = 100,
+    batch_size: int = 128,
+    *,
+    eta_y: float = 1.0,
+    eta_z: float = 0.1,
+    momentum: float = 0.0,
 ) -> np.ndarray:
-  """Trains on Syn-Small by plain SGD, T = 128; returns Z's rows per class."""
+  """Trains on Syn-Small by SGD, T = 128; returns Z's rows per class."""
   generator, probs = np.random.default_rng(seed), syn_small()
-  eta_y, eta_z = 1.0, 0.1
   decoder, attn_logits = np.zeros((34, 34)), np.zeros((2, 34))
+  last = decoder.copy(), attn_logits.copy()
   for _ in range(num_steps):
     n = generator.integers(2, size=batch_size)
     counts = generator.multinomial(127, probs[n])
@@ -126,7 +132,12 @@ def stochastic_attention(
     error = np.eye(34)[32 + n] - softmax(f @ decoder)
     g = error @ decoder.T
     dz = f * (g - f * np.sum(f * g, axis=1, keepdims=True))
+    # The heavy ball: a step is the gradient's and a share of the last step.
+    drift = momentum * (decoder - last[0]), momentum * (attn_logits - last[1])
+    last = decoder.copy(), attn_logits.copy()
+    decoder += drift[0]
     decoder += eta_y / batch_size * f.T @ error
+    attn_logits += drift[1]
     np.add.at(attn_logits, n, eta_z / batch_size * dz)
   return attn_logits
 

@@ -12,7 +12,7 @@ import math
 
 import jax
 
-from scansnap_jax import dynamics
+from scansnap_jax import growth
 from scansnap_jax.theorems import attention
 from scansnap_jax.theorems import decoder
 from scansnap_jax.theorems import oracles
@@ -79,7 +79,7 @@ _CHECKS = (
     (
         "Lemma 7, upper",
         decoder.lemma_7_upper,
-        dynamics.h_gap_bound(num_tokens=1000, eta_y=1.0),
+        growth.h_gap_bound(num_tokens=1000, eta_y=1.0),
     ),
     ("Lemma 7, lower", decoder.lemma_7_lower, _EXACT),
     ("Lemma 8, ω₁", decoder.lemma_8_omega, _EXACT),
@@ -102,7 +102,7 @@ _CHECKS = (
     (
         "Theorem 5, Θ",
         decoder.theorem_5_theta,
-        dynamics.theta_bound(decoder.NUM_STEPS, 4, oracles.DELTA),
+        growth.theta_bound(decoder.NUM_STEPS, 4, oracles.DELTA),
     ),
     ("Lemma 4, ż_m", attention.lemma_4_trained, _LEADING),
     ("Theorem 2(a), distinct tokens", attention.theorem_2_distinct, _EXACT),

@@ -77,13 +77,13 @@ scansnap_jax/flow.py
 - jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
 + jax.tree.map(lambda d, v: d - momentum * v, slopes, speeds),
 ? friction grows with momentum
-@ tests/scansnap_jax/dynamics_test.py::FlowTest
+@ tests/scansnap_jax/flow_test.py::FlowTest
 
 scansnap_jax/flow.py
 - return dz, eta_z * dynamics.xi(features, gamma(t))
 + return dz, dynamics.xi(features, gamma(t))
 ? the exponent lacks the learning rate
-@ tests/scansnap_jax/dynamics_test.py::Theorem3Test
+@ tests/scansnap_jax/gains_test.py::Theorem3Test
 
 scansnap_jax/ensemble.py
 - return -(-per_device // self.group_size) * self.group_size

@@ -47,6 +47,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.theory import dynamics
   from joma.theory import invariants
+  from joma.theory import metrics
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
@@ -116,7 +117,7 @@ class BounceConfig:
 def measure(
     config: BounceConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains every setting and measures how far the entropy rises.
 
@@ -168,7 +169,7 @@ def measure(
           )
           for activation in NONLINEAR
       }
-  intervals.emit(
+  study_lib.emit(
       on_metrics,
       runs.steps,
       {
@@ -262,7 +263,7 @@ def summarize(
   block = seen.blocks[0]
   entropy = block.implied_entropy if is_frozen else block.entropy
   most = np.log(block.v.shape[2])
-  rises = [intervals.largest_rise(curve) for curve in entropy]
+  rises = [metrics.largest_rise(curve) for curve in entropy]
   return {
       "entropy": intervals.interval(entropy, least=0, most=most),
       "fall": intervals.interval(np.array([r.fall for r in rises]), least=0),

@@ -80,7 +80,7 @@ class DriftConfig:
 def measure(
     config: DriftConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both activations on both kinds of contexts.
 
@@ -97,7 +97,7 @@ def measure(
   """
   runs = _train(config)
   rows = {name: _summarize(runs[name].blocks[0]) for name in runs.names}
-  intervals.emit(
+  study_lib.emit(
       on_metrics,
       runs.steps,
       {

@@ -103,7 +103,7 @@ class JointInvariantConfig:
 def measure(
     config: JointInvariantConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains every setting and holds the three laws against it.
 
@@ -130,7 +130,7 @@ def measure(
         full, half = runs[f"{name}/1"], runs[f"{name}/0.5"]
         rows[name] = _summarize(full, half, has_u=embedding == "trained")
   curves = ("relative_error", "exact")
-  intervals.emit(
+  study_lib.emit(
       on_metrics,
       runs.steps,
       {

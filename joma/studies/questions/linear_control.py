@@ -100,7 +100,7 @@ class LinearControlConfig:
 def measure(
     config: LinearControlConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both losses, and ReLU under the cross-entropy, at every noise.
 
@@ -144,7 +144,7 @@ def measure(
     }
     entropies = {name: runs[name].blocks[0].entropy for name in runs.names}
     steps = runs.steps
-    intervals.emit(on_metrics, steps, entropies)
+    study_lib.emit(on_metrics, steps, entropies)
   return {
       "steps": steps,
       "noises": list(config.noises),

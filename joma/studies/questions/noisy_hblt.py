@@ -85,7 +85,7 @@ class NoisyHbltConfig:
 def measure(
     config: NoisyHbltConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains at every polarity on true and on shuffled labels.
 
@@ -137,7 +137,7 @@ def measure(
         "accuracy": intervals.interval(accuracy[:, -1], most=1),
     }
   accuracies = {name: runs[name].accuracy for name in runs.names}
-  intervals.emit(on_metrics, runs.steps, accuracies)
+  study_lib.emit(on_metrics, runs.steps, accuracies)
   return {
       "steps": runs.steps,
       "polarities": list(config.polarities),

@@ -90,7 +90,7 @@ class ResidualConfig:
 def measure(
     config: ResidualConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains both tasks with either attention, with and without the residual.
 
@@ -117,7 +117,7 @@ def measure(
       costs[name] = intervals.interval(cost)
   every = config.num_steps // config.num_records
   steps = every * np.arange(config.num_records + 1)
-  intervals.emit(
+  study_lib.emit(
       on_metrics,
       steps,
       {

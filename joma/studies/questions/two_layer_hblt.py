@@ -106,7 +106,7 @@ class TwoLayerHbltConfig:
 def measure(
     config: TwoLayerHbltConfig,
     *,
-    on_metrics: intervals.OnMetrics | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains with learned and frozen attention, and on shuffled labels.
 
@@ -151,7 +151,7 @@ def measure(
   )
   cases = {case: _summarize(runs, case) for case in CASES}
   emitted = ("accuracy", "loss")
-  intervals.emit(
+  study_lib.emit(
       on_metrics,
       runs.steps,
       {

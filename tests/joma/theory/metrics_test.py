@@ -129,5 +129,26 @@ class LatentScoresTest(parameterized.TestCase):
     self.assertEqual(mean, 0)
 
 
+class LargestRiseTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      # Falls for good; rises for good.
+      ([3.0, 2.0, 1.0], 0.0, 0.0, 0),
+      ([1.0, 2.0, 3.0], 0.0, 2.0, 0),
+      # Down 2, up 1, down again.
+      ([3.0, 1.0, 2.0, 0.5], 2.0, 1.0, 1),
+      # The second rise is the larger one; from the least value so far.
+      ([3.0, 2.0, 2.5, 1.0, 2.0], 2.0, 1.0, 3),
+      # A rise that stays above an earlier least value is measured from there.
+      ([3.0, 1.0, 1.5, 1.2, 1.6], 2.0, 0.6, 1),
+      # What comes after a value that is no number does not count.
+      ([3.0, 2.0, float("nan"), 9.0], 0.0, 0.0, 0),
+  )
+  def test_of_a_curve(self, curve, fall, rise, lowest):
+    found = metrics.largest_rise(np.array(curve))
+    np.testing.assert_allclose(found[:2], (fall, rise), atol=1e-12)
+    self.assertEqual(found.lowest, lowest)
+
+
 if __name__ == "__main__":
   absltest.main()

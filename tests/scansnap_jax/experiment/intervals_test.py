@@ -1,31 +1,8 @@
-import math
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
 from scansnap_jax.experiment import intervals
-
-
-class LargestRiseTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      # Falls for good; rises for good.
-      ([3.0, 2.0, 1.0], 0.0, 0.0, 0),
-      ([1.0, 2.0, 3.0], 0.0, 2.0, 0),
-      # Down 2, up 1, down again.
-      ([3.0, 1.0, 2.0, 0.5], 2.0, 1.0, 1),
-      # The second rise is the larger one; from the least value so far.
-      ([3.0, 2.0, 2.5, 1.0, 2.0], 2.0, 1.0, 3),
-      # A rise that stays above an earlier least value is measured from there.
-      ([3.0, 1.0, 1.5, 1.2, 1.6], 2.0, 0.6, 1),
-      # What comes after a value that is no number does not count.
-      ([3.0, 2.0, float("nan"), 9.0], 0.0, 0.0, 0),
-  )
-  def test_of_a_curve(self, curve, fall, rise, lowest):
-    found = intervals.largest_rise(np.array(curve))
-    np.testing.assert_allclose(found[:2], (fall, rise), atol=1e-12)
-    self.assertEqual(found.lowest, lowest)
 
 
 class IntervalTest(parameterized.TestCase):
@@ -68,16 +45,6 @@ class IntervalTest(parameterized.TestCase):
   def test_text(self):
     parts = dict(mean=1.0, low=0.5, high=1.25)
     self.assertEqual(intervals.text(parts, 2), "1.00 [0.50, 1.25]")
-
-
-class EmitTest(absltest.TestCase):
-
-  def test_streams_means_over_runs(self):
-    rows = []
-    curves = {"a": np.array([[1.0, 2.0], [3.0, 6.0]])}
-    intervals.emit(lambda *row: rows.append(row), np.array([0, 10]), curves)
-    self.assertEqual(rows, [(0, {"a": 2.0}), (10, {"a": 4.0})])
-    intervals.emit(None, np.array([0]), {"a": np.array([[math.nan]])})
 
 
 if __name__ == "__main__":

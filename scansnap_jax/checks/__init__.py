@@ -1,4 +1,0 @@
-"""Measurements of single statements, one function each; see `theorems`.
-
-Modules: decoder, attention, oracles.
-"""
