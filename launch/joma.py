@@ -80,23 +80,24 @@ def main(_: list[str]) -> None:
   _check_flags(name)
   study, config = _STUDIES[name], _CONFIGS[name](base)
 
-  def report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
-    from joma.studies import study_report
-
-    path = study_report.write(
-        this.folder, name, study, summary, this.facts, this.started
-    )
-    print(summary["finding"])
-    return path
-
-  run.run(
+  with run.start(
       "joma",
       lambda: _folder(name, config),
-      measure=lambda this: study.measure(config, this.folder),
-      report=report,
       multihost=_MULTIHOST.value,
       num_cpu_devices=_NUM_CPU_DEVICES.value,
-  )
+  ) as this:
+    summary = study.measure(config, this.folder)
+
+    def report() -> pathlib.Path:
+      from joma.studies import study_report
+
+      path = study_report.write(
+          this.folder, name, study, summary, this.facts, this.started
+      )
+      print(summary["finding"])
+      return path
+
+    this.finish(report)
 
 
 def _check_flags(name: str) -> None:

@@ -1,10 +1,12 @@
 """A run from claim to report: what every script does around its own work.
 
-  run.run("bridge", folder, measure=measure, report=report)
+  with run.start("scansnap", folder) as this:
+    results = train.train_and_evaluate(config, this.folder)
+    this.finish(lambda: report.write(this.folder, results))
 
-claims the folder, keeps a second run out of it, measures, reports; a run that
-SIGTERM stops says that the same command continues it. On several hosts all
-measure, and the main process alone claims and reports.
+claims the folder and keeps a second run out of it; a run that SIGTERM stops
+says that the same command continues it. On several hosts all measure, and the
+main process alone claims and reports. `run` is the same with callbacks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +64,19 @@ class Run(NamedTuple):
       raise ValueError("this run writes no file")
     return self.workdir
 
+  def finish(self, report: Callable[[], pathlib.Path | None]) -> None:
+    """Reports on the main process, and says where and how fast.
+
+    Args:
+      report: Writes the report of what was measured; returns its path.
+    """
+    from scansnap_jax.experiment import devices
+
+    if devices.is_main_process():
+      path = report()
+      where = f" Report: {path}" if path else ""
+      print(f"{time.monotonic() - self.started:.1f} s.{where}")
+
 
 def define_workdir(
     text: str = "Local folder of this run.", *, is_required: bool = True
@@ -109,31 +124,31 @@ def command(script: str) -> str:
   return f"python -m launch.{script} {shlex.join(sys.argv[1:])}"
 
 
-def run(
+@contextlib.contextmanager
+def start(
     script: str,
     folder: Callable[[], Folder] | None,
     *,
-    measure: Callable[[Run], Measured],
-    report: Callable[[Run, Measured], pathlib.Path | None],
     check: Callable[[], object] = lambda: None,
     multihost: bool = False,
     num_cpu_devices: int = 1,
-) -> None:
-  """Claims the folder, measures, reports, and says where and how fast.
+) -> Iterator[Run]:
+  """Claims the folder for what follows, which `preemption.Stopped` may end.
 
   Args:
     script: Name of the script in `launch`.
     folder: Returns what to claim; called after `check`.
       None measures without writing a file.
-    measure: Takes the run. It may raise `preemption.Stopped`.
-    report: Takes the run and what was measured; returns the report's path.
     check: Raises what is wrong with the settings, before the claim.
     multihost: Whether every host runs this command.
     num_cpu_devices: Devices to split a CPU into, 0 for one a core. One takes
       all cores for its computations.
 
+  Yields:
+    The run.
+
   Raises:
-    UserError: As `workdir.claim`, `workdir.lock` and the callbacks.
+    UserError: As `workdir.claim`, `workdir.lock` and `check`.
   """
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
@@ -144,18 +159,47 @@ def run(
   check()
   with _claimed(folder) as workdir:
     facts = {"command": command(script), "devices": devices.describe()}
-    this = Run(workdir, facts, started)
     try:
-      measured = measure(this)
+      yield Run(workdir, facts, started)
     except preemption.Stopped as stopped:
       print(
           f"Stopped in {stopped}. The same command continues.", file=sys.stderr
       )
-      return
-    if devices.is_main_process():
-      path = report(this, measured)
-      where = f" Report: {path}" if path else ""
-      print(f"{time.monotonic() - started:.1f} s.{where}")
+
+
+def run(
+    script: str,
+    folder: Callable[[], Folder] | None,
+    *,
+    measure: Callable[[Run], Measured],
+    report: Callable[[Run, Measured], pathlib.Path | None],
+    check: Callable[[], object] = lambda: None,
+    multihost: bool = False,
+    num_cpu_devices: int = 1,
+) -> None:
+  """Claims the folder, measures and reports.
+
+  Args:
+    script: As `start`.
+    folder: As `start`.
+    measure: Takes the run. It may raise `preemption.Stopped`.
+    report: Takes the run and what was measured; returns the report's path.
+    check: As `start`.
+    multihost: As `start`.
+    num_cpu_devices: As `start`.
+
+  Raises:
+    UserError: As `start` and the callbacks.
+  """
+  with start(
+      script,
+      folder,
+      check=check,
+      multihost=multihost,
+      num_cpu_devices=num_cpu_devices,
+  ) as this:
+    measured = measure(this)
+    this.finish(lambda: report(this, measured))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
+from collections.abc import Mapping
 import hashlib
 import pathlib
-from typing import Any
 
 from absl import flags
 
@@ -53,56 +53,44 @@ def main(_: list[str]) -> None:
       name: _CONFIG(base()) for name, base in _PRESETS[_PRESET.value].items()
   }
   _check_flags(configs)
-
-  def check() -> None:
-    from scansnap_jax import data
-
-    for config in configs.values():
-      for num_last in config.num_last:
-        data.make_classes(config.data, num_last)  # Raises what is wrong.
-
-  def report(this: run.Run, results: Any) -> pathlib.Path:
-    from scansnap_jax.figures import report as reports
-
-    return reports.write(
-        this.folder,
-        _PRESET.value,
-        configs,
-        results,
-        this.facts,
-        this.started,
-    )
-
-  run.run(
+  with run.start(
       "scansnap",
       lambda: _folder(configs),
-      measure=lambda this: _train(configs, this.folder),
-      report=report,
-      check=check,
+      check=lambda: _check_data(configs),
       multihost=_MULTIHOST.value,
       num_cpu_devices=_NUM_CPU_DEVICES.value,
-  )
+  ) as this:
+    # Imported here, so that --help and wrong flags answer at once.
+    from scansnap_jax import train
+    from scansnap_jax.experiment import progress
+    from scansnap_jax.figures import report
+
+    results = {}
+    for name, config in configs.items():
+      with progress.bar(
+          name, num_runs=config.num_runs, steps_per_run=config.num_steps
+      ) as on_progress:
+        results[name] = train.train_and_evaluate(
+            config, this.folder, experiment=name, on_progress=on_progress
+        )
+    settings = (_PRESET.value, configs)
+    this.finish(
+        lambda: report.write(
+            this.folder, *settings, results, this.facts, this.started
+        )
+    )
 
 
-def _train(
-    configs: dict[str, config_lib.ScanSnapConfig], workdir: pathlib.Path
-):
-  """Trains each experiment, with a progress bar; returns results by name."""
-  from scansnap_jax import train
-  from scansnap_jax.experiment import progress
+def _check_data(configs: Mapping[str, config_lib.ScanSnapConfig]) -> None:
+  """Raises what is wrong with the classes, before a folder is claimed."""
+  from scansnap_jax import data
 
-  results = {}
-  for name, config in configs.items():
-    with progress.bar(
-        name, num_runs=config.num_runs, steps_per_run=config.num_steps
-    ) as on_progress:
-      results[name] = train.train_and_evaluate(
-          config, workdir, experiment=name, on_progress=on_progress
-      )
-  return results
+  for config in configs.values():
+    for num_last in config.num_last:
+      data.make_classes(config.data, num_last)
 
 
-def _check_flags(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
+def _check_flags(configs: Mapping[str, config_lib.ScanSnapConfig]) -> None:
   """Refuses flags without effect, and axes that Figures 4 and 5 do not show."""
   given = flag_config.given_to_flagfile(config_lib.ScanSnapConfig(), {})
   if given and not configs:
@@ -123,7 +111,7 @@ def _check_flags(configs: dict[str, config_lib.ScanSnapConfig]) -> None:
         )
 
 
-def _folder(configs: dict[str, config_lib.ScanSnapConfig]) -> run.Folder:
+def _folder(configs: Mapping[str, config_lib.ScanSnapConfig]) -> run.Folder:
   """What makes the workdir this run's."""
   described = {
       "preset": _PRESET.value,

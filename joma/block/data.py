@@ -1,4 +1,4 @@
-"""Tasks on which blocks are trained: what `block_train.Setting.draw` may be.
+"""Tasks on which blocks are trained: what `run.BlockSetting.draw` may be.
 
 Each is a frozen dataclass, so that equal ones share a compilation, and a pure
 function of a key and of the member's source.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from joma.block import train
+from joma.block import run
 from joma.theory import data
 
 
@@ -61,12 +61,12 @@ class DrawClouds:
 
   num_samples: int
 
-  def __call__(self, key: Key[Array, ""], source: Clouds) -> train.Batch:
+  def __call__(self, key: Key[Array, ""], source: Clouds) -> run.Batch:
     """Draws the batch; counts may be negative."""
     label = _balanced(self.num_samples, len(source.centers))
     mean = jnp.asarray(source.centers)[label]
     x = mean + source.std * jax.random.normal(key, mean.shape)
-    return train.Batch(x, jnp.zeros_like(label), label)
+    return run.Batch(x, jnp.zeros_like(label), label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class DrawSequences:
 
   def __call__(
       self, key: Key[Array, ""], source: Float[Any, "K M"]
-  ) -> train.Batch:
+  ) -> run.Batch:
     """Draws the batch."""
     label = _balanced(self.num_samples, len(source))
     log_probs = jnp.log(jnp.asarray(source))[label]
@@ -91,7 +91,7 @@ class DrawSequences:
         key, log_probs, shape=(self.seq_len, self.num_samples)
     )
     counts = jax.nn.one_hot(tokens, log_probs.shape[1]).mean(axis=0)
-    return train.Batch(counts, jnp.zeros_like(label), label)
+    return run.Batch(counts, jnp.zeros_like(label), label)
 
 
 def _balanced(num_samples, num_classes):
@@ -123,7 +123,7 @@ class DrawContexts:
   num_classes: int = 20
   num_queries: int = 1
 
-  def __call__(self, key: Key[Array, ""], source: ContextSource) -> train.Batch:
+  def __call__(self, key: Key[Array, ""], source: ContextSource) -> run.Batch:
     """Draws the contexts and pairs each with each query: K Q samples."""
     gaussian = data.class_contexts(
         key, "gaussian", num_classes=self.num_classes
@@ -133,7 +133,7 @@ class DrawContexts:
     index = jnp.arange(self.num_classes * self.num_queries)
     of_class, query = index % self.num_classes, index // self.num_classes
     label = (of_class + source.shift * query) % self.num_classes
-    return train.Batch(contexts[of_class], query, label)
+    return run.Batch(contexts[of_class], query, label)
 
 
 class TreeSource(NamedTuple):
@@ -158,14 +158,14 @@ class DrawTree:
 
   num_samples: int
 
-  def __call__(self, key: Key[Array, ""], source: TreeSource) -> train.Batch:
+  def __call__(self, key: Key[Array, ""], source: TreeSource) -> run.Batch:
     """Draws the batch."""
     tree_key, label_key = jax.random.split(key)
     drawn = data.sample_hblt(tree_key, source.tree, batch_size=self.num_samples)
     others = jax.random.permutation(label_key, drawn.class_index)
     label = jnp.where(source.is_shuffled, others, drawn.class_index)
     leaves = drawn.nodes[-1].astype(jnp.float32)
-    return train.Batch(leaves, jnp.zeros_like(label), label)
+    return run.Batch(leaves, jnp.zeros_like(label), label)
 
 
 def binary_tree(

@@ -1,9 +1,7 @@
 """Runs of blocks over seeds and settings: one ensemble, one program.
 
-`make_runs` crosses settings with seeds; `train` lifts `block_train` to all of
-them by `scansnap_jax.ensemble`.
-
-Letters: R runs, S records, N steps.
+`train` crosses settings with seeds, and lifts one run's start and steps to all
+of them by `scansnap_jax.ensemble`. Letters as in `joma.block`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,9 @@ import jax
 from jaxtyping import Float, Int, PyTree
 import numpy as np
 
-from joma.block import train as block_train
+from joma.block import observe as observe_lib
+from joma.block import run as run_lib
+from joma.block import train as train_lib
 from scansnap_jax import ensemble
 
 
@@ -33,10 +33,10 @@ class Runs:
   names: tuple[str, ...]
   steps: Int[np.ndarray, "S"]
   losses: Float[np.ndarray, "C R N"]
-  seen: block_train.Observation
+  seen: observe_lib.Observation
   scores: PyTree
 
-  def __getitem__(self, name: str) -> block_train.Observation:
+  def __getitem__(self, name: str) -> observe_lib.Observation:
     """The records of one setting, leaves [seeds, S, ...]."""
     index = self.names.index(name)
     return jax.tree.map(lambda leaf: leaf[index], self.seen)
@@ -56,10 +56,10 @@ def member(
     lr_u: float = 0.0,
     is_stationary: bool = False,
     activation: int = 0,
-) -> block_train.Run:
+) -> run_lib.BlockRun:
   """One setting, its seed left at 0."""
   rates = (np.float32(rate) for rate in (lr_w, lr_z, lr_readout, lr_u))
-  return block_train.Run(
+  return run_lib.BlockRun(
       np.int32(0),
       np.bool_(is_stationary),
       np.int32(activation),
@@ -69,10 +69,10 @@ def member(
 
 
 def train(
-    settings: Mapping[str, block_train.Run | Sequence[block_train.Run]],
+    settings: Mapping[str, run_lib.BlockRun | Sequence[run_lib.BlockRun]],
     seeds: Sequence[int],
     *,
-    setting: block_train.Setting,
+    setting: run_lib.BlockSetting,
     num_steps: int,
     num_records: int,
     score: Any = None,
@@ -95,17 +95,17 @@ def train(
   """
   rows = []
   for runs in settings.values():
-    each = [runs] * len(seeds) if isinstance(runs, block_train.Run) else runs
+    each = [runs] * len(seeds) if isinstance(runs, run_lib.BlockRun) else runs
     rows += [
         run._replace(seed=np.int32(seed))
         for run, seed in zip(each, seeds, strict=True)
     ]
   layout = ensemble.make_ensemble(len(rows))
   members = layout.scatter(jax.tree.map(lambda *x: np.stack(x), *rows))
-  state = layout.map(block_train.init, setting=setting)(members, ())
+  state = layout.map(run_lib.init, setting=setting)(members, ())
   every = num_steps // num_records
   advance = layout.map(
-      block_train.train,
+      train_lib.train,
       setting=setting,
       num_steps=num_steps // num_scores,
       record_every=every,

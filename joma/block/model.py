@@ -118,7 +118,7 @@ class JomaStack(nn.Module):
 
   Attributes:
     blocks: From the bottom. Each one's `num_tokens` is the `hidden_dim` of the
-      one below; their parameters are `blocks_0`, `blocks_1`, ...
+      one below; their variables stand under `block_name`.
   """
 
   blocks: tuple[JomaBlock, ...]
@@ -131,6 +131,11 @@ class JomaStack(nn.Module):
     for block in self.blocks:
       counts = block(counts, query)
     return counts
+
+
+def block_name(index: int) -> str:
+  """Where the variables of a stack's block stand, the lowest one first."""
+  return f"blocks_{index}"  # Linen's own name for an entry of `blocks`.
 
 
 def to_dynamics(

@@ -13,8 +13,9 @@ import numpy as np
 
 from joma.block import data
 from joma.block import ensemble
+from joma.block import loss as loss_lib
 from joma.block import model
-from joma.block import train as train_lib
+from joma.block import run as run_lib
 from joma.theory import data as trees
 from joma.theory import dynamics
 from joma.theory import metrics
@@ -46,21 +47,21 @@ class Score:
 
   def __call__(
       self,
-      state: train_lib.TrainState,
+      state: run_lib.TrainState,
       shared: Any = (),
       *,
-      setting: train_lib.Setting,
+      setting: run_lib.BlockSetting,
   ) -> Scores:
     """Scores each layer on each depth but that of the leaves."""
     del shared
-    key = train_lib.held_out_key(state.run.seed, 1)
+    key = run_lib.held_out_key(state.run.seed, 1)
     drawn = trees.sample_hblt(
         key, state.run.source.tree, batch_size=self.num_samples
     )
     counts = drawn.nodes[-1].astype(jnp.float32)
     zeros = jnp.zeros_like(drawn.class_index)
-    batch = train_lib.Batch(counts, zeros, zeros)
-    _, sown = train_lib.forward(state, batch, setting)
+    batch = run_lib.Batch(counts, zeros, zeros)
+    _, sown = loss_lib.forward(state, batch, setting)
     table = lambda shift: jnp.stack([
         jnp.stack([
             _mean_score(layer["hidden"][0], jnp.roll(nodes, shift, axis=0))
@@ -84,7 +85,7 @@ def member(
     *,
     is_frozen: bool = False,
     is_shuffled: bool = False,
-) -> train_lib.Run:
+) -> run_lib.BlockRun:
   """A run on this tree; all but frozen attention trains."""
   return ensemble.member(
       source=data.TreeSource(tree, np.bool_(is_shuffled)),
@@ -95,7 +96,7 @@ def member(
 
 
 def train(
-    settings: Mapping[str, Sequence[train_lib.Run]],
+    settings: Mapping[str, Sequence[run_lib.BlockRun]],
     seeds: Sequence[int],
     *,
     num_tokens: int,
@@ -135,7 +136,7 @@ def train(
       )
       for below, above in zip(sizes, sizes[1:], strict=False)
   )
-  setting = train_lib.Setting(
+  setting = run_lib.BlockSetting(
       blocks=blocks,
       num_classes=num_classes,
       draw=data.DrawTree(batch_size),

@@ -43,7 +43,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.block import data
   from joma.block import ensemble
   from joma.block import model
-  from joma.block import train as block_train
+  from joma.block import observe
+  from joma.block import run as block_run
   from joma.studies import drawing
   from joma.theory import dynamics
   from joma.theory import invariants
@@ -198,7 +199,7 @@ def class_probs(config: Any) -> Float[np.ndarray, "K M"]:
 
 def make_setting(
     config: Any, attention: dynamics.Attention, draw: Any
-) -> block_train.Setting:
+) -> block_run.BlockSetting:
   """One block from z = 0 below a frozen random read-out."""
   block = model.JomaBlock(
       num_tokens=config.num_classes * config.num_distinct,
@@ -207,7 +208,7 @@ def make_setting(
       w_scale=0.1,
       z_scale=0.0,
   )
-  return block_train.Setting(
+  return block_run.BlockSetting(
       blocks=(block,),
       num_classes=config.num_classes,
       draw=draw,
@@ -219,7 +220,7 @@ def make_setting(
 
 def train(
     config: Any,
-    setting: block_train.Setting,
+    setting: block_run.BlockSetting,
     settings: Mapping[str, Mapping[str, Any]],
     activations: tuple[str, ...],
 ) -> ensemble.Runs:
@@ -240,7 +241,7 @@ def train(
 
 
 def summarize(
-    seen: block_train.Observation,
+    seen: observe.Observation,
     attention: dynamics.Attention,
     *,
     min_rise: float,
@@ -275,7 +276,7 @@ def summarize(
   }
 
 
-def _law_error(block: block_train.BlockObservation, attention) -> float:
+def _law_error(block: observe.BlockObservation, attention) -> float:
   def error(z, v, correction):
     exact = dict(correction=correction) if attention == "softmax" else {}
     check = invariants.check_invariant(z, v, attention=attention, **exact)

@@ -38,7 +38,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.block import data
   from joma.block import ensemble
   from joma.block import model
-  from joma.block import train
+  from joma.block import observe
+  from joma.block import run as block_run
   from joma.studies import drawing
   from joma.theory import dynamics
   from scansnap_jax.experiment import figures
@@ -121,7 +122,7 @@ def _train(config: DriftConfig) -> ensemble.Runs:
       kind=dynamics.Block(attention="softmax"),
       w_scale=0.1,
   )
-  setting = train.Setting(
+  setting = block_run.BlockSetting(
       blocks=(block,),
       num_classes=config.num_classes,
       draw=data.DrawContexts(config.num_classes),
@@ -156,7 +157,7 @@ def relative_drift(
   return change / np.linalg.norm(start, axis=-1)
 
 
-def _summarize(block: train.BlockObservation) -> dict[str, Any]:
+def _summarize(block: observe.BlockObservation) -> dict[str, Any]:
   check = lambda **second: np.asarray(
       joint_invariant.printed_check(block, **second).relative_error
   )

@@ -48,7 +48,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.block import data
   from joma.block import ensemble
   from joma.block import model
-  from joma.block import train
+  from joma.block import observe
+  from joma.block import run as block_run
   from joma.studies import drawing
   from joma.theory import dynamics
   from joma.theory import invariants
@@ -159,7 +160,7 @@ def _train(
       embedding=embedding,
       w_scale=0.1,
   )
-  setting = train.Setting(
+  setting = block_run.BlockSetting(
       blocks=(block,),
       num_classes=config.num_classes,
       draw=data.DrawContexts(config.num_classes),
@@ -190,7 +191,7 @@ def _train(
 
 
 def printed_check(
-    block: train.BlockObservation, **second_term: Any
+    block: observe.BlockObservation, **second_term: Any
 ) -> invariants.InvariantCheck:
   """Holds Theorem 1 for softmax attention against runs [R, S, ...].
 
@@ -207,7 +208,7 @@ def printed_check(
 
 
 def _embedding_errors(
-    blocks: train.BlockObservation,
+    blocks: observe.BlockObservation,
 ) -> Float[jax.Array, "R S"]:
   """Relative error of the embedding law, run by run."""
 
@@ -221,8 +222,8 @@ def _embedding_errors(
 
 
 def _summarize(
-    full: train.Observation,
-    half: train.Observation,
+    full: observe.Observation,
+    half: observe.Observation,
     *,
     has_u: bool,
 ) -> dict[str, Any]:

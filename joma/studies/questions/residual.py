@@ -42,7 +42,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.block import data
   from joma.block import ensemble
   from joma.block import model
-  from joma.block import train
+  from joma.block import observe
+  from joma.block import run as block_run
   from joma.studies import drawing
   from joma.theory import dynamics
   from joma.theory import invariants
@@ -147,7 +148,7 @@ def _train(
       kind=dynamics.Block(attention=attention, has_residual=has_residual),
       w_scale=0.1,
   )
-  setting = train.Setting(
+  setting = block_run.BlockSetting(
       blocks=(block,),
       num_classes=config.num_classes,
       draw=data.DrawContexts(config.num_classes, config.num_queries),
@@ -215,7 +216,7 @@ def law_errors(
 
 
 def _summarize(
-    seen: train.Observation, attention: dynamics.Attention
+    seen: observe.Observation, attention: dynamics.Attention
 ) -> dict[str, Any]:
   block = seen.blocks[0]
   errors_of = functools.partial(law_errors, attention=attention)

@@ -4,7 +4,7 @@ import numpy as np
 from joma.block import data
 from joma.block import ensemble
 from joma.block import model
-from joma.block import train
+from joma.block import run as block_run
 
 
 def _step_of(state, shared, *, setting):
@@ -15,7 +15,7 @@ def _step_of(state, shared, *, setting):
 class TrainTest(absltest.TestCase):
 
   def test_crosses_settings_with_seeds_in_chunks_that_change_nothing(self):
-    setting = train.Setting(
+    setting = block_run.BlockSetting(
         blocks=(model.JomaBlock(num_tokens=20, hidden_dim=3),),
         num_classes=3,
         draw=data.DrawContexts(3),

@@ -10,6 +10,8 @@ import numpy as np
 from joma.block import data as block_data
 from joma.block import ensemble
 from joma.block import model
+from joma.block import observe
+from joma.block import run as block_run
 from joma.block import train
 from joma.theory import dynamics
 from joma.theory import flow
@@ -37,7 +39,7 @@ def _setting(attention="softmax", **changes):
       activations=("silu", "identity"),
       readout_scale=1.0,
   )
-  return train.Setting(**(arguments | changes))
+  return block_run.BlockSetting(**(arguments | changes))
 
 
 def _member(**changes):
@@ -49,7 +51,7 @@ def _member(**changes):
 def _flow(state):
   """Trains the same state by `flow.descend`, which shares no training code."""
   setting = _setting()
-  data = train.draw(state.run, 0, setting)
+  data = block_run.draw(state.run, 0, setting)
   variables = {"params": state.params["blocks"]["blocks_0"]}
   params, batch = model.to_dynamics(
       setting.blocks[0], variables, data.counts, data.query
@@ -71,7 +73,7 @@ def _flow(state):
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _train(run, setting, num_steps=20, record_every=10):
-  start = train.init(run, setting=setting)
+  start = block_run.init(run, setting=setting)
   return start, train.train(
       start, setting=setting, num_steps=num_steps, record_every=record_every
   )
@@ -137,14 +139,14 @@ class TrainTest(parameterized.TestCase):
     start, (_, losses, _) = _train(run, setting, 8, 4)
     # Nothing learns, so that each step's loss is that of its own batch.
     loss_of = jax.jit(
-        lambda state, batch: train.observe(state, batch, setting).loss
+        lambda state, batch: observe.observe(state, batch, setting).loss
     )
     for step in (0, 5):
-      expected = loss_of(start, train.draw(run, step, setting))
+      expected = loss_of(start, block_run.draw(run, step, setting))
       np.testing.assert_allclose(losses[step], expected, rtol=1e-5)
     self.assertGreater(np.ptp(losses), 1e-3)
-    drawn = [train.draw(run, step, setting).counts for step in (0, 1)]
-    held_out = train.draw_held_out(run, setting).counts
+    drawn = [block_run.draw(run, step, setting).counts for step in (0, 1)]
+    held_out = block_run.draw_held_out(run, setting).counts
     for other in (drawn[1], held_out):
       self.assertGreater(np.abs(drawn[0] - other).max(), 0)
 
@@ -172,9 +174,9 @@ class ObserveTest(absltest.TestCase):
     start, (end, _, seen) = _train(_member(activation=0), setting)
     for i, (below, above) in enumerate(sizes):
       block = seen.blocks[i]
-      weights = end.params["blocks"][f"blocks_{i}"]["W"]
+      weights = end.params["blocks"][model.block_name(i)]["W"]
       self.assertEqual(block.v.shape, (3, below, above))
-      embedding = end.constants[f"blocks_{i}"]["U"][:below]
+      embedding = end.constants[model.block_name(i)]["U"][:below]
       np.testing.assert_allclose(
           block.v[-1], embedding @ weights, rtol=1e-4, atol=1e-5
       )
