@@ -3,30 +3,17 @@
   python -m launch.bench.generate --model=SmolLM2-135M --output=bench.json
 
 Both continue the same prompts greedily in float32, with a cache of the same
-fixed capacity, and take turns, round by round, in one process, each with all
-cores. The median over rounds counts, and ratios are medians of ratios within a
-round. `same_tokens` says whether both wrote the same text.
-
-Other programs on the machine falsify the times.
+fixed capacity, and take turns, see `launch.bench.harness`; each has all cores.
+`same_tokens` says whether both wrote the same text.
 """
 
 from collections.abc import Callable
 import dataclasses
-import importlib.util
 import inspect
-import json
-import pathlib
-import statistics
-import time
-from typing import Any
 
-from absl import flags
 import numpy as np
 
-from launch import app
-from launch import flag_config
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import workdir as workdir_lib
+from launch.bench import harness
 
 _PAUSE_S = 0.2
 
@@ -57,66 +44,32 @@ class BenchConfig:
     return self.prompt_len + (self.num_rounds + 1) * self.num_steps + 1
 
 
-# Whoever imports this module for its functions gets no flags.
-_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", None, "Folder of the model.", flag_values=_FLAGS, required=True
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file to write.", flag_values=_FLAGS
-)
-_CONFIG = flag_config.define(BenchConfig(), flag_values=_FLAGS)
-
-
 @dataclasses.dataclass
-class Row:
+class Writer:
   """One who continues the prompts.
 
   Attributes:
-    name: In the table.
     prefill_s: Seconds that reading the prompts takes, compiled before.
-    turn: Takes the steps of a turn and returns the tokens, [steps, B].
-    seconds: Of each turn.
+    steps: Takes the steps of a turn and returns the tokens, [steps, B].
     tokens: Of all turns.
   """
 
-  name: str
   prefill_s: float
-  turn: Callable[[], np.ndarray]
-  seconds: list[float] = dataclasses.field(default_factory=list)
+  steps: Callable[[], np.ndarray]
   tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-  def take(self) -> None:
+  def turn(self) -> None:
     """Takes a turn."""
-    started = time.perf_counter()
-    self.tokens.append(self.turn())
-    self.seconds.append(time.perf_counter() - started)
+    self.tokens.append(self.steps())
 
 
-def main(_: list[str]) -> None:
-  """Measures, prints, writes."""
-  from scansnap_jax.experiment import devices
-
-  output = _OUTPUT.value
-  if output and not pathlib.Path(output).absolute().parent.is_dir():
-    raise errors.UserError(f"--output={output} is in no folder that exists")
-  devices.set_up(num_cpu_devices=1)
-  results = measure(_MODEL.value, _CONFIG())
-  if output:
-    workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")
-
-
-def measure(folder: str, config: BenchConfig) -> dict[str, Any]:
+def measure(folder: str, config: BenchConfig) -> harness.Row:
   """Makes and prints the measurements of each batch size.
 
   Raises:
     UserError: If transformers is to be measured and is not installed.
   """
-  for name in ("torch", "transformers") if config.peer else ():
-    if importlib.util.find_spec(name) is None:
-      raise errors.UserError(
-          f"{name} is not installed: pip install -e '.[bench]', or --nopeer"
-      )
+  harness.require(("torch", "transformers") if config.peer else (), "--nopeer")
   batches = [
       _measure_batch(folder, batch_size, config)
       for batch_size in config.batch_sizes
@@ -126,32 +79,34 @@ def measure(folder: str, config: BenchConfig) -> dict[str, Any]:
 
 def _measure_batch(
     folder: str, batch_size: int, config: BenchConfig
-) -> dict[str, Any]:
+) -> harness.Row:
   """Takes turns; the first one compiles and warms up."""
-  rows = [start(folder, batch_size, config) for start in _starts(config)]
-  for _ in range(config.num_rounds + 1):
-    for row in rows:
-      time.sleep(_PAUSE_S)
-      row.take()
-  result = {"batch_size": batch_size, "rows": [], "same_tokens": _same(rows)}
-  for row in rows:
-    seconds = row.seconds[1:]
-    ratios = [a / b for a, b in zip(seconds, rows[0].seconds[1:], strict=True)]
-    result["rows"].append({
-        "name": row.name,
-        "tokens_per_sec": (
-            batch_size * config.num_steps / statistics.median(seconds)
-        ),
-        "ms_per_step": 1e3 * statistics.median(seconds) / config.num_steps,
-        "prefill_ms": 1e3 * row.prefill_s,
-        "times_ours": statistics.median(ratios),
-    })
-  _print(result)
+  writers = {"ours": start_ours(folder, batch_size, config)}
+  if config.peer:
+    writers["transformers"] = start_transformers(folder, batch_size, config)
+  seconds = harness.take_turns(
+      {name: writer.turn for name, writer in writers.items()},
+      config.num_rounds,
+      num_steps=config.num_steps,
+      pause_s=_PAUSE_S,
+  )
+  texts = [np.concatenate(writer.tokens) for writer in writers.values()]
+  result = {
+      "batch_size": batch_size,
+      "rows": [
+          {
+              "name": name,
+              "tokens_per_sec": batch_size / float(np.median(seconds[name])),
+              "ms_per_step": 1e3 * float(np.median(seconds[name])),
+              "prefill_ms": 1e3 * writer.prefill_s,
+              "times_ours": harness.ratio(seconds[name], seconds["ours"]),
+          }
+          for name, writer in writers.items()
+      ],
+      "same_tokens": all(np.array_equal(text, texts[0]) for text in texts),
+  }
+  harness.tell(f"batch {batch_size}", result)
   return result
-
-
-def _starts(config: BenchConfig) -> list[Callable[..., Row]]:
-  return [start_ours, start_transformers] if config.peer else [start_ours]
 
 
 def _prompts(
@@ -161,7 +116,7 @@ def _prompts(
   return np.random.default_rng(config.seed).integers(0, vocab_size, shape)
 
 
-def start_ours(folder: str, batch_size: int, config: BenchConfig) -> Row:
+def start_ours(folder: str, batch_size: int, config: BenchConfig) -> Writer:
   """Reads the prompts with `joma.inference.generate`."""
   import jax
 
@@ -175,15 +130,16 @@ def start_ours(folder: str, batch_size: int, config: BenchConfig) -> Row:
   prompts = _prompts(shape.vocab_size, batch_size, config).astype(np.int32)
   lengths = np.full(batch_size, config.prompt_len, np.int32)
 
-  def prefill():
+  def prefill() -> generate.DecodeState:
     kv_cache = full_cache.init(shape, batch_size, config.capacity)
     return jax.block_until_ready(
         generate.prefill(model, params, prompts, lengths, kv_cache)
     )
 
-  state, prefill_s = prefill(), _seconds_of(prefill)
+  state = prefill()
+  prefill_s = float(harness.seconds_of(prefill, 1)[0])
 
-  def turn() -> np.ndarray:
+  def steps() -> np.ndarray:
     nonlocal state
     tokens = []
     for _ in range(config.num_steps):
@@ -192,12 +148,12 @@ def start_ours(folder: str, batch_size: int, config: BenchConfig) -> Row:
     jax.block_until_ready(state)
     return np.stack(tokens)
 
-  return Row("ours", prefill_s, turn)
+  return Writer(prefill_s, steps)
 
 
 def start_transformers(
     folder: str, batch_size: int, config: BenchConfig
-) -> Row:
+) -> Writer:
   """Reads the prompts with transformers, without gradients."""
   import torch
   import transformers
@@ -208,24 +164,26 @@ def start_transformers(
   # transformers 5.24 renamed the argument.
   known = inspect.signature(model.forward).parameters
   cache_name = "cache" if "cache" in known else "past_key_values"
-  vocab_size = model.config.vocab_size
-  prompts = torch.tensor(_prompts(vocab_size, batch_size, config))
+  prompts = torch.tensor(_prompts(model.config.vocab_size, batch_size, config))
+
+  def step(
+      tokens: torch.Tensor, cache: transformers.StaticCache
+  ) -> torch.Tensor:
+    options = {cache_name: cache, "logits_to_keep": 1}
+    return model(tokens, **options).logits[:, -1:].argmax(dim=-1)
 
   @torch.inference_mode()
-  def prefill():
+  def prefill() -> tuple[transformers.StaticCache, torch.Tensor]:
     cache = transformers.StaticCache(
         config=model.config, max_cache_len=config.capacity
     )
     return cache, step(prompts, cache)
 
-  def step(tokens, cache):
-    options = {cache_name: cache, "logits_to_keep": 1}
-    return model(tokens, **options).logits[:, -1:].argmax(dim=-1)
-
-  (cache, tokens), prefill_s = prefill(), _seconds_of(prefill)
+  cache, tokens = prefill()
+  prefill_s = float(harness.seconds_of(prefill, 1)[0])
 
   @torch.inference_mode()
-  def turn() -> np.ndarray:
+  def steps() -> np.ndarray:
     nonlocal tokens
     kept = []
     for _ in range(config.num_steps):
@@ -233,32 +191,9 @@ def start_transformers(
       tokens = step(tokens, cache)
     return np.stack(kept)
 
-  return Row("transformers", prefill_s, turn)
-
-
-def _seconds_of(call: Callable[[], Any]) -> float:
-  started = time.perf_counter()
-  call()
-  return time.perf_counter() - started
-
-
-def _same(rows: list[Row]) -> bool:
-  texts = [np.concatenate(row.tokens) for row in rows]
-  return all(np.array_equal(text, texts[0]) for text in texts)
-
-
-def _print(result: dict[str, Any]) -> None:
-  print(
-      f"batch {result['batch_size']}, the same tokens: {result['same_tokens']}"
-  )
-  for row in result["rows"]:
-    print(
-        f"  {row['name']:14} {row['tokens_per_sec']:8.1f} tokens/s"
-        f" {row['ms_per_step']:8.2f} ms a step"
-        f" {row['prefill_ms']:8.1f} ms prefill"
-        f"  time {row['times_ours']:.2f} of ours"
-    )
+  return Writer(prefill_s, steps)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _MODEL = harness.define_model("Folder of the model.", is_required=True)
+  harness.run(BenchConfig(), lambda config: measure(_MODEL.value, config))

@@ -30,13 +30,12 @@ import argparse
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import io
 import math
 import pathlib
 import statistics
-import tokenize
 
-from launch.bench import markdown
+from launch.bench import harness
+from launch.bench import sources as sources_lib
 
 _HERE = pathlib.Path(__file__).parents[2]
 _PRODUCT = ("scansnap_jax", "joma", "kernels_pallas", "launch")
@@ -47,46 +46,6 @@ _TABLES = {
 # Words of ordinary English: as strings they say other things elsewhere.
 _ORDINARY = {"full", "window", "random"}
 _MOST_FILES, _MOST_LINES, _MOST_FUNCTION_LINES = 14, 400, 50
-
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One file: its path from the root, its text and its syntax tree."""
-
-  path: str
-  text: str
-  tree: ast.Module
-
-  @property
-  def num_lines(self) -> int:
-    """Number of lines, blank ones included."""
-    return len(self.text.splitlines())
-
-  @property
-  def module(self) -> str:
-    """Dotted name; that of the package for an `__init__`."""
-    return (
-        self.path.removesuffix(".py")
-        .removesuffix("/__init__")
-        .replace("/", ".")
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-  """A function: where it is, its lines, and whether others may call it."""
-
-  where: str
-  node: _Function
-  is_public: bool
-  is_method: bool
-
-  @property
-  def num_lines(self) -> int:
-    """From `def` to the last line."""
-    return (self.node.end_lineno or 0) - self.node.lineno + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +76,9 @@ class House:
     named: By each system's name the files that name it and are not its own.
   """
 
-  product: Sequence[Source]
-  tests: Sequence[Source]
-  functions: Sequence[Function]
+  product: Sequence[sources_lib.Source]
+  tests: Sequence[sources_lib.Source]
+  functions: Sequence[sources_lib.Function]
   crowded: Mapping[str, int]
   cycles: Sequence[Sequence[str]]
   named: Mapping[str, Sequence[str]]
@@ -148,17 +107,21 @@ def survey(root: pathlib.Path, known: Sequence[System]) -> House:
     root: Folder with the packages.
     known: Systems whose names are sought.
   """
-  product, tests = read(root, _PRODUCT), read(root, ("tests",))
+  product, tests = sources_lib.read(root, _PRODUCT), sources_lib.read(
+      root, ("tests",)
+  )
   return House(
       product=product,
       tests=tests,
-      functions=[f for source in product for f in functions(source)],
+      functions=[
+          f for source in product for f in sources_lib.functions(source)
+      ],
       crowded={
           folder: number
-          for folder, number in folders([*product, *tests]).items()
+          for folder, number in sources_lib.folders([*product, *tests]).items()
           if number > _MOST_FILES
       },
-      cycles=cycles(product),
+      cycles=sources_lib.cycles(product),
       named=named(product, known),
   )
 
@@ -171,7 +134,7 @@ def table(by_root: Mapping[str, Mapping[str, str]]) -> str:
       {"figure": label} | {root: by_root[root][label] for root in by_root}
       for label in labels
   ]
-  return markdown.table(columns, rows)
+  return harness.table(columns, rows)
 
 
 def figures(house: House) -> dict[str, str]:
@@ -186,8 +149,10 @@ def figures(house: House) -> dict[str, str]:
       "lines of launch": f"{_num_lines(launch):,}",
       "lines of tests": f"{_num_lines(house.tests):,}",
       "files of the product": f"{len(files):,}",
-      "files a folder, max": _largest(folders(product)),
-      "files a folder of tests, max": _largest(folders(house.tests)),
+      "files a folder, max": _largest(sources_lib.folders(product)),
+      "files a folder of tests, max": _largest(
+          sources_lib.folders(house.tests)
+      ),
       "folders above 14 files": str(len(house.crowded)),
       "file lines, median / p90 / max": spread(files),
       "files above 400 lines": str(sum(n > _MOST_LINES for n in files)),
@@ -195,14 +160,14 @@ def figures(house: House) -> dict[str, str]:
       "functions above 50 lines": str(
           sum(n > _MOST_FUNCTION_LINES for n in lengths)
       ),
-      "annotated parameters, public": annotated(
+      "annotated parameters, public": sources_lib.annotated(
           f for f in all_functions if f.is_public
       ),
-      "annotated parameters, private": annotated(
+      "annotated parameters, private": sources_lib.annotated(
           f for f in all_functions if not f.is_public
       ),
-      "bare Any, of annotations": bare_any(product),
-      "comment lines per 100": comments(product),
+      "bare Any, of annotations": sources_lib.bare_any(product),
+      "comment lines per 100": sources_lib.comments(product),
       "import cycles": str(len(house.cycles)),
       "names in other files, sum over names": str(sum(found)),
       "names in other files, largest": str(max(found, default=0)),
@@ -226,138 +191,6 @@ def details(house: House) -> Iterator[str]:
       yield f"{name} is named by {', '.join(paths)}"
 
 
-def read(root: pathlib.Path, packages: Iterable[str]) -> list[Source]:
-  """Reads the Python files of packages, by path."""
-  paths = [p for package in packages for p in (root / package).rglob("*.py")]
-  texts = {p.relative_to(root).as_posix(): p.read_text() for p in sorted(paths)}
-  return [Source(path, text, ast.parse(text)) for path, text in texts.items()]
-
-
-def folders(sources: Iterable[Source]) -> dict[str, int]:
-  """Number of files of each folder, `__init__` aside."""
-  found: dict[str, int] = {}
-  for source in sources:
-    folder, _, name = source.path.rpartition("/")
-    found[folder] = found.get(folder, 0) + (name != "__init__.py")
-  return found
-
-
-def functions(source: Source) -> list[Function]:
-  """All functions of a file, in its order, with those inside of others."""
-  found: list[Function] = []
-
-  def visit(node: ast.AST, names: tuple[str, ...], kind: str) -> None:
-    for child in ast.iter_child_nodes(node):
-      if not isinstance(child, _Function | ast.ClassDef):
-        visit(child, names, kind)
-        continue
-      inner = (*names, child.name)
-      if isinstance(child, ast.ClassDef):
-        # A class within a function stays as private as the function's.
-        visit(child, inner, "class" if kind != "function" else "local class")
-        continue
-      is_method = "class" in kind and not _is_static(child)
-      is_public = kind in ("module", "class") and not any(map(_hides, inner))
-      where = f"{source.path}:{child.lineno} {'.'.join(inner)}"
-      found.append(Function(where, child, is_public, is_method))
-      visit(child, inner, "function")
-
-  visit(source.tree, (), "module")
-  return found
-
-
-def _hides(name: str) -> bool:
-  """Whether a name is private; `__call__` and its like are not."""
-  return name.startswith("_") and not name.endswith("__")
-
-
-def _is_static(function: _Function) -> bool:
-  names = [ast.unparse(x) for x in function.decorator_list]
-  return "staticmethod" in names
-
-
-def annotated(found: Iterable[Function]) -> str:
-  """Share of parameters that have an annotation, self and cls aside."""
-  flags = [
-      parameter.annotation is not None
-      for function in found
-      for parameter in _parameters(function.node)[function.is_method :]
-  ]
-  return percent(sum(flags), len(flags))
-
-
-def _parameters(function: _Function) -> list[ast.arg]:
-  given = function.args
-  ends = [x for x in (given.vararg, given.kwarg) if x]
-  return [*given.posonlyargs, *given.args, *given.kwonlyargs, *ends]
-
-
-def bare_any(sources: Iterable[Source]) -> str:
-  """Share of `Any` alone among annotations."""
-  found = [
-      ast.unparse(annotation).strip("'\"").removeprefix("typing.") == "Any"
-      for source in sources
-      for node in ast.walk(source.tree)
-      for annotation in _annotations(node)
-  ]
-  return percent(sum(found), len(found))
-
-
-def _annotations(node: ast.AST) -> Iterator[ast.expr]:
-  """Yields the annotation of a parameter, a result or a variable."""
-  if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
-    yield node.annotation
-  if isinstance(node, _Function) and node.returns:
-    yield node.returns
-
-
-def comments(sources: Sequence[Source]) -> str:
-  """Lines with a comment alone, per 100 lines."""
-  number = 0
-  for source in sources:
-    lines = io.StringIO(source.text).readline
-    for token in tokenize.generate_tokens(lines):
-      if token.type == tokenize.COMMENT:
-        number += not token.line[: token.start[1]].strip()
-  num_lines = sum(source.num_lines for source in sources)
-  return f"{100 * number / max(num_lines, 1):.1f}"
-
-
-def cycles(sources: Sequence[Source]) -> list[list[str]]:
-  """Groups of modules each of which reaches the others by imports."""
-  modules = {source.module for source in sources}
-  graph = {s.module: set(_imported(s)) & modules for s in sources}
-  reach = {module: _reachable(graph, module) for module in graph}
-  found = {
-      tuple(sorted(b for b in reach[a] if a in reach[b]))
-      for a in graph
-      if a in reach[a]
-  }
-  return [list(cycle) for cycle in sorted(found)]
-
-
-def _imported(source: Source) -> Iterator[str]:
-  """Yields modules; of `from a import b` a.b and a, for b may be a name."""
-  for node in ast.walk(source.tree):
-    if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      yield from (f"{node.module}.{alias.name}" for alias in node.names)
-      yield str(node.module)
-
-
-def _reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
-  """Modules that a path of one import or more leads to."""
-  found: set[str] = set()
-  ahead = list(graph[start])
-  while ahead:
-    module = ahead.pop()
-    if module not in found:
-      found.add(module)
-      ahead.extend(graph[module])
-  return found
-
-
 def systems(root: pathlib.Path) -> list[System]:
   """Reads the names tables of a tree, without importing them."""
   found = []
@@ -374,7 +207,7 @@ def systems(root: pathlib.Path) -> list[System]:
 
 
 def named(
-    sources: Iterable[Source], known: Sequence[System]
+    sources: Iterable[sources_lib.Source], known: Sequence[System]
 ) -> dict[str, list[str]]:
   """Files that name each system, outside of its own and the tables."""
   found: dict[str, list[str]] = {system.name: [] for system in known}
@@ -419,12 +252,7 @@ def spread(numbers: Sequence[int]) -> str:
   return f"{statistics.median(ordered):g} / {p90} / {ordered[-1]}"
 
 
-def percent(part: int, whole: int) -> str:
-  """A share as text."""
-  return f"{100 * part / whole:.1f} %" if whole else "none"
-
-
-def _num_lines(sources: Iterable[Source]) -> int:
+def _num_lines(sources: Iterable[sources_lib.Source]) -> int:
   return sum(source.num_lines for source in sources)
 
 

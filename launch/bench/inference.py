@@ -5,36 +5,35 @@
 Decodes after `length` tokens: with the full cache and with `capacity` slots of
 H2O's policy; with transformers' full cache, and with kvpress, which cuts its
 cache back to the same number of keys every `peer_interval` steps. Same weights,
-float32, one process, in turns; medians over rounds, ratios within a round. The
-caches are filled with noise, whose values no time depends on. The attention
-part is that of all layers, one after the other, in a program of its own. The
-cost model's ratio stands beside, with this machine's bandwidth measured in the
-same run.
+float32, in turns, see `launch.bench.harness`. The caches are filled with noise,
+whose values no time depends on. The attention part is that of all layers, one
+after the other, in a program of its own. The cost model's ratio stands beside,
+with this machine's bandwidth measured in the same run.
 
-Other programs on the machine falsify the times. kvpress wants a transformers of
-its own: without it, or with --nopeer, only our rows are there.
+kvpress wants a transformers of its own: without it, or with --nopeer, only our
+rows are there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import importlib.util
-import json
-import pathlib
-import statistics
 import tempfile
-import time
-from typing import Any
+from typing import NamedTuple
 
-from absl import flags
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 
-from launch import app
-from launch import flag_config
+from joma.transformer import config as configs
+from launch.bench import harness
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-from scansnap_jax.experiment import workdir as workdir_lib
 
 _PAUSE_S = 0.2
+# All keys, and the policy that keeps some.
+_OURS = ("full", "h2o")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,58 +72,19 @@ class BenchConfig:
       )
 
 
-# Whoever imports this module for its functions gets no flags.
-_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model",
-    None,
-    "Hugging Face folder; none is random weights of SmolLM2-135M's sizes.",
-    flag_values=_FLAGS,
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file to write.", flag_values=_FLAGS
-)
-_CONFIG = flag_config.define(BenchConfig(), flag_values=_FLAGS)
-
-
-@dataclasses.dataclass
-class Row:
+class Decoder(NamedTuple):
   """One way to decode.
 
   Attributes:
-    name: In the table.
     turn: Takes the steps of a turn.
     cache_bytes: Of all layers and sequences.
-    seconds: Of each turn.
   """
 
-  name: str
-  turn: Callable[[], Any]
+  turn: Callable[[], None]
   cache_bytes: int
-  seconds: list[float] = dataclasses.field(default_factory=list)
-
-  def take(self) -> None:
-    """Takes a turn."""
-    time.sleep(_PAUSE_S)
-    started = time.perf_counter()
-    self.turn()
-    self.seconds.append(time.perf_counter() - started)
 
 
-def main(_: list[str]) -> None:
-  """Measures, prints, writes."""
-  from scansnap_jax.experiment import devices
-
-  output = _OUTPUT.value
-  if output and not pathlib.Path(output).absolute().parent.is_dir():
-    raise errors.UserError(f"--output={output} is in no folder that exists")
-  devices.set_up(num_cpu_devices=1)
-  results = measure(_MODEL.value, _CONFIG())
-  if output:
-    workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")
-
-
-def measure(folder: str | None, config: BenchConfig) -> dict[str, Any]:
+def measure(folder: str | None, config: BenchConfig) -> harness.Row:
   """Makes and prints the measurements of each batch size."""
   with tempfile.TemporaryDirectory() as own:
     if folder is None:
@@ -145,7 +105,7 @@ def measure(folder: str | None, config: BenchConfig) -> dict[str, Any]:
 
 def _measure_batch(
     folder: str, batch_size: int, gb_per_sec: float, config: BenchConfig
-) -> dict[str, Any]:
+) -> harness.Row:
   """Takes turns; the first one compiles and warms up."""
   from joma.transformer.hf import pretrained
 
@@ -153,61 +113,59 @@ def _measure_batch(
   shape = dataclasses.replace(
       shape, max_len=max(shape.max_len, config.length + 1)
   )
-  attention = _in_turns(
-      [
-          start_attention(name, shape, batch_size, config)
-          for name in ("full", "h2o")
-      ],
-      config,
-  )
-  starts = [
-      functools.partial(start_ours, name, shape, params)
-      for name in ("full", "h2o")
-  ]
+  attention = {
+      name: start_attention(name, shape, batch_size, config) for name in _OURS
+  }
+  rows = {"attention": _in_turns(attention, config)}
+  decode = {
+      name: start_ours(name, shape, params, batch_size, config)
+      for name in _OURS
+  }
   if config.peer and importlib.util.find_spec("kvpress"):
-    starts += [
-        functools.partial(start_peer, name, folder)
+    decode |= {
+        name: start_peer(name, folder, batch_size, config)
         for name in ("transformers", "kvpress")
-    ]
-  decode = _in_turns([start(batch_size, config) for start in starts], config)
-  predicted = _predicted(shape, batch_size, gb_per_sec, config)
-  measured = decode[0]["ms_per_step"] / decode[1]["ms_per_step"]
+    }
+  rows["decode"] = _in_turns(decode, config)
+  full, small = (row["ms_per_step"] for row in rows["decode"][:2])
   result = {
       "batch_size": batch_size,
-      "attention": attention,
-      "decode": decode,
-      "ratio": measured,
-      "ratio_of_cost_model": predicted,
+      **rows,
+      "ratio": full / small,
+      "ratio_of_cost_model": _predicted(shape, batch_size, gb_per_sec, config),
   }
-  _print(result)
+  harness.tell(f"batch {batch_size}", result)
   return result
 
 
-def _in_turns(rows: list[Row], config: BenchConfig) -> list[dict[str, Any]]:
-  for _ in range(config.num_rounds + 1):
-    for row in rows:
-      row.take()
-  ours = rows[1].seconds[1:]
+def _in_turns(
+    decoders: Mapping[str, Decoder], config: BenchConfig
+) -> list[harness.Row]:
+  seconds = harness.take_turns(
+      {name: decoder.turn for name, decoder in decoders.items()},
+      config.num_rounds,
+      num_steps=config.num_steps,
+      pause_s=_PAUSE_S,
+  )
+  small = seconds[_OURS[1]]
   return [
       {
-          "name": row.name,
-          "ms_per_step": (
-              1e3 * statistics.median(row.seconds[1:]) / config.num_steps
-          ),
-          "times_h2o": statistics.median(
-              a / b for a, b in zip(row.seconds[1:], ours, strict=True)
-          ),
-          "cache_bytes": row.cache_bytes,
+          "name": name,
+          "ms_per_step": 1e3 * float(np.median(seconds[name])),
+          f"times_{_OURS[1]}": harness.ratio(seconds[name], small),
+          "cache_bytes": decoder.cache_bytes,
       }
-      for row in rows
+      for name, decoder in decoders.items()
   ]
 
 
-def _caches(name: str, shape: Any, batch_size: int, config: BenchConfig) -> Any:
+def _caches(
+    name: str,
+    shape: configs.TransformerConfig,
+    batch_size: int,
+    config: BenchConfig,
+) -> PyTree:
   """Caches that hold noise, a token in every slot but those to be written."""
-  import jax
-  import jax.numpy as jnp
-
   from joma.inference.cache import kv_cache
   from joma.systems.cache_policies.by_attention import h2o
   from joma.transformer import full_cache
@@ -235,12 +193,12 @@ def _caches(name: str, shape: Any, batch_size: int, config: BenchConfig) -> Any:
 
 
 def start_attention(
-    name: str, shape: Any, batch_size: int, config: BenchConfig
-) -> Row:
+    name: str,
+    shape: configs.TransformerConfig,
+    batch_size: int,
+    config: BenchConfig,
+) -> Decoder:
   """The attention of all layers on projected vectors, the caches donated."""
-  import jax
-  import jax.numpy as jnp
-
   from joma.transformer import attention
 
   options = attention.AttentionOptions(scale=shape.head_dim**-0.5)
@@ -249,10 +207,12 @@ def start_attention(
   )
   query, key = draw(shape.num_heads), draw(shape.num_kv_heads)
   caches = _caches(name, shape, batch_size, config)
-  plain = lambda x, positions: x
+  plain = lambda x, positions: x  # No rotation.
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(caches, position):
+  def step(
+      caches: PyTree, position: Int[Array, ""]
+  ) -> tuple[PyTree, Float[Array, "B 1 N H"]]:
     positions = jnp.full((batch_size, 1), position)
     # Each layer's query is what the one before it gave, as in a model.
     out, new = query, []
@@ -263,27 +223,24 @@ def start_attention(
 
   position = config.length
 
-  def turn():
+  def turn() -> None:
     nonlocal caches, position
     for _ in range(config.num_steps):
       caches, _ = step(caches, position)
       position += 1
     jax.block_until_ready(caches)
 
-  return Row(name, turn, _nbytes(caches))
+  return Decoder(turn, _nbytes(caches))
 
 
 def start_ours(
     name: str,
-    shape: Any,
-    params: Any,
+    shape: configs.TransformerConfig,
+    params: PyTree,
     batch_size: int,
     config: BenchConfig,
-) -> Row:
+) -> Decoder:
   """The whole model's step, `generate.decode_step`."""
-  import jax
-  import jax.numpy as jnp
-
   from joma.inference import generate
   from joma.transformer import model as models
 
@@ -295,18 +252,18 @@ def start_ours(
   )
   cache_bytes = _nbytes(state.kv_cache)
 
-  def turn():
+  def turn() -> None:
     nonlocal state
     for _ in range(config.num_steps):
       state = generate.decode_step(model, params, state)
     jax.block_until_ready(state.tokens)
 
-  return Row(name, turn, cache_bytes)
+  return Decoder(turn, cache_bytes)
 
 
 def start_peer(
     name: str, folder: str, batch_size: int, config: BenchConfig
-) -> Row:
+) -> Decoder:
   """Hugging Face's model with all keys, or those that kvpress leaves."""
   import contextlib
 
@@ -339,7 +296,7 @@ def start_peer(
   position = config.length
 
   @torch.inference_mode()
-  def turn():
+  def turn() -> None:
     nonlocal tokens, position
     with press(model) if is_cut else contextlib.nullcontext():
       for _ in range(config.num_steps):
@@ -360,15 +317,11 @@ def start_peer(
   # Between two cuts it grows by as many keys.
   keys = length + (config.peer_interval if is_cut else 0)
   heads = sizes.num_hidden_layers * batch_size * sizes.num_key_value_heads
-  return Row(name, turn, 2 * 4 * heads * keys * noise.shape[-1])
+  return Decoder(turn, 2 * 4 * heads * keys * noise.shape[-1])
 
 
 def _save_random_model(folder: str, config: BenchConfig) -> None:
   """SmolLM2-135M's sizes, for whoever has no weights at hand."""
-  import jax
-  import jax.numpy as jnp
-
-  from joma.transformer import config as configs
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
 
@@ -388,7 +341,12 @@ def _save_random_model(folder: str, config: BenchConfig) -> None:
   pretrained.save(folder, shape, params)
 
 
-def _predicted(shape, batch_size, gb_per_sec, config) -> float:
+def _predicted(
+    shape: configs.TransformerConfig,
+    batch_size: int,
+    gb_per_sec: float,
+    config: BenchConfig,
+) -> float:
   """Time of the full cache's step over the small one's, by the cost model."""
   from joma.inference.cost import cache_plan
   from joma.inference.cost import chips
@@ -410,18 +368,12 @@ def _predicted(shape, batch_size, gb_per_sec, config) -> float:
 
 def _bandwidth() -> float:
   """Bytes read of an array that no cache holds, GB/s: the best of ten sums."""
-  import jax
-  import jax.numpy as jnp
-
   array = jnp.ones(2**27, jnp.float32)
   total = jax.jit(jnp.sum)
   return array.nbytes / _best_seconds(lambda: total(array)) / 1e9
 
 
 def _tflops() -> float:
-  import jax
-  import jax.numpy as jnp
-
   side = 2048
   matrix = jnp.ones((side, side))
   multiply = jax.jit(jnp.dot)
@@ -429,35 +381,17 @@ def _tflops() -> float:
   return 2 * side**3 / seconds / 1e12
 
 
-def _best_seconds(call: Callable[[], Any]) -> float:
-  found = []
-  for _ in range(11):
-    started = time.perf_counter()
-    call().block_until_ready()
-    found.append(time.perf_counter() - started)
-  return min(found[1:])
+def _best_seconds(call: Callable[[], jax.Array]) -> float:
+  times = harness.seconds_of(lambda: call().block_until_ready(), 11)
+  return float(times[1:].min())
 
 
-def _nbytes(tree: Any) -> int:
-  import jax
-
+def _nbytes(tree: PyTree) -> int:
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-def _print(result: dict[str, Any]) -> None:
-  print(f"batch {result['batch_size']}")
-  for part in ("attention", "decode"):
-    for row in result[part]:
-      print(
-          f"  {part:10} {row['name']:13} {row['ms_per_step']:9.2f} ms a step"
-          f"  {row['times_h2o']:6.2f} of h2o's"
-          f"  cache {row['cache_bytes'] / 2**20:8.1f} MiB"
-      )
-  print(
-      f"  full over h2o: {result['ratio']:.2f} measured,"
-      f" {result['ratio_of_cost_model']:.2f} by the cost model"
-  )
-
-
 if __name__ == "__main__":
-  app.run(main)
+  _MODEL = harness.define_model(
+      "Hugging Face folder; none is random weights of SmolLM2-135M's sizes."
+  )
+  harness.run(BenchConfig(), lambda config: measure(_MODEL.value, config))

@@ -12,27 +12,18 @@ saving at a time and then all of them, in PyTorch too:
   counts   each class once, weighted by how often it was drawn
   all      the three together
 
-All rows take turns, round by round, in one process, each with all cores; the
-median over rounds counts, and ratios are medians of ratios within a round.
-Every row starts from the same parameters; `first_loss` is its loss of the same
-batch.
-
-Other programs on the machine falsify the times.
+Rows take turns, see `launch.bench.harness`; each has all cores. Every row
+starts from the same parameters; `first_loss` is its loss of the same batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import importlib
-import importlib.util
-import json
+import itertools
 import math
-import pathlib
-import statistics
-import time
 from typing import Any, NamedTuple
 
-from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,12 +31,8 @@ import numpy as np
 from joma.hierarchy import data
 from joma.hierarchy import model as hierarchy_model
 from joma.hierarchy import run as hierarchy_train
-from launch import app
-from launch import flag_config
-from launch.bench import scansnap
-from scansnap_jax.experiment import devices
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import workdir as workdir_lib
+from launch.bench import harness
+from launch.bench import torch_peer
 
 _PAUSE_S = 0.05
 
@@ -97,101 +84,63 @@ class BenchConfig:
   seed: int = 1
 
 
-# Whoever imports this module for its functions gets no flags.
-_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file to write.", flag_values=_FLAGS
-)
-_CONFIG = flag_config.define(BenchConfig(), flag_values=_FLAGS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Contestant(NamedTuple):
   """One way to take steps.
 
   Attributes:
-    name: In the table.
     first_loss: Loss of the common first batch at the common parameters.
     turn: Takes the steps of a turn.
   """
 
-  name: str
   first_loss: float
-  turn: Callable[[], Any]
+  turn: Callable[[], object]
 
 
-def main(_: list[str]) -> None:
-  """Measures, prints, writes."""
-  output = _OUTPUT.value
-  if output and not pathlib.Path(output).absolute().parent.is_dir():
-    raise errors.UserError(f"--output={output} is in no folder that exists")
-  devices.set_up(num_cpu_devices=1)  # One run has all cores.
-  results = measure(_CONFIG())
-  if output:
-    workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")
-
-
-def measure(config: BenchConfig) -> dict[str, Any]:
+def measure(config: BenchConfig) -> harness.Row:
   """Makes and prints the measurements of each width and set size.
 
   Raises:
     UserError: If PyTorch is to be measured and is not installed.
   """
-  if config.torch and importlib.util.find_spec("torch") is None:
-    raise errors.UserError(
-        "PyTorch is not installed: pip install 'scansnap-jax[bench]', or give"
-        " --notorch"
-    )
-  results: dict[str, Any] = {"machine": scansnap.machine_facts()}
-  for name, fact in results["machine"].items():
-    print(f"{name:<12}{fact}", flush=True)
-  for width in config.embed_dims:
-    for size in config.set_sizes:
-      name = f"d={width}, sets of {size}"
-      table = take_turns(make_rows(config, width, size), config)
-      results[name] = table
-      print(f"\n{name}")
-      for line in [table[0].keys(), *(row.values() for row in table)]:
-        print("".join(f"{_show(x):>22}" for x in line), flush=True)
+  harness.require(["torch"] if config.torch else (), "--notorch")
+  results: harness.Row = {"machine": harness.machine_facts(names_devices=True)}
+  harness.tell("machine", results["machine"])
+  for width, size in itertools.product(config.embed_dims, config.set_sizes):
+    name = f"d={width}, sets of {size}"
+    results[name] = take_turns(make_rows(config, width, size), config)
+    harness.tell(name, results[name])
   return results
 
 
-def _show(value: Any) -> str:
-  return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def take_turns(rows: list[Row], config: BenchConfig) -> list[dict[str, Any]]:
+def take_turns(
+    rows: Mapping[str, Contestant], config: BenchConfig
+) -> list[harness.Row]:
   """Times the rows in turns; returns a table, ratios to the plain rows."""
-  for row in rows:  # Warms up.
-    row.turn()
-  rounds = [
-      {row.name: _seconds_per_step(row, config.num_steps) for row in rows}
-      for _ in range(config.num_rounds)
-  ]
-  ratio = lambda a, b: statistics.median(
-      times[a] / times[b] for times in rounds
+  seconds = harness.take_turns(
+      {name: row.turn for name, row in rows.items()},
+      config.num_rounds,
+      num_steps=config.num_steps,
+      pause_s=_PAUSE_S,
   )
-  plain = [row.name for row in rows if row.name.endswith(" plain")]
+  plain = [name for name in rows if name.endswith(" plain")]
   return [
       {
-          "row": row.name,
+          "row": name,
           "first_loss": row.first_loss,
-          "step_ms": 1e3 * statistics.median(t[row.name] for t in rounds),
-          "least_ms": 1e3 * min(t[row.name] for t in rounds),
+          "step_ms": 1e3 * float(np.median(seconds[name])),
+          "least_ms": 1e3 * float(seconds[name].min()),
       }
-      | {f"{name} over it": ratio(name, row.name) for name in plain}
-      for row in rows
+      | {
+          f"{other} over it": harness.ratio(seconds[other], seconds[name])
+          for other in plain
+      }
+      for name, row in rows.items()
   ]
 
 
-def _seconds_per_step(row: Row, num_steps: int) -> float:
-  time.sleep(_PAUSE_S)  # Threads of the row before may still be spinning.
-  started = time.monotonic()
-  row.turn()
-  return (time.monotonic() - started) / num_steps
-
-
-def make_rows(config: BenchConfig, width: int, set_size: int) -> list[Row]:
+def make_rows(
+    config: BenchConfig, width: int, set_size: int
+) -> dict[str, Contestant]:
   """Builds what is to be timed."""
   latents = data.make_hierarchy(
       config.seed,
@@ -207,12 +156,12 @@ def make_rows(config: BenchConfig, width: int, set_size: int) -> list[Row]:
   )
   tokens = data.to_tokens(latents.is_present, config.seq_len)
   merged = data.merge_padding(tokens, latents.max_tokens)
-  rows = []
+  rows = {}
   for name, savings in _SAVINGS.items():
     run = _make_run(config, *(merged if savings.padding else (tokens, 1)))
-    rows.append(_jax_row(f"jax {name}", config, model, run, savings))
+    rows[f"jax {name}"] = _jax(config, model, run, savings)
     if config.torch and name in ("plain", "all"):
-      rows.append(_torch_row(f"torch {name}", config, model, run, savings))
+      rows[f"torch {name}"] = _torch(config, model, run, savings)
   return rows
 
 
@@ -230,13 +179,12 @@ def _make_run(
   )
 
 
-def _jax_row(
-    name: str,
+def _jax(
     config: BenchConfig,
     model: hierarchy_model.HierarchyTransformer,
     run: hierarchy_train.Run,
     savings: Savings,
-) -> Row:
+) -> Contestant:
   state = jax.jit(functools.partial(hierarchy_train.init, model=model))(run)
   descend = functools.partial(
       hierarchy_train.descend,
@@ -249,20 +197,18 @@ def _jax_row(
   # Every turn starts anew: the state is not donated.
   compiled = jax.jit(descend).lower(state).compile()
   first_loss = float(compiled(state)[1][0])
-  return Row(name, first_loss, lambda: jax.block_until_ready(compiled(state)))
+  return Contestant(first_loss, lambda: jax.block_until_ready(compiled(state)))
 
 
-def _torch_row(
-    name: str,
+def _torch(
     config: BenchConfig,
     model: hierarchy_model.HierarchyTransformer,
     run: hierarchy_train.Run,
     savings: Savings,
-) -> Row:
-  torch = importlib.import_module("torch")
-  torch.set_num_threads(devices.num_cores())
+) -> Contestant:
+  torch = torch_peer.load()
   init = jax.jit(functools.partial(hierarchy_train.init, model=model))
-  params = to_torch(init(run).params)
+  params = torch_peer.trainable(init(run).params)
   optimizer = torch.optim.Adam(
       jax.tree.leaves(params), lr=1e-4, weight_decay=1e-4, fused=True
   )
@@ -270,7 +216,7 @@ def _torch_row(
   num_padding, num_classes = int(run.num_padding), len(tokens)
   cross_entropy = torch.nn.functional.cross_entropy
 
-  def loss_of(drawn):
+  def loss_of(drawn: torch_peer.Tensor) -> torch_peer.Tensor:
     if not savings.counts:
       logits = torch_logits(params, tokens[drawn], num_padding, savings.last)
       return cross_entropy(logits, drawn)
@@ -279,7 +225,7 @@ def _torch_row(
     labels = torch.arange(num_classes)
     return weights @ cross_entropy(logits, labels, reduction="none")
 
-  def turn():
+  def turn() -> None:
     for _ in range(config.num_steps):
       optimizer.zero_grad()
       loss_of(torch.randint(num_classes, (config.batch_size,))).backward()
@@ -289,23 +235,15 @@ def _torch_row(
       run.seed, jnp.int32(0), num_classes, config.batch_size
   )
   first_loss = loss_of(torch.tensor(np.array(first), dtype=torch.long)).item()
-  return Row(name, first_loss, turn)
-
-
-def to_torch(params: Any) -> Any:
-  """Copies a tree of parameters into trainable tensors."""
-  torch = importlib.import_module("torch")
-  return jax.tree.map(
-      lambda leaf: torch.tensor(np.array(leaf)).requires_grad_(), params
-  )
+  return Contestant(first_loss, turn)
 
 
 def torch_logits(
     params: dict[str, Any],
-    tokens: Any,
+    tokens: torch_peer.Tensor,
     num_padding: int = 1,
     last_only: bool = False,
-) -> Any:
+) -> torch_peer.Tensor:
   """The model of hierarchy_model.py in PyTorch."""
   torch = importlib.import_module("torch")
   stream = params["embedding"][tokens]
@@ -327,11 +265,13 @@ def torch_logits(
   return stream[:, -1] @ params["classes_w"] + params["classes_b"]
 
 
-def _torch_norm(params: dict[str, Any], name: str, inputs: Any) -> Any:
+def _torch_norm(
+    params: dict[str, Any], name: str, inputs: torch_peer.Tensor
+) -> torch_peer.Tensor:
   torch = importlib.import_module("torch")
   scale, bias = params[f"{name}_scale"], params[f"{name}_bias"]
   return torch.nn.functional.layer_norm(inputs, scale.shape, scale, bias)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  harness.run(BenchConfig(), measure)

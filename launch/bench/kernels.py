@@ -20,15 +20,14 @@ is installed and writes their figures, which a test compares from then on.
 
 from collections.abc import Callable, Sequence
 import importlib
-import json
-from typing import Any
+import types
 
 from absl import flags
 
 from launch import app
+from launch.bench import harness
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import workdir
 
 # Whoever imports this module for its functions gets no flags.
 _FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
@@ -60,17 +59,14 @@ _UPDATE = flags.DEFINE_boolean(
 
 def main(_: list[str]) -> None:
   """Measures, prints, writes."""
+  write = harness.writer(_OUTPUT.value)
   devices.set_up()
   if _UPDATE.value:
-    from launch.bench.ops import budgets
-
-    _explained(budgets.update)
+    _explained(_module("budgets").update)
     return
   lengths = [_length(text) for text in _LENGTHS.value]
   sparse_length = _SPARSE_LENGTH.value and _length(str(_SPARSE_LENGTH.value))
-  rows = measure(_TARGET.value, lengths, sparse_length, _OPS.value)
-  if _OUTPUT.value:
-    workdir.write_atomic(_OUTPUT.value, json.dumps(rows, indent=2) + "\n")
+  write(measure(_TARGET.value, lengths, sparse_length, _OPS.value))
 
 
 def measure(
@@ -78,7 +74,7 @@ def measure(
     lengths: list[int],
     sparse_length: int = 0,
     ops: Sequence[str] = ("attention",),
-) -> list[dict[str, Any]]:
+) -> list[harness.Row]:
   """Prints the report of a target; returns its rows.
 
   Args:
@@ -102,12 +98,14 @@ def measure(
   return _explained(_module("tpu").report, name, lengths, sparse_length, ops)
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> types.ModuleType:
   """Imports on demand: each has needs of its own."""
   return importlib.import_module(f"launch.bench.ops.{name}")
 
 
-def _explained(call: Callable[..., Any], *arguments: Any) -> Any:
+def _explained(
+    call: Callable[..., list[harness.Row]], *arguments: object
+) -> list[harness.Row]:
   """Calls; a missing compiler or unknown chip becomes a UserError."""
   from kernels_pallas.aot import topology
 

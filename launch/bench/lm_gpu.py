@@ -9,54 +9,51 @@ Letters: T positions, N heads, H head size.
 
 import dataclasses
 import functools
-import statistics
-import time
-from typing import Any
 
 import jax
 import numpy as np
 
 from joma.transformer import config as config_lib
-from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
+from kernels_pallas.hardware import peaks
+from launch.bench import harness
+from launch.bench import lm_sizes
+from launch.bench import lm_train
 from scansnap_jax.experiment import errors
 
-# Dense bfloat16 FLOPs per second that NVIDIA's data sheets state.
-_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+_GPUS = ("H100", "H200", "A100")
 
 
-def measure(config: Any) -> list[dict[str, Any]]:
+def measure(config: lm_sizes.LmBenchConfig) -> list[harness.Row]:
   """Takes turns of steps; returns a table of one row.
 
   Raises:
     UserError: If there is no GPU whose peak is known.
   """
   device = jax.devices()[0]
-  peak = next((v for k, v in _PEAKS.items() if k in device.device_kind), None)
-  if device.platform != "gpu" or peak is None:
+  name = next((gpu for gpu in _GPUS if gpu in device.device_kind), None)
+  if device.platform != "gpu" or name is None:
     raise errors.UserError(
-        f"--part=gpu_train wants one of {', '.join(_PEAKS)}, and this is"
+        f"--part=gpu_train wants one of {', '.join(_GPUS)}, and this is"
         f" {device.device_kind}."
     )
+  peak = peaks.PEAKS[name.lower()].flops_per_sec
   task = make_task(config)
   seconds = _seconds_per_step(task, config)
   num_tokens = task.config.batch_size * task.config.seq_len
   per_second = num_tokens / seconds
+  flops = flops_per_token(task.config.model, config.gpu_seq_len)
   return [{
       "device": device.device_kind,
       "step_ms": 1e3 * seconds,
       "tokens_per_sec": per_second,
-      "flops_per_token": flops_per_token(task.config.model, config.gpu_seq_len),
-      "mfu": (
-          per_second
-          * flops_per_token(task.config.model, config.gpu_seq_len)
-          / peak
-      ),
+      "flops_per_token": flops,
+      "mfu": per_second * flops / peak,
   }]
 
 
-def make_task(config: Any) -> lm_step.Task:
+def make_task(config: lm_sizes.LmBenchConfig) -> lm_step.Task:
   """A Llama with heads of 128 and an MLP of 4 D, gated."""
   width = config.gpu_embed_dim
   num_heads = max(1, width // 128)
@@ -94,20 +91,15 @@ def flops_per_token(model: config_lib.TransformerConfig, seq_len: int) -> float:
   return 6.0 * (num_params + attention)
 
 
-def _seconds_per_step(task: lm_step.Task, config: Any) -> float:
+def _seconds_per_step(
+    task: lm_step.Task, config: lm_sizes.LmBenchConfig
+) -> float:
   state = jax.jit(functools.partial(lm_step.init, task=task))()
-  shape = (config.num_steps, config.gpu_batch_size, config.gpu_seq_len)
-  rng = np.random.default_rng(config.seed)
-  draw = functools.partial(rng.integers, 0, task.config.model.vocab_size)
-  text = batches_lib.Batch(
-      draw(shape, np.int32), draw(shape, np.int32), np.ones(shape, np.float32)
+  text = lm_train.random_text(
+      config, task.config.batch_size, task.config.seq_len, task.config.model
   )
-  train = jax.jit(functools.partial(lm_step.train, task=task), donate_argnums=0)
-  compiled = train.lower(state, text).compile()
-  times = []
-  for _ in range(1 + config.num_rounds):  # The first warms up.
-    started = time.monotonic()
-    state, losses = compiled(state, text)
-    jax.block_until_ready(losses)
-    times.append((time.monotonic() - started) / config.num_steps)
-  return statistics.median(times[1:])
+  turn = lm_train.turn_of(task, state, text)
+  turns = harness.take_turns(
+      {"jax": turn}, config.num_rounds, num_steps=config.num_steps
+  )
+  return float(np.median(turns["jax"]))

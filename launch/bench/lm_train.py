@@ -7,12 +7,11 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import importlib
-import statistics
-import time
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 
 from joma.transformer import config as config_lib
@@ -20,45 +19,87 @@ from joma.transformer import model as model_lib
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
-from scansnap_jax.experiment import devices
+from launch.bench import harness
+from launch.bench import lm_sizes
+from launch.bench import torch_peer
 
 _PAUSE_S = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Contestant(NamedTuple):
   """One way to take steps.
 
   Attributes:
-    name: In the table.
     loss: Of the common batch at the common parameters, nothing dropped.
     turn: Takes the steps of a turn.
   """
 
-  name: str
   loss: float
-  turn: Callable[[], Any]
+  turn: Callable[[], object]
 
 
-def measure(config: Any) -> list[dict[str, Any]]:
+def measure(config: lm_sizes.LmBenchConfig) -> list[harness.Row]:
   """Times the rows in turns; returns a table."""
-  lm = _settings(config)
-  task = lm_step.make_task(lm, config.num_steps, config.num_steps)
+  settings = _settings(config)
+  task = lm_step.make_task(settings, config.num_steps, config.num_steps)
   state = jax.jit(functools.partial(lm_step.init, task=task))()
+  text = random_text(config, config.batch_size, config.seq_len, settings.model)
+  rows = {}
+  if config.torch:
+    rows["torch"] = _torch(settings, state.params, text)
+  rows["jax"] = _jax(task, state, text)  # Gives the state up.
+  seconds = harness.take_turns(
+      {name: row.turn for name, row in rows.items()},
+      config.num_rounds,
+      num_steps=config.num_steps,
+      pause_s=_PAUSE_S,
+  )
+  first = next(iter(seconds.values()))
+  num_tokens = config.batch_size * config.seq_len
+  return [
+      {
+          "row": name,
+          "loss": row.loss,
+          "step_ms": 1e3 * float(np.median(seconds[name])),
+          "least_ms": 1e3 * float(seconds[name].min()),
+          "tokens_per_sec": num_tokens / float(np.median(seconds[name])),
+          "first over it": harness.ratio(first, seconds[name]),
+      }
+      for name, row in rows.items()
+  ]
+
+
+def random_text(
+    config: lm_sizes.LmBenchConfig,
+    batch_size: int,
+    seq_len: int,
+    model: config_lib.TransformerConfig,
+) -> batches_lib.Batch:
+  """Random tokens of as many batches as a turn has steps."""
   rng = np.random.default_rng(config.seed)
-  shape = (config.num_steps, config.batch_size, config.seq_len)
-  draw = functools.partial(rng.integers, 0, config.vocab_size)
-  text = batches_lib.Batch(
+  shape = (config.num_steps, batch_size, seq_len)
+  draw = functools.partial(rng.integers, 0, model.vocab_size)
+  return batches_lib.Batch(
       draw(shape, np.int32), draw(shape, np.int32), np.ones(shape, np.float32)
   )
-  rows = []
-  if config.torch:
-    rows.append(_torch_row(lm, state.params, text))
-  rows.append(_jax_row(task, state, text))  # Gives the state up.
-  return _take_turns(rows, config)
 
 
-def _settings(config: Any) -> lm_config.LmConfig:
+def turn_of(
+    task: lm_step.Task, state: lm_step.TrainState, text: batches_lib.Batch
+) -> Callable[[], None]:
+  """The steps of `launch.train_lm`, the state given up at each turn."""
+  train = jax.jit(functools.partial(lm_step.train, task=task), donate_argnums=0)
+  compiled = train.lower(state, text).compile()
+  held = [state]
+
+  def turn() -> None:
+    held[0], losses = compiled(held[0], text)
+    jax.block_until_ready(losses)
+
+  return turn
+
+
+def _settings(config: lm_sizes.LmBenchConfig) -> lm_config.LmConfig:
   """JoMA's Figure 6, in the sizes asked for."""
   encoder = config_lib.authors_encoder(config.vocab_size, config.num_layers)
   width = config.embed_dim
@@ -78,98 +119,55 @@ def _settings(config: Any) -> lm_config.LmConfig:
   )
 
 
-def _take_turns(rows: list[Row], config: Any) -> list[dict[str, Any]]:
-  for row in rows:  # Warms up.
-    row.turn()
-  rounds = [
-      {row.name: _seconds(row) / config.num_steps for row in rows}
-      for _ in range(config.num_rounds)
-  ]
-  median = lambda of: statistics.median(map(of, rounds))
-  return [
-      {
-          "row": row.name,
-          "loss": row.loss,
-          "step_ms": 1e3 * median(lambda times, row=row: times[row.name]),
-          "least_ms": 1e3 * min(times[row.name] for times in rounds),
-          "tokens_per_sec": (
-              config.batch_size
-              * config.seq_len
-              / median(lambda times, row=row: times[row.name])
-          ),
-          "first over it": median(
-              lambda times, row=row: times[rows[0].name] / times[row.name]
-          ),
-      }
-      for row in rows
-  ]
-
-
-def _seconds(row: Row) -> float:
-  time.sleep(_PAUSE_S)  # Threads of the row before may still be spinning.
-  started = time.monotonic()
-  row.turn()
-  return time.monotonic() - started
-
-
-def _jax_row(
+def _jax(
     task: lm_step.Task, state: lm_step.TrainState, text: batches_lib.Batch
-) -> Row:
-  """The steps of `launch.train_lm`, the state given up at each."""
+) -> Contestant:
   evaluate = jax.jit(functools.partial(lm_step.evaluate, task=task))
   loss = float(evaluate(state.params, jax.tree.map(lambda x: x[:1], text)))
-  train = jax.jit(functools.partial(lm_step.train, task=task), donate_argnums=0)
-  compiled = train.lower(state, text).compile()
-  held = [state]
-
-  def turn():
-    held[0], losses = compiled(held[0], text)
-    jax.block_until_ready(losses)
-
-  return Row("jax", loss, turn)
+  return Contestant(loss, turn_of(task, state, text))
 
 
-def _torch_row(
-    lm: lm_config.LmConfig, params: Any, text: batches_lib.Batch
-) -> Row:
-  torch = importlib.import_module("torch")
-  torch.set_num_threads(devices.num_cores())
-  params = jax.tree.map(
-      lambda leaf: torch.tensor(np.array(leaf)).requires_grad_(), params
-  )
+def _torch(
+    settings: lm_config.LmConfig, params: PyTree, text: batches_lib.Batch
+) -> Contestant:
+  torch = torch_peer.load()
+  params = torch_peer.trainable(params)
   leaves = jax.tree.leaves(params)
   optimizer = torch.optim.Adam(
-      leaves, lr=lm.lr, betas=(lm.beta_1, lm.beta_2), fused=True
+      leaves,
+      lr=settings.lr,
+      betas=(settings.beta_1, settings.beta_2),
+      fused=True,
   )
   inputs, targets = (
       torch.tensor(tokens, dtype=torch.long)
       for tokens in (text.inputs, text.targets)
   )
 
-  def loss_of(step, dropout):
-    logits = torch_logits(lm.model, params, inputs[step], dropout)
+  def loss_of(step: int, dropout: float) -> torch_peer.Tensor:
+    logits = torch_logits(settings.model, params, inputs[step], dropout)
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets[step].flatten()
     )
 
-  def turn():
+  def turn() -> None:
     for step in range(len(inputs)):
       optimizer.zero_grad()
-      loss_of(step, lm.model.dropout).backward()
-      torch.nn.utils.clip_grad_norm_(leaves, lm.clip_norm)
+      loss_of(step, settings.model.dropout).backward()
+      torch.nn.utils.clip_grad_norm_(leaves, settings.clip_norm)
       optimizer.step()
 
   with torch.no_grad():
     loss = loss_of(0, 0.0).item()
-  return Row("torch", loss, turn)
+  return Contestant(loss, turn)
 
 
 def torch_logits(
     model: config_lib.TransformerConfig,
-    params: Any,
-    tokens: Any,
+    params: PyTree,
+    tokens: torch_peer.Tensor,
     dropout: float,
-) -> Any:
+) -> torch_peer.Tensor:
   """The encoder of `config.authors_encoder` in PyTorch: logits [B, T, V]."""
   torch = importlib.import_module("torch")
   functional = torch.nn.functional
@@ -199,8 +197,10 @@ def torch_logits(
 
 
 def _torch_norm(
-    model: config_lib.TransformerConfig, params: Any, x: Any
-) -> Any:
+    model: config_lib.TransformerConfig,
+    params: dict[str, torch_peer.Tensor],
+    x: torch_peer.Tensor,
+) -> torch_peer.Tensor:
   torch = importlib.import_module("torch")
   return torch.nn.functional.layer_norm(
       x, x.shape[-1:], params["scale"], params["bias"], model.norm_epsilon

@@ -14,19 +14,13 @@ prints tables and writes the same numbers as JSON. --what lists some of
 Other programs on the machine falsify the times. Memory is in 1e9 bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
-import importlib.util
 import json
-import os
 import pathlib
-import platform
 import random
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,10 +30,12 @@ from unittest import mock
 
 from absl import flags
 import jax
+from jaxtyping import Array, Float
 import numpy as np
 
-from launch import app
 from launch import flag_config
+from launch.bench import harness
+from launch.bench import torch_peer
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import ensemble
@@ -47,8 +43,6 @@ from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import devices
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import workdir as workdir_lib
 
 _COMPILATION = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
@@ -86,31 +80,7 @@ class BenchConfig:
   memory_steps: int = 5
 
 
-# Whoever imports this module for its functions gets no flags.
-_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file to write.", flag_values=_FLAGS
-)
-_CHILD = flags.DEFINE_string(
-    "child", None, "Internal: what to measure in this process.", _FLAGS
-)
-_CONFIG = flag_config.define(BenchConfig(), flag_values=_FLAGS)
-
-
-def main(_: list[str]) -> None:
-  """Measures, prints, writes."""
-  if _CHILD.value:
-    print(json.dumps(_MEASUREMENTS[_CHILD.value](_CONFIG())))
-    return
-  output = _OUTPUT.value
-  if output and not pathlib.Path(output).absolute().parent.is_dir():
-    raise errors.UserError(f"--output={output} is in no folder that exists")
-  results = measure(_CONFIG())
-  if output:
-    workdir_lib.write_atomic(output, json.dumps(results, indent=2) + "\n")
-
-
-def measure(config: BenchConfig) -> dict[str, Any]:
+def measure(config: BenchConfig) -> harness.Row:
   """Makes and prints the measurements, each in a process of its own.
 
   Raises:
@@ -119,54 +89,20 @@ def measure(config: BenchConfig) -> dict[str, Any]:
   chosen = [name for name in _MEASUREMENTS if {name, "all"} & set(config.what)]
   if not config.torch:
     chosen = [name for name in chosen if name != "torch"]
-  if "torch" in chosen and importlib.util.find_spec("torch") is None:
-    raise errors.UserError(
-        "PyTorch is not installed: pip install 'scansnap-jax[bench]', or give"
-        " --notorch"
-    )
-  results: dict[str, Any] = {"machine": machine_facts()}
-  print(f"machine{_show(results['machine'])}", flush=True)
+  harness.require(["torch"] if "torch" in chosen else (), "--notorch")
+  # Names no device: a child's memory starts from what this process holds.
+  results: harness.Row = {"machine": harness.machine_facts()}
+  harness.tell("machine", results["machine"])
   for name in chosen:
     results[name] = _run_child(name, config)
     if name == "torch" and "sweep" in results:
       ours_s = results["sweep"]["total_s"]
       results[name]["ratio"] = results[name]["sweep_s"] / ours_s
-    print(f"\n{name}{_show(results[name])}", flush=True)
+    harness.tell(name, results[name])
   return results
 
 
-def machine_facts() -> dict[str, Any]:
-  """CPU, cores, load, versions."""
-  versions = {"python": platform.python_version()}
-  for package in ("jax", "jaxlib", "numpy", "torch"):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
-  cpu = platform.processor() or platform.machine()
-  with contextlib.suppress(OSError):
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-      if line.startswith("model name"):
-        cpu = line.partition(":")[2].strip()
-  cores, load = devices.num_cores(), os.getloadavg()[0]
-  return {"cpu": cpu, "cores": cores, "load_1min": load, **versions}
-
-
-def _show(value: Any, indent: str = "\n  ") -> str:
-  """Dicts within lists are the rows of a table; the rest is one item a line."""
-  if isinstance(value, float):
-    return f"{value:.4g}"
-  if isinstance(value, list):
-    rows = [value[0].keys(), *(row.values() for row in value)]
-    return "".join(
-        indent + " ".join(f"{_show(x):>14}" for x in row) for row in rows
-    )
-  if not isinstance(value, dict):
-    return str(value)
-  inner = indent + "  "
-  items = [f"{name:<22}{_show(x, inner)}" for name, x in value.items()]
-  return "".join(indent + item for item in items)
-
-
-def _run_child(name: str, config: BenchConfig) -> dict[str, Any]:
+def _run_child(name: str, config: BenchConfig) -> harness.Row:
   """Makes one measurement, and times the whole process, imports included."""
   arguments = flag_config.to_flagfile(config, {"child": name}).splitlines()
   started = time.monotonic()
@@ -196,7 +132,7 @@ class Stopwatch:
   def timed(self, piece: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `fn`, waiting for its result and adding its time to a piece."""
 
-    def call(*args, **kwargs):
+    def call(*args: object, **kwargs: object) -> object:
       compiling_s = self.seconds["trace"] + self.seconds["compile"]
       started = time.monotonic()
       result = jax.block_until_ready(fn(*args, **kwargs))
@@ -206,22 +142,15 @@ class Stopwatch:
       # JAX reports the time of a call that is traced.
       if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         self.seconds[piece] = self.seconds.get(piece, 0.0) + spent_s
-        self.peak_rss_gb[piece] = peak_rss_gb()
+        self.peak_rss_gb[piece] = harness.peak_rss_gb()
       return result
 
     return call
 
-  def hear(self, event: str, duration_secs: float, **_: Any) -> None:
+  def hear(self, event: str, duration_secs: float, **_: object) -> None:
     """Adds what JAX reports of a compilation."""
     if event in _COMPILATION:
       self.seconds[_COMPILATION[event]] += duration_secs
-
-
-def peak_rss_gb() -> float:
-  """The most memory that this process has held."""
-  # It starts from what the parent held, which is less: it uses no device.
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def train_watched(config: config_lib.ScanSnapConfig) -> tuple[float, Stopwatch]:
@@ -238,11 +167,13 @@ def train_watched(config: config_lib.ScanSnapConfig) -> tuple[float, Stopwatch]:
 
 
 @contextlib.contextmanager
-def _instruments(watch: Stopwatch):
+def _instruments(watch: Stopwatch) -> Iterator[None]:
   """Times the pieces of the training loop, which carries no instruments."""
   lift = ensemble.Ensemble.map
 
-  def lift_timed(self, fn, **kwargs):
+  def lift_timed(
+      self: ensemble.Ensemble, fn: Callable[..., Any], **kwargs: Any
+  ) -> Callable[..., Any]:
     lifted = lift(self, fn, **kwargs)
     # Drawing is timed as a whole, with the way from and to the host.
     return lifted if fn is run_lib.draw else watch.timed(fn.__name__, lifted)
@@ -257,12 +188,11 @@ def _instruments(watch: Stopwatch):
     yield
 
 
-def measure_sweep(config: BenchConfig) -> dict[str, Any]:
+def measure_sweep(config: BenchConfig) -> harness.Row:
   """Trains Figure 6's sweep on all cores."""
-  devices.set_up()
   sweep = _sweep(config)
   total_s, watch = train_watched(sweep)
-  peak_gb = peak_rss_gb()
+  peak_gb = harness.peak_rss_gb()
   flops, rate = matmul_flops(sweep), _matmul_flops_per_s(sweep)
   return {
       "devices": devices.describe(),
@@ -309,23 +239,17 @@ def _matmul_flops_per_s(config: config_lib.ScanSnapConfig) -> float:
   # Of this scale it keeps the norm of what it multiplies.
   right = normal(scale=size**-0.5, size=(size, size)).astype(np.float32)
   run = lambda: jax.block_until_ready(multiply(left, right))
-  seconds = min(_seconds(run, 6)[1:])
+  seconds = float(harness.seconds_of(run, 6)[1:].min())
   return 500 * shape[0] * 2 * config.batch_size * size**2 / seconds
 
 
-def _multiply_often(left, right, *, num_products):
+def _multiply_often(
+    left: Float[Array, "B M"], right: Float[Array, "M M"], *, num_products: int
+) -> Float[Array, "B M"]:
   return jax.lax.fori_loop(0, num_products, lambda _, x: x @ right, left)
 
 
-def _seconds(fn: Callable[[], Any], num_calls: int) -> list[float]:
-  times = [time.monotonic()]
-  for _ in range(num_calls):
-    fn()
-    times.append(time.monotonic())
-  return np.diff(times).tolist()
-
-
-def measure_torch(config: BenchConfig) -> dict[str, Any]:
+def measure_torch(config: BenchConfig) -> harness.Row:
   """Times PyTorch with one and two threads; the faster of them counts."""
   sweep, rows, steps_s = _sweep(config), [], 0.0
   for num_last in sweep.num_last:
@@ -346,8 +270,7 @@ def time_torch(
     num_threads: int,
 ) -> float:
   """Median seconds of a step of one run, from drawing to updating."""
-  torch = importlib.import_module("torch")
-  torch.set_num_threads(num_threads)
+  torch = torch_peer.load(num_threads)
   bound = classes.num_tokens**-0.5
   shape = (classes.num_tokens, classes.num_tokens)
   draw = lambda: torch.empty(shape).uniform_(-bound, bound).requires_grad_()
@@ -357,7 +280,7 @@ def time_torch(
       for param in params.values()
   ]
 
-  def step():
+  def step() -> None:
     loss = torch_loss(params, *torch_batch(config, classes))
     for optimizer in optimizers:
       optimizer.zero_grad()
@@ -365,12 +288,12 @@ def time_torch(
     for optimizer in optimizers:
       optimizer.step()
 
-  return statistics.median(_seconds(step, num_steps + 3)[3:])
+  return float(np.median(harness.seconds_of(step, num_steps + 3)[3:]))
 
 
 def torch_batch(
     config: config_lib.ScanSnapConfig, classes: data.SequenceClasses
-) -> tuple[Any, Any, Any]:
+) -> tuple[torch_peer.Tensor, torch_peer.Tensor, torch_peer.Tensor]:
   """Draws sequence by sequence: one-hot X [B, T-1, M], queries and labels."""
   torch = importlib.import_module("torch")
   seq_len = config.data.seq_len or 128
@@ -385,8 +308,11 @@ def torch_batch(
 
 
 def torch_loss(
-    params: dict[str, Any], context: Any, query: Any, label: Any
-) -> Any:
+    params: dict[str, torch_peer.Tensor],
+    context: torch_peer.Tensor,
+    query: torch_peer.Tensor,
+    label: torch_peer.Tensor,
+) -> torch_peer.Tensor:
   """Cross-entropy of Y^T f with f = LN(X^T b) and b = softmax(X z_m)."""
   torch = importlib.import_module("torch")
   attn_logits = torch.einsum("btm,bm->bt", context, params["Z"][query])
@@ -396,9 +322,8 @@ def torch_loss(
   return torch.nn.functional.cross_entropy(features @ params["Y"], label)
 
 
-def measure_length(config: BenchConfig) -> dict[str, Any]:
+def measure_length(config: BenchConfig) -> harness.Row:
   """Times one run of Syn-Small at several sequence lengths."""
-  devices.set_up()
   rows = []
   for seq_len in config.seq_lens:
     small = config_lib.ScanSnapConfig(
@@ -416,9 +341,8 @@ def measure_length(config: BenchConfig) -> dict[str, Any]:
   return {"steps": rows}
 
 
-def measure_memory(config: BenchConfig) -> dict[str, Any]:
+def measure_memory(config: BenchConfig) -> harness.Row:
   """Trains one run with many tokens, and saves it at the end."""
-  devices.set_up()
   large = config_lib.ScanSnapConfig(
       data=config_lib.DataConfig(
           num_next_per_last=2,
@@ -443,7 +367,7 @@ def measure_memory(config: BenchConfig) -> dict[str, Any]:
       # Y, Z and their momenta in float32.
       "state_gb": 4 * 4 * num_tokens**2 / 1e9,
       "peak_rss_gb_unsaved": watch.peak_rss_gb["train"],
-      "peak_rss_gb": peak_rss_gb(),
+      "peak_rss_gb": harness.peak_rss_gb(),
   }
 
 
@@ -455,5 +379,21 @@ _MEASUREMENTS = {
 }
 
 
+def _measure_or_be_child(child: str | None, config: BenchConfig) -> harness.Row:
+  """Measures; or one thing, for the process that wants it of a fresh one."""
+  if child is None:
+    return measure(config)
+  found = _MEASUREMENTS[child](config)
+  print(json.dumps(found))
+  return found
+
+
 if __name__ == "__main__":
-  app.run(main)
+  _CHILD = flags.DEFINE_string(
+      "child", None, "Internal: what to measure in this process."
+  )
+  harness.run(
+      BenchConfig(),
+      lambda config: _measure_or_be_child(_CHILD.value, config),
+      num_cpu_devices=0,
+  )

@@ -41,7 +41,7 @@ launch/app.py
 + print(f"error: {message}")
 ? errors go where results go
 
-launch/bench/markdown.py
+launch/bench/harness.py
 - "" if row.get(name) is None else form(row[name])
 + form(row[name]) if row.get(name) else ""
 ? a cell of 0 stays empty

@@ -6,7 +6,7 @@ writes them anew, for the libtpu that is installed: bundles issued (static),
 spills in the code, and bytes that the program allocates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import inspect
 import pathlib
 from typing import Any
@@ -15,8 +15,9 @@ from kernels_pallas.aot import budgets
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
+from launch.bench import harness
+from launch.bench.ops import compiled
 from launch.bench.ops import programs
-from launch.bench.ops import tpu
 
 _DENSE = {"length": 2048}
 _EMITS = _DENSE | {"return_col_mass": True}
@@ -25,20 +26,34 @@ _LINEAR = {"length": 8192}
 _GATHER = {"shape": "llama3_8b_b16", "density": 0.1}
 _DECODE = {"batch": 4, "capacity": 1024}
 # Program, arguments, and how many of its last kernels count.
-CASES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "forward": ("forward", _DENSE, 0),
-    "forward + col_mass": ("forward", _EMITS, 0),
-    "column sums alone": ("forward", _EMITS | {"col_mass": "two_pass"}, 1),
-    "backward": ("backward", _DENSE, 1),
-    "block-sparse": ("sparse", _SPARSE, 0),
-    "block-sparse backward": ("sparse", _SPARSE | {"is_backward": True}, 1),
-    "linear": ("linear", _LINEAR, 0),
-    "linear reversed": ("linear", _LINEAR | {"is_reversed": True}, 0),
-    "gather MLP": ("gather_mlp", _GATHER, 0),
-    "decode": ("decode", _DECODE, 0),
-    "decode int8": ("decode", _DECODE | {"cache_dtype": "int8"}, 0),
-    "decode paged": ("decode_paged", _DECODE, 0),
-    "gather MLP backward": ("gather_mlp", _GATHER | {"is_backward": True}, 1),
+CASES: dict[
+    str, tuple[Callable[..., programs.Program], dict[str, Any], int]
+] = {
+    "forward": (programs.forward, _DENSE, 0),
+    "forward + col_mass": (programs.forward, _EMITS, 0),
+    "column sums alone": (
+        programs.forward,
+        _EMITS | {"col_mass": "two_pass"},
+        1,
+    ),
+    "backward": (programs.backward, _DENSE, 1),
+    "block-sparse": (programs.sparse, _SPARSE, 0),
+    "block-sparse backward": (
+        programs.sparse,
+        _SPARSE | {"is_backward": True},
+        1,
+    ),
+    "linear": (programs.linear, _LINEAR, 0),
+    "linear reversed": (programs.linear_sweep, _LINEAR, 0),
+    "gather MLP": (programs.gather_mlp, _GATHER, 0),
+    "decode": (programs.decode, _DECODE, 0),
+    "decode int8": (programs.decode, _DECODE | {"cache_dtype": "int8"}, 0),
+    "decode paged": (programs.decode_paged, _DECODE, 0),
+    "gather MLP backward": (
+        programs.gather_mlp,
+        _GATHER | {"is_backward": True},
+        1,
+    ),
 }
 
 
@@ -54,11 +69,10 @@ def compile_cases(
   keys, jobs = [], []
   for chip in map(chips.get_chip, chip_names):
     for case, (program, options, _) in CASES.items():
-      if _takes_heads(program):  # One a core.
+      if "num_heads" in inspect.signature(program).parameters:  # One a core.
         options = options | {"num_heads": chip.num_cores}
       keys.append((case, chip.name))
-      program = tpu.PROGRAMS + program
-      jobs.append(jobs_lib.Job(chip.name, program, options))
+      jobs.append(compiled.job_of(chip.name, program, options))
   results = jobs_lib.run(jobs, num_workers)
   for job, result in zip(jobs, results, strict=True):
     jobs_lib.check(job, result)
@@ -66,11 +80,6 @@ def compile_cases(
       key: schedule.from_result(job, result)
       for key, job, result in zip(keys, jobs, results, strict=True)
   }
-
-
-def _takes_heads(program: str) -> bool:
-  function = getattr(programs, program)
-  return "num_heads" in inspect.signature(function).parameters
 
 
 def figures(case: str, report: schedule.Report) -> dict[str, int]:
@@ -84,7 +93,7 @@ def figures(case: str, report: schedule.Report) -> dict[str, int]:
   return {name: n for name, n in found.items() if n is not None}
 
 
-def update(path: pathlib.Path = budgets.PATH) -> list[dict[str, Any]]:
+def update(path: pathlib.Path = budgets.PATH) -> list[harness.Row]:
   """Writes the figures of all chips as the installed compiler's."""
   reports = compile_cases(chips.TPU_NAMES, num_workers=2)
   measured: budgets.Budgets = {}

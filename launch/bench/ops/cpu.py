@@ -1,28 +1,26 @@
-"""Measures the XLA attention ops on this machine's CPU beside jax's own.
+"""Measures the XLA ops on this machine's CPU beside jax's own attention.
 
-  python -m launch.bench.kernels --target=cpu
-
-prints peak memory of long sequences first, each in a fresh process, then times.
-Programs that are compared run in one process on the same inputs, in turns, so
-that what else the machine does falsifies both alike; times are medians and
+The part of `launch.bench.kernels` for --target=cpu: peak memory of long
+sequences first, each in a fresh process, then times. Programs that are compared
+take turns on the same inputs, see `launch.bench.harness`; times are medians and
 quartiles of 20 or more calls, and the ratio of the shortest is printed too. The
 peer is `jax.nn.dot_product_attention(implementation="xla")`, which has the
 T x S array in memory. Some minutes on two idle cores.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import itertools
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
-from absl import flags
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 import numpy as np
 
 from kernels_pallas import masks
@@ -31,20 +29,13 @@ from kernels_pallas.attention import api
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
 from kernels_pallas.gather_mlp import api as gather_api
+from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.gather_mlp import xla as gather_xla
 from kernels_pallas.linear_attention import api as linear_api
-from launch import app
+from launch.bench import harness
 from launch.bench.ops import decode_cpu
-
-# Whoever imports this module for its functions gets no flags.
-_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-_CHILD = flags.DEFINE_string(
-    "child", None, "Internal: program whose memory to measure.", _FLAGS
-)
-_CHILD_LENGTH = flags.DEFINE_integer(
-    "child_length", 0, "Internal: its sequence length.", flag_values=_FLAGS
-)
+from launch.bench.ops import programs
 
 OPS = ("attention", "mlp", "decode")
 LENGTHS = (512, 1024, 2048, 4096)
@@ -55,75 +46,91 @@ _COMPILED_LENGTHS = 32_768, 65_536, 131_072
 _SPARSE_LENGTH = 8192
 _LINEAR_LENGTHS = 1024, 4096
 _MLP_DENSITY = 0.1
-
-Row = dict[str, Any]
-
-
-def main(_: list[str]) -> None:
-  """Measures and prints; or one program's memory, for the parent process."""
-  if _CHILD.value:
-    print(json.dumps(_peak_memory(_CHILD.value, _CHILD_LENGTH.value)))
-    return
-  report()
+_MLPS = ("opt_6.7b", "llama3_8b")
 
 
-def report(ops: Sequence[str] = OPS) -> list[Row]:
-  """Makes and prints the rows of some of `OPS`."""
+def report(ops: Sequence[str] = OPS) -> list[harness.Row]:
+  """Prints each row when it is known; returns the rows of some of `OPS`."""
   rows = []
-  if "attention" in ops:
-    # A process starts from the peak of its parent, which is small as yet.
-    rows += [
-        *memory_rows(_MEMORY_LENGTH, tell=_print),
-        *compiled_rows(_COMPILED_LENGTHS, tell=_print),
-        *measure(LENGTHS, tell=_print),
-        sparse_row(_SPARSE_LENGTH, tell=_print),
-        *(linear_row(n, tell=_print) for n in _LINEAR_LENGTHS),
-    ]
-  if "mlp" in ops:
-    rows += [mlp_row(x, tell=_print) for x in ("opt_6.7b", "llama3_8b")]
-  if "decode" in ops:
-    rows.append(decode_cpu.decode_row(tell=_print))
+  for row in _rows(ops):
+    shown = (f"{name}={harness.show(value)}" for name, value in row.items())
+    print("  ".join(shown), flush=True)
+    rows.append(row)
   return rows
 
 
-def measure(
+def _rows(ops: Sequence[str]) -> Iterator[harness.Row]:
+  if "attention" in ops:
+    # A process starts from the peak of its parent, which is small as yet.
+    yield from memory_rows(_MEMORY_LENGTH)
+    yield from compiled_rows(_COMPILED_LENGTHS)
+    yield from dense_rows(LENGTHS)
+    yield sparse_row(_SPARSE_LENGTH)
+    yield from map(linear_row, _LINEAR_LENGTHS)
+  if "mlp" in ops:
+    yield from map(mlp_row, _MLPS)
+  if "decode" in ops:
+    yield decode_cpu.decode_row()
+
+
+def dense_rows(
     lengths: Sequence[int],
     *,
     heads: Sequence[tuple[int, int]] = _HEADS,
     num_times: int = 20,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+) -> Iterator[harness.Row]:
   """Times forward, forward with column sums, and gradients beside the peer.
 
   Args:
     lengths: T = S of one sequence.
     heads: Query and key heads.
     num_times: Calls of each program, 4 times as many up to T = 512.
-    tell: Is given each row as soon as it is known.
 
-  Returns:
+  Yields:
     Rows; `ratio` is our median time by the peer's, `ratio_of_least` that of the
     shortest, `difference` the largest between results.
   """
-  rows = []
-  for length in lengths:
-    for num_heads, num_kv_heads in heads:
-      for mask_name in ("causal", "full"):
-        shape = shapes.square(length, num_heads, num_kv_heads, _HEAD_DIM)
-        for row in _time_shape(shape, mask_name == "causal", num_times):
-          tell(row)
-          rows.append(row)
-  return rows
+  for length, kinds, is_causal in itertools.product(
+      lengths, heads, (True, False)
+  ):
+    shape = shapes.square(length, *kinds, _HEAD_DIM)
+    num_calls = num_times * (4 if length <= 512 else 1)
+    yield from _time_shape(shape, is_causal, num_calls)
+
+
+def _time_shape(
+    shape: shapes.Shape, is_causal: bool, num_times: int
+) -> Iterator[harness.Row]:
+  mask = masks.causal(shape.num_queries) if is_causal else None
+  with_mass = functools.partial(
+      api.attention, where=mask, return_col_mass=True, implementation="xla"
+  )
+  ours = lambda *arrays: api.attention(
+      *arrays, where=mask, implementation="xla"
+  ).out
+  peer = functools.partial(
+      jax.nn.dot_product_attention, is_causal=is_causal, implementation="xla"
+  )
+  arrays = _draw(shape)
+  calls = {"peer": peer, "ours": ours, "mass": with_mass}
+  calls = {name: jax.jit(call) for name, call in calls.items()}
+  times = _time(calls, arrays, num_times)
+  row = functools.partial(_row, shape, is_causal)
+  difference = jnp.abs(calls["peer"](*arrays) - calls["ours"](*arrays)).max()
+  yield row("forward", times) | {"difference": float(difference)}
+  yield row("forward + col_mass", times | {"ours": times["mass"]})
+  gradients = {
+      name: jax.jit(programs.with_backward(call))
+      for name, call in (("peer", peer), ("ours", ours))
+  }
+  d_out = jax.random.normal(jax.random.key(9), arrays[0].shape)
+  times = _time(gradients, (*arrays, d_out), num_times)
+  yield row("forward + backward", times)
 
 
 def sparse_row(
-    length: int,
-    *,
-    block_q: int = 256,
-    block_kv: int = 128,
-    num_times: int = 20,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> Row:
+    length: int, *, block_q: int = 256, block_kv: int = 128, num_times: int = 20
+) -> harness.Row:
   """Times block-sparse attention beside our dense one, both causal.
 
   Args:
@@ -131,7 +138,6 @@ def sparse_row(
     block_q: Queries in a block.
     block_kv: Keys in a block.
     num_times: Calls of each program.
-    tell: Is given the row.
   """
   shape = shapes.square(length, 8, 8, _HEAD_DIM)
   mask = masks.causal(length)
@@ -144,62 +150,44 @@ def sparse_row(
       block_q=block_q,
       block_kv=block_kv,
   )
-  ours = lambda query, key, value: api.attention(
-      query, key, value, where=chosen, implementation="xla"
-  )
-  dense = lambda *arrays: api.attention(
-      *arrays, where=mask, implementation="xla"
-  )
-  times = time_in_turns(
-      {"ours": jax.jit(ours), "peer": jax.jit(dense)}, _draw(shape), num_times
-  )
+  attend = functools.partial(api.attention, implementation="xla")
+  calls = {
+      "ours": jax.jit(functools.partial(attend, where=chosen)),
+      "peer": jax.jit(functools.partial(attend, where=mask)),
+  }
   density = cost.density(jax.tree.map(np.asarray, chosen), shape, mask)
-  row = _row(f"block-sparse, {density:.0%} of the pairs", shape, True, times)
-  tell(row)
-  return row
+  what = f"block-sparse, {density:.0%} of the pairs"
+  return _row(shape, True, what, _time(calls, _draw(shape), num_times))
 
 
-def linear_row(
-    length: int,
-    *,
-    num_times: int = 20,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> Row:
+def linear_row(length: int, *, num_times: int = 20) -> harness.Row:
   """Times causal linear attention beside our dense causal attention.
 
   Args:
     length: T.
     num_times: Calls of each program.
-    tell: Is given the row.
   """
   shape = shapes.square(length, 8, 8, _HEAD_DIM)
   ours = lambda *arrays: linear_api.linear_attention(
       *arrays, decay=jnp.full(8, 0.99), implementation="xla"
   )
-  dense = lambda *arrays: api.attention(
-      *arrays, where=masks.causal(length), implementation="xla"
+  dense = functools.partial(
+      api.attention, where=masks.causal(length), implementation="xla"
   )
   calls = {"ours": jax.jit(ours), "peer": jax.jit(dense)}
-  times = time_in_turns(calls, _draw(shape), num_times)
-  row = _row("linear attention, by dense", shape, True, times)
-  tell(row)
-  return row
+  times = _time(calls, _draw(shape), num_times)
+  return _row(shape, True, "linear attention, by dense", times)
 
 
 def mlp_row(
-    name: str,
-    *,
-    density: float = _MLP_DENSITY,
-    num_times: int = 20,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> Row:
+    name: str, *, density: float = _MLP_DENSITY, num_times: int = 20
+) -> harness.Row:
   """Times a gathered MLP beside the dense one, float32.
 
   Args:
     name: Of a shape in `gather_mlp.shapes.BENCHMARKS`.
     density: Share of the blocks, rounded.
     num_times: Calls of each program.
-    tell: Is given the row.
   """
   shape = gather_shapes.BENCHMARKS[name]
   abstract, treedef = jax.tree.flatten(shape.arrays("float32"))
@@ -213,7 +201,7 @@ def mlp_row(
   chosen = jnp.asarray(np.sort(order[: round(density * shape.num_blocks)]))
   activation = "silu" if shape.is_gated else "relu"
 
-  def ours(x, weights, chosen):
+  def ours(x: Array, weights: parts.Weights, chosen: Array) -> Array:
     given = {k: v for k, v in weights._asdict().items() if v is not None}
     return gather_api.gather_mlp(
         x,
@@ -224,171 +212,77 @@ def mlp_row(
         implementation="xla",
     )
 
-  def dense(x, weights, _):
-    return gather_xla.dense(x, weights, activation)
-
+  dense = lambda x, weights, _: gather_xla.dense(x, weights, activation)
   calls = {"ours": jax.jit(ours), "peer": jax.jit(dense)}
-  times = time_in_turns(calls, (x, weights, chosen), num_times)
   row = {"what": f"gather MLP at {density:.0%}, by dense", "shape": name}
-  row |= {"batch": shape.batch} | _times(times)
-  tell(row)
-  return row
+  row |= {"batch": shape.batch}
+  return row | _times(_time(calls, (x, weights, chosen), num_times))
 
 
-def memory_rows(
-    length: int, tell: Callable[[Row], None] = lambda row: None
-) -> list[Row]:
+def memory_rows(length: int) -> Iterator[harness.Row]:
   """Peak memory of fresh processes that attend causally, in 1e9 bytes."""
-  rows = []
   for program in _PROGRAMS:
-    arguments = [f"--child={program}", f"--child_length={length}"]
     finished = subprocess.run(
-        [sys.executable, "-m", "launch.bench.ops.cpu", *arguments],
+        [sys.executable, "-m", "launch.bench.ops.cpu", program, str(length)],
         cwd=pathlib.Path(__file__).parents[3],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    row = json.loads(finished.stdout.splitlines()[-1])
-    tell(row)
-    rows.append(row)
-  return rows
+    yield json.loads(finished.stdout.splitlines()[-1])
 
 
-def compiled_rows(
-    lengths: Sequence[int], tell: Callable[[Row], None] = lambda row: None
-) -> list[Row]:
-  """Bytes of intermediate arrays of one head's programs, not run."""
-  rows = []
-  for length in lengths:
-    shape = shapes.square(length, 1, 1, _HEAD_DIM)
-    for name, make in _PROGRAMS.items():
-      lowered = jax.jit(make(length)).lower(*_abstract(shape, name))
-      memory = lowered.compile().memory_analysis()
-      assert memory is not None, "XLA for CPUs tells"
-      row = {
-          "what": f"{name}, compiled",
-          "length": length,
-          "temp_mb": memory.temp_size_in_bytes / 1e6,
-          "one_byte_a_pair_mb": length**2 / 1e6,
-      }
-      tell(row)
-      rows.append(row)
-  return rows
-
-
-def time_in_turns(
-    calls: Mapping[str, Callable[..., Any]],
-    arrays: Sequence[Any],
-    num_times: int,
-) -> dict[str, np.ndarray]:
-  """Seconds of each call, A B A B, after two that do not count."""
-  seconds = {name: [] for name in calls}
-  for turn in range(num_times + 2):
-    for name, call in calls.items():
-      started = time.perf_counter()
-      jax.block_until_ready(call(*arrays))
-      if turn > 1:
-        seconds[name].append(time.perf_counter() - started)
-  return {name: np.asarray(found) for name, found in seconds.items()}
-
-
-def _time_shape(
-    shape: shapes.Shape, is_causal: bool, num_times: int
-) -> list[Row]:
-  mask = masks.causal(shape.num_queries) if is_causal else None
-  num_times *= 4 if shape.num_queries <= 512 else 1
-
-  def peer(query, key, value):
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=is_causal, implementation="xla"
-    )
-
-  def ours(*arrays):
-    return api.attention(*arrays, where=mask, implementation="xla").out
-
-  def with_mass(*arrays):
-    return api.attention(
-        *arrays, where=mask, return_col_mass=True, implementation="xla"
-    )
-
-  arrays = _draw(shape)
-  calls = {
-      "peer": jax.jit(peer),
-      "ours": jax.jit(ours),
-      "mass": jax.jit(with_mass),
+def _peak_memory(program: str, length: int) -> harness.Row:
+  """Runs a program in this process, which has done nothing else."""
+  arrays = _draw(shapes.square(length, 8, 8, _HEAD_DIM))
+  if program == "forward + backward":
+    arrays = (*arrays, jnp.ones_like(arrays[0]))
+  before = harness.peak_rss_gb()
+  jax.block_until_ready(jax.jit(_PROGRAMS[program](length))(*arrays))
+  return {
+      "what": f"{program}, memory",
+      "length": length,
+      "heads": 8,
+      "peak_rss_gb": harness.peak_rss_gb(),
+      "before_gb": before,
   }
-  times = time_in_turns(calls, arrays, num_times)
-  mass = {"peer": times["peer"], "ours": times["mass"]}
-  gradients = {"peer": _gradients(peer), "ours": _gradients(ours)}
-  d_out = jax.random.normal(jax.random.key(9), arrays[0].shape)
-  backward = time_in_turns(gradients, (*arrays, d_out), num_times)
-  difference = jnp.abs(calls["peer"](*arrays) - calls["ours"](*arrays)).max()
-  rows = [
-      _row(name, shape, is_causal, found)
-      for name, found in (
-          ("forward", times),
-          ("forward + col_mass", mass),
-          ("forward + backward", backward),
-      )
-  ]
-  rows[0]["difference"] = float(difference)
-  return rows
 
 
-def _gradients(call: Callable[..., Any]) -> Callable[..., Any]:
-  return jax.jit(
-      lambda query, key, value, d_out: jax.vjp(call, query, key, value)[1](
-          d_out
-      )
-  )
+def compiled_rows(lengths: Sequence[int]) -> Iterator[harness.Row]:
+  """Bytes of intermediate arrays of one head's programs, not run."""
+  for length, (name, make) in itertools.product(lengths, _PROGRAMS.items()):
+    arrays = shapes.square(length, 1, 1, _HEAD_DIM).arrays("float32")
+    arrays = (*arrays, arrays[0])[: 4 if name == "forward + backward" else 3]
+    compiled = jax.jit(make(length)).lower(*arrays).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None, "XLA for CPUs tells"
+    yield {
+        "what": f"{name}, compiled",
+        "length": length,
+        "temp_mb": memory.temp_size_in_bytes / 1e6,
+        "one_byte_a_pair_mb": length**2 / 1e6,
+    }
 
 
 def _causal_mass(length: int) -> Callable[..., Any]:
-  return lambda *arrays: api.attention(
-      *arrays,
+  return functools.partial(
+      api.attention,
       where=masks.causal(length),
       return_col_mass=True,
       implementation="xla",
   )
 
 
-def _causal_gradients(length: int) -> Callable[..., Any]:
-  return _gradients(lambda *arrays: _causal_mass(length)(*arrays).out)
+def _causal_gradients(length: int) -> Callable[..., PyTree]:
+  attend = _causal_mass(length)
+  return programs.with_backward(lambda *arrays: attend(*arrays).out)
 
 
 _PROGRAMS = {
     "forward + col_mass": _causal_mass,
     "forward + backward": _causal_gradients,
 }
-
-
-def _peak_memory(program: str, length: int) -> Row:
-  """Runs a program in this process, which has done nothing else."""
-  shape = shapes.square(length, 8, 8, _HEAD_DIM)
-  arrays = _draw(shape)
-  if program == "forward + backward":
-    arrays = (*arrays, jnp.ones_like(arrays[0]))
-  before = _peak_rss_gb()
-  jax.block_until_ready(jax.jit(_PROGRAMS[program](length))(*arrays))
-  return {
-      "what": f"{program}, memory",
-      "length": length,
-      "heads": 8,
-      "peak_rss_gb": _peak_rss_gb(),
-      "before_gb": before,
-  }
-
-
-def _peak_rss_gb() -> float:
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def _abstract(shape: shapes.Shape, program: str) -> tuple[Any, ...]:
-  arrays = shape.arrays("float32")
-  return (*arrays, arrays[0]) if program == "forward + backward" else arrays
 
 
 def _draw(shape: shapes.Shape) -> tuple[jax.Array, ...]:
@@ -399,29 +293,40 @@ def _draw(shape: shapes.Shape) -> tuple[jax.Array, ...]:
   )
 
 
+def _time(
+    calls: Mapping[str, Callable[..., PyTree]],
+    arrays: Sequence[PyTree],
+    num_times: int,
+) -> dict[str, np.ndarray]:
+  """Seconds of each call on the same arrays."""
+  turns = {
+      name: functools.partial(lambda f: jax.block_until_ready(f(*arrays)), call)
+      for name, call in calls.items()
+  }
+  return harness.take_turns(turns, num_times, num_warm_ups=2)
+
+
 def _row(
-    what: str,
     shape: shapes.Shape,
     is_causal: bool,
-    times: dict[str, np.ndarray],
-) -> Row:
-  row = {
+    what: str,
+    times: Mapping[str, np.ndarray],
+) -> harness.Row:
+  return {
       "what": what,
       "length": shape.num_queries,
       "heads": f"{shape.num_heads}/{shape.num_kv_heads}",
       "mask": "causal" if is_causal else "full",
+      **_times(times),
   }
-  return row | _times(times)
 
 
-def _times(times: dict[str, np.ndarray]) -> Row:
+def _times(times: Mapping[str, np.ndarray]) -> harness.Row:
   """Medians, quartiles and ratios; the machine's load."""
-  row: Row = {}
-  for name in ("ours", "peer"):
-    low, median, high = 1e3 * np.quantile(times[name], (0.25, 0.5, 0.75))
-    row |= {f"{name}_ms": float(median), f"{name}_iqr_ms": float(high - low)}
   ours, peer = times["ours"], times["peer"]
-  return row | {
+  return {
+      **harness.quartiles_ms(ours, "ours_"),
+      **harness.quartiles_ms(peer, "peer_"),
       "ratio": float(np.median(ours) / np.median(peer)),
       "ratio_of_least": float(ours.min() / peer.min()),
       "num_times": len(ours),
@@ -429,13 +334,5 @@ def _times(times: dict[str, np.ndarray]) -> Row:
   }
 
 
-def _print(row: Row) -> None:
-  show = lambda x: f"{x:.3g}" if isinstance(x, float) else str(x)
-  print(
-      "  ".join(f"{name}={show(value)}" for name, value in row.items()),
-      flush=True,
-  )
-
-
-if __name__ == "__main__":
-  app.run(main)
+if __name__ == "__main__":  # A fresh process of `memory_rows`.
+  print(json.dumps(_peak_memory(sys.argv[1], int(sys.argv[2]))))

@@ -5,21 +5,19 @@ float32, all caches donated from step to step, all their slots in use. A full
 cache is read by our own attention, or by jax's, which is the peer.
 """
 
-from collections.abc import Callable
-import time
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, PyTree
 
 from joma.transformer import attention
 from joma.transformer import full_cache
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
+from launch.bench import harness
 
-Row = dict[str, Any]
 _STEPS = 16
 
 
@@ -29,8 +27,7 @@ def decode_row(
     *,
     shape: shapes.Shape | None = None,
     num_times: int = 10,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> Row:
+) -> harness.Row:
   """Times `num_slots` slots beside full caches of `num_keys`.
 
   Args:
@@ -39,7 +36,6 @@ def decode_row(
     shape: Heads; its capacity does not count. None is 32 query and 8 key heads
       of 128, one sequence.
     num_times: Turns of each, of `_STEPS` steps.
-    tell: Is given the row.
   """
   shape = shape or shapes.Shape(num_heads=32, num_kv_heads=8, capacity=0)
   vectors = tuple(
@@ -47,35 +43,39 @@ def decode_row(
       for i, x in enumerate(shape.arrays("float32")[:3])
   )
   steps = {"ours": _step, "full": _full_step, "peer": _peer_step}
-  rows = lambda: _rows(shape, num_keys)
   caches = {
       "ours": _slots(shape, num_slots),
-      "full": full_cache.FullCache(*rows()),
-      "peer": tuple(x.swapaxes(1, 2) for x in rows()),
+      "full": full_cache.FullCache(*_rows(shape, num_keys)),
+      "peer": tuple(x.swapaxes(1, 2) for x in _rows(shape, num_keys)),
   }
   positions = jnp.full(shape.batch, num_keys - 1, jnp.int32)
-  seconds = {name: [] for name in steps}
-  for turn in range(num_times + 2):
-    for name, step in steps.items():
-      started = time.perf_counter()
-      # Steps of one sequence follow each other, and need not wait for a host.
-      for _ in range(_STEPS):
-        _, caches[name] = step(caches[name], *vectors, positions)
-      jax.block_until_ready(caches[name])
-      if turn > 1:
-        seconds[name].append((time.perf_counter() - started) / _STEPS)
-  row: Row = {"what": "decode step", "slots": num_slots}
+
+  def turn(name: str) -> None:
+    # Steps of one sequence follow each other, and need not wait for a host.
+    for _ in range(_STEPS):
+      _, caches[name] = steps[name](caches[name], *vectors, positions)
+    jax.block_until_ready(caches[name])
+
+  turns = {name: functools.partial(turn, name) for name in steps}
+  seconds = harness.take_turns(
+      turns, num_times, num_warm_ups=2, num_steps=_STEPS
+  )
+  row: harness.Row = {"what": "decode step", "slots": num_slots}
   row |= {"keys": num_keys, "batch": shape.batch}
   for name, found in seconds.items():
-    low, middle, high = 1e3 * np.quantile(found, (0.25, 0.5, 0.75))
-    row |= {f"{name}_ms": float(middle), f"{name}_iqr_ms": float(high - low)}
+    row |= harness.quartiles_ms(found, f"{name}_")
   row["of_full"] = row["full_ms"] / row["ours_ms"]
   row["of_peer"] = row["peer_ms"] / row["ours_ms"]
-  tell(row)
   return row
 
 
-def _evict(cache, query, key, value, positions):
+def _evict(
+    cache: slots_lib.Slots,
+    query: Array,
+    key: Array,
+    value: Array,
+    positions: Array,
+) -> tuple[PyTree, PyTree]:
   out, cache, _ = api.decode_step(
       query,
       key,
@@ -92,19 +92,29 @@ def _evict(cache, query, key, value, positions):
 _step = jax.jit(_evict, donate_argnums=0)
 
 
-def _attend(cache, query, key, value, positions):
+def _attend(
+    cache: full_cache.FullCache,
+    query: Array,
+    key: Array,
+    value: Array,
+    positions: Array,
+) -> tuple[PyTree, PyTree]:
   options = attention.AttentionOptions(scale=query.shape[-1] ** -0.5)
-  return cache.attend(
-      *(x[:, None] for x in (query, key, value, positions)),
-      lambda x, _: x,
-      options,
-  )
+  query, key, value = (x[:, None] for x in (query, key, value))
+  rotate = lambda x, _: x
+  return cache.attend(query, key, value, positions[:, None], rotate, options)
 
 
 _full_step = jax.jit(_attend, donate_argnums=0)
 
 
-def _attend_by_jax(cache, query, key, value, positions):
+def _attend_by_jax(
+    cache: tuple[Array, ...],
+    query: Array,
+    key: Array,
+    value: Array,
+    positions: Array,
+) -> tuple[PyTree, PyTree]:
   """Keys in the order [B, S, K, H] that jax's attention wants."""
   rows = jnp.arange(len(positions))
   cache = tuple(

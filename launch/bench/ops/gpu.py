@@ -9,7 +9,7 @@ known, and a row that fails says why and costs no other. Not run yet: there is
 no GPU where it was written.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -24,6 +24,7 @@ from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
+from launch.bench import harness
 from launch.bench.ops import gpu_rows
 from launch.bench.ops import memory_gpu
 from launch.bench.ops import peers as peers_lib
@@ -54,9 +55,8 @@ def measure(
     calls_per_sync: int = _CALLS_PER_SYNC,
     rotated_bytes: int = _ROTATED_BYTES,
     max_seconds: float = 540.0,
-    tell: Callable[[gpu_rows.Row], None] = lambda row: None,
-) -> list[gpu_rows.Row]:
-  """Measures everything; see the module's docstring.
+) -> Iterator[harness.Row]:
+  """Measures everything, row by row; see the module's docstring.
 
   Args:
     peers: Names of `peers.forward_peers`, None for all.
@@ -72,7 +72,6 @@ def measure(
     calls_per_sync: At least so many calls a time.
     rotated_bytes: Size of the inputs that are gone through.
     max_seconds: Rows after that are left out, and say so.
-    tell: Is given each row as soon as it is known.
   """
   deadline = time.monotonic() + max_seconds
   timer = functools.partial(
@@ -98,7 +97,7 @@ def measure(
         _dense(timer, peers, cases),
         _sparse(timer, peers, sparse_length),
     ]
-  return gpu_rows.rows_of(itertools.chain(*jobs), deadline, tell)
+  return gpu_rows.rows_of(itertools.chain(*jobs), deadline)
 
 
 def default_cases() -> list[shapes.Shape]:
@@ -116,20 +115,19 @@ _PASSES = {"forward": lambda call: call, "gradients": peers_lib.gradient_of}
 
 
 def _ceilings(
-    timer: Callable[..., Any], size: int, num_bytes: int
+    timer: gpu_rows.Timer, size: int, num_bytes: int
 ) -> Iterator[gpu_rows.Job]:
   """What the chip can do, to which the rest is compared."""
   matrices = lambda seed: (
       peers_lib.normal(2 * seed, (size, size)),
       peers_lib.normal(2 * seed + 1, (size, size)),
   )
-  product = functools.partial(
-      gpu_rows.timing, timer, lambda a, b: a @ b, matrices, 2 * size**3, 0
-  )
+  multiply = lambda a, b: a @ b
+  product = gpu_rows.timed(timer, multiply, matrices, work=(2 * size**3, 0))
   yield gpu_rows.Job("ceiling", "jax", f"bfloat16 {size}^3", product)
   numbers = lambda seed: (peers_lib.normal(seed, (num_bytes // 2,)),)
-  copy = functools.partial(
-      gpu_rows.timing, timer, lambda x: x + 1, numbers, 0, 2 * num_bytes
+  copy = gpu_rows.timed(
+      timer, lambda x: x + 1, numbers, work=(0, 2 * num_bytes)
   )
   size_text = f"{num_bytes / 2**20:.3g} MiB"
   yield gpu_rows.Job("ceiling", "jax", f"copy of {size_text}", copy)
@@ -173,28 +171,19 @@ def _errors_of_variants(length: int) -> Iterator[gpu_rows.Job]:
   capped = {"where": near, "logits_soft_cap": 3.0}
   sink_logits = jnp.linspace(-1.0, 1.0, 4)
   selection = programs.random_selection(length, 4, 128, 128, density=0.3)
-  variants = {
-      "no mask": (api.attention, {}),
-      "two spans, soft cap, sinks": (
-          api.attention,
-          capped | {"sink_logits": sink_logits},
-      ),
-      "two spans, ids": (
-          api.attention,
-          {"where": near & masks.hash_sparse(ids, ids)},
-      ),
-      "selection": (
-          api.attention,
-          {"where": selection},
-      ),
+  variants: dict[str, dict[str, Any]] = {
+      "no mask": {},
+      "two spans, soft cap, sinks": capped | {"sink_logits": sink_logits},
+      "two spans, ids": {"where": near & masks.hash_sparse(ids, ids)},
+      "selection": {"where": selection},
   }
-  for (name, (op, options)), head_dim in itertools.product(
+  for (name, options), head_dim in itertools.product(
       variants.items(), (64, 128)
   ):
     shape = shapes.square(length, 4, 1, head_dim)
     arguments = functools.partial(peers_lib.inputs, shape, jnp.bfloat16, 0)
-    call: Any = functools.partial(
-        op, return_lse=True, return_col_mass=True, **options
+    call = functools.partial(
+        api.attention, return_lse=True, return_col_mass=True, **options
     )
     ours, exact = (
         functools.partial(
@@ -214,7 +203,7 @@ def _errors_of_variants(length: int) -> Iterator[gpu_rows.Job]:
 
 
 def _dense(
-    timer: Callable[..., Any],
+    timer: gpu_rows.Timer,
     peers: Sequence[str] | None,
     cases: Sequence[shapes.Shape],
 ) -> Iterator[gpu_rows.Job]:
@@ -226,25 +215,22 @@ def _dense(
         f"B={shape.batch} T={shape.num_queries} N={shape.num_heads}"
         f" K={shape.num_kv_heads} H={shape.head_dim} causal"
     )
-    flops, num_bytes = _work(what, shape, cost.num_pairs(mask, shape))
+    work = _work(what, shape, cost.num_pairs(mask, shape))
     for name in _chosen(peers, known):
       if shape.num_queries > _LONGEST.get(name, shape.num_queries):
         continue
       # Column sums are a measurement: without gradient, they are not computed.
       if what != "forward" and "col_mass" in name:
         continue
-      call = _PASSES[what](known[name])
       make = functools.partial(
           peers_lib.inputs, shape, peers_lib.dtype_of(name)
       )
-      run = functools.partial(
-          gpu_rows.timing, timer, call, make, flops, num_bytes
-      )
+      run = gpu_rows.timed(timer, _PASSES[what](known[name]), make, work=work)
       yield gpu_rows.Job(what, name, case, run)
 
 
 def _sparse(
-    timer: Callable[..., Any], peers: Sequence[str] | None, length: int
+    timer: gpu_rows.Timer, peers: Sequence[str] | None, length: int
 ) -> Iterator[gpu_rows.Job]:
   """A tenth of the causal blocks, drawn per head."""
   shape = shapes.square(length, 16, 4)
@@ -258,16 +244,17 @@ def _sparse(
   for what, name in itertools.product(
       _PASSES, _chosen(peers, ("pallas_gpu", "xla"))
   ):
-    op: Any = api.attention
     call = functools.partial(
-        peers_lib.arrays_of, op, where=selection, implementation=name
+        peers_lib.arrays_of,
+        api.attention,
+        where=selection,
+        implementation=name,
     )
-    run = functools.partial(
-        gpu_rows.timing,
+    run = gpu_rows.timed(
         timer,
         _PASSES[what](call),
         functools.partial(peers_lib.inputs, shape, jnp.bfloat16),
-        *_work(what, shape, pairs),
+        work=_work(what, shape, pairs),
     )
     case = f"T={length} N=16 K=4 H=128, {listed} blocks of {block}"
     yield gpu_rows.Job(f"block-sparse {what}", name, case, run)
@@ -287,7 +274,7 @@ def _chosen(peers: Sequence[str] | None, known: Iterable[str]) -> list[str]:
   return [name for name in known if peers is None or name in peers]
 
 
-def report(ops: Sequence[str] = OPS) -> list[dict[str, Any]]:
+def report(ops: Sequence[str] = OPS) -> list[harness.Row]:
   """Prints each row of `measure` when it is known; returns the rows.
 
   Args:
@@ -302,5 +289,8 @@ def report(ops: Sequence[str] = OPS) -> list[dict[str, Any]]:
         " devices here. --target=h100 compiles without one"
     )
   print(gpu_rows.table(()), flush=True)
-  tell = lambda row: print(gpu_rows.table([row]).splitlines()[-1], flush=True)
-  return [dataclasses.asdict(row) for row in measure(ops=ops, tell=tell)]
+  rows = []
+  for row in measure(ops=ops):
+    print(gpu_rows.table([row]).splitlines()[-1], flush=True)
+    rows.append(row)
+  return rows

@@ -5,141 +5,137 @@ inputs, together larger than the GPU's cache, with 50 calls or more between two
 synchronisations; median and quartiles of several such times.
 """
 
-from collections.abc import Callable, Iterable
-import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 import math
 import time
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import jax
+from jaxtyping import PyTree
 import numpy as np
 
+from launch.bench import harness
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-  """One line of the table.
+# Median of a call's time, and its quartiles, in seconds.
+Time = tuple[float, tuple[float, float]]
+# What makes arguments of a seed.
+Make = Callable[[int], PyTree]
 
-  Attributes:
-    what: What is computed.
-    peer: By whom.
-    case: Shape and mask.
-    median_ms: Of a call.
-    quartiles_ms: Lower and upper.
-    tflops: Needed FLOPs, those of allowed pairs, by time.
-    gb_per_s: Bytes that must be moved, by time.
-    of_copy: The same by what the copy of this run moves.
-    slope: Of log time over log T, in the rows of slopes.
-    error: Norm of the difference to float64 by the norm, in the errors' rows.
-    note: Why there is no figure.
-  """
-
-  what: str
-  peer: str
-  case: str
-  median_ms: float | None = None
-  quartiles_ms: tuple[float, float] | None = None
-  tflops: float | None = None
-  gb_per_s: float | None = None
-  of_copy: float | None = None
-  slope: float | None = None
-  error: float | None = None
-  note: str = ""
+# tflops: needed FLOPs, those of allowed pairs, by time. gb_per_s: bytes that
+# must be moved, by time. of_copy: the same by what the copy of this run moves.
+# slope: of log time over log T. error: norm of the difference to float64 by the
+# norm. note: why there is no figure.
+_COLUMNS: harness.Columns = {
+    "what": ("what", str),
+    "peer": ("by", str),
+    "case": ("case", str),
+    "median_ms": ("ms", "{:.4g}".format),
+    "quartiles_ms": ("quartiles", lambda x: "{:.4g}, {:.4g}".format(*x)),
+    "tflops": ("TFLOP/s", "{:.1f}".format),
+    "gb_per_s": ("GB/s", "{:.0f}".format),
+    "of_copy": ("of copy", "{:.2f}".format),
+    "slope": ("slope", "{:.2f}".format),
+    "error": ("error", "{:.2e}".format),
+    "note": ("note", str),
+}
 
 
-def table(rows: Iterable[Row]) -> str:
-  """Formats rows as a Markdown table."""
-  lines = [
-      (
-          "| what | by | case | ms (quartiles) | TFLOP/s | GB/s | of copy |"
-          " slope | error | note |"
-      ),
-      f"|{' --- |' * 10}",
-  ]
-  for row in rows:
-    text = lambda value, form: "" if value is None else format(value, form)
-    times = text(row.median_ms, ".4g")
-    if row.quartiles_ms is not None:
-      times += " ({:.4g}, {:.4g})".format(*row.quartiles_ms)
-    cells = (row.what, row.peer, row.case, times, text(row.tflops, ".1f"))
-    cells += (text(row.gb_per_s, ".0f"), text(row.of_copy, ".2f"))
-    cells += (text(row.slope, ".2f"), text(row.error, ".2e"), row.note)
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
+class Timer(Protocol):
+  """`time_calls` with its numbers chosen."""
+
+  def __call__(
+      self,
+      fn: Callable[..., PyTree],
+      make: Make,
+      *,
+      is_in_place: bool = ...,
+  ) -> Time:
+    """Times `fn(*make(seed))`."""
+    ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
   """A row to be made: `run` returns its figures."""
 
   what: str
   peer: str
   case: str
-  run: Callable[[], dict[str, Any]]
+  run: Callable[[], harness.Row]
 
 
-def rows_of(
-    jobs: Iterable[Job],
-    deadline: float,
-    tell: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
-  """The rows of jobs in turn; bandwidths beside that of the first copy.
+def table(rows: Iterable[harness.Row]) -> str:
+  """Formats rows as a Markdown table."""
+  return harness.table(_COLUMNS, rows)
+
+
+def rows_of(jobs: Iterable[Job], deadline: float) -> Iterator[harness.Row]:
+  """Yields the rows of jobs in turn; bandwidths beside that of the first copy.
 
   Args:
     jobs: What to run; the copy is among the jobs called "ceiling".
     deadline: Of `time.monotonic`; rows after it are left out, and say so.
-    tell: Is given each row as soon as it is known.
   """
-  rows, copied = [], None
+  copied = None
   for job in jobs:
     row = row_of(job, deadline)
-    if row.gb_per_s and job.what == "ceiling":
-      copied = copied or row.gb_per_s
-    if row.gb_per_s and copied:
-      row = dataclasses.replace(row, of_copy=row.gb_per_s / copied)
-    rows.append(row)
-    tell(row)
-  return rows
+    speed = row.get("gb_per_s")
+    if speed and job.what == "ceiling":
+      copied = copied or speed
+    yield row | ({"of_copy": speed / copied} if speed and copied else {})
 
 
-def row_of(job: Job, deadline: float) -> Row:
+def row_of(job: Job, deadline: float) -> harness.Row:
   """The row of a job, or one that says why there is none."""
-  row = Row(what=job.what, peer=job.peer, case=job.case)
+  row = {"what": job.what, "peer": job.peer, "case": job.case, "note": ""}
   if time.monotonic() > deadline:
-    return dataclasses.replace(row, note="not measured: no time left")
+    return row | {"note": "not measured: no time left"}
   try:
-    return dataclasses.replace(row, **job.run())
+    return row | job.run()
   except Exception as error:  # Whatever a peer raises costs its row alone.
     lines = str(error).strip().splitlines() or [""]
-    note = f"{type(error).__name__}: {lines[0][:200]}"
-    return dataclasses.replace(row, note=note)
+    return row | {"note": f"{type(error).__name__}: {lines[0][:200]}"}
 
 
-def timing(
-    timer: Callable[..., Any],
-    call: Callable[..., Any],
-    make: Callable[[int], Any],
-    flops: float,
-    num_bytes: float,
-) -> dict[str, Any]:
-  """Figures of a time."""
-  median, (lower, upper) = timer(call, make)
-  return {
-      "median_ms": 1e3 * median,
-      "quartiles_ms": (1e3 * lower, 1e3 * upper),
-      "tflops": flops / median / 1e12 if flops else None,
-      "gb_per_s": num_bytes / median / 1e9 if num_bytes else None,
-  }
+def timed(
+    timer: Timer,
+    fn: Callable[..., PyTree],
+    make: Make,
+    *,
+    work: tuple[int, int] = (0, 0),
+    is_in_place: bool = False,
+) -> Callable[[], harness.Row]:
+  """What times a program when it is called, for a `Job`.
+
+  Args:
+    timer: What times.
+    fn: The program.
+    make: Its arguments.
+    work: FLOPs, and bytes that must be moved; 0 is neither's rate.
+    is_in_place: As `time_calls`.
+  """
+  flops, num_bytes = work
+
+  def run() -> harness.Row:
+    median, (lower, upper) = timer(fn, make, is_in_place=is_in_place)
+    return {
+        "median_ms": 1e3 * median,
+        "quartiles_ms": (1e3 * lower, 1e3 * upper),
+        "tflops": flops / median / 1e12 if flops else None,
+        "gb_per_s": num_bytes / median / 1e9 if num_bytes else None,
+    }
+
+  return run
 
 
 def time_calls(
-    fn: Callable[..., Any],
-    make: Callable[[int], Any],
+    fn: Callable[..., PyTree],
+    make: Make,
     *,
     num_times: int,
     calls_per_sync: int,
     rotated_bytes: int,
     is_in_place: bool = False,
-) -> tuple[float, tuple[float, float]]:
+) -> Time:
   """Times `fn(*make(seed))`: median and quartiles, in seconds a call.
 
   Args:

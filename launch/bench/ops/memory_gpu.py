@@ -7,24 +7,27 @@ the dense one; linear attention at growing lengths, with the slope of log time
 over log T, which is 1 for linear and 2 for quadratic work.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 import numpy as np
 
+from kernels_pallas import implementations as implementations_lib
 from kernels_pallas.decode import cost as decode_cost
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.gather_mlp import cost as gather_cost
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.linear_attention import cost as linear_cost
-from launch.bench.ops import gpu_programs
+from launch.bench import harness
 from launch.bench.ops import gpu_rows
 from launch.bench.ops import peers as peers_lib
+from launch.bench.ops import programs
 
 # Positions of a chunk, for the count of operations.
 _CHUNK = 64
@@ -49,40 +52,40 @@ class Sizes:
   mlps: Sequence[str] = tuple(gather_shapes.BENCHMARKS)
   density: float = 0.1
   lengths: Sequence[int] = (4096, 8192, 16_384, 32_768, 65_536)
-  implementations: Sequence[str] = ("pallas_gpu", "xla")
+  implementations: Sequence[implementations_lib.Implementation] = (
+      "pallas_gpu",
+      "xla",
+  )
 
 
-def decode_jobs(
-    timer: Callable[..., Any], sizes: Sizes
-) -> Iterator[gpu_rows.Job]:
+def decode_jobs(timer: gpu_rows.Timer, sizes: Sizes) -> Iterator[gpu_rows.Job]:
   """A step over the cache, in place; and attention alone, by others."""
   for batch, capacity in itertools.product(sizes.batches, sizes.capacities):
-    shape = gpu_programs.decode_shape(batch, capacity)
+    shape = programs.decode_shape(batch, capacity)
     case = f"B={batch} C={capacity} N=32 K=8 H=128"
     for name, dtype in itertools.product(
         sizes.implementations, ("bfloat16", "int8")
     ):
-      fn, arrays = gpu_programs.decode(batch, capacity, dtype, name)
+      fn, arrays = programs.decode_on(batch, capacity, dtype, name)
       work = decode_cost.step(shape, cache_itemsize=jnp.dtype(dtype).itemsize)
-      run = functools.partial(
-          gpu_rows.timing,
-          functools.partial(timer, is_in_place=True),
+      run = gpu_rows.timed(
+          timer,
           fn,
           functools.partial(_drawn, arrays),
-          0,
-          work.bytes_accessed,
+          work=(0, work.bytes_accessed),
+          is_in_place=True,
       )
       what = "decode" if dtype == "bfloat16" else f"decode {dtype}"
       yield gpu_rows.Job(what, name, case, run)
     for by in ("cudnn", "xla"):
-      fn, arrays = gpu_programs.attend_alone(batch, capacity, by)
+      fn, arrays = peers_lib.attend_alone(batch, capacity, by)
       num_bytes = sum(2 * x.size for x in (*arrays, arrays[0]))
       make = functools.partial(_drawn, arrays)
-      run = functools.partial(gpu_rows.timing, timer, fn, make, 0, num_bytes)
+      run = gpu_rows.timed(timer, fn, make, work=(0, num_bytes))
       yield gpu_rows.Job("decode, attention alone", by, case, run)
 
 
-def mlp_jobs(timer: Callable[..., Any], sizes: Sizes) -> Iterator[gpu_rows.Job]:
+def mlp_jobs(timer: gpu_rows.Timer, sizes: Sizes) -> Iterator[gpu_rows.Job]:
   """Chosen blocks beside all of them, and gradients."""
   for name, is_backward in itertools.product(sizes.mlps, (False, True)):
     shape = gather_shapes.BENCHMARKS[name]
@@ -91,42 +94,36 @@ def mlp_jobs(timer: Callable[..., Any], sizes: Sizes) -> Iterator[gpu_rows.Job]:
         *((sizes.density, peer) for peer in sizes.implementations),
         (1.0, "xla"),  # All blocks are computed as the dense MLP.
     ):
-      fn, arrays = gpu_programs.gather_mlp(name, density, is_backward, peer)
-      work = count(shape, gpu_programs.num_chosen(name, density))
-      run = functools.partial(
-          gpu_rows.timing,
+      fn, arrays = programs.gather_mlp(name, density, is_backward, peer)
+      work = count(shape, programs.num_chosen(name, density))
+      run = gpu_rows.timed(
           timer,
           fn,
           functools.partial(_drawn, arrays),
-          work.flops,
-          work.bytes_accessed,
+          work=(work.flops, work.bytes_accessed),
       )
       what = f"MLP at {density:.0%}" if density < 1 else "dense MLP"
       what += " gradients" if is_backward else ""
       yield gpu_rows.Job(what, peer, name, run)
 
 
-def linear_jobs(
-    timer: Callable[..., Any], sizes: Sizes
-) -> Iterator[gpu_rows.Job]:
+def linear_jobs(timer: gpu_rows.Timer, sizes: Sizes) -> Iterator[gpu_rows.Job]:
   """Each length, then the slope over all that were timed."""
   peers = sizes.implementations if sizes.lengths else ()
   for peer, is_backward in itertools.product(peers, (False, True)):
     what = "linear attention" + (" gradients" if is_backward else "")
-    seconds: dict[int, float] = {}
+    seconds: dict[int, float] = {}  # Of the lengths so far, for the slope.
     for length in sizes.lengths:
-      fn, arrays = gpu_programs.linear(length, is_backward, peer)
+      fn, arrays = programs.linear(length, is_backward, peer)
       count = linear_cost.backward if is_backward else linear_cost.forward
-      work = count(gpu_programs.linear_shape(length), _CHUNK)
-
-      def run(length=length, fn=fn, arrays=arrays, work=work, kept=seconds):
-        make = functools.partial(_drawn, arrays)
-        figures = gpu_rows.timing(
-            timer, fn, make, work.flops, work.bytes_accessed
-        )
-        kept[length] = figures["median_ms"]
-        return figures
-
+      work = count(programs.linear_shape(length), _CHUNK)
+      timed = gpu_rows.timed(
+          timer,
+          fn,
+          functools.partial(_drawn, arrays),
+          work=(work.flops, work.bytes_accessed),
+      )
+      run = functools.partial(_kept, seconds, length, timed)
       yield gpu_rows.Job(what, peer, f"T={length} N=16 H=128", run)
     slope = functools.partial(_slope, seconds)
     yield gpu_rows.Job(f"{what}, slope", peer, "log time over log T", slope)
@@ -142,23 +139,23 @@ def error_jobs(sizes: Sizes, ops: Sequence[str]) -> Iterator[gpu_rows.Job]:
           for implementation in ("pallas_gpu", "reference")
       )
       make = lambda capacity=capacity: _drawn(
-          gpu_programs.decode(2, capacity)[1][:3], 0
+          programs.decode_on(2, capacity)[1][:3], 0
       )
       run = functools.partial(peers_lib.relative_error, ours, exact, make)
       case = f"B=2 C={capacity} {dtype} {reduce}"
       yield gpu_rows.Job("error of decode", "pallas_gpu", case, run)
-  programs: list[tuple[str, Any, Any]] = []
+  chosen: list[tuple[str, Callable[..., programs.Program], str | int]] = []
   if "mlp" in ops:
-    programs += [("MLP", gpu_programs.gather_mlp, x) for x in sizes.mlps[:1]]
+    chosen += [("MLP", programs.gather_mlp, x) for x in sizes.mlps[:1]]
   if "attention" in ops and sizes.lengths:
     least = min(sizes.lengths)
-    programs += [("linear attention", gpu_programs.linear, least)]
+    chosen += [("linear attention", programs.linear, least)]
   for (what, program, size), is_backward in itertools.product(
-      programs, (False, True)
+      chosen, (False, True)
   ):
     given = (size, sizes.density) if what == "MLP" else (size,)
     build = functools.partial(program, *given, is_backward)
-    (ours, arrays), (exact, _) = build(), build("reference")
+    (ours, arrays), (exact, _) = build("pallas_gpu"), build("reference")
     flat, treedef = jax.tree.flatten(arrays)
     run = functools.partial(
         peers_lib.relative_error,
@@ -170,11 +167,11 @@ def error_jobs(sizes: Sizes, ops: Sequence[str]) -> Iterator[gpu_rows.Job]:
     yield gpu_rows.Job(what, "pallas_gpu", str(size), run)
 
 
-def _drawn(arrays: Any, seed: int, size: float = 1.0) -> Any:
+def _drawn(arrays: PyTree, seed: int, size: float = 1.0) -> PyTree:
   """Normal numbers, full caches, and the position after the last of them."""
   keys = itertools.count(1000 * seed)
 
-  def draw(x):
+  def draw(x: PyTree) -> PyTree:
     if isinstance(x, slots_lib.Slots):
       fields = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
       made: dict[str, Any] = {
@@ -197,14 +194,15 @@ def _drawn(arrays: Any, seed: int, size: float = 1.0) -> Any:
 
 
 def _decode_from(
-    capacity: int, dtype: str, reduce: str, implementation: str
-) -> Callable[..., Any]:
+    capacity: int,
+    dtype: str,
+    reduce: Literal["sum", "max"],
+    implementation: implementations_lib.Implementation,
+) -> Callable[..., tuple[Array, Array]]:
   """Out and scores of a step from a cache that is drawn, the same for all."""
-  fn, arrays = gpu_programs.decode(
-      2, capacity, dtype, implementation, reduce=reduce
-  )
+  fn, arrays = programs.decode_on(2, capacity, dtype, implementation, reduce)
 
-  def run(query, key, value):
+  def run(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     cache, positions = _drawn(arrays[3:], 1)
     result = fn(query, key, value, cache, positions)
     return result[0], result[3].score
@@ -212,11 +210,22 @@ def _decode_from(
   return run
 
 
-def _of_leaves(fn: Callable[..., Any], treedef: Any, *leaves: Any) -> Any:
+def _of_leaves(
+    fn: Callable[..., PyTree], treedef: jax.tree_util.PyTreeDef, *leaves: Array
+) -> PyTree:
   return fn(*jax.tree.unflatten(treedef, leaves))
 
 
-def _slope(milliseconds: dict[int, float]) -> dict[str, Any]:
+def _kept(
+    milliseconds: dict[int, float], length: int, run: Callable[[], harness.Row]
+) -> harness.Row:
+  """Runs, and keeps the time of this length."""
+  figures = run()
+  milliseconds[length] = figures["median_ms"]
+  return figures
+
+
+def _slope(milliseconds: Mapping[int, float]) -> harness.Row:
   """Least squares of log time over log T.
 
   Raises:

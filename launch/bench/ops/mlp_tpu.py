@@ -7,27 +7,40 @@ own: its estimate of its cycles, or its bytes at that peak if those take longer.
 Nothing is measured.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+import itertools
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs as jobs_lib
 from kernels_pallas.aot import schedule
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import shapes
-from launch.bench import markdown
+from launch.bench import harness
+from launch.bench.ops import compiled
+from launch.bench.ops import peers
+from launch.bench.ops import programs
 
-_PROGRAMS = "launch.bench.ops.programs:"
 # The two densities through which the line goes.
 DENSITIES = (0.1, 0.3)
 SHAPES = ("opt_6.7b", "opt_6.7b_b16", "llama3_8b", "llama3_8b_b16")
-
-Row = dict[str, Any]
+_COLUMNS: harness.Columns = {
+    "shape": ("shape", str),
+    "kernel": ("kernel", str),
+    "hbm_mb": ("HBM MB", "{:.1f}".format),
+    "byte_share": ("of dense", "{:.1%}".format),
+    "copies": ("slabs a core", str),
+    "static_bundles": ("bundles", "{:,}".format),
+    "spills": ("spills", str),
+    "temp_bytes": ("temp bytes", "{:,}".format),
+    "static_us": ("static us", "{:.1f}".format),
+    "hbm_us": ("HBM us", "{:.1f}".format),
+    "time_us": ("estimate us", "{:.1f}".format),
+}
 
 
 def measure(
     chip: chips.Chip, names: Sequence[str] = SHAPES, num_workers: int = 2
-) -> list[Row]:
+) -> list[harness.Row]:
   """A row for each dense MLP and each density of a gathered one.
 
   Args:
@@ -36,55 +49,64 @@ def measure(
     num_workers: Compilers to run side by side.
 
   Raises:
+    JobFailed: If one does not compile.
     ToolchainMissing: If the compiler is not installed.
   """
-  keys = [(name, density) for name in names for density in (1.0, *DENSITIES)]
-  jobs = [
-      jobs_lib.Job(chip.name, _PROGRAMS + "dense_mlp", {"shape": name})
-      if density == 1.0
-      else jobs_lib.Job(
-          chip.name,
-          _PROGRAMS + "gather_mlp",
-          {"shape": name, "density": density},
-      )
-      for name, density in keys
+  cases = [
+      _case(name, density)
+      for name, density in itertools.product(names, (1.0, *DENSITIES))
   ]
-  results = jobs_lib.run(jobs, num_workers)
-  rows = []
-  for (name, density), job, result in zip(keys, jobs, results, strict=True):
-    jobs_lib.check(job, result)
-    report = schedule.from_result(job, result)
-    rows.append(_row(chip, name, density, report))
-  return rows
+  return [
+      _timed(chip, case, row, report)
+      for case, row, report in compiled.tpu_rows(chip, cases, num_workers)
+  ]
 
 
-def _row(
-    chip: chips.Chip, name: str, density: float, report: schedule.Report
-) -> Row:
-  shape = shapes.BENCHMARKS[name]
-  around = 1e6 * report.fusion_cycles / chip.clock_hz
-  row: Row = {"chip": chip.name, "shape": name, "kernel": "dense MLP, XLA"}
-  row |= {"hbm_mb": cost.dense(shape).bytes_accessed / 1e6}
-  if not report.kernels:
-    row["hbm_us"] = 1e12 * row["hbm_mb"] / chip.hbm_bytes_per_sec
-    return row | {"static_us": around, "time_us": max(around, row["hbm_us"])}
-  (kernel,) = report.kernels
+def _case(name: str, density: float) -> compiled.Case:
+  shape, facts = shapes.BENCHMARKS[name], {"shape": name}
+  options: dict[str, str | float] = {"shape": name}
+  dense = cost.dense(shape)
+  if density == 1:
+    return compiled.Case(
+        kernel="dense MLP, XLA",
+        program=peers.dense_mlp,
+        options=options,
+        work=dense,
+        facts=facts,
+    )
   num_blocks = round(density * shape.num_blocks)
   work = cost.forward(shape, num_blocks)
-  hbm_us = 1e6 * work.bytes_accessed / chip.hbm_bytes_per_sec
-  static_us = 1e6 * schedule.seconds(kernel.issued or 0, chip.name)
+  return compiled.Case(
+      kernel=f"gather MLP {density:.0%}",
+      program=programs.gather_mlp,
+      options=options | {"density": density},
+      work=work,
+      facts=facts
+      | {
+          "density": num_blocks / shape.num_blocks,
+          "byte_share": work.bytes_accessed / dense.bytes_accessed,
+      },
+  )
+
+
+def _timed(
+    chip: chips.Chip,
+    case: compiled.Case,
+    row: harness.Row,
+    report: schedule.Report | None,
+) -> harness.Row:
+  """The row with its time, of which the summary is made."""
+  if report is None:
+    raise jobs_lib.JobFailed(f"{case.kernel} of {row['shape']}: {row['note']}")
+  # What XLA does before and after the kernel, or in its stead.
+  around = 1e6 * report.fusion_cycles / chip.clock_hz
+  if not report.kernels:
+    time_us = max(around, row["hbm_us"])
+    return row | {"static_us": around, "time_us": time_us}
+  (kernel,) = report.kernels
   return row | {
-      "kernel": f"gather MLP {density:.0%}",
-      "density": num_blocks / shape.num_blocks,
-      "hbm_mb": work.bytes_accessed / 1e6,
-      "byte_share": work.bytes_accessed / cost.dense(shape).bytes_accessed,
       "copies": num_copies(kernel),
-      "bundles": kernel.issued,
-      "spills": kernel.spills,
-      "temp_bytes": report.temp_bytes,
-      "hbm_us": hbm_us,
-      "static_us": static_us,
-      "time_us": max(static_us, hbm_us) + around,
+      "time_us": max(row.get("static_us", 0), row["hbm_us"]) + around,
   }
 
 
@@ -97,7 +119,7 @@ def num_copies(kernel: schedule.KernelSchedule) -> int:
   )
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
+def summary(rows: Sequence[harness.Row]) -> list[str]:
   """Below which density a gathered MLP is faster than a dense one."""
   sentences = []
   for name in dict.fromkeys(row["shape"] for row in rows):
@@ -119,30 +141,10 @@ def summary(rows: Sequence[Row]) -> list[str]:
   return sentences
 
 
-_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "shape": ("shape", str),
-    "kernel": ("kernel", str),
-    "hbm_mb": ("HBM MB", "{:.1f}".format),
-    "byte_share": ("of dense", "{:.1%}".format),
-    "copies": ("slabs a core", str),
-    "bundles": ("bundles", "{:,}".format),
-    "spills": ("spills", str),
-    "temp_bytes": ("temp bytes", "{:,}".format),
-    "static_us": ("static us", "{:.1f}".format),
-    "hbm_us": ("HBM us", "{:.1f}".format),
-    "time_us": ("estimate us", "{:.1f}".format),
-}
-
-
-def table(rows: Sequence[Row]) -> str:
-  """Formats rows as a Markdown table."""
-  return markdown.table(_COLUMNS, rows)
-
-
-def report(chip: chips.Chip) -> list[Row]:
+def report(chip: chips.Chip) -> list[harness.Row]:
   """Prints what `measure` finds; returns the rows."""
   rows = measure(chip)
   print(f"\nMLPs over chosen blocks of 128 neurons, bfloat16, {chip.name}:\n")
-  print(table(rows) + "\n")
+  print(harness.table(_COLUMNS, rows) + "\n")
   print("\n".join(summary(rows)))
   return rows

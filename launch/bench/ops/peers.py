@@ -1,20 +1,118 @@
-"""Attentions that `launch.bench.ops.gpu` measures: ours, jax's, cuDNN's.
+"""Programs of others that `launch.bench.kernels` compiles or times.
 
-Functions of query, key and value, all causal; and the inputs that they get.
+Those that are compiled for a TPU return (fn, abstract arguments), as those of
+`programs`. Those that a GPU runs are functions of query, key and value, all
+causal; beside them are the inputs that they get, and how far they are off.
 """
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
+from jax.experimental.pallas.ops.tpu import flash_attention as jax_flash
+from jax.experimental.pallas.ops.tpu import paged_attention as jax_paged
+from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
 from kernels_pallas.attention.gpu import entry
+from kernels_pallas.gather_mlp import parts
+from kernels_pallas.gather_mlp import shapes as gather_shapes
+from launch.bench import harness
+from launch.bench.ops import programs
+
+
+def flash(length: int, block: int, num_heads: int = 1) -> programs.Program:
+  """Flash attention of jax."""
+  sizes = jax_flash.BlockSizes(
+      block_q=block, block_k_major=block, block_k=block, block_b=1
+  )
+  attend = functools.partial(
+      jax_flash.flash_attention, causal=True, block_sizes=sizes
+  )
+  shape = (1, num_heads, length, programs.HEAD_DIM)
+  return attend, (jax.ShapeDtypeStruct(shape, jnp.bfloat16),) * 3
+
+
+def splash(
+    length: int, block: int, num_heads: int = 1, is_backward: bool = False
+) -> programs.Program:
+  """Splash attention of jax, with its fused backward kernel."""
+  names = ["block_q", "block_kv", "block_kv_compute"]
+  if is_backward:
+    names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
+  blocks: Any = dict.fromkeys(names, block)
+  sizes = jax_splash.BlockSizes(**blocks, use_fused_bwd_kernel=is_backward)
+  causal = jax_splash.CausalMask((length, length))
+  mask = jax_splash.MultiHeadMask([causal] * num_heads)
+  kernel = jax_splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+  attend = lambda *arrays: kernel(*arrays)
+  array = jax.ShapeDtypeStruct(
+      (num_heads, length, programs.HEAD_DIM), jnp.bfloat16
+  )
+  if is_backward:
+    return programs.with_backward(attend), (array,) * 4
+  return attend, (array,) * 3
+
+
+def paged(batch: int, capacity: int, page_size: int = 64) -> programs.Program:
+  """Paged attention of jax, of the same heads to as many keys.
+
+  It computes no scores, chooses no slot, and writes no key.
+  """
+  num_pages = capacity // page_size
+  table = np.arange(batch * num_pages, dtype=np.int32).reshape(batch, num_pages)
+
+  def attend(query: Array, key: Array, value: Array) -> Array:
+    return jax_paged.paged_attention(
+        query,
+        key,
+        value,
+        jnp.full(batch, capacity, jnp.int32),
+        jnp.asarray(table),
+        pages_per_compute_block=min(num_pages, 512 // page_size),
+    )
+
+  query = jax.ShapeDtypeStruct((batch, 32, programs.HEAD_DIM), jnp.bfloat16)
+  shape = (8, batch * num_pages, page_size, programs.HEAD_DIM)
+  return attend, (query, *2 * (jax.ShapeDtypeStruct(shape, jnp.bfloat16),))
+
+
+def dense_mlp(shape: str) -> programs.Program:
+  """The MLP of all neurons by XLA, products of bfloat16 with float32 sums."""
+  sizes = gather_shapes.BENCHMARKS[shape]
+
+  def apply(x: Array, weights: parts.Weights) -> Array:
+    multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    hidden = multiply("BD,FD->BF", x, weights.up)
+    if weights.up_bias is not None:
+      hidden += weights.up_bias[None]
+    if weights.gate is None:
+      hidden = jax.nn.relu(hidden)
+    else:
+      gate = multiply("BD,FD->BF", x, weights.gate)
+      hidden *= jax.nn.silu(gate)
+    return multiply("BF,FD->BD", hidden.astype(x.dtype), weights.down)
+
+  return apply, sizes.arrays()
+
+
+def attend_alone(
+    batch: int, capacity: int, by: Literal["cudnn", "xla"]
+) -> programs.Program:
+  """Attention of one query to as many keys, by jax; nothing else of a step."""
+  shape = programs.decode_shape(batch, capacity)
+  array = lambda length, heads: jax.ShapeDtypeStruct(
+      (batch, length, heads, programs.HEAD_DIM), jnp.bfloat16
+  )
+  attend = functools.partial(jax.nn.dot_product_attention, implementation=by)
+  keys = array(capacity, shape.num_kv_heads)
+  return attend, (array(1, shape.num_heads), keys, keys)
 
 
 def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
@@ -46,26 +144,29 @@ def forward_peers(mask: masks.Mask) -> dict[str, Callable[..., Any]]:
   }
 
 
-def gradient_of(attention: Callable[..., Any]) -> Callable[..., Any]:
+def gradient_of(attention: Callable[..., Any]) -> Callable[..., PyTree]:
   """What training computes of an attention: forward, and three gradients."""
 
-  def loss(query, key, value):
+  def loss(query: Array, key: Array, value: Array) -> Array:
     out = attention(query, key, value)
     out = out if isinstance(out, tuple) else (out,)
     dtype = jnp.promote_types(out[0].dtype, jnp.float32)
     # lse, where there is one, is second; what is after that has no gradient.
     finite = [jnp.where(jnp.isneginf(x), 0.0, x) for x in out[:2]]
-    return sum((x.astype(dtype) ** 2).sum() for x in finite)
+    squares = [(x.astype(dtype) ** 2).sum() for x in finite]
+    return sum(squares, start=jnp.zeros((), dtype))
 
   return jax.grad(loss, argnums=(0, 1, 2))
 
 
-def dtype_of(peer: str) -> Any:
+def dtype_of(peer: str) -> jax.typing.DTypeLike:
   """The type of the inputs: jax's own kernel has float16 alone."""
   return jnp.float16 if peer == "jax_mosaic" else jnp.bfloat16
 
 
-def inputs(shape: shapes.Shape, dtype: Any, seed: int) -> tuple[Any, ...]:
+def inputs(
+    shape: shapes.Shape, dtype: jax.typing.DTypeLike, seed: int
+) -> tuple[Array, ...]:
   """Normal query, key and value of a shape."""
   return tuple(
       normal(3 * seed + i, array.shape, dtype)
@@ -74,17 +175,17 @@ def inputs(shape: shapes.Shape, dtype: Any, seed: int) -> tuple[Any, ...]:
 
 
 def arrays_of(
-    call: Callable[..., Any], *arguments: Any, **options: Any
-) -> tuple[Any, ...]:
+    call: Callable[..., Any], *arguments: Array, **options: Any
+) -> tuple[Array, ...]:
   """Out, and of lse and column sums what there is."""
   return tuple(x for x in call(*arguments, **options) if x is not None)
 
 
 def relative_error(
-    call: Callable[..., Any],
-    exact: Callable[..., Any],
-    make: Callable[[], Any],
-) -> dict[str, Any]:
+    call: Callable[..., PyTree],
+    exact: Callable[..., PyTree],
+    make: Callable[[], tuple[Array, ...]],
+) -> harness.Row:
   """The largest relative error, and in the note that of each output."""
   arguments = make()
   found = jax.tree.leaves(jax.jit(call)(*arguments))
@@ -103,13 +204,15 @@ def relative_error(
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def normal(
-    seed: int, shape: tuple[int, ...], dtype: Any = jnp.bfloat16
+    seed: int,
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
 ) -> jax.Array:
   """Normal numbers of a seed."""
   return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def _jax_mosaic(query: Any, key: Any, value: Any) -> Any:
+def _jax_mosaic(query: Array, key: Array, value: Array) -> Array:
   """Hopper attention as shipped with jax: no scale, and no causal backward."""
   from jax.experimental.pallas.ops.gpu import attention_mgpu
 

@@ -1,35 +1,39 @@
-"""Programs that `launch.bench.kernels` compiles: ours and jax's own kernels.
+"""Programs of ours that `launch.bench.kernels` compiles or times.
 
-Each function returns (fn, abstract arguments). Of attention: causal heads that
-share nothing, bfloat16, of head size 128, which is how schedules are compared.
-A chip whose two cores work as one gets two heads, one a core.
+Each function returns (fn, abstract arguments), bfloat16, heads of 128. Of
+attention: causal heads that share nothing, which is how schedules are compared.
+A TPU whose two cores work as one gets two heads, one a core.
 """
 
+from collections.abc import Callable
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
-from jax.experimental.pallas.ops.tpu import flash_attention as jax_flash
-from jax.experimental.pallas.ops.tpu import paged_attention as jax_paged
-from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 import numpy as np
 
+from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import api
 from kernels_pallas.attention.tpu import plan
 from kernels_pallas.decode import api as decode_api
 from kernels_pallas.decode import shapes as decode_shapes
+from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode.paged import api as decode_paged_api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.linear_attention import api as linear_api
 from kernels_pallas.linear_attention import pallas_tpu as linear_tpu
+from kernels_pallas.linear_attention import shapes as linear_shapes
 from kernels_pallas.linear_attention import sweep as sweep_lib
 
 HEAD_DIM = 128
+# What is compiled, and its abstract arguments.
+Program = tuple[Callable[..., PyTree], tuple[PyTree, ...]]
 
 
 def forward(
@@ -37,15 +41,15 @@ def forward(
     block: int | None = None,
     num_heads: int = 1,
     return_col_mass: bool = False,
-    col_mass: Any = None,
+    col_mass: Literal["two_pass"] | None = None,
     is_causal: bool = True,
-) -> tuple[Any, Any]:
+) -> Program:
   """Ours, with or without exact column sums, made as `col_mass` says."""
   config = plan.AttentionTpuConfig(
       block_q=block, block_kv=block, col_mass=col_mass
   )
 
-  def attend(*arrays):
+  def attend(*arrays: Array) -> PyTree:
     result = api.attention(
         *arrays,
         where=masks.causal(length) if is_causal else None,
@@ -55,15 +59,15 @@ def forward(
     )
     return (result.out, result.col_mass) if return_col_mass else result.out
 
-  return attend, (_heads_last(length, num_heads),) * 3
+  return attend, (heads_last(length, num_heads),) * 3
 
 
 def backward(
     length: int, block: int | None = None, num_heads: int = 1
-) -> tuple[Any, Any]:
+) -> Program:
   """Ours: forward and backward; the latter is the last kernel."""
   attend, arrays = forward(length, block, num_heads)
-  return _with_backward(attend), (*arrays, arrays[0])
+  return with_backward(attend), (*arrays, arrays[0])
 
 
 def sparse(
@@ -73,18 +77,18 @@ def sparse(
     density: float,
     num_heads: int = 1,
     is_backward: bool = False,
-) -> tuple[Any, Any]:
+) -> Program:
   """Ours under a random selection that is known; see `random_selection`."""
   selection = random_selection(length, num_heads, block_q, block_kv, density)
 
-  def attend(*arrays):
+  def attend(*arrays: Array) -> Array:
     return api.attention(
         *arrays, where=selection, implementation="pallas_tpu"
     ).out
 
-  array = _heads_last(length, num_heads)
+  array = heads_last(length, num_heads)
   if is_backward:
-    return _with_backward(attend), (array,) * 4
+    return with_backward(attend), (array,) * 4
   return attend, (array,) * 3
 
 
@@ -113,63 +117,98 @@ def random_selection(
   return selection_lib.Selection(table, num_valid, mask, block_q, block_kv)
 
 
+def linear_shape(length: int, num_heads: int = 16) -> linear_shapes.Shape:
+  """Heads that share nothing."""
+  return linear_shapes.Shape(
+      length=length,
+      num_heads=num_heads,
+      num_kv_heads=num_heads,
+      head_dim=HEAD_DIM,
+  )
+
+
 def linear(
     length: int,
-    num_heads: int = 1,
+    is_backward: bool = False,
+    implementation: implementations.Implementation = "pallas_tpu",
+    num_heads: int = 16,
     chunk: int | None = None,
-    is_reversed: bool = False,
-) -> tuple[Any, Any]:
-  """Our linear attention with a decay of 0.99, or one of its backward sweeps.
+) -> Program:
+  """Our linear attention with decays from 0.9 to 0.999; or its gradients.
 
-  The backward pass is a forward sweep and two reversed ones.
+  Args:
+    length: T.
+    is_backward: Whether to return the gradients by query, key and value.
+    implementation: Whose.
+    num_heads: N, which share nothing.
+    chunk: Positions of a chunk on a TPU; None is the kernel's choice.
   """
-  config = linear_tpu.Config(chunk=chunk)
-  array = _heads_last(length, num_heads)
-  if not is_reversed:
+  decay = np.linspace(0.9, 0.999, num_heads, dtype=np.float32)
+  config = linear_tpu.Config(chunk=chunk) if chunk else None
 
-    def attend(*arrays):
-      return linear_api.linear_attention(
-          *arrays,
-          decay=jnp.full(num_heads, 0.99),
-          implementation="pallas_tpu",
-          config=config,
-      ).out
+  def attend(*arrays: Array) -> Array:
+    return linear_api.linear_attention(
+        *arrays,
+        decay=jnp.asarray(decay),
+        implementation=implementation,
+        config=config,
+    ).out
 
-    return attend, (array,) * 3
+  arrays = linear_shape(length, num_heads).arrays()
+  if is_backward:
+    return with_backward(attend), (*arrays, arrays[0])
+  return attend, arrays
 
-  def sweep(query, key, value):
+
+def linear_sweep(length: int, num_heads: int = 1) -> Program:
+  """A reversed sweep; the backward pass is a forward sweep and two of these."""
+
+  def sweep(query: Array, key: Array, value: Array) -> PyTree:
     log_decay = jnp.full(num_heads, math.log(0.99))
     state = jnp.zeros((1, num_heads, HEAD_DIM, HEAD_DIM))
-    options = sweep_lib.Sweep(is_reversed=True, config=config)
+    options = sweep_lib.Sweep(is_reversed=True, config=linear_tpu.Config())
     operands = sweep_lib.Operands(query, key, value, log_decay, state)
     return linear_tpu.run(operands, options)[0]
 
-  return sweep, (array,) * 3
+  return sweep, linear_shape(length, num_heads).arrays()
+
+
+def num_chosen(shape: str, density: float) -> int:
+  """Blocks of that share, one at least."""
+  num_blocks = gather_shapes.BENCHMARKS[shape].num_blocks
+  return max(round(density * num_blocks), 1)
 
 
 def gather_mlp(
-    shape: str, density: float, is_backward: bool = False
-) -> tuple[Any, Any]:
-  """Ours over random blocks that are known, the same for all sequences.
+    shape: str,
+    density: float,
+    is_backward: bool = False,
+    implementation: implementations.Implementation = "pallas_tpu",
+) -> Program:
+  """Chosen blocks, drawn once, the same for all sequences; or the gradients.
 
   Args:
     shape: A name in `gather_mlp.shapes.BENCHMARKS`.
-    density: Share of the blocks, rounded.
-    is_backward: Whether to return the gradients instead.
+    density: Share of the blocks, rounded, one at least.
+    is_backward: Whether to return the gradients by x and weights instead.
+    implementation: Whose.
   """
   sizes = gather_shapes.BENCHMARKS[shape]
   x, weights = sizes.arrays()
   order = np.random.default_rng(0).permutation(sizes.num_blocks)
-  chosen = np.sort(order[: round(density * sizes.num_blocks)])
-  given = {k: v for k, v in weights._asdict().items() if v is not None}
+  chosen = np.sort(order[: num_chosen(shape, density)]).astype(np.int32)
+  given: dict[str, Any] = {
+      k: v for k, v in weights._asdict().items() if v is not None
+  }
 
-  def apply(x, given):
+  def apply(x: Array, given: dict[str, Any]) -> Array:
     return gather_api.gather_mlp(
         x,
         **given,
-        block_ids=chosen.astype(np.int32),
+        block_ids=chosen,
+        block_size=sizes.block_size,
         activation="silu" if sizes.is_gated else "relu",
-        implementation="pallas_tpu",
+        implementation=implementation,
     )
 
   if is_backward:
@@ -178,79 +217,69 @@ def gather_mlp(
   return apply, (x, given)
 
 
-def dense_mlp(shape: str) -> tuple[Any, Any]:
-  """The MLP of all neurons by XLA, products of bfloat16 with float32 sums."""
-  sizes = gather_shapes.BENCHMARKS[shape]
-
-  def apply(x, weights):
-    multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    hidden = multiply("BD,FD->BF", x, weights.up)
-    if weights.up_bias is not None:
-      hidden += weights.up_bias[None]
-    if weights.gate is None:
-      hidden = jax.nn.relu(hidden)
-    else:
-      gate = multiply("BD,FD->BF", x, weights.gate)
-      hidden *= jax.nn.silu(gate)
-    return multiply("BF,FD->BD", hidden.astype(x.dtype), weights.down)
-
-  return apply, sizes.arrays()
-
-
-def flash(length: int, block: int, num_heads: int = 1) -> tuple[Any, Any]:
-  """Flash attention of jax."""
-  sizes = jax_flash.BlockSizes(
-      block_q=block, block_k_major=block, block_k=block, block_b=1
+def decode_shape(batch: int, capacity: int) -> decode_shapes.Shape:
+  """The heads of Llama-3-8B."""
+  return decode_shapes.Shape(
+      batch=batch, num_heads=32, num_kv_heads=8, capacity=capacity
   )
-  attend = functools.partial(
-      jax_flash.flash_attention, causal=True, block_sizes=sizes
-  )
-  shape = (1, num_heads, length, HEAD_DIM)
-  return attend, (jax.ShapeDtypeStruct(shape, jnp.bfloat16),) * 3
-
-
-def splash(
-    length: int, block: int, num_heads: int = 1, is_backward: bool = False
-) -> tuple[Any, Any]:
-  """Splash attention of jax, with its fused backward kernel."""
-  names = ["block_q", "block_kv", "block_kv_compute"]
-  if is_backward:
-    names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-  blocks: Any = dict.fromkeys(names, block)
-  sizes = jax_splash.BlockSizes(**blocks, use_fused_bwd_kernel=is_backward)
-  causal = jax_splash.CausalMask((length, length))
-  mask = jax_splash.MultiHeadMask([causal] * num_heads)
-  kernel = jax_splash.make_splash_mha_single_device(mask, block_sizes=sizes)
-  attend = lambda *arrays: kernel(*arrays)
-  array = jax.ShapeDtypeStruct((num_heads, length, HEAD_DIM), jnp.bfloat16)
-  if is_backward:
-    return _with_backward(attend), (array,) * 4
-  return attend, (array,) * 3
 
 
 def decode(
     batch: int, capacity: int, cache_dtype: str | None = None
-) -> tuple[Any, Any]:
+) -> Program:
   """Ours: a step of 32 query and 8 key heads, with eviction, in place."""
-  shape = decode_shapes.Shape(
-      batch=batch, num_heads=32, num_kv_heads=8, capacity=capacity
-  )
+  arrays = decode_shape(batch, capacity).arrays(cache_dtype=cache_dtype)[:4]
   # Known, so that it is known too which sequences are active.
   positions = np.full(batch, 1 << 20, np.int32)
+  evict = functools.partial(
+      decode_api.decode_step,
+      positions=jnp.asarray(positions),
+      num_sinks=4,
+      num_recent=capacity // 2,
+      implementation="pallas_tpu",
+  )
+  return jax.jit(lambda *arrays: evict(*arrays), donate_argnums=3), arrays
 
-  def step(query, key, value, cache):
-    return decode_api.decode_step(
+
+def decode_on(
+    batch: int,
+    capacity: int,
+    cache_dtype: str = "bfloat16",
+    implementation: implementations.Implementation = "pallas_gpu",
+    reduce: Literal["sum", "max"] = "sum",
+) -> Program:
+  """A step that evicts; what it returns is what the next one takes.
+
+  Args:
+    batch: B.
+    capacity: Slots.
+    cache_dtype: Of keys and values.
+    implementation: Whose.
+    reduce: What a slot keeps of the weights that it gets.
+  """
+
+  def step(
+      query: Array,
+      key: Array,
+      value: Array,
+      cache: slots_lib.Slots,
+      positions: Array,
+  ) -> PyTree:
+    out, cache, _ = decode_api.decode_step(
         query,
         key,
         value,
         cache,
-        jnp.asarray(positions),
+        positions,
         num_sinks=4,
-        num_recent=capacity // 2,
-        implementation="pallas_tpu",
+        num_recent=64,
+        reduce=reduce,
+        implementation=implementation,
     )
+    # The next query is of the size of this one.
+    return out + query, key, value, cache, positions + 1
 
-  arrays = shape.arrays(cache_dtype=cache_dtype)[:4]
+  arrays = decode_shape(batch, capacity).arrays("bfloat16", cache_dtype)
   return jax.jit(step, donate_argnums=3), arrays
 
 
@@ -259,7 +288,7 @@ def decode_paged(
     capacity: int,
     page_size: int = 64,
     cache_dtype: str | None = None,
-) -> tuple[Any, Any]:
+) -> Program:
   """Ours over pages of a pool: the same step, of the same heads."""
   num_rows, num_pages = 8 * batch, capacity // page_size
   total = num_rows * num_pages
@@ -272,7 +301,7 @@ def decode_paged(
   table = np.arange(total, dtype=np.int32)
   positions = np.full(batch, 1 << 20, np.int32)
 
-  def step(query, key, value, pool):
+  def step(query: Array, key: Array, value: Array, pool: PyTree) -> PyTree:
     return decode_paged_api.decode_step(
         query,
         key,
@@ -286,42 +315,19 @@ def decode_paged(
         implementation="pallas_tpu",
     )
 
-  vectors = (
-      jax.ShapeDtypeStruct((batch, n, HEAD_DIM), jnp.bfloat16)
-      for n in (32, 8, 8)
-  )
+  vectors = decode_shape(batch, capacity).arrays()[:3]
   return jax.jit(step, donate_argnums=3), (*vectors, pool)
 
 
-def paged(batch: int, capacity: int, page_size: int = 64) -> tuple[Any, Any]:
-  """Paged attention of jax, of the same heads to as many keys.
-
-  It computes no scores, chooses no slot, and writes no key.
-  """
-  num_pages = capacity // page_size
-  table = np.arange(batch * num_pages, dtype=np.int32).reshape(batch, num_pages)
-
-  def attend(query, key, value):
-    return jax_paged.paged_attention(
-        query,
-        key,
-        value,
-        jnp.full(batch, capacity, jnp.int32),
-        jnp.asarray(table),
-        pages_per_compute_block=min(num_pages, 512 // page_size),
-    )
-
-  query = jax.ShapeDtypeStruct((batch, 32, HEAD_DIM), jnp.bfloat16)
-  shape = (8, batch * num_pages, page_size, HEAD_DIM)
-  return attend, (query, *2 * (jax.ShapeDtypeStruct(shape, jnp.bfloat16),))
-
-
-def _heads_last(length: int, num_heads: int) -> jax.ShapeDtypeStruct:
+def heads_last(length: int, num_heads: int) -> jax.ShapeDtypeStruct:
+  """An abstract array [1, T, N, H]."""
   return jax.ShapeDtypeStruct((1, length, num_heads, HEAD_DIM), jnp.bfloat16)
 
 
-def _with_backward(attend: Any) -> Any:
-  def both(query, key, value, d_out):
+def with_backward(attend: Callable[..., PyTree]) -> Callable[..., PyTree]:
+  """The gradients of an attention, for the gradient of its output."""
+
+  def both(query: Array, key: Array, value: Array, d_out: Array) -> PyTree:
     return jax.vjp(attend, query, key, value)[1](d_out)
 
   return both

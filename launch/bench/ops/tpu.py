@@ -1,40 +1,35 @@
 """Static schedules of the attention kernels on a TPU that is not there.
 
-The part of `launch.bench.kernels` for --target=tpu:CHIP. A figure of bundles is
-what a core issues from a kernel's start to its end: the compiler's schedule,
-its branches and loops followed with the tables that the program passes
-(`kernels_pallas.aot.control`). Nothing is measured.
+The part of `launch.bench.kernels` for --target=tpu:CHIP; what the figures are
+says `launch.bench.ops.compiled`. Nothing is measured.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import importlib.metadata
 import itertools
-from typing import Any
 
 import jax
 
 from kernels_pallas import masks
 from kernels_pallas.aot import chips
-from kernels_pallas.aot import jobs as jobs_lib
-from kernels_pallas.aot import schedule
 from kernels_pallas.aot import topology
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import shapes
 from kernels_pallas.linear_attention import cost as linear_cost
 from kernels_pallas.linear_attention import shapes as linear_shapes
-from launch.bench import markdown
+from launch.bench import harness
+from launch.bench.ops import compiled
 from launch.bench.ops import decode_tpu
 from launch.bench.ops import mlp_tpu
+from launch.bench.ops import peers
 from launch.bench.ops import programs
 
-PROGRAMS = "launch.bench.ops.programs:"
 # Tiles of a selection, and the two densities through which the line goes.
 SPARSE_TILES = ((128, 128), (128, 256), (256, 512), (512, 512), (512, 1024))
 DENSITIES = (0.1, 0.3)
-# Where linear attention and our dense forward pass are close.
 OPS = ("attention", "mlp", "decode")
+# Where linear attention and our dense forward pass are close.
 LINEAR_LENGTHS = (256, 512, 1024)
 CALIBRATION = (
     "Static, not measured: stalls on HBM and transposes around the kernels are"
@@ -43,27 +38,20 @@ CALIBRATION = (
     " lengths (1.03 to 1.13 at 4,096, up to 2.2 at 2,048); no other chip is"
     " calibrated."
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-  """A program to compile, and what it is for.
-
-  Attributes:
-    kernel: Name of the row.
-    length: T and S.
-    program: Function of `launch.bench.ops.programs`.
-    options: Its arguments.
-    work: What has to be computed and moved, of all heads.
-    last: How many kernels count, from the last of the program on; 0 is all.
-  """
-
-  kernel: str
-  length: int
-  program: str
-  options: dict[str, Any]
-  work: cost.Cost
-  last: int = 0
+_COLUMNS: harness.Columns = {
+    "shape": ("shape", str),
+    "kernel": ("kernel", str),
+    "gflops": ("GFLOP", "{:.1f}".format),
+    "hbm_mb": ("HBM MB", "{:.1f}".format),
+    "roofline_us": ("roofline us", "{:.1f}".format),
+    "vmem_mib": ("VMEM MiB", "{:.1f}".format),
+    "spills": ("spills", str),
+    "steps": ("grid steps", "{:,}".format),
+    "per_step": ("bundles a step", "{:,.0f}".format),
+    "static_bundles": ("bundles", "{:,}".format),
+    "static_us": ("static us", "{:.1f}".format),
+    "note": ("note", str),
+}
 
 
 def measure(
@@ -73,7 +61,7 @@ def measure(
     sparse_tiles: Sequence[tuple[int, int]] = SPARSE_TILES,
     linear_lengths: Sequence[int] = (),
     num_workers: int = 2,
-) -> list[dict[str, Any]]:
+) -> list[harness.Row]:
   """Compiles every case; a row of figures for each.
 
   Args:
@@ -93,50 +81,52 @@ def measure(
     cases += linear_cases(n, chip)[n in lengths :]  # The dense one is there.
   if sparse_length:
     cases += sparse_cases(sparse_length, num_heads, sparse_tiles)
-  jobs = [
-      jobs_lib.Job(chip.name, PROGRAMS + case.program, case.options)
-      for case in cases
-  ]
-  results = jobs_lib.run(jobs, num_workers)
-  return [
-      row_of(chip, *each) for each in zip(cases, jobs, results, strict=True)
-  ]
+  return [row for _, row, _ in compiled.tpu_rows(chip, cases, num_workers)]
 
 
-def dense_cases(length: int, num_heads: int) -> list[Case]:
+def table(rows: Sequence[harness.Row]) -> str:
+  """Formats rows as a Markdown table."""
+  return harness.table(_COLUMNS, rows)
+
+
+def dense_cases(length: int, num_heads: int) -> list[compiled.Case]:
   """Causal attention, by our kernels and by jax's."""
   shape = shapes.square(length, num_heads, num_heads)
   pairs = cost.num_pairs(masks.causal(length), shape)
   both = {"length": length, "num_heads": num_heads}
-  case = functools.partial(Case, length=length)
+  case = functools.partial(compiled.Case, facts=_facts(length))
   forward = functools.partial(case, work=cost.forward(shape, pairs))
   backward = functools.partial(case, work=cost.backward(shape, pairs), last=1)
   summed = functools.partial(
-      case, work=cost.forward(shape, pairs, return_col_mass=True)
+      case,
+      program=programs.forward,
+      work=cost.forward(shape, pairs, return_col_mass=True),
   )
   emits = both | {"return_col_mass": True}
   two_pass = emits | {"col_mass": "two_pass"}
   cases = [
-      forward(kernel="forward", program="forward", options=both),
-      summed(kernel="forward + col_mass", program="forward", options=emits),
-      summed(
-          kernel="the same in two passes", program="forward", options=two_pass
-      ),
-      backward(kernel="backward", program="backward", options=both),
+      forward(kernel="forward", program=programs.forward, options=both),
+      summed(kernel="forward + col_mass", options=emits),
+      summed(kernel="the same in two passes", options=two_pass),
+      backward(kernel="backward", program=programs.backward, options=both),
   ]
   for block in (512, 1024):
     options = both | {"block": block}
     cases += [
-        forward(kernel=f"jax {name} {block}", program=name, options=options)
-        for name in ("flash", "splash")
+        forward(
+            kernel=f"jax {program.__name__} {block}",
+            program=program,
+            options=options,
+        )
+        for program in (peers.flash, peers.splash)
     ]
     options = options | {"is_backward": True}
     name = f"jax splash fused backward {block}"
-    cases.append(backward(kernel=name, program="splash", options=options))
+    cases.append(backward(kernel=name, program=peers.splash, options=options))
   return cases
 
 
-def linear_cases(length: int, chip: chips.Chip) -> list[Case]:
+def linear_cases(length: int, chip: chips.Chip) -> list[compiled.Case]:
   """Linear attention, and our dense causal attention to compare it with."""
   num_heads = chip.num_cores
   sizes = {"length": length, "num_heads": num_heads}
@@ -146,10 +136,10 @@ def linear_cases(length: int, chip: chips.Chip) -> list[Case]:
   dense, *_ = dense_cases(length, num_heads)
   # Twice the side of a matrix unit, as the kernel chooses.
   chunk = min(512 if chip.name in ("v6e", "v7x") else 256, length)
-  linear = Case(
+  linear = compiled.Case(
       kernel="linear attention",
-      length=length,
-      program="linear",
+      facts=_facts(length),
+      program=programs.linear,
       options=sizes,
       work=linear_cost.forward(shape, chunk),
   )
@@ -158,103 +148,51 @@ def linear_cases(length: int, chip: chips.Chip) -> list[Case]:
 
 def sparse_cases(
     length: int, num_heads: int, all_tiles: Iterable[tuple[int, int]]
-) -> list[Case]:
+) -> list[compiled.Case]:
   """Block-sparse attention, and dense attention to compare it with."""
   shape = shapes.square(length, num_heads, num_heads)
-  pairs = cost.num_pairs(masks.causal(length), shape)
-  case = functools.partial(Case, length=length)
-  dense = {"length": length, "num_heads": num_heads}
+  every = cost.num_pairs(None, shape)
+  case = functools.partial(compiled.Case, facts=_facts(length))
+  both = {"length": length, "num_heads": num_heads}
+  dense = {x.kernel: x for x in dense_cases(length, num_heads)}
   cases = [
-      case(
-          kernel="forward",
-          program="forward",
-          options=dense,
-          work=cost.forward(shape, pairs),
-      ),
+      dense["forward"],
       case(
           kernel="forward, no mask",
-          program="forward",
-          options=dense | {"is_causal": False},
-          work=cost.forward(shape, cost.num_pairs(None, shape)),
+          program=programs.forward,
+          options=both | {"is_causal": False},
+          work=cost.forward(shape, every),
       ),
-      case(
-          kernel="backward",
-          program="backward",
-          options=dense,
-          work=cost.backward(shape, pairs),
-          last=1,
-      ),
+      dense["backward"],
   ]
-  for tiles in all_tiles:
-    for density in DENSITIES:
-      selection = programs.random_selection(length, num_heads, *tiles, density)
-      options = dense | dict(
-          zip(("block_q", "block_kv"), tiles, strict=True), density=density
-      )
-      name = _sparse_name(tiles, density)
-      listed = cost.num_pairs(selection, shape)
-      work = cost.forward(shape, listed)
+  for tiles, density in itertools.product(all_tiles, DENSITIES):
+    selection = programs.random_selection(length, num_heads, *tiles, density)
+    listed = cost.num_pairs(selection, shape)
+    options = both | {"density": density}
+    options |= dict(zip(("block_q", "block_kv"), tiles, strict=True))
+    name = _sparse_name(tiles, density)
+    sparse = functools.partial(case, program=programs.sparse)
+    cases.append(
+        sparse(kernel=name, options=options, work=cost.forward(shape, listed))
+    )
+    if density == DENSITIES[0] and tiles[1] == 512:
       cases.append(
-          case(kernel=name, program="sparse", options=options, work=work)
+          sparse(
+              kernel=f"{name} backward",
+              options=options | {"is_backward": True},
+              work=cost.backward(shape, listed),
+              last=1,
+          )
       )
-      if density == DENSITIES[0] and tiles[1] == 512:
-        cases.append(
-            case(
-                kernel=f"{name} backward",
-                program="sparse",
-                options=options | {"is_backward": True},
-                work=cost.backward(shape, listed),
-                last=1,
-            )
-        )
   return cases
-
-
-def row_of(
-    chip: chips.Chip, case: Case, job: jobs_lib.Job, result: dict[str, Any]
-) -> dict[str, Any]:
-  """The figures of a case, or a note that says why there are none."""
-  work = case.work
-  row = {
-      "chip": chip.name,
-      "shape": _shape_name(case),
-      "length": case.length,
-      "kernel": case.kernel,
-      "gflops": work.flops / 1e9,
-      "hbm_mb": work.bytes_accessed / 1e6,
-      "roofline_us": (
-          1e6 * work.seconds(chip.bf16_flops_per_sec, chip.hbm_bytes_per_sec)
-      ),
-  }
-  if "error" in result:
-    return row | {"note": result["error"].splitlines()[0][:160]}
-  jobs_lib.check(job, result)
-  report = schedule.from_result(job, result)
-  kernels = report.kernels[-case.last :]
-  bundles = schedule.total(kernel.issued for kernel in kernels)
-  steps = schedule.total(kernel.num_steps for kernel in kernels)
-  row |= {
-      "vmem_mib": max(kernel.vmem_bytes for kernel in kernels) / 2**20,
-      "spills": sum(kernel.spills for kernel in kernels),
-      "temp_mib": report.temp_bytes / 2**20,
-      "steps": steps and steps // chip.num_cores,
-  }
-  if bundles is None:
-    reasons = (kernel.undecided for kernel in kernels)
-    return row | {"note": next(filter(None, reasons))}
-  return row | {
-      "static_bundles": bundles,
-      "static_us": 1e6 * schedule.seconds(bundles, chip.name),
-      "note": "",
-  }
 
 
 def _sparse_name(tiles: tuple[int, int], density: float) -> str:
   return f"block-sparse {tiles[0]}x{tiles[1]} {density:.0%}"
 
 
-def _shape_name(case: Case) -> str:
-  """As in the shapes of the op, of which a head is taken."""
+def _facts(length: int) -> harness.Row:
+  """A name as in the shapes of the op, of which a head is taken; the length."""
   names = {
       shape.num_queries: name
       for name, shape in reversed(shapes.BENCHMARKS.items())
@@ -262,36 +200,10 @@ def _shape_name(case: Case) -> str:
       and shape.head_dim == programs.HEAD_DIM
   }
   names |= {4096: "mha_4k", 16_384: "mha_16k"}
-  return names.get(case.length, f"T={case.length}")
+  return {"shape": names.get(length, f"T={length}"), "length": length}
 
 
-_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "shape": ("shape", str),
-    "kernel": ("kernel", str),
-    "gflops": ("GFLOP", "{:.1f}".format),
-    "hbm_mb": ("HBM MB", "{:.1f}".format),
-    "roofline_us": ("roofline us", "{:.1f}".format),
-    "vmem_mib": ("VMEM MiB", "{:.1f}".format),
-    "spills": ("spills", str),
-    "steps": ("grid steps", "{:,}".format),
-    "per_step": ("bundles a step", "{:,.0f}".format),
-    "static_bundles": ("bundles", "{:,}".format),
-    "static_us": ("static us", "{:.1f}".format),
-    "note": ("note", str),
-}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Formats rows as a Markdown table."""
-  per_step = lambda row: (
-      {"per_step": row["static_bundles"] / row["steps"]}
-      if row.get("static_bundles") and row.get("steps")
-      else {}
-  )
-  return markdown.table(_COLUMNS, [row | per_step(row) for row in rows])
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def summary(rows: Sequence[harness.Row]) -> list[str]:
   """Compares kernels with each other and with jax's: a sentence each."""
   sentences = []
   for length in dict.fromkeys(row["length"] for row in rows):
@@ -304,7 +216,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
   return sentences + _of_linear(rows)
 
 
-def _of_dense(length: int, found: dict[str, int]) -> list[str]:
+def _of_dense(length: int, found: Mapping[str, int]) -> list[str]:
   peers = {name: n for name, n in found.items() if name.startswith("jax")}
   is_backward = {name: "backward" in name for name in peers}
   best = lambda kind: min(
@@ -325,7 +237,7 @@ def _of_dense(length: int, found: dict[str, int]) -> list[str]:
   ]
 
 
-def _of_sparse(length: int, found: dict[str, int]) -> list[str]:
+def _of_sparse(length: int, found: Mapping[str, int]) -> list[str]:
   """Where block-sparse attention beats our dense causal one."""
   dense = found.get("forward")
   sentences = []
@@ -348,7 +260,7 @@ def _of_sparse(length: int, found: dict[str, int]) -> list[str]:
   return sentences
 
 
-def _of_linear(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _of_linear(rows: Sequence[harness.Row]) -> list[str]:
   """From which length on linear attention takes fewer bundles than dense."""
   found = {
       (row["kernel"], row["length"]): row["static_bundles"]
@@ -402,7 +314,7 @@ def report(
     lengths: Sequence[int],
     sparse_length: int,
     ops: Sequence[str] = OPS,
-) -> list[dict[str, Any]]:
+) -> list[harness.Row]:
   """Prints what `measure` finds for the chip of this name; returns the rows.
 
   Args:
@@ -431,7 +343,7 @@ def report(
 
 def _report_attention(
     chip: chips.Chip, lengths: Sequence[int], sparse_length: int
-) -> list[dict[str, Any]]:
+) -> list[harness.Row]:
   linear_lengths = sorted({*LINEAR_LENGTHS, *lengths})
   rows = measure(chip, lengths, sparse_length, linear_lengths=linear_lengths)
   print(

@@ -23,7 +23,8 @@ class BenchGenerateTest(absltest.TestCase):
     generate_test.save_model(pathlib.Path(self.folder))
 
   def test_a_row_has_the_figures_of_its_turns(self):
-    (batch,) = generate.measure(self.folder, _SMALL)["batches"]
+    with mock.patch.object(generate, "_PAUSE_S", 0.0):
+      (batch,) = generate.measure(self.folder, _SMALL)["batches"]
     (row,) = batch["rows"]
     self.assertEqual((batch["batch_size"], row["times_ours"]), (2, 1))
     # Two sequences: tokens/s x ms a step = 2000.
@@ -34,14 +35,11 @@ class BenchGenerateTest(absltest.TestCase):
   def test_transformers_writes_the_same_tokens(self):
     for name in ("torch", "transformers"):
       pytest.importorskip(name, reason=f"{name} is not installed.")
-    rows = [
+    writers = [
         start(self.folder, 2, _SMALL)
-        for start in (
-            generate.start_ours,
-            generate.start_transformers,
-        )
+        for start in (generate.start_ours, generate.start_transformers)
     ]
-    ours, theirs = (np.concatenate([row.turn(), row.turn()]) for row in rows)
+    ours, theirs = (np.concatenate([x.steps(), x.steps()]) for x in writers)
     np.testing.assert_array_equal(ours, theirs)
 
   def test_a_missing_peer_is_named(self):

@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from launch.bench import house
+from launch.bench import sources
 
 _ROOT = pathlib.Path(__file__).parents[3]
 # 16 lines, 3 of them comments alone; 4 annotations, one of them Any.
@@ -146,7 +147,7 @@ class FiguresTest(parameterized.TestCase):
     }
     root = _write(self.create_tempdir().full_path, files)
     self.assertEqual(
-        house.cycles(house.read(root, ["joma"])),
+        sources.cycles(sources.read(root, ["joma"])),
         [["joma.a", "joma.b"], ["joma.c", "joma.d"], ["joma.f"]],
     )
 

@@ -25,10 +25,8 @@ class BenchInferenceTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     generate_test.save_model(pathlib.Path(folder))
     config = inference.BenchConfig(peer=False, **_SMALL)
-    with (
-        mock.patch.object(inference, "_bandwidth", lambda: 10.0),
-        mock.patch.object(inference, "_tflops", lambda: 0.1),
-    ):
+    rates = {"_bandwidth": lambda: 10.0, "_tflops": lambda: 0.1}
+    with mock.patch.multiple(inference, _PAUSE_S=0.0, **rates):
       (batch,) = inference.measure(folder, config)["batches"]
     for part in ("attention", "decode"):
       names = [row["name"] for row in batch[part]]

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +14,9 @@ import pytest
 
 from joma.hierarchy import model as hierarchy_model
 from joma.hierarchy import run
+from launch.bench import harness
 from launch.bench import joma
+from launch.bench import torch_peer
 from scansnap_jax.experiment import errors
 
 # Sums over 16 features and 5 positions in float32, in two orders.
@@ -41,7 +44,7 @@ class TorchTest(absltest.TestCase):
         jax.value_and_grad(loss_of), compiler_options=_FAST_COMPILE
     )(params)
     for last_only in (False, True):
-      own = joma.to_torch(params)
+      own = torch_peer.trainable(params)
       loss = torch.nn.functional.cross_entropy(
           joma.torch_logits(own, torch.tensor(tokens), 3, last_only),
           torch.arange(4),
@@ -72,13 +75,16 @@ class TakeTurnsTest(absltest.TestCase):
 
       return turn
 
-    rows = [
-        joma.Row("jax plain", 1.5, lasting(0.08)),
-        joma.Row("jax all", 1.5, lasting(0.02)),
-        joma.Row("torch plain", 1.5, lasting(0.16)),
-    ]
+    rows = {
+        "jax plain": joma.Contestant(1.5, lasting(0.08)),
+        "jax all": joma.Contestant(1.5, lasting(0.02)),
+        "torch plain": joma.Contestant(1.5, lasting(0.16)),
+    }
     config = joma.BenchConfig(num_rounds=3, num_steps=2)
-    with mock.patch.object(joma.time, "monotonic", lambda: now[0]):
+    with (
+        mock.patch.object(harness.time, "perf_counter", lambda: now[0]),
+        mock.patch.object(joma, "_PAUSE_S", 0.0),
+    ):
       _, row, _ = joma.take_turns(rows, config)
     self.assertEqual((row["row"], row["first_loss"]), ("jax all", 1.5))
     self.assertAlmostEqual(row["step_ms"], 10)
@@ -93,7 +99,7 @@ class ScriptTest(absltest.TestCase):
 
   def test_writes_what_it_measures_and_every_row_has_the_same_loss(self):
     output = pathlib.Path(self.create_tempdir().full_path, "bench.json")
-    torch = joma.importlib.util.find_spec("torch")
+    torch = importlib.util.find_spec("torch")
     subprocess.run(
         [
             *(sys.executable, "-m", "launch.bench.joma", f"--output={output}"),

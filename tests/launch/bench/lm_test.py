@@ -7,9 +7,10 @@ import pytest
 from joma.transformer import config as config_lib
 from launch.bench import lm
 from launch.bench import lm_gpu
+from launch.bench import lm_sizes
 from scansnap_jax.experiment import errors
 
-_SMALL = lm.BenchConfig(
+_SMALL = lm_sizes.LmBenchConfig(
     vocab_size=40,
     embed_dim=8,
     batch_size=2,

@@ -34,7 +34,7 @@ class MeasureTest(absltest.TestCase):
       self.assertLessEqual(row["of_roofline"], 1.5 if row is pages else 1.2)
     # A head less than half the bytes: int8 has scales.
     self.assertBetween(int8["hbm_mb"] / decode["hbm_mb"], 0.5, 0.56)
-    self.assertLen(decode_tpu.table(rows).splitlines(), 6)
+    self.assertNotIn("", [row["static_bundles"] for row in rows])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ class MeasureTest(absltest.TestCase):
       self.assertEqual(row["temp_bytes"], 0)
       # As many cycles as its bytes need, or fewer.
       self.assertLess(row["static_us"], row["hbm_us"])
-    self.assertLen(mlp_tpu.table(rows).splitlines(), 5)
 
 
 if __name__ == "__main__":

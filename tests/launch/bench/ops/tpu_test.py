@@ -1,3 +1,5 @@
+import sys
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import jobs
 from kernels_pallas.aot import topology
+from launch.bench.ops import compiled
 from launch.bench.ops import programs
 from launch.bench.ops import tpu
 
@@ -44,7 +47,7 @@ def _row(result, **changes):
       if case.kernel == changes.get("kernel", "forward")
   ]
   job = jobs.Job("v5e", "nowhere:fn")
-  return tpu.row_of(_V5E, case, job, result)
+  return compiled.tpu_row(_V5E, case, job, result)[0]
 
 
 class RowTest(parameterized.TestCase):
@@ -130,11 +133,17 @@ class CasesTest(absltest.TestCase):
   def test_programs_exist_and_rows_have_names_of_their_own(self):
     cases = tpu.dense_cases(1024, 2)
     cases += tpu.sparse_cases(2048, 2, [(512, 512)])
-    self.assertLen({(case.length, case.kernel) for case in cases}, len(cases))
+    names = {(case.facts["length"], case.kernel) for case in cases}
+    self.assertLen(names, len(cases))
     for case in cases:
-      fn, arguments = getattr(programs, case.program)(**case.options)
+      fn, arguments = case.program(**case.options)
       self.assertTrue(callable(fn))
-      heads = 2 * case.length * programs.HEAD_DIM
+      # Another process finds the program by its name.
+      module, _, name = compiled.job_of(
+          "v5e", case.program, {}
+      ).program.partition(":")
+      self.assertIs(getattr(sys.modules[module], name), case.program)
+      heads = 2 * case.facts["length"] * programs.HEAD_DIM
       self.assertEqual({x.size for x in arguments}, {heads})
 
   def test_work_of_a_selection_is_that_of_its_tiles(self):
@@ -177,7 +186,9 @@ class LinearTest(absltest.TestCase):
 
   def test_beside_dense_attention(self):
     dense, linear = tpu.linear_cases(1024, _V5E)
-    self.assertEqual((dense.program, linear.program), ("forward", "linear"))
+    self.assertEqual(
+        (dense.program, linear.program), (programs.forward, programs.linear)
+    )
     rows = [
         {"length": 512, "kernel": "forward", "static_bundles": 100},
         {"length": 512, "kernel": "linear attention", "static_bundles": 50},

@@ -1,0 +1,128 @@
+import contextlib
+import importlib.util
+import io
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+
+from launch.bench import harness
+from scansnap_jax.experiment import errors
+
+
+class TakeTurnsTest(absltest.TestCase):
+
+  def test_contestants_alternate_and_what_warms_up_does_not_count(self):
+    now, order = [0.0], []
+
+    def turn(name, seconds):
+      order.append(name)
+      # What compiles takes longer, and is not to count.
+      now[0] += seconds if len(order) > 4 else 100.0
+
+    turns = {
+        "a": lambda: turn("a", 0.08),
+        "b": lambda: turn("b", 0.02 * len(order)),
+    }
+    with mock.patch.object(harness.time, "perf_counter", lambda: now[0]):
+      seconds = harness.take_turns(turns, 3, num_warm_ups=2, num_steps=2)
+    self.assertEqual(order, ["a", "b"] * 5)
+    np.testing.assert_allclose(seconds["a"], [0.04] * 3)
+    np.testing.assert_allclose(seconds["b"], [0.05, 0.07, 0.09])
+
+  def test_pauses_are_no_part_of_a_turn(self):
+    now = [0.0]
+    sleep = lambda s: now.append(now.pop() + s)
+    with (
+        mock.patch.object(harness.time, "perf_counter", lambda: now[0]),
+        mock.patch.object(harness.time, "sleep", sleep),
+    ):
+      seconds = harness.take_turns({"a": lambda: None}, 2, pause_s=5.0)
+    np.testing.assert_array_equal(seconds["a"], [0, 0])
+    self.assertEqual(now, [15])
+
+
+class StatisticsTest(absltest.TestCase):
+
+  def test_a_ratio_is_the_median_of_those_within_a_round(self):
+    slow = np.array([2.0, 30.0, 4.0])  # The second round was disturbed.
+    self.assertEqual(harness.ratio(slow, np.array([1.0, 15.0, 1.0])), 2)
+
+  def test_quartiles_by_hand(self):
+    found = harness.quartiles_ms(np.array([5.0, 1, 4, 2, 3]), "our_")
+    self.assertEqual(
+        found, {"our_ms": 3000, "our_iqr_ms": 2000, "our_least_ms": 1000}
+    )
+
+  def test_calls_are_timed_one_by_one(self):
+    times = iter([1.0, 3.0, 4.0])
+    with mock.patch.object(harness.time, "perf_counter", lambda: next(times)):
+      seconds = harness.seconds_of(lambda: None, 2)
+    np.testing.assert_array_equal(seconds, [2, 1])
+
+
+class TableTest(absltest.TestCase):
+
+  def test_what_a_row_lacks_is_empty(self):
+    columns = {"name": ("kernel", str), "us": ("time us", "{:.1f}".format)}
+    found = harness.table(columns, [dict(name="a", us=1.25), dict(us=None)])
+    self.assertEqual(
+        found.splitlines(),
+        ["| kernel | time us |", "| --- | --- |", "| a | 1.2 |", "|  |  |"],
+    )
+
+  def test_nothing_is_written_as_nothing_and_zero_as_zero(self):
+    columns = {"us": ("us", "{:.1f}".format)}
+    found = harness.table(columns, [dict(us=0.0), dict(us=None)])
+    self.assertEqual(found.splitlines()[2:], ["| 0.0 |", "|  |"])
+
+  def test_facts_are_a_list_and_rows_a_table_with_all_columns(self):
+    rows = [{"T": 8, "s": 0.123456}, {"T": 16, "note": "none"}]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+      harness.tell("steps", {"total": 1.5, "rows": rows, "n": 2})
+    self.assertEqual(
+        [line for line in printed.getvalue().splitlines() if line],
+        [
+            *("steps", "- total: 1.5", "- n: 2", "steps: rows"),
+            *("| T | s | note |", "| --- | --- | --- |"),
+            *("| 8 | 0.1235 |  |", "| 16 |  | none |"),
+        ],
+    )
+
+
+class WriterTest(absltest.TestCase):
+
+  def test_writes_json_where_it_is_asked_to(self):
+    path = pathlib.Path(self.create_tempdir().full_path, "bench.json")
+    harness.writer(None)({"not": "written"})
+    harness.writer(str(path))({"a": [1]})
+    self.assertEqual(json.loads(path.read_text()), {"a": [1]})
+
+  def test_a_folder_that_does_not_exist_is_told_before_anything_is_measured(
+      self,
+  ):
+    with self.assertRaisesRegex(errors.UserError, "in no folder that exists"):
+      harness.writer("/nowhere/at/all/bench.json")
+
+
+class FactsTest(absltest.TestCase):
+
+  def test_devices_are_named_when_asked_for_alone(self):
+    self.assertNotIn("devices", harness.machine_facts())
+    facts = harness.machine_facts(names_devices=True)
+    self.assertIn("cpu", facts["devices"].lower())
+    self.assertGreater(facts["cores"], 0)
+
+  def test_a_missing_package_is_named_with_the_flag_that_goes_on(self):
+    harness.require(["json"], "--nojson")
+    with mock.patch.object(importlib.util, "find_spec", lambda name: None):
+      with self.assertRaisesRegex(
+          errors.UserError, "torch is not installed: .* or give --notorch"
+      ):
+        harness.require(["torch"], "--notorch")
+
+
+if __name__ == "__main__":
+  absltest.main()
