@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import math
+import re
+from typing import NamedTuple
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -19,16 +22,20 @@ from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
 _TOLERANCE = 1e-6  # The acceptance.
+# Of compiled programs: name, dimensions, kind and operands.
+_INSTRUCTION = re.compile(
+    r"%([\w.-]+) = \w+\[([\d,]*)\]\S* ([\w-]+)\(([^)]*)\)"
+)
 
 
 @functools.cache
-def _model(entry, num_kv_heads=2):
+def _model(entry, num_layers=2):
   config = configs.TransformerConfig(
       vocab_size=17,
-      num_layers=2,
+      num_layers=num_layers,
       embed_dim=16,
       num_heads=4,
-      num_kv_heads=num_kv_heads,
+      num_kv_heads=2,
       head_dim=8,
       hidden_dim=16,
       attention=(entry,) if entry else (),
@@ -223,6 +230,29 @@ class HipTest(parameterized.TestCase):
     self.assertGreater(dense[1], 12 * dense[0])
     self.assertLess(small, 0.6 * dense[0])
 
+  def test_the_compiled_step_takes_as_many_keys_from_its_cache_at_every_length(
+      self,
+  ):
+    """After fusion: nothing but gathers and slices has the cache as operand.
+
+    What they take out, for scores and for attention, is counted in the text of
+    the compiled program; the new key is scattered in place. The twin is dense
+    attention, whose products have all of the cache as operand.
+    """
+    small, large = (_taken("hip:k=512", n) for n in (4096, 65_536))
+    for taken in (small, large):
+      self.assertEqual(taken.others, {"scatter"})
+    # A key and a value of m + 2 blocks of 128 in each of 2 x 2 heads, and in
+    # each step of the search 2 m keys; log2(C / 512) steps.
+    blocks = 2 * 2 * (4 + 2) * 128
+    for taken, num_steps in ((small, 3), (large, 7)):
+      searched = 2 * 2 * 2 * 4 * num_steps
+      self.assertEqual(taken.elements, 8 * (2 * blocks + searched))
+    self.assertLess(large.elements, 1.1 * small.elements)
+    # No array beside the caches, such as scores of all keys, grows with them.
+    self.assertEqual(small.largest, large.largest)
+    self.assertIn("dot", _taken("", 4096).others)
+
   def test_what_does_not_fit_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "multiple of block=128"):
       hip.Hip(k=500)
@@ -240,8 +270,9 @@ class HipTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=10 * _TOLERANCE)
 
 
-def _step_bytes(entry, length):
-  model, params, _ = _model(entry)
+@functools.cache
+def _lowered_step(entry, length):
+  model, params, _ = _model(entry, num_layers=1)
   cache = jax.eval_shape(lambda: full_cache.init(model.config, 2, length))
   step = jax.jit(
       lambda tokens, positions, cache: model.apply(
@@ -250,7 +281,43 @@ def _step_bytes(entry, length):
       donate_argnums=2,
   )
   one = jax.ShapeDtypeStruct((2, 1), jnp.int32)
-  return step.lower(one, one, cache).cost_analysis()["bytes accessed"]
+  return step.lower(one, one, cache)
+
+
+def _step_bytes(entry, length):
+  return _lowered_step(entry, length).cost_analysis()["bytes accessed"]
+
+
+class _Taken(NamedTuple):
+  """What a compiled step does with its caches.
+
+  Attributes:
+    elements: That gathers and slices take out of them.
+    others: Other instructions that have one of them as operand.
+    largest: Elements of the largest array that is none of them.
+  """
+
+  elements: int
+  others: set[str]
+  largest: int
+
+
+def _taken(entry, length):
+  program = _lowered_step(entry, length).compile().as_text()
+  shape = (2, 2, length, 8)  # Two sequences, two heads of 8.
+  shapes, calls = {}, []
+  for name, dims, kind, operands in _INSTRUCTION.findall(program):
+    shapes[name] = tuple(int(n) for n in dims.split(",") if n)
+    calls.append((name, kind, re.findall(r"%([\w.-]+)", operands)))
+  elements, others = 0, set()
+  for name, kind, operands in calls:
+    if any(shapes.get(operand) == shape for operand in operands):
+      if kind in ("gather", "dynamic-slice"):
+        elements += math.prod(shapes[name])
+      elif kind != "fusion":  # Its instructions are listed on their own.
+        others.add(kind)
+  rest = [math.prod(x) for x in shapes.values() if x != shape]
+  return _Taken(elements, others, max(rest))
 
 
 if __name__ == "__main__":
