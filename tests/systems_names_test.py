@@ -14,31 +14,27 @@ _LIST = "joma/systems/cache_policies/names.py"
 _ORDINARY = {"full", "window", "random"}
 # Where names stand nevertheless, and why.
 _MAY = {
-    # A score of the theory's own bridge, which is no cache.
-    "joma/inference/bridge/one_layer.py": {"h2o"},
-    "joma/inference/bridge/text.py": {"h2o"},
-    "joma/inference/bridge/drawing.py": {"h2o"},
-    "joma/inference/bridge/report.py": {"h2o"},
-    # The names of plans, which are flags' values of the cost table.
-    "joma/inference/cost/cache_plan.py": {"h2o", "quest"},
-    "joma/inference/cost/cost_table.py": {"h2o", "snapkv", "pyramidkv"},
-    "joma/inference/cost/cost_table_config.py": {
-        *("h2o", "snapkv", "pyramidkv", "quest"),
-    },
     # The kernels' argument of that name, which systems use.
     "launch/bench/ops/gpu.py": {"sink_logits"},
     "launch/bench/ops/h100.py": {"sink_logits"},
     # A benchmark of one policy's step beside a full cache's.
     "launch/bench/inference.py": {"h2o"},
 }
+# Where policies are asked which of its protocols they follow.
+_CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"
 _NAMES = {
     *policy_names.POLICIES,
     *policy_names.WRAPPERS,
+    *policy_names.MEASURED,
     *system_names.SYSTEMS,
 } - _ORDINARY
 _CLASSES = {
     entry.partition(":")[2]
-    for table in (policy_names.POLICIES, policy_names.WRAPPERS)
+    for table in (
+        policy_names.POLICIES,
+        policy_names.WRAPPERS,
+        policy_names.MEASURED,
+    )
     for entry in table.values()
 } - {
     "Random"
@@ -55,8 +51,11 @@ def named(source):
   return found
 
 
-def asks_kinds(source):
-  """Lines that ask what class a policy is, or which fields it has."""
+def asks_kinds(source, may=None):
+  """Lines that ask what class a policy is, or which fields it has.
+
+  Classes of the module `may` are protocols, which may be asked for.
+  """
   found = []
   for node in ast.walk(ast.parse(source)):
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -71,6 +70,8 @@ def asks_kinds(source):
         for part in ast.walk(node.args[1])
         if isinstance(part, ast.Attribute)
     }
+    if may is not None and kinds.startswith(f"{may}."):
+      continue
     if last.startswith("polic") or "polic" in subject or classes & _CLASSES:
       found.append(f"{node.lineno}: {node.func.id}({subject}, {kinds})")
   return found
@@ -107,7 +108,11 @@ class NamesTest(parameterized.TestCase):
     found = {
         path: asked
         for path, source in _files()
-        if (asked := asks_kinds(source))
+        if (
+            asked := asks_kinds(
+                source, _PROTOCOLS if path == _CONTRACT else None
+            )
+        )
     }
     self.assertEqual(found, {})
 
@@ -119,6 +124,12 @@ class NamesTest(parameterized.TestCase):
   )
   def test_such_questions_are_seen(self, source):
     self.assertLen(asks_kinds(source), 1)
+
+  def test_protocols_are_asked_for_where_policies_are_called(self):
+    question = "isinstance(policy, rules.Observes)"
+    self.assertEmpty(asks_kinds(question, _PROTOCOLS))
+    self.assertLen(asks_kinds(question), 1)
+    self.assertLen(asks_kinds("isinstance(policy, h2o.H2O)", _PROTOCOLS), 1)
 
   def test_such_names_are_seen(self):
     self.assertEqual(named("x == 'h2o:score=ema'"), {"h2o"})

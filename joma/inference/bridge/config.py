@@ -3,12 +3,17 @@
 import dataclasses
 from typing import Literal
 
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer.config import TransformerConfig
 from joma.transformer.training import lm_config
 from scansnap_jax import config as scansnap_config
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
+# Predictors of the bridge that see attention: running scores of the policy that
+# goes by it, as a sum, and as a mean over the queries since.
+RUNNING_SUM = policy_names.COMPARED[0]
+RUNNING_MEAN = f"{RUNNING_SUM}_mean"
 Positions = Literal["none", "rotary"]
 
 _MOST_TYPES = 8192

@@ -8,15 +8,17 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
+from joma.inference.bridge import config as bridge_config
+from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import intervals
 
-LABELS = {
+_LABELS = {
     "theory": "co-occurrence theory",
     "discriminancy": "the same per occurrence",
     "frequency": "frequency",
-    "h2o": "H2O, running sum",
-    "h2o_mean": "H2O, running mean",
+    bridge_config.RUNNING_SUM: "{policy}, running sum",
+    bridge_config.RUNNING_MEAN: "{policy}, running mean",
     "type": "best ranking by type",
     "recency": "recency",
     "random": "random",
@@ -29,11 +31,19 @@ TITLES = {
 _LOOKS = {
     "theory": figures.CurveStyle("black", "o", "-"),
     "frequency": figures.CurveStyle("#E69F00", "D", (0, (5, 1.2))),
-    "h2o": figures.CurveStyle("#0072B2", "s", "-"),
-    "h2o_mean": figures.CurveStyle("#56B4E9", "^", (0, (3, 1, 1, 1))),
+    bridge_config.RUNNING_SUM: figures.CurveStyle("#0072B2", "s", "-"),
+    bridge_config.RUNNING_MEAN: figures.CurveStyle(
+        "#56B4E9", "^", (0, (3, 1, 1, 1))
+    ),
     "type": figures.CurveStyle("#009E73", "P", (0, (5, 1.2))),
     "recency": figures.CurveStyle("#CC79A7", "v", (0, (1, 1))),
 }
+
+
+def labels() -> dict[str, str]:
+  """Names of the predictors, the policy by its paper's."""
+  policy = policy_names.label(bridge_config.RUNNING_SUM)
+  return {key: text.format(policy=policy) for key, text in _LABELS.items()}
 
 
 def draw(panels: Mapping[str, Mapping[str, Any]]) -> mpl_figure.Figure:
@@ -64,7 +74,7 @@ def _draw_panel(axes: mpl_axes.Axes, panel: Mapping[str, Any]) -> None:
         found["mean"],
         **look._asdict(),
         markevery=every,
-        label=LABELS[name],
+        label=labels()[name],
     )
     figures.shade(axes, steps, found["low"], found["high"], look)
   axes.axhline(

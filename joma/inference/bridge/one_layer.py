@@ -40,7 +40,8 @@ def measure(
 
   Returns:
     As `bridge.along_training`: `theory`, `frequency`, `type` (the best ranking
-    by token types), `h2o`, `h2o_mean`, `recency` and `random`.
+    by token types), `config.RUNNING_SUM`, `config.RUNNING_MEAN`, `recency`
+    and `random`.
 
   Raises:
     UserError: As training.
@@ -138,12 +139,16 @@ def stream_weights(
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _recalls(weights, known, num_kept: int) -> dict[str, float]:
+def _recalls(
+    weights: Float[np.ndarray, "B T T"],
+    known: dict[str, Float[np.ndarray, "B C"]],
+    num_kept: int,
+) -> dict[str, float]:
   mass = recall.future_mass(weights)
   found = {
       **known,
       "type": mass,  # Here the type decides: the mass predicts itself.
-      "h2o": recall.running_score(weights),
-      "h2o_mean": recall.running_score(weights, is_mean=True),
+      bridge_config.RUNNING_SUM: recall.running_score(weights),
+      bridge_config.RUNNING_MEAN: recall.running_score(weights, is_mean=True),
   }
   return recall.recalls(found, mass, num_kept)

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from joma.inference.bridge import config as bridge_config
 from joma.inference.bridge import drawing
+from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import intervals
 from scansnap_jax.experiment import report
 
+_SUM, _MEAN = bridge_config.RUNNING_SUM, bridge_config.RUNNING_MEAN
 Panels = Mapping[str, Mapping[str, Any]]
 
 
@@ -24,9 +27,9 @@ def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     `finding`; `number`, the recall of the theory on the last panel with `low`
-    and `high`; `over_frequency` and `over_h2o`, the same of its difference to
-    those predictors, run by run; `at_end`, recalls by panel and predictor;
-    `panels` and `named`.
+    and `high`; `over_frequency`, and `over_` with the names of the running
+    scores, the same of its difference to those predictors, run by run;
+    `at_end`, recalls by panel and predictor; `panels` and `named`.
   """
   last = panels[list(panels)[-1]]
   ends = {
@@ -36,8 +39,8 @@ def summarize(panels: Panels, named: Mapping[str, Any]) -> dict[str, Any]:
   found = {
       "number": _at_end(last, "theory"),
       "over_frequency": _gain(last, "frequency"),
-      "over_h2o": _gain(last, "h2o"),
-      "over_h2o_mean": _gain(last, "h2o_mean"),
+      f"over_{_SUM}": _gain(last, _SUM),
+      f"over_{_MEAN}": _gain(last, _MEAN),
       "partial": intervals.interval(
           np.asarray(last["partial"])[:, -1], least=-1, most=1
       ),
@@ -62,9 +65,9 @@ def _gain(panel: Mapping[str, Any], other: str) -> dict[str, float]:
 def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
   gains = {
       name: intervals.text(found[f"over_{name}"])
-      for name in ("frequency", "h2o", "h2o_mean")
+      for name in ("frequency", _SUM, _MEAN)
   }
-  over = found["over_frequency"]
+  policy, over = policy_names.label(_SUM), found["over_frequency"]
   verdict = "cannot be told from what"
   if over["low"] > 0:
     verdict = "is more than"
@@ -76,8 +79,8 @@ def _finding(found: Mapping[str, Any], last: Mapping[str, Any]) -> str:
       f" {intervals.text(found['number'])} of a trained Transformer's heavy"
       f" hitters (chance {last['chance']:.3f}). This {verdict} the frequency of"
       f" tokens names: the difference is {gains['frequency']}. The difference"
-      f" to H2O's running sum is {gains['h2o']}, to its running mean"
-      f" {gains['h2o_mean']}. Given frequency, the theory's rank correlation"
+      f" to {policy}'s running sum is {gains[_SUM]}, to its running mean"
+      f" {gains[_MEAN]}. Given frequency, the theory's rank correlation"
       " with the attention that types get is"
       f" {intervals.text(found['partial'])}. In one layer on its own data it"
       f" names {intervals.text(found['at_end']['one_layer']['theory'])} of them"
@@ -126,8 +129,9 @@ def caption(summary: Mapping[str, Any]) -> str:
       "Heavy hitters are the tokens of a sequence's first half that its second"
       f" half attends to most: {sizes}. Shown is which share of them is among"
       " as many tokens that each predictor ranks highest, along training. The"
-      " theory sees token statistics, never a model; H2O sees the attention of"
-      " the first half. Dotted: chance. Bands: 95 % intervals over runs."
+      " theory sees token statistics, never a model;"
+      f" {policy_names.label(_SUM)} sees the attention of the first half."
+      " Dotted: chance. Bands: 95 % intervals over runs."
   )
 
 
@@ -141,7 +145,7 @@ def _ends(summary: Mapping[str, Any]) -> report.Table:
               for panel in panels.values()
           ),
       )
-      for name, label in drawing.LABELS.items()
+      for name, label in drawing.labels().items()
   ]
   header = ("predictor", *(drawing.TITLES[name] for name in panels))
   return report.Table("Recall after training, 95 % interval.", header, rows)

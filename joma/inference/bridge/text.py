@@ -117,7 +117,9 @@ class Subject:
         "frequency": count.astype(np.float64),
     }
 
-  def measure(self, model: models.Transformer, params: PyTree):
+  def measure(
+      self, model: models.Transformer, params: PyTree
+  ) -> dict[str, float]:
     """Returns the recalls of a model and its `partial` correlation."""
     size, middle = model.config.vocab_size, self.num_candidates
     candidates, known = self._tokens[:, :middle], self._calibration[:, :middle]
@@ -129,8 +131,9 @@ class Subject:
         for name, values in self.by_type.items()
     }
     scores["type"] = mean[:, candidates].swapaxes(0, 1)
-    scores["h2o"] = running
-    scores["h2o_mean"] = running / np.arange(middle, 0, -1)
+    scores[bridge_config.RUNNING_SUM] = running
+    ages = np.arange(middle, 0, -1)
+    scores[bridge_config.RUNNING_MEAN] = running / ages
     seen = np.bincount(known.ravel(), minlength=size) >= _NUM_SEEN
     partial = recall.partial_rank_correlation(
         self.by_type["theory"][seen],
@@ -217,7 +220,7 @@ def _train(
   model = models.Transformer(lm.model)
   file = lambda step: folder / f"recall_{step}.json"
 
-  def on_map(step, params):
+  def on_map(step: int, params: PyTree) -> None:
     row = subject.measure(model, params)
     workdir_lib.write_atomic(file(step), json.dumps(row))
 

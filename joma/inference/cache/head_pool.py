@@ -8,20 +8,23 @@ Letters: B batch, T new tokens, K key and value heads, G query heads of each, C
 slots a head on average, P pages of S slots, M = P S, H head size.
 """
 
+import abc
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 import numpy as np
 
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
+from joma.inference.cache import tokens
 from joma.transformer import attention
 from joma.transformer import one_query
 from kernels_pallas.decode import slots as kernel_slots
@@ -56,6 +59,22 @@ def layout(
   return token, owner
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharesOut(policy_lib.Policy):
+  """A policy by which heads share slots out.
+
+  Attributes:
+    base: Whose priority is compared across heads.
+  """
+
+  base: policy_lib.Policy
+  ranks_heads_alone: ClassVar[bool] = False
+
+  @abc.abstractmethod
+  def least(self, capacity: int) -> int:
+    """Slots that every head gets, of a capacity."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PooledCache:
@@ -72,11 +91,11 @@ class PooledCache:
     page_size: S, static.
   """
 
-  pool: Any
-  budgets: Any
-  policy: Any = dataclasses.field(metadata={"static": True})
-  capacity: Any = dataclasses.field(metadata={"static": True})
-  page_size: Any = dataclasses.field(metadata={"static": True})
+  pool: kv_cache.SlotCache
+  budgets: storage.Leaf
+  policy: SharesOut = dataclasses.field(metadata={"static": True})
+  capacity: int = dataclasses.field(metadata={"static": True})
+  page_size: int = dataclasses.field(metadata={"static": True})
 
   @property
   def num_kv_heads(self) -> int:
@@ -98,14 +117,14 @@ class PooledCache:
       options: attention.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
     """As `kv_cache.SlotCache.attend`."""
-    arrays = (query, key, value, positions, rotate, options)
+    new = tokens.Tokens(query, key, value, positions, rotate, options)
     if query.shape[1] > 1:
-      return self._read(*arrays)
+      return self._read(new)
     # Before a prompt has shared the slots out the bits are the base's.
     return jax.lax.cond(
         (self.budgets == self.capacity).all(),
-        lambda: self._decode_evenly(*arrays),
-        lambda: self._decode(*arrays),
+        lambda: self._decode_evenly(new),
+        lambda: self._decode(new),
     )
 
   def kept_positions(self) -> Int[Array, "B K M"]:
@@ -123,7 +142,9 @@ class PooledCache:
     num_pages = self._num_pages()
     return jnp.cumsum(num_pages, axis=1) - num_pages
 
-  def _decode_evenly(self, query, key, value, positions, rotate, options):
+  def _decode_evenly(
+      self, new: tokens.Tokens
+  ) -> tuple[Float[Array, "B 1 N H"], "PooledCache"]:
     """As the base does with C slots for each head."""
     pool, heads = self.pool, self.num_kv_heads
     room = -(-self.capacity // self.page_size) * self.page_size
@@ -141,22 +162,21 @@ class PooledCache:
         lambda x: apart(x)[:, :, : self.capacity], arrays(pool)
     )
     cache = dataclasses.replace(pool, **dict(zip(names, split, strict=True)))
-    out, cache = slot_step.decode(
-        cache, query, key, value, positions, rotate, options
-    )
-    back = lambda x, new: x.at[:, 0, : heads * room].set(
-        apart(x).at[:, :, : self.capacity].set(new).reshape(slots(x).shape)
+    out, cache = slot_step.decode(cache, new)
+    back = lambda x, kept: x.at[:, 0, : heads * room].set(
+        apart(x).at[:, :, : self.capacity].set(kept).reshape(slots(x).shape)
     )
     joined = jax.tree.map(back, arrays(pool), arrays(cache))
     pool = dataclasses.replace(cache, **dict(zip(names, joined, strict=True)))
     return out, dataclasses.replace(self, pool=pool)
 
-  def _decode(self, query, key, value, positions, rotate, options):
+  def _decode(
+      self, new: tokens.Tokens
+  ) -> tuple[Float[Array, "B 1 N H"], "PooledCache"]:
     """Over pages, if the base is a rule of rows; else each head over all."""
-    rule = self.policy.base.kernel_options()
-    arrays = (query, key, value, positions, rotate, options)
+    rule = calls.kernel_options(self.policy.base)
     if rule is None or not paged.can_hold(rule):
-      return self._decode_of_all(*arrays)
+      return self._decode_of_all(new)
     pool, size = self.pool, self.page_size
     batch, _, capacity = pool.pos.shape
     pages = lambda x: None if x is None else x.reshape(-1, size, *x.shape[3:])
@@ -165,9 +185,9 @@ class PooledCache:
     first = self._first_page() + page.size * jnp.arange(batch)[:, None]
     table = first.reshape(-1, 1) + page[None]
     out, kept, _ = paged.decode_step(
-        rotate(query, positions)[:, 0],
-        rotate(key, positions)[:, 0],
-        value[:, 0],
+        new.rotated_query[:, 0],
+        new.rotated_key[:, 0],
+        new.value[:, 0],
         kernel_slots.Slots(
             key=pages(pool.key.data),
             value=pages(pool.value.data),
@@ -178,10 +198,10 @@ class PooledCache:
         ),
         table.astype(jnp.int32),
         self._num_pages().reshape(-1),
-        positions[:, 0],
-        scale=options.scale,
-        logits_soft_cap=options.logits_soft_cap,
-        window=options.window,
+        new.positions[:, 0],
+        scale=new.options.scale,
+        logits_soft_cap=new.options.logits_soft_cap,
+        window=new.options.window,
         **rule,
     )
     whole = lambda x: (
@@ -196,30 +216,23 @@ class PooledCache:
     )
     return out[:, None], dataclasses.replace(self, pool=pool)
 
-  def _decode_of_all(self, query, key, value, positions, rotate, options):
-    pool, base, position = self.pool, self.policy.base, positions[:, 0]
+  def _decode_of_all(
+      self, new: tokens.Tokens
+  ) -> tuple[Float[Array, "B 1 N H"], "PooledCache"]:
+    pool, base = self.pool, self.policy.base
+    options, position = new.options, new.positions[:, 0]
     is_active = position >= 0
-    token = policy_lib.Token(
-        key=rotate(key, positions)[:, 0],
-        value=value[:, 0],
-        raw_query=query.reshape(
-            len(query), self.num_kv_heads, -1, query.shape[-1]
-        ),
-        position=position,
-        rotate=rotate,
-        scale=options.scale,
-        layer=pool.layer,
-    )
+    token = new.one(pool.layer)
     cache = dataclasses.replace(self, pool=self._write(token, is_active))
     slots = cache._view()
     is_seen = slots.pos >= 0
     if options.window is not None:
       is_seen &= slots.pos > (position - options.window)[:, None, None]
     out, attn_logits = one_query.attend(
-        rotate(query, positions), slots.key, slots.value, is_seen, options
+        new.rotated_query, slots.key, slots.value, is_seen, options
     )
     step = policy_lib.Step(attn_logits, jax.nn.softmax(attn_logits), position)
-    score, aux, state = base.observe(slots, step)
+    score, aux, state = calls.observe(base, slots, step)
     after = dataclasses.replace(
         cache.pool,
         score=cache._joined(score),
@@ -247,22 +260,26 @@ class PooledCache:
         aux=jax.tree.map(everywhere, slots.aux),
     )
 
-  def _joined(self, x) -> Array:
+  def _joined(
+      self, x: Shaped[Array, "B K M ..."]
+  ) -> Shaped[Array, "B 1 M ..."]:
     """Takes from [B, K, M, ...] what each slot's owner has: [B, 1, M, ...]."""
     # Of closed slots anything will do: the last head's.
     owner = jnp.minimum(self.owner, self.num_kv_heads - 1)
     index = slot_arrays.like(owner[:, None], x)
     return jnp.take_along_axis(x, index, axis=1)
 
-  def _write(self, token, is_active) -> kv_cache.SlotCache:
+  def _write(
+      self, token: policy_lib.Token, is_active: Bool[Array, "B"]
+  ) -> kv_cache.SlotCache:
     """Each head replaces one of its own slots."""
     pool, base = self.pool, self.policy.base
-    ranks = policy_lib.rank(base, self._view(), token.position)
+    ranks = calls.rank(base, self._view(), token.position)
     # Protected slots of one's own come before those of others.
     ranks = jnp.where(self._is_mine(), jnp.minimum(ranks, 3e38), jnp.inf)
     slot = jnp.argmin(ranks, axis=-1)
     slot = jnp.where(is_active[:, None], slot, pool.capacity)
-    score, aux, state = base.enter(token, pool.state)
+    score, aux, state = calls.enter(base, token, pool.state)
     rows = jnp.arange(len(slot))[:, None]
     put = lambda x, new: x.at[rows, 0, slot].set(
         new.astype(x.dtype), mode="drop"
@@ -279,28 +296,20 @@ class PooledCache:
         state=state,
     )
 
-  def _read(self, query, key, value, positions, rotate, options):
+  def _read(
+      self, new: tokens.Tokens
+  ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
     """A prompt, into an empty cache."""
-    capacity = self.capacity
-    base = self.policy.base
-    room = max(capacity, key.shape[1])
+    capacity, base = self.capacity, self.policy.base
+    room = max(capacity, new.key.shape[1])
     result, prompt = prompts.read(
-        base,
-        self.pool.layer,
-        room,
-        False,
-        query,
-        key,
-        value,
-        positions,
-        rotate,
-        options,
+        new, base, layer=self.pool.layer, capacity=room, is_raw=False
     )
-    score, aux, state = base.read_prompt(prompt)
-    pos = jnp.broadcast_to(positions[:, None], score.shape)
+    score, aux, state = calls.read_prompt(base, prompt)
+    pos = jnp.broadcast_to(new.positions[:, None], score.shape)
     slots = policy_lib.Slots(
         prompt.key.swapaxes(1, 2),
-        value.swapaxes(1, 2),
+        new.value.swapaxes(1, 2),
         score,
         pos,
         aux,
@@ -310,7 +319,7 @@ class PooledCache:
     )
     fit = lambda x, fill=0.0: slot_arrays.resize(x, room, fill)
     arrays = jax.tree.map(fit, (slots.key, slots.value, score, aux))
-    ranks = fit(policy_lib.rank(base, slots, prompt.lengths), -np.inf)
+    ranks = fit(calls.rank(base, slots, prompt.lengths), -np.inf)
     chosen = self._share(ranks, capacity)  # [B, K C] into K room.
     heads = jnp.arange(self.num_kv_heads)[None, :, None]
     budgets = (chosen[:, None] // room == heads).sum(axis=-1)
@@ -336,7 +345,9 @@ class PooledCache:
     budgets = budgets.astype(jnp.int32)
     return out, dataclasses.replace(self, pool=pool, budgets=budgets)
 
-  def _share(self, ranks, capacity) -> Int[Array, "B _"]:
+  def _share(
+      self, ranks: Float[Array, "B K R"], capacity: int
+  ) -> Int[Array, "B _"]:
     """Which of [K, room] stay: each head's best few, then the best of all."""
     batch, num_kv_heads, room = ranks.shape
     place = jnp.arange(room)[None, None]

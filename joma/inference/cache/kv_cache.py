@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import cache_options
+from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
+from joma.inference.cache import tokens
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import layer_hooks
@@ -31,40 +33,10 @@ from scansnap_jax.experiment import require
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SlotCache:
-  """Slots of one layer; an `attention.KVCache`.
+class SlotCache(slot_arrays.SlotArrays):
+  """Slots of one layer; an `attention.KVCache`."""
 
-  Attributes:
-    key: `storage.Stored` [B, K, C, H].
-    value: As key.
-    score: Float32 [B, K, C], the policy's.
-    pos: Int32 [B, K, C], the token's position; -1 is empty.
-    rank: Int32 [B, K, C], its place among those kept; None if not rolled.
-    aux: The policy's arrays, [B, K, C, ...] each.
-    state: The policy's arrays, [B, ...] each.
-    policy: Static, with its sizes set.
-    options: Static.
-    layer: Static.
-    num_groups: G, static.
-  """
-
-  key: Any
-  value: Any
-  score: Any
-  pos: Any
-  rank: Any
-  aux: Any
-  state: Any
-  policy: Any = dataclasses.field(metadata={"static": True})
-  options: Any = dataclasses.field(metadata={"static": True})
-  layer: Any = dataclasses.field(metadata={"static": True})
-  num_groups: Any = dataclasses.field(metadata={"static": True})
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
-
-  @property
-  def capacity(self) -> int:
-    """C."""
-    return self.pos.shape[2]
 
   def kept_positions(self) -> Int[Array, "B K C"]:
     """Positions that each head keeps, -1 in empty slots."""
@@ -85,11 +57,12 @@ class SlotCache:
     that stay. Prompts to a cache that holds something give NaN: read what
     follows token by token.
     """
-    if query.shape[1] == 1:
-      is_fused = slot_step.is_fused(self, options)
-      step = slot_step.decode_fused if is_fused else slot_step.decode
-      return step(self, query, key, value, positions, rotate, options)
-    return _read(self, query, key, value, positions, rotate, options)
+    new = tokens.Tokens(query, key, value, positions, rotate, options)
+    if query.shape[1] > 1:
+      return _read(self, new)
+    if slot_step.is_fused(self, options):
+      return slot_step.decode_fused(self, new)
+    return slot_step.decode(self, new)
 
 
 def init(
@@ -97,7 +70,7 @@ def init(
     config: configs.TransformerConfig,
     batch_size: int,
     capacity: int,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     keys: Literal["rotated", "raw"] | None = None,
     positions: Literal["absolute", "rolled"] = "absolute",
@@ -128,7 +101,9 @@ def init(
   require.at_least("batch_size", batch_size, 1)
   options = cache_options.resolve(config, keys, positions, page_size)
   caches = []
-  for layer, size in enumerate(policy.capacities(config.num_layers, capacity)):
+  for layer, size in enumerate(
+      calls.capacities(policy, config.num_layers, capacity)
+  ):
     cache_options.check_capacity(size, config, options)
     sized = policy.with_capacity(size)
     default = functools.partial(
@@ -148,9 +123,19 @@ def init(
   return tuple(caches)
 
 
-def _init_layer(policy, config, layer, batch_size, size, dtype, options) -> Any:
+def _init_layer(
+    policy: policy_lib.Policy,
+    config: configs.TransformerConfig,
+    layer: int,
+    batch_size: int,
+    size: int,
+    dtype: jax.typing.DTypeLike,
+    options: cache_options.CacheOptions,
+) -> attention.KVCache:
   """Returns the cache of a policy: of a kind of its own, or slots."""
-  own = policy.init_cache(config, layer, batch_size, size, dtype, options)
+  own = calls.init_cache(
+      policy, config, layer, batch_size, size, dtype, options
+  )
   if own is not None:
     return own
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
@@ -163,7 +148,7 @@ def init_layer(
     layer: int,
     shape: tuple[int, int, int, int],
     num_groups: int,
-    dtype: Any,
+    dtype: jax.typing.DTypeLike,
     options: cache_options.CacheOptions = cache_options.DEFAULT,
 ) -> SlotCache:
   """Returns the empty cache of one layer, of shape [B, K, C, H]."""
@@ -177,8 +162,8 @@ def init_layer(
       pos=pos,
       # A copy: what is donated must not lie in one place twice.
       rank=jnp.copy(pos) if options.positions == "rolled" else None,
-      aux=policy.init_aux(batch, num_kv_heads, capacity, num_groups),
-      state=policy.init_state(batch, num_kv_heads, head_dim, num_groups),
+      aux=calls.init_aux(policy, batch, num_kv_heads, capacity, num_groups),
+      state=calls.init_state(policy, batch, num_kv_heads, head_dim, num_groups),
       policy=policy,
       options=options,
       layer=layer,
@@ -246,23 +231,22 @@ def stats(
       "occupancy": count / cache.capacity,
       "mean_age": age.sum(axis=-1) / jnp.maximum(count, 1),
       "max_age": age.max(axis=-1).astype(jnp.float32),
-      "kept_mass": cache.policy.kept_mass(slot_step.view(cache), position),
+      "kept_mass": calls.kept_mass(
+          cache.policy, slot_step.view(cache), position
+      ),
   }
 
 
-def _read(cache, query, key, value, positions, rotate, options):
+def _read(
+    cache: SlotCache, new: tokens.Tokens
+) -> tuple[Float[Array, "B T N H"], SlotCache]:
   policy, capacity = cache.policy, cache.capacity
   result, prompt = prompts.read(
+      new,
       policy,
-      cache.layer,
-      capacity,
-      cache.options.keys == "raw",
-      query,
-      key,
-      value,
-      positions,
-      rotate,
-      options,
+      layer=cache.layer,
+      capacity=capacity,
+      is_raw=cache.options.keys == "raw",
   )
   was_empty = (cache.pos < 0).all()
   cache = _keep(cache, prompt)
@@ -275,7 +259,7 @@ def _read(cache, query, key, value, positions, rotate, options):
 
 def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
   """Chooses among the tokens of a prompt."""
-  score, aux, state = cache.policy.read_prompt(prompt)
+  score, aux, state = calls.read_prompt(cache.policy, prompt)
   key, value = prompt.key.swapaxes(1, 2), prompt.value.swapaxes(1, 2)
   pos = jnp.broadcast_to(prompt.positions[:, None], key.shape[:3])
   seq_len, capacity = pos.shape[2], cache.capacity

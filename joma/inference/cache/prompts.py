@@ -8,65 +8,69 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import slot_arrays
-from joma.transformer import attention
+from joma.inference.cache import tokens
 from joma.transformer import full_cache
 from kernels_pallas import output
 
 
 def read(
+    new: tokens.Tokens,
     policy: policy_lib.Policy,
+    *,
     layer: int,
     capacity: int,
     is_raw: bool,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    positions: Int[Array, "B T"],
-    rotate: attention.Rotate,
-    options: attention.AttentionOptions,
 ) -> tuple[output.AttentionOutput, policy_lib.Prompt]:
   """Attends within prompts; returns that, and what the policy is to read.
 
   Over max(C, T) keys, as a full cache of C slots would: the same bits.
+
+  Args:
+    new: The prompts.
+    policy: Who is to choose among them.
+    layer: Of the model.
+    capacity: C.
+    is_raw: Whether keys are kept before rotation.
   """
-  seq_len, num_kv_heads = key.shape[1:3]
+  positions, seq_len = new.positions, new.key.shape[1]
   lengths = (positions >= 0).sum(axis=1)
-  rotated_query, rotated_key = rotate(query, positions), rotate(key, positions)
+  rotated_query, rotated_key = new.rotated_query, new.rotated_key
   heads_first = lambda x: slot_arrays.resize(
       x.swapaxes(1, 2), max(capacity, seq_len)
   )
   returns: dict[str, Any] = {}
   if policy.uses_col_mass:
-    weights = policy.row_weights(positions, lengths)
+    weights = calls.row_weights(policy, positions, lengths)
     weights = None if weights is None else weights[:, None]
     returns = {"return_col_mass": True, "row_weights": weights}
   result = full_cache.attend_many(
       rotated_query,
       heads_first(rotated_key),
-      heads_first(value),
+      heads_first(new.value),
       positions,
-      options,
+      new.options,
       **returns,
   )
   col_mass = result.col_mass
   if col_mass is not None:
     col_mass = col_mass[..., :seq_len]
-    col_mass = col_mass.reshape(len(key), num_kv_heads, -1, seq_len)
+    col_mass = col_mass.reshape(len(positions), new.key.shape[2], -1, seq_len)
   prompt = policy_lib.Prompt(
       query=rotated_query,
-      key=key if is_raw else rotated_key,
+      key=new.key if is_raw else rotated_key,
       rotated_key=rotated_key,
-      value=value,
-      raw_query=query,
+      value=new.value,
+      raw_query=new.query,
       positions=positions,
       lengths=lengths,
       col_mass=col_mass,
-      rotate=rotate,
-      options=options,
+      rotate=new.rotate,
+      options=new.options,
       layer=layer,
   )
   return result, prompt
@@ -79,7 +83,7 @@ def best(
     capacity: int,
 ) -> Int[Array, "B K C"]:
   """Slots of the greatest rank, oldest first; ties go to the newest."""
-  ranks = policy_lib.rank(policy, slots, position)[..., ::-1]
+  ranks = calls.rank(policy, slots, position)[..., ::-1]
   index = ranks.shape[-1] - 1 - jax.lax.top_k(ranks, capacity)[1]
   pos = jnp.take_along_axis(slots.pos, index, axis=-1)
   # Empty slots come last, in any order.

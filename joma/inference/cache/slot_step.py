@@ -5,16 +5,18 @@ head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import cache_options
+from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
+from joma.inference.cache import tokens
 from joma.transformer import attention
 from joma.transformer import one_query
 from kernels_pallas import implementations
@@ -22,8 +24,10 @@ from kernels_pallas.decode import api
 from kernels_pallas.decode import rule as kernel_rule
 from kernels_pallas.decode import slots as kernel_slots
 
+Cache = TypeVar("Cache", bound=slot_arrays.SlotArrays)
 
-def view(cache: Any) -> policy_lib.Slots:
+
+def view(cache: slot_arrays.SlotArrays) -> policy_lib.Slots:
   """Returns what the policy sees."""
   return policy_lib.Slots(
       storage.read(cache.key),
@@ -38,14 +42,14 @@ def view(cache: Any) -> policy_lib.Slots:
 
 
 def choose_slot(
-    cache: Any, position: Int[Array, "B"]
+    cache: slot_arrays.SlotArrays, position: Int[Array, "B"]
 ) -> tuple[Int[Array, "B K"], Bool[Array, "B K C"]]:
   """Returns the slot of the token at `position`, and which ones are freed.
 
   A full cache of a policy that never evicts has none: the slot is then C.
   """
   pos, capacity = cache.pos, cache.capacity
-  ranks = policy_lib.rank(cache.policy, view(cache), position)
+  ranks = calls.rank(cache.policy, view(cache), position)
   page = cache.options.page_size
   if page > 1:
     slot, freed = _choose_page(ranks, pos, page)
@@ -59,11 +63,13 @@ def choose_slot(
   return slot.astype(jnp.int32), freed
 
 
-def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
+def is_fused(
+    cache: slot_arrays.SlotArrays, options: attention.AttentionOptions
+) -> bool:
   """Returns whether one kernel does the whole step, where kernels run."""
   chosen = implementations.choose(options.implementation, {"tpu": "pallas_tpu"})
   is_plain = cache.options == cache_options.DEFAULT
-  has_kernel = cache.policy.kernel_options() is not None
+  has_kernel = calls.kernel_options(cache.policy) is not None
   # The kernel writes whole tiles of memory: 32 bytes of rows.
   has_tiles = cache.capacity * cache.key.data.dtype.itemsize % 32 == 0
   is_softmax = options.weights is None  # The kernel knows no sinks.
@@ -72,9 +78,12 @@ def is_fused(cache: Any, options: attention.AttentionOptions) -> bool:
   )
 
 
-def decode_fused(cache, query, key, value, positions, rotate, options):
+def decode_fused(
+    cache: Cache, new: tokens.Tokens
+) -> tuple[Float[Array, "B 1 N H"], Cache]:
   """As `decode`, by `kernels_pallas.decode` in one pass."""
-  kernel_options = cache.policy.kernel_options()
+  kernel_options = calls.kernel_options(cache.policy)
+  assert kernel_options is not None  # Else `is_fused` would be False.
   # A rule with votes has them in `aux`; other policies with a kernel have none.
   bits = lambda x, dtype: (
       None if x is None else jax.lax.bitcast_convert_type(x, dtype)
@@ -89,14 +98,14 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
       votes=bits(cache.aux, jnp.int32),
   )
   out, kept, _ = api.decode_step(
-      rotate(query, positions)[:, 0],
-      rotate(key, positions)[:, 0],
-      value[:, 0],
+      new.rotated_query[:, 0],
+      new.rotated_key[:, 0],
+      new.value[:, 0],
       kept,
-      positions[:, 0],
-      scale=options.scale,
-      logits_soft_cap=options.logits_soft_cap,
-      window=options.window,
+      new.positions[:, 0],
+      scale=new.options.scale,
+      logits_soft_cap=new.options.logits_soft_cap,
+      window=new.options.window,
       implementation="pallas_tpu",
       **kernel_options,
   )
@@ -111,29 +120,24 @@ def decode_fused(cache, query, key, value, positions, rotate, options):
   return out[:, None], cache
 
 
-def decode(cache, query, key, value, positions, rotate, options):
-  """Takes one token of each sequence; returns out, and the cache.
+def decode(
+    cache: Cache, new: tokens.Tokens
+) -> tuple[Float[Array, "B 1 N H"], Cache]:
+  """Takes one token of each sequence.
 
-  Arguments and results are those of `kv_cache.SlotCache.attend` with T = 1.
+  Args:
+    cache: Of one layer.
+    new: The tokens, T = 1.
+
+  Returns:
+    The outputs of attention, and the cache.
   """
-  position = positions[:, 0]
+  options, position = new.options, new.positions[:, 0]
   is_active = position >= 0
-  is_raw = cache.options.keys == "raw"
-  raw_query, num_kv_heads = query, key.shape[2]
-  kept_key = key if is_raw else rotate(key, positions)
-  kept_key, value = kept_key[:, 0], value[:, 0]
-  token = policy_lib.Token(
-      key=kept_key,
-      value=value,
-      raw_query=_grouped(raw_query[:, 0], num_kv_heads),
-      position=position,
-      rotate=rotate,
-      scale=options.scale,
-      layer=cache.layer,
-  )
+  token = new.one(cache.layer, is_raw=cache.options.keys == "raw")
   old, (slot, freed) = cache, choose_slot(cache, position)
   cache = _write(cache, token, slot, freed & is_active[:, None, None])
-  keys, query = _rotated(cache, raw_query, positions, rotate, is_raw)
+  keys, query = _rotated(cache, new)
   is_seen = cache.pos >= 0
   if options.window is not None:
     is_seen = is_seen & (cache.pos > (position - options.window)[:, None, None])
@@ -146,23 +150,30 @@ def decode(cache, query, key, value, positions, rotate, options):
   step = policy_lib.Step(
       attn_logits, one_query.weights(attn_logits, options), position
   )
-  score, aux, state = cache.policy.observe(view(cache), step)
+  score, aux, state = calls.observe(cache.policy, view(cache), step)
   cache = dataclasses.replace(cache, score=score, aux=aux, state=state)
   return out, where_active(is_active, cache, old)
 
 
-def _write(cache, token, slot, freed) -> Any:
+def _write(
+    cache: Cache,
+    token: policy_lib.Token,
+    slot: Int[Array, "B K"],
+    freed: Bool[Array, "B K C"],
+) -> Cache:
   """Puts a token into its slot; what is freed besides is empty then."""
   capacity = cache.capacity
   is_new = jnp.arange(capacity)[None, None] == slot[..., None]
   is_new = is_new & (token.position >= 0)[:, None, None]
-  score, aux, state = cache.policy.enter(token, cache.state)
+  score, aux, state = calls.enter(cache.policy, token, cache.state)
   fill = lambda x, new, empty: jnp.where(
       slot_arrays.like(is_new, x),
       new[:, :, None],
       jnp.where(slot_arrays.like(freed, x), empty, x),
   )
-  pos = fill(cache.pos, _per_head(token.position, slot), -1)
+  pos = fill(
+      cache.pos, jnp.broadcast_to(token.position[:, None], slot.shape), -1
+  )
   slot = jnp.where((token.position >= 0)[:, None], slot, capacity)
   return dataclasses.replace(
       cache,
@@ -178,7 +189,11 @@ def _write(cache, token, slot, freed) -> Any:
   )
 
 
-def _next_ranks(cache, freed, is_new) -> Any:
+def _next_ranks(
+    cache: slot_arrays.SlotArrays,
+    freed: Bool[Array, "B K C"],
+    is_new: Bool[Array, "B K C"],
+) -> Int[Array, "B K C"] | None:
   """Ranks above those that leave fall; the new token has the greatest."""
   if cache.rank is None:
     return None
@@ -198,25 +213,29 @@ def _next_ranks(cache, freed, is_new) -> Any:
   return jnp.where(is_new, count, rank).astype(jnp.int32)
 
 
-def _rotated(cache, raw_query, positions, rotate, is_raw) -> tuple[Any, Any]:
+def _rotated(
+    cache: slot_arrays.SlotArrays, new: tokens.Tokens
+) -> tuple[Float[Array, "B K C H"], Float[Array, "B 1 N H"]]:
   """Returns keys and query as they meet."""
-  keys = storage.read(cache.key)
-  if not is_raw:
-    return keys, rotate(raw_query, positions)
+  keys, positions = storage.read(cache.key), new.positions
+  if cache.options.keys != "raw":
+    return keys, new.rotated_query
   batch, num_kv_heads, capacity, head_dim = keys.shape
   if cache.rank is not None:
     # All heads of a sequence keep the same number of tokens.
     newest = cache.rank.max(axis=(1, 2))[:, None]
     positions = jnp.where(positions < 0, -1, newest)
   where = cache.pos if cache.rank is None else cache.rank
-  keys = rotate(
+  keys = new.rotate(
       keys.reshape(batch * num_kv_heads, capacity, 1, head_dim),
       where.reshape(batch * num_kv_heads, capacity),
   ).reshape(keys.shape)
-  return keys, rotate(raw_query, positions)
+  return keys, new.rotate(new.query, positions)
 
 
-def _choose_page(ranks, pos, page) -> tuple[Any, Any]:
+def _choose_page(
+    ranks: Float[Array, "B K C"], pos: Int[Array, "B K C"], page: int
+) -> tuple[Int[Array, "B K"], Bool[Array, "B K C"]]:
   """First empty slot, else the page of the least sum that may leave."""
   batch, num_kv_heads, capacity = pos.shape
   is_empty = pos < 0
@@ -229,22 +248,21 @@ def _choose_page(ranks, pos, page) -> tuple[Any, Any]:
   return slot, jnp.where(is_full[..., None], of_page, is_slot)
 
 
-def where_active(is_active: Bool[Array, "B"], new: Any, old: Any) -> Any:
+def where_active(
+    is_active: Bool[Array, "B"],
+    new: Cache,
+    old: slot_arrays.SlotArrays,
+) -> Cache:
   """Sequences without a token keep what they had; keys were not written."""
   choose = lambda a, b: jnp.where(slot_arrays.like(is_active, a), a, b)
-  names = ("score", "pos", "rank", "aux", "state")
-  return dataclasses.replace(
-      new,
-      **{
-          name: jax.tree.map(choose, getattr(new, name), getattr(old, name))
-          for name in names
-      },
+  arrays = lambda cache: (
+      cache.score,
+      cache.pos,
+      cache.rank,
+      cache.aux,
+      cache.state,
   )
-
-
-def _grouped(query, num_kv_heads) -> Any:
-  return query.reshape(len(query), num_kv_heads, -1, query.shape[-1])
-
-
-def _per_head(position, slot) -> Any:
-  return jnp.broadcast_to(position[:, None], slot.shape)
+  score, pos, rank, aux, state = jax.tree.map(choose, arrays(new), arrays(old))
+  return dataclasses.replace(
+      new, score=score, pos=pos, rank=rank, aux=aux, state=state
+  )

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas.decode import slots as kernel_slots
 from scansnap_jax.experiment import errors
 
+# An array, and what `jax.tree.map` puts in its place.
+Leaf = Any
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Stored:
     scale: Float32 [B, K, C]: a vector is scale data; None for floats.
   """
 
-  data: Any
-  scale: Any = None
+  data: Leaf
+  scale: Leaf = None
 
 
-def empty(shape: tuple[int, int, int, int], dtype: Any) -> Stored:
+def empty(
+    shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
+) -> Stored:
   """Returns slots of zeros.
 
   Raises:

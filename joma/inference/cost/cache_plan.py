@@ -1,11 +1,12 @@
 """How many slots a cache has and a step reads, and what each slot costs.
 
-One plan stands for every policy of a kind: what H2O, TOVA and Scissorhands move
+One plan stands for every policy of a kind: what those that score all slots move
 is the same, whatever they keep. Imports no jax.
 
 Letters: L layers, K key and value heads, T tokens so far, C slots.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import itertools
 import math
@@ -96,6 +97,29 @@ class CachePlan:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Room:
+  """What the cost table lets a policy keep, and of what.
+
+  Attributes:
+    kept: Fraction of the tokens, or of what else the policy shares out.
+    length: T.
+    model: Its sizes.
+    settings: Values of the policy's own fields, by name; fields that it lacks
+      are left aside.
+  """
+
+  kept: float
+  length: int
+  model: configs.TransformerConfig
+  settings: Mapping[str, int | float]
+
+  @property
+  def capacity(self) -> int:
+    """Slots of a KV head."""
+    return max(1, int(self.kept * self.length))
+
+
 def full() -> CachePlan:
   """Every token stays."""
   return CachePlan(name="full")
@@ -113,10 +137,10 @@ def window(capacities: Capacities, name: str = "window") -> CachePlan:
 
 def scored(
     capacities: Capacities,
-    name: str = "h2o",
+    name: str = "scored",
     scored_queries: int | None = None,
 ) -> CachePlan:
-  """Every step changes every slot's score: H2O, TOVA, Scissorhands, R-KV.
+  """Every step changes every slot's score.
 
   Args:
     capacities: C.
@@ -132,12 +156,12 @@ def scored(
   )
 
 
-def quest(read_capacity: int, page_size: int = 16) -> CachePlan:
-  """All tokens stay, a step reads the best pages (arXiv 2406.10774)."""
+def paged(
+    read_capacity: int, page_size: int = 16, name: str = "paged"
+) -> CachePlan:
+  """All tokens stay, a step reads the best pages."""
   require.at_least("page_size", page_size, 1)
-  return CachePlan(
-      name="quest", page_size=page_size, read_capacity=read_capacity
-  )
+  return CachePlan(name=name, page_size=page_size, read_capacity=read_capacity)
 
 
 def pyramid(

@@ -1,7 +1,7 @@
 """Rows of costs by length, batch and policy: when does eviction pay?
 
 A row compares a decode step of one policy with one that keeps everything, on
-each chip. Imports no jax.
+each chip. What a policy costs is its own to say.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from joma.inference.cost import chips as chips_lib
 from joma.inference.cost import cost_model
 from joma.inference.cost import cost_table_config
 from joma.inference.cost import model_size
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer.config import TransformerConfig
 
 Row = Mapping[str, Any]
@@ -70,37 +71,21 @@ def plans(
     config: cost_table_config.CostTableConfig, length: int
 ) -> list[tuple[cache_plan.CachePlan, float | None]]:
   """Returns the plans of all policies, with the fraction that each keeps."""
-  model, found = config.shape, []
-  for policy in config.policies:
-    if policy == "deja_vu":
-      found.append((cache_plan.CachePlan(name=policy), None))
+  # Policies import jax, which no flag and no other row of the table needs.
+  from joma.inference.cache import calls
+
+  found: list[tuple[cache_plan.CachePlan, float | None]] = []
+  for name in config.policies:
+    if name == cost_table_config.CONTEXTUAL:
+      found.append((cache_plan.CachePlan(name=name), None))
       continue
+    policy, named = policy_names.costed(name), policy_names.settings(name)
+    settings = {k: v for k, v in config.settings().items() if k not in named}
     for kept in config.kept:
-      capacity = max(1, int(kept * length))
-      if policy == "window":
-        plan = cache_plan.window(capacity)
-      elif policy == "h2o":
-        plan = cache_plan.scored(capacity)
-      elif policy == "snapkv":
-        plan = cache_plan.scored(capacity, policy, config.scored_queries)
-      elif policy == "pyramidkv":
-        layers = cache_plan.pyramid(
-            capacity,
-            model.num_layers,
-            config.pyramid_beta,
-            # The scored queries stay themselves, and a new token needs a slot.
-            least=config.scored_queries + 1,
-        )
-        layers = tuple(min(layer, length) for layer in layers)
-        plan = cache_plan.scored(layers, policy, config.scored_queries)
-      elif policy == "duo_attention":
-        heads = cache_plan.split_heads(
-            kept, config.streaming_slots, length, model
-        )
-        plan = cache_plan.window(heads, policy)
-      else:
-        plan = cache_plan.quest(capacity, config.page_size)
-      found.append((plan, kept))
+      room = cache_plan.Room(
+          kept=kept, length=length, model=config.shape, settings=settings
+      )
+      found.append((calls.costed(policy, room, name), kept))
   return found
 
 
@@ -111,7 +96,7 @@ def findings(model: Mapping[str, Any], rows: list[Row]) -> list[str]:
       f" {model['token_kib']:.4g} KiB: a full cache is as much as the weights"
       f" at batch x length = {model['break_even_tokens']:,.0f} tokens."
   ]
-  changed = [row for row in rows if row["policy"] != "full"]
+  changed = [row for row in rows if row["policy"] != policy_names.REFERENCE]
   gains = [
       (chip["speed_up"], name, row)
       for row in changed
@@ -143,7 +128,7 @@ def findings(model: Mapping[str, Any], rows: list[Row]) -> list[str]:
 
 def verdict(row: Row) -> str:
   """Whether a row's policy pays on some chip, in a word or two."""
-  if row["policy"] == "full":
+  if row["policy"] == policy_names.REFERENCE:
     return ""
   seen = row["chips"].values()
   gains = [c["speed_up"] for c in seen if c["fits"] and c["speed_up"]]
@@ -188,7 +173,9 @@ def _row(
     full: Row | None,
 ) -> dict[str, Any]:
   model: TransformerConfig = config.shape
-  sparsity = config.sparsity() if plan.name == "deja_vu" else None
+  sparsity = (
+      config.sparsity() if plan.name == cost_table_config.CONTEXTUAL else None
+  )
   lookup = config.counts_lookup
   step = cost_model.decode(model, load, plan, sparsity, counts_lookup=lookup)
   prompt = cost_model.prefill(model, load, plan, counts_lookup=lookup)

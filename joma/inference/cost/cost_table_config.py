@@ -1,17 +1,16 @@
 """What `launch.cost_table` prints; imports no jax."""
 
 import dataclasses
-from typing import Literal
 
 from joma.inference.cost import chips as chips_lib
 from joma.inference.cost import cost_model
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
-Policy = Literal[
-    "window", "h2o", "snapkv", "pyramidkv", "duo_attention", "quest", "deja_vu"
-]
+# Not what a cache keeps, but which heads and neurons are computed.
+CONTEXTUAL = "deja_vu"
 
 
 def llama3_8b() -> TransformerConfig:
@@ -50,7 +49,14 @@ def opt_175b() -> TransformerConfig:
   return _opt(96, 12_288, 96)
 
 
-def _llama(vocab, layers, width, heads, kv_heads, hidden) -> TransformerConfig:
+def _llama(
+    vocab: int,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+) -> TransformerConfig:
   return TransformerConfig(
       vocab_size=vocab,
       num_layers=layers,
@@ -63,7 +69,7 @@ def _llama(vocab, layers, width, heads, kv_heads, hidden) -> TransformerConfig:
   )
 
 
-def _opt(layers, width, heads) -> TransformerConfig:
+def _opt(layers: int, width: int, heads: int) -> TransformerConfig:
   return TransformerConfig(
       vocab_size=50_272,
       num_layers=layers,
@@ -99,9 +105,11 @@ class CostTableConfig:
       not known.
     lengths: Tokens T of each sequence so far.
     batch_sizes: Numbers B of sequences that are continued together.
-    policies: Cache policies compared with keeping everything. h2o stands for
-      every policy that scores all slots in each step (TOVA, Scissorhands,
-      R-KV), window for StreamingLLM too.
+    policies: Cache policies compared with keeping everything, by the names
+      that evaluate_cache knows, with settings if need be, as
+      snapkv:window=16; duo_attention; and deja_vu, which evicts nothing.
+      What a step moves is the same for all policies that score every slot, as
+      h2o, and for those that go by place, as window.
     kept: Fractions: of the tokens that policies keep, of those that quest
       reads, of the heads of duo_attention that keep everything.
     weight_dtype: How parameters are stored.
@@ -128,7 +136,7 @@ class CostTableConfig:
   memory_gb: float | None = None
   lengths: tuple[int, ...] = (8192, 32_768)
   batch_sizes: tuple[int, ...] = (1, 8, 32)
-  policies: tuple[Policy, ...] = ("h2o",)
+  policies: tuple[str, ...] = policy_names.COMPARED[:1]
   kept: tuple[float, ...] = (0.2, 0.1)
   weight_dtype: cost_model.Dtype = "bfloat16"
   cache_dtype: cost_model.Dtype = "bfloat16"
@@ -157,7 +165,12 @@ class CostTableConfig:
         raise UserError(
             f"kept={fraction} of lengths={min(self.lengths)} is no token."
         )
-    if set(self.policies) - {"deja_vu"} and not self.kept:
+    for name in self.policies:
+      if name != CONTEXTUAL:
+        policy_names.check(name)
+      if name.partition(":")[0] == policy_names.REFERENCE:
+        raise UserError(f"policies={name} is there already.")
+    if set(self.policies) - {CONTEXTUAL} and not self.kept:
       raise UserError("kept must name at least one fraction.")
     if (self.bandwidth_gbs is None) != (self.peak_tflops is None):
       raise UserError("bandwidth_gbs and peak_tflops must be given together.")
@@ -178,6 +191,15 @@ class CostTableConfig:
           )
       )
     return found
+
+  def settings(self) -> dict[str, int | float]:
+    """Fields of policies that flags of the table's own stand for."""
+    return {
+        "window": self.scored_queries,
+        "beta": self.pyramid_beta,
+        "window_capacity": self.streaming_slots,
+        "page_size": self.page_size,
+    }
 
   def sparsity(self) -> cost_model.ContextualSparsity:
     """What deja_vu computes."""

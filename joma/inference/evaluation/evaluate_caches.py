@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache as kv_cache_lib
 from joma.inference.cost import cost_model
 from joma.inference.evaluation import evaluate_config
@@ -29,7 +30,7 @@ def make(
 ) -> tuple[Any, ...]:
   """Returns empty caches of a policy.
 
-  Its sizes follow the slots (`Policy.fitted`); what keeps everything and reads
+  Its sizes follow the slots (`calls.fitted`); what keeps everything and reads
   a part has room for the whole text.
 
   Args:
@@ -48,7 +49,7 @@ def make(
   policy, named = policy_names.parse(name), policy_names.settings(name)
   if policy.draws and "seed" not in named:
     policy = dataclasses.replace(policy, seed=seed)
-  policy = policy.fitted(slots, named)
+  policy = calls.fitted(policy, slots, named)
   if policy.reads_part:
     slots = config.length + num_new
   try:
@@ -86,7 +87,7 @@ def cost(
   caches = make(config, model.config, name, slots, batch_size)
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
   capacities = tuple(cache.capacity for cache in caches)
-  plan = caches[0].policy.plan(capacities, name)
+  plan = calls.plan(caches[0].policy, capacities, name)
   dtype = np.dtype(model.dtype).name
   load = cost_model.Load(
       batch_size=batch_size,

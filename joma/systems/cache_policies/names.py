@@ -10,27 +10,32 @@ from typing import Any
 
 from scansnap_jax.experiment import errors
 
-# Module within this folder, and class, of each policy.
+# Module and class of each policy; a dot before the module is this folder.
 POLICIES: dict[str, str] = {
-    "full": "by_place.full:Full",
-    "window": "by_place.window:Window",
-    "random": "by_place.random:Random",
-    "streaming_llm": "by_place.window:StreamingLLM",
-    "h2o": "by_attention.h2o:H2O",
-    "scissorhands": "by_attention.scissorhands:Scissorhands",
-    "tova": "by_attention.tova:TOVA",
-    "snapkv": "by_attention.snapkv:SnapKV",
-    "pyramidkv": "by_attention.snapkv:PyramidKV",
-    "keyformer": "by_attention.keyformer:Keyformer",
-    "knorm": "by_key.knorm:Knorm",
-    "keydiff": "by_key.keydiff:KeyDiff",
-    "rkv": "by_key.rkv:RKV",
-    "lagkv": "by_key.lagkv:LagKV",
-    "expected_attention": "by_key.expected_attention:ExpectedAttention",
-    "quest": "own_cache.quest:Quest",
+    "full": ".by_place.full:Full",
+    "window": ".by_place.window:Window",
+    "random": ".by_place.random:Random",
+    "streaming_llm": ".by_place.window:StreamingLLM",
+    "h2o": ".by_attention.h2o:H2O",
+    "scissorhands": ".by_attention.scissorhands:Scissorhands",
+    "tova": ".by_attention.tova:TOVA",
+    "snapkv": ".by_attention.snapkv:SnapKV",
+    "pyramidkv": ".by_attention.snapkv:PyramidKV",
+    "keyformer": ".by_attention.keyformer:Keyformer",
+    "knorm": ".by_key.knorm:Knorm",
+    "keydiff": ".by_key.keydiff:KeyDiff",
+    "rkv": ".by_key.rkv:RKV",
+    "lagkv": ".by_key.lagkv:LagKV",
+    "expected_attention": ".by_key.expected_attention:ExpectedAttention",
+    "quest": ".own_cache.quest:Quest",
 }
 # Those that go before the name of another policy.
-WRAPPERS: dict[str, str] = {"adakv": "own_cache.ada_kv:AdaKV"}
+WRAPPERS: dict[str, str] = {"adakv": ".own_cache.ada_kv:AdaKV"}
+# Those that a flag cannot make, for they need a measurement of one's own; what
+# they cost can be said.
+MEASURED: dict[str, str] = {
+    "duo_attention": ".own_cache.duo_attention:DuoAttention"
+}
 # Keeps everything: what others are compared with.
 REFERENCE = "full"
 # What an evaluation shows beside whatever it is asked for.
@@ -44,16 +49,31 @@ _WRAPPED = "h2o"
 
 
 def load(name: str) -> Any:
-  """Imports and returns the class of a name of POLICIES or WRAPPERS."""
-  entry = {**POLICIES, **WRAPPERS}[name]
+  """Imports and returns the class of a name of the tables."""
+  entry = {**POLICIES, **WRAPPERS, **MEASURED}[name]
   module, _, attribute = entry.partition(":")
-  return getattr(importlib.import_module(f".{module}", __package__), attribute)
+  return getattr(importlib.import_module(module, __package__), attribute)
+
+
+def check(name: str) -> None:
+  """Raises UserError unless `costed` knows a name; imports no policy."""
+  base = name.partition(":")[0]
+  known = sorted({*POLICIES, *WRAPPERS, *MEASURED})
+  if base not in known:
+    raise errors.UserError(
+        f"policy={name!r} is unknown; there are {', '.join(known)}."
+    )
+
+
+def costed(name: str) -> Any:
+  """Returns the policy of a name whose cost is asked, as `parse` does."""
+  return load(name)() if name in MEASURED else parse(name)
 
 
 def label(name: str) -> str:
   """Returns a name as its paper writes it, its settings behind."""
   base, *behind = name.split(":")
-  is_known = base in POLICIES or base in WRAPPERS
+  is_known = base in {**POLICIES, **WRAPPERS, **MEASURED}
   known = (load(base).label if is_known else "") or base.replace("_", " ")
   return " ".join([known, *behind])
 

@@ -5,11 +5,13 @@ each, C slots.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -31,6 +33,7 @@ class H2O(policy_lib.Policy):
 
   label: ClassVar[str] = "H2O"
   look: ClassVar[policy_lib.Look | None] = ("#D55E00", "o", "-")
+  uses_col_mass: ClassVar[bool] = True
   score: Literal["sum", "mean", "ema"] = "sum"
   decay: float = 0.98
   reduce: policy_lib.Reduce = "sum"
@@ -42,7 +45,7 @@ class H2O(policy_lib.Policy):
     if not 0 < self.decay <= 1:
       raise errors.UserError(f"decay={self.decay} must be in (0, 1].")
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
@@ -51,32 +54,38 @@ class H2O(policy_lib.Policy):
         "reduce": self.reduce,
     }
 
-  @property
-  def uses_col_mass(self):
-    return True
-
-  def row_weights(self, positions, lengths):
+  def row_weights(
+      self, positions: Int[Array, "B T"], lengths: Int[Array, "B"]
+  ) -> Float[Array, "B T"] | None:
     if self.score != "ema":
       return None
     age = (lengths[:, None] - 1 - positions).astype(jnp.float32)
     return jnp.where(positions >= 0, jnp.float32(self.decay) ** age, 0.0)
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
+    assert prompt.col_mass is not None  # It was asked for.
     return policy_lib.group_sum(prompt.col_mass, self.reduce), None, None
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     if self.score != "mean":
       return slots.score
     num_queries = jnp.maximum(position[:, None, None] - slots.pos, 1)
     return slots.score / num_queries
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     given = policy_lib.group_sum(step.attn_weights, self.reduce)
     decay = self.decay if self.score == "ema" else 1.0
     return decay * slots.score + given, slots.aux, slots.state
 
-  def kept_mass(self, slots, position):
+  def kept_mass(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Float[Array, "B K"]:
     if self.score == "ema" or self.reduce == "max":
-      return super().kept_mass(slots, position)
+      # Neither is a sum of what was given: no share follows from it.
+      return jnp.full(slots.pos.shape[:2], jnp.nan)
     kept = jnp.where(slots.pos >= 0, slots.score, 0.0).sum(axis=-1)
     return kept / jnp.maximum(position * slots.num_groups, 1)[:, None]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from joma.transformer import full_cache
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -46,10 +47,12 @@ class Keyformer(policy_lib.Policy):
       if getattr(self, name) <= 0:
         raise errors.UserError(f"{name}={getattr(self, name)} must be above 0.")
 
-  def init_aux(self, batch, num_kv_heads, capacity, num_groups):
+  def init_aux(
+      self, batch: int, num_kv_heads: int, capacity: int, num_groups: int
+  ) -> rules.Arrays:
     return jnp.zeros((batch, num_kv_heads, capacity))
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     """The noise is one more channel of the keys."""
     batch, seq_len, num_kv_heads, _ = prompt.key.shape
     noise = self._noise(prompt.layer, jnp.arange(seq_len), num_kv_heads).T
@@ -77,12 +80,16 @@ class Keyformer(policy_lib.Policy):
     col_mass = result.col_mass.reshape(grouped)
     return policy_lib.group_sum(col_mass, self.reduce), noise, None
 
-  def enter(self, token, state):
+  def enter(
+      self, token: policy_lib.Token, state: rules.Arrays
+  ) -> rules.Entered:
     batch, num_kv_heads = token.key.shape[:2]
     noise = self._noise(token.layer, token.position, num_kv_heads)
     return jnp.zeros((batch, num_kv_heads)), noise, state
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     done = jnp.clip(step.position / self.num_steps, 0.0, 1.0)
     tau = self.tau_start + (self.tau_end - self.tau_start) * done
     noisy = (step.attn_logits + slots.aux[:, :, None]) / tau[

@@ -5,12 +5,13 @@ each, C slots.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from scansnap_jax.experiment import errors
 
 
@@ -33,7 +34,7 @@ class Scissorhands(policy_lib.Policy):
     if not 1 <= self.history <= 32:
       raise errors.UserError(f"history={self.history} must be from 1 to 32.")
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
@@ -42,10 +43,12 @@ class Scissorhands(policy_lib.Policy):
         "reduce": "mean",
     }
 
-  def init_aux(self, batch, num_kv_heads, capacity, num_groups):
+  def init_aux(
+      self, batch: int, num_kv_heads: int, capacity: int, num_groups: int
+  ) -> rules.Arrays:
     return jnp.zeros((batch, num_kv_heads, capacity), jnp.uint32)
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     attn_weights, rows = prompt.last_weights(self.history)
     num_seen = jnp.maximum(rows + 1, 1)[:, None, :, None]
     is_above = attn_weights.mean(axis=2) * num_seen > 1
@@ -54,11 +57,15 @@ class Scissorhands(policy_lib.Policy):
     bits = bits.sum(axis=2, dtype=jnp.uint32)
     return self._count(bits), bits, None
 
-  def enter(self, token, state):
+  def enter(
+      self, token: policy_lib.Token, state: rules.Arrays
+  ) -> rules.Entered:
     zeros = jnp.zeros(token.key.shape[:2])
     return zeros, zeros.astype(jnp.uint32), state
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     num_seen = jnp.isfinite(step.attn_logits[:, :, :1]).sum(-1)
     is_above = step.attn_weights.mean(axis=2) * num_seen > 1
     bits = (slots.aux << 1) | is_above.astype(jnp.uint32)

@@ -5,11 +5,13 @@ each, C slots.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from joma.inference.cost import cache_plan
 from scansnap_jax.experiment import errors
 
@@ -37,17 +39,17 @@ class SnapKV(policy_lib.Policy):
     if self.kernel_size < 1 or self.kernel_size % 2 == 0:
       raise errors.UserError(f"kernel_size={self.kernel_size} must be odd.")
 
-  def _num_recent(self, capacity):
-    return self.window if self.num_recent is None else self.num_recent
+  def default_recent(self, capacity: int) -> int:
+    return self.window
 
-  def fitted(self, slots, named):
+  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
     """The window is at most half of the slots."""
     if "window" in named:
       return self
     window = max(1, min(self.window, slots // 2))
     return dataclasses.replace(self, window=window)
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
@@ -58,7 +60,7 @@ class SnapKV(policy_lib.Policy):
         "reduce": "mean",
     }
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     attn_weights, rows = prompt.last_weights(self.window)
     first = rows[:, :1]  # The window itself is not scored.
     is_before = (prompt.positions >= 0) & (prompt.positions < first)
@@ -67,7 +69,15 @@ class SnapKV(policy_lib.Policy):
     mean = jnp.where(is_before[:, None], mean, 0.0)
     return _moving_mean(mean, self.kernel_size), None, None
 
-  def observe(self, slots, step):
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
+    """Only the last queries of a prompt are summed."""
+    return cache_plan.scored(capacities, name, self.window)
+
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     given = step.attn_weights.mean(axis=2)
     score = slots.score + (given - slots.score) / self.window
     return score, slots.aux, slots.state
@@ -90,15 +100,17 @@ class PyramidKV(SnapKV):
     if self.beta < 1:
       raise errors.UserError(f"beta={self.beta} must be at least 1.")
 
-  def capacities(self, num_layers, capacity):
-    least = self.num_sinks + self._num_recent(capacity) + 1
+  def capacities(self, num_layers: int, capacity: int) -> tuple[int, ...]:
+    least = self.num_sinks + self.recent(capacity) + 1
     return cache_plan.pyramid(capacity, num_layers, self.beta, least)
 
 
-def _moving_mean(score, kernel_size):
+def _moving_mean(
+    score: Float[Array, "B K T"], kernel_size: int
+) -> Float[Array, "B K T"]:
   """Mean of neighbours along the last axis, zeros beyond the ends."""
   around = kernel_size // 2
   padded = jnp.pad(score, ((0, 0), (0, 0), (around, around)))
   length = score.shape[-1]
-  total = sum(padded[..., i : i + length] for i in range(kernel_size))
-  return total / kernel_size
+  shifted = [padded[..., i : i + length] for i in range(kernel_size)]
+  return sum(shifted[1:], shifted[0]) / kernel_size

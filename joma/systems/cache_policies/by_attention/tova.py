@@ -5,11 +5,12 @@ each, C slots.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class TOVA(policy_lib.Policy):
   num_recent: int | None = 0
   ranks_heads_alone: ClassVar[bool] = False
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
@@ -33,11 +34,13 @@ class TOVA(policy_lib.Policy):
         "reduce": "layer",
     }
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     attn_weights, _ = prompt.last_weights(1)
     return self._of_layer(attn_weights[:, :, :, 0]), None, None
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     return self._of_layer(step.attn_weights), slots.aux, slots.state
 
   def _of_layer(self, attn_weights):

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from joma.systems.cache_policies.by_key import directions
 from scansnap_jax.experiment import errors
 
@@ -43,15 +45,19 @@ class ExpectedAttention(policy_lib.Policy):
           f"num_future={self.num_future} must be at least 1."
       )
 
-  def init_aux(self, batch, num_kv_heads, capacity, num_groups):
+  def init_aux(
+      self, batch: int, num_kv_heads: int, capacity: int, num_groups: int
+  ) -> rules.Arrays:
     empty = jnp.zeros((batch, num_kv_heads, capacity))
     return jnp.zeros((*empty.shape, num_groups)), empty
 
-  def init_state(self, batch, num_kv_heads, head_dim, num_groups):
+  def init_state(
+      self, batch: int, num_kv_heads: int, head_dim: int, num_groups: int
+  ) -> rules.Arrays:
     heads = (batch, num_kv_heads, num_groups, head_dim)
     return jnp.zeros(batch), jnp.zeros(heads), jnp.zeros((*heads, head_dim))
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     num_kv_heads, head_dim = prompt.key.shape[2:]
     is_counted = prompt.positions >= self.num_sinks
     query = prompt.raw_query.astype(jnp.float32)
@@ -71,7 +77,9 @@ class ExpectedAttention(policy_lib.Policy):
     )
     return jnp.zeros(aux[1].shape), aux, state
 
-  def enter(self, token, state):
+  def enter(
+      self, token: policy_lib.Token, state: rules.Arrays
+  ) -> rules.Entered:
     count, total, square = state
     query = token.raw_query.astype(jnp.float32)
     is_counted = token.position >= self.num_sinks
@@ -88,7 +96,9 @@ class ExpectedAttention(policy_lib.Policy):
     zeros = jnp.zeros(token.key.shape[:2])
     return zeros, (expected, directions.norm(token.value)), state
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     logits, value_norm = slots.aux
     is_judged = (slots.pos >= self.num_sinks)[..., None]
     logits = jnp.where(is_judged, logits, -jnp.inf)

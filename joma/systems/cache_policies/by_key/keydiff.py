@@ -7,6 +7,8 @@ each, C slots, H head size.
 import dataclasses
 from typing import ClassVar
 
+from jaxtyping import Array, Int, Num
+
 from joma.inference.cache import policy as policy_lib
 from joma.systems.cache_policies.by_key import directions
 
@@ -17,6 +19,8 @@ class KeyDiff(policy_lib.Policy):
 
   label: ClassVar[str] = "KeyDiff"
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     unit, is_kept = directions.unit(slots.key), slots.pos >= 0
     return -directions.cosine_to_mean(unit, is_kept)

@@ -5,9 +5,10 @@ each, C slots, H head size.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from joma.systems.cache_policies.by_key import directions
 
 
@@ -17,15 +18,17 @@ class Knorm(policy_lib.Policy):
 
   label: ClassVar[str] = "Knorm"
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
         "score": "key_norm",
     }
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     return -directions.norm(prompt.key).swapaxes(1, 2), None, None
 
-  def enter(self, token, state):
+  def enter(
+      self, token: policy_lib.Token, state: rules.Arrays
+  ) -> rules.Entered:
     return -directions.norm(token.key), None, state

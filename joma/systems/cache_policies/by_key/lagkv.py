@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from scansnap_jax.experiment import errors
 
 
@@ -38,7 +39,7 @@ class LagKV(policy_lib.Policy):
     if self.lag_size < 2:
       raise errors.UserError(f"lag_size={self.lag_size} must be at least 2.")
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     """Chunk by chunk, as the decode steps would without evictions."""
     batch, seq_len, num_kv_heads, _ = prompt.key.shape
     num_chunks = max(seq_len - self.num_sinks, 0) // self.lag_size
@@ -58,10 +59,14 @@ class LagKV(policy_lib.Policy):
       slots = dataclasses.replace(slots, score=score)
     return slots.score, None, None
 
-  def enter(self, token, state):
+  def enter(
+      self, token: policy_lib.Token, state: rules.Arrays
+  ) -> rules.Entered:
     return jnp.ones(token.key.shape[:2]), None, state
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     num_after_sinks = step.position + 1 - self.num_sinks
     is_complete = (num_after_sinks % self.lag_size == 0) & (
         num_after_sinks >= 2 * self.lag_size

@@ -9,8 +9,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import rules
 from joma.systems.cache_policies.by_key import directions
 from scansnap_jax.experiment import errors
 
@@ -41,24 +43,28 @@ class RKV(policy_lib.Policy):
     if self.window < 1:
       raise errors.UserError(f"window={self.window} must be at least 1.")
 
-  def fitted(self, slots, named):
+  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
     """The window is at most half of the slots."""
     if "window" in named:
       return self
     window = max(1, min(self.window, slots // 2))
     return dataclasses.replace(self, window=window)
 
-  def read_prompt(self, prompt):
+  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     attn_weights, rows = prompt.last_weights(self.window)
     num_rows = jnp.maximum((rows >= 0).sum(-1), 1)[:, None, None]
     return attn_weights.sum(axis=3).mean(axis=2) / num_rows, None, None
 
-  def observe(self, slots, step):
+  def observe(
+      self, slots: policy_lib.Slots, step: policy_lib.Step
+  ) -> rules.Observed:
     given = step.attn_weights.mean(axis=2)
     score = slots.score + (given - slots.score) / self.window
     return score, slots.aux, slots.state
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     is_kept = slots.pos >= 0
     attention = jnp.where(is_kept, slots.score, 0.0)
     total = attention.sum(axis=-1, keepdims=True)

@@ -17,7 +17,9 @@ class Full(policy_lib.Policy):
   num_recent: int | None = 0
   evicts: ClassVar[bool] = False
 
-  def plan(self, capacities, name):
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
     """A slot has no score and needs no position."""
     del capacities, name
     return cache_plan.full()

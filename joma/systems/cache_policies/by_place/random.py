@@ -7,6 +7,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cache_plan
@@ -26,11 +27,15 @@ class Random(policy_lib.Policy):
   num_recent: int | None = 0
   seed: int = 0
 
-  def plan(self, capacities, name):
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
     """Places decide: a step changes no score."""
     return cache_plan.window(capacities, name)
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     num_kv_heads, capacity = slots.pos.shape[1:]
     # Slots first: more of them, or padding, leave the others' draws alone.
     draw = lambda step: jax.random.uniform(

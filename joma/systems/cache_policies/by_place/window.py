@@ -4,7 +4,9 @@ Letters: B batch, K key and value heads, C slots.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cache_plan
@@ -18,18 +20,22 @@ class Window(policy_lib.Policy):
   look: ClassVar[policy_lib.Look | None] = ("#7A7A7A", "v", "-")
   num_recent: int | None = 0
 
-  def plan(self, capacities, name):
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
     """Places decide: a step changes no score."""
     return cache_plan.window(capacities, name)
 
-  def kernel_options(self):
+  def kernel_options(self) -> dict[str, Any]:
     return {
         "num_sinks": self.num_sinks,
         "num_recent": self.num_recent,
         "score": "position",
     }
 
-  def priority(self, slots, position):
+  def priority(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Num[Array, "B K C"]:
     return slots.pos
 
 

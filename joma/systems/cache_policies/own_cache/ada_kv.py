@@ -7,17 +7,20 @@ slots a head on average, M = K C slots of a layer, H head size.
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from joma.inference.cache import cache_options
+from joma.inference.cache import calls
 from joma.inference.cache import head_pool
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
+from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaKV(policy_lib.Policy):
+class AdaKV(head_pool.SharesOut):
   """One choice over all heads of a layer, after the prompt (arXiv 2407.11550).
 
   Heads whose attention is spread get more slots than those that look at little.
@@ -30,9 +33,7 @@ class AdaKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "AdaKV"
-  base: policy_lib.Policy
   floor: float = 0.2
-  ranks_heads_alone: ClassVar[bool] = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -43,23 +44,31 @@ class AdaKV(policy_lib.Policy):
           f"base={type(self.base).__name__} has no priority of each head alone."
       )
 
-  def with_capacity(self, capacity):
+  def sized(self, capacity: int) -> policy_lib.Policy:
     """Protects what the base protects."""
     base = self.base.with_capacity(capacity)
     return dataclasses.replace(
         self, base=base, num_sinks=base.num_sinks, num_recent=base.num_recent
     )
 
-  def capacities(self, num_layers, capacity):
+  def capacities(self, num_layers: int, capacity: int) -> tuple[int, ...]:
     """Those of the base."""
-    return self.base.capacities(num_layers, capacity)
+    return calls.capacities(self.base, num_layers, capacity)
 
   def least(self, capacity: int) -> int:
     """Slots that every head gets."""
     protected = self.base.num_sinks + (self.base.num_recent or 0) + 1
     return max(int(self.floor * capacity), protected)
 
-  def init_cache(self, config, layer, batch_size, capacity, dtype, options):
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+      options: cache_options.CacheOptions,
+  ) -> head_pool.PooledCache:
     """Returns a `PooledCache`: K C slots, and a page less one more a head."""
     if options != cache_options.DEFAULT:
       raise errors.UserError(
@@ -75,8 +84,8 @@ class AdaKV(policy_lib.Policy):
     pool = kv_cache.init_layer(
         self.base, layer, shape, num_groups, dtype, options
     )
-    state = self.base.init_state(
-        batch_size, num_kv_heads, config.head_dim, num_groups
+    state = calls.init_state(
+        self.base, batch_size, num_kv_heads, config.head_dim, num_groups
     )
     budgets = jnp.full((batch_size, num_kv_heads), capacity, jnp.int32)
     index, _ = head_pool.layout(budgets, size, num_pages * size)

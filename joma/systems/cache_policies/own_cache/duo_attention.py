@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from joma.inference.cache import cache_options
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cost import cache_plan
 from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
 from joma.transformer import attention
+from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
 
 
@@ -36,7 +39,15 @@ class DuoAttention(policy_lib.Policy):
   window_capacity: int = 256
   ranks_heads_alone: ClassVar[bool] = False
 
-  def init_cache(self, config, layer, batch_size, capacity, dtype, options):
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+      options: cache_options.CacheOptions,
+  ) -> "BucketedCache":
     """Returns a `BucketedCache` of two `SlotCache`s."""
     if layer >= len(self.retrieval_heads):
       raise errors.UserError(
@@ -66,6 +77,12 @@ class DuoAttention(policy_lib.Policy):
         buckets.append((heads, cache))
     heads, caches = zip(*buckets, strict=True)
     return BucketedCache(caches, heads)
+
+  def costed(self, room: cache_plan.Room, name: str) -> cache_plan.CachePlan:
+    """The share that is kept is that of the heads that keep everything."""
+    window = int(room.settings.get("window_capacity", self.window_capacity))
+    heads = cache_plan.split_heads(room.kept, window, room.length, room.model)
+    return cache_plan.window(heads, name)
 
 
 @jax.tree_util.register_dataclass

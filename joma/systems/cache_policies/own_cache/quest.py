@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cache_plan
 from joma.transformer import attention
+from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import one_query
 from scansnap_jax.experiment import errors
@@ -52,19 +54,28 @@ class Quest(policy_lib.Policy):
           f" page_size={self.page_size}."
       )
 
-  def fitted(self, slots, named):
+  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
     """Reads so many keys, in whole pages."""
     del named
     num_keys = max(slots // self.page_size, 1) * self.page_size
     return dataclasses.replace(self, num_keys=num_keys)
 
-  def plan(self, capacities, name):
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
     """All stays; the best pages are read."""
-    del name
     num_keys = min(self.num_keys, *capacities)
-    return cache_plan.quest(num_keys, self.page_size)
+    return cache_plan.paged(num_keys, self.page_size, name)
 
-  def init_cache(self, config, layer, batch_size, capacity, dtype, options):
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+      options: cache_options.CacheOptions,
+  ) -> "QuestCache":
     """Returns a `QuestCache`, of `capacity` positions in all."""
     if options.keys != "rotated" or options.page_size != 1:
       raise errors.UserError(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import slot_step
 from joma.systems.cache_policies import names as policy_names
@@ -324,7 +325,7 @@ class KernelTest(parameterized.TestCase):
 
   def _check(self, policy, dtype, capacity):
     policy = policy.with_capacity(capacity)
-    self.assertIsNotNone(policy.kernel_options())
+    self.assertIsNotNone(calls.kernel_options(policy))
     draws = jax.random.split(jax.random.key(0), 3)
     arrays = [
         jax.random.normal(draw, (40, 2, 1, heads, 8))

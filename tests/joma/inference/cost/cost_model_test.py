@@ -150,7 +150,7 @@ class CostModelTest(parameterized.TestCase):
 
   def test_quest_holds_all_and_reads_pages(self):
     load = _load(length=32)
-    plan = cache_plan.quest(8, page_size=4)
+    plan = cache_plan.paged(8, page_size=4)
     cost = cost_model.decode(_SMALL, load, plan)
     # 8 pages of two bounds each; two pages' keys and values; the new token.
     self.assertEqual(cost.cache_bytes, 3 * 4 * (8 * 32 + 8 * 32 + 32))

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
+from joma.inference.cache import tokens
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import snapkv
 from joma.systems.cache_policies.by_attention import tova
@@ -95,24 +97,16 @@ class _Recorder:
   score: jax.Array | None = None
 
   def attend(self, query, key, value, positions, rotate, options):
+    new = tokens.Tokens(query, key, value, positions, rotate, options)
     result, prompt = prompts.read(
-        self.policy,
-        self.layer,
-        0,
-        False,
-        query,
-        key,
-        value,
-        positions,
-        rotate,
-        options,
+        new, self.policy, layer=self.layer, capacity=0, is_raw=False
     )
-    score, aux, state = self.policy.read_prompt(prompt)
+    score, aux, state = calls.read_prompt(self.policy, prompt)
     pos = jnp.broadcast_to(positions[:, None], score.shape)
     slots = policy_lib.Slots(
         prompt.key.swapaxes(1, 2), value.swapaxes(1, 2), score, pos, aux, state
     )
-    priority = self.policy.priority(slots, prompt.lengths)
+    priority = calls.priority(self.policy, slots, prompt.lengths)
     return result.out, dataclasses.replace(self, score=priority)
 
 

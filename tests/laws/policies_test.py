@@ -1,0 +1,37 @@
+"""The laws of `policy_laws` over every name of the tables."""
+
+from absl.testing import parameterized
+import pytest
+
+from joma.systems.cache_policies import names as policy_names
+from tests.laws import policy_laws
+
+# Sizes at which few tokens show what a policy does.
+_SIZED = {
+    "streaming_llm": "streaming_llm:num_sinks=2",
+    "pyramidkv": "pyramidkv:beta=1",
+    "keyformer": "keyformer:num_steps=40",
+    "scissorhands": "scissorhands:history=5",
+    "lagkv": "lagkv:num_sinks=1:lag_size=4",
+    "expected_attention": "expected_attention:num_sinks=2:num_future=3",
+    "quest": "quest:page_size=4",
+}
+# One of each kind: by place, by attention, by keys, of the last queries, with
+# budgets of heads, with pages. The others are slow tests.
+_FIRST = ("window", "h2o", "keydiff", "snapkv", "adakv", "quest")
+_NAMES = (*policy_names.POLICIES, *policy_names.WRAPPERS)
+
+
+def _ordered():
+  return [*_FIRST, *(name for name in _NAMES if name not in _FIRST)]
+
+
+class PolicyLawsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_ordered())
+  @pytest.mark.by_default(*range(len(_FIRST)))
+  def test_holds(self, name):
+    policy = policy_names.parse(_SIZED.get(name, name))
+    for law in policy_laws.LAWS:
+      with self.subTest(law.__name__):
+        law(policy)

@@ -1,0 +1,231 @@
+"""What every cache policy holds to, whatever it ranks tokens by.
+
+Each law takes a policy and raises AssertionError where it is broken. They are
+checked on one layer, whose prompts are ragged and whose steps go on to three
+times as many tokens as there are slots.
+
+Letters: B sequences, N query heads, K key and value heads, H head size, C
+slots.
+"""
+
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.inference.cache import calls
+from joma.inference.cache import kv_cache
+from joma.inference.cache import policy as policy_lib
+from joma.transformer import attention
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+
+# Slots of a head, and slots that hold all of the longest text.
+FEW, ALL = 8, 32
+_LENGTHS, _STEPS = (5, 11, 1), 20
+_CONFIG = configs.TransformerConfig(
+    vocab_size=5,
+    num_layers=1,
+    embed_dim=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_dim=8,
+    max_len=64,
+)
+_OPTIONS = attention.AttentionOptions(scale=0.4, implementation="reference")
+
+
+class Seen(NamedTuple):
+  """What reading three texts showed.
+
+  Attributes:
+    prompt: Outputs at the prompts' tokens [B, T, N, H], 0 at padding.
+    steps: Outputs of the steps [S, B, 1, N, H].
+    kept: Positions kept after the prompts and after each step [S + 1, B, K, C],
+      -1 elsewhere; None where nothing leaves.
+    cache: After all.
+  """
+
+  prompt: Any
+  steps: Any
+  kept: Any
+  cache: Any
+
+
+def full_capacity_is_full_attention(policy):
+  """With a slot for every token: the bits of a cache that keeps everything."""
+  (full,) = full_cache.init(_CONFIG, len(_LENGTHS), ALL)
+  want, got = _run(full, _draw(), _LENGTHS), read(policy, ALL)
+  chex.assert_trees_all_equal(got.prompt, want.prompt)
+  chex.assert_trees_all_equal(got.steps, want.steps)
+
+
+def sequences_do_not_know_of_each_other(policy):
+  """In another place and beside other texts a text is read bit for bit."""
+  together = read(policy, FEW)
+  # The second stands where the third was, between two others.
+  order, other = np.array([2, 0, 1]), _draw(seed=1)
+  arrays = [
+      jnp.where((jnp.arange(3) == 2)[:, None, None, None], x[order], y)
+      for x, y in zip(_draw(), other, strict=True)
+  ]
+  moved = _run(_init(policy, FEW), arrays, (9, 2, _LENGTHS[1]))
+  row = lambda x, at: None if x is None else x[:, at]
+  chex.assert_trees_all_equal(moved.prompt[2], together.prompt[1])
+  chex.assert_trees_all_equal(row(moved.steps, 2), row(together.steps, 1))
+  if together.kept is not None:
+    chex.assert_trees_all_equal(
+        np.sort(row(moved.kept, 2)), np.sort(row(together.kept, 1))
+    )
+
+
+def only_own_tokens_are_kept_each_once(policy):
+  """No padding, none that is still to come, no more than there is room for."""
+  seen = read(policy, FEW)
+  if seen.kept is None:
+    return
+  for step, kept in enumerate(np.asarray(seen.kept)):
+    for heads, length in zip(kept, _LENGTHS, strict=True):
+      found = [[int(p) for p in head if p >= 0] for head in heads]
+      for head in found:
+        assert len(set(head)) == len(head), (step, head)
+        assert not set(head) - set(range(length + step)), (step, head)
+      room = min(FEW, length + step) * len(heads)
+      assert sum(map(len, found)) <= room, (step, found)
+      if step:
+        # The newest one has just been written.
+        assert all(length + step - 1 in head for head in found), (step, found)
+
+
+def what_is_protected_stays(policy):
+  """The first tokens, and the last ones before the new one."""
+  seen, sized = read(policy, FEW), _sized(policy, FEW)
+  if seen.kept is None:
+    return
+  for step, kept in enumerate(np.asarray(seen.kept)):
+    for heads, length in zip(kept, _LENGTHS, strict=True):
+      newest = length + step - 1
+      recent = range(max(newest - (sized.num_recent or 0), 0), newest)
+      wanted = {*range(min(sized.num_sinks, newest)), *recent}
+      if not step:
+        wanted = {t for t in wanted if t > newest - (sized.num_recent or 0)}
+      for head in heads:
+        assert wanted <= set(map(int, head)), (step, wanted, head)
+
+
+def a_step_is_one_trace(policy):
+  """Prompts and steps give back what they took, so one program serves all."""
+  cache, arrays = _init(policy, FEW), _draw()
+  for length in (7, 1):
+    span = [x[:, :length] for x in arrays]
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (3, length))
+    _, after = jax.eval_shape(
+        lambda cache, *args: cache.attend(*args, _plain, _OPTIONS),
+        cache,
+        *span,
+        positions,
+    )
+    is_like = lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert jax.tree.all(jax.tree.map(is_like, cache, after))
+
+
+def a_sequence_without_a_token_keeps_all_it_had(policy):
+  """Position -1 is nobody's: its row is as before, bit for bit."""
+  cache = read(policy, FEW).cache
+  at = jnp.array([[_LENGTHS[0] + _STEPS], [-1], [_LENGTHS[2] + _STEPS]])
+  span = [x[:, -1:] for x in _draw()]
+  _, after = _attend(cache, *span, at)
+  rows = lambda tree: jax.tree.map(lambda x: x[1], tree)
+  chex.assert_trees_all_equal(rows(after), rows(cache))
+
+
+def no_method_that_does_something_is_replaced(policy):
+  """A base class's method is to be given, or final; it is never overridden."""
+  for kind in type(policy).__mro__:
+    for base in kind.__mro__[1:]:
+      if base is object:
+        continue
+      methods = {n for n, x in vars(base).items() if _is_method(x)}
+      methods = {n for n in methods if not n.startswith("__")}
+      assert not methods & set(vars(kind)), (kind, base, methods)
+
+
+LAWS = (
+    full_capacity_is_full_attention,
+    sequences_do_not_know_of_each_other,
+    only_own_tokens_are_kept_each_once,
+    what_is_protected_stays,
+    a_step_is_one_trace,
+    a_sequence_without_a_token_keeps_all_it_had,
+    no_method_that_does_something_is_replaced,
+)
+
+
+@functools.cache
+def read(policy, capacity) -> Seen:
+  """Reads the three texts; once for all laws of a policy."""
+  return _run(_init(policy, capacity), _draw(), _LENGTHS)
+
+
+def _sized(policy, capacity) -> policy_lib.Policy:
+  return calls.fitted(policy, capacity).with_capacity(capacity)
+
+
+def _init(policy, capacity):
+  policy = calls.fitted(policy, capacity)
+  keeps_all = policy.reads_part or not policy.evicts
+  room = ALL if keeps_all else capacity
+  return kv_cache.init(policy, _CONFIG, len(_LENGTHS), room)[0]
+
+
+def _draw(seed=0):
+  """Keys share a direction, so that cosines are not all nought."""
+  draws = jax.random.split(jax.random.key(seed), 4)
+  query, key, value = (
+      jax.random.normal(draw, (3, ALL, heads, 8))
+      for draw, heads in zip(draws[:3], (4, 2, 2), strict=True)
+  )
+  return query, key + jax.random.normal(draws[3], (8,))[None, None, None], value
+
+
+def _plain(x, positions):
+  return x
+
+
+@jax.jit
+def _attend(cache, query, key, value, positions):
+  return cache.attend(query, key, value, positions, _plain, _OPTIONS)
+
+
+def _run(cache, arrays, lengths) -> Seen:
+  return _run_jitted(cache, arrays, jnp.array(lengths))
+
+
+@jax.jit
+def _run_jitted(cache, arrays, lengths):
+  steps = jnp.arange(max(_LENGTHS))[None]
+  positions = jnp.where(steps < lengths[:, None], steps, -1)
+  first = [x[:, : steps.shape[1]] for x in arrays]
+  out, cache = cache.attend(*first, positions, _plain, _OPTIONS)
+  prompt = jnp.where((positions >= 0)[..., None, None], out, 0)
+
+  def step(cache, i):
+    at = (lengths + i)[:, None]
+    pick = lambda x: jnp.take_along_axis(x, at[..., None, None], axis=1)
+    out, cache = cache.attend(*map(pick, arrays), at, _plain, _OPTIONS)
+    return cache, (out, cache.kept_positions())
+
+  start = cache.kept_positions()
+  cache, (outs, kept) = jax.lax.scan(step, cache, jnp.arange(_STEPS))
+  if start is not None:
+    kept = jnp.concatenate([start[None], kept])
+  return Seen(prompt, outs, kept, cache)
+
+
+def _is_method(x):
+  return inspect.isfunction(x) and not getattr(x, "__isabstractmethod__", False)
