@@ -15,4 +15,13 @@ Modules, from the theory to the experiment:
   train       train_and_evaluate, the training loop
   published   numbers that the paper and its code report
   experiment  what every experiment needs, see there
+
+Letters, in shapes and in the sentences about them:
+
+  B batch           D embedding width      G devices, H members of each
+  K classes         L most tokens that a class draws
+  M tokens          N steps                R runs (seeds x rates)
+  S evaluations, times, points of a curve  T sequence length
+
+`dynamics` introduces the symbols of the paper's formulas.
 """

@@ -10,8 +10,7 @@ several classes *common*.
 Token ids: common tokens, common tokens of each query, distinct tokens of each
 class, queries, next tokens.
 
-Letters: M tokens, K classes, S largest number of tokens of a class, B batch,
-T sequence length.
+Letters as in `scansnap_jax`.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ class Batch(NamedTuple):
   """
 
   class_index: Int[Array, "*b B"]
-  counts: Float[Array, "*b B S"]
+  counts: Float[Array, "*b B L"]
 
 
 class TokenCounts(NamedTuple):
@@ -124,6 +123,8 @@ class SequenceClasses:
   @functools.cached_property
   def class_cdf(self) -> np.ndarray:
     """float32 [K]: cumulated P(n); the last value is exactly 1."""
+    # Divided by the last value: a sum that ends at 1 - 1e-7 would leave draws
+    # beyond it without a class.
     cdf = np.cumsum(self.class_probs)
     return (cdf / cdf[-1]).astype(np.float32)
 
@@ -141,16 +142,20 @@ class SequenceClasses:
 
   @functools.cached_property
   def support(self) -> np.ndarray:
-    """int32 [K, S]: the tokens of each class; short rows repeat token 0."""
+    """int32 [K, L]: the tokens of each class; short rows repeat token 0."""
     occurs = self.probs > 0
     size = int(occurs.sum(axis=1).max())
+    # Present tokens first, in ascending order: a multinomial over L of them
+    # costs L, over all M tokens M.
     order = np.argsort(~occurs, axis=1, kind="stable")[:, :size]
     inside = np.take_along_axis(occurs, order, axis=1)
     return np.where(inside, order, 0).astype(np.int32)
 
   @functools.cached_property
   def support_probs(self) -> np.ndarray:
-    """float32 [K, S]: P(l|n) of the tokens in `support`, 0 where padded."""
+    """float32 [K, L]: P(l|n) of the tokens in `support`, 0 where padded."""
+    # Token 0 pads short rows and may itself be in the class, so that which
+    # entries are padding is told by their place, not by their token.
     inside = np.arange(self.support.shape[1]) < (self.probs > 0).sum(
         axis=1, keepdims=True
     )
@@ -199,6 +204,8 @@ def make_classes(
         f"num_last={num_last} and the data settings make {num_tokens} tokens; Y"
         f" and Z have the square of that, so up to {_MOST_TOKENS} are allowed."
     )
+  # Tables over all tokens, as M is small; the ids follow the order that the
+  # module docstring gives.
   weights = np.zeros((num_classes, num_tokens))
   weights[:, : config.num_common] = config.common_weight
   for n, m in enumerate(query_index):
@@ -262,7 +269,7 @@ def load_classes(path: str) -> SequenceClasses:
 
 def sample_batch(
     key: Key[Array, ""],
-    support_probs: Float[Array, "K S"],
+    support_probs: Float[Array, "K L"],
     class_cdf: Float[Array, "K"],
     *,
     batch_size: int,
@@ -281,6 +288,8 @@ def sample_batch(
   Returns:
     The batch, counts in float32.
   """
+  # Inversion of P(n) instead of `categorical`: its draws do not depend on how
+  # many classes pad the table.
   class_key, token_key = jax.random.split(key)
   uniform = jax.random.uniform(class_key, (batch_size,))
   class_index = jnp.searchsorted(
@@ -291,8 +300,8 @@ def sample_batch(
 
 
 def sample_counts(
-    key: Key[Array, ""], probs: Float[Array, "B S"], seq_len: int | None
-) -> Float[Array, "B S"]:
+    key: Key[Array, ""], probs: Float[Array, "B L"], seq_len: int | None
+) -> Float[Array, "B L"]:
   """Draws how often each token occurs in a context of T - 1 tokens.
 
   Args:
@@ -303,7 +312,7 @@ def sample_counts(
 
   Returns:
     Counts that sum to T - 1 in each row, or `probs`. The cost does not grow
-    with T: the multinomial is a chain of S - 1 binomials.
+    with T: the multinomial is a chain of L - 1 binomials.
   """
   if seq_len is None:
     return probs
@@ -313,7 +322,7 @@ def sample_counts(
 
 def to_token_counts(
     batch: Batch,
-    support: Int[Array, "K S"],
+    support: Int[Array, "K L"],
     query: Int[Array, "K"],
     label: Int[Array, "K"],
     num_tokens: int,
@@ -321,6 +330,7 @@ def to_token_counts(
   """Spreads a compressed batch over the vocabulary."""
   batch_size, support_size = batch.counts.shape
   tokens = support[batch.class_index]
+  # `add`, as padding points to token 0, whose own count it must leave.
   rows = jax.lax.broadcasted_iota(jnp.int32, (batch_size, support_size), 0)
   counts = jnp.zeros((batch_size, num_tokens), batch.counts.dtype)
   return TokenCounts(

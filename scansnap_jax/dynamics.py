@@ -62,6 +62,8 @@ def attended(
   # exp, as an absent token's logit may be far above it.
   top = jax.lax.stop_gradient(top)
   shifted = attn_logits - _to_rows(top, attn_logits)
+  # Absent tokens are set to 0 before exp, not after: inf times the weight 0
+  # would be NaN, in the value or in the gradient.
   scores = weights * jnp.exp(jnp.where(present, shifted, 0))
   total = scores.sum(axis=-1)
   return scores / _to_rows(jnp.where(total > 0, total, 1), scores)
@@ -70,6 +72,7 @@ def attended(
 def l2_normalize(vectors: Float[Array, "*b M"]) -> Float[Array, "*b M"]:
   """Computes f = c / |c|_2; a zero vector stays zero, with zero gradient."""
   squared = jnp.sum(vectors**2, axis=-1)
+  # The 1 is put in before the root, whose slope at 0 is infinite.
   norm = jnp.sqrt(jnp.where(squared > 0, squared, 1))
   return vectors / _to_rows(norm, vectors)
 
@@ -117,9 +120,12 @@ def lemma1_gradients(
     (dY, dZ) at learning rate 1. The rows of both sum to zero.
   """
   f = l2_normalize(attended(counts, attn_logits[query]))
+  # e_n - alpha_n, how far the prediction is off; then Y (e_n - alpha_n), which
+  # is what the decoder sends back to attention.
   error = jax.nn.one_hot(label, f.size, dtype=f.dtype)
   error -= jax.nn.softmax(f @ decoder)
   g = decoder @ error
+  # diag(c) / |c|_2 is diag(f), and P g = g - f (f^T g) needs no matrix P.
   dz = f * (g - f * (f @ g))
   return jnp.outer(f, error), jnp.zeros_like(attn_logits).at[query].set(dz)
 
@@ -163,6 +169,8 @@ def decorrelation(features: Float[Array, "K M"]) -> Float[Array, "K K"]:
   Returns:
     E', symmetric.
   """
+  # A K x K inverse, for the few classes of the theory; E is far from small in
+  # the data of the paper, so no series in E would do.
   identity = jnp.eye(len(features), dtype=features.dtype)
   return identity - jnp.linalg.inv(identity + correlation(features))
 
@@ -188,6 +196,8 @@ def modified_decoder_gradient(
   """
   error = jax.nn.one_hot(label, len(decoder), dtype=decoder.dtype)
   error -= jax.nn.softmax(features[index] @ decoder)
+  # F^T (I - E') e_n is dual to the features: f_n'^T of it is 1 for n' = n and 0
+  # for all others, so that the other classes do not notice.
   direction = features[index] - decorrelation(features)[index] @ features
   return jnp.outer(direction, error)
 
@@ -207,6 +217,8 @@ def iota_beta(
     (iota, beta).
   """
   prime = decorrelation(features)
+  # The sum over n' of Theorem 1 has no term n' = n: what E' has on its diagonal
+  # belongs to iota.
   iota = 1 - jnp.diagonal(prime)
   return iota, jnp.fill_diagonal(prime, 0, inplace=False)
 
@@ -266,10 +278,13 @@ def attention_velocity(
     dZ/dt, zero in rows of tokens that are no query; every row sums to zero.
   """
   _, beta = iota_beta(features)
+  # sum_n' beta_nn' f_n' of each class, then the projection f_n f_n^T - I row by
+  # row: K M numbers where the outer products would be K M M.
   others = beta @ features
   along = jnp.sum(features * others, axis=-1, keepdims=True)
   rows = eta_z * speed * features * (features * along - others)
   size = features.shape[1]
+  # Classes of one query move the same row of Z: add, not set.
   return jnp.zeros((size, size), features.dtype).at[query].add(rows)
 
 
@@ -331,5 +346,6 @@ def symmetric_common_velocity(
   if len(features) < 2:
     raise ValueError(f"Need two classes, got features {features.shape}.")
   _, beta = iota_beta(features)
+  # By the symmetry that the corollary assumes, any two classes will do.
   overlap = features[0] @ features[1]
   return -eta_z * speed * features[0] ** 2 * (1 - overlap) * beta.sum()

@@ -1,33 +1,34 @@
 """Many independent runs at once: `vmap` inside a device, `pmap` across devices.
 
 Members of an ensemble (seeds x learning rates x data settings) share one
-program and never talk to each other. R members are spread over D devices; L =
-ceil(R / D) members live on each, the last ones padded with copies that are
+program and never talk to each other. R members are spread over G devices; H =
+ceil(R / G) members live on each, the last ones padded with copies that are
 dropped again. A device works through its members `group_size` at a time: all at
 once on accelerators, one at a time on a CPU, where one member fills the cache.
 With a fixed `group_size` the results do not depend on the number of devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
 import functools
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 import numpy as np
 
-PyTree = Any
+# A pure function of one member and of a tree that all members share.
+_Fn = Callable[..., PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """How R members lie on D devices.
+  """How R members lie on G devices.
 
   Attributes:
     num_members: R.
-    devices: The D devices, of all processes, in the order of the members.
+    devices: The G devices, of all processes, in the order of the members.
     group_size: Members that a device computes together (one `vmap`).
   """
 
@@ -37,23 +38,24 @@ class Ensemble:
 
   @property
   def members_per_device(self) -> int:
-    """L, a multiple of `group_size`."""
+    """H, a multiple of `group_size`."""
     per_device = -(-self.num_members // len(self.devices))
     return -(-per_device // self.group_size) * self.group_size
 
   def scatter(self, members: PyTree) -> PyTree:
-    """Lays leaves [R, ...] out as [D, L, ...]; this process's rows of them."""
+    """Lays leaves [R, ...] out as [G, H, ...]; this process's rows of them."""
     local = [d.process_index == jax.process_index() for d in self.devices]
     padded = len(self.devices) * self.members_per_device
 
-    def lay_out(leaf):
+    def lay_out(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+      # The last member is repeated: any other padding could diverge.
       index = np.minimum(np.arange(padded), self.num_members - 1)
       return leaf[index.reshape(len(self.devices), -1)[np.array(local)]]
 
     return jax.tree.map(lay_out, members)
 
   def gather(self, members: PyTree) -> PyTree:
-    """Brings leaves [D, L, ...] to the host, as arrays [R, ...]."""
+    """Brings leaves [G, H, ...] to the host, as arrays [R, ...]."""
     if jax.process_count() > 1:
       members = multihost_utils.process_allgather(members, tiled=True)
     return jax.tree.map(
@@ -80,7 +82,7 @@ class Ensemble:
     )
 
   def map(
-      self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
+      self, fn: _Fn, *, donate: bool = False, **static: Any
   ) -> Callable[..., PyTree]:
     """Lifts `fn(member, shared, **static)` to all members.
 
@@ -136,8 +138,17 @@ def make_ensemble(
   return Ensemble(num_members, chosen, group_size)
 
 
+# pmap caches by the identity of its function: a new closure at each call would
+# compile again.
 @functools.lru_cache(maxsize=64)
-def _mapped(fn, group_size, devices, donate, static):
+def _mapped(
+    fn: _Fn,
+    group_size: int,
+    devices: tuple[jax.Device, ...],
+    donate: bool,
+    static: tuple[tuple[str, Hashable], ...],
+) -> Callable[..., PyTree]:
+  """Compiles `fn` for all members; its arguments are the key of the cache."""
   grouped = functools.partial(
       _map_groups, functools.partial(fn, **dict(static)), group_size
   )
@@ -149,8 +160,10 @@ def _mapped(fn, group_size, devices, donate, static):
   )
 
 
-def _map_groups(fn, group_size: int, members: PyTree, shared: PyTree) -> PyTree:
-  """Applies `fn` to the members of one device, leaves [L, ...]."""
+def _map_groups(
+    fn: _Fn, group_size: int, members: PyTree, shared: PyTree
+) -> PyTree:
+  """Applies `fn` to the members of one device, leaves [H, ...]."""
   on_group = jax.vmap(lambda member: fn(member, shared))
   if jax.tree.leaves(members)[0].shape[0] == group_size > 1:
     return on_group(members)

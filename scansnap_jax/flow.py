@@ -4,9 +4,7 @@ Two systems of differential equations: both matrices under the expected
 cross-entropy of infinitely long sequences (`integrate`), and attention alone
 under the velocity of Lemma 4 (`integrate_attention`).
 
-Symbols as in `dynamics`: Y decoder [M, M] (row: input token, column: output
-token), Z attention logits [M, M] (row: query token), M tokens, K classes,
-S times.
+Symbols as in `dynamics`, letters as in `scansnap_jax`.
 """
 
 from collections.abc import Callable
@@ -14,9 +12,12 @@ from collections.abc import Callable
 import jax
 from jax.experimental import ode
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from scansnap_jax import dynamics
+
+# Y and Z, or their velocities.
+_Matrices = tuple[Float[Array, "M M"], Float[Array, "M M"]]
 
 
 def expected_loss(
@@ -43,6 +44,7 @@ def expected_loss(
     The mean over samples, at least 0; ln M at Y = 0.
   """
   features = dynamics.class_features(probs, attn_logits, query)
+  # Row n of F Y are the logits of class n, Y^T f_n.
   log_probs = jax.nn.log_softmax(features @ decoder, axis=-1)
   correct = jnp.take_along_axis(log_probs, label[:, None], axis=-1)[:, 0]
   return -class_weights @ correct
@@ -67,15 +69,15 @@ def integrate(
   dV/dt = dL/dY - (1 - mu) V from V = 0, and likewise for Z.
 
   One unit of time is one step: L is the mean over samples, as over a batch of
-  any size. With batches of one sample, time counts samples, as in `dynamics`.
+  any size. With batches of one, time counts samples, as in `dynamics`.
 
   Args:
     times: Increasing, in steps; the initial state holds at times[0].
     decoder: Initial Y.
     attn_logits: Initial Z.
-    probs: P(l|n), one row per class, zero where a token never occurs.
-    query: psi(n), the query token of each class.
-    label: The token that each class predicts.
+    probs: As `expected_loss`.
+    query: As `expected_loss`.
+    label: As `expected_loss`.
     eta_y: Learning rate of Y.
     eta_z: Learning rate of Z.
     momentum: Coefficient mu in [0, 1) of SGD with momentum.
@@ -88,24 +90,33 @@ def integrate(
     class_weights = jnp.full(len(probs), 1 / len(probs), probs.dtype)
   slope = jax.grad(expected_loss, argnums=(0, 1))
   rates = (eta_y, eta_z)
-
-  def velocity(state, _):
-    slopes = slope(*state, probs, query, label, class_weights)
-    return jax.tree.map(lambda rate, d: -rate * d, rates, slopes)
-
-  def heavy_ball(state, _):
-    matrices, speeds = state
-    slopes = slope(*matrices, probs, query, label, class_weights)
-    return (
-        jax.tree.map(lambda rate, v: -rate * v, rates, speeds),
-        jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
-    )
-
+  slopes_at = lambda state: slope(*state, probs, query, label, class_weights)
   start = (decoder, attn_logits)
   if not momentum:
-    return _odeint(velocity, start, times)
+    descend = lambda state, _: jax.tree.map(
+        lambda rate, d: -rate * d, rates, slopes_at(state)
+    )
+    return _odeint(descend, start, times)
+
+  roll = lambda state, _: _heavy_ball(state, slopes_at, rates, momentum)
   at_rest = jax.tree.map(jnp.zeros_like, start)
-  return _odeint(heavy_ball, (start, at_rest), times)[0]
+  return _odeint(roll, (start, at_rest), times)[0]
+
+
+def _heavy_ball(
+    state: tuple[_Matrices, _Matrices],
+    slopes_at: Callable[[_Matrices], _Matrices],
+    rates: tuple[dynamics.Scalar, dynamics.Scalar],
+    momentum: float,
+) -> tuple[_Matrices, _Matrices]:
+  """Velocities of the matrices and of their speeds V."""
+  matrices, speeds = state
+  slopes = slopes_at(matrices)
+  # Rates stand at the matrices, not in V, as optax has them.
+  return (
+      jax.tree.map(lambda rate, v: -rate * v, rates, speeds),
+      jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
+  )
 
 
 def integrate_attention(
@@ -132,16 +143,23 @@ def integrate_attention(
     Z and B_n = eta_z int xi_n dt (from times[0]) at each time.
   """
 
-  def velocity(state, t):
+  def velocity(
+      state: tuple[Float[Array, "M M"], Float[Array, "K"]], t: Float[Array, ""]
+  ) -> tuple[Float[Array, "M M"], Float[Array, "K"]]:
     features = dynamics.class_features(probs, state[0], query)
     dz = dynamics.attention_velocity(features, query, gamma(t), eta_z)
     return dz, eta_z * dynamics.xi(features, gamma(t))
 
+  # B_n is integrated beside Z, as a further state: its error is controlled with
+  # the same tolerance, and needs no quadrature of its own.
   exponent = jnp.zeros(len(probs), attn_logits.dtype)
   return _odeint(velocity, (attn_logits, exponent), times)
 
 
-def _odeint(velocity, state, times):
+def _odeint(
+    velocity: Callable[..., PyTree], state: PyTree, times: Float[Array, "S"]
+) -> PyTree:
+  """Integrates d state / dt = velocity(state, t); leaves [S, ...]."""
   # 2e-12 in float64 and 6e-6 in float32: as far as rounding lets steps go.
   tolerance = float(jnp.finfo(times.dtype).eps) ** 0.75
   return ode.odeint(velocity, state, times, rtol=tolerance, atol=tolerance)

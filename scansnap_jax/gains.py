@@ -29,12 +29,13 @@ def relative_gain(
   Returns:
     The relative gain, -1 or more.
   """
+  # The norm of f_n cancels in the ratio, so that c_n serves as well.
   return (attn_weights[..., token] / attn_weights[..., other]) ** 2 - 1
 
 
 def gain_growth(
-    attn_logit: Scalar | Float[Array, "*T"], initial: Scalar
-) -> Float[Array, "*T"]:
+    attn_logit: Scalar | Float[Array, "*S"], initial: Scalar
+) -> Float[Array, "*S"]:
   """Computes chi_l = e^{2 (z_ml(t) - z_ml(0))}, with r = r(0) chi (Theorem 3).
 
   Exact under Lemma 4 for two distinct tokens of a class; approximate under
@@ -52,7 +53,7 @@ def gain_growth(
 
 def gain_growth_bounds(
     feature: Scalar, exponent: Times
-) -> tuple[Float[Array, "*T"], Float[Array, "*T"]]:
+) -> tuple[Float[Array, "*S"], Float[Array, "*S"]]:
   """Bounds e^{2 f(0)^2 B} <= chi_l0 <= e^{2 B} (Theorem 3).
 
   Args:
@@ -67,15 +68,15 @@ def gain_growth_bounds(
 
 
 def _exponent(
-    h: Float[Array, "*T"], run: growth.TheoryRun
-) -> Float[Array, "*T"]:
+    h: Float[Array, "*S"], run: growth.TheoryRun
+) -> Float[Array, "*S"]:
   """Computes 1/4 ln[1 + 2 (eta_z / eta_y) K (M - 1)^2 h^2 / C0]."""
   # log1p, as the sum is 1 to rounding at the start, where B_n itself is small.
   factor = 2 * run.num_classes * run.eta_z / run.eta_y
   return jnp.log1p(factor / run.c0 * ((run.num_tokens - 1) * h) ** 2) / 4
 
 
-def gain_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*T"]:
+def gain_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*S"]:
   """Computes B_n(t) for one common token and one query (Theorem 4).
 
   B = 1/4 ln[(C0 + 2 (eta_z/eta_y) K (M-1)^2 h^2(t/K)) / C0], which grows as
@@ -99,7 +100,7 @@ def gain_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*T"]:
 
 def gain_exponent_as_printed(
     t: Times, run: growth.TheoryRun
-) -> Float[Array, "*T"]:
+) -> Float[Array, "*S"]:
   """Computes the paper's form of Theorem 4, which is B_n + 1/4 ln C0.
 
   Args:
@@ -112,7 +113,7 @@ def gain_exponent_as_printed(
   return gain_exponent(t, run) + jnp.log(run.c0) / 4
 
 
-def scanning_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*T"]:
+def scanning_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*S"]:
   """Computes B_n's leading order before t0' (Theorem 4), an upper bound.
 
   h ~ eta_y t / (M K), hence B ~ 1/2 ln t and chi at most linear in t.
@@ -128,7 +129,7 @@ def scanning_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*T"]:
   return _exponent(s / run.num_tokens, run)
 
 
-def snapping_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*T"]:
+def snapping_exponent(t: Times, run: growth.TheoryRun) -> Float[Array, "*S"]:
   """Computes B_n's leading order after t0 (Theorem 4), an upper bound.
 
   h ~ ln(M eta_y t / K) / M, hence B ~ 1/2 ln ln t and chi = O(ln t). The

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Num
 from scansnap_jax import dynamics
 from scansnap_jax.dynamics import Scalar
 
-Times = float | int | Num[Array, "*T"]
+Times = float | int | Num[Array, "*S"]
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ class TheoryRun:
 
 
 def zeta(
-    label: Int[Array, "K"], num_tokens: int, dtype=float
+    label: Int[Array, "K"], num_tokens: int, dtype: jax.typing.DTypeLike = float
 ) -> Float[Array, "K M"]:
   """Computes zeta_n = (M / (M - 1)) (e_n - 1/M) for each class (Lemma 5)."""
   one_hot = jax.nn.one_hot(label, num_tokens, dtype=dtype)
@@ -65,6 +65,8 @@ def prediction_error(
   """Computes e_n - alpha_n = (M-1) / (M-1 + e^{M h_n}) zeta_n (Lemma 5)."""
   h = jnp.broadcast_to(h, label.shape)[:, None]
   others = num_tokens - 1
+  # 1 - alpha_nn by Lemma 5; where e^{M h} overflows to infinity it is 0, as it
+  # should be.
   size = others / (others + jnp.exp(num_tokens * h))
   return size * zeta(label, num_tokens, h.dtype)
 
@@ -85,16 +87,20 @@ def h_discrete(
     h*, increasing.
   """
 
-  def step(x, _):  # x = M h*: h* itself is too small to add up in float32.
+  # x = M h*: h* itself is too small to add up in float32.
+  def step(
+      x: Float[Array, ""], _: None
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return x + num_tokens * eta_y / (num_tokens - 1 + jnp.exp(x)), x
 
+  # A rate given as float32 or float64 keeps the recursion in its type.
   start = jnp.zeros((), jnp.result_type(float, eta_y))
   return jax.lax.scan(step, start, length=num_steps + 1)[1] / num_tokens
 
 
 def h_continuous(
     t: Times, *, num_tokens: int, eta_y: Scalar
-) -> Float[Array, "*T"]:
+) -> Float[Array, "*S"]:
   """Computes h(t), the root of e^{M h} + (M-1) M h = M eta_y t + 1 (Lemma 6).
 
   Args:
@@ -110,10 +116,13 @@ def h_continuous(
   # x = M h: Newton descends to it, and e^x <= 1 + y cannot overflow.
   x = jnp.minimum(jnp.log1p(y), y / num_tokens)
 
-  def newton(_, x):
+  def newton(_: Int[Array, ""], x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    # expm1, as e^x - 1 loses all digits of a small x.
     excess = jnp.expm1(x) + (num_tokens - 1) * x - y
     return x - excess / (jnp.exp(x) + num_tokens - 1)
 
+  # Newton doubles the digits from the right start on: 10 steps reach rounding
+  # for M from 2 to 1e6 and any t, also in float64.
   return jax.lax.fori_loop(0, 10, newton, x) / num_tokens
 
 
@@ -148,7 +157,7 @@ def snapping_start(run: TheoryRun) -> Scalar:
   return 2 * (1 + omega_1(run.num_tokens)) * scanning_end(run)
 
 
-def gamma(t: Times, run: TheoryRun) -> Float[Array, "*T"]:
+def gamma(t: Times, run: TheoryRun) -> Float[Array, "*S"]:
   """Computes the speed control (Theorem 1).
 
   gamma(t) = (M - 1)^2 h(t/K) / (M - 1 + exp(M h(t/K))).
@@ -164,10 +173,11 @@ def gamma(t: Times, run: TheoryRun) -> Float[Array, "*T"]:
   h = h_continuous(
       t / run.num_classes, num_tokens=run.num_tokens, eta_y=run.eta_y
   )
+  # The last factor is 1 - alpha_nn, and 0 where the exponential overflows.
   return others * h * (others / (others + jnp.exp(run.num_tokens * h)))
 
 
-def gamma_early(t: Times, run: TheoryRun) -> Float[Array, "*T"]:
+def gamma_early(t: Times, run: TheoryRun) -> Float[Array, "*S"]:
   """Computes gamma's leading order before t0' (Lemma 9), an upper bound.
 
   (1 - 1/M)^2 eta_y t / K; gamma itself is at least a quarter of it there.
@@ -183,7 +193,7 @@ def gamma_early(t: Times, run: TheoryRun) -> Float[Array, "*T"]:
   return (1 - 1 / run.num_tokens) ** 2 * s
 
 
-def gamma_late(t: Times, run: TheoryRun) -> Float[Array, "*T"]:
+def gamma_late(t: Times, run: TheoryRun) -> Float[Array, "*S"]:
   """Computes gamma's leading order after t0 (Lemma 9), right to a factor 2.
 
   (1 - 1/M)^2 ln(M s) / s with s = eta_y t / K.

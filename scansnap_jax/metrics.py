@@ -5,7 +5,7 @@ Section 3.2), with the true P(l|n):
 
   c_{l|n} = P(l|n) e^{z_ml} / sum_l' P(l'|n) e^{z_ml'},   m = psi(n).
 
-Entropies are in nats. Letters: M tokens, K classes.
+Entropies are in nats. Letters as in `scansnap_jax`.
 """
 
 import jax
@@ -54,6 +54,8 @@ def distinct_entropy(
   Returns:
     Nats, from 0 to ln(number of distinct tokens of a class).
   """
+  # Renormalized, so that attention that leaves distinct tokens for common ones
+  # does not count as sparse.
   mass = jnp.where(is_distinct, attended, 0)
   total = mass.sum(axis=-1, keepdims=True)
   return entropy(mass / jnp.where(total > 0, total, 1)).mean()
@@ -77,8 +79,8 @@ def common_mass(
 def distinct_recall(
     attended: Float[Array, "K M"],
     is_distinct: Bool[Array, "K M"],
-    thresholds: Float[Array, "N"],
-) -> Float[Array, "N"]:
+    thresholds: Float[Array, "S"],
+) -> Float[Array, "S"]:
   """Computes the fraction of distinct tokens with c_{l|n} above a threshold.
 
   The mean over classes of the fraction of the class (Figures 11 and 12).
@@ -92,13 +94,15 @@ def distinct_recall(
   Returns:
     A fraction in [0, 1] for each threshold.
   """
+  # Mean over classes last: classes may have different numbers of distinct
+  # tokens, and count alike.
   above = attended[:, :, None] > thresholds[None, None, :]
   hits = (above & is_distinct[:, :, None]).sum(axis=1)
   return (hits / is_distinct.sum(axis=1)[:, None]).mean(axis=0)
 
 
 def snapping_time(
-    times: Float[Array, "T"], growth: Float[Array, "T"]
+    times: Float[Array, "S"], growth: Float[Array, "S"]
 ) -> Float[Array, ""]:
   """Computes when attention snaps: when a growing quantity grows fastest.
 
@@ -112,6 +116,7 @@ def snapping_time(
   Returns:
     The midpoint of the interval of steepest growth, in the unit of `times`.
   """
+  # Slopes, not differences: times may be spaced geometrically.
   slopes = jnp.diff(growth) / jnp.diff(times)
   steepest = jnp.argmax(slopes)
   return (times[steepest] + times[steepest + 1]) / 2

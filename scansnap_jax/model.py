@@ -13,7 +13,7 @@ the embedding U and the projections, of which they are products:
 
 Both sow `attn_logits` and `attn_weights` under "intermediates".
 
-Letters: M tokens, B batch, D embedding width.
+Letters as in `scansnap_jax`.
 """
 
 import flax.linen as nn
@@ -86,8 +86,10 @@ class OriginalLayer(nn.Module):
     query_proj, key_proj, value_proj = (
         self.param(name, init, (width, width)) for name in ("W_Q", "W_K", "W_V")
     )
+    # Z = U W_Q W_K^T U^T / sqrt(d), a row for each query of the batch.
     keys = embedding @ key_proj
     attn_logits = (embedding[query] @ query_proj) @ keys.T / width**0.5
+    # Y = U W_V^T U^T, applied from the left: through the width, not M x M.
     attended = _decode(self, attn_logits, counts, query) @ embedding
     return attended @ value_proj.T @ embedding.T
 
@@ -115,6 +117,7 @@ def _decode(
   """Attends, normalizes, and adds the residual: what the decoder reads."""
   config = layer.config
   residual = jax.nn.one_hot(query, layer.num_tokens, dtype=counts.dtype)
+  # Self-attention: the query is one more token of its own context.
   if config.query_in_context:
     counts = counts + residual
   attn_weights = dynamics.attended(counts, attn_logits)
@@ -123,6 +126,8 @@ def _decode(
   use_l2 = config.normalization == "l2"
   features = dynamics.l2_normalize(attn_weights) if use_l2 else attn_weights
   if config.use_residual:
+    # Normalized before and after the residual, so that either part has length 1
+    # when they meet.
     features = features + residual
     features = dynamics.l2_normalize(features) if use_l2 else features
   return features

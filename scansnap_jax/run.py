@@ -3,11 +3,12 @@
 Pure functions of one member of an ensemble and of a tree that all members share
 (`Shared`); ensemble.py lifts them to many members at once.
 
-Letters: B batch, S tokens of a class, K classes, M tokens.
+Letters as in `scansnap_jax`.
 """
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -19,7 +20,7 @@ from scansnap_jax import metrics
 from scansnap_jax import model
 
 
-class Run(NamedTuple):
+class SweepRun(NamedTuple):
   """What tells the runs of one data setting apart.
 
   Attributes:
@@ -29,17 +30,17 @@ class Run(NamedTuple):
     lr_ratio: eta_Y / eta_Z.
   """
 
-  seed: Any
-  stream: Any
-  lr_z: Any
-  lr_ratio: Any
+  seed: Int[Any, "*r"]
+  stream: Int[Any, "*r"]
+  lr_z: Float[Any, "*r"]
+  lr_ratio: Float[Any, "*r"]
 
 
 class Shared(NamedTuple):
   """The sequence classes as arrays; see data.SequenceClasses."""
 
   probs: Float[Array, "K M"]
-  support: Int[Array, "K S"]
+  support: Int[Array, "K L"]
   query: Int[Array, "K"]
   label: Int[Array, "K"]
   is_distinct: Bool[Array, "K M"]
@@ -49,7 +50,7 @@ class Shared(NamedTuple):
 class TrainState(NamedTuple):
   """What a run carries from step to step."""
 
-  run: Run
+  run: SweepRun
   params: PyTree
   opt_state: PyTree
 
@@ -69,13 +70,14 @@ class Observation(NamedTuple):
 
 
 def init(
-    run: Run,
+    run: SweepRun,
     shared: Shared,
     *,
     model_config: config_lib.ModelConfig,
     optimizer_config: config_lib.OptimizerConfig,
 ) -> TrainState:
   """Initial parameters and optimizer state of a run, from its seed."""
+  # The seed alone decides: all learning rates of a seed start alike.
   init_key, _ = jax.random.split(jax.random.key(run.seed))
   num_tokens = shared.probs.shape[1]
   layer = model.make_layer(model_config, num_tokens)
@@ -87,7 +89,7 @@ def init(
 
 def draw(
     seed: Int[Array, ""],
-    shared: tuple[Float[Array, "K S"], Float[Array, "K"], Int[Array, "N"]],
+    shared: tuple[Float[Array, "K L"], Float[Array, "K"], Int[Array, "N"]],
     *,
     batch_size: int,
     seq_len: int | None,
@@ -106,8 +108,10 @@ def draw(
   support_probs, class_cdf, steps = shared
   _, data_key = jax.random.split(jax.random.key(seed))
 
-  def draw_step(step):
+  def draw_step(step: Int[Array, ""]) -> data.Batch:
     return data.sample_batch(
+        # Folded in, not split off one after the other: a restart at any step
+        # draws what the step would have drawn.
         jax.random.fold_in(data_key, step),
         support_probs,
         class_cdf,
@@ -141,7 +145,9 @@ def train(
   layer = model.make_layer(model_config, classes.probs.shape[1])
   optimizer = make_optimizer(optimizer_config, state.run)
 
-  def step(state, batch):
+  def step(
+      state: TrainState, batch: data.Batch
+  ) -> tuple[TrainState, Float[Array, ""]]:
     loss, grads = jax.value_and_grad(mean_loss)(
         state.params, layer, classes, batch
     )
@@ -149,6 +155,7 @@ def train(
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.run, params, opt_state), loss
 
+  # Batches are drawn once a seed and shared by its learning rates.
   own_batches = jax.tree.map(lambda leaf: leaf[state.run.stream], batches)
   before = observe(state.params, classes)
   state, losses = jax.lax.scan(step, state, own_batches)
@@ -156,7 +163,7 @@ def train(
 
 
 def mean_loss(
-    params: PyTree, layer: Any, classes: Shared, batch: data.Batch
+    params: PyTree, layer: nn.Module, classes: Shared, batch: data.Batch
 ) -> Float[Array, ""]:
   """Cross-entropy of the next token, in nats, mean over the batch."""
   tokens = data.to_token_counts(
@@ -166,7 +173,7 @@ def mean_loss(
       classes.label,
       num_tokens=classes.probs.shape[1],
   )
-  logits = layer.apply({"params": params}, tokens.counts, tokens.query)
+  logits: Any = layer.apply({"params": params}, tokens.counts, tokens.query)
   return optax.softmax_cross_entropy_with_integer_labels(
       logits, tokens.label
   ).mean()
@@ -186,7 +193,7 @@ def observe(params: PyTree, classes: Shared) -> Observation:
 
 
 def make_optimizer(
-    config: config_lib.OptimizerConfig, run: Run
+    config: config_lib.OptimizerConfig, run: SweepRun
 ) -> optax.GradientTransformation:
   """One optimizer with two rates: eta_Y for the decoder, eta_Z for attention.
 
@@ -194,12 +201,16 @@ def make_optimizer(
   eta_Y. Rates may be traced, so that one program serves a whole sweep.
   """
 
-  def with_rate(learning_rate):
+  def with_rate(
+      learning_rate: Float[Array, ""],
+  ) -> optax.GradientTransformation:
     if config.name == "adam":
       return optax.adam(learning_rate)
     momentum = config.momentum if config.name == "momentum" else None
     return optax.sgd(learning_rate, momentum)
 
+  # eta_Y = ratio eta_Z. Labels are by name, so that both parametrizations have
+  # the two rates of the theory.
   return optax.partition(
       {"Y": with_rate(run.lr_z * run.lr_ratio), "Z": with_rate(run.lr_z)},
       lambda params: {

@@ -5,7 +5,7 @@ All runs of a setting advance together, from one evaluation to the next. All
 learning rates of a seed see the same batches and start from the same values. A
 batch is a pure function of (seed, step), so a restart needs the step alone.
 
-Letters: R runs, E evaluations, K classes, M tokens.
+Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ import itertools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Float, PyTree
 import numpy as np
 
@@ -37,8 +36,8 @@ class History(NamedTuple):
   """
 
   losses: Float[np.ndarray, "R num_steps"]
-  distinct_entropy: Float[np.ndarray, "R E"]
-  common_mass: Float[np.ndarray, "R E"]
+  distinct_entropy: Float[np.ndarray, "R S"]
+  common_mass: Float[np.ndarray, "R S"]
   attended: Float[np.ndarray, "R _ K M"]
 
 
@@ -49,14 +48,14 @@ class Result(NamedTuple):
     num_last: Number of query tokens of the setting.
     classes: Its sequence classes.
     runs: Seeds and learning rates, leaves [R].
-    steps: Steps of the evaluations, [E], from 0 to num_steps.
+    steps: Steps of the evaluations, [S], from 0 to num_steps.
     history: What was recorded.
     params: Final parameters, leaves [R, ...].
   """
 
   num_last: int
   classes: data.SequenceClasses
-  runs: run_lib.Run
+  runs: run_lib.SweepRun
   steps: np.ndarray
   history: History
   params: PyTree
@@ -86,9 +85,7 @@ def train_and_evaluate(
   """
   runs = make_runs(config)
   layout = ensemble.make_ensemble(len(runs.seed))
-  static = dict(model_config=config.model, optimizer_config=config.optimizer)
-  init = layout.map(run_lib.init, **static)
-  train = layout.map(run_lib.train, donate=True, **static)
+  init, train = _compile(config, layout)
   schedule = loop.make_schedule(config)
   results = []
   with preemption.stop_requests() as stop_requested:
@@ -97,17 +94,22 @@ def train_and_evaluate(
       num_last = len(np.unique(classes.query))  # A classes file has its own.
       shared, members = share(classes), layout.scatter(runs)
       with _make_recorder(workdir, experiment, num_last, runs) as recorder:
-        start, saved, history = recorder.resume(
-            layout.gathered_shapes(jax.eval_shape(init, members, shared)),
+        start, state, history = loop.resume(
+            *(recorder, layout, init, (members, shared)),
             _start_history(config, classes, layout.num_members),
         )
-        state = init(members, shared) if start == 0 else layout.scatter(saved)
         on_progress(start * layout.num_members)
+        # From one evaluation to the next on the devices; between them the host
+        # records, and may be asked to stop.
         for interval in schedule.intervals(start):
+          # A pure function of (seed, step): nothing of the data is in a
+          # checkpoint.
           batches = draw_batches(config, classes, interval.steps)
           state, *seen = train(state, (shared, batches))
           losses, (before, after) = layout.gather(seen)
           history.losses[:, interval.steps] = losses
+          # Before anything is written: a run that diverged leaves no rows
+          # behind.
           is_finite = layout.is_finite(after)
           recorder.check_finite(interval, history.losses, is_finite)
           if interval.start == 0:
@@ -115,11 +117,10 @@ def train_and_evaluate(
           rows = _record(runs, history, after, interval.evaluation)
           recorder.write(interval.end, rows, losses[:, -1])
           on_progress(len(interval.steps) * layout.num_members)
+          # Agreed on by all hosts, or some would wait in the next collective.
           stop = preemption.on_any_process(stop_requested())
           if stop or interval.is_saved:
-            saved = layout.gather(state)
-            is_finite = layout.is_finite(saved.params)
-            recorder.save(interval, saved, history, is_finite)
+            loop.save(recorder, layout, interval, state, history)
           if stop:
             recorder.stop(interval, config.num_steps)
       steps, params = schedule.evaluation_steps, layout.gather(state.params)
@@ -127,8 +128,21 @@ def train_and_evaluate(
   return results
 
 
+def _compile(
+    config: config_lib.ScanSnapConfig, layout: ensemble.Ensemble
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """The programs that start all runs, and that take an interval's steps."""
+  static = dict(model_config=config.model, optimizer_config=config.optimizer)
+  # What a run was is given up to what it becomes: parameters lie there once.
+  train = layout.map(run_lib.train, donate=True, **static)
+  return layout.map(run_lib.init, **static), train
+
+
 def _make_recorder(
-    workdir: pathlib.Path, experiment: str, num_last: int, runs: run_lib.Run
+    workdir: pathlib.Path,
+    experiment: str,
+    num_last: int,
+    runs: run_lib.SweepRun,
 ) -> loop.Recorder:
   return loop.Recorder(
       workdir,
@@ -142,13 +156,13 @@ def _make_recorder(
   )
 
 
-def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
+def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.SweepRun:
   """Lists the runs of a data setting, seeds outermost; leaves [R]."""
   grid = itertools.product(
       range(config.num_seeds), config.lr_z, config.lr_ratio
   )
   stream, lr_z, lr_ratio = (np.array(axis) for axis in zip(*grid, strict=True))
-  return run_lib.Run(
+  return run_lib.SweepRun(
       seed=(config.first_seed + stream).astype(np.int32),
       stream=stream.astype(np.int32),
       lr_z=lr_z,
@@ -158,7 +172,7 @@ def make_runs(config: config_lib.ScanSnapConfig) -> run_lib.Run:
 
 def share(classes: data.SequenceClasses) -> run_lib.Shared:
   """The arrays of the sequence classes, on the host, as the runs need them."""
-  arrays: Any = {
+  arrays: dict[str, Any] = {
       "probs": classes.probs.astype(np.float32),
       "support": classes.support,
       "query": classes.query.astype(np.int32),
@@ -209,7 +223,7 @@ def _start_history(
 
 
 def _record(
-    runs: run_lib.Run,
+    runs: run_lib.SweepRun,
     history: History,
     seen: run_lib.Observation,
     evaluation: int,

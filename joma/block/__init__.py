@@ -8,7 +8,8 @@
 
 Letters, here and in shapes:
 
-  B samples      D width           F hidden nodes   H depths of a tree
+  B samples      D width           E rows of U      F hidden nodes
+  H depths of a tree
   K classes      L layers          M tokens         N steps
   P latents      Q queries         R runs           S records
   T sequence length, and in formulas the temperature of attention

@@ -3,7 +3,7 @@
 Each is a frozen dataclass, so that equal ones share a compilation, and a pure
 function of a key and of the member's source.
 
-Letters: B samples, K classes, M tokens, Q queries, T sequence length.
+Letters as in `joma.block`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from joma.block import run
@@ -32,6 +32,8 @@ def class_probs(
   Returns:
     Rows that sum to 1.
   """
+  # Falling, so that components have different mu and arrive one after the
+  # other, as in Theorem 4.
   salience = np.linspace(1.0, 0.2, num_distinct)
   distinct = 0.1 + np.kron(np.eye(num_classes), salience[None])
   common = np.ones((num_classes, num_common))
@@ -47,8 +49,8 @@ class Clouds(NamedTuple):
     std: Standard deviation of each coordinate.
   """
 
-  centers: Any
-  std: Any
+  centers: Float[Any, "K M"]
+  std: Float[Any, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +92,14 @@ class DrawSequences:
     tokens = jax.random.categorical(
         key, log_probs, shape=(self.seq_len, self.num_samples)
     )
+    # Frequencies: x of one size, whatever the length of the sequences.
     counts = jax.nn.one_hot(tokens, log_probs.shape[1]).mean(axis=0)
     return run.Batch(counts, jnp.zeros_like(label), label)
 
 
-def _balanced(num_samples, num_classes):
+def _balanced(num_samples: int, num_classes: int) -> Int[Array, "B"]:
+  # In turn, not at random: class counts that vary would shift the stationary
+  # gradient from seed to seed.
   return jnp.arange(num_samples) % num_classes
 
 
@@ -107,8 +112,8 @@ class ContextSource(NamedTuple):
       label (n + shift m) mod K. 0 leaves the query without meaning.
   """
 
-  is_gaussian: Any
-  shift: Any = np.int32(0)
+  is_gaussian: Bool[Any, ""]
+  shift: Int[Any, ""] = np.int32(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,8 @@ class DrawContexts:
         key, "gaussian", num_classes=self.num_classes
     )
     uniform = data.class_contexts(key, "random", num_classes=self.num_classes)
+    # Both are drawn, and one is taken: a traced choice lets one program serve
+    # both kinds.
     contexts = jnp.where(source.is_gaussian, gaussian, uniform)
     index = jnp.arange(self.num_classes * self.num_queries)
     of_class, query = index % self.num_classes, index // self.num_classes
@@ -145,7 +152,7 @@ class TreeSource(NamedTuple):
   """
 
   tree: data.Hblt
-  is_shuffled: Any
+  is_shuffled: Bool[Any, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,7 @@ class DrawTree:
     """Draws the batch."""
     tree_key, label_key = jax.random.split(key)
     drawn = data.sample_hblt(tree_key, source.tree, batch_size=self.num_samples)
+    # Shuffled within the batch: the labels keep their distribution.
     others = jax.random.permutation(label_key, drawn.class_index)
     label = jnp.where(source.is_shuffled, others, drawn.class_index)
     leaves = drawn.nodes[-1].astype(jnp.float32)
@@ -194,6 +202,7 @@ def binary_tree(
   rng = np.random.default_rng(seed)
   on = np.arange(num_roots) < num_roots // 2
   codes: dict[bytes, np.ndarray] = {}
+  # By their bytes, as equal codes could not be told apart by any network.
   while len(codes) < num_classes:
     code = rng.permutation(on)
     codes[code.tobytes()] = code

@@ -4,9 +4,8 @@
 of them by `scansnap_jax.ensemble`. Letters as in `joma.block`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 from jaxtyping import Float, Int, PyTree
@@ -19,7 +18,7 @@ from scansnap_jax import ensemble
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class BlockRuns:
   """Trained runs, leaves [settings, seeds, ...].
 
   Attributes:
@@ -32,7 +31,7 @@ class Runs:
 
   names: tuple[str, ...]
   steps: Int[np.ndarray, "S"]
-  losses: Float[np.ndarray, "C R N"]
+  losses: Float[np.ndarray, "_ R N"]
   seen: observe_lib.Observation
   scores: PyTree
 
@@ -49,7 +48,7 @@ class Runs:
 
 def member(
     *,
-    source: Any = (),
+    source: PyTree = (),
     lr_w: float,
     lr_z: float,
     lr_readout: float = 0.0,
@@ -75,9 +74,9 @@ def train(
     setting: run_lib.BlockSetting,
     num_steps: int,
     num_records: int,
-    score: Any = None,
+    score: Callable[..., PyTree] | None = None,
     num_scores: int = 1,
-) -> Runs:
+) -> BlockRuns:
   """Trains every setting with every seed.
 
   Args:
@@ -93,24 +92,16 @@ def train(
   Returns:
     The runs.
   """
-  rows = []
-  for runs in settings.values():
-    each = [runs] * len(seeds) if isinstance(runs, run_lib.BlockRun) else runs
-    rows += [
-        run._replace(seed=np.int32(seed))
-        for run, seed in zip(each, seeds, strict=True)
-    ]
+  rows = _with_seeds(settings, seeds)
   layout = ensemble.make_ensemble(len(rows))
   members = layout.scatter(jax.tree.map(lambda *x: np.stack(x), *rows))
   state = layout.map(run_lib.init, setting=setting)(members, ())
   every = num_steps // num_records
-  advance = layout.map(
-      train_lib.train,
-      setting=setting,
-      num_steps=num_steps // num_scores,
-      record_every=every,
-  )
+  spans = dict(num_steps=num_steps // num_scores, record_every=every)
+  advance = layout.map(train_lib.train, setting=setting, **spans)
   measure = layout.map(score, setting=setting) if score else lambda *_: ()
+  # In spans, so that nodes are scored on the way without a score in the
+  # compiled steps.
   losses, seen, scores = [], [], [layout.gather(measure(state, ()))]
   for _ in range(num_scores):
     state, *observed = advance(state, ())
@@ -120,7 +111,7 @@ def train(
     scores.append(layout.gather(measure(state, ())))
   shape = (len(settings), len(seeds))
   split = lambda leaf: leaf.reshape(*shape, *leaf.shape[1:])
-  return Runs(
+  return BlockRuns(
       tuple(settings),
       every * np.arange(num_records + 1),
       split(np.concatenate(losses, axis=1)),
@@ -129,8 +120,24 @@ def train(
   )
 
 
+def _with_seeds(
+    settings: Mapping[str, run_lib.BlockRun | Sequence[run_lib.BlockRun]],
+    seeds: Sequence[int],
+) -> list[run_lib.BlockRun]:
+  """Crosses settings with seeds, settings outermost."""
+  rows = []
+  for runs in settings.values():
+    each = [runs] * len(seeds) if isinstance(runs, run_lib.BlockRun) else runs
+    rows += [
+        run._replace(seed=np.int32(seed))
+        for run, seed in zip(each, seeds, strict=True)
+    ]
+  return rows
+
+
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
   """Joins records [R, S, ...]; a part begins where the one before it ended."""
+  # Every span records its start, which is the end of the one before.
   return np.concatenate(
       [parts[0], *(part[:, 1:] for part in parts[1:])], axis=1
   )

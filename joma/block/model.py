@@ -13,7 +13,7 @@ a stack the hidden nodes of a block are the contextual tokens of the next one.
 Each block sows `attn_logits` (z_q / T), `attn_weights` (b), `features` (f),
 `hidden_pre` (W^T f) and `hidden` (h) under "intermediates".
 
-Letters: B batch, M contextual tokens, Q queries, D width, K hidden nodes.
+Letters as in `joma.block`.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ from joma.theory import dynamics
 
 
 class JomaBlock(nn.Module):
-  """One block; parameters W [D, K] and Z [Q, M], and U [M + Q, D] if trained.
+  """One block; parameters W [D, F] and Z [Q, M], and U [M + Q, D] if trained.
 
   Attributes:
     num_tokens: M.
-    hidden_dim: K.
+    hidden_dim: F.
     num_queries: Q.
     kind: Attention, activation, temperature, and whether there is a residual.
     embedding: Rows of U are those of contextual tokens, then of queries.
@@ -55,7 +55,7 @@ class JomaBlock(nn.Module):
   @nn.compact
   def __call__(
       self, counts: Num[Array, "B M"], query: Int[Array, "B"]
-  ) -> Float[Array, "B K"]:
+  ) -> Float[Array, "B F"]:
     """Returns the hidden nodes.
 
     Args:
@@ -97,6 +97,7 @@ class JomaBlock(nn.Module):
     width = num_rows if self.embed_dim is None else self.embed_dim
     init = nn.initializers.orthogonal()
     if self.embedding == "trained":
+      # Too narrow for orthonormal rows; N(0, 1 / D) has length 1 on average.
       if width < num_rows:
         init = nn.initializers.normal(width**-0.5)
       return self.param("U", init, (num_rows, width))
@@ -107,6 +108,8 @@ class JomaBlock(nn.Module):
       )
     if self.embedding == "identity":
       return jnp.eye(num_rows, width)
+    # In "constants", not "params": no optimizer sees them, no rate freezes
+    # them.
     draw = lambda: init(self.make_rng("params"), (num_rows, width))
     return self.variable("constants", "U", draw).value
 
@@ -126,9 +129,10 @@ class JomaStack(nn.Module):
   @nn.compact
   def __call__(
       self, counts: Num[Array, "B M"], query: Int[Array, "B"]
-  ) -> Float[Array, "B K"]:
+  ) -> Float[Array, "B F"]:
     """Returns the hidden nodes of the last block."""
     for block in self.blocks:
+      # Every block has the same query, and its own W, Z and embeddings.
       counts = block(counts, query)
     return counts
 

@@ -89,5 +89,6 @@ def observe(
             ),
         )
     )
+  # Of the same forward pass as loss and attention.
   is_right = jnp.argmax(logits, axis=1) == batch.label
   return Observation(tuple(blocks), loss, is_right.mean())

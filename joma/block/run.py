@@ -35,6 +35,10 @@ class Batch(NamedTuple):
   label: Int[Any, "B"]
 
 
+# Of a key and of what the member draws from.
+DrawBatch = Callable[[Array, PyTree], Batch]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSetting:
   """What all members share; static.
@@ -56,7 +60,7 @@ class BlockSetting:
 
   blocks: tuple[model.JomaBlock, ...]
   num_classes: int
-  draw: Callable[[Array, PyTree], Batch]
+  draw: DrawBatch
   activations: tuple[str, ...] = ("relu",)
   optimizer: Literal["sgd", "adam"] = "sgd"
   max_attn_logit: float = float("inf")

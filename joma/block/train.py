@@ -59,9 +59,7 @@ def train(
 
   def record(
       state: run_lib.TrainState, is_later: Bool[Array, ""]
-  ) -> tuple[
-      run_lib.TrainState, tuple[Float[Array, "_"], observe_lib.Observation]
-  ]:
+  ) -> tuple[run_lib.TrainState, tuple[Array, observe_lib.Observation]]:
     stay = lambda state: (state, jnp.zeros(record_every))
     state, losses = jax.lax.cond(is_later, advance, stay, state)
     return state, (losses, observe_lib.observe(state, held_out, setting))

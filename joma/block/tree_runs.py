@@ -1,14 +1,14 @@
 """Two blocks trained on the leaves of latent trees, scored on their latents.
 
-Letters: B samples, F hidden nodes, P latents of a depth, L layers, H depths.
+Letters as in `joma.block`.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 import numpy as np
 
 from joma.block import data
@@ -48,12 +48,13 @@ class Score:
   def __call__(
       self,
       state: run_lib.TrainState,
-      shared: Any = (),
+      shared: PyTree = (),
       *,
       setting: run_lib.BlockSetting,
   ) -> Scores:
     """Scores each layer on each depth but that of the leaves."""
     del shared
+    # Index 1: index 0 is the batch of the records.
     key = run_lib.held_out_key(state.run.seed, 1)
     drawn = trees.sample_hblt(
         key, state.run.source.tree, batch_size=self.num_samples
@@ -62,6 +63,8 @@ class Score:
     zeros = jnp.zeros_like(drawn.class_index)
     batch = run_lib.Batch(counts, zeros, zeros)
     _, sown = loss_lib.forward(state, batch, setting)
+    # Rolled by one sample, latents of the same distribution that have nothing
+    # to do with the nodes: the floor of the best of F.
     table = lambda shift: jnp.stack([
         jnp.stack([
             _mean_score(layer["hidden"][0], jnp.roll(nodes, shift, axis=0))
@@ -107,7 +110,7 @@ def train(
     num_steps: int,
     num_records: int,
     num_scores: int,
-) -> ensemble.Runs:
+) -> ensemble.BlockRuns:
   """Trains two blocks on trees and scores them (`Score`).
 
   Args:
@@ -125,19 +128,8 @@ def train(
   Returns:
     The runs.
   """
-  sizes = (num_tokens, *[hidden_dim] * NUM_LAYERS)
-  blocks = tuple(
-      model.JomaBlock(
-          num_tokens=below,
-          hidden_dim=above,
-          kind=dynamics.Block(attention="softmax", has_residual=False),
-          w_scale=1.0,
-          z_scale=0.0,
-      )
-      for below, above in zip(sizes, sizes[1:], strict=False)
-  )
   setting = run_lib.BlockSetting(
-      blocks=blocks,
+      blocks=_blocks(num_tokens, hidden_dim),
       num_classes=num_classes,
       draw=data.DrawTree(batch_size),
       optimizer="adam",
@@ -152,4 +144,22 @@ def train(
       num_records=num_records,
       score=Score(num_held_out),
       num_scores=num_scores,
+  )
+
+
+def _blocks(num_tokens: int, hidden_dim: int) -> tuple[model.JomaBlock, ...]:
+  """Blocks of equal width from uniform attention, without a query's residual.
+
+  A tree has no query: every sample would get the same residual.
+  """
+  sizes = (num_tokens, *[hidden_dim] * NUM_LAYERS)
+  return tuple(
+      model.JomaBlock(
+          num_tokens=below,
+          hidden_dim=above,
+          kind=dynamics.Block(attention="softmax", has_residual=False),
+          w_scale=1.0,
+          z_scale=0.0,
+      )
+      for below, above in zip(sizes, sizes[1:], strict=False)
   )

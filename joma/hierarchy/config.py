@@ -15,7 +15,7 @@ class Table1Config:
   num_latents_1), of which the last two are taken in pairs.
 
   Attributes:
-    num_classes: Sweep axis: numbers of classes C.
+    num_classes: Sweep axis: numbers of classes K.
     num_combinations: Sweep axis: how many latents of the level below, or
       tokens, each latent and each class combines, N_ch.
     num_latents_0: Sweep axis: latents of level 0, which combine tokens.

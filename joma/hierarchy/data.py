@@ -13,8 +13,7 @@ latent is known, which is what Table 1 correlates with: it asks whether hidden
 nodes have found the latents or only the classes. (Samples of a noisy hierarchy
 come from `data.Hblt`.)
 
-Letters: K classes, M tokens with padding (the last id), T sequence length,
-N latents of a level, P latents in a set.
+The last token is padding. Letters as in `joma.hierarchy`.
 """
 
 import dataclasses
@@ -69,7 +68,7 @@ class Hierarchy:
     return np.asarray(held.any(axis=0) & ~held.all(axis=0))
 
   @functools.cached_property
-  def is_present(self) -> Bool[np.ndarray, "K V"]:
+  def is_present(self) -> Bool[np.ndarray, "K M"]:
     """Which of the tokens 0 .. M-2 a class holds."""
     return self.tokens_of(self.members[-1])
 
@@ -91,7 +90,7 @@ class Hierarchy:
 
   def tokens_of(
       self, classes: Int[np.ndarray, "K P"]
-  ) -> Bool[np.ndarray, "K V"]:
+  ) -> Bool[np.ndarray, "K M"]:
     """Tokens 0 .. M-2 that each class holds; `classes` as in `expand`."""
     return self._descend(classes)[0]
 
@@ -99,6 +98,8 @@ class Hierarchy:
     """What classes hold of the tokens and of each level below the classes."""
     sizes = [self.num_tokens - 1, *map(len, self.members[:-1])]
     held = [_to_bool(classes, sizes[-1])]
+    # From the classes down: what a class holds of a level is the union of what
+    # its latents hold. Products of booleans are "or of ands".
     for members, size in zip(self.members[-2::-1], sizes[-2::-1], strict=True):
       held.append(held[-1] @ _to_bool(members, size))
     return tuple(reversed(held))
@@ -106,7 +107,7 @@ class Hierarchy:
 
 def _to_bool(
     members: Int[np.ndarray, "N P"], num_below: int
-) -> Bool[np.ndarray, "N B"]:
+) -> Bool[np.ndarray, "N _"]:
   is_member = np.zeros((len(members), num_below), bool)
   np.put_along_axis(is_member, members, True, axis=1)
   return is_member
@@ -146,8 +147,12 @@ def make_hierarchy(
   return Hierarchy(num_tokens, tuple(members))
 
 
-def _draw_sets(rng, num: int, num_below: int, size: int) -> np.ndarray:
+def _draw_sets(
+    rng: np.random.Generator, num: int, num_below: int, size: int
+) -> np.ndarray:
   """Draws sets of equal chance, written in ascending order."""
+  # The places of the smallest of uniform numbers: every set is as likely,
+  # without a loop over rows.
   drawn = np.argsort(rng.random((num, num_below)), axis=1)[:, :size]
   return np.sort(drawn, axis=1).astype(np.int32)
 
@@ -157,7 +162,9 @@ def _first_of_each(rows: np.ndarray) -> np.ndarray:
   return np.sort(np.unique(rows, axis=0, return_index=True)[1])
 
 
-def _distinct_sets(rng, num: int, num_below: int, size: int) -> np.ndarray:
+def _distinct_sets(
+    rng: np.random.Generator, num: int, num_below: int, size: int
+) -> np.ndarray:
   """Draws sets until `num` of them differ: each new one is uniform."""
   found = np.zeros((0, size), np.int32)
   while len(found) < num:
@@ -181,13 +188,15 @@ def unseen_classes(
   num_draws = _DRAWS_PER_UNSEEN * num_classes
   drawn = _draw_sets(rng, num_draws, num_below, members[-1].shape[1])
   seen = hierarchy.is_present
+  # By their tokens, not by their sets: different latents may hold the same
+  # tokens, and such a class would not be new.
   rows = np.concatenate([seen, hierarchy.tokens_of(drawn)])
   first = _first_of_each(rows) - len(seen)
   return drawn[first[first >= 0][:num_classes]]
 
 
 def to_tokens(
-    is_present: Bool[np.ndarray, "K V"], seq_len: int
+    is_present: Bool[np.ndarray, "K M"], seq_len: int
 ) -> Int[np.ndarray, "K T"]:
   """Writes the sequence of each class, padding in front.
 
@@ -202,7 +211,7 @@ def to_tokens(
 
 def merge_padding(
     tokens: Int[np.ndarray, "*b T"], max_tokens: int
-) -> tuple[Int[np.ndarray, "*b S"], int]:
+) -> tuple[Int[np.ndarray, "*b _"], int]:
   """Cuts the padding that all sequences begin with down to one token.
 
   Args:
@@ -213,5 +222,7 @@ def merge_padding(
     The shorter sequences, and how many tokens the first of each stands for: the
     `num_padding` of `hierarchy_model.HierarchyTransformer`.
   """
+  # From the sizes of the sets, not from the tokens: one length, and one
+  # program, for all seeds of a cell.
   num_padding = max(1, tokens.shape[-1] - max_tokens)
   return tokens[..., num_padding - 1 :], num_padding

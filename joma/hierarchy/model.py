@@ -18,8 +18,7 @@ Two savings leave the logits and every gradient what they are:
 Blocks sow `attn_logits` (before mask and ln n), `attn_weights` (a merged token
 gets the sum of its copies) and `hidden` (after the ReLU) under "intermediates".
 
-Letters: B batch, T query and S key positions, D width, F hidden nodes, V
-tokens, C classes.
+Letters as in `joma.hierarchy`.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 _EPSILON = 1e-5
 
@@ -36,11 +35,11 @@ class HierarchyTransformer(nn.Module):
   """Logits of the class of a sequence, read off its last position.
 
   Attributes:
-    num_tokens: V, padding included.
-    num_classes: C.
+    num_tokens: M, padding included.
+    num_classes: K.
     num_layers: Blocks.
     embed_dim: D.
-    hidden_dim: F, which is 4 V in Table 1.
+    hidden_dim: F, which is 4 M in Table 1.
   """
 
   num_tokens: int
@@ -56,7 +55,7 @@ class HierarchyTransformer(nn.Module):
       num_padding: int | Int[Array, ""] = 1,
       *,
       last_only: bool = False,
-  ) -> Float[Array, "B C"]:
+  ) -> Float[Array, "B K"]:
     """Returns the logits.
 
     Args:
@@ -69,9 +68,14 @@ class HierarchyTransformer(nn.Module):
     stream = self.param("embedding", nn.initializers.normal(1.0), shape)[tokens]
     for layer in range(self.num_layers):
       is_last = layer == self.num_layers - 1
-      block = Block(self.hidden_dim, name=f"block_{layer}")
+      block = Block(self.hidden_dim, name=block_name(layer))
       stream = block(stream, num_padding, last_only=last_only and is_last)
     return _linear(self, "classes", stream[:, -1], self.num_classes)
+
+
+def block_name(layer: int) -> str:
+  """Where the variables of a block stand, and what it sows."""
+  return f"block_{layer}"
 
 
 class Block(nn.Module):
@@ -100,6 +104,8 @@ class Block(nn.Module):
     ending = stream[:, -1:] if last_only else stream
     query, key, value = ending @ w_query, stream @ w_key, stream @ w_value
     attn_logits = jnp.einsum("BTD,BSD->BTS", query, key) / width**0.5
+    # The last rows of the causal mask, where the last block is asked for its
+    # last position alone.
     mask = jnp.tril(jnp.ones((length, length), bool))[-ending.shape[1] :]
     attn_weights = attend(attn_logits, mask, num_padding)
     attended = jnp.einsum("BTS,BSD->BTD", attn_weights, value)
@@ -119,6 +125,7 @@ def attend(
 ) -> Float[Array, "B T S"]:
   """Softmax over the keys that the mask keeps, the first one n times over."""
   is_first = jnp.arange(attn_logits.shape[2]) == 0
+  # n e^a = e^{a + ln n}: the merged token weighs as its n copies would.
   log_copies = jnp.log(jnp.asarray(num_padding, attn_logits.dtype))
   bias = jnp.where(is_first, log_copies, 0)
   bias = jnp.where(attn_mask, bias[None], -jnp.inf)
@@ -140,7 +147,7 @@ def _uniform(fan_in: int) -> Callable[..., Array]:
   """Initial values U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
   bound = fan_in**-0.5
 
-  def draw(key, shape):
+  def draw(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
   return draw

@@ -9,7 +9,7 @@ labels whatever the savings.
 Pure functions of one member of an ensemble; scansnap_jax/ensemble.py lifts them
 to many members at once.
 
-Letters: B batch, K classes, Q unseen combinations, N steps, T sequence length.
+Letters as in `joma.hierarchy`.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ class Latents(NamedTuple):
   unseen_weights: Float[Any, "Q"]
 
 
-class Run(NamedTuple):
+class TableRun(NamedTuple):
   """What tells the runs of one setting apart.
 
   Attributes:
@@ -49,7 +49,7 @@ class Run(NamedTuple):
     weight_decay: Coefficient of L2, inside Adam.
     tokens: The sequence of each class, perhaps with merged padding.
     num_padding: How many tokens the first of each sequence stands for.
-    latents: Latents, for `observe`; None where nothing is observed.
+    latents: `Latents`, for `observe`; None where nothing is observed.
   """
 
   seed: Int[Any, ""]
@@ -57,13 +57,13 @@ class Run(NamedTuple):
   weight_decay: Float[Any, ""]
   tokens: Int[Any, "K T"]
   num_padding: Int[Any, ""]
-  latents: Any
+  latents: PyTree
 
 
 class TrainState(NamedTuple):
   """What a run carries from step to step."""
 
-  run: Run
+  run: TableRun
   step: Int[Array, ""]
   params: PyTree
   opt_state: PyTree
@@ -89,7 +89,7 @@ def make_optimizer(
 
 
 def init(
-    run: Run,
+    run: TableRun,
     shared: tuple[()] = (),
     *,
     model: hierarchy_model.HierarchyTransformer,
@@ -146,14 +146,14 @@ def descend(
     num_steps: int,
     count_classes: bool = True,
     last_only: bool = True,
-) -> tuple[TrainState, Float[Array, "N"]]:
-  """Takes N steps of one run.
+) -> tuple[TrainState, Float[Array, "I"]]:
+  """Takes I steps of one run.
 
   Args:
     state: The run so far.
     model: The Transformer.
     batch_size: B.
-    num_steps: N.
+    num_steps: I.
     count_classes: Compute each class once, weighted by how often it was drawn.
     last_only: Compute the last block at the last position alone.
 
@@ -164,8 +164,10 @@ def descend(
   optimizer = make_optimizer(run.lr, run.weight_decay)
   num_classes = run.tokens.shape[0]
 
-  def step(state, _):
+  def step(state: TrainState, _: None) -> tuple[TrainState, Float[Array, ""]]:
     labels = draw_labels(run.seed, state.step, num_classes, batch_size)
+    # Labels are drawn alike with and without the saving, so that both take the
+    # same steps up to rounding.
     weights = jnp.full(batch_size, 1 / batch_size)
     if count_classes:
       weights = jax.nn.one_hot(labels, num_classes).mean(axis=0)
@@ -184,7 +186,7 @@ def descend(
 
 
 def observe(
-    run: Run,
+    run: TableRun,
     params: PyTree,
     *,
     model: hierarchy_model.HierarchyTransformer,
@@ -196,11 +198,12 @@ def observe(
   logits, seen = model.apply(
       {"params": params}, tokens, run.num_padding, mutable="intermediates"
   )
+  sown = seen["intermediates"]
   is_right = logits[:num_classes].argmax(axis=1) == jnp.arange(num_classes)
   *_, shuffle_key = _keys(run.seed)
   scores = []
   for level, activity in enumerate(latents.activity):
-    (hidden,) = seen["intermediates"][f"block_{level}"]["hidden"]
+    (hidden,) = sown[hierarchy_model.block_name(level)]["hidden"]
     pooled = hierarchy_scores.pool(hidden)
     found = hierarchy_scores.score(
         shuffle_key,
@@ -220,15 +223,15 @@ def train(
     batch_size: int,
     num_steps: int,
     num_shuffles: int,
-) -> tuple[TrainState, Float[Array, "N"], tuple[Observation, Observation]]:
-  """Takes N steps of one run and observes it before and after.
+) -> tuple[TrainState, Float[Array, "I"], tuple[Observation, Observation]]:
+  """Takes I steps of one run and observes it before and after.
 
   Args:
     state: The run so far.
     shared: Nothing; for `Ensemble.map`.
     model: The Transformer.
     batch_size: B.
-    num_steps: N.
+    num_steps: I.
     num_shuffles: Permutations behind the shuffled scores.
 
   Returns:

@@ -18,8 +18,7 @@ latents and any network, so that a score says little without its floor:
   best node there, `transferred` that of the node chosen on the classes, with no
   maximum to inflate it.
 
-Letters: B sequences, S positions, F hidden nodes, N latents, K classes, P
-permutations.
+Letters as in `joma.hierarchy`.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +47,7 @@ class Scores(NamedTuple):
   transferred: Float[Any, "*r N"]
 
 
-def pool(hidden: Float[Array, "B S F"]) -> Float[Array, "B F"]:
+def pool(hidden: Float[Array, "B T F"]) -> Float[Array, "B F"]:
   """The largest activation over positions."""
   return hidden.max(axis=1)
 
@@ -81,6 +80,8 @@ def _standardize(
   """Mean 0 and variance 1 of each column; zeros if it is constant."""
   centered = values - weights @ values[None]
   variance = weights @ centered**2
+  # Relative to the size: rounding of a constant node would otherwise be blown
+  # up to a correlation.
   is_constant = variance <= _LEAST_DEVIATION**2 * (weights @ values**2)
   scale = jax.lax.rsqrt(jnp.where(is_constant, 1, variance))
   return centered * jnp.where(is_constant, 0, scale)[None]
@@ -105,16 +106,20 @@ def score(
     unseen_pooled: Activations on unseen combinations.
     unseen_activity: Which latents those hold.
     unseen_weights: Of the unseen combinations, with sum 1.
-    num_shuffles: P.
+    num_shuffles: W.
   """
   found = correlations(pooled, activity)
   unseen = correlations(unseen_pooled, unseen_activity, unseen_weights)
+  # Chosen on the classes and read on unseen combinations: choice and
+  # measurement apart, or the best of F always scores.
   best = found.argmax(axis=1, keepdims=True)
 
   def shuffle(key: Key[Array, ""]) -> Float[Array, "N"]:
     order = jax.random.permutation(key, activity.shape[0])
     return correlations(pooled, activity[order]).max(axis=1)
 
+  # One after the other (`lax.map`), or all W of them would lie in memory at
+  # once.
   keys = jax.random.split(key, num_shuffles)
   return Scores(
       own=found.max(axis=1),

@@ -4,8 +4,7 @@ The padding that all sequences of a cell begin with is merged into one token,
 and each class is computed once; see model.py and run.py.
 A batch is a pure function of (seed, step), so a restart needs the step alone.
 
-Letters: R runs (seeds), E evaluations, K classes, Q unseen combinations, T
-sequence length.
+Letters as in `joma.hierarchy`.
 """
 
 from collections.abc import Callable
@@ -33,7 +32,7 @@ class Cell(NamedTuple):
   """A cell of the table.
 
   Attributes:
-    num_classes: C.
+    num_classes: K, the paper's C.
     num_combinations: N_ch.
     num_latents: Of level 0 and level 1.
   """
@@ -118,11 +117,10 @@ def train_and_evaluate(
       model = make_model(config, cell.num_classes)
       init = layout.map(run.init, model=model)
       with _make_recorder(config, workdir, experiment, cell) as recorder:
-        start, saved, history = recorder.resume(
-            layout.gathered_shapes(jax.eval_shape(init, members, ())),
+        start, state, history = loop.resume(
+            *(recorder, layout, init, (members, ())),
             _start_history(config, cell),
         )
-        state = init(members, ()) if start == 0 else layout.scatter(saved)
         on_progress(start * len(seeds))
         for interval in schedule.intervals(start):
           train = _compile(config, layout, model, len(interval.steps))
@@ -140,9 +138,7 @@ def train_and_evaluate(
           on_progress(len(interval.steps) * len(seeds))
           stop = preemption.on_any_process(stop_requested())
           if stop or interval.is_saved:
-            saved = layout.gather(state)
-            is_finite = layout.is_finite(saved.params)
-            recorder.save(interval, saved, history, is_finite)
+            loop.save(recorder, layout, interval, state, history)
           if stop:
             recorder.stop(interval, config.num_steps)
       steps, params = schedule.evaluation_steps, layout.gather(state.params)
@@ -219,7 +215,7 @@ def make_runs(
     config: config_lib.Table1Config,
     seeds: np.ndarray,
     hierarchies: list[data.Hierarchy],
-) -> run.Run:
+) -> run.TableRun:
   """The runs of a cell on the host, leaves [R, ...], with merged padding."""
   runs = [
       _make_run(config, seed, one)
@@ -230,8 +226,9 @@ def make_runs(
 
 def _make_run(
     config: config_lib.Table1Config, seed: np.int32, one: data.Hierarchy
-) -> run.Run:
+) -> run.TableRun:
   unseen = data.unseen_classes(int(seed), one, config.num_unseen)
+  # Every seed has the same shapes, and one program serves all.
   num_missing = config.num_unseen - len(unseen)  # Filled up with weight 0.
   filled = np.concatenate([unseen, one.members[-1][:1].repeat(num_missing, 0)])
   weights = np.arange(config.num_unseen) < len(unseen)
@@ -240,7 +237,7 @@ def _make_run(
   )
   tokens, num_padding = write(one.is_present)
   no_class = np.zeros((config.num_unseen, one.num_classes), bool)
-  return run.Run(
+  return run.TableRun(
       seed=seed,
       lr=np.float32(config.lr),
       weight_decay=np.float32(config.weight_decay),
@@ -272,7 +269,7 @@ def _start_history(config: config_lib.Table1Config, cell: Cell) -> History:
 def _record(history: History, seen: run.Observation, evaluation: int) -> None:
   """Keeps an evaluation of all runs."""
 
-  def keep(recorded, values):
+  def keep(recorded: np.ndarray, values: np.ndarray | jax.Array) -> None:
     recorded[:, evaluation] = values
 
   keep(history.accuracy, seen.accuracy)

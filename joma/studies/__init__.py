@@ -3,4 +3,11 @@
 Each file holds the study's settings, its measurement, its figure and its
 caption, and joins them in `STUDY` (`study.Study`). `launch/joma.py` runs them,
 `study_report` lays their numbers out, `drawing` has what figures share.
+
+Letters, in shapes and in the sentences about them:
+
+  B samples    D width       E entries beside each other   F hidden nodes
+  H depths that are compared               J components    K classes
+  L depths of a tree, layers               M tokens        Q queries
+  R runs (seeds)             S times, records, points of a curve
 """

@@ -1,6 +1,6 @@
 """What the figures of several studies draw: looks, bands and points.
 
-Letters: S points of a curve, E entries beside each other.
+Letters as in `joma.studies`.
 """
 
 from collections.abc import Mapping, Sequence

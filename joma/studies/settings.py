@@ -2,10 +2,69 @@
 
 from collections.abc import Iterable
 import math
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
+
+
+@runtime_checkable
+class _Trained(Protocol):
+  """Settings of runs that train from several seeds."""
+
+  @property
+  def num_seeds(self) -> int:
+    ...
+
+  @property
+  def first_seed(self) -> int:
+    ...
+
+  @property
+  def num_steps(self) -> int:
+    ...
+
+  @property
+  def num_records(self) -> int:
+    ...
+
+
+@runtime_checkable
+class _OnTrees(_Trained, Protocol):
+  """Settings of runs on latent trees."""
+
+  @property
+  def num_classes(self) -> int:
+    ...
+
+  @property
+  def num_roots(self) -> int:
+    ...
+
+  @property
+  def branching(self) -> tuple[int, ...]:
+    ...
+
+  @property
+  def hidden_dim(self) -> int:
+    ...
+
+  @property
+  def batch_size(self) -> int:
+    ...
+
+  @property
+  def num_held_out(self) -> int:
+    ...
+
+  @property
+  def step_size(self) -> float:
+    ...
+
+
+def seeds(config: _Trained) -> range:
+  """The seeds of a study, first_seed and those that follow it."""
+  return range(config.first_seed, config.first_seed + config.num_seeds)
 
 
 def require_seeds(first_seed: int, num_seeds: int) -> None:
@@ -27,7 +86,7 @@ def require_targets(mu: Iterable[float], initial: float) -> None:
     )
 
 
-def check_runs(config: Any) -> None:
+def check_runs(config: _Trained) -> None:
   """Raises UserError unless seeds, steps and records of a study fit."""
   # Intervals over seeds need two.
   require.at_least("num_seeds", config.num_seeds, 2)
@@ -40,7 +99,7 @@ def check_runs(config: Any) -> None:
     )
 
 
-def check_tree(config: Any) -> None:
+def check_tree(config: _OnTrees) -> None:
   """Raises UserError unless a study's tree has as many classes as it needs."""
   for name in ("num_classes", "hidden_dim", "batch_size", "num_held_out"):
     require.at_least(name, getattr(config, name), 2)
@@ -71,7 +130,7 @@ def require_several(name: str, values: tuple[float, ...]) -> None:
     require.positive(name, value)
 
 
-def sizes_of_trees(config: Any) -> dict[str, int]:
+def sizes_of_trees(config: _OnTrees) -> dict[str, int]:
   """Picks from a study's settings what `tree_runs.train` takes by name."""
   names = ("num_classes", "hidden_dim", "batch_size", "num_held_out")
   sizes = {

@@ -7,14 +7,13 @@ lazily, and so does matplotlib: a module is loaded when it is first used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import pathlib
 from typing import Any, NamedTuple
 
 from etils import epy
-from jaxtyping import Float, Int
-import numpy as np
+from jaxtyping import Float
 
 with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
@@ -24,7 +23,7 @@ with epy.lazy_imports():
 
 Summary = Mapping[str, Any]
 # Takes a step and its metrics by name.
-OnMetrics = Callable[[int, dict[str, float]], None]
+OnMetrics = Callable[[int, dict[str, Any]], None]
 BANDS = "Lines and bands: mean over seeds and its 95 % interval (Student's t)."
 
 
@@ -76,18 +75,17 @@ def _stream(
 
 def emit(
     on_metrics: OnMetrics | None,
-    steps: Int[np.ndarray, "S"],
-    curves: Mapping[str, Float[Any, "R S"]],
+    steps: Iterable[int],
+    curves: Mapping[str, Float[Any, "S"] | Sequence[float]],
 ) -> None:
-  """Streams means over runs, one row a time.
+  """Streams curves, one row a time.
 
   Args:
     on_metrics: Takes the rows; None where nobody listens.
     steps: Of the rows [S].
-    curves: By name, one row for each of R runs.
+    curves: By name.
   """
   if on_metrics is None:
     return
-  means = {name: np.mean(rows, axis=0) for name, rows in curves.items()}
   for i, step in enumerate(steps):
-    on_metrics(int(step), {name: float(m[i]) for name, m in means.items()})
+    on_metrics(int(step), {name: curve[i] for name, curve in curves.items()})

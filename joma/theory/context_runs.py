@@ -5,7 +5,7 @@ identity with the hidden nodes as outputs: logits f^T W, cross-entropy over the
 classes (Figures 2 and 3 of JoMA, https://arxiv.org/abs/2310.00535). W and z
 start at N(0, 1) / 100.
 
-Letters: R runs, S times, M tokens, K classes and hidden nodes, D width.
+The hidden nodes are one a class, K. Letters as in `joma.theory`.
 """
 
 import functools
@@ -107,6 +107,8 @@ def run(
     Measurements at steps 0, steps_per_record, ...
   """
   num_classes, num_tokens = start.contexts.shape
+  # Unit vectors embed tokens and query: any orthonormal columns give the same v
+  # and z.
   unit = jnp.eye(len(start.lower), dtype=start.lower.dtype)
   batch = dynamics.Batch(
       start.contexts,
@@ -149,10 +151,11 @@ def _observe(
   norms = jnp.sum(path.params.lower**2, axis=(1, 2)) / (2 * block.temperature)
   shared = -jnp.outer(norms, context)
   full = squares + shared
+  # The law is one of changes: its constant is fixed at the start.
   offset = attn_logits[:1] - full[:1]
   correlate = jax.vmap(metrics.normalized_correlation)
 
-  def check(**second_term):
+  def check(**second_term: Array) -> invariants.InvariantCheck:
     return invariants.check_invariant(
         *(path.params.attn_logits, path.v),
         attention=block.attention,
@@ -195,6 +198,7 @@ def train(
     The runs, in the order of the starts.
   """
   options = dict(temperature=temperature, num_records=num_records)
+  # One program for all starts: vmap keeps each run's arithmetic apart.
   train_one = lambda start: run(
       start, step_size=step_size, steps_per_record=steps_per_record, **options
   )

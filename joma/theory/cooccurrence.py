@@ -15,7 +15,7 @@ the sum over all values of all nodes. Derived here: the same for any branching,
 polarities and root table (`exact_cooccurrence`), also for leaves that meet at
 the root only, where the printed formula does not apply.
 
-Letters: M leaves.
+Letters as in `joma.theory`.
 """
 
 import itertools
@@ -45,7 +45,10 @@ def cooccurrence(
   """
   if not 0 <= depth < num_depths:
     raise ValueError(f"Need 0 <= H < L: H = {depth}, L = {num_depths}.")
+  # Each of the paths from the ancestor down to a leaf has L - 1 - H edges; a
+  # moment of two leaves has the edges of both.
   between = polarity ** (2 * (num_depths - 1 - depth))
+  # The mean of a spin: all L - 1 edges from the top node down.
   single = polarity ** (num_depths - 1) * root_polarity
   return (1 + between - 2 * single) / (1 - single) / 2
 
@@ -71,11 +74,15 @@ def exact_cooccurrence(tree: data.Hblt) -> Float[np.ndarray, "M M"]:
     Row l, column m; NaN where y_m is never 1.
   """
   spins = 2 * np.asarray(tree.root_probs) - 1
+  # Given the root the top nodes are independent, so that moments of two of them
+  # are means of products over the root's values.
   mean = np.asarray(tree.class_probs) @ spins
   pair = spins.T @ (np.asarray(tree.class_probs)[:, None] * spins)
   np.fill_diagonal(pair, 1)
   for parents, rho in zip(tree.parents, tree.polarity, strict=True):
     mean = rho * mean[parents]
+    # Children of one parent meet there: their parents' moment is the diagonal,
+    # 1.
     pair = np.outer(rho, rho) * pair[np.ix_(parents, parents)]
     np.fill_diagonal(pair, 1)
   both = 1 + mean[:, None] + mean[None] + pair
@@ -97,6 +104,7 @@ def enumerated_cooccurrence(tree: data.Hblt, leaf: int, other: int) -> float:
   Returns:
     A probability.
   """
+  # Up to the top nodes: descendants of other nodes sum to 1.
   levels = [(leaf, other)]
   for parents in reversed(tree.parents):
     first, second = levels[0]

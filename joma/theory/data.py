@@ -2,14 +2,13 @@
 
 `class_contexts` makes the matrix X of JoMA's Figures 2 and 3. `Hblt` is the
 hierarchical binary latent tree of Section 5
-(https://arxiv.org/abs/2310.00535): a root label y_0 of D classes, binary
+(https://arxiv.org/abs/2310.00535): a root label y_0 of K classes, binary
 latents below it, and leaves that say which tokens a sequence holds. A latent
 keeps its parent's value with probability (1 + rho) / 2, where rho in [-1, 1] is
 the polarity of the edge. Nodes right under the root have depth 0, leaves depth
 L - 1.
 
-Letters: B batch, D classes of the root, K classes, M tokens, N nodes of a
-depth.
+Letters as in `joma.theory`.
 """
 
 from collections.abc import Sequence
@@ -33,8 +32,8 @@ class Hblt(NamedTuple):
     polarity: For each depth from 1: rho of the edge above each node.
   """
 
-  class_probs: Float[np.ndarray, "D"]
-  root_probs: Float[np.ndarray, "D N"]
+  class_probs: Float[np.ndarray, "K"]
+  root_probs: Float[np.ndarray, "K N"]
   parents: tuple[Int[np.ndarray, "_"], ...]
   polarity: tuple[Float[np.ndarray, "_"], ...]
 
@@ -94,11 +93,11 @@ def class_contexts(
 
 
 def make_hblt(
-    root_probs: Float[np.ndarray, "D N"],
+    root_probs: Float[np.ndarray, "K N"],
     branching: Sequence[int | Sequence[int]],
     polarity: float | Sequence[float | Sequence[float]],
     *,
-    class_probs: Float[np.ndarray, "D"] | None = None,
+    class_probs: Float[np.ndarray, "K"] | None = None,
 ) -> Hblt:
   """Builds a tree from the root's table, the branching and the polarities.
 
@@ -118,25 +117,18 @@ def make_hblt(
   num_classes, num_nodes = root_probs.shape
   if class_probs is None:
     class_probs = np.full(num_classes, 1 / max(num_classes, 1))
-  if isinstance(polarity, Sequence):
-    per_depth = tuple(polarity)
-  else:
-    per_depth = (polarity,) * len(branching)
-  if len(per_depth) != len(branching):
+  if not isinstance(polarity, Sequence):
+    polarity = (polarity,) * len(branching)
+  if len(polarity) != len(branching):
     raise errors.UserError(
-        f"polarity is given for {len(per_depth)} depths and branching for"
+        f"polarity is given for {len(polarity)} depths and branching for"
         f" {len(branching)}."
     )
   parents, polarities = [], []
   for depth, children in enumerate(branching):
-    children = _for_each(f"branching[{depth}]", children, num_nodes)
-    if not (children.dtype.kind == "i" and children.min(initial=1) >= 0):
-      raise errors.UserError(
-          f"branching[{depth}] must be whole numbers from 0, got {children}."
-      )
-    parents.append(np.repeat(np.arange(num_nodes), children))
+    parents.append(_parents(depth, children, num_nodes))
     num_nodes = len(parents[-1])
-    rho = _for_each(f"polarity[{depth}]", per_depth[depth], num_nodes)
+    rho = _for_each(f"polarity[{depth}]", polarity[depth], num_nodes)
     polarities.append(rho.astype(np.float64))
   tree = Hblt(
       np.asarray(class_probs, np.float64),
@@ -146,6 +138,16 @@ def make_hblt(
   )
   _check(tree)
   return tree
+
+
+def _parents(depth: int, children: object, num_nodes: int) -> np.ndarray:
+  """Index of the parent of each node below this depth, siblings together."""
+  numbers = _for_each(f"branching[{depth}]", children, num_nodes)
+  if not (numbers.dtype.kind == "i" and numbers.min(initial=1) >= 0):
+    raise errors.UserError(
+        f"branching[{depth}] must be whole numbers from 0, got {numbers}."
+    )
+  return np.repeat(np.arange(num_nodes), numbers)
 
 
 def _for_each(name: str, values: object, num_nodes: int) -> np.ndarray:
@@ -198,6 +200,7 @@ def sample_hblt(
       edge_keys, tree.parents, tree.polarity, strict=True
   ):
     shape = (batch_size, len(parents))
+    # Exclusive or flips where the edge does not keep the parent's value.
     keeps = jnp.broadcast_to((1 + jnp.asarray(rho)) / 2, shape)
     flips = jax.random.uniform(edge_key, shape) >= keeps
     nodes.append(nodes[-1][:, parents] ^ flips)
@@ -208,6 +211,8 @@ def common_depth(tree: Hblt) -> Int[np.ndarray, "M M"]:
   """Depth H of each two leaves' lowest common ancestor; -1 is the root."""
   ancestors = np.arange(tree.num_leaves)
   depth = np.full((len(ancestors), len(ancestors)), -1)
+  # From the leaves up: the first level at which two leaves share their ancestor
+  # is the lowest.
   for level in range(tree.num_depths - 1, -1, -1):
     is_same = ancestors[:, None] == ancestors[None]
     depth = np.where(is_same & (depth < 0), level, depth)
@@ -221,22 +226,25 @@ def pack_tokens(
     seq_len: int,
     *,
     key: Key[Array, ""] | None = None,
-) -> Int[Array, "B T"]:
+) -> Int[Array, "B W"]:
   """Writes the present tokens of each row right-aligned, padding before them.
 
   Args:
     is_present: Which tokens the sequence holds. Padding gets the id M.
-    seq_len: T. Of more than T tokens the last T are kept.
+    seq_len: W. Of more than W tokens the last W are kept.
     key: PRNG key for a random order; without one, token ids ascend.
   """
   num_tokens = is_present.shape[1]
   if key is None:
+    # Ranks start at 1, as 0 stands for absent tokens, which go in front.
     rank = jnp.broadcast_to(jnp.arange(1.0, num_tokens + 1), is_present.shape)
   else:
     rank = 1 + jax.random.uniform(key, is_present.shape)
   rank = jnp.where(is_present, rank, 0)
   if num_tokens < seq_len:
     rank = jnp.pad(rank, ((0, 0), (seq_len - num_tokens, 0)))
+  # Sorted by rank, absent ones first: the last W are the sequence. A sort
+  # instead of a loop, as sequences differ in length.
   order = jnp.argsort(rank, axis=1)[:, -seq_len:]
   is_token = jnp.take_along_axis(rank, order, axis=1) > 0
   shift = max(0, seq_len - num_tokens)

@@ -18,23 +18,23 @@ differentiation.
   v, xi       U_C^T W, the MLP seen through the embeddings, and U_Q^T W
   g_k, T      -d loss / d h_k, temperature
 
-Shapes: B samples, M contextual tokens, Q queries, K hidden nodes, D width.
+Letters as in `joma.theory`.
 """
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from scansnap_jax import dynamics as one_layer
 
 Attention = Literal["linear", "exp", "softmax"]
 Activation = Callable[[Array], Array]
-# Of the hidden nodes [B, K] and the upper weights; averages over samples.
-Loss = Callable[[Array, Any], Array]
+# Of the hidden nodes [B, F] and the upper weights; averages over samples.
+Loss = Callable[[Array, PyTree], Array]
 
 ACTIVATIONS: dict[str, Activation] = {
     "identity": lambda h: h,
@@ -105,30 +105,30 @@ class Params(NamedTuple):
   """What is trained; also its velocity.
 
   Attributes:
-    lower: W [D, K].
+    lower: W [D, F].
     attn_logits: z [Q, M].
     upper: Any tree that the loss takes beside the hidden nodes.
   """
 
-  lower: Float[Array, "D K"]
+  lower: Float[Array, "D F"]
   attn_logits: Float[Array, "Q M"]
-  upper: Any = ()
+  upper: PyTree = ()
 
 
 class Reduced(NamedTuple):
   """The same state without the width D; also its velocity.
 
   Attributes:
-    v: U_C^T W [M, K].
-    offset: xi = U_Q^T W [Q, K], what the residual adds to the preactivations.
+    v: U_C^T W [M, F].
+    offset: xi = U_Q^T W [Q, F], what the residual adds to the preactivations.
     attn_logits: z [Q, M].
     upper: As in `Params`.
   """
 
-  v: Float[Array, "M K"]
-  offset: Float[Array, "Q K"]
+  v: Float[Array, "M F"]
+  offset: Float[Array, "Q F"]
   attn_logits: Float[Array, "Q M"]
-  upper: Any = ()
+  upper: PyTree = ()
 
 
 def attend(
@@ -173,7 +173,7 @@ def mlp_input(
   return f
 
 
-def hidden(params: Params, batch: Batch, block: Block) -> Float[Array, "B K"]:
+def hidden(params: Params, batch: Batch, block: Block) -> Float[Array, "B F"]:
   """Computes the hidden nodes h_k = phi(w_k^T f) of each sample."""
   b = attended_tokens(params.attn_logits, batch, block)
   return block.phi(mlp_input(b, batch, block) @ params.lower)
@@ -191,6 +191,8 @@ def velocity(params: Params, batch: Batch, block: Block, loss: Loss) -> Params:
   Returns:
     dW/dt, dz/dt and the velocity of the upper weights, at rate 1.
   """
+  # What the closed form below is tested against: it knows of the block only its
+  # forward pass.
   total = lambda params: loss(hidden(params, batch, block), params.upper)
   return jax.tree.map(jnp.negative, jax.grad(total)(params))
 
@@ -233,16 +235,24 @@ def reduced_velocity(
   inner = b @ state.v
   if block.has_residual:
     inner += state.offset[batch.query]
+  # phi and phi' in one go; phi is elementwise, so that the tangent 1 gives its
+  # derivative everywhere.
   h, slope = jax.jvp(block.phi, (inner,), (jnp.ones_like(inner),))
   g, upper = jax.tree.map(jnp.negative, jax.grad(loss, (0, 1))(h, state.upper))
+  # The mean over samples is in g, as the loss is a mean: E[gh_k b] is a plain
+  # matrix product below.
   gh = g * slope
   back = gh @ state.v.T / block.temperature
   shared = jnp.zeros_like(b)
   if block.attention == "softmax":
+    # b b^T v gh without the matrix b b^T: first the scalar b^T back.
     shared = b * jnp.sum(b * back, axis=-1, keepdims=True)
+  # T db/dz: diag(x) for linear, diag(b) for exp and the first part of softmax
+  # attention.
   gate = batch.counts if block.attention == "linear" else b
   num_queries = len(state.attn_logits)
   per_query = lambda rows: jax.ops.segment_sum(rows, batch.query, num_queries)
+  # The only thing of the embeddings that the reduced flow still sees.
   gram = batch.query_embedding.T @ batch.query_embedding
   pushed = per_query(gh) if block.has_residual else jnp.zeros_like(state.offset)
   dz = per_query(gate * back - shared)

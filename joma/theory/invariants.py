@@ -25,7 +25,7 @@ here, from dv_k/dt = E[gh_k b] and z's flow (`dynamics.reduced_velocity`):
   - Softmax attention conserves sum_l z_l.
 
 Finite steps, momentum, weight decay and Adam break them; a finite step does so
-to first order in it. Letters: S times, M tokens, Q queries, K hidden nodes.
+to first order in it. Letters as in `joma.theory`.
 """
 
 from typing import NamedTuple
@@ -73,6 +73,7 @@ def measured_change(
   Returns:
     The change since the first time.
   """
+  # Linear attention conserves squares: dz/dt = v dv/dt / z there.
   terms = attn_logits**2 if attention == "linear" else attn_logits
   if query_weights is None:
     query_weights = jnp.ones(terms.shape[1], terms.dtype)
@@ -81,7 +82,7 @@ def measured_change(
 
 
 def predicted_change(
-    v: Float[Array, "S M K"],
+    v: Float[Array, "S M F"],
     *,
     attention: dynamics.Attention,
     rate_ratio: Scalar = 1.0,
@@ -120,7 +121,11 @@ def predicted_change(
   if attention == "linear":
     return rate_ratio * growth
   if attended is not None:
+    # |v_k|^2 b-bar, summed over nodes: every token loses in proportion to its
+    # mean attention, which keeps the sum of z where it was.
     growth -= _shared_growth(squares.sum(axis=-1), attended)
+  # The correction has rate and temperature in it already: `flow` integrates it
+  # with both.
   change = rate_ratio / (2 * temperature) * growth
   return change if correction is None else change - correction
 
@@ -131,6 +136,7 @@ def _shared_growth(
   """Integrates b-bar d(sum_k |v_k|^2)."""
   if attended.ndim == 1:
     return jnp.outer(norms - norms[0], attended)
+  # The trapezoidal rule, as b-bar is known at the recorded times alone.
   middle = (attended[1:] + attended[:-1]) / 2
   steps = jnp.diff(norms)[:, None] * middle
   return jnp.pad(jnp.cumsum(steps, axis=0), ((1, 0), (0, 0)))
@@ -138,7 +144,7 @@ def _shared_growth(
 
 def check_invariant(
     attn_logits: Float[Array, "S Q M"],
-    v: Float[Array, "S M K"],
+    v: Float[Array, "S M F"],
     *,
     attention: dynamics.Attention,
     rate_ratio: Scalar = 1.0,
@@ -151,7 +157,7 @@ def check_invariant(
 
   Args:
     attn_logits: z over time.
-    v: U_C^T W over time, [S, M, K].
+    v: U_C^T W over time, [S, M, F].
     attention: Kind of attention.
     rate_ratio: eta_z / eta_w.
     temperature: T.

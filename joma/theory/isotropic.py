@@ -22,7 +22,7 @@ turns it into averages over y ~ p, which is how it is computed:
 The paper goes on, heuristically, to dv/dt ~ mu - v near a critical point
 aligned with one centre; `convergence` starts from there.
 
-Letters: J clouds, M tokens.
+Letters as in `joma.theory`.
 """
 
 from collections.abc import Callable
@@ -64,12 +64,15 @@ def moments(
     Both averages for each cloud.
   """
   nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+  # Where the preactivation r + |v| y changes sign. On either side phi' of ReLU
+  # is smooth, and the quadrature keeps its order.
   kink = jnp.clip(-r / norm, -reach, reach)[:, None]
 
-  def side(low, high):
+  def side(low: Scalar | Array, high: Scalar | Array) -> Float[Array, "2 J"]:
     half = (high - low) / 2
-    y = low + half * (1 + nodes)[None]
+    y = jnp.asarray(low + half * (1 + nodes)[None])
     inner = r[:, None] + norm * y
+    # phi' by differentiation, so that any activation may be given.
     slope = jax.jvp(phi, (inner,), (jnp.ones_like(inner),))[1]
     terms = half * weights[None] * density(y) * slope
     return jnp.stack([terms.sum(axis=1), (y * terms).sum(axis=1)])
@@ -128,6 +131,8 @@ def velocity(
   Returns:
     dv/dt.
   """
+  # Off the direction of v a centred isotropic x averages to 0: two numbers for
+  # each cloud are left of the integral over x.
   norm = jnp.linalg.norm(v)
   along_center, along_v = moments_of(centers @ v + offset, norm)
   return (amounts * along_center) @ centers + amounts @ along_v / norm * v

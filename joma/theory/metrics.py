@@ -4,7 +4,7 @@ JoMA (https://arxiv.org/abs/2310.00535) plots attention entropy, the stable rank
 of the lower MLP layer (Figure 7), normalized correlations (Figure 2) and the
 correlation of hidden nodes with latent variables (Table 1).
 
-Letters: B samples, T positions, F hidden nodes, P latents, N entries, S times.
+Letters as in `joma.theory`.
 """
 
 from typing import NamedTuple
@@ -21,25 +21,26 @@ def attention_entropy(attn_logits: Float[Array, "*b M"]) -> Float[Array, "*b"]:
   return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
-def stable_rank(weights: Float[Array, "*b D K"]) -> Float[Array, "*b"]:
-  """Computes |W|_F^2 / |W|_2^2, from 1 to min(D, K); 0 for a zero matrix.
+def stable_rank(weights: Float[Array, "*b D F"]) -> Float[Array, "*b"]:
+  """Computes |W|_F^2 / |W|_2^2, from 1 to min(D, F); 0 for a zero matrix.
 
   The eigenvalues of the smaller of W W^T and W^T W are the squared singular
   values, many times sooner than those of W.
   """
   is_wide = weights.shape[-2] <= weights.shape[-1]
   gram = jnp.einsum(
-      "...DK,...EK->...DE" if is_wide else "...DK,...DL->...KL",
+      "...DF,...EF->...DE" if is_wide else "...DF,...DG->...FG",
       weights,
       weights,
       precision="highest",
   )
+  # |W|_F^2 is the sum of the eigenvalues, |W|_2^2 the largest one.
   trace = jnp.trace(gram, axis1=-2, axis2=-1)
   return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., -1])
 
 
 def normalized_correlation(
-    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+    measured: Float[Array, "E"], predicted: Float[Array, "E"]
 ) -> Float[Array, ""]:
   """Computes the cosine of two vectors after their means are removed.
 
@@ -55,7 +56,7 @@ def normalized_correlation(
 
 
 def slope(
-    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+    measured: Float[Array, "E"], predicted: Float[Array, "E"]
 ) -> Float[Array, ""]:
   """Computes the least-squares slope of `measured` on `predicted`.
 
@@ -71,7 +72,7 @@ def slope(
 
 
 def relative_error(
-    measured: Float[Array, "N"], predicted: Float[Array, "N"]
+    measured: Float[Array, "E"], predicted: Float[Array, "E"]
 ) -> Float[Array, ""]:
   """Computes |predicted - measured| / |measured|, means not removed.
 
@@ -103,7 +104,7 @@ class LatentScores(NamedTuple):
 
 
 def latent_scores(
-    activations: Float[Array, "B T F"], latents: Num[Array, "B P"]
+    activations: Float[Array, "B W F"], latents: Num[Array, "B P"]
 ) -> LatentScores:
   """Computes the latent correlation scores of one layer (Table 1).
 
@@ -119,6 +120,7 @@ def latent_scores(
   Returns:
     Scores per latent; average them with `mean_score`.
   """
+  # A node may follow a latent at any position: the largest one counts.
   pooled = activations.max(axis=1)
   activity = latents.astype(pooled.dtype)
   centred = lambda x: x - x.mean(axis=0, keepdims=True)
@@ -143,7 +145,9 @@ def _cosine(
   return _ratio(a.T @ b, norms)
 
 
-def _ratio(numerator, denominator):
+def _ratio(
+    numerator: Float[Array, "*b"], denominator: float | Float[Array, "*b"]
+) -> Float[Array, "*b"]:
   """Divides, with 0 wherever the denominator is 0; NaN stays NaN."""
   safe = jnp.where(denominator == 0, 1, denominator)
   return jnp.where(denominator == 0, 0, numerator / safe)
@@ -167,6 +171,8 @@ def largest_rise(curve: Float[np.ndarray, "S"]) -> Rise:
   """Finds the largest rise after a fall; values that are not finite end it."""
   is_finite = np.isfinite(curve)
   curve = np.asarray(curve)[: None if is_finite.all() else is_finite.argmin()]
+  # Measured from the least value so far, or the fall before a rise would be
+  # missed where a curve starts high.
   least = np.minimum.accumulate(curve)
   top = int(np.argmax(curve - least))
   lowest = int(np.argmin(curve[: top + 1]))

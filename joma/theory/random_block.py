@@ -1,6 +1,6 @@
 """Small random blocks with stationary g, on which laws are held to account.
 
-Letters: B samples, M tokens, K hidden nodes, Q queries, D width.
+Letters as in `joma.theory`.
 """
 
 from typing import NamedTuple
@@ -19,14 +19,14 @@ class Problem(NamedTuple):
   Attributes:
     params: Initial values.
     batch: Samples; the u_q have length 1 but are not orthogonal.
-    pull: g of each sample and node [B, K], constant in time.
+    pull: g of each sample and node [B, F], constant in time.
   """
 
   params: dynamics.Params
   batch: dynamics.Batch
-  pull: Float[Array, "B K"]
+  pull: Float[Array, "B F"]
 
-  def loss(self, hidden: Float[Array, "B K"], upper: tuple[()]) -> Array:
+  def loss(self, hidden: Float[Array, "B F"], upper: tuple[()]) -> Array:
     """Computes -E[sum_k g_k h_k]."""
     del upper
     return -jnp.mean(jnp.sum(self.pull * hidden, axis=1))
@@ -45,7 +45,7 @@ def make_problem(
   Args:
     seed: Random seed.
     num_tokens: Number of tokens M.
-    num_hidden: Number of hidden nodes K.
+    num_hidden: Number of hidden nodes F.
     num_samples: Number of samples B, which take the queries in turn.
     num_queries: Number of queries Q.
   """
@@ -53,7 +53,10 @@ def make_problem(
   normal = lambda *shape: generator.normal(size=shape)
   tokens, samples = num_tokens, num_samples
   width = tokens + num_queries
+  # Orthonormal, with the queries' vectors in the rest of the space: the laws
+  # need U_C^T U_C = I and U_C^T u_q = 0.
   basis = np.linalg.qr(normal(width, width))[0]
+  # Queries that are not orthogonal, so that a law that takes them to be fails.
   mixing = normal(num_queries, num_queries)
   mixing /= np.linalg.norm(mixing, axis=0)
   batch = dynamics.Batch(

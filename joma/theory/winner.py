@@ -1,6 +1,6 @@
 """Theorem 2 of JoMA (https://arxiv.org/abs/2310.00535): linear activation.
 
-One hidden node (K = 1), one query, phi = identity and stationary g: whatever
+One hidden node (F = 1), one query, phi = identity and stationary g: whatever
 token has the largest |Delta_l| takes all, where
 
   Delta_l = E[g x_l] = E[g | l] P(l)
@@ -16,7 +16,7 @@ erf(v / 2): int e^{-v^2/2} dv = sqrt(pi / 2) erf(v / sqrt 2), so it is sqrt 2.
 Derived here: the sharpness s = sqrt(eta_z / eta_w) / T, with t in units of
 1 / eta_w; the paper has s = 1.
 
-Letters: S times, M tokens.
+Letters as in `joma.theory`.
 """
 
 import math
@@ -89,6 +89,7 @@ def frozen_components(
   Returns:
     Infinite for the winner, finite for all others: attention on them vanishes.
   """
+  # erf(s v / sqrt 2) / Delta is the same for all, and erf is 1 for the winner.
   share = delta / jnp.abs(delta).max()
   return math.sqrt(2) / sharpness * jax.scipy.special.erfinv(share)
 
@@ -108,9 +109,13 @@ def integrate(
   Returns:
     Times t and components v when |v_w| = u.
   """
+  # The winner's own value is the clock: dv/dt of all tokens over d|v_w|/dt
+  # stays bounded where v_w(t) blows up.
   fastest = jnp.abs(delta).max()
 
-  def slope(state, u):
+  def slope(
+      state: tuple[Float[Array, ""], Float[Array, "M"]], u: Float[Array, ""]
+  ) -> tuple[Float[Array, ""], Float[Array, "M"]]:
     v = state[1]
     return (
         jnp.exp(-(u**2) / 2) / fastest,
@@ -142,6 +147,7 @@ def linear_components(
   Returns:
     (v(t), z(t)).
   """
+  # The system is linear, with eigenvalues + and - Delta.
   cosh, sinh = jnp.cosh(delta * t), jnp.sinh(delta * t)
   return v * cosh + attn_logits * sinh, attn_logits * cosh + v * sinh
 

@@ -167,9 +167,9 @@ def make_rows(
 
 def _make_run(
     config: BenchConfig, tokens: np.ndarray, num_padding: int
-) -> hierarchy_train.Run:
+) -> hierarchy_train.TableRun:
   """Rate and decay are those of Table 1; times do not depend on them."""
-  return hierarchy_train.Run(
+  return hierarchy_train.TableRun(
       seed=jnp.int32(config.seed),
       lr=jnp.float32(1e-4),
       weight_decay=jnp.float32(1e-4),
@@ -182,7 +182,7 @@ def _make_run(
 def _jax(
     config: BenchConfig,
     model: hierarchy_model.HierarchyTransformer,
-    run: hierarchy_train.Run,
+    run: hierarchy_train.TableRun,
     savings: Savings,
 ) -> Contestant:
   state = jax.jit(functools.partial(hierarchy_train.init, model=model))(run)
@@ -203,7 +203,7 @@ def _jax(
 def _torch(
     config: BenchConfig,
     model: hierarchy_model.HierarchyTransformer,
-    run: hierarchy_train.Run,
+    run: hierarchy_train.TableRun,
     savings: Savings,
 ) -> Contestant:
   torch = torch_peer.load()

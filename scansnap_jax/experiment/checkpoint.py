@@ -25,6 +25,8 @@ import zlib
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -42,7 +44,7 @@ class Restored(NamedTuple):
   """
 
   step: int
-  tree: Any
+  tree: PyTree
   metadata: dict[str, Any]
 
 
@@ -75,7 +77,7 @@ class Checkpointer:
       raise
 
   def save(
-      self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None
+      self, step: int, tree: PyTree, metadata: Mapping[str, Any] | None = None
   ) -> bool:
     """Starts to write a step; `tree` may change as soon as this returns.
 
@@ -112,7 +114,7 @@ class Checkpointer:
       )
     return True
 
-  def restore_latest(self, template: Any) -> Restored | None:
+  def restore_latest(self, template: PyTree) -> Restored | None:
     """Restores the newest step that is whole.
 
     Args:
@@ -177,7 +179,7 @@ class Checkpointer:
           f"cannot write a checkpoint to {self._directory}: {_shorten(error)}"
       ) from error
 
-  def _restore(self, step: int, template: Any) -> Restored:
+  def _restore(self, step: int, template: PyTree) -> Restored:
     """Restores one step; raises UserError if it is whole but of another tree.
 
     Every other exception is damage.
@@ -210,7 +212,9 @@ class Checkpointer:
     tree = jax.tree.unflatten(jax.tree.structure(template), leaves)
     return Restored(step, tree, body["metadata"])
 
-  def _restore_arrays(self, step: int, targets: list[Any]) -> list[Any]:
+  def _restore_arrays(
+      self, step: int, targets: list[digest.Plain]
+  ) -> list[np.ndarray | jax.Array]:
     numbered = _numbered(targets)
     arrays = self._manager.restore(
         step,
@@ -311,13 +315,13 @@ def _open_manager(
 _NAME = "leaf_%05d"
 
 
-def _numbered(arrays: list[Any]) -> dict[str, Any]:
+def _numbered(arrays: list[digest.Plain]) -> dict[str, digest.Plain]:
   """Names the arrays by position; orbax refuses empty ones and empty trees."""
   named = {_NAME % i: array for i, array in enumerate(arrays) if array.size}
   return named or {"nothing": np.zeros(1, np.uint8)}
 
 
-def _restore_args(target: Any) -> ocp.RestoreArgs:
+def _restore_args(target: digest.Plain) -> ocp.RestoreArgs:
   sharding = getattr(target, "sharding", None)
   if sharding is None:
     return ocp.RestoreArgs(restore_type=np.ndarray)
@@ -329,10 +333,12 @@ def _restore_args(target: Any) -> ocp.RestoreArgs:
   )
 
 
-def _like(target: Any, value: Any, key_impl: str | None) -> Any:
+def _like(
+    target: Any, value: np.ndarray | jax.Array, key_impl: str | None
+) -> Any:
   """Makes a restored plain array what the template has in its place."""
   if key_impl is not None:
-    value = jax.random.wrap_key_data(value, impl=key_impl)
+    value = jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl)
   sharding = getattr(target, "sharding", None)
   if sharding is not None:
     return jax.device_put(value, sharding)
@@ -341,7 +347,7 @@ def _like(target: Any, value: Any, key_impl: str | None) -> Any:
   return value[()] if isinstance(target, np.generic) else value
 
 
-def _crc32(body: Any) -> int:
+def _crc32(body: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 

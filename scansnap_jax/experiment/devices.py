@@ -98,6 +98,8 @@ def main_process_first() -> Iterator[None]:
   Raises:
     UserError: On the others, if it raised on the main process.
   """
+  # Broadcast in `finally`, as the others wait for an answer even where the main
+  # process raises.
   went_well = False
   try:
     yield

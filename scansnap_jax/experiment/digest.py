@@ -14,23 +14,27 @@ plain array that stands for one: the uint32 data of PRNG keys, a 0-d array for
 a number.
 """
 
+from collections.abc import Sequence
 from typing import Any
 import zlib
 
 import jax
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 import numpy as np
 
 _Index = tuple[tuple[int, int], ...]
+# Plain arrays, or shape and dtype of one.
+Plain = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: object) -> bool:
   """Whether a leaf, or a `jax.ShapeDtypeStruct`, is of typed PRNG keys."""
   dtype = getattr(leaf, "dtype", None)
   return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def to_array(leaf: Any) -> Any:
+def to_array(leaf: Any) -> Plain:
   """Returns the plain array (or its shape and dtype) that stands for a leaf."""
   if not hasattr(leaf, "dtype"):
     return np.asarray(leaf)
@@ -42,7 +46,7 @@ def to_array(leaf: Any) -> Any:
   return jax.eval_shape(jax.random.key_data, leaf)
 
 
-def describe(tree: Any) -> list[dict[str, Any]]:
+def describe(tree: PyTree) -> list[dict[str, Any]]:
   """Returns name, shape and dtype of every leaf.
 
   Args:
@@ -64,7 +68,7 @@ def describe(tree: Any) -> list[dict[str, Any]]:
   return entries
 
 
-def digest(tree: Any) -> list[dict[str, Any]]:
+def digest(tree: PyTree) -> list[dict[str, Any]]:
   """Returns the digest of a tree of arrays, of all processes together.
 
   Raises:
@@ -115,7 +119,7 @@ def find_mismatch(
   return None
 
 
-def is_intact(array: Any, entry: dict[str, Any]) -> bool:
+def is_intact(array: Plain, entry: dict[str, Any]) -> bool:
   """Whether the shards of a plain array have the checksums of its entry.
 
   Shards that this process cannot see pass; its peers check them.
@@ -126,7 +130,7 @@ def is_intact(array: Any, entry: dict[str, Any]) -> bool:
   return all(crc is None or crc == expected for crc, expected in pairs)
 
 
-def _to_index(index: Any) -> _Index:
+def _to_index(index: Sequence[Sequence[int]]) -> _Index:
   return tuple((int(start), int(stop)) for start, stop in index)
 
 
@@ -135,15 +139,16 @@ def _from_slices(slices: tuple[slice, ...], shape: tuple[int, ...]) -> _Index:
   return tuple((start, stop) for start, stop, _ in bounds)
 
 
-def _all_indices(array: Any) -> list[_Index]:
+def _all_indices(array: Plain) -> list[_Index]:
   """Returns the distinct shards of the array over all processes, in order."""
   if not isinstance(array, jax.Array):
     return [tuple((0, size) for size in array.shape)]
+  # As a set: replicated shards are one shard, checked once.
   slices = array.sharding.devices_indices_map(array.shape).values()
   return sorted({_from_slices(s, array.shape) for s in slices})
 
 
-def _checksums(array: Any, indices: list[_Index]) -> list[int | None]:
+def _checksums(array: Plain, indices: list[_Index]) -> list[int | None]:
   """Returns the crc32 of each shard, None where this process has no copy."""
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     local = {
@@ -155,7 +160,7 @@ def _checksums(array: Any, indices: list[_Index]) -> list[int | None]:
   return [_crc32(whole[tuple(slice(*axis) for axis in i)]) for i in indices]
 
 
-def _crc32(array: Any) -> int:
+def _crc32(array: np.ndarray | jax.Array) -> int:
   # As bytes, because bfloat16 has no buffer protocol.
   flat = np.ascontiguousarray(array).reshape(-1)
   return zlib.crc32(flat.view(np.uint8).data) if flat.size else 0

@@ -7,7 +7,7 @@ they survive greyscale. Heat maps take perceptually uniform colours.
 Figures are built on matplotlib's objects, without pyplot: no backend is
 chosen, nothing is registered globally, and `style` restores what it sets.
 
-Letters: R runs (seeds), N points of a curve.
+Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,7 +107,7 @@ class CurveStyle(NamedTuple):
 
   color: str
   marker: str
-  linestyle: Any
+  linestyle: str | tuple[int, tuple[float, ...]]
 
 
 _KNOWN = CurveStyle("black", "o", "")
@@ -156,6 +156,7 @@ def save(
       "pdf": {"Title": name, "CreationDate": None},
   }
   paths = []
+  # Names of versions and times would make equal figures differ.
   for kind, entries in metadata.items():
     buffer = io.BytesIO()
     with style():
@@ -196,12 +197,12 @@ def _curve_style(place: int) -> CurveStyle:
 
 def draw_band(
     axes: mpl_axes.Axes,
-    x: Num[np.ndarray, "N"],
-    curves: Float[np.ndarray, "R N"],
+    x: Num[np.ndarray, "S"],
+    curves: Float[np.ndarray, "R S"],
     look: CurveStyle,
     label: str,
 ) -> None:
-  """Draws the mean of curves [R, N] and a band of one standard deviation.
+  """Draws the mean of curves [R, S] and a band of one standard deviation.
 
   The deviation is that of the sample (ddof 1); one run alone has no band.
 
@@ -232,9 +233,9 @@ def sparsely(num_points: int, look: CurveStyle) -> tuple[int, int]:
 
 def shade(
     axes: mpl_axes.Axes,
-    x: Num[np.ndarray, "N"],
-    low: Float[np.ndarray, "N"],
-    high: Float[np.ndarray, "N"],
+    x: Num[np.ndarray, "S"],
+    low: Float[np.ndarray, "S"],
+    high: Float[np.ndarray, "S"],
     look: CurveStyle,
 ) -> None:
   """Fills the range of a curve."""
@@ -243,9 +244,9 @@ def shade(
 
 def draw_points(
     axes: mpl_axes.Axes,
-    x: Num[np.ndarray, "N"],
-    mean: Float[np.ndarray, "N"],
-    spread: Float[np.ndarray, "N"],
+    x: Num[np.ndarray, "S"],
+    mean: Float[np.ndarray, "S"],
+    spread: Float[np.ndarray, "S"],
     look: CurveStyle,
     label: str,
 ) -> None:
@@ -255,9 +256,9 @@ def draw_points(
 
 def draw_known_points(
     axes: mpl_axes.Axes,
-    x: Num[np.ndarray, "N"],
-    mean: Float[np.ndarray, "N"],
-    spread: Float[np.ndarray, "N"] | None = None,
+    x: Num[np.ndarray, "S"],
+    mean: Float[np.ndarray, "S"],
+    spread: Float[np.ndarray, "S"] | None = None,
     look: CurveStyle = _KNOWN,
 ) -> None:
   """Draws what others published: open markers without a line, behind ours."""
@@ -304,6 +305,8 @@ def put_legend_above(
     figure: A figure or subfigure; its width says how many entries fit a row.
     entries: Label to line; see `legend_entries`.
   """
+  # matplotlib does not break lines of a legend: rows are added until it fits,
+  # which only a drawn legend tells.
   for num_rows in range(1, len(entries) + 1):
     legend = figure.legend(
         entries.values(),

@@ -1,6 +1,6 @@
 """Means over runs and their 95 % intervals.
 
-Letters: R runs (seeds).
+Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Mapping
@@ -35,6 +35,8 @@ def interval(
   has_all = (values > 0).all(axis=0)
   if is_positive:
     values = np.log(np.where(has_all, values, 1))
+  # Standard error of the mean, with the deviation of the sample: Student's t
+  # allows for its being an estimate.
   error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
   half = t_quantile(len(values) - 1) * error
   mean = values.mean(axis=0)
@@ -53,6 +55,8 @@ def t_quantile(degrees: int, tail: float = 0.025) -> float:
   for _ in range(60):
     middle = (low + high) / 2
     share = degrees / (degrees + middle**2)
+    # P(|t| > x) is the regularized incomplete beta function at n / (n + x^2):
+    # no SciPy is needed for one quantile.
     beyond = jax.scipy.special.betainc(degrees / 2, 0.5, share) / 2
     low, high = (middle, high) if beyond > tail else (low, middle)
   return low

@@ -30,7 +30,7 @@ def read_object(
   return parse_object(read_text(path, most_bytes=most_bytes), path)
 
 
-def parse_object(text: str, source: Any) -> dict[str, Any]:
+def parse_object(text: str, source: object) -> dict[str, Any]:
   """Returns the JSON object that a text is; errors name `source`.
 
   Raises:

@@ -3,22 +3,23 @@
 Each `train` module writes its loop out, from one evaluation to the next:
 
   with loop.Recorder(workdir, name, tags) as recorder:
-    start, saved, history = recorder.resume(template, history)
+    start, state, history = loop.resume(recorder, layout, init, args, history)
     for interval in schedule.intervals(start):
       ...advance, record...
       if interval.is_saved:
-        recorder.save(interval, state, history, is_finite)
+        loop.save(recorder, layout, interval, state, history)
 
 As long as data are a pure function of (seed, step), a restart from the last
 checkpoint gives the same bits.
 
-Letters: R runs, E evaluations, N steps of an interval.
+Letters as in `scansnap_jax`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
+import types
 from typing import (
     Any,
     NamedTuple,
@@ -28,9 +29,11 @@ from typing import (
     runtime_checkable,
 )
 
+import jax
 from jaxtyping import Bool, Float, Int, PyTree
 import numpy as np
 
+from scansnap_jax import ensemble
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
@@ -75,7 +78,7 @@ class Schedule:
   checkpoint_every: int
 
   @property
-  def evaluation_steps(self) -> Int[np.ndarray, "E"]:
+  def evaluation_steps(self) -> Int[np.ndarray, "S"]:
     """0, log_every, 2 log_every, ... and num_steps."""
     steps = np.arange(0, self.num_steps, self.log_every)
     return np.append(steps, self.num_steps)
@@ -257,11 +260,13 @@ class Recorder:
     Raises:
       UserError: If a loss or a value is NaN or infinite.
     """
+    # Later losses are NaN as they are still to come.
     losses = losses[:, : interval.end]
     is_good = np.isfinite(losses).all(axis=1) & is_finite
     if is_good.all():
       return
     r = int(np.argmin(is_good))
+    # The first run that diverged stands for all in the message.
     finite = np.flatnonzero(np.isfinite(losses[r]))
     last = "none"
     if finite.size:
@@ -282,9 +287,69 @@ class Recorder:
   def __enter__(self) -> "Recorder":
     return self
 
-  def __exit__(self, *error: Any) -> None:
-    self._stack.__exit__(*error)
+  def __exit__(
+      self,
+      kind: type[BaseException] | None,
+      error: BaseException | None,
+      trace: types.TracebackType | None,
+  ) -> None:
+    self._stack.__exit__(kind, error, trace)
 
 
 def _tree(state: PyTree, history: _History) -> dict[str, Any]:
   return {"state": state, "history": history._asdict()}
+
+
+def resume(
+    recorder: Recorder,
+    layout: ensemble.Ensemble,
+    init: Callable[..., PyTree],
+    arguments: tuple[PyTree, PyTree],
+    history: History,
+) -> tuple[int, PyTree, History]:
+  """Starts the runs of an ensemble, or takes them from the last checkpoint.
+
+  Args:
+    recorder: Of the setting.
+    layout: How the runs lie on the devices.
+    init: Lifted by `layout.map`: the state before the first step.
+    arguments: What `init` takes: the members, laid out, and what they share.
+    history: What there is to be recorded, empty.
+
+  Returns:
+    Steps taken, the state laid out, and the history.
+
+  Raises:
+    UserError: If the checkpoints are of another config.
+  """
+  # The shapes are known without computing anything: a run that continues
+  # draws no initial values, and compiles nothing for them.
+  shapes = layout.gathered_shapes(jax.eval_shape(init, *arguments))
+  start, saved, history = recorder.resume(shapes, history)
+  state = layout.scatter(saved) if start else init(*arguments)
+  return start, state, history
+
+
+def save(
+    recorder: Recorder,
+    layout: ensemble.Ensemble,
+    interval: Interval,
+    state: PyTree,
+    history: _History,
+) -> None:
+  """Saves the runs of an ensemble, in no particular number of devices.
+
+  Args:
+    recorder: Of the setting.
+    layout: How the runs lie on the devices.
+    interval: The steps that were taken last.
+    state: The state after them, with the field `params`.
+    history: What was recorded.
+
+  Raises:
+    UserError: If a run diverged, or the disk is full.
+  """
+  gathered = layout.gather(state)
+  # The last update shows in the parameters alone; see `check_finite`.
+  is_finite = layout.is_finite(gathered.params)
+  recorder.save(interval, gathered, history, is_finite)

@@ -56,6 +56,8 @@ class MetricStream:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     below = -math.inf if resume_below is None else resume_below
     self._tags = dict(tags or {})
+    # Rows behind the restored step are written again by this run: left in, each
+    # of its steps would stand there twice.
     kept = [
         line
         for line, row in _lines(self._path)
@@ -65,7 +67,7 @@ class MetricStream:
     self._file = open(self._path, "a", encoding="utf-8")
 
   def write(
-      self, step: SupportsIndex, values: Mapping[str, Any], **tags: Any
+      self, step: SupportsIndex, values: Mapping[str, Any], **tags: str | int
   ) -> None:
     """Appends one row.
 
@@ -84,6 +86,7 @@ class MetricStream:
     scalars = {name: _scalar(name, value) for name, value in values.items()}
     row = {"step": operator.index(step), **tags, **scalars}
     self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    # Row by row: who watches a run, or kills it, sees what was measured.
     self._file.flush()
     if self._tensorboard is not None:
       prefix = "".join(f"{tag}/" for tag in tags.values())

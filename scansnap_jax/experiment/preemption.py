@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import signal
 import threading
+import types
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,9 +27,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
   if threading.current_thread() is not threading.main_thread():
     yield requested.is_set
     return
+  # The handlers before ours: a second Ctrl-C ends the run at once, and whoever
+  # calls us gets theirs back.
   previous = {}
 
-  def note(signal_number, _):
+  def note(signal_number: int, _: types.FrameType | None) -> None:
     requested.set()
     signal.signal(signal_number, previous[signal_number])
 

@@ -149,6 +149,8 @@ def render(
   parts = [f"<h1>{html.escape(title)}</h1>", _facts(facts), _contents(sections)]
   parts += [_section(i, s) for i, s in enumerate(sections, start=1)]
   body = "\n".join(part for part in parts if part)
+  # Nothing may be loaded, so that the page shows the same anywhere, and cannot
+  # be made to call home.
   policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
   return f"""<!DOCTYPE html>
 <html lang="en">
@@ -199,7 +201,7 @@ def write(
   return path
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
   """Turns a summary into plain JSON types; what is not finite becomes null."""
   if isinstance(value, Mapping):
     return {str(key): to_json(item) for key, item in value.items()}

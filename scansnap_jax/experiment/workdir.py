@@ -47,6 +47,7 @@ def claim(
       changed.
   """
   path = _writable_folder(workdir)
+  # What reads back is compared with what was read: tuples are lists there.
   config = json.loads(json.dumps(config, allow_nan=False))
   if (path / _CONFIG).exists():
     difference = describe_difference(_read_config(path / _CONFIG), config)
@@ -56,6 +57,7 @@ def claim(
           " Give another --workdir, or the settings there to resume it."
       )
   else:
+    # A kill may have left half a config of ours; anything else is someone's.
     found = sorted(p.name for p in path.iterdir() if not _is_temporary(p.name))
     if found:
       more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -78,6 +80,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """
   with open(workdir / _LOCK, "a") as file:
     try:
+      # The system lets go of it when the process ends, however it ends: no
+      # stale lock keeps a killed run from being continued.
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       raise errors.UserError(
@@ -112,7 +116,7 @@ def describe_difference(
   ]
 
 
-def config_to_json(config: Any) -> Any:
+def config_to_json(config: object) -> Any:
   """Turns a config into plain JSON types.
 
   Args:
@@ -151,6 +155,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     with open(temporary, "wb") as file:
       file.write(data)
       file.flush()
+      # On disk before it gets its name, or a power cut could leave the name
+      # with nothing behind it.
       os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
@@ -202,10 +208,10 @@ def _flatten(
       yield prefix + name, value
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: object, b: object) -> bool:
   # 1 and 1.0 are one setting, 1 and true are not.
   return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
   return "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,7 @@ Attention along training: heat maps, losses and entropies. The functions take
 the results of `train.train_and_evaluate`, return a figure and write nothing;
 `CAPTIONS` says what each shows.
 
-Letters: R runs, K classes, M tokens, N points of a curve.
+Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,10 @@ from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from scansnap_jax.experiment import figures
 
-# eta_Y / eta_Z -> (steps, distinct entropy, common mass), each [N].
+# A whole figure, or its upper or lower part.
+_Figure = mpl_figure.Figure | mpl_figure.SubFigure
+
+# eta_Y / eta_Z -> (steps, distinct entropy, common mass), each [S].
 Flow = Mapping[float, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 # The iterations of Figures 4 and 5; the last one is added.
@@ -129,7 +132,7 @@ class _Setting(NamedTuple):
     return rf"$\eta_Z={self.lr_z:g},\ \eta_Y={self.lr_z * self.lr_ratio:g}$"
 
 
-def _settings(runs: run_lib.Run) -> list[_Setting]:
+def _settings(runs: run_lib.SweepRun) -> list[_Setting]:
   """Lists the pairs of learning rates, in the order of the runs."""
   rates = [
       (float(z), float(ratio))
@@ -155,7 +158,7 @@ def _settings(runs: run_lib.Run) -> list[_Setting]:
 
 
 def _draw_attention(
-    figure: Any, result: train.Result, settings: Sequence[_Setting]
+    figure: _Figure, result: train.Result, settings: Sequence[_Setting]
 ) -> None:
   """Draws c_n as one heat map per setting and class."""
   num_classes = min(2, result.classes.num_classes)
@@ -196,7 +199,7 @@ def _draw_attention(
 
 
 def _heat_map_grid(
-    figure: Any, num_settings: int, num_classes: int
+    figure: _Figure, num_settings: int, num_classes: int
 ) -> np.ndarray:
   """Makes axes [num_settings, num_classes], a few settings per row."""
   per_row = min(num_settings, _SETTINGS_PER_ROW)
@@ -261,7 +264,7 @@ def _mark_groups(
 def _draw_losses(
     axes: mpl_axes.Axes, losses: np.ndarray, setting: _Setting
 ) -> None:
-  """Draws mean and range [R, N]: a deviation may pass 0 on a log axis."""
+  """Draws mean and range [R, S]: a deviation may pass 0 on a log axis."""
   steps = np.arange(losses.shape[1])
   axes.plot(
       steps,

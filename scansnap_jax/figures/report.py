@@ -64,6 +64,7 @@ def write(
   Returns:
     The path of the report.
   """
+  # Some seconds of float64: only where the report has the table.
   checks = table.check_all() if preset in ("main", "theorems") else []
   summary = summarize(configs, results, checks)
   sections = [
@@ -223,6 +224,7 @@ def _is_published(name: str, config: config_lib.ScanSnapConfig) -> bool:
   }.get(name)
   if base is None:
     return False
+  # What is swept or recorded does not make it another experiment.
   ignored = (*_SWEPT, "log_every", "checkpoint_every", "record_attention")
   same = {field: getattr(base, field) for field in ignored}
   return dataclasses.replace(config, **same) == base
@@ -295,7 +297,9 @@ def predict_by_flow(
   start = jnp.zeros((result.classes.num_tokens,) * 2)
 
   @jax.jit
-  def predict(eta_y, eta_z):
+  def predict(
+      eta_y: jax.Array, eta_z: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     decoder, attn_logits = flow.integrate(
         jnp.asarray(result.steps, jnp.float32),
         start,
@@ -312,6 +316,7 @@ def predict_by_flow(
     seen = jax.vmap(observe)(decoder, attn_logits)
     return seen.distinct_entropy, seen.common_mass
 
+  # The rates are traced: one program integrates every ratio.
   curves = {}
   for ratio in config.lr_ratio:
     entropy, mass = predict(config.lr_z[0] * ratio, config.lr_z[0])

@@ -4,7 +4,7 @@ What attention keeps after training, against learning rates. The functions take
 the results of `train.train_and_evaluate`, return a figure and write nothing;
 `CAPTIONS` says what each shows.
 
-Letters: R runs, K classes, M tokens.
+Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,6 +117,7 @@ def _draw_entropy(
   """Draws one panel of Figure 6; tells whether published points are in it."""
   any_known = False
   for i, (lr_z, look) in enumerate(looks.items()):
+    # Sideways by factors, as the axis is logarithmic.
     shift = 1.08 ** (i - (len(looks) - 1) / 2)
     ratios, mean, std = _entropy_points(result, lr_z)
     label = rf"$\eta_Z={lr_z:g}$"
@@ -135,7 +136,7 @@ def _draw_entropy(
 
 
 def _entropy_points(result: train.Result, lr_z: float) -> np.ndarray:
-  """Lists eta_Y / eta_Z, mean and sample std over seeds, each [N]."""
+  """Lists eta_Y / eta_Z, mean and sample std over seeds, each [S]."""
   points = []
   for ratio in np.unique(result.runs.lr_ratio):
     own = (result.runs.lr_z == lr_z) & (result.runs.lr_ratio == ratio)
@@ -170,6 +171,7 @@ def _draw_recall(
     for axes, result in zip(panels, results, strict=True):
       _title(axes, result)
       others = getattr(result.runs, fixed)
+      # The paper's panels hold the other rate at 1.
       other = 1.0 if 1.0 in others else others.min()
       thresholds = _thresholds(result.classes.num_tokens)
       for value, look in looks.items():
@@ -197,7 +199,7 @@ def _thresholds(num_tokens: int) -> np.ndarray:
 def _recall(
     result: train.Result, own: np.ndarray, thresholds: np.ndarray
 ) -> np.ndarray:
-  """Computes recall after training, [R, N]."""
+  """Computes recall after training, [R, S]."""
   recall = jax.vmap(metrics.distinct_recall, in_axes=(0, None, None))
   return np.asarray(
       recall(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from scansnap_jax import dynamics
@@ -62,7 +63,7 @@ def trained_velocity() -> np.ndarray:
   """Differentiates sum_n f_n(z)^T g_n, one row of Z, at z = 0."""
   _, g, _ = trained()
 
-  def work(z):
+  def work(z: Float[Array, "M"]) -> Float[Array, ""]:
     scores = one_common() * jnp.exp(z)[None]
     return jnp.sum(scores / jnp.linalg.norm(scores, axis=1)[:, None] * g)
 
@@ -238,7 +239,7 @@ def exponent_path() -> tuple[np.ndarray, np.ndarray]:
   # Steps grow with t as the motion slows down.
   times, c0 = 2000 * np.linspace(0, 1, 2501) ** 3, np.array(C0)
 
-  def velocity(state):
+  def velocity(state: np.ndarray) -> np.ndarray:
     x, z, _ = state
     slow = 1 / (999 + np.exp(x))
     xi = 999 * 0.999 * x * slow * np.exp(4 * z) / c0

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from scansnap_jax import dynamics
@@ -18,7 +19,13 @@ from scansnap_jax.theorems import oracles
 # Lemmas 1 and 2: gradients, and attention in long sequences.
 
 
-def positional_log_likelihood(decoder, attn_logits, sequence, query, label):
+def positional_log_likelihood(
+    decoder: Float[Array, "M M"],
+    attn_logits: Float[Array, "M M"],
+    sequence: Int[Array, "T"],
+    query: Int[Array, ""],
+    label: Int[Array, ""],
+) -> Float[Array, ""]:
   """Attends to positions, not to counts: b = softmax(X z_m), f = LN(X^T b)."""
   one_hot = jax.nn.one_hot(sequence, len(decoder))
   mixed = one_hot.T @ jax.nn.softmax(one_hot @ attn_logits[query])
@@ -298,7 +305,7 @@ def corollary_1() -> float:
       10 * np.argmax(norm <= epsilon) / growth.num_steps_bound(epsilon, run)
       for epsilon in (0.5, 0.1, 0.03, 0.01)
   ]
-  return oracles.largest(ratios)
+  return oracles.largest(*ratios)
 
 
 NUM_STEPS = 2000

@@ -1,20 +1,27 @@
 """What the laws of `dynamics` are measured against, and how.
 
 Independent computations: the softmax decoder step by step, Runge-Kutta and
-bisection in NumPy, stochastic gradients. Letters as in `dynamics`.
+bisection in NumPy, stochastic gradients. Symbols as in `dynamics`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import functools
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 import numpy as np
 
+# One number or several.
+_One = np.ndarray | jax.Array | np.number | float | int
+Numbers = _One | Sequence[_One]
+
+# Failure probability of the laws that may fail.
 DELTA = 0.05
 
 
-def evaluate(law: Callable, *args, **static) -> Any:
+def evaluate(
+    law: Callable[..., PyTree], *args: PyTree, **static: Hashable
+) -> PyTree:
   """Evaluates a law, compiled: operation by operation takes far longer."""
   compiled = jax.jit(law, static_argnames=tuple(static))
   return jax.device_get(compiled(*args, **static))
@@ -51,7 +58,11 @@ def rk4(
   return np.stack(states)
 
 
-def bisect(is_right, low, high):
+def bisect(
+    is_right: Callable[[np.ndarray], np.ndarray],
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
   """Finds where `is_right` turns true, elementwise."""
   for _ in range(60):
     middle = (low + high) / 2
@@ -142,22 +153,22 @@ def stochastic_attention(
   return attn_logits
 
 
-def gap(actual: Any, expected: Any) -> float:
+def gap(actual: Numbers, expected: Numbers) -> float:
   """Largest absolute difference."""
   return float(np.max(np.abs(np.asarray(actual) - np.asarray(expected))))
 
 
-def largest(*values: Any) -> float:
+def largest(*values: Numbers) -> float:
   """Largest of all numbers."""
   return max(float(np.max(np.asarray(value))) for value in values)
 
 
-def relative_gap(actual: Any, expected: Any) -> float:
+def relative_gap(actual: np.ndarray, expected: np.ndarray) -> float:
   """Distance of rows over the length of the expected ones, on average."""
   gap = np.linalg.norm(np.asarray(actual) - np.asarray(expected), axis=-1)
   return float(np.mean(gap / np.linalg.norm(np.asarray(expected), axis=-1)))
 
 
-def count_failures(condition) -> float:
+def count_failures(condition: np.ndarray | np.bool_) -> float:
   """Counts where a condition fails; NaN fails every comparison."""
   return float(np.sum(~np.asarray(condition)))

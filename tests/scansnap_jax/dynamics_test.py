@@ -10,7 +10,7 @@ from scansnap_jax import gains
 from scansnap_jax import growth
 from scansnap_jax.theorems import attention
 from scansnap_jax.theorems import oracles
-from tests.scansnap_jax import float64
+from tests.scansnap_jax.theorems import float64
 
 
 class FloatTypeTest(float64.TestCase):

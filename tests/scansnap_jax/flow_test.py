@@ -9,7 +9,7 @@ import optax
 from scansnap_jax import dynamics
 from scansnap_jax import flow
 from scansnap_jax.theorems import oracles
-from tests.scansnap_jax import float64
+from tests.scansnap_jax.theorems import float64
 
 
 class FlowTest(float64.TestCase):

@@ -9,7 +9,7 @@ from scansnap_jax import gains
 from scansnap_jax import growth
 from scansnap_jax.theorems import attention
 from scansnap_jax.theorems import oracles
-from tests.scansnap_jax import float64
+from tests.scansnap_jax.theorems import float64
 
 
 class Theorem3Test(float64.TestCase):

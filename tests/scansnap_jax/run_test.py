@@ -22,7 +22,7 @@ _SMALL = config_lib.DataConfig(num_next_per_last=2, num_distinct_per_next=3)
 
 
 def _run(lr_z=1.0, lr_ratio=1.0, seed=0):
-  return run_lib.Run(
+  return run_lib.SweepRun(
       seed=jnp.int32(seed),
       stream=jnp.int32(0),
       lr_z=jnp.float32(lr_z),

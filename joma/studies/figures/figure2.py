@@ -11,12 +11,11 @@ f^T W, cross-entropy over the classes. W and z start at N(0, 1) / 100 and train
 by 2000 full-batch steps at rate 0.1. Two modes of contexts
 (`data.class_contexts`): a bump that moves with the class, and random.
 
-Letters: R runs, S times, M tokens, K classes and hidden nodes.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
@@ -116,7 +115,7 @@ def steps(config: Figure2Config) -> np.ndarray:
 def measure(
     config: Figure2Config,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains all runs and holds Theorem 1 against them.
 
@@ -135,11 +134,9 @@ def measure(
       "steps": steps(config),
       **{mode: _summarize(runs) for mode, runs in run_all(config).items()},
   }
-  if on_metrics is not None:
-    for i, step in enumerate(summary["steps"].tolist()):
-      names = itertools.product(context_runs.MODES, _CURVES)
-      row = {f"{m}_{name}": summary[m][name]["mean"][i] for m, name in names}
-      on_metrics(step, row)
+  names = itertools.product(context_runs.MODES, _CURVES)
+  curves = {f"{m}_{name}": summary[m][name]["mean"] for m, name in names}
+  study_lib.emit(on_metrics, summary["steps"], curves)
   return {**summary, "finding": _finding(summary)}
 
 

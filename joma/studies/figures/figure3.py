@@ -6,12 +6,11 @@ along training (https://arxiv.org/abs/2310.00535). With linear activation the
 larger a component is, the faster it grows (Theorem 2), so that a node ends up
 on fewer tokens: its effective number (sum_l v_l^2)^2 / sum_l v_l^4 falls.
 
-Letters: R runs, S times, M tokens, K hidden nodes, C components shown.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -48,7 +47,7 @@ class Figure3Config(figure2.Figure2Config):
 def measure(
     config: Figure3Config,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Trains the runs of Figure 2 and reads off V.
 
@@ -57,8 +56,8 @@ def measure(
     on_metrics: Called with the step and the first run's shown components.
 
   Returns:
-    `steps`; for each mode: `first` and `last` V of the first run [M, K],
-    `components` of its v_0 [S, C], `effective`, on how many tokens a node is,
+    `steps`; for each mode: `first` and `last` V of the first run [M, F],
+    `components` of its v_0 [S, J], `effective`, on how many tokens a node is,
     mean over nodes and runs [S]; and the finding.
   """
   summary: dict[str, Any] = {"steps": figure2.steps(config)}
@@ -71,14 +70,12 @@ def measure(
         "components": shown,
         "effective": _effective_number(v).mean(axis=(0, 2)),
     }
-  if on_metrics is not None:
-    for i, step in enumerate(summary["steps"].tolist()):
-      row = {
-          f"{mode}_v_{c}0": summary[mode]["components"][i, c]
-          for mode in context_runs.MODES
-          for c in range(_NUM_SHOWN)
-      }
-      on_metrics(step, row)
+  curves = {
+      f"{mode}_v_{c}0": summary[mode]["components"][:, c]
+      for mode in context_runs.MODES
+      for c in range(_NUM_SHOWN)
+  }
+  study_lib.emit(on_metrics, summary["steps"], curves)
   return {**summary, "finding": _finding(summary)}
 
 

@@ -7,12 +7,11 @@ components, those with large mu, get there first; the entropy of the attention
 softmax(v^2 / T) falls meanwhile, and rises when the others follow. Nothing is
 random: with the paper's mu the trajectory is one set of numbers.
 
-Letters: S steps, J components.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -64,7 +63,7 @@ class Figure4Config:
 def measure(
     config: Figure4Config,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Iterates the map in float32.
 
@@ -92,9 +91,7 @@ def measure(
   entropy = path.entropy[:-1]
   every = -(-config.num_steps // _CURVE_POINTS)
   shown = np.arange(0, config.num_steps, every)
-  if on_metrics is not None:
-    for step in shown.tolist():
-      on_metrics(step, {"entropy": entropy[step]})
+  study_lib.emit(on_metrics, shown, {"entropy": entropy[shown]})
   summary = {
       "min_entropy": float(entropy.min()),
       "min_step": int(entropy.argmin()),

@@ -11,7 +11,8 @@ on combinations of latents that no class has.
 Averages are over the latents that some class holds and some does not; the
 others score exactly 0. `all` keeps them, as the paper's code does.
 
-Letters: C classes, N_ch latents that each latent combines, s level.
+C is the number of classes, N_ch how many latents each latent combines, s the
+level, as in the paper.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _summarize_level(result: train.Result, level: int) -> dict[str, Any]:
   scores = result.history.scores[level]
   is_used = [one.is_used(level) for one in result.hierarchies]
 
-  def mean(values, evaluation):
+  def mean(values: np.ndarray, evaluation: int) -> dict[str, float]:
     return _spread(
         np.array([
             own[evaluation, used].mean()

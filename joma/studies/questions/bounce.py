@@ -19,7 +19,7 @@ bounces if the entropy rises by `min_rise` above its least value so far, which
 is below its start by as much.
 
 The figure shows the entropy along training, mean and 95 % interval over seeds,
-and every run's rise. Letters: R seeds, S records.
+and every run's rise. Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
@@ -130,34 +130,8 @@ def measure(
     "panels": for each of `PANELS` and each activation what `summarize` returns;
     "steps", "min_rise" and "finding".
   """
-  clouds = data.DrawClouds(config.num_samples)
-  sequences = data.DrawSequences(config.num_samples, config.seq_len)
-  probs = class_probs(config)
-  mixture = data.Clouds(probs, np.float32(config.noise))
-  step = dict(lr_w=config.step_size, lr_z=config.step_size)
-  slow = config.stationary_step_size
   panels: dict[str, dict[str, Any]] = {}
-  for attention, draw, settings in (
-      (
-          "exp",
-          clouds,
-          {
-              "isotropic, exp": dict(source=mixture, **step),
-              "stationary": dict(
-                  source=mixture, lr_w=slow, lr_z=slow, is_stationary=True
-              ),
-              "isotropic, frozen": dict(
-                  source=mixture, lr_w=config.step_size, lr_z=0.0
-              ),
-          },
-      ),
-      ("exp", sequences, {"sequences, exp": dict(source=probs, **step)}),
-      (
-          "softmax",
-          sequences,
-          {"sequences, softmax": dict(source=probs, **step)},
-      ),
-  ):
+  for attention, draw, settings in _experiments(config):
     setting = make_setting(config, attention, draw)
     runs = train(config, setting, settings, NONLINEAR)
     for panel in settings:
@@ -170,22 +144,57 @@ def measure(
           )
           for activation in NONLINEAR
       }
+  every = config.num_steps // config.num_records
+  steps = every * np.arange(config.num_records + 1)
   study_lib.emit(
       on_metrics,
-      runs.steps,
+      steps,
       {
-          f"{panel}/{activation}": row["entropy"]["mean"][None]
+          f"{panel}/{activation}": row["entropy"]["mean"]
           for panel, rows in panels.items()
           for activation, row in rows.items()
       },
   )
   return {
-      "steps": runs.steps,
+      "steps": steps,
       "min_rise": config.min_rise,
       "num_seeds": config.num_seeds,
       "panels": panels,
       "finding": _finding(panels, config.num_seeds),
   }
+
+
+def _experiments(
+    config: BounceConfig,
+) -> list[
+    tuple[dynamics.Attention, block_run.DrawBatch, dict[str, dict[str, Any]]]
+]:
+  """Lists attention, data, and by panel the arguments of `ensemble.member`."""
+  clouds = data.DrawClouds(config.num_samples)
+  sequences = data.DrawSequences(config.num_samples, config.seq_len)
+  probs = class_probs(config)
+  mixture = data.Clouds(probs, np.float32(config.noise))
+  step = dict(lr_w=config.step_size, lr_z=config.step_size)
+  # Under a gradient that never fades a run bursts at the other's rate.
+  slow = config.stationary_step_size
+  isotropic = {
+      "isotropic, exp": dict(source=mixture, **step),
+      "stationary": dict(
+          source=mixture, lr_w=slow, lr_z=slow, is_stationary=True
+      ),
+      "isotropic, frozen": dict(
+          source=mixture, lr_w=config.step_size, lr_z=0.0
+      ),
+  }
+  return [
+      ("exp", clouds, isotropic),
+      ("exp", sequences, {"sequences, exp": dict(source=probs, **step)}),
+      (
+          "softmax",
+          sequences,
+          {"sequences, softmax": dict(source=probs, **step)},
+      ),
+  ]
 
 
 def class_probs(config: Any) -> Float[np.ndarray, "K M"]:
@@ -198,7 +207,7 @@ def class_probs(config: Any) -> Float[np.ndarray, "K M"]:
 
 
 def make_setting(
-    config: Any, attention: dynamics.Attention, draw: Any
+    config: Any, attention: dynamics.Attention, draw: block_run.DrawBatch
 ) -> block_run.BlockSetting:
   """One block from z = 0 below a frozen random read-out."""
   block = model.JomaBlock(
@@ -223,7 +232,7 @@ def train(
     setting: block_run.BlockSetting,
     settings: Mapping[str, Mapping[str, Any]],
     activations: tuple[str, ...],
-) -> ensemble.Runs:
+) -> ensemble.BlockRuns:
   """Crosses settings, arguments of `block_ensemble.member`, and activations."""
   return ensemble.train(
       {
@@ -233,7 +242,7 @@ def train(
           for name, arguments in settings.items()
           for activation in activations
       },
-      range(config.first_seed, config.first_seed + config.num_seeds),
+      settings_lib.seeds(config),
       setting=setting,
       num_steps=config.num_steps,
       num_records=config.num_records,
@@ -276,8 +285,14 @@ def summarize(
   }
 
 
-def _law_error(block: observe.BlockObservation, attention) -> float:
-  def error(z, v, correction):
+def _law_error(
+    block: observe.BlockObservation, attention: dynamics.Attention
+) -> float:
+  def error(
+      z: Float[jax.Array, "S Q M"],
+      v: Float[jax.Array, "S M F"],
+      correction: Float[jax.Array, "S M"],
+  ) -> Float[jax.Array, ""]:
     exact = dict(correction=correction) if attention == "softmax" else {}
     check = invariants.check_invariant(z, v, attention=attention, **exact)
     return check.relative_error[-1]
@@ -288,7 +303,7 @@ def _law_error(block: observe.BlockObservation, attention) -> float:
 
 
 def _finding(panels: Mapping[str, Any], num_seeds: int) -> str:
-  def count(panel):
+  def count(panel: str) -> str:
     rows = panels[panel].values()
     return f"{sum(r['num_bounces'] for r in rows)} of {num_seeds * len(rows)}"
 

@@ -14,7 +14,7 @@ so that what `moving` mends is the drift's share of the error, and what it
 leaves is the factorization's. The figure shows all four along training, and the
 error against the drift, run by run. Means and 95 % intervals over seeds.
 
-Letters: R seeds, S records, M tokens.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure(
       on_metrics,
       runs.steps,
       {
-          f"{name}/{curve}": row[curve]["mean"][None]
+          f"{name}/{curve}": row[curve]["mean"]
           for name, row in rows.items()
           for curve in ("drift", "fixed", "moving", "exact")
       },
@@ -115,7 +115,7 @@ def measure(
   }
 
 
-def _train(config: DriftConfig) -> ensemble.Runs:
+def _train(config: DriftConfig) -> ensemble.BlockRuns:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
@@ -141,7 +141,7 @@ def _train(config: DriftConfig) -> ensemble.Runs:
   }
   return ensemble.train(
       members,
-      range(config.first_seed, config.first_seed + config.num_seeds),
+      settings_lib.seeds(config),
       setting=setting,
       num_steps=config.num_steps,
       num_records=config.num_records,

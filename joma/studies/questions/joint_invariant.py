@@ -29,7 +29,7 @@ errors of the exact laws: means and 95 % intervals over seeds.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from etils import epy
 from jaxtyping import Float
@@ -135,7 +135,7 @@ def measure(
       on_metrics,
       runs.steps,
       {
-          f"{name}/{curve}": row[curve]["mean"][None]
+          f"{name}/{curve}": row[curve]["mean"]
           for name, row in rows.items()
           for curve in curves
       },
@@ -150,9 +150,9 @@ def measure(
 
 def _train(
     config: JointInvariantConfig,
-    embedding: Any,
+    embedding: Literal["identity", "trained"],
     uppers: tuple[str, ...],
-) -> ensemble.Runs:
+) -> ensemble.BlockRuns:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
@@ -183,7 +183,7 @@ def _train(
         )
   return ensemble.train(
       members,
-      range(config.first_seed, config.first_seed + config.num_seeds),
+      settings_lib.seeds(config),
       setting=setting,
       num_steps=config.num_steps,
       num_records=config.num_records,
@@ -191,7 +191,7 @@ def _train(
 
 
 def printed_check(
-    block: observe.BlockObservation, **second_term: Any
+    block: observe.BlockObservation, **second_term: jax.Array
 ) -> invariants.InvariantCheck:
   """Holds Theorem 1 for softmax attention against runs [R, S, ...].
 
@@ -212,7 +212,7 @@ def _embedding_errors(
 ) -> Float[jax.Array, "R S"]:
   """Relative error of the embedding law, run by run."""
 
-  def error(block):
+  def error(block: observe.BlockObservation) -> Float[jax.Array, "S"]:
     growth = (block.embedding_norms - block.embedding_norms[:1]) / 2
     measured = block.attn_logits[:, 0] - block.attn_logits[:1, 0]
     predicted = growth - block.correction
@@ -257,7 +257,7 @@ def _summarize(
 
 
 def _finding(rows: dict[str, dict[str, Any]]) -> str:
-  def end(row, name, digits=2):
+  def end(row: dict[str, Any], name: str, digits: int = 2) -> str:
     parts = {key: value[-1] for key, value in row[name].items()}
     return intervals.text(parts, digits)
 

@@ -114,26 +114,11 @@ def measure(
   """
   draw = data.DrawClouds(config.num_samples)
   setting = bounce.make_setting(config, "exp", draw)
-  probs = bounce.class_probs(config)
-  rates = {
-      "cross-entropy": config.step_size,
-      "stationary": config.stationary_step_size,
-  }
-  settings = {
-      f"{loss}/{noise:g}": dict(
-          source=data.Clouds(probs, np.float32(noise)),
-          lr_w=rates[loss],
-          lr_z=rates[loss],
-          is_stationary=loss == "stationary",
-      )
-      for loss in LOSSES
-      for noise in config.noises
-  }
+  every = config.num_steps // config.num_records
+  steps = every * np.arange(config.num_records + 1)
   rows: dict[str, dict[str, dict[str, Any]]] = {loss: {} for loss in LOSSES}
-  steps: Any = ()
   for loss, activation in CASES:
-    of_loss = {k: v for k, v in settings.items() if k.startswith(loss)}
-    runs = bounce.train(config, setting, of_loss, (activation,))
+    runs = bounce.train(config, setting, _members(config, loss), (activation,))
     rows[loss][activation] = {
         f"{noise:g}": bounce.summarize(
             runs[f"{loss}/{noise:g}/{activation}"],
@@ -142,8 +127,9 @@ def measure(
         )
         for noise in config.noises
     }
-    entropies = {name: runs[name].blocks[0].entropy for name in runs.names}
-    steps = runs.steps
+    entropies = {
+        name: runs[name].blocks[0].entropy.mean(axis=0) for name in runs.names
+    }
     study_lib.emit(on_metrics, steps, entropies)
   return {
       "steps": steps,
@@ -155,8 +141,27 @@ def measure(
   }
 
 
+def _members(
+    config: LinearControlConfig, loss: str
+) -> dict[str, dict[str, Any]]:
+  """Arguments of `ensemble.member` at every noise, for one of the losses."""
+  is_stationary = loss == "stationary"
+  # The gradient that never fades makes runs burst at the other's rate.
+  rate = config.stationary_step_size if is_stationary else config.step_size
+  probs = bounce.class_probs(config)
+  return {
+      f"{loss}/{noise:g}": dict(
+          source=data.Clouds(probs, np.float32(noise)),
+          lr_w=rate,
+          lr_z=rate,
+          is_stationary=is_stationary,
+      )
+      for noise in config.noises
+  }
+
+
 def _finding(rows: dict[str, Any], num_seeds: int) -> str:
-  def count(loss, activation):
+  def count(loss: str, activation: str) -> int:
     return sum(r["num_bounces"] for r in rows[loss][activation].values())
 
   linear = rows["cross-entropy"]["identity"]

@@ -32,6 +32,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import figure as mpl_figure
 
   from joma.block import data
+  from joma.block import ensemble
+  from joma.block import run as block_run
   from joma.block import tree_runs
   from joma.studies import drawing
   from scansnap_jax.experiment import figures
@@ -99,44 +101,24 @@ def measure(
     over untrained and over shuffled nodes ("gain_shuffled"), run by run, and of
     "accuracy". "polarities", "steps", "finding".
   """
-  seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-  settings = {}
-  for polarity in config.polarities:
-    trees = [
-        data.binary_tree(
-            seed,
-            num_classes=config.num_classes,
-            num_roots=config.num_roots,
-            branching=config.branching,
-            polarity=polarity,
-        )
-        for seed in seeds
-    ]
-    for labels in LABELS:
-      settings[f"{polarity:g}/{labels}"] = [
-          tree_runs.member(
-              tree, config.step_size, is_shuffled=labels == "shuffled"
-          )
-          for tree in trees
-      ]
+  seeds = settings_lib.seeds(config)
   runs = tree_runs.train(
-      settings, seeds, **settings_lib.sizes_of_trees(config), num_scores=1
+      {
+          f"{polarity:g}/{labels}": [
+              _member(config, polarity, labels, seed) for seed in seeds
+          ]
+          for polarity in config.polarities
+          for labels in LABELS
+      },
+      seeds,
+      **settings_lib.sizes_of_trees(config),
+      num_scores=1,
   )
-  rows = {}
-  for polarity in config.polarities:
-    true, shuffled = (
-        runs.score_of(f"{polarity:g}/{labels}").latents for labels in LABELS
-    )
-    accuracy = runs[f"{polarity:g}/true"].accuracy
-    rows[f"{polarity:g}"] = {
-        "trained": intervals.interval(true[:, 1], most=1),
-        "untrained": intervals.interval(true[:, 0], most=1),
-        "shuffled": intervals.interval(shuffled[:, 1], most=1),
-        "gain": intervals.interval(true[:, 1] - true[:, 0]),
-        "gain_shuffled": intervals.interval(true[:, 1] - shuffled[:, 1]),
-        "accuracy": intervals.interval(accuracy[:, -1], most=1),
-    }
-  accuracies = {name: runs[name].accuracy for name in runs.names}
+  rows = {
+      f"{polarity:g}": _summarize(runs, f"{polarity:g}")
+      for polarity in config.polarities
+  }
+  accuracies = {name: runs[name].accuracy.mean(axis=0) for name in runs.names}
   study_lib.emit(on_metrics, runs.steps, accuracies)
   return {
       "steps": runs.steps,
@@ -148,8 +130,41 @@ def measure(
   }
 
 
+def _member(
+    config: NoisyHbltConfig, polarity: float, labels: str, seed: int
+) -> block_run.BlockRun:
+  """A run on its seed's tree, which is the same for either kind of labels."""
+  tree = data.binary_tree(
+      seed,
+      num_classes=config.num_classes,
+      num_roots=config.num_roots,
+      branching=config.branching,
+      polarity=polarity,
+  )
+  return tree_runs.member(
+      tree, config.step_size, is_shuffled=labels == "shuffled"
+  )
+
+
+def _summarize(runs: ensemble.BlockRuns, polarity: str) -> dict[str, Any]:
+  true, shuffled = (
+      runs.score_of(f"{polarity}/{labels}").latents for labels in LABELS
+  )
+  accuracy = runs[f"{polarity}/true"].accuracy
+  # Index 0 of the scores is the start. Gains are taken run by run, as the
+  # trees of different seeds are not equally hard.
+  return {
+      "trained": intervals.interval(true[:, 1], most=1),
+      "untrained": intervals.interval(true[:, 0], most=1),
+      "shuffled": intervals.interval(shuffled[:, 1], most=1),
+      "gain": intervals.interval(true[:, 1] - true[:, 0]),
+      "gain_shuffled": intervals.interval(true[:, 1] - shuffled[:, 1]),
+      "accuracy": intervals.interval(accuracy[:, -1], most=1),
+  }
+
+
 def _finding(rows: dict[str, dict[str, Any]]) -> str:
-  def at(name, curve, layer, depth):
+  def at(name: str, curve: str, layer: int, depth: int) -> str:
     parts = rows[name][curve]
     one = {key: value[layer, depth] for key, value in parts.items()}
     return intervals.text(one, 2)

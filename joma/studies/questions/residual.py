@@ -15,7 +15,7 @@ The figure shows loss, attention entropy, and how far the queries' attention is
 apart: mean total variation between b-bar of two queries, normalized, from 0 to
 1; and the errors of the laws at the end. Means and 95 % intervals over seeds.
 
-Letters: R seeds, S records, M tokens, Q queries.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def measure(
       on_metrics,
       steps,
       {
-          f"{name}/{curve}": row[curve]["mean"][None]
+          f"{name}/{curve}": row[curve]["mean"]
           for name, row in rows.items()
           for curve in ("loss", "entropy", "distance")
       },
@@ -140,7 +140,7 @@ def _train(
     config: ResidualConfig,
     attention: dynamics.Attention,
     has_residual: bool,
-) -> ensemble.Runs:
+) -> ensemble.BlockRuns:
   block = model.JomaBlock(
       num_tokens=20,
       hidden_dim=config.hidden_dim,
@@ -168,7 +168,7 @@ def _train(
   }
   return ensemble.train(
       members,
-      range(config.first_seed, config.first_seed + config.num_seeds),
+      settings_lib.seeds(config),
       setting=setting,
       num_steps=config.num_steps,
       num_records=config.num_records,
@@ -238,7 +238,7 @@ def _summarize(
 
 
 def _finding(rows: dict[str, dict[str, Any]], costs: dict[str, Any]) -> str:
-  def pair(name, curve):
+  def pair(name: str, curve: str) -> str:
     on, off = (rows[f"{name}/{residual}"][curve] for residual in RESIDUALS)
     last = lambda parts: {key: value[-1] for key, value in parts.items()}
     on, off = (

@@ -21,7 +21,7 @@ and along training. Means and 95 % intervals over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -39,6 +39,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
 
   from joma.block import data as block_data
   from joma.block import ensemble
+  from joma.block import run as block_run
   from joma.block import tree_runs
   from joma.studies import drawing
   from scansnap_jax.experiment import figures
@@ -122,42 +123,21 @@ def measure(
     by run; and "sorting", by how much more layer 2 gains on the top depth, over
     layer 1, than on the lowest. "score_steps", "steps", "finding".
   """
-  tree_of = lambda seed: block_data.binary_tree(
-      seed,
-      num_classes=config.num_classes,
-      num_roots=config.num_roots,
-      branching=config.branching,
-      polarity=config.polarity,
-      weak_polarity=config.weak_polarity,
-  )
-  seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-  settings = {
-      case: [
-          tree_runs.member(
-              tree_of(seed),
-              config.step_size,
-              is_frozen=case == "frozen",
-              is_shuffled=case == "shuffled",
-          )
-          for seed in seeds
-      ]
-      for case in CASES
-  }
+  seeds = settings_lib.seeds(config)
   runs = tree_runs.train(
-      settings,
+      {case: [_member(config, case, seed) for seed in seeds] for case in CASES},
       seeds,
       **settings_lib.sizes_of_trees(config),
       num_scores=config.num_scores,
   )
   cases = {case: _summarize(runs, case) for case in CASES}
-  emitted = ("accuracy", "loss")
   study_lib.emit(
       on_metrics,
       runs.steps,
       {
-          f"{case}/{name}": row[name]["mean"][None]
+          f"{case}/{name}": row[name]["mean"]
           for case, row in cases.items()
-          for name in emitted
+          for name in ("accuracy", "loss")
       },
   )
   times = np.linspace(0, config.num_steps, config.num_scores + 1)
@@ -170,7 +150,27 @@ def measure(
   }
 
 
-def _summarize(runs: ensemble.Runs, case: str) -> dict[str, Any]:
+def _member(
+    config: TwoLayerHbltConfig, case: str, seed: int
+) -> block_run.BlockRun:
+  """A run on its seed's tree, which is the same in every case."""
+  tree = block_data.binary_tree(
+      seed,
+      num_classes=config.num_classes,
+      num_roots=config.num_roots,
+      branching=config.branching,
+      polarity=config.polarity,
+      weak_polarity=config.weak_polarity,
+  )
+  return tree_runs.member(
+      tree,
+      config.step_size,
+      is_frozen=case == "frozen",
+      is_shuffled=case == "shuffled",
+  )
+
+
+def _summarize(runs: ensemble.BlockRuns, case: str) -> dict[str, Any]:
   seen, scores = runs[case], runs.score_of(case)
   stack = lambda name: np.stack(
       [getattr(block, name) for block in seen.blocks], axis=-1
@@ -192,7 +192,7 @@ def _summarize(runs: ensemble.Runs, case: str) -> dict[str, Any]:
 
 
 def _finding(cases: dict[str, dict[str, Any]]) -> str:
-  def at(case, name, layer, depth):
+  def at(case: str, name: str, layer: int, depth: int) -> str:
     parts = {
         key: value[layer, depth] for key, value in cases[case][name].items()
     }
@@ -278,7 +278,9 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   return figure
 
 
-def _at(parts: Mapping[str, Any], time: int, places: Any) -> np.ndarray:
+def _at(
+    parts: Mapping[str, Any], time: int, places: Sequence[tuple[int, int]]
+) -> np.ndarray:
   return np.array([
       [np.asarray(parts[key])[time, layer, depth] for layer, depth in places]
       for key in ("mean", "low", "high")

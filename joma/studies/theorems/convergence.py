@@ -7,16 +7,16 @@ for neighbours j, k of falling mu (https://arxiv.org/abs/2310.00535). The paper
 bounds lambda; that it tends to a constant, and to which, is derived in
 `joma.theory.convergence`. In float64 and in L: the gaps delta underflow.
 
-Letters: S times, J components.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 from etils import epy
+from jaxtyping import Float
 import numpy as np
 
 from joma.studies import settings as settings_lib
@@ -69,7 +69,7 @@ class ConvergenceConfig:
 def measure(
     config: ConvergenceConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Integrates L and compares the ratios with their limits.
 
@@ -93,17 +93,7 @@ def measure(
         )[1:]
         for has_attention in (True, False)
     )
-    pairs = []
-    for j in range(len(mu) - 1):
-      gap_j, gap_k = gaps[:, j], gaps[:, j + 1]
-      pair = config.mu[j], config.mu[j + 1]
-      starts = config.initial, config.initial
-      pairs.append((
-          gap_j / gap_k,
-          convergence.ratio_limit(*pair),
-          convergence.measured_lambda(gap_j, gap_k, *pair),
-          convergence.lambda_limit(*pair, *starts),
-      ))
+    pairs = [_compare(config, gaps, j) for j in range(len(mu) - 1)]
     gaps, gaps_without = np.asarray(gaps), np.asarray(gaps_without)
   ratio, ratio_limit, lambda_, lambda_limit = map(
       np.array, zip(*pairs, strict=True)
@@ -117,11 +107,23 @@ def measure(
       "lambda": lambda_.T,
       "lambda_limit": lambda_limit,
   }
-  if on_metrics is not None:
-    for i, time in enumerate(times.tolist()):
-      row = {f"ratio_{j}_{j + 1}": ratio[j, i] for j in range(len(ratio))}
-      on_metrics(i, {"time": time, **row})
+  curves = {f"ratio_{j}_{j + 1}": ratio[j] for j in range(len(ratio))}
+  study_lib.emit(on_metrics, range(len(times)), {"time": times, **curves})
   return {**summary, "finding": _finding(summary)}
+
+
+def _compare(
+    config: ConvergenceConfig, gaps: Float[jax.Array, "S J"], j: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Ratio, its limit, lambda and its limit, of a component and the next one."""
+  gap_j, gap_k = gaps[:, j], gaps[:, j + 1]
+  pair = config.mu[j], config.mu[j + 1]
+  return (
+      gap_j / gap_k,
+      convergence.ratio_limit(*pair),
+      convergence.measured_lambda(gap_j, gap_k, *pair),
+      convergence.lambda_limit(*pair, config.initial, config.initial),
+  )
 
 
 def _finding(summary: dict[str, Any]) -> str:

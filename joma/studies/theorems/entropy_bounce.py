@@ -7,12 +7,11 @@ Section 4). Where attention follows the MLP, salient components get there long
 before the others, and the entropy of softmax(v^2) overshoots its last value;
 with frozen attention all get there at one rate, and it does not. In float64.
 
-Letters: S times, J components.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -64,7 +63,7 @@ class EntropyBounceConfig:
 def measure(
     config: EntropyBounceConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Integrates both equations.
 
@@ -89,10 +88,8 @@ def measure(
       v = convergence.components(gaps, mu)
       entropy = np.asarray(convergence.attention_entropy(v))
       summary[name] = {"v": np.asarray(v), **_course(times, entropy)}
-  if on_metrics is not None:
-    for i, time in enumerate(times.tolist()):
-      row = {name: summary[name]["entropy"][i] for name in ("with", "without")}
-      on_metrics(i, {"time": time, **row})
+  curves = {name: summary[name]["entropy"] for name in ("with", "without")}
+  study_lib.emit(on_metrics, range(len(times)), {"time": times, **curves})
   return {**summary, "finding": _finding(summary)}
 
 

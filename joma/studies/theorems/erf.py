@@ -10,17 +10,17 @@ sqrt 2 erfinv(Delta_l / max |Delta|). The flow is integrated without use of the
 law (`winner.integrate`) and held against it, with v / sqrt 2 and with v / 2, as
 the paper is remembered to have it. In float64.
 
-Letters: S times, M tokens.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
 
 from etils import epy
+from jaxtyping import Float
 import numpy as np
 
 from joma.studies import study as study_lib
@@ -78,7 +78,7 @@ class ErfConfig:
 def measure(
     config: ErfConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Integrates the flow and compares both forms of the law.
 
@@ -96,12 +96,7 @@ def measure(
     delta = jnp.array(config.delta)
     loses = np.abs(delta) < np.abs(delta).max()
     law_time = float(winner.blow_up_time(delta))
-    # The winner's value at each of the times, by the law; the times that come
-    # out are the flow's own.
-    shares = np.linspace(0, config.shown_until, config.num_times)
-    clock = np.sqrt(2) * jax.scipy.special.erfinv(jnp.asarray(shares))
-    clock = jnp.append(clock, _END_OF_CLOCK)
-    times, v = winner.integrate(clock, delta)
+    times, v = winner.integrate(_clock(config), delta)
     ratio = np.asarray(winner.erf_ratio(v[:-1], delta))
     halves = np.asarray(winner.erf_ratio(v[:-1] / math.sqrt(2), delta))
     times, v = np.asarray(times), np.asarray(v)
@@ -121,11 +116,23 @@ def measure(
           float(np.abs(v[-1][loses] - frozen_law).max()),
       ),
   }
-  if on_metrics is not None:
-    for i, share in enumerate(summary["times"].tolist()):
-      row = {"time": share, "spread": np.ptp(ratio[i])}
-      on_metrics(i, {**row, "spread_of_halves": np.ptp(halves[i])})
+  curves = {
+      "time": summary["times"],
+      "spread": np.ptp(ratio, axis=1),
+      "spread_of_halves": np.ptp(halves, axis=1),
+  }
+  study_lib.emit(on_metrics, range(config.num_times), curves)
   return {**summary, "finding": _finding(summary)}
+
+
+def _clock(config: ErfConfig) -> Float[jax.Array, "S"]:
+  """The winner's value at each of the times, by the law, and at the end.
+
+  The law only spaces the points: the times that come out are the flow's own.
+  """
+  shares = np.linspace(0, config.shown_until, config.num_times)
+  clock = np.sqrt(2) * jax.scipy.special.erfinv(jnp.asarray(shares))
+  return jnp.append(clock, _END_OF_CLOCK)
 
 
 def _finding(summary: dict[str, Any]) -> str:

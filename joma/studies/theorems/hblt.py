@@ -6,12 +6,11 @@ Section 5): by the theorem, by summing over all values of all ancestors, and by
 sampling the tree. Leaves that meet at the root only, H = -1, are outside the
 theorem; for them `cooccurrence.exact_cooccurrence` takes its place.
 
-Letters: B samples, M leaves, L depths.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -97,7 +96,7 @@ def make_tree(config: HbltConfig, polarity: float) -> data.Hblt:
 def measure(
     config: HbltConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Compares the theorem with enumeration and with samples.
 
@@ -116,14 +115,13 @@ def measure(
       _row(config, polarity, key)
       for polarity, key in zip(config.polarity, keys, strict=True)
   ]
-  if on_metrics is not None:
-    for i, depth in enumerate(rows[0]["depths"]):
-      values = {
-          f"{name}_{row['polarity']:g}": row[name][i]
-          for row in rows
-          for name in ("exact", "enumerated", "sampled")
-      }
-      on_metrics(i, {"depth": depth, **values})
+  curves = {
+      f"{name}_{row['polarity']:g}": row[name]
+      for row in rows
+      for name in ("exact", "enumerated", "sampled")
+  }
+  depths = rows[0]["depths"]
+  study_lib.emit(on_metrics, range(len(depths)), {"depth": depths, **curves})
   summary = {
       "num_depths": config.num_depths,
       "rows": rows,

@@ -8,17 +8,18 @@ and exp attention and the exact one of softmax attention. Beside them the law
 printed for softmax attention, whose error stays, and what rates that differ and
 temperature do to the law of exp attention (`invariants`). In float64.
 
-Letters: B samples, M tokens, K hidden nodes, Q queries, D width.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
 
 from etils import epy
+from jaxtyping import Float
 import numpy as np
 
 from joma.studies import settings as settings_lib
@@ -56,7 +57,7 @@ class InvariantsConfig:
     num_queries: Numbers of queries that share the MLP.
     time: Training time, in units of 1 / (learning rate).
     num_tokens: Number of tokens M.
-    num_hidden: Number of hidden nodes K.
+    num_hidden: Number of hidden nodes F.
     num_samples: Number of samples B, at least as many as queries.
     seed: Random seed for samples, gradients and initial values.
   """
@@ -96,7 +97,7 @@ class InvariantsConfig:
 def measure(
     config: InvariantsConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Measures every law at the end of training.
 
@@ -132,15 +133,13 @@ def measure(
         "printed": printed,
         "factors": _factor_rows(config),
     }
-  if on_metrics is not None:
-    for i, step_size in enumerate(summary["step_sizes"]):
-      errors = {
-          f"{row['attention']}_{row['activation']}_{row['num_queries']}": row[
-              "relative_error"
-          ][i]
-          for row in laws
-      }
-      on_metrics(i, {"step_size": step_size, **errors})
+  kinds = ("attention", "activation", "num_queries")
+  curves = {
+      "_".join(str(row[kind]) for kind in kinds): row["relative_error"]
+      for row in laws
+  }
+  sizes = summary["step_sizes"]
+  study_lib.emit(on_metrics, range(len(sizes)), {"step_size": sizes, **curves})
   return {**summary, "finding": _finding(summary)}
 
 
@@ -164,7 +163,9 @@ def _check_all(
   """Checks by law; leaves [activations], one check a step size."""
   phis = [*dynamics.ACTIVATIONS.values()]
 
-  def check(weights, step_size):
+  def check(
+      weights: Float[jax.Array, "phi"], step_size: Float[jax.Array, ""]
+  ) -> dict[str, invariants.InvariantCheck]:
     # One program for all activations: the weights choose.
     mixture = lambda h: functools.reduce(
         jnp.add, [w * phi(h) for w, phi in zip(weights, phis, strict=True)]

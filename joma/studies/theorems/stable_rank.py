@@ -1,24 +1,23 @@
 """Stable rank of the lower MLP layer falls and rises with attention.
 
 JoMA predicts it for W of trained networks (https://arxiv.org/abs/2310.00535,
-Figure 7). Here the reduced dynamics with K hidden nodes, derived from Theorem 1
+Figure 7). Here the reduced dynamics with F hidden nodes, derived from Theorem 1
 (exp attention), whose logits are a sum over nodes:
 
   dV/dt = diag(e^{|v_l|^2 / 2}) (U - V),   V(0) = 0,
 
-where row v_l [K] is what the nodes have of token l, and row mu_l of U what they
+where row v_l [F] is what the nodes have of token l, and row mu_l of U what they
 tend to; without attention dV/dt = U - V. Each row keeps its direction, v_l =
 (1 - delta_l) mu_l, and delta_l obeys Theorem 4 with mu_l's length: salient
 tokens come first, V is of few rows for a while, and its stable rank
 |V|_F^2 / |V|_2^2 dips between two equal values, both U's. Without attention
 it never changes. In float64.
 
-Letters: R seeds, S times, M tokens, K hidden nodes.
+Letters as in `joma.studies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -53,7 +52,7 @@ class StableRankConfig:
 
   Attributes:
     num_tokens: Number of tokens M.
-    num_hidden: Number of hidden nodes K.
+    num_hidden: Number of hidden nodes F.
     salience_min: |mu_l| of the least salient token, positive.
     salience_max: |mu_l| of the most salient token, up to 6; tokens in between
       are equally spaced.
@@ -92,7 +91,7 @@ class StableRankConfig:
 def measure(
     config: StableRankConfig,
     *,
-    on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+    on_metrics: study_lib.OnMetrics | None = None,
 ) -> dict[str, Any]:
   """Integrates both equations for several draws of U.
 
@@ -132,19 +131,17 @@ def measure(
           "stable_rank": np.asarray(metrics.stable_rank(layers)),
           "entropy": np.asarray(convergence.attention_entropy(lengths, 2.0)),
       }
-  if on_metrics is not None:
-    for i, time in enumerate(times.tolist()):
-      row: dict[str, Any] = {"time": time}
-      for name in ("with", "without"):
-        row[f"stable_rank_{name}"] = summary[name]["stable_rank"][:, i].mean()
-        row[f"entropy_{name}"] = summary[name]["entropy"][i]
-      on_metrics(i, row)
+  curves = {"time": times}
+  for name in ("with", "without"):
+    curves[f"stable_rank_{name}"] = summary[name]["stable_rank"].mean(axis=0)
+    curves[f"entropy_{name}"] = summary[name]["entropy"]
+  study_lib.emit(on_metrics, range(config.num_times), curves)
   return {**summary, "finding": _finding(summary)}
 
 
 def draw_targets(
     seed: int, salience: Float[np.ndarray, "M"], num_hidden: int
-) -> Float[jax.Array, "M K"]:
+) -> Float[jax.Array, "M F"]:
   """Draws U: rows of random direction and given length."""
   rows = np.random.default_rng(seed).normal(size=(len(salience), num_hidden))
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -152,11 +149,13 @@ def draw_targets(
 
 
 def integrate(
-    times: Float[jax.Array, "S"], targets: Float[jax.Array, "M K"]
-) -> Float[jax.Array, "S M K"]:
+    times: Float[jax.Array, "S"], targets: Float[jax.Array, "M F"]
+) -> Float[jax.Array, "S M F"]:
   """Integrates dV/dt itself from 0, without use of Theorem 4."""
 
-  def slope(v, _):
+  def slope(
+      v: Float[jax.Array, "M F"], _: Float[jax.Array, ""]
+  ) -> Float[jax.Array, "M F"]:
     attention = jnp.exp(jnp.sum(v**2, axis=1, keepdims=True) / 2)
     return attention * (targets - v)
 

@@ -70,7 +70,7 @@ def _numpy_logits(params, tokens):
   for sequence in tokens:
     stream = [params["embedding"][token] for token in sequence]
     for layer in range(2):
-      p = params[f"block_{layer}"]
+      p = params[hierarchy_model.block_name(layer)]
       following = []
       for t, own in enumerate(stream):
         seen = np.array(stream[: t + 1])

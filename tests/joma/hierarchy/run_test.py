@@ -46,7 +46,7 @@ def _run(dtype=np.float32, seed=3):
       unseen_activity=(*made.expand(unseen), np.zeros((7, 6), bool)),
       unseen_weights=np.full(7, 1 / 7, dtype),
   )
-  run = hierarchy_train.Run(
+  run = hierarchy_train.TableRun(
       seed=np.int32(seed),
       lr=dtype(0.01),
       weight_decay=dtype(0.1),

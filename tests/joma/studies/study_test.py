@@ -8,12 +8,12 @@ from joma.studies import study
 
 class EmitTest(absltest.TestCase):
 
-  def test_streams_means_over_runs(self):
+  def test_streams_a_row_a_time(self):
     rows = []
-    curves = {"a": np.array([[1.0, 2.0], [3.0, 6.0]])}
+    curves = {"a": np.array([2.0, 4.0])}
     study.emit(lambda *row: rows.append(row), np.array([0, 10]), curves)
     self.assertEqual(rows, [(0, {"a": 2.0}), (10, {"a": 4.0})])
-    study.emit(None, np.array([0]), {"a": np.array([[math.nan]])})
+    study.emit(None, np.array([0]), {"a": np.array([math.nan])})
 
 
 if __name__ == "__main__":

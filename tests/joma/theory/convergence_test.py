@@ -10,7 +10,7 @@ import numpy as np
 
 from joma.theory import convergence
 from joma.theory import published
-from tests.joma.theory.dynamics_test import Float64TestCase
+from tests.scansnap_jax.theorems import float64
 
 _MU = (3.0, 2.0, 1.0)
 _START = 0.01
@@ -32,7 +32,7 @@ def _path(times, has_attention=True):
   return _whole_path(has_attention)[np.array(at)]
 
 
-class FlowTest(Float64TestCase):
+class FlowTest(float64.TestCase):
 
   def test_components_obey_their_equation(self):
     mu = jnp.array(_MU)
@@ -68,7 +68,7 @@ class FlowTest(Float64TestCase):
       chex.assert_trees_all_close(reached, times, rtol=_RTOL_FLOW)
 
 
-class RatioTest(Float64TestCase):
+class RatioTest(float64.TestCase):
 
   def test_limits(self):
     self.assertAlmostEqual(float(convergence.ratio_limit(2, 1)), math.e**1.5)
@@ -95,7 +95,7 @@ class RatioTest(Float64TestCase):
     np.testing.assert_allclose(measured, [expected] * 2, atol=1e-8)
 
 
-class AttentionEntropyTest(Float64TestCase):
+class AttentionEntropyTest(float64.TestCase):
 
   @parameterized.parameters(
       (True, [1.0983, 0.9298, 0.0062, 0.0165, 0.0432]),

@@ -1,23 +1,15 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from joma.theory import dynamics
 from tests.joma import problems
+from tests.scansnap_jax.theorems import float64
 
 # A few hundred float64 roundings of numbers near 1.
 _ATOL = 1e-12
-
-
-class Float64TestCase(parameterized.TestCase):
-  """Runs each test in float64."""
-
-  def setUp(self):
-    super().setUp()
-    self.enter_context(jax.enable_x64(True))
 
 
 class BlockTest(parameterized.TestCase):
@@ -33,7 +25,7 @@ class BlockTest(parameterized.TestCase):
       dynamics.Block(**changes)
 
 
-class AttendTest(Float64TestCase):
+class AttendTest(float64.TestCase):
 
   @parameterized.parameters(
       ("linear", [[0.0, 2.0, -3.0]]),
@@ -53,7 +45,7 @@ class AttendTest(Float64TestCase):
     chex.assert_trees_all_close(b, jnp.array(expected), atol=_ATOL)
 
 
-class HiddenTest(Float64TestCase):
+class HiddenTest(float64.TestCase):
 
   @parameterized.parameters(True, False)
   def test_equals_the_equations_sample_by_sample(self, has_residual):
@@ -81,7 +73,7 @@ class HiddenTest(Float64TestCase):
     chex.assert_trees_all_close(by_name, by_function, atol=_ATOL)
 
 
-class ReducedVelocityTest(Float64TestCase):
+class ReducedVelocityTest(float64.TestCase):
 
   @parameterized.product(
       attention=("linear", "exp", "softmax"),

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from joma.theory import dynamics
 from joma.theory import flow
 from tests.joma import problems
-from tests.joma.theory.dynamics_test import Float64TestCase
+from tests.scansnap_jax.theorems import float64
 
 _ATOL = 1e-12
 # Along an integrated path: ten times the largest error seen.
 _ATOL_FLOW = 1e-9
 
 
-class DescendTest(Float64TestCase):
+class DescendTest(float64.TestCase):
 
   def test_one_step_follows_the_velocity_at_each_rate(self):
     batch, params = problems.make(3)
@@ -69,7 +69,7 @@ class DescendTest(Float64TestCase):
     )
 
 
-class IntegrateTest(Float64TestCase):
+class IntegrateTest(float64.TestCase):
 
   def test_reduced_flow_is_the_same_without_the_width(self):
     batch, params = problems.make(3)

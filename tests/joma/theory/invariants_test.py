@@ -10,7 +10,7 @@ from joma.theory import dynamics
 from joma.theory import flow
 from joma.theory import invariants
 from tests.joma import problems
-from tests.joma.theory.dynamics_test import Float64TestCase
+from tests.scansnap_jax.theorems import float64
 
 # Along an integrated path: ten times the largest error seen.
 _RTOL_FLOW = 1e-8
@@ -49,7 +49,7 @@ def _errors(attention, num_queries):
   return [errors(jnp.eye(len(phis)), step_size) for step_size in _STEP_SIZES]
 
 
-class StepSizeTest(Float64TestCase):
+class StepSizeTest(float64.TestCase):
 
   @parameterized.product(
       attention=("linear", "exp", "softmax"), num_queries=(1, 3)
@@ -83,7 +83,7 @@ def _path(attention):
   )
 
 
-class FlowTest(Float64TestCase):
+class FlowTest(float64.TestCase):
   """Laws along the integrated flow, with every factor away from 1."""
 
   def _check(self, attention, path, **changes):
@@ -157,7 +157,7 @@ class FlowTest(Float64TestCase):
     self.assertGreater(plain.relative_error[-1], 0.1)
 
 
-class SoftmaxTest(Float64TestCase):
+class SoftmaxTest(float64.TestCase):
 
   def _path(self, activation, time=0.5):
     batch, params = problems.make(1)
@@ -207,7 +207,7 @@ class SoftmaxTest(Float64TestCase):
     self.assertGreater(frozen.relative_error[-1], 1e-3)
 
 
-class CheckInvariantTest(Float64TestCase):
+class CheckInvariantTest(float64.TestCase):
 
   def test_nothing_changed_is_no_error(self):
     check = invariants.check_invariant(

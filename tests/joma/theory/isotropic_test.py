@@ -10,7 +10,7 @@ import numpy as np
 from joma.theory import dynamics
 from joma.theory import isotropic
 from tests.joma import problems
-from tests.joma.theory.dynamics_test import Float64TestCase
+from tests.scansnap_jax.theorems import float64
 
 # Quadrature: ten times the largest error seen.
 _ATOL = 1e-12
@@ -26,7 +26,7 @@ def _gaussian_moments(activation, r, norm):
   )
 
 
-class ClosedFormTest(Float64TestCase):
+class ClosedFormTest(float64.TestCase):
 
   @parameterized.parameters(
       ("relu", isotropic.relu_moments),
@@ -51,7 +51,7 @@ class ClosedFormTest(Float64TestCase):
       chex.assert_trees_all_close(second[0], _STD**2 * 1.7 * slope, atol=1e-10)
 
 
-class VelocityTest(Float64TestCase):
+class VelocityTest(float64.TestCase):
   """The theorem against E[g phi'(v^T x + xi) x], averaged over x itself."""
 
   @parameterized.parameters(*problems.ACTIVATIONS)

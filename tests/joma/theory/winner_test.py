@@ -10,7 +10,7 @@ import numpy as np
 from joma.theory import dynamics
 from joma.theory import flow
 from joma.theory import winner
-from tests.joma.theory.dynamics_test import Float64TestCase
+from tests.scansnap_jax.theorems import float64
 
 _ATOL = 1e-12
 # Along an integrated path: ten times the largest error seen.
@@ -37,7 +37,7 @@ def _one_node(attention, delta, *, temperature=1.0, logits=0.0, v=0.0):
   return params, batch, block, loss
 
 
-class ErfTest(Float64TestCase):
+class ErfTest(float64.TestCase):
 
   @parameterized.parameters((1.0, 1.0, 1.0), (2.0, 3.0, 0.5))
   def test_relation_holds_along_the_real_flow(self, temperature, eta_w, eta_z):
@@ -78,7 +78,7 @@ class ErfTest(Float64TestCase):
     )
 
 
-class BlowUpTest(Float64TestCase):
+class BlowUpTest(float64.TestCase):
 
   def test_winner_is_infinite_at_the_time_and_others_freeze(self):
     delta = jnp.array(_DELTA)
@@ -115,7 +115,7 @@ class BlowUpTest(Float64TestCase):
     )
 
 
-class LinearAttentionTest(Float64TestCase):
+class LinearAttentionTest(float64.TestCase):
 
   def test_closed_form_is_the_flow(self):
     delta, start = jnp.array(_DELTA), jnp.full(4, 0.3)
@@ -148,7 +148,7 @@ class LinearAttentionTest(Float64TestCase):
     chex.assert_trees_all_equal((v, attn_logits), (jnp.zeros(4), jnp.zeros(4)))
 
 
-class SoftmaxDirectionTest(Float64TestCase):
+class SoftmaxDirectionTest(float64.TestCase):
 
   def test_approaches_the_real_direction_in_fourth_order(self):
     # All samples share one context, so that only the drift of b-bar is left.

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -68,11 +67,9 @@ def _train(workdir, config, noise=1.0, stop_at=None):
   members = layout.scatter(members)
   progress = []
   with _recorder(workdir) as recorder:
-    shapes = jax.eval_shape(init, members, ())
-    start, saved, history = recorder.resume(
-        layout.gathered_shapes(shapes), history
+    start, state, history = loop.resume(
+        recorder, layout, init, (members, ()), history
     )
-    state = init(members, ()) if start == 0 else layout.scatter(saved)
     progress.append(2 * start)
     for interval in schedule.intervals(start):
       steps = np.full(len(interval.steps), noise, np.float32)
@@ -88,9 +85,7 @@ def _train(workdir, config, noise=1.0, stop_at=None):
       recorder.write(interval.end, _rows(after), losses[:, -1])
       progress.append(2 * len(interval.steps))
       if interval.end == stop_at or interval.is_saved:
-        saved = layout.gather(state)
-        is_finite = layout.is_finite(saved.params)
-        recorder.save(interval, saved, history, is_finite)
+        loop.save(recorder, layout, interval, state, history)
       if interval.end == stop_at:
         recorder.stop(interval, config.num_steps)
   return history, layout.gather(state.params), progress

@@ -52,7 +52,7 @@ def _result(
   return train.Result(
       num_last=num_last,
       classes=classes,
-      runs=run_lib.Run(
+      runs=run_lib.SweepRun(
           seed=seed.astype(np.uint32),
           stream=np.searchsorted(np.sort(seeds), seed).astype(np.int32),
           lr_z=z,
