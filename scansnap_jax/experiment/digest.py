@@ -160,7 +160,7 @@ def _checksums(array: Plain, indices: list[_Index]) -> list[int | None]:
   return [_crc32(whole[tuple(slice(*axis) for axis in i)]) for i in indices]
 
 
-def _crc32(array: np.ndarray | jax.Array) -> int:
+def _crc32(array: Plain) -> int:
   # As bytes, because bfloat16 has no buffer protocol.
   flat = np.ascontiguousarray(array).reshape(-1)
   return zlib.crc32(flat.view(np.uint8).data) if flat.size else 0

@@ -34,15 +34,23 @@ def _shared(classes):
   return jax.tree.map(jnp.asarray, train.share(classes))
 
 
+@functools.cache
+def _compiled(function, **static):
+  """One program: operation by operation takes far longer to compile."""
+  return jax.jit(functools.partial(function, **static))
+
+
+def _init(config, run, classes):
+  static = dict(model_config=config.model, optimizer_config=config.optimizer)
+  return _compiled(run_lib.init, **static)(run, _shared(classes))
+
+
 def _train(config, run, classes, batches):
   """Trains one run on given batches, [N, B, ...]."""
   static = dict(model_config=config.model, optimizer_config=config.optimizer)
-  shared = _shared(classes)
-  state = run_lib.init(run, shared, **static)
+  state = _init(config, run, classes)
   batches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], batches)
-  return jax.jit(functools.partial(run_lib.train, **static))(
-      state, (shared, batches)
-  )
+  return _compiled(run_lib.train, **static)(state, (_shared(classes), batches))
 
 
 class AuthorsRunTest(parameterized.TestCase):
@@ -76,16 +84,13 @@ class AuthorsRunTest(parameterized.TestCase):
 class TrainTest(parameterized.TestCase):
 
   def _batches(self, config, classes, num_steps, seed=0):
-    return run_lib.draw(
-        jnp.int32(seed),
-        (
-            jnp.asarray(classes.support_probs),
-            jnp.asarray(classes.class_cdf),
-            jnp.arange(num_steps),
-        ),
+    draw = _compiled(
+        run_lib.draw,
         batch_size=config.batch_size,
         seq_len=config.data.seq_len,
     )
+    tables = (classes.support_probs, classes.class_cdf, np.arange(num_steps))
+    return draw(jnp.int32(seed), jax.tree.map(jnp.asarray, tables))
 
   def test_one_plain_sgd_step_follows_lemma_1(self):
     # Batch 1: Y and Z move along Lemma 1's directions, each at its own rate.
@@ -98,16 +103,12 @@ class TrainTest(parameterized.TestCase):
     classes = data.make_classes(config.data, 2)
     run = _run(lr_z=0.5, lr_ratio=4.0)
     batches = self._batches(config, classes, 1)
-    shared = _shared(classes)
-    static = dict(model_config=config.model, optimizer_config=config.optimizer)
-    before = run_lib.init(run, shared, **static).params
+    before = _init(config, run, classes).params
     state, _, _ = _train(config, run, classes, batches)
-    tokens = data.to_token_counts(
-        jax.tree.map(lambda leaf: leaf[0], batches),
-        *shared[1:4],
-        classes.num_tokens,
+    tokens = _compiled(data.to_token_counts, num_tokens=classes.num_tokens)(
+        jax.tree.map(lambda leaf: leaf[0], batches), *_shared(classes)[1:4]
     )
-    dy, dz = dynamics.lemma1_gradients(
+    dy, dz = jax.jit(dynamics.lemma1_gradients)(
         before["Y"],
         before["Z"],
         tokens.counts[0],
@@ -181,7 +182,9 @@ class TrainTest(parameterized.TestCase):
         before.attended, classes.probs.astype(np.float32), atol=1e-6
     )
     chex.assert_trees_all_close(
-        after, run_lib.observe(state.params, _shared(classes)), atol=1e-6
+        after,
+        jax.jit(run_lib.observe)(state.params, _shared(classes)),
+        atol=1e-6,
     )
 
   def test_the_original_parametrization_learns(self):
