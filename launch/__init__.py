@@ -6,3 +6,10 @@ writes. Ground of all of them: `app` (parses, shows errors in one line),
 measures, reports). What an experiment measures and draws lies in the room of
 its subject, in joma and scansnap_jax; benchmarks are in `bench`.
 """
+
+import sys
+
+if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
+  from launch import interrupts
+
+  interrupts.install()

@@ -15,6 +15,7 @@ import sys
 from absl import app
 from absl import flags
 
+from launch import interrupts
 from scansnap_jax.experiment import errors
 
 flags.disclaim_key_flags()
@@ -36,6 +37,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     main: The script. It takes argv, of which only the program name is left,
       and returns an exit status (None is 0).
   """
+  interrupts.install()
 
   def guarded(argv: list[str]) -> int | None:
     _open_closed_streams()

@@ -11,7 +11,11 @@ main process alone claims and reports. `run` is the same with callbacks.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+from importlib import metadata
+import os
 import pathlib
+import platform
+import secrets
 import shlex
 import sys
 import time
@@ -19,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
+from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
 flags.disclaim_key_flags()  # --help lists the flags under the script.
@@ -103,7 +108,13 @@ def define_reference_csv() -> flags.FlagHolder:
 
 
 def define_multihost() -> flags.FlagHolder:
-  """Defines --multihost."""
+  """Defines --multihost, and --multihost_timeout, which `run` reads."""
+  flags.DEFINE_integer(
+      "multihost_timeout",
+      300,
+      "Seconds that a process waits for the others of a --multihost run.",
+      1,
+  )
   return flags.DEFINE_boolean(
       "multihost", False, "Set when the same command runs on every host."
   )
@@ -148,16 +159,23 @@ def start(
     The run.
 
   Raises:
-    UserError: As `workdir.claim`, `workdir.lock` and `check`.
+    UserError: As `workdir.claim`, `workdir.lock` and `check`, or hosts differ.
+    SystemExit: A signal stopped the run, which is not finished: 143 after
+      SIGTERM, 130 after Ctrl-C.
   """
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
   from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import preemption
 
-  devices.set_up(multihost=multihost, num_cpu_devices=num_cpu_devices)
+  peers = devices.set_up(
+      multihost=multihost,
+      num_cpu_devices=num_cpu_devices,
+      facts=_facts_of_all_hosts() if multihost else None,
+      timeout=flags.FLAGS.multihost_timeout if multihost else 0,
+  )
   check()
-  with _claimed(folder) as workdir:
+  with _claimed(folder, peers) as workdir:
     facts = {"command": command(script), "devices": devices.describe()}
     try:
       yield Run(workdir, facts, started)
@@ -165,6 +183,11 @@ def start(
       print(
           f"Stopped in {stopped}. The same command continues.", file=sys.stderr
       )
+      if peers is not None:
+        peers.leave()
+      raise SystemExit(stopped.status) from stopped
+    if peers is not None:
+      peers.leave()
 
 
 def run(
@@ -202,21 +225,68 @@ def run(
     this.finish(lambda: report(this, measured))
 
 
+# Flags in which hosts may differ: where things lie on each.
+_OF_A_HOST = ("data_dir", "flagfile", "reference_csv", "workdir")
+_DEPENDENCIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def _facts_of_all_hosts() -> dict[str, str]:
+  """What must be equal on all hosts: flags, versions, number settings."""
+  given = flags.FLAGS.flag_values_dict()
+  facts = {
+      f"--{name}": str(value)
+      for name, value in given.items()
+      if name not in _OF_A_HOST
+  }
+  facts["the version of Python"] = platform.python_version()
+  for name in _DEPENDENCIES:
+    facts[f"the version of {name}"] = metadata.version(name)
+  facts["JAX_DEFAULT_MATMUL_PRECISION"] = os.environ.get(
+      "JAX_DEFAULT_MATMUL_PRECISION", ""
+  )
+  return facts
+
+
 @contextlib.contextmanager
 def _claimed(
-    folder: Callable[[], Folder] | None,
+    folder: Callable[[], Folder] | None, peers: Any = None
 ) -> Iterator[pathlib.Path | None]:
-  """Claims and locks the folder on the main process; the others wait for it."""
+  """Claims and locks the folder on the main process; the others wait for it.
+
+  Args:
+    folder: Returns what to claim.
+    peers: The `rendezvous.Peers` of a run on several hosts.
+  """
   from scansnap_jax.experiment import devices
 
   if folder is None:
     yield None
     return
-  with devices.main_process_first():
-    asked = folder()
-    if devices.is_main_process():
-      workdir_lib.claim(*asked)
-  workdir = pathlib.Path(asked.path).expanduser().absolute()
   is_main = devices.is_main_process()
-  with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
+  with contextlib.ExitStack() as held:
+    with devices.main_process_first():
+      asked = folder()
+      workdir = pathlib.Path(asked.path).expanduser().absolute()
+      if is_main:
+        workdir_lib.claim(*asked)
+        held.enter_context(workdir_lib.lock(workdir))
+    if peers is not None:
+      _check_shared(workdir, peers)
     yield workdir
+
+
+def _check_shared(workdir: pathlib.Path, peers: Any) -> None:
+  """Raises UserError, on all hosts, unless all see the folder of the first."""
+  token = secrets.token_hex()
+  path = workdir / ".token"
+  token, *_ = peers.gather(token)
+  if peers.index == 0:
+    workdir_lib.write_atomic(path, token)
+  peers.gather(None)  # It is written.
+  sees = path.is_file() and path.read_text() == token
+  for process, does in enumerate(peers.gather(sees)):
+    if not does:
+      raise errors.UserError(
+          f"--workdir of process {process} is not the folder of process 0: all"
+          " hosts must see one, on a disk that they share."
+      )

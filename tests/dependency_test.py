@@ -140,6 +140,8 @@ class DependencyTest(parameterized.TestCase):
     for path in _files():
       if path.name == "__init__.py":
         body = ast.parse(path.read_text()).body
+        if path.parent == _ROOT / "launch":  # It guards scripts' imports, too.
+          body = body[:1]
         self.assertLen(body, 1, path)
         self.assertIsInstance(body[0], ast.Expr)
 

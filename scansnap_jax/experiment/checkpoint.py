@@ -33,6 +33,8 @@ import orbax.checkpoint as ocp
 from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
 
+_RESUMES = "resumes.jsonl"
+
 
 class Restored(NamedTuple):
   """What a checkpoint held.
@@ -91,8 +93,8 @@ class Checkpointer:
 
     Raises:
       TypeError: A leaf is not an array of numbers.
-      ValueError: Processes hold different values where they must be equal.
-      UserError: This step, or the one before it in the background, cannot be
+      UserError: Processes hold different values where they must be equal; or
+        this step, or the one before it in the background, cannot be
         written (for one, the disk is full). Finished steps stay intact.
     """
     if step in self.all_steps():
@@ -143,6 +145,7 @@ class Checkpointer:
           time.sleep(0.02)  # Reads that are under way end, and complain, here.
           gc.collect()
       if _all_agree(problem is None):
+        self._tell(step)
         return restored
       self._set_aside(step, problem or "another process cannot restore it")
     return None
@@ -231,14 +234,28 @@ class Checkpointer:
         for i, target in enumerate(targets)
     ]
 
+  def _tell(self, step: int) -> None:
+    """Says and records from which step a run goes on.
+
+    What a run ends with cannot show it: work that is done again gives the same
+    bits.
+    """
+    if jax.process_index() == 0:
+      name = self._directory.name
+      print(f"{name} goes on from step {step}.", file=sys.stderr)
+      row = json.dumps({"step": step, "time": time.time()})
+      with self._writing(), open(self._directory / _RESUMES, "a") as file:
+        file.write(row + "\n")
+
   def _set_aside(self, step: int, problem: str) -> None:
     """Renames a step, so that it is neither used nor in the way."""
     path = self._directory / str(step)
-    aside = path.with_suffix(".corrupt")
     count = 1
-    while aside.exists():
+    while _aside(path, count).exists():
       count += 1
-      aside = path.with_suffix(f".corrupt{count}")
+    if jax.process_count() > 1:  # One name for all, whoever renames it first.
+      count = int(multihost_utils.broadcast_one_to_all(np.asarray(count)))
+    aside = _aside(path, count)
     logging.warning(
         "DAMAGED CHECKPOINT: step %d in %s cannot be used (%s). It is now"
         " called %s; trying the step before it.",
@@ -248,6 +265,10 @@ class Checkpointer:
       path.rename(aside)
     _all_agree(True)  # The others wait for the new name.
     self._manager.reload()
+
+
+def _aside(path: pathlib.Path, count: int) -> pathlib.Path:
+  return path.with_suffix(f".corrupt{count if count > 1 else ''}")
 
 
 class _OrbaxNoise(python_logging.Filter):

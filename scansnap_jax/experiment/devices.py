@@ -3,7 +3,7 @@
 Nothing here runs at import; a script calls it before the first computation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import glob
 import os
@@ -11,10 +11,12 @@ import sys
 from typing import Any
 
 import jax
+from jax._src import clusters
 from jax.experimental import multihost_utils
 import numpy as np
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import rendezvous
 
 # TPU, NVIDIA (also under WSL), AMD, others: what their drivers put under /dev.
 _ACCELERATORS = (
@@ -27,8 +29,16 @@ _ACCELERATORS = (
 )
 
 
-def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
-  """Connects the hosts and splits the CPU, before any device is used.
+def set_up(
+    *,
+    multihost: bool = False,
+    num_cpu_devices: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    timeout: int = 300,
+) -> rendezvous.Peers | None:
+  """Connects the hosts, fixes what decides the bits, and splits the CPU.
+
+  To be called before any device is used.
 
   Args:
     multihost: Join the other processes of the same command. TPU VMs, SLURM and
@@ -36,21 +46,81 @@ def set_up(*, multihost: bool = False, num_cpu_devices: int = 0) -> None:
       JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     num_cpu_devices: Devices to split a CPU into; 0 takes one per core. No
       effect on accelerators.
+    facts: What must be equal on all hosts, by names that a user knows.
+    timeout: Seconds to wait for the other processes.
+
+  Returns:
+    The processes of a run on several hosts, otherwise None.
+
+  Raises:
+    UserError: There is no such platform, or no cluster, or the processes are
+      not alike.
   """
+  # Runs are repeated and resumed bit for bit, whatever the environment says.
+  jax.config.update("jax_enable_x64", False)
+  jax.config.update("jax_threefry_partitionable", True)
+  jax.config.update("jax_default_prng_impl", "threefry2x32")
   if _is_cpu_only():
     # Or an installed libtpu looks for its TPU, in seconds and several lines.
     jax.config.update("jax_platforms", "cpu")
   cores = num_cores()
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
-  if multihost:
-    try:
-      jax.distributed.initialize(**_process_from_environment())
-    except ValueError as error:
-      raise errors.UserError(
-          f"--multihost finds no cluster ({error}). Set"
-          " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or"
-          " leave it out."
-      ) from error
+  peers = _join(facts or {}, timeout) if multihost else None
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    config: Any = jax.config
+    raise errors.UserError(
+        f"JAX_PLATFORMS={config.jax_platforms} cannot be used here:"
+        f" {str(error).splitlines()[0]}"
+    ) from error
+  if peers is not None:
+    peers.compare({"the kind and number of local devices": _describe_local()})
+  return peers
+
+
+def _join(facts: Mapping[str, Any], timeout: int) -> rendezvous.Peers | None:
+  """Meets the other processes, compares facts, and lets jax join them."""
+  peers, given = None, _process_from_environment()
+  where = given or _detect_cluster(timeout)
+  if where and where["num_processes"] > 1:
+    peers = rendezvous.meet(
+        where["coordinator_address"],
+        where["num_processes"],
+        where["process_id"],
+        timeout=timeout,
+    )
+    peers.compare(facts)
+  try:
+    jax.distributed.initialize(**given)  # What it detects says more.
+  except ValueError as error:
+    raise errors.UserError(
+        f"--multihost finds no cluster ({error}). Set JAX_COORDINATOR_ADDRESS,"
+        " JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave it out."
+    ) from error
+  return peers
+
+
+def _detect_cluster(timeout: int) -> dict[str, Any]:
+  """The coordinates that jax finds on TPU VMs, SLURM or Open MPI, or nothing.
+
+  jax has no public name for what `initialize` asks first.
+  """
+  detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+  address, num_processes, process_id, *_ = detect(
+      None, None, None, None, None, timeout
+  )
+  if None in (address, num_processes, process_id):
+    return {}
+  return {
+      "coordinator_address": address,
+      "num_processes": num_processes,
+      "process_id": process_id,
+  }
+
+
+def _describe_local() -> str:
+  return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _is_cpu_only() -> bool:

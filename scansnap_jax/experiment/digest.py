@@ -20,8 +20,10 @@ import zlib
 
 import jax
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree, UInt32
 import numpy as np
+
+from scansnap_jax.experiment import errors
 
 _Index = tuple[tuple[int, int], ...]
 # Plain arrays, or shape and dtype of one.
@@ -73,6 +75,8 @@ def digest(tree: PyTree) -> list[dict[str, Any]]:
 
   Raises:
     TypeError: A leaf is not an array of numbers.
+    UserError: Processes hold different values of one shard: of a replicated
+      array, or of a numpy array, which all are to have alike.
   """
   entries = describe(tree)
   arrays = []
@@ -80,13 +84,17 @@ def digest(tree: PyTree) -> list[dict[str, Any]]:
     entry["key_impl"] = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
     arrays.append(to_array(leaf))
   indices = [_all_indices(array) for array in arrays]
-  checksums = iter(
-      _gather([
-          crc
-          for array, shards in zip(arrays, indices, strict=True)
-          for crc in _checksums(array, shards)
-      ])
-  )
+  names = [
+      entry["name"]
+      for entry, shards in zip(entries, indices, strict=True)
+      for _ in shards
+  ]
+  mine = [
+      crc
+      for array, shards in zip(arrays, indices, strict=True)
+      for crc in _checksums(array, shards)
+  ]
+  checksums = iter(_gather(names, mine))
   for entry, shards in zip(entries, indices, strict=True):
     entry["shards"] = [[index, next(checksums)] for index in shards]
   return entries
@@ -166,9 +174,49 @@ def _crc32(array: Plain) -> int:
   return zlib.crc32(flat.view(np.uint8).data) if flat.size else 0
 
 
-def _gather(checksums: list[int | None]) -> list[int]:
-  """Fills in what the other processes hold; copies of a shard are equal."""
+def _gather(names: list[str], checksums: list[int | None]) -> list[int]:
+  """Fills in what the other processes hold, who must agree on copies.
+
+  Args:
+    names: Of the leaf that each shard is of.
+    checksums: None where this process has no copy.
+
+  Raises:
+    UserError: Two processes have copies that differ.
+  """
   mine = np.asarray([crc or 0 for crc in checksums], np.uint32)
   if jax.process_count() == 1:
     return mine.tolist()
-  return multihost_utils.process_allgather(mine).max(axis=0).tolist()
+  is_held = np.asarray([crc is not None for crc in checksums])
+  return merge_checksums(
+      names,
+      multihost_utils.process_allgather(mine),
+      multihost_utils.process_allgather(is_held),
+  )
+
+
+def merge_checksums(
+    names: list[str],
+    checksums: UInt32[np.ndarray, "P S"],
+    is_held: Bool[np.ndarray, "P S"],
+) -> list[int]:
+  """Joins the checksums of P processes, of S shards each.
+
+  Args:
+    names: Of the leaf that each shard is of.
+    checksums: Anything where a process has no copy.
+    is_held: Whether a process has a copy.
+
+  Raises:
+    UserError: Two processes have copies that differ.
+  """
+  first = np.take_along_axis(checksums, is_held.argmax(axis=0)[None], 0)[0]
+  differs = (is_held & (checksums != first[None])).any(axis=0)
+  if differs.any():
+    shard = int(differs.argmax())
+    process = int((is_held & (checksums != first[None]))[:, shard].argmax())
+    raise errors.UserError(
+        f"{names[shard]} must be equal on all processes, and process {process}"
+        " holds other values than the first that has it: nothing is saved."
+    )
+  return first.tolist()

@@ -8,6 +8,7 @@ twice.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import importlib
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any, SupportsIndex
 from absl import logging
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 
 
@@ -47,13 +49,16 @@ class MetricStream:
       tensorboard_dir: Also write TensorBoard events to this folder.
 
     Raises:
-      UserError: tensorboardX is asked for and not installed.
+      UserError: tensorboardX is asked for and not installed, or the path is no
+        file that may be written.
     """
     self._path = pathlib.Path(path)
     self._tensorboard = None
     if tensorboard_dir is not None:
       self._tensorboard = _open_tensorboard(tensorboard_dir, resume_below or 0)
     self._path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(self._path):
+      json_file.check_regular(self._path)
     below = -math.inf if resume_below is None else resume_below
     self._tags = dict(tags or {})
     # Rows behind the restored step are written again by this run: left in, each
@@ -78,6 +83,7 @@ class MetricStream:
       **tags: What else the row is about, such as `experiment="fast"`.
 
     Raises:
+      UserError: The file cannot be written, for one as the disk is full.
       ValueError: A value has several elements, or a name occurs twice.
     """
     tags = self._tags | tags
@@ -85,9 +91,14 @@ class MetricStream:
       raise ValueError(f"names occur twice: {sorted(values)}, {sorted(tags)}")
     scalars = {name: _scalar(name, value) for name, value in values.items()}
     row = {"step": operator.index(step), **tags, **scalars}
-    self._file.write(json.dumps(row, allow_nan=False) + "\n")
-    # Row by row: who watches a run, or kills it, sees what was measured.
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(row, allow_nan=False) + "\n")
+      # Row by row: who watches a run, or kills it, sees what was measured.
+      self._file.flush()
+    except OSError as error:
+      raise errors.UserError(
+          f"{self._path} cannot be written: {error.strerror or error}."
+      ) from error
     if self._tensorboard is not None:
       prefix = "".join(f"{tag}/" for tag in tags.values())
       for name, value in scalars.items():
@@ -96,7 +107,8 @@ class MetricStream:
 
   def close(self) -> None:
     """Closes the file."""
-    self._file.close()
+    with contextlib.suppress(OSError):  # What it could not write was told.
+      self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
 
@@ -118,7 +130,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields the text and the content of every row."""
-  lines = path.read_bytes().split(b"\n") if path.exists() else []
+  if not path.exists():
+    return
+  json_file.check_regular(path)
+  lines = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)

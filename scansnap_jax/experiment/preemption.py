@@ -5,10 +5,14 @@ import contextlib
 import signal
 import threading
 import types
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+# Of the process, as signals are; what asked for the last stop.
+_last_signal: int = signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -29,9 +33,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     return
   # The handlers before ours: a second Ctrl-C ends the run at once, and whoever
   # calls us gets theirs back.
-  previous = {}
+  previous: dict[int, Any] = {}
 
   def note(signal_number: int, _: types.FrameType | None) -> None:
+    global _last_signal
+    _last_signal = signal_number
     requested.set()
     signal.signal(signal_number, previous[signal_number])
 
@@ -52,4 +58,14 @@ def on_any_process(requested: bool) -> bool:
 
 
 class Stopped(Exception):
-  """A run stopped because it was asked to, with its state saved."""
+  """A run stopped because it was asked to, with its state saved.
+
+  Attributes:
+    status: What the process should exit with, as a shell reports the signal
+      that asked: 130 for Ctrl-C, 143 for SIGTERM or where another process was
+      asked.
+  """
+
+  def __init__(self, where: str):
+    super().__init__(where)
+    self.status = 128 + _last_signal

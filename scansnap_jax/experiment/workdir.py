@@ -17,6 +17,7 @@ import pathlib
 from typing import Any
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 
 _CONFIG = "config.json"
 _FLAGS = "flags.txt"
@@ -49,7 +50,7 @@ def claim(
   path = _writable_folder(workdir)
   # What reads back is compared with what was read: tuples are lists there.
   config = json.loads(json.dumps(config, allow_nan=False))
-  if (path / _CONFIG).exists():
+  if os.path.lexists(path / _CONFIG):
     difference = describe_difference(_read_config(path / _CONFIG), config)
     if difference:
       raise errors.UserError(
@@ -76,9 +77,18 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps a second run out of a claimed folder; a killed run lets go of it.
 
   Raises:
-    UserError: Another process holds it.
+    UserError: Another process holds it, or it is no file that may be written.
   """
-  with open(workdir / _LOCK, "a") as file:
+  path = workdir / _LOCK
+  if os.path.lexists(path):
+    json_file.check_regular(path)
+  try:
+    opened = open(path, "a")
+  except OSError as error:
+    raise errors.UserError(
+        f"{path} cannot be opened: {error.strerror}."
+    ) from error
+  with opened as file:
     try:
       # The system lets go of it when the process ends, however it ends: no
       # stale lock keeps a killed run from being continued.
@@ -147,7 +157,12 @@ def config_to_json(config: object) -> Any:
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-  """Writes a whole file or, if interrupted, nothing. Text is UTF-8."""
+  """Writes a whole file or, if interrupted, nothing. Text is UTF-8.
+
+  Raises:
+    UserError: It cannot be written: the disk is full, or the folder is gone or
+      read-only. What the file held before is still there.
+  """
   path = pathlib.Path(path)
   data = content.encode() if isinstance(content, str) else content
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -159,8 +174,13 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
       # with nothing behind it.
       os.fsync(file.fileno())
     os.replace(temporary, path)
+  except OSError as error:
+    raise errors.UserError(
+        f"{path} cannot be written: {error.strerror or error}."
+    ) from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
 
 
 def _writable_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -180,16 +200,12 @@ def _writable_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
   try:
-    config = json.loads(path.read_bytes())
-    if isinstance(config, dict):
-      return config
-    reason = "not a JSON object"
-  except ValueError as error:
-    reason = str(error)
-  raise errors.UserError(
-      f"{path} cannot be read ({reason}). Give another --workdir; the run there"
-      f" can be repeated with --flagfile={path.with_name(_FLAGS)}."
-  )
+    return json_file.read_object(path)
+  except errors.UserError as error:
+    raise errors.UserError(
+        f"{path} cannot be read ({error}). Give another --workdir; the run"
+        f" there can be repeated with --flagfile={path.with_name(_FLAGS)}."
+    ) from error
 
 
 def _is_temporary(name: str) -> bool:

@@ -19,17 +19,17 @@ class RunTest(absltest.TestCase):
     super().setUp()
     # Devices are chosen before the first computation of a process, and tests
     # of other files may have computed in this one.
-    self.enterContext(mock.patch.object(devices, "set_up"))
+    self.enterContext(mock.patch.object(devices, "set_up", return_value=None))
     self.path = pathlib.Path(self.create_tempdir().full_path) / "new"
     self.folder = lambda: run.Folder(str(self.path), {"a": 1}, "--a=1\n")
     self.reported = []
 
   def start(self, measure, **kwargs):
     """Runs; returns what stdout and stderr say."""
-    out, complaints = io.StringIO(), io.StringIO()
+    self.out, self.complaints = io.StringIO(), io.StringIO()
     with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(complaints),
+        contextlib.redirect_stdout(self.out),
+        contextlib.redirect_stderr(self.complaints),
     ):
       run.run(
           "script",
@@ -38,7 +38,7 @@ class RunTest(absltest.TestCase):
           report=self.report,
           **kwargs,
       )
-    return out.getvalue(), complaints.getvalue()
+    return self.out.getvalue(), self.complaints.getvalue()
 
   def report(self, this, measured):
     self.reported.append((this, measured))
@@ -69,10 +69,12 @@ class RunTest(absltest.TestCase):
     def measure(_):
       raise preemption.Stopped("training, step 7")
 
-    out, complaints = self.start(measure)
-    self.assertEqual(out, "")
+    with self.assertRaises(SystemExit) as exits:
+      self.start(measure)
+    self.assertEqual(exits.exception.code, 143)
+    self.assertEqual(self.out.getvalue(), "")
     self.assertEqual(
-        complaints,
+        self.complaints.getvalue(),
         "Stopped in training, step 7. The same command continues.\n",
     )
     self.assertEmpty(self.reported)

@@ -13,6 +13,7 @@ import io
 import os
 import pathlib
 from typing import Any
+import zlib
 
 from jaxtyping import Integer
 import numpy as np
@@ -21,6 +22,8 @@ from joma.transformer.text import corpus_text
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
+
+_CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,20 +126,17 @@ def _make_tokenizer(
           " no folder with a tokenizer.json."
       )
     return tokenizer_lib.from_folder(kind)
-  path = None
-  if cache is not None:
-    size = f"-{bpe_vocab_size}" if kind == "bpe" else ""
-    path = cache / f"{kind}{size}-{_sha256(train)[:16]}.json"
-    if path.exists():
-      return tokenizer_lib.from_json(path.read_text(encoding="utf-8"))
   lines = corpus_text.blocks(train)
   if kind == "words":
-    learned = tokenizer_lib.learn_words(lines)
+    learn = lambda: tokenizer_lib.learn_words(lines)
   else:
-    learned = tokenizer_lib.learn_bpe(lines, bpe_vocab_size)
-  if path is not None:
-    workdir.write_atomic(path, learned.to_json())
-  return learned
+    learn = lambda: tokenizer_lib.learn_bpe(lines, bpe_vocab_size)
+  if cache is None:
+    return learn()
+  size = f"-{bpe_vocab_size}" if kind == "bpe" else ""
+  path = cache / f"{kind}{size}-{_sha256(train)[:16]}.json"
+  _make_whole(path, lambda: learn().to_json().encode())
+  return tokenizer_lib.from_json(path.read_text(encoding="utf-8"))
 
 
 def _encode(
@@ -154,16 +154,35 @@ def _encode(
 def _cached(
     path: pathlib.Path | None, make: Callable[[], Integer[np.ndarray, "_"]]
 ) -> Integer[np.ndarray, "_"]:
-  """Maps the array of a file, which it writes first where there is none."""
+  """Maps the array of a file, which it writes first where it is not whole."""
   if path is None:
     return make()
-  try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError):  # None yet, or cut short.
+
+  def to_npy() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, make(), allow_pickle=False)
-    workdir.write_atomic(path, buffer.getvalue())
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return buffer.getvalue()
+
+  _make_whole(path, to_npy)
+  return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _make_whole(path: pathlib.Path, make: Callable[[], bytes]) -> None:
+  """Writes a file anew unless every bit of it is as it was written.
+
+  numpy maps whatever bytes it finds, and a run would train on them.
+  """
+  checksum = path.with_name(f"{path.name}.crc32")
+  if path.is_file() and checksum.is_file():
+    crc = 0
+    with path.open("rb") as file:
+      while chunk := file.read(_CHUNK):
+        crc = zlib.crc32(chunk, crc)
+    if checksum.read_bytes().strip() == str(crc).encode():
+      return
+  data = make()
+  workdir.write_atomic(checksum, f"{zlib.crc32(data)}\n")
+  workdir.write_atomic(path, data)
 
 
 def _sha256(data: bytes) -> str:

@@ -84,8 +84,15 @@ class Replicated:
     return jax.tree.map(split, batches)
 
   def gather(self, tree: PyTree) -> PyTree:
-    """The first local copy, on the host."""
-    return jax.tree.map(_first, tree)
+    """The copy of the first of all devices, on the host of every process.
+
+    Copies that each device makes of its own, such as maps, differ in the last
+    bit; recorded numbers are those of one device.
+    """
+    first = jax.tree.map(_first, tree)
+    if jax.process_count() == 1:
+      return first
+    return multihost_utils.broadcast_one_to_all(first)
 
   def to_save(self, state: PyTree) -> PyTree:
     """What a checkpoint holds: the first local copy."""

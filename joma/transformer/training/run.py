@@ -17,6 +17,7 @@ from joma.transformer.training import report
 from joma.transformer.training import summary as summary_lib
 from joma.transformer.training import train as train_lib
 from scansnap_jax.experiment import devices
+from scansnap_jax.experiment import inputs
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import progress
 
@@ -71,8 +72,16 @@ def train(
       cache_dir=workdir / "corpus",
       bpe_vocab_size=config.bpe_vocab_size,
   )
+  facts = corpus.facts()
+  inputs.record(
+      workdir,
+      {
+          **facts["files"],
+          f"tokenizer {facts['tokenizer']}": facts["tokenizer_sha256"],
+      },
+  )
   if devices.is_main_process():
-    print(describe(corpus.facts()), flush=True)
+    print(describe(facts), flush=True)
   text = train_lib.make_batches(config, corpus)
   num_steps = train_lib.num_steps(config, text.steps_per_epoch)
   with progress.bar(
@@ -134,8 +143,20 @@ def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
       "map_steps": list(result.map_steps),
       "map_text": run.corpus.tokenizer.decode(mapped),
   }
-  rows = metric_stream.read_rows(workdir / "metrics.jsonl")
+  rows = train_lib.metric_rows(result)
+  speeds = _speeds(workdir)
+  for row in rows:
+    row["tokens_per_sec"] = speeds.get(row["step"])
   return summary_lib.summarize_run(rows, about)
+
+
+def _speeds(workdir: pathlib.Path) -> dict[int, float]:
+  """Tokens a second by step: all that nothing but the metric rows says."""
+  return {
+      row["step"]: row["tokens_per_sec"]
+      for row in metric_stream.read_rows(workdir / "metrics.jsonl")
+      if isinstance(row.get("tokens_per_sec"), float)
+  }
 
 
 def write(

@@ -141,6 +141,38 @@ def train_and_evaluate(
   return Result(schedule.evaluation_steps, observer.map_steps, history, params)
 
 
+def metric_rows(result: Result) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl again, out of what was recorded.
+
+  The file is for reading along, and anybody may have edited it; what was
+  recorded has been checked with its checkpoint.
+
+  Returns:
+    One an evaluation: `step`, `train_loss` (the mean since the row before),
+    `valid_loss` and `entropy/layer_0` and its like; None where nothing was
+    measured.
+  """
+  history, steps, rows = result.history, result.steps, []
+  known = lambda x: float(x) if np.isfinite(x) else None
+  for e, step in enumerate(steps):
+    probes = lm_step.Probes(
+        entropy=history.entropy[e],
+        effective_support=history.effective_support[e],
+        sink_rate=history.sink_rate[e],
+        stable_rank=history.stable_rank[e],
+    )
+    row: dict[str, Any] = {"step": int(step)}
+    row["train_loss"] = (
+        known(history.losses[steps[e - 1] : step].mean()) if e else None
+    )
+    row["valid_loss"] = known(history.valid_loss[e])
+    for name, values in probes._asdict().items():
+      for layer, value in enumerate(values):
+        row[f"{name}/layer_{layer}"] = known(value)
+    rows.append(row)
+  return rows
+
+
 def _make_schedule(
     config: lm_config.LmConfig, text: batches_lib.Batches
 ) -> loop.Schedule:

@@ -14,6 +14,7 @@ import numpy as np
 
 from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import rendezvous
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _VARIABLES = {
@@ -84,15 +85,75 @@ class SetUpTest(parameterized.TestCase):
       devices.set_up()
     self.assertEqual(config.jax_platforms, expected)
 
-  @parameterized.parameters((False, []), (True, [mock.call(**_COORDINATES)]))
-  def test_joins_the_other_processes_only_if_asked(self, multihost, expected):
+  def test_joins_nobody_unless_asked(self):
     with (
         _environment(**_VARIABLES),
         mock.patch.object(jax.config, "update"),
         mock.patch.object(jax.distributed, "initialize") as initialize,
     ):
-      devices.set_up(multihost=multihost)
-    self.assertEqual(initialize.mock_calls, expected)
+      self.assertIsNone(devices.set_up())
+    initialize.assert_not_called()
+
+  def test_compares_with_the_others_before_jax_joins_them(self):
+    peers, calls = mock.Mock(spec=rendezvous.Peers), mock.Mock()
+    with (
+        _environment(**_VARIABLES),
+        mock.patch.object(jax.config, "update"),
+        mock.patch.object(rendezvous, "meet", return_value=peers) as meet,
+        mock.patch.object(jax.distributed, "initialize") as initialize,
+    ):
+      calls.attach_mock(peers.compare, "compare")
+      calls.attach_mock(initialize, "initialize")
+      found = devices.set_up(multihost=True, facts={"--lr": "1"}, timeout=7)
+    self.assertIs(found, peers)
+    meet.assert_called_once_with("host0:1234", 4, 2, timeout=7)
+    local = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    self.assertEqual(
+        calls.mock_calls,
+        [
+            mock.call.compare({"--lr": "1"}),
+            mock.call.initialize(**_COORDINATES),
+            mock.call.compare({"the kind and number of local devices": local}),
+        ],
+    )
+
+  def test_a_platform_that_is_absent_is_named(self):
+    failed = RuntimeError("Unable to initialize backend 'cuda'\nmore\nlines")
+    with (
+        mock.patch.object(jax.config, "update"),
+        mock.patch.object(jax, "devices", side_effect=failed),
+        self.assertRaisesRegex(
+            errors.UserError, "cannot be used here: Unable to .* 'cuda'$"
+        ),
+    ):
+      devices.set_up()
+
+  @parameterized.parameters(
+      ("JAX_ENABLE_X64", "1"),
+      ("JAX_THREEFRY_PARTITIONABLE", "0"),
+      ("JAX_DEFAULT_PRNG_IMPL", "rbg"),
+  )
+  def test_the_environment_does_not_decide_the_bits(self, name, value):
+    draw = """
+from scansnap_jax.experiment import devices
+devices.set_up(num_cpu_devices=1)
+import jax
+print(jax.random.normal(jax.random.key(1), (3,)), jax.numpy.zeros(1).dtype)
+"""
+    plain = {k: v for k, v in os.environ.items() if k != name}
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", draw],
+            capture_output=True,
+            text=True,
+            cwd=_ROOT,
+            env={**plain, "JAX_PLATFORMS": "cpu", **extra},
+            check=True,
+        ).stdout
+        for extra in ({}, {name: value})
+    }
+    self.assertLen(outputs, 1)
+    self.assertIn("float32", outputs.pop())
 
 
 class NumCoresTest(parameterized.TestCase):

@@ -180,6 +180,33 @@ class ConfigToJsonTest(parameterized.TestCase):
       workdir.config_to_json(Config(seed={1}))
 
 
+def _make_odd(path, kind):
+  """Puts what is no regular file at a path."""
+  if kind == "folder":
+    path.mkdir()
+  elif kind == "fifo":
+    os.mkfifo(path)
+  else:
+    path.symlink_to(path.with_name("absent"))
+
+
+class OddFilesTest(parameterized.TestCase):
+
+  @parameterized.parameters("folder", "fifo", "dangling link")
+  def test_a_config_that_is_no_file_is_named(self, kind):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    _make_odd(folder / "config.json", kind)
+    with self.assertRaisesRegex(errors.UserError, "config.json cannot be read"):
+      workdir.claim(folder, {"a": 1}, "--a=1")
+
+  @parameterized.parameters("[" * 100_000, "[]", "null", "")
+  def test_a_config_that_is_no_object_is_named(self, text):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "config.json").write_text(text)
+    with self.assertRaisesRegex(errors.UserError, "config.json cannot be read"):
+      workdir.claim(folder, {"a": 1}, "--a=1")
+
+
 class WriteAtomicTest(parameterized.TestCase):
 
   @parameterized.parameters(("ä\n", "ä\n".encode()), (b"\x00\xff", b"\x00\xff"))
@@ -193,7 +220,7 @@ class WriteAtomicTest(parameterized.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     (folder / "file").write_text("old")
     with mock.patch.object(os, "fsync", side_effect=OSError("disk full")):
-      with self.assertRaisesRegex(OSError, "disk full"):
+      with self.assertRaisesRegex(errors.UserError, "file cannot .* disk full"):
         workdir.write_atomic(folder / "file", "new")
     self.assertEqual(_contents(folder), {"file": b"old"})
 
@@ -206,6 +233,14 @@ class WriteAtomicTest(parameterized.TestCase):
 
 
 class LockTest(parameterized.TestCase):
+
+  @parameterized.parameters("folder", "fifo", "dangling link")
+  def test_a_lock_that_is_no_file_is_named(self, kind):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    _make_odd(folder / ".lock", kind)
+    with self.assertRaisesRegex(errors.UserError, r"\.lock "):
+      with workdir.lock(folder):
+        pass
 
   def test_a_second_run_is_refused_until_the_first_ends(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

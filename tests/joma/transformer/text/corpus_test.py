@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import pathlib
@@ -116,6 +117,31 @@ class CorpusTest(parameterized.TestCase):
     self.assertEqual(facts["fractions"], [0.9, 0.05, 0.05])
     # The line holds: the, i-th, line, a comma, of, many, a full stop.
     self.assertEqual(sum(facts["num_tokens"].values()), 7 * 200)
+
+  @parameterized.parameters("bit", "cut", "other shape", "no checksum")
+  def test_ids_that_were_damaged_are_made_again(self, damage):
+    expected = self._load("bpe", cache_dir=self.cache).train.copy()
+    (path,) = self.cache.glob("train-*.npy")
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+      data[-1] ^= 1
+    elif damage == "cut":
+      data = data[:-2]
+    elif damage == "other shape":
+      buffer = io.BytesIO()
+      np.save(buffer, expected[:3])
+      data = buffer.getvalue()
+    else:
+      path.with_name(path.name + ".crc32").unlink()
+    path.write_bytes(data)
+    again = self._load("bpe", cache_dir=self.cache).train
+    np.testing.assert_array_equal(again, expected)
+
+  def test_a_learned_tokenizer_that_was_damaged_is_learned_again(self):
+    facts = self._load("bpe", cache_dir=self.cache).facts()
+    (path,) = self.cache.glob("bpe-*.json")
+    path.write_text(path.read_text().replace('"the"', '"eht"', 1)[:-5])
+    self.assertEqual(self._load("bpe", cache_dir=self.cache).facts(), facts)
 
 
 @pytest.mark.realdata

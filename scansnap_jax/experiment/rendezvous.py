@@ -1,0 +1,298 @@
+"""Processes of one run meet before jax joins them, and stay in touch.
+
+jax aborts with a dump, or waits for minutes, where a process is missing, comes
+twice or was started otherwise than its peers; and unlike flags on two hosts
+train a mixture without a word. Here each process first says to process 0, over
+a plain socket at the coordinator's address, who it is and what it was started
+with; all get the same answer. The sockets stay open: a process that dies closes
+its own, and the others end with one line, at once.
+
+A message is one line of JSON. Process 0 relays: what each sends to `gather`
+comes back to all as a list, in the order of processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from scansnap_jax.experiment import errors
+
+_PATIENCE = 10.0  # Seconds until a wait is said.
+_RETRY = 0.2
+_BYE = "bye"
+# A peer died, and not this process: temporary, so that a scheduler may retry.
+LOST_STATUS = 75
+
+
+class Peers:
+  """The processes of a run, met."""
+
+  def __init__(self, index: int, connections: Sequence[socket.socket]):
+    """Starts to listen to them.
+
+    Args:
+      index: Of this process.
+      connections: To process 0; of process 0 one to each other, in order.
+    """
+    self.index = index
+    self._connections = list(connections)
+    self._inboxes = [queue.Queue() for _ in connections]
+    self._is_leaving = threading.Event()
+    for place in range(len(self._connections)):
+      threading.Thread(target=self._listen, args=(place,), daemon=True).start()
+
+  @property
+  def count(self) -> int:
+    """How many there are; known to process 0 alone before `gather`."""
+    return len(self._connections) + 1
+
+  def gather(self, value: Any) -> list[Any]:
+    """Returns what all processes gave to this call, on all of them."""
+    if self.index == 0:
+      values = [value, *(inbox.get() for inbox in self._inboxes)]
+      for connection in self._connections:
+        _send(connection, values)
+      return values
+    (connection,), (inbox,) = self._connections, self._inboxes
+    _send(connection, value)
+    return inbox.get()
+
+  def compare(self, facts: Mapping[str, Any]) -> None:
+    """Holds what this process was started with against the others.
+
+    Args:
+      facts: Values by names that a user knows, such as `--lr_z`.
+
+    Raises:
+      UserError: They differ, on all processes.
+    """
+    first, *others = self.gather(dict(facts))
+    for process, found in enumerate(others, start=1):
+      for name in {**first, **found}:
+        mine, its = first.get(name), found.get(name)
+        if mine != its:
+          self.leave()  # All end by themselves, with one and the same line.
+          raise errors.UserError(
+              f"{name} is {mine!r} on process 0 and {its!r} on process"
+              f" {process}: start all processes of a run alike."
+          )
+
+  def leave(self) -> None:
+    """Says that this process has done its work: it may end from now on."""
+    self._is_leaving.set()
+    for connection in self._connections:
+      with contextlib.suppress(OSError):  # It has left, too.
+        _send(connection, _BYE)
+        connection.shutdown(socket.SHUT_WR)
+
+  def _listen(self, place: int) -> None:
+    """Puts messages into an inbox; ends the process if the peer is lost."""
+    has_left = False
+    connection = self._connections[place]
+    with connection, connection.makefile(encoding="utf-8") as lines:
+      while line := _read_line(lines.readline):
+        message = json.loads(line)
+        has_left = has_left or message == _BYE
+        self._inboxes[place].put(message)
+    if not (has_left or self._is_leaving.is_set()):
+      _end(place + 1 if self.index == 0 else 0)
+
+
+def meet(address: str, count: int, index: int, *, timeout: int) -> Peers:
+  """Waits until all processes of a run are there.
+
+  Args:
+    address: HOST:PORT of process 0, the coordinator's. The port is free again
+      afterwards.
+    count: How many processes there are.
+    index: Which this is, from 0.
+    timeout: Seconds to wait at most.
+
+  Returns:
+    The processes.
+
+  Raises:
+    UserError: The address is none or is taken, the index is out of range or was
+      given twice, counts differ, or somebody does not come.
+  """
+  host, _, port = address.rpartition(":")
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    raise errors.UserError(
+        f"the coordinator's address must be HOST:PORT, got {address!r}."
+    )
+  if not 0 <= index < count:
+    raise errors.UserError(
+        f"process id {index} is out of range: {count} processes have ids 0 to"
+        f" {count - 1}."
+    )
+  wait = _Wait(address, count, timeout)
+  if index == 0:
+    return Peers(0, _receive_all(int(port), count, wait))
+  return Peers(index, [_call(host, int(port), count, index, wait)])
+
+
+class _Wait:
+  """A wait that ends, and is said when it becomes long."""
+
+  def __init__(self, address: str, count: int, timeout: int):
+    self._started = time.monotonic()
+    self._address, self._count, self._timeout = address, count, timeout
+    self._is_said = False
+
+  def check(self, num_missing: int) -> None:
+    """Raises UserError when the time is over."""
+    waited = time.monotonic() - self._started
+    who = f"{num_missing} of {self._count} processes at {self._address}"
+    if waited > self._timeout:
+      raise errors.UserError(
+          f"{who} did not come within {self._timeout} s. Start the same"
+          " command on every host, or give more time (--multihost_timeout)."
+      )
+    if waited > _PATIENCE and not self._is_said:
+      self._is_said = True
+      print(f"waiting for {who}, up to {self._timeout} s", file=sys.stderr)
+
+
+def _receive_all(port: int, count: int, wait: _Wait) -> list[socket.socket]:
+  """Process 0: takes a call of every other process, and answers all alike."""
+  found: dict[int, socket.socket] = {}
+  try:
+    server = socket.create_server(("", port), backlog=count)
+  except OSError as error:
+    raise errors.UserError(
+        f"port {port} of the coordinator cannot be opened: {error.strerror}."
+        " Give JAX_COORDINATOR_ADDRESS a free one on all hosts, and one process"
+        " alone the id 0."
+    ) from error
+  with server, contextlib.ExitStack() as on_failure:
+    server.settimeout(_RETRY)
+    while len(found) < count - 1:
+      wait.check(count - 1 - len(found))
+      try:
+        connection, _ = server.accept()
+      except TimeoutError:
+        continue
+      on_failure.enter_context(connection)
+      problem = _admit(connection, count, found)
+      if problem is not None:
+        for peer in {*found.values(), connection}:
+          with contextlib.suppress(OSError):
+            _send(peer, {"error": problem})
+        raise errors.UserError(problem)
+    on_failure.pop_all()
+  in_order = [found[process] for process in range(1, count)]
+  for connection in in_order:
+    _send(connection, {"error": None})
+  return in_order
+
+
+def _admit(
+    connection: socket.socket, count: int, found: dict[int, socket.socket]
+) -> str | None:
+  """Adds a caller to those found, or says what is wrong with it."""
+  connection.settimeout(_PATIENCE)
+  try:
+    hello = json.loads(_read_line_of(connection))
+    its_index, its_count = int(hello["index"]), int(hello["count"])
+  except (OSError, ValueError, KeyError, TypeError):
+    connection.close()  # A port scanner, or a peer that died: nobody of ours.
+    return None
+  connection.settimeout(None)
+  if its_count != count:
+    return (
+        f"process {its_index} was started as one of {its_count} processes, and"
+        f" process 0 as one of {count}."
+    )
+  if its_index in found or its_index == 0:
+    return f"two processes have the id {its_index}: give each its own."
+  found[its_index] = connection
+  return None
+
+
+def _call(
+    host: str, port: int, count: int, index: int, wait: _Wait
+) -> socket.socket:
+  """Any other process: calls process 0 until it answers."""
+  while True:
+    wait.check(1)
+    try:
+      connection = socket.create_connection((host, port), timeout=_PATIENCE)
+      break
+    except socket.gaierror as error:
+      raise errors.UserError(
+          f"the coordinator's host {host} is not known: {error.strerror}."
+      ) from error
+    except OSError:
+      time.sleep(_RETRY)
+  try:
+    _introduce(connection, count, index, wait)
+  except BaseException:
+    connection.close()
+    raise
+  return connection
+
+
+def _introduce(
+    connection: socket.socket, count: int, index: int, wait: _Wait
+) -> None:
+  """Says who this process is; raises UserError if process 0 refuses it."""
+  _send(connection, {"index": index, "count": count})
+  connection.settimeout(_RETRY)
+  answer = _read_line_of(connection, lambda: wait.check(1))
+  connection.settimeout(None)
+  if not answer:
+    raise errors.UserError("process 0 ended before all processes were there.")
+  problem = json.loads(answer)["error"]
+  if problem is not None:
+    raise errors.UserError(problem)
+
+
+def _send(connection: socket.socket, message: Any) -> None:
+  connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read_line_of(
+    connection: socket.socket, on_silence: Callable[[], None] | None = None
+) -> bytes:
+  """A line, byte by byte, so that nothing of the next is taken."""
+  line = b""
+  while not line.endswith(b"\n"):
+    try:
+      byte = connection.recv(1)
+    except TimeoutError:
+      if on_silence is None:
+        raise
+      on_silence()
+      continue
+    if not byte:
+      return b""
+    line += byte
+  return line
+
+
+def _read_line(readline: Callable[[], str]) -> str:
+  """A line, or nothing where the peer is gone, however it went."""
+  try:
+    return readline()
+  except OSError:
+    return ""
+
+
+def _end(process: int) -> NoReturn:
+  """Ends this process, whatever it waits for, as a peer is lost."""
+  text = (
+      f"error: process {process} ended before the run was done; its own output"
+      " says why. The same command continues from the last checkpoint.\n"
+  )
+  try:
+    os.write(2, text.encode())
+  except OSError:
+    pass  # It was closed.
+  os._exit(LOST_STATUS)

@@ -1,0 +1,102 @@
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_START = """
+import signal, sys, time
+from launch import interrupts
+interrupts.install()
+print("ready", flush=True)
+"""
+_PLACES = {
+    "plain": "time.sleep(60)",
+    "what catches everything": (
+        """
+while True:
+  try:
+    time.sleep(60)
+  except BaseException:
+    pass
+"""
+    ),
+    "a call into C": (
+        """
+import hashlib
+hashlib.pbkdf2_hmac("sha512", b"a", b"b", 2_000_000_000)
+"""
+    ),
+    "a thread's end": (
+        """
+import threading
+threading.Thread(target=time.sleep, args=(60,)).start()
+"""
+    ),
+}
+
+
+class LeaveTest(parameterized.TestCase):
+
+  def _start(self, *command):
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=_ROOT,
+        text=True,
+    )
+
+  @parameterized.product(
+      place=list(_PLACES), number=[signal.SIGINT, signal.SIGTERM]
+  )
+  def test_wherever_it_is_the_process_ends_in_one_line(self, place, number):
+    process = self._start("-c", _START + _PLACES[place])
+    self.assertEqual(process.stdout.readline(), "ready\n")
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    self.assertEqual(process.returncode, 128 + number)
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    self.assertEqual(said, f"stopped by {name}.\n")
+
+  def test_who_holds_a_signal_back_decides(self):
+    hold = """
+seen = []
+previous = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+signal.raise_signal(signal.SIGTERM)
+time.sleep(0.5)
+print(seen, flush=True)
+signal.signal(signal.SIGTERM, previous)
+signal.raise_signal(signal.SIGTERM)
+print("never")
+"""
+    process = self._start("-c", _START + hold)
+    out, said = process.communicate(timeout=30)
+    self.assertEqual(out, "ready\n[15]\n")
+    self.assertEqual((process.returncode, said), (143, "stopped by SIGTERM.\n"))
+
+  def test_a_signal_that_was_ignored_stays_so(self):
+    ignored = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    ends = "signal.raise_signal(signal.SIGINT); print('here')"
+    process = self._start("-c", ignored + _START + ends)
+    self.assertEqual(process.communicate(timeout=30)[0], "ready\nhere\n")
+
+  @parameterized.parameters(0.3, 1.0)
+  def test_a_script_is_guarded_from_its_imports_on(self, seconds):
+    process = self._start("-m", "launch.scansnap", "--workdir=/proc/none")
+    time.sleep(seconds)
+    if process.poll() is None:  # Otherwise a fast machine has refused it.
+      process.send_signal(signal.SIGINT)
+      _, said = process.communicate(timeout=30)
+      if process.returncode != 2:
+        self.assertEqual(process.returncode, 130, said)
+        self.assertEqual(said, "stopped by Ctrl-C.\n")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,35 @@
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from scansnap_jax.experiment import digest
+from scansnap_jax.experiment import errors
+
+
+def _merge(checksums, is_held=None):
+  checksums = np.array(checksums, np.uint32)
+  held = np.ones(checksums.shape, bool) if is_held is None else is_held
+  names = [f"leaf{i}" for i in range(checksums.shape[1])]
+  return digest.merge_checksums(names, checksums, np.array(held, bool))
+
+
+class MergeChecksumsTest(parameterized.TestCase):
+
+  def test_a_shard_has_the_checksum_of_who_holds_it(self):
+    found = _merge([[7, 0, 5], [0, 9, 5]], [[1, 0, 1], [0, 1, 1]])
+    self.assertEqual(found, [7, 9, 5])
+
+  def test_a_zero_may_be_a_checksum(self):
+    self.assertEqual(_merge([[0, 3], [8, 3]], [[1, 1], [0, 1]]), [0, 3])
+
+  @parameterized.parameters(
+      ([[1, 2], [1, 3]], "leaf1 .* process 1 "),
+      ([[4, 2], [4, 2], [5, 2]], "leaf0 .* process 2 "),
+  )
+  def test_copies_that_differ_are_not_saved(self, checksums, expected):
+    with self.assertRaisesRegex(errors.UserError, expected):
+      _merge(checksums)
+
+
+if __name__ == "__main__":
+  absltest.main()
