@@ -1,6 +1,7 @@
 """Checks the arguments of an attention op and says what would be right."""
 
 import math
+import types
 from typing import Any
 
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.masks import AnyArray
 
 _FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-def check_arrays(query: Any, key: Any, value: Any) -> None:
+def check_arrays(query: AnyArray, key: AnyArray, value: AnyArray) -> None:
   """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together."""
   for name, array in (("query", query), ("key", key), ("value", value)):
     check_float_array(name, array)
@@ -44,7 +46,7 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
     raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
 
 
-def check_where(where: Any, query: Any, key: Any) -> None:
+def check_where(where: object, query: AnyArray, key: AnyArray) -> None:
   """Raises ValueError unless it is None, or fits this batch, T and S."""
   if where is None:
     return
@@ -61,7 +63,7 @@ def check_where(where: Any, query: Any, key: Any) -> None:
     )
 
 
-def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
+def check_mask(mask: masks.Mask | None, query: AnyArray, key: AnyArray) -> None:
   """Raises ValueError unless the mask is for this batch, T and S."""
   if mask is None:
     return
@@ -80,6 +82,7 @@ def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
   ):
     if array is None:
       continue
+    # Spans have an axis of spans before that of the queries.
     spans = 1 if name in ("starts", "stops") else 0
     lead = array.shape[: array.ndim - 1 - spans]
     if array.shape[-1] != length or lead not in ((), (1,), (batch,)):
@@ -88,6 +91,7 @@ def check_mask(mask: masks.Mask | None, query: Any, key: Any) -> None:
           f" key {key.shape} it must end in {length}, after a batch of"
           f" {batch}, 1 or none"
       )
+  # Only what is known while tracing can be checked without a cost.
   stops = mask.stops
   if isinstance(stops, np.ndarray) and stops.max(initial=0) > num_keys:
     raise ValueError(
@@ -111,11 +115,11 @@ def _check_mask_fields(mask: masks.Mask) -> None:
 
 
 def check_options(
-    query: Any,
+    query: AnyArray,
     scale: float | None,
     logits_soft_cap: float | None,
-    sink_logits: Any,
-    row_weights: Any,
+    sink_logits: AnyArray | None,
+    row_weights: AnyArray | None,
     return_col_mass: bool,
 ) -> None:
   """Raises ValueError for an option that has no meaning."""
@@ -136,6 +140,7 @@ def check_options(
   if not return_col_mass:
     raise ValueError("row_weights needs return_col_mass=True")
   shape = (batch, num_heads, num_queries)
+  # As in `jnp.broadcast_to`, but no axis may be missing.
   fits = np.ndim(row_weights) == 3 and all(
       size in (1, full)
       for size, full in zip(row_weights.shape, shape, strict=True)
@@ -147,7 +152,9 @@ def check_options(
     )
 
 
-def check_config(config: Any, implementation: str, module: Any) -> None:
+def check_config(
+    config: object, implementation: str, module: types.ModuleType
+) -> None:
   """Raises ValueError unless `config` is one of the implementation's."""
   kind = getattr(module, "Config", None)
   if config is None or (kind is not None and isinstance(config, kind)):
@@ -160,7 +167,7 @@ def check_config(config: Any, implementation: str, module: Any) -> None:
 
 
 def check_selection(
-    selection: selection_lib.Selection, query: Any, key: Any
+    selection: selection_lib.Selection, query: AnyArray, key: AnyArray
 ) -> None:
   """Raises ValueError unless the table is for this B, N, T and S."""
   for name in ("block_q", "block_kv"):
@@ -176,7 +183,7 @@ def check_selection(
   _check_table(selection, query)
 
 
-def _check_table(selection: selection_lib.Selection, query: Any) -> None:
+def _check_table(selection: selection_lib.Selection, query: AnyArray) -> None:
   table, num_valid = selection.block_table, selection.num_valid
   batch, num_queries, num_heads = query.shape[:3]
   num_rows = -(-num_queries // selection.block_q)
@@ -195,7 +202,7 @@ def _check_table(selection: selection_lib.Selection, query: Any) -> None:
     )
 
 
-def check_float_array(name: str, array: Any) -> None:
+def check_float_array(name: str, array: object) -> None:
   """Raises ValueError unless it is an array of floats."""
   if not isinstance(array, jax.Array | np.ndarray):
     raise ValueError(f"{name} is a {type(array).__name__}; it must be an array")
@@ -210,6 +217,7 @@ def check_number(name: str, number: Any) -> None:
   """Raises ValueError unless it is None or a finite number that is known."""
   if number is None:
     return
+  # Scales are constants of the kernels: a traced one would fail far inside.
   if isinstance(number, jax.core.Tracer):
     raise ValueError(
         f"{name} is a traced value; it must be a number that is known while"

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 
 from kernels_pallas import interpret
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
+
+# What an implementation may be told, its own frozen dataclass `Config`; None
+# lets it choose.
+Config: TypeAlias = Any
 
 _PLATFORM_OF = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 
@@ -36,6 +40,8 @@ def choose(
         f"implementation={implementation!r} is unknown; it must be one of"
         f" {', '.join(known)}, or None for the best of the platform"
     )
+  # A named implementation is never replaced by another: what was measured would
+  # not be what was asked for.
   needed = _PLATFORM_OF.get(implementation, platform)
   if needed != platform and not interpret.mode():
     raise ValueError(
@@ -48,7 +54,7 @@ def choose(
 def choose_for(
     implementation: Implementation | None,
     module_of: Callable[[Implementation], types.ModuleType],
-    *workload: Any,
+    *workload: object,
 ) -> Implementation:
   """As `choose`, where the GPU's kernels may say that they lack something.
 
@@ -71,6 +77,8 @@ def current_platform() -> str:
   there, else of jax's default backend.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  # A mesh of described devices, by which programs are compiled for chips that
+  # are not there.
   device = getattr(mesh, "abstract_device", None)
   kind = getattr(device, "device_kind", "") or ""
   if kind.startswith("TPU"):

@@ -10,15 +10,19 @@ traced, so enter it before the first call of a jitted function.
 from collections.abc import Iterator
 import contextlib
 import contextvars
-from typing import Any
+from typing import Any, TypeAlias
 
-_MODE: contextvars.ContextVar[Any] = contextvars.ContextVar(
+# What `pl.pallas_call` takes as `interpret`: a truth, or parameters of a
+# simulated chip.
+Mode: TypeAlias = Any
+
+_MODE: contextvars.ContextVar[Mode] = contextvars.ContextVar(
     "interpret", default=False
 )
 
 
 @contextlib.contextmanager
-def interpreted(mode: Any = True) -> Iterator[None]:
+def interpreted(mode: Mode = True) -> Iterator[None]:
   """Interprets every kernel that is traced inside.
 
   Args:
@@ -33,6 +37,6 @@ def interpreted(mode: Any = True) -> Iterator[None]:
     _MODE.reset(token)
 
 
-def mode() -> Any:
+def mode() -> Mode:
   """What `pl.pallas_call` takes as `interpret`; False outside `interpreted`."""
   return _MODE.get()

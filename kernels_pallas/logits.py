@@ -41,6 +41,7 @@ def attention_logits(
   # Not -1 for the heads of a group: arrays may be empty.
   groups = (num_kv_heads, num_heads // num_kv_heads)
   grouped = query.reshape(batch, num_queries, *groups, head_dim)
+  # The scale comes after the product: queries are not rounded by it.
   logits = scale * jnp.einsum(
       "BTKGH,BSKH->BKGTS",
       grouped,

@@ -16,16 +16,18 @@ The families are those of LongCA-bench (https://arxiv.org/abs/2510.17896) and of
 FlashMask (https://arxiv.org/abs/2410.01359).
 """
 
-from collections.abc import Sequence
 import dataclasses
-from typing import Any
+import types
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 import numpy as np
 
-AnyArray = Array | np.ndarray
+from kernels_pallas import array_types
+from kernels_pallas import spans
+
+AnyArray = array_types.AnyArray
+to_rank = spans.to_rank
 
 
 @jax.tree_util.register_dataclass
@@ -41,10 +43,10 @@ class Mask:
     key_ids: int32 [S] or [B, S]; None exactly where `query_ids` is.
   """
 
-  starts: Any
-  stops: Any
-  query_ids: Any = None
-  key_ids: Any = None
+  starts: array_types.Leaf
+  stops: array_types.Leaf
+  query_ids: array_types.Leaf = None
+  key_ids: array_types.Leaf = None
 
   def __and__(self, other: "Mask") -> "Mask":
     """Keys that both allow. One of the two must have a single span."""
@@ -53,11 +55,12 @@ class Mask:
       raise ValueError("masks of two spans each cannot be combined by &")
     if one.query_ids is not None and two.query_ids is not None:
       raise ValueError("masks with ids each cannot be combined by &")
-    xp = _numpy_of(one.starts, two.starts)
+    # The one with a single span cuts each span of the other.
+    xp = spans.numpy_of(one.starts, two.starts)
     with_ids = one if one.query_ids is not None else two
     return Mask(
-        xp.maximum(*_broadcast(one.starts, two.starts)),
-        xp.minimum(*_broadcast(one.stops, two.stops)),
+        xp.maximum(*spans.broadcast(one.starts, two.starts)),
+        xp.minimum(*spans.broadcast(one.stops, two.stops)),
         with_ids.query_ids,
         with_ids.key_ids,
     )
@@ -67,10 +70,10 @@ class Mask:
     for mask in (self, other):
       if mask.starts.shape[-2] > 1 or mask.query_ids is not None:
         raise ValueError("| combines masks of one span each and without ids")
-    xp = _numpy_of(self.starts, other.starts)
-    starts = xp.concatenate(_broadcast(self.starts, other.starts), axis=-2)
-    stops = xp.concatenate(_broadcast(self.stops, other.stops), axis=-2)
-    return Mask(*_disjoint(xp, starts, stops))
+    xp = spans.numpy_of(self.starts, other.starts)
+    starts = xp.concatenate(spans.broadcast(self.starts, other.starts), axis=-2)
+    stops = xp.concatenate(spans.broadcast(self.stops, other.stops), axis=-2)
+    return Mask(*spans.disjoint(xp, starts, stops))
 
 
 def full(num_queries: int, num_keys: int) -> Mask:
@@ -117,6 +120,7 @@ def sliding_window(
     raise ValueError(f"window={window} must be at least 1")
   num_keys = num_queries if num_keys is None else num_keys
   positions = _positions(num_queries, offset)
+  # A causal window counts the query's own key, a window on both sides does not.
   starts = positions - (window - 1 if is_causal else window)
   stops = positions + (1 if is_causal else window + 1)
   return _mask(np.clip(starts, 0, num_keys), np.clip(stops, 0, num_keys))
@@ -138,6 +142,8 @@ def streaming(
 ) -> Mask:
   """Sinks and a causal window (https://arxiv.org/abs/2309.17453)."""
   num_keys = num_queries if num_keys is None else num_keys
+  # Early queries stand before some sinks, which the causal mask hides from
+  # them.
   near = sliding_window(num_queries, num_keys, window=window, offset=offset)
   return (sinks(num_queries, num_keys, num_sinks=num_sinks) | near) & causal(
       num_queries, num_keys, offset=offset
@@ -156,6 +162,8 @@ def global_window(
   mask = near | seen
   rows = np.arange(num_tokens) < num_global
   starts, stops = mask.starts.copy(), mask.stops.copy()
+  # A global row is one span of all keys; its second one is empty and stands at
+  # the end, as `Mask` wants spans in order.
   starts[0, rows], stops[0, rows] = 0, num_tokens
   starts[1, rows], stops[1, rows] = num_tokens, num_tokens
   mask = Mask(starts, stops)
@@ -172,11 +180,12 @@ def document(
       attends to nothing and to which nothing attends.
     is_causal: Whether later keys are hidden.
   """
-  starts, stops = _runs(segment_ids)
-  xp = _numpy_of(segment_ids)
+  starts, stops = spans.runs(segment_ids)
+  xp = spans.numpy_of(segment_ids)
   if is_causal:
     own = xp.arange(1, stops.shape[-1] + 1, dtype=xp.int32)
-    stops = xp.minimum(stops, to_rank(own, stops.ndim))
+    stops = xp.minimum(stops, spans.to_rank(own, stops.ndim))
+  # Padding attends to nothing; nothing attends to it, as no document holds it.
   stops = xp.where(xp.asarray(segment_ids) < 0, starts, stops)
   return _mask(starts, stops)
 
@@ -187,10 +196,11 @@ def block_causal_document(
   """Documents in blocks; a token sees its block and those before it."""
   _check_block_size(block_size)
   mask = document(segment_ids, is_causal=False)
-  xp = _numpy_of(segment_ids)
+  xp = spans.numpy_of(segment_ids)
   first = mask.starts[..., 0, :]
   position = xp.arange(first.shape[-1], dtype=xp.int32)
-  position = to_rank(position, first.ndim)
+  position = spans.to_rank(position, first.ndim)
+  # Blocks are counted from where their document begins.
   block_end = first + ((position - first) // block_size + 1) * block_size
   stops = xp.minimum(mask.stops[..., 0, :], block_end)
   return _mask(first, stops)
@@ -202,8 +212,10 @@ def causal_blockwise(segment_ids: Int[AnyArray, "*B T"]) -> Mask:
   The mask of in-context learning with independent examples.
   """
   mask = document(segment_ids)
-  xp = _numpy_of(segment_ids)
+  xp = spans.numpy_of(segment_ids)
   ids = xp.asarray(segment_ids)
+  # Whoever is asked last reads all demonstrations, which do not read each
+  # other.
   is_last = ids == ids[..., -1:]
   return _mask(
       xp.where(is_last, 0, mask.starts[..., 0, :]), mask.stops[..., 0, :]
@@ -221,9 +233,10 @@ def share_question(
       its group's first piece.
   """
   own = document(segment_ids)
-  group_start, _ = _runs(question_ids)
-  _, piece_stop = _runs(segment_ids)
-  xp = _numpy_of(segment_ids, question_ids)
+  group_start, _ = spans.runs(question_ids)
+  _, piece_stop = spans.runs(segment_ids)
+  # Of a group the first piece is the question: it ends where that piece does.
+  xp = spans.numpy_of(segment_ids, question_ids)
   question_stop = xp.take_along_axis(piece_stop, group_start, axis=-1)
   question = _mask(group_start, question_stop) & causal(group_start.shape[-1])
   return own | question
@@ -233,10 +246,10 @@ def prefix_lm(
     num_tokens: int, *, prefix_len: int | Int[AnyArray, "*B"]
 ) -> Mask:
   """Causal, but the first `prefix_len` keys are seen by every query."""
-  xp = _numpy_of(prefix_len)
+  xp = spans.numpy_of(prefix_len)
   length = xp.asarray(prefix_len, xp.int32)[..., None]
   own = xp.arange(1, num_tokens + 1, dtype=xp.int32)
-  stops = xp.maximum(to_rank(own, length.ndim), length)
+  stops = xp.maximum(spans.to_rank(own, length.ndim), length)
   stops = xp.minimum(stops, num_tokens)
   return _mask(xp.zeros_like(stops), stops)
 
@@ -247,7 +260,8 @@ def prefix_lm_document(
   """Documents whose first `prefix_len` tokens all of the document sees."""
   whole = document(segment_ids, is_causal=False)
   own = document(segment_ids)
-  xp = _numpy_of(segment_ids)
+  xp = spans.numpy_of(segment_ids)
+  # Short documents are shorter than their prefix: hence the minimum.
   stops = xp.maximum(own.stops, own.starts + prefix_len)
   return Mask(own.starts, xp.minimum(stops, whole.stops))
 
@@ -260,7 +274,7 @@ def query_key_sparse(
     offset: int = 0,
 ) -> Mask:
   """Dropped queries and keys, as in the QK-sparse mask of FlashMask."""
-  xp = _numpy_of(keep_queries, keep_keys)
+  xp = spans.numpy_of(keep_queries, keep_keys)
   # Unequal ids, -1 and -2, so that dropped queries meet no dropped keys.
   query_ids = xp.where(xp.asarray(keep_queries), 0, -1)
   key_ids = xp.where(xp.asarray(keep_keys), 0, -2)
@@ -282,9 +296,10 @@ def hash_sparse(
     is_causal: Whether keys after the query's position are hidden.
     offset: Position of the first query among the keys.
   """
+  # Spans say what may be seen at all, and ids which of that.
   sizes = query_buckets.shape[-1], key_buckets.shape[-1]
   base = causal(*sizes, offset=offset) if is_causal else full(*sizes)
-  xp = _numpy_of(query_buckets, key_buckets)
+  xp = spans.numpy_of(query_buckets, key_buckets)
   return dataclasses.replace(
       base,
       query_ids=xp.asarray(query_buckets).astype(xp.int32),
@@ -294,7 +309,7 @@ def hash_sparse(
 
 def key_lengths(num_queries: int, lengths: Int[AnyArray, "B"]) -> Mask:
   """The first `lengths[b]` keys: sequences padded at their end."""
-  xp = _numpy_of(lengths)
+  xp = spans.numpy_of(lengths)
   stops = xp.asarray(lengths).astype(xp.int32)[:, None]
   stops = xp.broadcast_to(stops, (stops.shape[0], num_queries))
   return _mask(xp.zeros_like(stops), stops)
@@ -305,90 +320,31 @@ def allowed(mask: Mask, num_keys: int) -> Bool[AnyArray, "*B T S"]:
   xp = numpy_of_mask(mask)
   keys = xp.arange(num_keys, dtype=xp.int32)
   starts, stops = mask.starts[..., None], mask.stops[..., None]
-  keys = to_rank(keys, starts.ndim)
+  keys = spans.to_rank(keys, starts.ndim)
+  # [*B, P, T, S], reduced over the spans.
   inside = ((keys >= starts) & (keys < stops)).any(axis=-3)
   if mask.query_ids is None:
     return inside
   same_id = mask.query_ids[..., None] == mask.key_ids[..., None, :]
   ndim = max(inside.ndim, same_id.ndim)
-  return to_rank(inside, ndim) & to_rank(same_id, ndim)
+  return spans.to_rank(inside, ndim) & spans.to_rank(same_id, ndim)
 
 
-def to_rank(array: Any, ndim: int) -> Any:
-  """Adds leading axes of size 1, so that nothing is promoted silently."""
-  return array.reshape((1,) * (ndim - array.ndim) + array.shape)
-
-
-def numpy_of_mask(mask: Mask) -> Any:
+def numpy_of_mask(mask: Mask) -> types.ModuleType:
   """NumPy for a mask that is known while tracing, else jax.numpy."""
-  return _numpy_of(*jax.tree.leaves(mask))
-
-
-def _numpy_of(*arrays: Any) -> Any:
-  known = (int, np.integer, np.ndarray, Sequence)
-  return np if all(isinstance(a, known) for a in arrays) else jnp
+  return spans.numpy_of(*jax.tree.leaves(mask))
 
 
 def _positions(num_queries: int, offset: int) -> np.ndarray:
   return np.arange(offset, offset + num_queries, dtype=np.int32)
 
 
-def _mask(starts: Any, stops: Any) -> Mask:
-  xp = _numpy_of(starts, stops)
+def _mask(starts: AnyArray, stops: AnyArray) -> Mask:
+  xp = spans.numpy_of(starts, stops)
   return Mask(
       starts[..., None, :].astype(xp.int32),
       stops[..., None, :].astype(xp.int32),
   )
-
-
-def _broadcast(one: Any, two: Any) -> tuple[Any, Any]:
-  """Gives both [*B, P, T] arrays the batch axes of both."""
-  ndim = max(one.ndim, two.ndim)
-  one, two = to_rank(one, ndim), to_rank(two, ndim)
-  lead = np.broadcast_shapes(one.shape[:-2], two.shape[:-2])
-  xp = _numpy_of(one, two)
-  return tuple(xp.broadcast_to(x, lead + x.shape[-2:]) for x in (one, two))
-
-
-def _disjoint(xp: Any, starts: Any, stops: Any) -> tuple[Any, Any]:
-  """Orders two spans by their start and joins them where they touch."""
-  is_empty = starts >= stops
-  starts = xp.where(is_empty, xp.iinfo(xp.int32).max, starts)
-  order = xp.argsort(starts, axis=-2)
-  starts = xp.take_along_axis(starts, order, axis=-2)
-  stops = xp.take_along_axis(stops, order, axis=-2)
-  (a0, a1), (b0, b1) = ((starts[..., i, :], stops[..., i, :]) for i in range(2))
-  touch = (b0 <= a1) & (b0 < xp.iinfo(xp.int32).max)
-  a1 = xp.where(touch, xp.maximum(a1, b1), a1)
-  b1 = xp.where(touch | (b0 >= b1), b0, b1)
-  nothing = a0 == xp.iinfo(xp.int32).max
-  a0, a1 = xp.where(nothing, 0, a0), xp.where(nothing, 0, a1)
-  # An empty second span stands at the end of the first: hulls stay tight.
-  b0, b1 = xp.where(b0 >= b1, a1, b0), xp.where(b0 >= b1, a1, b1)
-  return xp.stack([a0, b0], axis=-2), xp.stack([a1, b1], axis=-2)
-
-
-def _runs(ids: Any) -> tuple[Any, Any]:
-  """First position, and one past the last, of the run of equal ids around t."""
-  xp = _numpy_of(ids)
-  ids = xp.asarray(ids)
-  num = ids.shape[-1]
-  position = xp.broadcast_to(xp.arange(num, dtype=xp.int32), ids.shape)
-  changes = ids[..., 1:] != ids[..., :-1]
-  edge = xp.ones((*ids.shape[:-1], 1), bool)
-  begins = xp.concatenate([edge, changes], axis=-1)
-  ends = xp.concatenate([changes, edge], axis=-1)
-  if xp is np:
-    starts = np.maximum.accumulate(np.where(begins, position, 0), axis=-1)
-    tail = np.where(ends, position + 1, num)[..., ::-1]
-    stops = np.minimum.accumulate(tail, axis=-1)[..., ::-1]
-  else:
-    axis = ids.ndim - 1
-    starts = jax.lax.cummax(jnp.where(begins, position, 0), axis=axis)
-    stops = jax.lax.cummin(
-        jnp.where(ends, position + 1, num), axis=axis, reverse=True
-    )
-  return starts.astype(xp.int32), stops.astype(xp.int32)
 
 
 def _check_block_size(block_size: int) -> None:

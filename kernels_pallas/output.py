@@ -74,6 +74,7 @@ def merge(*parts: AttentionOutput) -> AttentionOutput:
   unnormalized = jnp.exp(lses - safe[None])
   total = unnormalized.sum(axis=0)
   weights = unnormalized / jnp.where(total == 0, 1.0, total)[None]
+  # Summed in the type of the lse: parts of bfloat16 would be rounded twice.
   outs = jnp.stack([part.out.astype(lses.dtype) for part in parts])
   out = jnp.einsum("PBNT,PBTNH->BTNH", weights, outs, precision="highest")
   lse = jnp.where(

@@ -9,14 +9,15 @@ blocks, W width of the table.
 """
 
 import dataclasses
-from typing import Any
+import types
 
 import jax
-from jax.experimental import checkify
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 import numpy as np
 
+from kernels_pallas import array_types
+from kernels_pallas import lists
 from kernels_pallas import masks
 
 # What a tile of queries and keys holds: no allowed pair, some, or all.
@@ -37,8 +38,8 @@ class Selection:
     block_kv: Keys in a block; C = ceil(S / block_kv).
   """
 
-  block_table: Any
-  num_valid: Any
+  block_table: array_types.Leaf
+  num_valid: array_types.Leaf
   mask: masks.Mask | None
   block_q: int = dataclasses.field(metadata={"static": True})
   block_kv: int = dataclasses.field(metadata={"static": True})
@@ -71,12 +72,16 @@ def tile_states(
     mask = masks.full(num_queries, num_keys)
   xp = masks.numpy_of_mask(mask)
   first_key = xp.arange(0, num_keys, block_kv, dtype=xp.int32)
+  # The last tile ends where the keys do, or a span to the end would not cover
+  # it.
   last_key = xp.minimum(first_key + block_kv, num_keys)
   # Reduced over the queries of a tile first, to O(R) numbers a span.
   lowest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull start")
   highest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull stop")
   last_start = _per_tile(xp, mask.starts, mask.stops, block_q, "last start")
   first_stop = _per_tile(xp, mask.starts, mask.stops, block_q, "first stop")
+  # A tile is touched if some hull meets it, and covered if the intersection of
+  # its queries' spans holds it: both are tests of two numbers.
   first, last = (
       masks.to_rank(edge, lowest.ndim + 1) for edge in (first_key, last_key)
   )
@@ -84,7 +89,7 @@ def tile_states(
   covers = (last_start[..., None] <= first) & (first_stop[..., None] >= last)
   # The ragged last tile holds keys that are none.
   covers = covers & (first + block_kv <= num_keys)
-  touches, covers = touches.any(axis=-3), covers.any(axis=-3)
+  touches, covers = xp.any(touches, axis=-3), xp.any(covers, axis=-3)
   if mask.query_ids is not None:
     same, apart = _compare_ids(xp, mask, block_q, block_kv)
     ndim = max(same.ndim, covers.ndim)
@@ -114,6 +119,7 @@ def from_mask(
     block_kv: Keys in a block.
   """
   states = tile_states(mask, num_queries, num_keys, block_q, block_kv)
+  # One list for all heads, as the mask is one.
   states = states if states.ndim == 3 else states[None]
   return _select((states > EMPTY)[:, None], mask, block_q, block_kv)
 
@@ -161,20 +167,25 @@ def heavy_hitters(
       states if states.ndim == 3 else states[None]
       for states in (tile_states(m, *sizes) for m in (mask, always))
   )
+  # What is always kept takes no part in the choice of the heavy ones.
   kept = (kept > EMPTY) & (allowed > EMPTY)
   allowed = allowed > EMPTY
   padding = -num_keys % block_kv
   padded = jnp.pad(col_mass, ((0, 0), (0, 0), (0, padding)))
   block_mass = padded.reshape(*padded.shape[:2], -1, block_kv).sum(axis=-1)
+  # -1 is below every mass: a tile that may not be read is never chosen, even if
+  # fewer than `num_heavy` may be.
   candidates = jnp.where(
       allowed[:, None] & ~kept[:, None], block_mass[:, :, None, :], -1.0
   )
   num_heavy = min(num_heavy, candidates.shape[-1])
+  # Ranks, not a threshold: equal masses must not make the list longer.
   threshold_rank = jnp.argsort(
       jnp.argsort(-candidates, axis=-1, stable=True), axis=-1
   )
   heavy = (threshold_rank < num_heavy) & (candidates >= 0)
   chosen = heavy | kept[:, None]
+  # The list's width is static, so it can be narrow only if `always` is known.
   width = None
   if isinstance(kept, np.ndarray):
     width = min(int(kept.sum(axis=-1).max()) + num_heavy, kept.shape[-1])
@@ -182,61 +193,25 @@ def heavy_hitters(
 
 
 def check(selection: Selection, num_queries: int, num_keys: int) -> None:
-  """Checks every entry of the table; for debugging.
-
-  Under `jax.jit`, wrap the caller in `jax.experimental.checkify.checkify`.
+  """Checks every entry of the table, see `lists.check`; for debugging.
 
   Raises:
     ValueError: If a valid entry is no block of the keys or is listed twice, or
-      `num_valid` is negative or larger than the table is wide, and the values
-      are known (no tracers).
+      `num_valid` is out of range, and the values are known (no tracers).
   """
-  table = jnp.asarray(selection.block_table, jnp.int32)
-  num_valid = jnp.asarray(selection.num_valid, jnp.int32)
-  num_blocks, width = -(-num_keys // selection.block_kv), table.shape[-1]
-  entry = masks.to_rank(jnp.arange(width), table.ndim)
-  is_valid = entry < num_valid[..., None]
-  # Entries that do not count become numbers that no block has.
-  ordered = jnp.sort(jnp.where(is_valid, table, num_blocks + entry), axis=-1)
-  is_twice = ordered[..., 1:] == ordered[..., :-1]
-  most = np.iinfo(np.int32).max
-  values = {
-      "low": jnp.where(is_valid, table, most).min(initial=most),
-      "high": jnp.where(is_valid, table, -1).max(initial=-1),
-      "least": num_valid.min(initial=most),
-      "most": num_valid.max(initial=-1),
-      "twice": jnp.where(is_twice, ordered[..., 1:], -1).max(initial=-1),
-  }
-  cases = (
-      (
-          (values["low"] >= 0) & (values["high"] < num_blocks),
-          (
-              "block_table has entries from {low} to {high}, but the "
-              f"{num_keys} keys have blocks 0 to {num_blocks - 1}"
-          ),
-      ),
-      (
-          (values["least"] >= 0) & (values["most"] <= width),
-          (
-              "num_valid is from {least} to {most}, but block_table is"
-              f" {width} wide"
-          ),
-      ),
-      (
-          values["twice"] < 0,
-          "block_table lists block {twice} twice for one query block",
-      ),
+  num_blocks = -(-num_keys // selection.block_kv)
+  lists.check(
+      "block_table",
+      selection.block_table,
+      selection.num_valid,
+      num_blocks,
+      f"the {num_keys} keys have blocks 0 to {num_blocks - 1}",
+      "lists block {twice} twice for one query block",
   )
-  for is_right, message in cases:
-    if isinstance(is_right, jax.core.Tracer):
-      checkify.check(is_right, message, **values)
-    elif not is_right:
-      known = {name: int(value) for name, value in values.items()}
-      raise ValueError(message.format(**known))
 
 
 def _select(
-    chosen: Any,
+    chosen: masks.AnyArray,
     mask: masks.Mask | None,
     block_q: int,
     block_kv: int,
@@ -247,16 +222,25 @@ def _select(
   num_valid = chosen.sum(axis=-1).astype(xp.int32)
   if width is None:
     width = int(num_valid.max()) if xp is np else chosen.shape[-1]
+  # Stable, so that both the chosen blocks and the others stay in order.
   order = xp.argsort(~chosen, axis=-1, stable=True).astype(xp.int32)
   return Selection(
       order[..., : max(width, 1)], num_valid, mask, block_q, block_kv
   )
 
 
-def _per_tile(xp: Any, starts: Any, stops: Any, block_q: int, what: str) -> Any:
+def _per_tile(
+    xp: types.ModuleType,
+    starts: masks.AnyArray,
+    stops: masks.AnyArray,
+    block_q: int,
+    what: str,
+) -> masks.AnyArray:
   """Reduces [*B, P, T] over the queries of each tile to [*B, P, R]."""
   is_empty = starts >= stops
   big = np.iinfo(np.int32).max
+  # An empty span widens no hull; a tile of queries with one is covered by no
+  # tile of keys, as its last start is past all of them.
   value, fill, reduce = {
       "hull start": (xp.where(is_empty, big, starts), big, "min"),
       "hull stop": (xp.where(is_empty, 0, stops), 0, "max"),
@@ -270,13 +254,15 @@ def _per_tile(xp: Any, starts: Any, stops: Any, block_q: int, what: str) -> Any:
 
 
 def _compare_ids(
-    xp: Any, mask: masks.Mask, block_q: int, block_kv: int
-) -> tuple[Any, Any]:
+    xp: types.ModuleType, mask: masks.Mask, block_q: int, block_kv: int
+) -> tuple[masks.AnyArray, masks.AnyArray]:
   """[*B, R, C]: are all ids of the tile equal, can none be?"""
   query_low, query_high = _range(xp, mask.query_ids, block_q)
   key_low, key_high = _range(xp, mask.key_ids, block_kv)
   query_low, query_high = query_low[..., None], query_high[..., None]
   key_low, key_high = key_low[..., None, :], key_high[..., None, :]
+  # Equal ranges of one id on both sides are equal ids everywhere; ranges that
+  # do not overlap have no id in common. All else is left to the kernel.
   same = (
       (query_low == query_high) & (key_low == key_high) & (query_low == key_low)
   )
@@ -284,7 +270,9 @@ def _compare_ids(
   return same, apart
 
 
-def _range(xp: Any, ids: Any, block: int) -> tuple[Any, Any]:
+def _range(
+    xp: types.ModuleType, ids: masks.AnyArray, block: int
+) -> tuple[masks.AnyArray, masks.AnyArray]:
   """Smallest and largest id of each block; the last one repeats its last id."""
   padding = [(0, 0)] * (ids.ndim - 1) + [(0, -ids.shape[-1] % block)]
   ids = xp.pad(ids, padding, mode="edge")

@@ -22,6 +22,9 @@ _BRANCH = re.compile(r"= sbr\.rel [^;}]*target = \$region(\d+)")
 _START = re.compile(r"Start(?:/End empty)? region (\d+)")
 
 
+Kind = Literal["kernel", "loop", "branch"]
+
+
 class Code(NamedTuple):
   """A schedule as text.
 
@@ -47,7 +50,7 @@ class Region:
     regions: Inner regions, in order.
   """
 
-  kind: Literal["kernel", "loop", "branch"]
+  kind: Kind
   start: int
   bundles: int
   units: dict[str, int]
@@ -116,8 +119,9 @@ def make_tree(
       for index, line in enumerate(code.bundles)
       for target in _BRANCH.findall(line)
   ]
+  # A jump backwards ends a loop, and its target is the loop's first bundle.
   heads = [target for index, target in jumps if target <= index]
-  intervals = []
+  intervals: list[tuple[int, int, Kind]] = []
   for index, target in jumps:
     after = index + 1 + branch_delay
     if target <= index:
@@ -126,13 +130,14 @@ def make_tree(
     # A loop that begins right behind its guard is all within it.
     after = min([after, *(head for head in heads if index < head < after)])
     intervals.append((after, target, "branch"))
+  # Without counts the tree still says where code is.
   if issued is None:
     issued = np.zeros(len(code.bundles), np.int64)
   return _nest(intervals, len(code.bundles), units, issued)
 
 
 def _nest(
-    intervals: Sequence[tuple[int, int, Any]],
+    intervals: Sequence[tuple[int, int, Kind]],
     num_bundles: int,
     units: dict[str, np.ndarray],
     issued: np.ndarray,
@@ -141,8 +146,9 @@ def _nest(
   # Of equal ones the branch is outside: it guards the loop.
   pending = sorted(intervals, key=lambda x: (x[0], -x[1], x[2]))
 
-  def build(start, end, kind):
+  def build(start: int, end: int, kind: Kind) -> Region:
     inner, position = [], start
+    # Bundles of inner regions are theirs alone.
     own = np.ones(end - start, bool)
     while pending and pending[0][0] < end:
       inner_start, inner_end, inner_kind = pending.pop(0)

@@ -6,8 +6,10 @@ import functools
 from typing import Any
 
 import jax
+import jax.extend as jex
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import hlo as hlo_lib
@@ -40,8 +42,8 @@ class Compiled:
   """
 
   chip: chips.Chip
-  executable: Any
-  jaxpr: Any
+  executable: jax.stages.Compiled
+  jaxpr: jex.core.ClosedJaxpr
   hlo: str
   temp_bytes: int
   argument_bytes: int
@@ -62,7 +64,7 @@ class Compiled:
 def compile_for(
     chip: chips.Chip | str,
     fn: Callable[..., Any],
-    *args: Any,
+    *args: PyTree,
     min_copy_bytes: int = 1 << 20,
     **static: Any,
 ) -> Compiled:
@@ -86,6 +88,7 @@ def compile_for(
   mesh = topology.device_mesh(chip)
   sharding = NamedSharding(mesh, PartitionSpec())
   args = jax.tree.map(lambda x: _abstract(x, sharding), args)
+  # A jitted function keeps its options; of another one `static` are constants.
   jitted: Any = fn
   if not hasattr(fn, "lower"):
     jitted, static = jax.jit(functools.partial(fn, **static)), {}
@@ -96,12 +99,17 @@ def compile_for(
   return _describe(chip, executable, traced.jaxpr, min_copy_bytes)
 
 
-def _abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _abstract(
+    x: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding
+) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _describe(
-    chip: chips.Chip, executable: Any, jaxpr: Any, min_copy_bytes: int
+    chip: chips.Chip,
+    executable: Any,
+    jaxpr: jex.core.ClosedJaxpr,
+    min_copy_bytes: int,
 ) -> Compiled:
   memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
   text, seconds = executable.as_text(), cost.get("optimal_seconds")

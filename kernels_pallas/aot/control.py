@@ -33,9 +33,15 @@ _CORE = re.compile(
     r"sld \[smem:\[(#\w+)\]\] *(?:\([^)]*\) *)?/\* [^*]*core id \*/"
 )
 _UNIT_BYTES = 512  # Of an address that is not in HBM.
+_NOTHING = np.zeros(0, np.int32)
 # Operands are taken to lie so far apart; there is room for 255 in 32 bits of
 # granules.
 _OPERAND_BYTES = 1 << 29
+
+
+# Executes an instruction, given whether a branch is under way; returns where a
+# branch goes.
+_Action = Callable[[bool], int | None]
 
 
 class Undecided(RuntimeError):
@@ -66,7 +72,13 @@ def count(
 class _Machine:
   """Values, scalar memory, and a list of actions for each bundle."""
 
-  def __init__(self, source, chip, operands, core):
+  def __init__(
+      self,
+      source: bundles_lib.Code,
+      chip: chips.Chip,
+      operands: Mapping[int, np.ndarray],
+      core: int,
+  ):
     self._region_starts = source.region_starts
     self._chip = chip
     self._operands = operands
@@ -83,12 +95,14 @@ class _Machine:
         number = (int(match["index"]) + 1) * (_OPERAND_BYTES // unit)
         self._values[match["name"]] = number
       for match in _SCALAR.finditer(text):
-        words = operands.get(int(match["index"]), ())
+        words = operands.get(int(match["index"]), _NOTHING)
         if len(words):
           self._values[match["name"]] = int(words[0]) & 0xFFFFFFFF
       for name in _CORE.findall(text):
         self._memory[self._reader(name)()] = core
     code = [scalars.parse(text) for text in source.bundles]
+    # Most scalars are addresses of vectors, on which no branch depends: they
+    # are left out.
     needed = _needed(code)
     self._is_merged = {
         name
@@ -107,6 +121,8 @@ class _Machine:
     start = position = 0
     jump = None  # Where to leave, and where to.
     for _ in range(_MAX_STEPS):
+      # Bundles in which nothing happens are jumped over; `edges` counts them
+      # all the same, as differences at the ends of each straight run.
       position = following[position]
       if jump is not None and position >= jump[0]:
         edges[start] += 1
@@ -121,17 +137,20 @@ class _Machine:
       for action in self._actions[position]:
         target = action(jump is not None)
         if target is not None:
+          # What is in the delay slots is executed first.
           after = min(position + 1 + self._chip.branch_delay, num)
           jump = after, after if target < 0 else target
       position += 1
     raise Undecided(f"no end after {_MAX_STEPS} steps")
 
-  def _compile(self, bundle, needed) -> list[Callable[[bool], Any]]:
+  def _compile(
+      self, bundle: Sequence[scalars.Instruction], needed: set[str]
+  ) -> list[_Action]:
     # A merge happens on entry, whatever its place in the bundle.
     order = sorted(bundle, key=lambda x: not x.op.endswith("phi"))
     return [self._action(x) for x in order if _matters(x, needed)]
 
-  def _action(self, x: scalars.Instruction) -> Callable[[bool], Any]:
+  def _action(self, x: scalars.Instruction) -> _Action:
     """What executes an instruction, given whether a branch is under way."""
     guard = self._reader(x.guard) if x.guard else lambda: True
     if x.op == "sbr.rel":
@@ -153,13 +172,19 @@ class _Machine:
       return self._define(x, guard, lambda: scalars.UNKNOWN)
     return self._define(x, guard, lambda: compute(*[r() for r in readers]))
 
-  def _define(self, x, guard, compute) -> Callable[[bool], Any]:
+  def _define(
+      self,
+      x: scalars.Instruction,
+      guard: Callable[[], scalars.Value],
+      compute: Callable[[], scalars.Value],
+  ) -> _Action:
     values, name = self._values, x.name
     is_merged = name in self._is_merged
     old = self._reader(x.old) if x.old else None
 
-    def action(_):
+    def action(_: bool) -> int | None:
       holds = guard()
+      # A predicate that is not known leaves the value unknown, not the old one.
       if holds is True:
         values[name] = compute()
       elif holds is scalars.UNKNOWN:
@@ -172,7 +197,7 @@ class _Machine:
 
     return action
 
-  def _merge(self, x) -> Callable[[bool], Any]:
+  def _merge(self, x: scalars.Instruction) -> _Action:
     """The operand that was defined last is the one that arrives."""
     names = [text.removeprefix("%").split("_")[0] for text in x.operands]
     latest = lambda: max(names, key=lambda name: self._stamps.get(name, 0))
@@ -180,11 +205,13 @@ class _Machine:
         x, lambda: True, lambda: self._values.get(latest(), scalars.UNKNOWN)
     )
 
-  def _branch(self, x, guard) -> Callable[[bool], Any]:
+  def _branch(
+      self, x: scalars.Instruction, guard: Callable[[], scalars.Value]
+  ) -> _Action:
     # A region that is nowhere is empty: the code goes on after the branch.
-    target = self._region_starts.get(x.target, -1)
+    target = -1 if x.target is None else self._region_starts.get(x.target, -1)
 
-    def action(is_leaving):
+    def action(is_leaving: bool) -> int | None:
       if is_leaving:  # A branch that follows one that is taken does nothing.
         return None
       holds = guard()
@@ -197,24 +224,29 @@ class _Machine:
 
     return action
 
-  def _store(self, x, guard) -> Callable[[bool], Any]:
+  def _store(
+      self, x: scalars.Instruction, guard: Callable[[], scalars.Value]
+  ) -> _Action:
     address, value = map(self._reader, x.operands)
 
-    def action(_):
+    def action(_: bool) -> int | None:
       if guard() is not False:
         self._memory[address()] = value()
 
     return action
 
-  def _copy(self, x, guard) -> Callable[[bool], Any]:
+  def _copy(
+      self, x: scalars.Instruction, guard: Callable[[], scalars.Value]
+  ) -> _Action:
     source, size, target = map(self._reader, x.operands[:3])
     granule = self._chip.copy_bytes
 
-    def action(_):
+    def action(_: bool) -> int | None:
       if guard() is False:
         return
       if len(x.operands) > 4:
         raise Undecided(f"{x.op} with strides")
+      # The address says which operand it is in, as each has its own range.
       words, offset, place = (), 0, source()
       if place is not scalars.UNKNOWN:
         which, offset = divmod(place * granule, _OPERAND_BYTES)

@@ -50,6 +50,7 @@ def copies(hlo: str, min_bytes: int) -> tuple[Copy, ...]:
       pair = match[1] + match[2]
     else:
       continue
+    # Both ends in HBM, and large enough to matter.
     copy = Copy(match[1], array_bytes(match[1]))
     if "S(" not in pair and copy.num_bytes >= min_bytes:
       found.append(copy)

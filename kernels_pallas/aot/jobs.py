@@ -64,6 +64,7 @@ def run(jobs: Sequence[Job], num_workers: int = 1) -> list[dict[str, Any]]:
     parts = list(
         pool.map(_run, (jobs[i::num_workers] for i in range(num_workers)))
     )
+  # Back in the order of the jobs.
   return [parts[i % num_workers][i // num_workers] for i in range(len(jobs))]
 
 

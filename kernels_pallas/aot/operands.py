@@ -10,6 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend as jex
 import numpy as np
 
 from kernels_pallas.aot import hlo as hlo_lib
@@ -34,7 +35,7 @@ class Call(NamedTuple):
   images: dict[int, np.ndarray]
 
 
-def of_kernels(jaxpr: Any, hlo: str) -> dict[str, Call]:
+def of_kernels(jaxpr: jex.core.ClosedJaxpr, hlo: str) -> dict[str, Call]:
   """Finds out how a program calls its Pallas kernels.
 
   Args:
@@ -48,6 +49,7 @@ def of_kernels(jaxpr: Any, hlo: str) -> dict[str, Call]:
   found = {}
   for name, layouts in hlo_lib.kernel_operands(hlo).items():
     shapes = [_shape(layout) for layout in layouts]
+    # The text has no link to the jaxpr but order and shapes of operands.
     fitting = (x for x in traced if [shape for shape, _ in x[1]] == shapes)
     call = next(fitting, None)
     if call is None:
@@ -90,6 +92,7 @@ def image(value: np.ndarray, layout: str) -> np.ndarray | None:
   ]
   value = np.pad(value, padding)
   value = value.reshape(len(value), -1, rows, value.shape[2] // lanes, lanes)
+  # Tiles of (rows, lanes) one after the other, as memory has them.
   value = value.swapaxes(2, 3)
   if match["packed"]:  # So many rows share a word.
     num = int(match["packed"][1])
@@ -112,20 +115,27 @@ def _num_steps(grid: Sequence[Any]) -> int | None:
 _Traced = tuple[Sequence[Any], list[tuple[tuple[int, ...], np.ndarray | None]]]
 
 
-def _traced_calls(closed: Any) -> list[_Traced]:
+def _traced_calls(closed: jex.core.ClosedJaxpr) -> list[_Traced]:
   """The calls in a jaxpr, in order, also inside calls of functions."""
   found: list[_Traced] = []
 
-  def walk(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+  def walk(
+      jaxpr: jex.core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]
+  ) -> list[Any]:
     known = dict(zip(jaxpr.constvars, consts, strict=True))
     known |= dict(zip(jaxpr.invars, args, strict=True))
     read = lambda x: x.val if hasattr(x, "val") else known.get(x)
     for eqn in jaxpr.eqns:
       values = [read(x) for x in eqn.invars]
       outs = [None] * len(eqn.outvars)
+      # Only what follows from constants is evaluated; traced arguments are
+      # None.
       if eqn.primitive.name == "pallas_call":
         arrays = [
-            (x.aval.shape, None if value is None else np.asarray(value))
+            (
+                tuple(getattr(x.aval, "shape", ())),
+                None if value is None else np.asarray(value),
+            )
             for x, value in zip(eqn.invars, values, strict=True)
         ]
         found.append((eqn.params["grid_mapping"].grid, arrays))
@@ -140,7 +150,7 @@ def _traced_calls(closed: Any) -> list[_Traced]:
   return found
 
 
-def _callee(eqn: Any) -> Any | None:
+def _callee(eqn: jex.core.JaxprEqn) -> jex.core.ClosedJaxpr | None:
   """The closed jaxpr of a plain call of a function."""
   for name in ("jaxpr", "call_jaxpr"):
     inner = eqn.params.get(name)
@@ -150,7 +160,7 @@ def _callee(eqn: Any) -> Any | None:
   return None
 
 
-def _evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def _evaluate(eqn: jex.core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
   with jax.default_device(jax.devices("cpu")[0]):
     outs = eqn.primitive.bind(*values, **eqn.params)
   return list(outs) if eqn.primitive.multiple_results else [outs]

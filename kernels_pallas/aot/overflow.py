@@ -61,6 +61,7 @@ def parse(message: str) -> OutOfMemory | None:
     return None
   groups = match.groupdict()
   limit = _bytes(groups["limit"])
+  # Some messages give what is asked for, others how far it is past the limit.
   excess = groups.get("excess")
   used = limit + _bytes(excess) if excess else _bytes(groups["used"])
   return _ERRORS.get(groups["space"], OutOfMemory)(

@@ -94,6 +94,7 @@ def read(
   Raises:
     ToolchainMissing: If there are Mosaic GPU kernels and no dumps.
   """
+  # One set of dumps a kernel, by its name.
   paths = sorted(folder.glob("*.ptx"))
   if compiled.num_custom_calls and not paths:
     raise topology.ToolchainMissing("Mosaic GPU wrote no PTX")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import operator
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _INSTRUCTION = re.compile(
@@ -30,6 +30,11 @@ _TARGET = re.compile(r"\$region(\d+)")
 _LATE_GUARD = re.compile(r"(\[smem:.*\]\]\s+)(\([^)]*\)),?\s*(.*)")
 _SEPARATOR = re.compile(r",\s*|(?<=\]\])\s+")
 _MASK = 0xFFFFFFFF
+
+
+# A number of 32 bits, a truth, what a division gives, or `UNKNOWN`.
+Value: TypeAlias = Any
+_Operation = Callable[..., Value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,7 @@ def parse(bundle: str) -> list[Instruction]:
       continue
     target = _TARGET.search(match["rest"])
     rest, guard = match["rest"].strip(), match["guard"] or ""
+    # In a store the guard comes after the address.
     if late := _LATE_GUARD.match(rest):
       rest, guard = late[1] + late[3], late[2]
     guard, _, old = guard.strip("()").partition(",")
@@ -94,7 +100,7 @@ def parse(bundle: str) -> list[Instruction]:
 class Unknown:
   """What the scalars of a schedule do not tell: data of vectors, addresses."""
 
-  def _same(self, *_: Any) -> "Unknown":
+  def _same(self, *_: object) -> "Unknown":
     return self
 
   __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _same
@@ -106,14 +112,14 @@ class Unknown:
 UNKNOWN = Unknown()
 
 
-def _signed(x: Any) -> Any:
+def _signed(x: int) -> int:
   return ((x & _MASK) ^ 0x80000000) - 0x80000000
 
 
-def _compare(test: Callable[[Any, Any], Any], is_signed: bool) -> Any:
+def _compare(test: Callable[[Any, Any], Any], is_signed: bool) -> _Operation:
   cast = _signed if is_signed else lambda x: x & _MASK
 
-  def compare(x, y):
+  def compare(x: Value, y: Value) -> Value:
     if x is UNKNOWN or y is UNKNOWN:
       return UNKNOWN
     return test(cast(x), cast(y))
@@ -121,24 +127,24 @@ def _compare(test: Callable[[Any, Any], Any], is_signed: bool) -> Any:
   return compare
 
 
-def _both(x: Any, y: Any) -> Any:
+def _both(x: Value, y: Value) -> Value:
   if x is UNKNOWN or y is UNKNOWN:  # One that fails is enough.
     known = y if x is UNKNOWN else x
     return UNKNOWN if known is UNKNOWN or known else False
   return x and y
 
 
-def _not(x: Any) -> Any:
+def _not(x: Value) -> Value:
   return UNKNOWN if x is UNKNOWN else not x
 
 
-def _choose(predicate: Any, x: Any, y: Any) -> Any:
+def _choose(predicate: Value, x: Value, y: Value) -> Value:
   if predicate is UNKNOWN:
     return x if x is y else UNKNOWN
   return x if predicate else y
 
 
-def _shift_left(x: Any, y: Any) -> Any:
+def _shift_left(x: Value, y: Value) -> Value:
   return (x << y) & _MASK
 
 

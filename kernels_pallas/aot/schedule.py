@@ -153,6 +153,7 @@ def read(
     units_text = _dump(folder, name, "final_hlo-static-per-bundle-utilization")
     capacity, units = bundles_lib.parse_units(units_text)
     code = bundles_lib.parse_code(_dump(folder, name, "final_bundles"))
+    # How often loops run follows from the tables that the program passes.
     issued, undecided = _issued(code, chip, calls[name].images)
     found.append(
         KernelSchedule(
@@ -179,6 +180,7 @@ def _issued(
     counts = [control.count(code, chip, operands, core) for core in cores]
   except control.Undecided as error:
     return None, str(error)
+  # The kernel ends when its slower core does.
   return max(counts, key=lambda x: x.sum()), ""
 
 

@@ -111,6 +111,7 @@ def device_mesh(chip: chips.Chip, num_devices: int = 1) -> Mesh:
 
 
 def _tpu_devices(name: str, num_devices: int) -> list[jax.Device]:
+  # Topologies are named by chips; a v7x chip is two devices.
   devices_per_chip = 2 if name == "v7x" else 1
   sizes = {devices_per_chip * n: tori for n, tori in _TORI.items()}
   if num_devices != 1 and num_devices not in sizes:

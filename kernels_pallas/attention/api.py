@@ -7,7 +7,7 @@ blocks are two ways to say where to look; the op is one.
 
 import importlib
 import types
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Array, Float
 
@@ -40,7 +40,7 @@ def attention(
     col_mass_heads: Literal["query", "kv"] = "query",
     debug: bool = False,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> output.AttentionOutput:
   """Attends with softmax(soft_cap(scale query key^T) + mask) value.
 

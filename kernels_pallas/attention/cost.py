@@ -51,6 +51,7 @@ def num_pairs(where: differentiable.Where, shape: shapes.Shape) -> int:
   if isinstance(where, selection_lib.Selection):
     return round(tile_pairs(where, shape, where.block_q, where.block_kv))
   lengths = (where.stops - where.starts).clip(min=0)
+  # A mask without a batch counts once for each sequence.
   repeats = 1 if lengths.ndim == 3 and len(lengths) > 1 else shape.batch
   return int(lengths.sum()) * repeats
 

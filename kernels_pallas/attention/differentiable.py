@@ -15,12 +15,14 @@ flows through it.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+import types
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
@@ -45,7 +47,7 @@ class AttentionSpec:
   logits_soft_cap: float | None = None
   return_col_mass: bool = False
   is_out_wide: bool = False
-  config: Any = None
+  config: implementations.Config = None
 
 
 class Inputs(NamedTuple):
@@ -94,7 +96,11 @@ Cotangents = tuple[
     Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]
 ]
 
+# What the forward pass gives the backward one: its inputs, out and lse.
+_Kept = tuple[Inputs, jax.Array, jax.Array]
 
+
+@runtime_checkable
 class Attention(Protocol):
   """An implementation; see the module's docstring."""
 
@@ -110,7 +116,9 @@ class Attention(Protocol):
 
 
 def attend(
-    implementation: Any, inputs: Inputs, spec: AttentionSpec
+    implementation: types.ModuleType | Attention,
+    inputs: Inputs,
+    spec: AttentionSpec,
 ) -> output.AttentionOutput:
   """Attention by `implementation`, with its own backward pass.
 
@@ -118,65 +126,77 @@ def attend(
   `row_weights` broadcasts to [B, N, T]. An implementation without `backward`
   is differentiated by jax.
   """
-  query, key, value, where, sink_logits, row_weights = inputs
-  if row_weights is not None:
-    batch, num_queries, num_heads = query.shape[:3]
-    shape = (batch, num_heads, num_queries)
-    row_weights = jax.lax.stop_gradient(jnp.broadcast_to(row_weights, shape))
+  if inputs.row_weights is not None:
+    inputs = inputs._replace(row_weights=_full_weights(inputs))
   if not hasattr(implementation, "backward"):
-    return implementation.forward(
-        inputs._replace(row_weights=row_weights), spec
-    )
+    return implementation.forward(inputs, spec)
   # Arrays that are traced must go through custom_vjp as arguments; those that
   # are known must not, or kernels could not plan by them.
-  is_known = not any(
-      isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(where)
+  is_traced = any(
+      isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(inputs.where)
   )
-  known, traced = (where, None) if is_known else (None, where)
-
-  # The gradient by a sink adds up all rows' delta, and their rounding.
-  is_wide = sink_logits is not None
+  place_of = lambda given: given.where if is_traced else inputs.where
+  whole = lambda given: given._replace(where=place_of(given))
+  # The gradient by a sink adds up all rows' delta, and their rounding: without
+  # a sink, or a gradient, nobody pays for a wide out.
+  is_wide = inputs.sink_logits is not None
   wide_spec = dataclasses.replace(spec, is_out_wide=is_wide)
 
   @jax.custom_vjp
-  def call(query, key, value, sink_logits, row_weights, traced):
-    place = known if is_known else traced
-    return implementation.forward(
-        Inputs(query, key, value, place, sink_logits, row_weights), spec
-    )
+  def call(given: Inputs) -> output.AttentionOutput:
+    return implementation.forward(whole(given), spec)
 
-  def forward(query, key, value, sink_logits, row_weights, traced):
-    place = known if is_known else traced
-    result = implementation.forward(
-        Inputs(query, key, value, place, sink_logits, row_weights), wide_spec
-    )
-    kept = (query, key, value, sink_logits, traced, result.out, result.lse)
-    return result._replace(out=result.out.astype(query.dtype)), kept
+  def forward(given: Inputs) -> tuple[output.AttentionOutput, _Kept]:
+    result = implementation.forward(whole(given), wide_spec)
+    assert result.lse is not None
+    # Weights of rows are for `col_mass`, which has no gradient.
+    kept = given._replace(row_weights=None), result.out, result.lse
+    return result._replace(out=result.out.astype(given.query.dtype)), kept
 
-  def backward(kept, cotangents):
-    query, key, value, sink_logits, traced, out, lse = kept
-    d_out, d_lse = cotangents.out, cotangents.lse
-    # TPUs would round float32 to bfloat16 first.
-    delta = jnp.einsum(
-        "BTNH,BTNH->BNT",
-        d_out.astype(out.dtype),
-        out,
-        preferred_element_type=lse.dtype,
-        precision="highest",
-    )
-    # d_lse adds P d_lse to the cotangent of the logits, as -delta does.
-    delta = delta - d_lse
-    place = known if is_known else traced
+  def backward(kept: _Kept, cotangents: tuple[Any, ...]) -> tuple[Inputs]:
+    given, out, lse = kept
+    d_out, d_lse, _ = cotangents
+    delta = _delta(d_out, out, d_lse)
+    query, key, value = given[:3]
     d_query, d_key, d_value = implementation.backward(
-        Saved(query, key, value, place, lse, delta, d_out), spec
+        Saved(query, key, value, place_of(given), lse, delta, d_out), spec
     )
     d_sink = None
-    if sink_logits is not None:
-      sink = sink_logits.astype(lse.dtype)[None, :, None]
-      # A sink of -inf is none: rows without it and without keys have no lse.
-      weight = jnp.exp(sink - jnp.where(jnp.isneginf(lse), 0.0, lse))
-      d_sink = -(weight * delta).sum(axis=(0, 2)).astype(sink_logits.dtype)
-    return d_query, d_key, d_value, d_sink, None, None
+    if given.sink_logits is not None:
+      d_sink = _d_sink(given.sink_logits, lse, delta)
+    return (Inputs(d_query, d_key, d_value, None, d_sink, None),)
 
   call.defvjp(forward, backward)
-  return call(query, key, value, sink_logits, row_weights, traced)
+  return call(inputs if is_traced else inputs._replace(where=None))
+
+
+def _full_weights(inputs: Inputs) -> jax.Array:
+  """Weights of rows as [B, N, T]; constants, as `col_mass` is."""
+  batch, num_queries, num_heads = inputs.query.shape[:3]
+  shape = (batch, num_heads, num_queries)
+  assert inputs.row_weights is not None
+  return jax.lax.stop_gradient(jnp.broadcast_to(inputs.row_weights, shape))
+
+
+def _delta(d_out: jax.Array, out: jax.Array, d_lse: jax.Array) -> jax.Array:
+  """rowsum(d_out * out) - d_lse, in the type of the lse."""
+  # TPUs would round float32 to bfloat16 first.
+  delta = jnp.einsum(
+      "BTNH,BTNH->BNT",
+      d_out.astype(out.dtype),
+      out,
+      preferred_element_type=d_lse.dtype,
+      precision="highest",
+  )
+  # d_lse adds P d_lse to the cotangent of the logits, as -delta does.
+  return delta - d_lse
+
+
+def _d_sink(
+    sink_logits: jax.Array, lse: jax.Array, delta: jax.Array
+) -> jax.Array:
+  """The cotangent of a key a head whose value is 0."""
+  sink = sink_logits.astype(lse.dtype)[None, :, None]
+  # A sink of -inf is none: rows without it and without keys have no lse.
+  weight = jnp.exp(sink - jnp.where(jnp.isneginf(lse), 0.0, lse))
+  return -(weight * delta).sum(axis=(0, 2)).astype(sink_logits.dtype)

@@ -100,6 +100,7 @@ def _log_sum_exp(
     sink = sink_logits.astype(attn_logits.dtype)[None, :, None, None]
     sink = jnp.broadcast_to(sink, (*attn_logits.shape[:3], 1))
     attn_logits = jnp.concatenate([attn_logits, sink], axis=-1)
+  # `initial` for rows of no key at all, S = 0.
   highest = attn_logits.max(axis=-1, keepdims=True, initial=-jnp.inf)
   highest = jax.lax.stop_gradient(
       jnp.where(jnp.isneginf(highest), 0.0, highest)

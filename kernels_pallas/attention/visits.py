@@ -28,9 +28,9 @@ class Visits(NamedTuple):
     num_valid: int32 [B, N, rows]: the first so many entries are to be visited.
   """
 
-  table: Any
-  num_full: Any
-  num_valid: Any
+  table: masks.AnyArray
+  num_full: masks.AnyArray
+  num_valid: masks.AnyArray
 
 
 def by_query(
@@ -87,7 +87,9 @@ def width_of(where: masks.Mask | selection_lib.Selection | None) -> int | None:
   return None
 
 
-def _selected(selection: selection_lib.Selection, num_tiles: int) -> Any:
+def _selected(
+    selection: selection_lib.Selection, num_tiles: int
+) -> masks.AnyArray:
   """int8 [B, N, R, C]: 1 for the tiles that the table lists."""
   table, num_valid = selection.block_table, selection.num_valid
   is_known = isinstance(table, np.ndarray) and isinstance(num_valid, np.ndarray)
@@ -100,10 +102,11 @@ def _selected(selection: selection_lib.Selection, num_tiles: int) -> Any:
   return listed.any(axis=-2).astype(xp.int8)
 
 
-def _list(states: Any, width: int | None) -> Visits:
+def _list(states: masks.AnyArray, width: int | None) -> Visits:
   xp = np if isinstance(states, np.ndarray) else jnp
   num_full = (states == selection_lib.FULL).sum(axis=-1).astype(xp.int32)
   num_valid = (states > selection_lib.EMPTY).sum(axis=-1).astype(xp.int32)
+  # Known lists are as narrow as their longest; of traced ones the bound is C.
   if xp is np:
     width = int(num_valid.max(initial=0))
   elif width is None:
@@ -111,6 +114,8 @@ def _list(states: Any, width: int | None) -> Visits:
   width = max(width, 1)
   # FULL = 2 before PARTIAL = 1 before EMPTY = 0, each in ascending order.
   order: Any = xp.argsort(-states, axis=-1, stable=True).astype(xp.int32)
+  # Past its end a list repeats its last tile, so that copies made ahead are of
+  # a tile that is there.
   last = xp.maximum(num_valid - 1, 0)[..., None]
   position: Any = xp.minimum(masks.to_rank(xp.arange(width), last.ndim), last)
   table: Any = xp.take_along_axis(order, position, axis=-1)

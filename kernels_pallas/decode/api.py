@@ -7,6 +7,7 @@ attention, scores, the choice of a slot and the write of the new token.
 """
 
 import importlib
+import types
 import typing
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
+from kernels_pallas import masks
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 
@@ -40,7 +42,7 @@ def decode_step(
     logits_soft_cap: float | None = None,
     window: int | None = None,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
   """Writes the new tokens, attends from them, and updates the scores.
 
@@ -105,15 +107,18 @@ def decode_step(
       window=window,
       config=config,
   )
+  # A step that could evict nobody would have to refuse its token.
   check_room(rule, cache.capacity, "slots")
   _check_votes(rule, cache)
   chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
-  return _module(chosen).step(query, key, value, cache, positions, rule)
+  return _module(chosen).step(
+      slots_lib.Token(query, key, value, positions), cache, rule
+  )
 
 
-def make_rule(query: Any, **options: Any) -> rule_lib.Rule:
+def make_rule(query: masks.AnyArray, **options: Any) -> rule_lib.Rule:
   """Checks the options of a step.
 
   Raises:
@@ -134,12 +139,13 @@ def make_rule(query: Any, **options: Any) -> rule_lib.Rule:
     number = options[name]
     if number is not None and not number > 0:
       raise ValueError(f"{name}={number} must be positive")
+  # Resolved here once, so that all implementations multiply by the same number.
   if options["scale"] is None:
     options["scale"] = query.shape[-1] ** -0.5
   return rule_lib.Rule(**options)
 
 
-def check_choice(name: str, value: object, kind: Any) -> None:
+def check_choice(name: str, value: object, kind: object) -> None:
   """Raises ValueError unless the value is one of a `Literal`."""
   known = typing.get_args(kind)
   if value not in known:
@@ -179,7 +185,12 @@ def _check_votes(rule: rule_lib.Rule, cache: slots_lib.Slots) -> None:
     )
 
 
-def check_vectors(query: Any, key: Any, value: Any, positions: Any) -> None:
+def check_vectors(
+    query: masks.AnyArray,
+    key: masks.AnyArray,
+    value: masks.AnyArray,
+    positions: masks.AnyArray,
+) -> None:
   """Raises ValueError unless [B, N, H], [B, K, H] x 2 and [B] fit together."""
   for name, array in (("query", query), ("key", key), ("value", value)):
     arguments.check_float_array(name, array)
@@ -202,13 +213,14 @@ def check_int32(name: str, array: Any, shape: tuple[int, ...]) -> None:
     )
 
 
-def check_values(pos: Any, positions: Any) -> None:
+def check_values(pos: masks.AnyArray, positions: masks.AnyArray) -> None:
   """Checks what is only known when the program runs, under checkify alone."""
   checkify.debug_check(
       jnp.all(positions >= -1),
       "positions has {least}; each must be a position, or -1 for none",
       least=jnp.min(positions, initial=0),
   )
+  # Priorities by age need positions that grow.
   newest = jnp.max(pos, axis=tuple(range(1, pos.ndim)), initial=-1)
   checkify.debug_check(
       jnp.all((positions < 0) | (newest < positions)),
@@ -217,7 +229,7 @@ def check_values(pos: Any, positions: Any) -> None:
   )
 
 
-def _check_cache(cache: Any, key: Any) -> None:
+def _check_cache(cache: object, key: masks.AnyArray) -> None:
   """Raises ValueError unless it is a cache for keys [B, K, H]."""
   if not isinstance(cache, slots_lib.Slots):
     raise ValueError(
@@ -234,7 +246,9 @@ def _check_cache(cache: Any, key: Any) -> None:
   check_stored(cache, cache.pos.shape, key.shape[-1])
 
 
-def check_stored(cache: Any, lead: tuple[int, ...], head_dim: int) -> None:
+def check_stored(
+    cache: slots_lib.Slots, lead: tuple[int, ...], head_dim: int
+) -> None:
   """Raises ValueError unless keys, values, scores and scales fit `lead`."""
   for name in ("key", "value"):
     array = getattr(cache, name)
@@ -245,6 +259,7 @@ def check_stored(cache: Any, lead: tuple[int, ...], head_dim: int) -> None:
           f"cache.{name} is {array.dtype} {array.shape}; it must be"
           f" {cache.key.dtype} {(*lead, head_dim)}"
       )
+  # Scales belong to int8 alone; a scale of a float cache would be ignored.
   is_int8 = cache.key.dtype == jnp.int8
   for name in ("score", "key_scale", "value_scale"):
     array = getattr(cache, name)
@@ -264,5 +279,5 @@ def check_stored(cache: Any, lead: tuple[int, ...], head_dim: int) -> None:
     check_int32("cache.votes", cache.votes, lead)
 
 
-def _module(implementation: str) -> Any:
+def _module(implementation: str) -> types.ModuleType:
   return importlib.import_module(f"{__package__}.{implementation}")

@@ -25,6 +25,7 @@ def step(
   """
   stored = cache_itemsize or itemsize
   heads = shape.batch * shape.num_kv_heads
+  # int8 comes with a scale of four bytes a row.
   row = stored * shape.head_dim + (4 if stored == 1 else 0)
   pairs = shape.batch * shape.num_heads * shape.capacity
   # Read: key, value, score, pos. Written: score.

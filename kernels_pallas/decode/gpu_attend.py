@@ -8,8 +8,7 @@ parts are done is their normaliser known, and with it the scores. int8 is turned
 into the type of the query in shared memory; its scales are factors of logits
 and of weights.
 
-Letters: R key heads of all sequences, P parts, G query heads of a key head, C
-slots, H head size.
+Letters as in `decode`.
 """
 
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 # Query heads that share a key, at most, and slots of a tile.
@@ -36,6 +36,9 @@ HEAD_DIMS = (64, 128)
 _ROWS_OF_COPY = 8
 # Below every logit, and finite: the difference of two of it is 0, not nan.
 _LOWEST = -1e30
+
+# Out so far, and of each row its largest logit and its sum.
+_Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Rows(NamedTuple):
@@ -49,11 +52,11 @@ class Rows(NamedTuple):
     value_scale: As key_scale.
   """
 
-  key: Any
-  value: Any
-  pos: Any
-  key_scale: Any
-  value_scale: Any
+  key: jax.Array
+  value: jax.Array
+  pos: jax.Array
+  key_scale: jax.Array | None
+  value_scale: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class Sizes:
 
   Attributes:
     num_tiles: Tiles of the slots of a row.
-    num_parts: P, none without a tile.
+    num_parts: None without a tile.
     per: Tiles of a part; the last may have fewer.
     num_stages: Tiles that are in shared memory at once.
     head_dim: H.
@@ -76,8 +79,8 @@ class Sizes:
   per: int
   num_stages: int
   head_dim: int
-  dtype: Any
-  stored: Any
+  dtype: jnp.dtype
+  stored: jnp.dtype
   copied_groups: int
 
   @property
@@ -105,7 +108,7 @@ def attend(
     *,
     num_parts: int,
     num_stages: int,
-) -> tuple[Float[Array, "R P _ H"], Float[Array, "R P _"], Array]:
+) -> tuple[Float[Array, "R parts _ H"], Float[Array, "R parts _"], Array]:
   """Attends from one token of each row to what it sees.
 
   Args:
@@ -117,14 +120,16 @@ def attend(
     num_stages: Tiles that are in shared memory at once.
 
   Returns:
-    Out of each part [R, P, >= G, H] as of its own softmax, in the query's type;
-    the logarithm to base 2 of the softmax's sum [R, P, 64], -inf where a part
-    has nothing to see; and logits / ln 2 [R, >= G, >= C], -inf where not seen.
+    Out of each part [R, parts, >= G, H] as of its own softmax, in the query's
+    type; the logarithm to base 2 of the softmax's sum [R, parts, 64], -inf
+    where a part has nothing to see; and logits / ln 2 [R, >= G, >= C], -inf
+    where not seen.
 
   Raises:
     ValueError: If the tiles do not fit into shared memory.
   """
   num_rows, num_groups, head_dim = query.shape
+  # Parts of whole tiles, as equal as can be; none of them may be empty.
   num_tiles = -(-rows.pos.shape[1] // TILE)
   per = -(-num_tiles // num_parts)
   sizes = Sizes(
@@ -149,8 +154,7 @@ def attend(
           "value": rows.value,
           # An empty slot is seen by nobody, nor is one past the end.
           "pos": padded(rows.pos, 1, num_tiles * TILE, -1),
-          "key_scale": padded(rows.key_scale, 1, num_tiles * TILE),
-          "value_scale": padded(rows.value_scale, 1, num_tiles * TILE),
+          **_scales(rows, num_tiles * TILE),
       },
       {
           "out": array(
@@ -166,6 +170,16 @@ def attend(
       0,
   )
   return results["out"], results["lse"], results["logits"]
+
+
+def _scales(rows: Rows, num_slots: int) -> dict[str, jax.Array]:
+  """Scales of int8 by name; none of other types."""
+  scales = {"key_scale": rows.key_scale, "value_scale": rows.value_scale}
+  return {
+      name: padded(scale, 1, num_slots)
+      for name, scale in scales.items()
+      if scale is not None
+  }
 
 
 def _scratch(sizes: Sizes) -> dict[str, Any]:
@@ -189,11 +203,14 @@ def _scratch(sizes: Sizes) -> dict[str, Any]:
     scratch["key_scales"] = of_slots(jnp.float32)
     scratch["value_scales"] = of_slots(jnp.float32)
     scratch["wide_key"] = scratch["wide_value"] = tile(sizes.dtype)
+  # One arrival for each copy of a tile: keys, values, positions and two scales.
   ready = plgpu.Barrier(num_arrivals=num_copies, num_barriers=stages)
   return scratch | {"ready": ready}
 
 
-def _tile_buffer(shape: tuple[int, ...], dtype: Any) -> Any:
+def _tile_buffer(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> hw_types.Buffer:
   """Shared memory of tiles [..., rows, columns] that TMA reads or writes."""
   # Swizzled along the 128 bytes of memory's banks, or along a whole row.
   columns = min(shape[-1], 128 // jnp.dtype(dtype).itemsize)
@@ -227,7 +244,7 @@ def _kernel(
   count = jnp.minimum(sizes.num_tiles - low, sizes.per)
   position, ready = refs["positions"][row], scratch["ready"]
 
-  def fetch(i, slot):
+  def fetch(i: hw_types.Index, slot: hw_types.Index) -> None:
     slots = pl.ds((low + i) * TILE, TILE)
     for name, ring in _RINGS.items():
       if name in refs:
@@ -235,16 +252,19 @@ def _kernel(
             refs[name].at[row, slots], scratch[ring].at[slot], ready.at[slot]
         )
 
+  # The ring is filled before the query is awaited: copies run side by side.
   for i in range(sizes.num_stages):
     pl.when(i < count)(functools.partial(fetch, i, i))
   query = scratch["query"]
   plgpu.copy_gmem_to_smem(refs["query"].at[row], query, scratch["query_ready"])
   plgpu.barrier_wait(scratch["query_ready"])
 
-  def visit(i, carry):
+  def visit(i: jax.Array, carry: _Sums) -> _Sums:
     slot = lax.rem(i, sizes.num_stages)
     plgpu.barrier_wait(ready.at[slot])
     key, value = _factors(scratch, slot, sizes)
+    # Logits leave as they are, unnormalised: the sum of all parts is known
+    # later.
     logits = _logits(query, key, scratch, slot, position, rule)
     places = pl.ds((low + i) * TILE, TILE)
     _write(
@@ -269,13 +289,16 @@ def _kernel(
   divisor = jnp.where(total > 0, total, 1.0)
   out = out / gpu_math.along(divisor, out.shape, 0)
   _write(query, out, refs["out"].at[row, part], sizes.copied_groups)
+  # A part that saw nothing has lse -inf: it then has no share in the whole.
   lse = highest + jnp.log(divisor) * gpu_math.LOG2_E
   lse = jnp.where(total > 0, lse, -jnp.inf)
   _write(scratch["made_lse"], lse, refs["lse"].at[row, part])
   plgpu.wait_smem_to_gmem(0)
 
 
-def _factors(scratch: Any, slot: Any, sizes: Sizes) -> list[Any]:
+def _factors(
+    scratch: Mapping[str, hw_types.Ref], slot: hw_types.Index, sizes: Sizes
+) -> list[hw_types.Ref]:
   """Keys and values of a tile in shared memory, in the type of the query."""
   stored = [scratch[name].at[slot] for name in ("keys", "values")]
   if not sizes.is_quantized:
@@ -291,7 +314,14 @@ def _factors(scratch: Any, slot: Any, sizes: Sizes) -> list[Any]:
   return wide
 
 
-def _logits(query, key, scratch, slot, position, rule) -> Any:
+def _logits(
+    query: hw_types.Ref,
+    key: hw_types.Ref,
+    scratch: Mapping[str, hw_types.Ref],
+    slot: hw_types.Index,
+    position: jax.Array,
+    rule: rule_lib.Rule,
+) -> jax.Array:
   """Of a tile, in units of log 2, -inf where not seen."""
   products = gpu_registers.product(query, key.transpose((1, 0)))
   of_slots = lambda name: gpu_math.along(
@@ -304,7 +334,7 @@ def _logits(query, key, scratch, slot, position, rule) -> Any:
   return jnp.where(is_seen, logits, -jnp.inf)
 
 
-def _first_seen(position: Any, rule: rule_lib.Rule) -> Any:
+def _first_seen(position: jax.Array, rule: rule_lib.Rule) -> jax.Array:
   """The first position that a token sees; an inactive one sees none."""
   first = jnp.int32(0)
   if rule.window is not None:
@@ -312,13 +342,21 @@ def _first_seen(position: Any, rule: rule_lib.Rule) -> Any:
   return jnp.where(position < 0, jnp.iinfo(jnp.int32).max, first)
 
 
-def _summed(carry, logits, value, scratch, slot) -> Any:
+def _summed(
+    carry: _Sums,
+    logits: jax.Array,
+    value: hw_types.Ref,
+    scratch: Mapping[str, hw_types.Ref],
+    slot: hw_types.Index,
+) -> _Sums:
   """Takes a tile into out, largest logit and sum."""
   out, highest, total = carry
   weights, correction, highest, total = gpu_math.online_softmax(
       logits, highest, total
   )
   out = out * gpu_math.along(correction, out.shape, 0)
+  # A value's scale is a factor of its weight, for out alone: the sum of weights
+  # and the logits that were written are without it.
   if "value_scales" in scratch:
     scale = gpu_registers.load_vector(scratch["value_scales"].at[slot], 1)
     weights = weights * gpu_math.along(scale, weights.shape, 1)
@@ -326,7 +364,12 @@ def _summed(carry, logits, value, scratch, slot) -> Any:
   return gpu_registers.accumulate(out, weights, value), highest, total
 
 
-def _write(buffer: Any, array: Any, target: Any, rows: Any = None) -> None:
+def _write(
+    buffer: hw_types.Ref,
+    array: jax.Array,
+    target: hw_types.Ref,
+    rows: int | None = None,
+) -> None:
   """Writes an array, or its first rows, through shared memory."""
   plgpu.wait_smem_to_gmem(0)  # What the buffer had before has been sent.
   buffer[...] = array.astype(buffer.dtype)
@@ -335,9 +378,9 @@ def _write(buffer: Any, array: Any, target: Any, rows: Any = None) -> None:
   plgpu.copy_smem_to_gmem(source, target)
 
 
-def padded(array: Any, axis: int, size: int, value: int = 0) -> Any:
-  """The array with that many entries along an axis; None stays."""
-  if array is None or array.shape[axis] == size:
+def padded(array: jax.Array, axis: int, size: int, value: int = 0) -> jax.Array:
+  """The array with that many entries along an axis."""
+  if array.shape[axis] == size:
     return array
   padding = [(0, 0)] * array.ndim
   padding[axis] = (0, size - array.shape[axis])

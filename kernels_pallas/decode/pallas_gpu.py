@@ -9,10 +9,9 @@ compiled for the H100 and checked by interpretation.
 """
 
 import dataclasses
-from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from kernels_pallas.attention.gpu import plan as attention_plan
 from kernels_pallas.decode import gpu_attend
@@ -45,21 +44,17 @@ class Config:
 
 
 def step(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    cache: slots_lib.Slots,
-    positions: Int[Array, "B"],
-    rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+    token: slots_lib.Token, cache: slots_lib.Slots, rule: rule_lib.Rule
+) -> slots_lib.Stepped:
   """Computes the op, see `reference`.
 
   Raises:
     ValueError: If the kernel does not have the types, sizes or heads.
   """
+  query, _, _, positions = token
   _check(query, cache)
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  cache = xla.write(cache, key, value, positions, slot, rule)
+  cache = xla.write(cache, token, slot, rule)
   out, weights = _attend(query, cache, positions, rule)
   is_seen = rule_lib.sees(cache.pos, positions[:, None, None], rule)
   cache = rule_lib.updated(cache, weights, is_seen, positions, rule)
@@ -72,23 +67,29 @@ def choose_parts(batch: int, num_kv_heads: int, capacity: int) -> int:
   return max(1, min(wanted, capacity // _MIN_PART))
 
 
-def _attend(query, cache, positions, rule) -> Any:
+def _attend(
+    query: jax.Array,
+    cache: slots_lib.Slots,
+    positions: jax.Array,
+    rule: rule_lib.Rule,
+) -> tuple[jax.Array, jax.Array]:
   """Out [B, N, H], and the weights [B, K, G, C]."""
   (batch, num_kv_heads, capacity), head_dim = cache.pos.shape, query.shape[-1]
   config = rule.config or Config()
+  # Zeros beyond the head size change no product.
   width = next(size for size in gpu_attend.HEAD_DIMS if size >= head_dim)
-  by_row = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
+  rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cache)
   wide = lambda x: gpu_attend.padded(x, x.ndim - 1, width)
   grouped = query.reshape(batch * num_kv_heads, -1, head_dim)
   num_groups = grouped.shape[1]
   out, lse, logits = gpu_attend.attend(
       wide(grouped),
       gpu_attend.Rows(
-          key=wide(by_row(cache.key)),
-          value=wide(by_row(cache.value)),
-          pos=by_row(cache.pos),
-          key_scale=by_row(cache.key_scale),
-          value_scale=by_row(cache.value_scale),
+          key=wide(rows.key),
+          value=wide(rows.value),
+          pos=rows.pos,
+          key_scale=rows.key_scale,
+          value_scale=rows.value_scale,
       ),
       jnp.repeat(positions, num_kv_heads),
       rule,
@@ -99,17 +100,19 @@ def _attend(query, cache, positions, rule) -> Any:
   highest = lse.max(axis=1, keepdims=True)
   # Where a row sees nothing all is 0.
   highest = jnp.where(jnp.isneginf(highest), 0.0, highest)
+  # Parts are joined as in `output.merge`: each has the share that its sum has.
   shares = jnp.exp2(lse - highest)
   total = shares.sum(axis=1, keepdims=True)
   total = jnp.where(total > 0, total, 1.0)
   out = ((shares / total)[..., None] * out.astype(jnp.float32)).sum(axis=1)
+  # Logits less the log of the whole sum: final weights without a second pass.
   whole = (highest + jnp.log2(total)).swapaxes(1, 2)
   weights = jnp.exp2(logits[:, :num_groups, :capacity] - whole)
   weights = weights.reshape(batch, num_kv_heads, num_groups, capacity)
   return out.reshape(query.shape), weights
 
 
-def _check(query: Any, cache: Any) -> None:
+def _check(query: jax.Array, cache: slots_lib.Slots) -> None:
   """Raises ValueError for what the kernel lacks."""
   if cache.key.dtype not in (query.dtype, jnp.int8):
     raise ValueError(

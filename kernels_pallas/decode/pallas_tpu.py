@@ -17,21 +17,22 @@ of the same array would make XLA copy it.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
+from kernels_pallas.decode import tpu_refs
 from kernels_pallas.decode import tpu_step
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 # What `api` looks for.
 Config = tpu_config.Config
@@ -39,30 +40,29 @@ _LANES = tpu_layout.LANES
 
 
 def step(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    cache: slots_lib.Slots,
-    positions: Int[Array, "B"],
-    rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+    token: slots_lib.Token, cache: slots_lib.Slots, rule: rule_lib.Rule
+) -> slots_lib.Stepped:
   """Computes the op, see `reference`.
 
   Raises:
     ValueError: If a TPU has no such type, or the sizes do not fit.
   """
+  query, key, value, positions = token
   sizes = tpu_config.sizes_of(query, cache)
   chunk = tpu_config.choose_chunk(rule.config or tpu_config.Config(), sizes)
   tpu_config.check_vmem(chunk, sizes)
+  # Small arrays of a sequence come whole, keys and values chunk by chunk.
   operands = [query, key, value]
-  specs = [_by_sequence(x) for x in operands]
+  specs = [tpu_step.by_sequence(x) for x in operands]
   small = cache.small
   rows = pl.BlockSpec(
       (1, sizes.num_kv_heads, chunk, sizes.head_dim),
       lambda b, c, _: (b, 0, c, 0),
   )
   operands += [*small.values(), cache.key, cache.value]
-  specs += [*map(_by_sequence, small.values()), rows, rows]
+  specs += [*map(tpu_step.by_sequence, small.values()), rows, rows]
+  # Stored keys and values are outputs that stay in HBM: only the rows around
+  # the slots are written, by copies of the kernel's own.
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   slot = jax.ShapeDtypeStruct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
   outputs = [query, slot, *small.values(), cache.key, cache.value]
@@ -73,13 +73,13 @@ def step(
           grid=(sizes.batch, sizes.capacity // chunk),
           in_specs=specs,
           out_specs=[
-              _by_sequence(query),
-              _by_sequence(slot, memory_space=pltpu.SMEM),
-              *map(_by_sequence, small.values()),
+              tpu_step.by_sequence(query),
+              tpu_step.by_sequence(slot, memory_space=pltpu.SMEM),
+              *map(tpu_step.by_sequence, small.values()),
               anywhere,
               anywhere,
           ],
-          scratch_shapes=_scratch(sizes, cache.key.dtype),
+          scratch_shapes=tpu_refs.scratch_of(sizes, cache.key.dtype),
       ),
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
       # Operands are counted from the positions on.
@@ -100,81 +100,25 @@ def step(
   return out, cache, slot[:, 0]
 
 
-class _Refs(NamedTuple):
-  """What the kernel sees, by name; scales are None unless int8."""
-
-  positions: Any
-  vectors: Any  # query, key, value
-  small: Any  # score, pos and scales, by name
-  stored: Any  # key and value of the chunk
-  out: Any
-  slot: Any
-  new_small: Any
-  new_stored: Any  # in HBM
-  scratch: Any
-
-  @property
-  def stored_type(self) -> Any:
-    """Of keys and values."""
-    return self.stored[0].dtype
-
-  @property
-  def product_type(self) -> Any:
-    """Of factors."""
-    return tpu_step.product_type(self.vectors[0].dtype, self.stored_type)
-
-
-class _Scratch(NamedTuple):
-  """Kept from chunk to chunk.
-
-  Attributes:
-    logits: [N, C].
-    highest: m [N, 128], equal along lanes, as are the next.
-    total: l.
-    new_logit: Of the new token.
-    slot: Of each key head [K, 128], as float32.
-    acc: [N, H].
-    tiles: Rows around the slots of keys and of values, [2, 2, K, R, H]; the
-      second half takes rows of chunks that do not have the slot.
-    writes: A semaphore.
-  """
-
-  logits: Any
-  highest: Any
-  total: Any
-  new_logit: Any
-  slot: Any
-  acc: Any
-  tiles: Any
-  writes: Any
-
-
-def _scratch(sizes: tpu_config.Sizes, dtype: Any) -> list[Any]:
-  heads, wide = sizes.num_heads, jnp.float32
-  tiles = (2, 2, sizes.num_kv_heads, sizes.tile_rows, sizes.head_dim)
-  return [
-      pltpu.VMEM((heads, sizes.capacity), wide),
-      *(3 * [pltpu.VMEM((heads, _LANES), wide)]),
-      pltpu.VMEM((sizes.num_kv_heads, _LANES), wide),
-      pltpu.VMEM((heads, sizes.head_dim), wide),
-      pltpu.VMEM(tiles, dtype),
-      pltpu.SemaphoreType.DMA,
-  ]
-
-
-def _kernel(rule, sizes, names, positions, *refs) -> None:
-  refs = iter(refs)
-  take = lambda num: [next(refs) for _ in range(num)]
-  refs = _Refs(
+def _kernel(
+    rule: rule_lib.Rule,
+    sizes: tpu_config.Sizes,
+    names: tuple[str, ...],
+    positions: hw_types.Ref,
+    *given: hw_types.Ref,
+) -> None:
+  rest = iter(given)
+  take = lambda num: [next(rest) for _ in range(num)]
+  refs = tpu_refs.Refs(
       positions=positions,
       vectors=take(3),
       small=dict(zip(names, take(len(names)), strict=True)),
       stored=take(2),
-      out=next(refs),
-      slot=next(refs),
+      out=next(rest),
+      slot=next(rest),
       new_small=dict(zip(names, take(len(names)), strict=True)),
       new_stored=take(2),
-      scratch=_Scratch(*take(8)),
+      scratch=tpu_refs.Scratch(*take(8)),
   )
   sequence, index = pl.program_id(0), pl.program_id(1)
   position = positions[sequence]
@@ -210,9 +154,15 @@ def _kernel(rule, sizes, names, positions, *refs) -> None:
       refs.new_small[name][...] = refs.small[name][...]
 
 
-def _choose(rule, sizes, refs, position) -> None:
+def _choose(
+    rule: rule_lib.Rule,
+    sizes: tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    position: jax.Array,
+) -> None:
   """Slots, as vectors and as scalars."""
   score, pos = refs.small["score"][0], refs.small["pos"][0]
+  # Chosen from all slots at once, before the first chunk of keys is needed.
   order = rule_lib.order(score, pos, position, rule)
   slot, first = tpu_step.first_of_least(order, sizes.capacity)
   refs.scratch.slot[...] = jnp.broadcast_to(slot, refs.scratch.slot.shape)
@@ -220,13 +170,15 @@ def _choose(rule, sizes, refs, position) -> None:
     refs.slot[0, 0, k] = jnp.min(first[k : k + 1]).astype(jnp.int32)
 
 
-def _start(rule, sizes, refs) -> None:
+def _start(
+    rule: rule_lib.Rule, sizes: tpu_config.Sizes, refs: tpu_refs.Refs
+) -> None:
   """The softmax of the new token alone."""
   query, key, value = (x[0].astype(jnp.float32) for x in refs.vectors)
   key, value = (tpu_step.as_read(x, refs.stored_type) for x in (key, value))
   scratch = refs.scratch
   for k in range(sizes.num_kv_heads):
-    heads = _heads(sizes, k)
+    heads = tpu_refs.heads_of(sizes, k)
     logit = (query[heads] * key[k : k + 1]).sum(axis=1, keepdims=True)
     logit = rule_lib.capped(rule.scale * logit, rule)
     shape = (sizes.num_groups, _LANES)
@@ -235,14 +187,19 @@ def _start(rule, sizes, refs) -> None:
     scratch.acc[heads] = jnp.broadcast_to(
         value[k : k + 1], (sizes.num_groups, sizes.head_dim)
     )
+  # Of a single token the maximum is its logit, and its weight 1.
   scratch.total[...] = jnp.ones_like(scratch.total)
 
 
-def _keep(sizes, refs, index) -> None:
+def _keep(
+    sizes: tpu_config.Sizes, refs: tpu_refs.Refs, index: jax.Array
+) -> None:
   """Keeps the rows around each slot if this chunk has them."""
   rows, chunk = sizes.tile_rows, refs.stored[0].shape[2]
   for k in range(sizes.num_kv_heads):
     near = refs.slot[0, 0, k] - index * chunk
+    # Without a branch: a chunk that lacks the slot writes rows that nobody
+    # reads.
     is_elsewhere = jnp.where((near >= 0) & (near < chunk), 0, 1)
     first = jnp.clip(near, 0, chunk - 1) & -rows
     for i, stored in enumerate(refs.stored):
@@ -250,27 +207,37 @@ def _keep(sizes, refs, index) -> None:
       refs.scratch.tiles[is_elsewhere, i, k] = kept
 
 
-def _visit(rule, sizes, refs, position, index) -> None:
+def _visit(
+    rule: rule_lib.Rule,
+    sizes: tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    position: jax.Array,
+    index: jax.Array,
+) -> None:
   """Takes a chunk into the softmax."""
   scratch, chunk = refs.scratch, refs.stored[0].shape[2]
-  lanes = _lanes(sizes, index, chunk)
+  lanes = tpu_refs.lanes_of(sizes, index, chunk)
   pos = refs.small["pos"][0, :, lanes]
   column = jax.lax.broadcasted_iota(jnp.int32, pos.shape, 1) + index * chunk
   slot = scratch.slot[:, :1].astype(jnp.int32)
+  # The slot still holds what is evicted; the new token was counted at the
+  # start.
   is_seen = rule_lib.sees(pos, position, rule) & (column != slot)
   query, dtype = refs.vectors[0][0].astype(jnp.float32), refs.product_type
   scaled = lambda x, name: (
       x * refs.small[name][0, :, lanes] if name in refs.small else x
   )
+  # Scales of int8 multiply logits, one number a slot, never rows of H.
   factor = scaled(jnp.full(pos.shape, rule.scale), "key_scale")
   for k in range(sizes.num_kv_heads):
-    heads, row = _heads(sizes, k), slice(k, k + 1)
+    heads, row = tpu_refs.heads_of(sizes, k), slice(k, k + 1)
     keys = refs.stored[0][0, k]
     logits = tpu_step.logits_of(query[heads], keys, factor[row], rule, dtype)
     scratch.logits[heads, lanes] = jnp.where(
         is_seen[row], logits, tpu_tile.FORBIDDEN
     )
   logits = scratch.logits[:, lanes]
+  # What was summed before this chunk is corrected once for all heads.
   before = scratch.highest[:, :1]
   highest = jnp.maximum(before, logits.max(axis=1, keepdims=True))
   correction = jnp.exp(before - highest)
@@ -280,7 +247,7 @@ def _visit(rule, sizes, refs, position, index) -> None:
   scratch.total[...] = jnp.broadcast_to(total, scratch.total.shape)
   value_scale = scaled(jnp.ones(pos.shape), "value_scale")
   for k in range(sizes.num_kv_heads):
-    heads = _heads(sizes, k)
+    heads = tpu_refs.heads_of(sizes, k)
     shares = weights[heads]
     if "value_scale" in refs.small:
       shares = shares * value_scale[k : k + 1]
@@ -289,7 +256,10 @@ def _visit(rule, sizes, refs, position, index) -> None:
 
 
 def _finish(
-    rule: rule_lib.Rule, sizes: tpu_config.Sizes, refs: _Refs, position: Array
+    rule: rule_lib.Rule,
+    sizes: tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    position: Array,
 ) -> None:
   """Out, and what was kept of the tokens, chunk by chunk."""
   scratch = refs.scratch
@@ -298,14 +268,16 @@ def _finish(
   highest = scratch.highest[:, :1]
   weights_of = lambda logits: jnp.exp(logits - highest) * inverse
   of_new = _joined(rule, sizes, weights_of(scratch.new_logit[:, :1]))
+  # Everything of the new token is put in place by a select over lanes: lanes
+  # cannot be written one by one.
   entering = _entering(rule, refs, position)
   num_seen = _num_seen(rule, refs, position)
   slot = scratch.slot[:, :1].astype(jnp.int32)
   chunk = refs.stored[0].shape[2]
 
   @pl.loop(0, sizes.capacity // chunk)
-  def _(index):
-    lanes = _lanes(sizes, index, chunk)
+  def _(index: jax.Array):
+    lanes = tpu_refs.lanes_of(sizes, index, chunk)
     shape = (sizes.num_kv_heads, chunk)
     column = jax.lax.broadcasted_iota(jnp.int32, shape, 1) + index * chunk
     is_slot = column == slot
@@ -328,7 +300,7 @@ def _finish(
 
 
 def _entering(
-    rule: rule_lib.Rule, refs: _Refs, position: Array
+    rule: rule_lib.Rule, refs: tpu_refs.Refs, position: Array
 ) -> dict[str, Array | int]:
   """What a new token comes with, a number or [K, 1], by name."""
   key, value = (row[0] for row in refs.vectors[1:])
@@ -341,7 +313,7 @@ def _entering(
 
 
 def _num_seen(
-    rule: rule_lib.Rule, refs: _Refs, position: Array
+    rule: rule_lib.Rule, refs: tpu_refs.Refs, position: Array
 ) -> Float[Array, "K 1"] | None:
   """How many tokens a key head saw, the new one among them, for its votes."""
   if rule.score != "votes":
@@ -363,11 +335,13 @@ def _joined(
     return jnp.broadcast_to(mean, (sizes.num_kv_heads, weights.shape[1]))
   if sizes.num_groups == 1:
     return weights
-  parts = [weights[_heads(sizes, k)] for k in range(sizes.num_kv_heads)]
+  parts = [
+      weights[tpu_refs.heads_of(sizes, k)] for k in range(sizes.num_kv_heads)
+  ]
   return jnp.concatenate([tpu_step.joined(part, rule) for part in parts])
 
 
-def _merge(sizes, refs) -> None:
+def _merge(sizes: tpu_config.Sizes, refs: tpu_refs.Refs) -> None:
   """Puts the new rows among those around their slots."""
   tiles = refs.scratch.tiles.at[0]
   for i, vectors in enumerate(refs.vectors[1:]):
@@ -377,8 +351,11 @@ def _merge(sizes, refs) -> None:
       tiles[i, k] = tpu_step.replaced(tiles[i, k], rows[k : k + 1], at)
 
 
-def _start_writes(sizes, refs, sequence) -> None:
+def _start_writes(
+    sizes: tpu_config.Sizes, refs: tpu_refs.Refs, sequence: jax.Array
+) -> None:
   """Sends them back."""
+  # Memory moves whole tiles of rows, so the row's neighbours go back with it.
   rows = sizes.tile_rows
   for k in range(sizes.num_kv_heads):
     first = pl.multiple_of(refs.slot[0, 0, k] & -rows, rows)
@@ -386,22 +363,3 @@ def _start_writes(sizes, refs, sequence) -> None:
       near = refs.scratch.tiles.at[0, i, k]
       far = stored.at[sequence, k, pl.ds(first, rows)]
       pltpu.make_async_copy(near, far, refs.scratch.writes).start()
-
-
-def _lanes(sizes, index, chunk) -> Any:
-  """The slots of a chunk; all of them need not be whole registers."""
-  if chunk == sizes.capacity:
-    return pl.ds(0, chunk)
-  return pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
-
-
-def _heads(sizes, k) -> slice:
-  """The query heads of a key head."""
-  return slice(k * sizes.num_groups, (k + 1) * sizes.num_groups)
-
-
-def _by_sequence(array: Any, **options: Any) -> pl.BlockSpec:
-  """All of a sequence."""
-  zeros = (0,) * (array.ndim - 1)
-  block = (1, *array.shape[1:])
-  return pl.BlockSpec(block, lambda b, c, _: (b, *zeros), **options)

@@ -12,8 +12,6 @@ Where p = -1 the sequence is inactive: nothing is written, slot is -1, out 0.
 Letters: B batch, N query heads, K key heads, G = N / K, C slots, H head size.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -23,31 +21,25 @@ from kernels_pallas.decode import slots as slots_lib
 
 
 def step(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    cache: slots_lib.Slots,
-    positions: Int[Array, "B"],
-    rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+    token: slots_lib.Token, cache: slots_lib.Slots, rule: rule_lib.Rule
+) -> slots_lib.Stepped:
   """Computes the op."""
-  slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  return (*step_at(query, key, value, cache, positions, slot, rule), slot)
+  slot = rule_lib.choose(cache.score, cache.pos, token.positions, rule)
+  return (*step_at(token, cache, slot, rule), slot)
 
 
 def step_at(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
+    token: slots_lib.Token,
     cache: slots_lib.Slots,
-    positions: Int[Array, "B"],
     slot: Int[Array, "B K"],
     rule: rule_lib.Rule,
 ) -> tuple[Float[Array, "B N H"], slots_lib.Slots]:
   """What follows the choice of the slots."""
+  query, key, value, positions = token
+  # A slot of -1 equals no index: an inactive sequence writes nothing.
   index = jax.lax.broadcasted_iota(jnp.int32, cache.pos.shape, 2)
   is_new = index == slot[..., None]
-  cache = _written(cache, key, value, positions, is_new, rule)
+  cache = _written(cache, token, is_new, rule)
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   kept_key = _wide(cache.key, cache.key_scale, dtype)
   kept_value = _wide(cache.value, cache.value_scale, dtype)
@@ -69,12 +61,12 @@ def step_at(
 
 def _written(
     cache: slots_lib.Slots,
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    positions: Int[Array, "B"],
+    token: slots_lib.Token,
     is_new: Bool[Array, "B K C"],
     rule: rule_lib.Rule,
 ) -> slots_lib.Slots:
+  _, key, value, positions = token
+  # From the key as it came, not as int8 rounds it: all implementations agree.
   score = rule_lib.entering(key, rule)[..., None]
   key_scale, value_scale = cache.key_scale, cache.value_scale
   if cache.is_quantized:
@@ -96,6 +88,6 @@ def _written(
   )
 
 
-def _wide(rows: Array, scale: Array | None, dtype: Any) -> Array:
+def _wide(rows: Array, scale: Array | None, dtype: jnp.dtype) -> Array:
   rows = rows.astype(dtype)
   return rows if scale is None else rows * scale[..., None].astype(dtype)

@@ -17,12 +17,13 @@ Knorm (2406.11430).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels_pallas import implementations
 from kernels_pallas.decode import slots as slots_lib
 
 Score = Literal["sum", "mean", "ema", "votes", "position", "key_norm"]
@@ -58,7 +59,7 @@ class Rule:
   scale: float
   logits_soft_cap: float | None = None
   window: int | None = None
-  config: Any = None
+  config: implementations.Config = None
 
   @property
   def keeps_scores(self) -> bool:
@@ -82,7 +83,10 @@ def order(
     priority = score / age.astype(score.dtype)
   elif rule.score == "position":
     priority = pos.astype(score.dtype)
+  # Compared by position: slots are in no order.
   is_protected = is_protected_at(pos, position, rule)
+  # In this order: an empty slot is taken before all, whatever its number would
+  # be protected by, and a closed one never.
   priority = jnp.where(is_protected, jnp.inf, priority)
   priority = jnp.where(pos < 0, -jnp.inf, priority)
   return jnp.where(pos == slots_lib.CLOSED, jnp.inf, priority)
@@ -197,9 +201,11 @@ def updated(
   if rule.keeps_scores:
     return cache
   is_active = (positions >= 0)[:, None, None]
+  # What an inactive sequence computes must leave no trace.
   mass = joined(weights, rule)
   votes = cache.votes
   if rule.score == "votes":
+    # Above the mean weight of what was seen: w > 1 / n without a division.
     num_seen = is_seen.sum(axis=-1, keepdims=True)
     votes = voted(votes, mass * num_seen > 1, rule)
     score = count(votes)

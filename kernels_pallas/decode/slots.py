@@ -1,14 +1,16 @@
 """The cache of a decode step: C slots for each sequence and key head.
 
-Letters: B batch, K key and value heads, C slots, H head size.
+Letters: B batch, N query heads, K key and value heads, C slots, H head size.
 """
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int, Int8
+
+from kernels_pallas import array_types
 
 # At `pos`: nobody's slot, and one that no token may take. Heads with budgets of
 # their own close what is left of their last page.
@@ -33,13 +35,13 @@ class Slots:
     votes: int32 [B, K, C] of a rule with votes, the last in the lowest bit.
   """
 
-  key: Any
-  value: Any
-  score: Any
-  pos: Any
-  key_scale: Any = None
-  value_scale: Any = None
-  votes: Any = None
+  key: array_types.Leaf
+  value: array_types.Leaf
+  score: array_types.Leaf
+  pos: array_types.Leaf
+  key_scale: array_types.Leaf = None
+  value_scale: array_types.Leaf = None
+  votes: array_types.Leaf = None
 
   @property
   def capacity(self) -> int:
@@ -62,12 +64,32 @@ class Slots:
     }
 
 
+class Token(NamedTuple):
+  """What a step brings: a new token of each sequence.
+
+  Attributes:
+    query: Any float type.
+    key: K divides N.
+    value: As key.
+    positions: Where the tokens stand; -1 marks an inactive sequence.
+  """
+
+  query: Float[Array, "B N H"]
+  key: Float[Array, "B K H"]
+  value: Float[Array, "B K H"]
+  positions: Int[Array, "B"]
+
+
+# Out, the cache after the step, and the slot that each new token took.
+Stepped = tuple[Float[Array, "B N H"], Slots, Int[Array, "B K"]]
+
+
 def empty(
     batch_size: int,
     num_kv_heads: int,
     capacity: int,
     head_dim: int,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     has_votes: bool = False,
 ) -> Slots:
   """Returns a cache that holds nothing yet.
@@ -107,6 +129,7 @@ def quantize(
   x = x.astype(jnp.float32)
   # A product, not a quotient, so that all implementations round alike.
   scale = jnp.abs(x).max(axis=-1) * (1 / 127)
+  # The inner select keeps 1 / 0 out of the branch that is not taken.
   inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
   steps = jnp.clip(jnp.round(x * inverse[..., None]), -127, 127)
   return steps.astype(jnp.int8), scale

@@ -1,8 +1,9 @@
 """How many slots of a cache a TPU takes at a time, and what fits its VMEM."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
@@ -82,9 +83,11 @@ def choose_chunk(config: Config, sizes: Sizes) -> int:
           f" of the {_LANES} lanes of a TPU or all of them"
       )
     return chunk
+  # Chunks divide the slots: a ragged last one would need a mask in every chunk.
   divisors = [n for n in range(_LANES, capacity, _LANES) if capacity % n == 0]
   row = sizes.num_kv_heads * sizes.head_dim * sizes.cache_itemsize
   part = sizes.batch * capacity // _MIN_STEPS
+  # Large blocks hide the cost of a step; small ones begin to compute earlier.
   most = min(_BLOCK_BYTES // row, max(part, _MIN_CHUNK))
   fits = lambda n: n <= most and sum(vmem(n, sizes).values()) <= limit()
   divisors.append(capacity)
@@ -100,6 +103,7 @@ def vmem(chunk: int, sizes: Sizes) -> dict[str, int]:
   lanes = up(sizes.head_dim, _LANES)
   slots = up(sizes.capacity, _LANES)
   heads, kv_heads = up(sizes.num_heads, 8), up(sizes.num_kv_heads, 8)
+  # Score and position, with int8 two scales, and votes where there are any.
   num_small = (4 if sizes.cache_itemsize == 1 else 2) + sizes.has_votes
   tile = sizes.num_kv_heads * 32 * lanes
   vectors = 2 * up(sizes.num_heads, 16) + 2 * up(sizes.num_kv_heads, 16)
@@ -136,7 +140,9 @@ def check_vmem(chunk: int, sizes: Sizes) -> None:
   )
 
 
-def check_types(query: Any, stored: Any) -> None:
+def check_types(
+    query: jax.typing.DTypeLike, stored: jax.typing.DTypeLike
+) -> None:
   """Raises ValueError if a TPU kernel does not take these types."""
   types = (jnp.float32, jnp.bfloat16)
   if query not in types or stored not in (*types, jnp.int8):
@@ -146,7 +152,7 @@ def check_types(query: Any, stored: Any) -> None:
     )
 
 
-def sizes_of(query: Any, cache: slots_lib.Slots) -> Sizes:
+def sizes_of(query: jax.Array, cache: slots_lib.Slots) -> Sizes:
   """Sizes of query [B, N, H] and a cache.
 
   Raises:

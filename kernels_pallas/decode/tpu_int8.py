@@ -8,7 +8,6 @@ as many.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
@@ -21,7 +20,7 @@ _LANES = tpu_layout.LANES
 _HALF = _LANES // 2
 
 
-def is_needed(rows: Array, dtype: Any) -> bool:
+def is_needed(rows: Array, dtype: jax.typing.DTypeLike) -> bool:
   """Whether rows [L, H] are to be factors of this type by `widened`."""
   is_narrow = rows.dtype == jnp.int8 and dtype == jnp.bfloat16
   is_old = tpu_layout.tpu_info().generation < 5
@@ -40,6 +39,7 @@ def widened(rows: Int8[Array, "L H"]) -> Array:
       jax.lax.shift_right_logical(byte(low), jnp.int32(16)) | byte(high),
       jnp.bfloat16,
   )
+  # A register of bfloat16 holds two rows a word: bytes 0 and 1, then 2 and 3.
   pairs = pair(0, 1), pair(2, 3)
   firsts = range(0, rows.shape[0] // 2, _HALF)
   return jnp.concatenate([x[i : i + _HALF] for i in firsts for x in pairs])

@@ -10,23 +10,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 
 
 def step(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    cache: slots_lib.Slots,
-    positions: Int[Array, "B"],
-    rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+    token: slots_lib.Token, cache: slots_lib.Slots, rule: rule_lib.Rule
+) -> slots_lib.Stepped:
   """Computes the op, see `reference`."""
+  query, key, value, positions = token
   slot = rule_lib.choose(cache.score, cache.pos, positions, rule)
-  cache = write(cache, key, value, positions, slot, rule)
+  cache = write(cache, token, slot, rule)
   batch, num_heads, head_dim = query.shape
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   grouped = query.reshape(batch, key.shape[1], -1, head_dim).astype(dtype)
@@ -40,9 +36,7 @@ def step(
 
 def write(
     cache: slots_lib.Slots,
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
-    positions: Int[Array, "B"],
+    token: slots_lib.Token,
     slot: Int[Array, "B K"],
     rule: rule_lib.Rule,
 ) -> slots_lib.Slots:
@@ -51,8 +45,8 @@ def write(
   # -1 would count from the end; what is past the end is dropped.
   where = jnp.where(slot < 0, cache.capacity, slot)
   at = (jnp.arange(batch)[:, None], jnp.arange(num_kv_heads)[None], where)
-  by_head = jnp.broadcast_to(positions[:, None], slot.shape)
-  return write_at(cache, key, value, by_head, at, rule)
+  by_head = jnp.broadcast_to(token.positions[:, None], slot.shape)
+  return write_at(cache, token.key, token.value, by_head, at, rule)
 
 
 def write_at(
@@ -65,6 +59,7 @@ def write_at(
 ) -> slots_lib.Slots:
   """Puts new rows where `at` says; what is past an end is dropped."""
   put = lambda kept, new: kept.at[at].set(new.astype(kept.dtype), mode="drop")
+  # Before the key is rounded to int8, as in the reference.
   score = put(cache.score, rule_lib.entering(key, rule))
   others: dict[str, Any] = {}
   if cache.is_quantized:
@@ -86,7 +81,7 @@ def write_at(
 def attend(
     query: Float[Array, "B K G H"],
     cache: slots_lib.Slots,
-    is_seen: Any,
+    is_seen: Bool[Array, "B K C"],
     rule: rule_lib.Rule,
 ) -> tuple[Float[Array, "B K G H"], Float[Array, "B K G C"]]:
   """Out and weights; weights are 0 where nothing is seen."""
@@ -105,13 +100,20 @@ def attend(
   return _attend_by_head(query, cache, is_seen, rule)
 
 
-def _attend_by_head(query, cache, is_seen, rule) -> Any:
+def _attend_by_head(
+    query: jax.Array,
+    cache: slots_lib.Slots,
+    is_seen: jax.Array,
+    rule: rule_lib.Rule,
+) -> tuple[jax.Array, jax.Array]:
   """One key head at a time is brought into the type of the query."""
   batch, num_kv_heads = query.shape[:2]
   rows = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
   wide = lambda x: x.astype(query.dtype)
 
-  def visit(arrays):
+  def visit(
+      arrays: tuple[Any, ...],
+  ) -> tuple[jax.Array, jax.Array]:
     query, key, value, key_scale, value_scale, is_seen = arrays
     products = jnp.dot(query, wide(key).T, precision="highest")
     products = products if key_scale is None else products * key_scale[None]
@@ -120,13 +122,15 @@ def _attend_by_head(query, cache, is_seen, rule) -> Any:
     return jnp.dot(shares, wide(value), precision="highest"), weights
 
   arrays = (query, cache.key, cache.value, cache.key_scale, cache.value_scale)
-  found = jax.lax.map(visit, tuple(map(rows, (*arrays, is_seen))))
+  out, weights = jax.lax.map(visit, tuple(map(rows, (*arrays, is_seen))))
   apart = lambda x: x.reshape(batch, num_kv_heads, *x.shape[1:])
-  return tuple(map(apart, found))
+  return apart(out), apart(weights)
 
 
 def _softmax(
-    products: Float[Array, "*rows G C"], is_seen: Any, rule: rule_lib.Rule
+    products: Float[Array, "*rows G C"],
+    is_seen: Bool[Array, "*rows C"],
+    rule: rule_lib.Rule,
 ) -> Array:
   logits = rule_lib.capped(rule.scale * products, rule)
   is_seen = is_seen[..., None, :]

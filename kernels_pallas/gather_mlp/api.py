@@ -8,7 +8,6 @@ which neurons matter for the token at hand.
 
 import importlib
 import types
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,6 +20,13 @@ from kernels_pallas import masks
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import differentiable
 from kernels_pallas.gather_mlp import parts
+
+_ENTRIES = {
+    "reference": "reference",
+    "xla": "xla",
+    "pallas_tpu": "tpu.entry",
+    "pallas_gpu": "gpu.entry",
+}
 
 
 def gather_mlp(
@@ -38,7 +44,7 @@ def gather_mlp(
     block_size: int = 128,
     debug: bool = False,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> Float[Array, "B D"]:
   """Computes act(x up^T + up_bias) down + down_bias over the chosen neurons.
 
@@ -90,6 +96,7 @@ def gather_mlp(
   module = module_of(chosen)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)
+  # Kernels have no grid of nothing.
   if 0 in (*x.shape, *up.shape, *np.shape(block_ids)):
     result = jnp.zeros(x.shape, dtype)
   else:
@@ -107,4 +114,4 @@ def module_of(
     implementation: implementations.Implementation,
 ) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
-  return importlib.import_module(f"{__package__}.{implementation}")
+  return importlib.import_module(f"{__package__}.{_ENTRIES[implementation]}")

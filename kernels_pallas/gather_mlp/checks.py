@@ -1,18 +1,19 @@
 """Checks the arguments of gathered ops and says what would be right."""
 
-from typing import Any
-
 import jax
-from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import activations
 from kernels_pallas import arguments
+from kernels_pallas import lists
+from kernels_pallas import masks
 from kernels_pallas.gather_mlp import parts
 
 
-def check_weights(x: Any, weights: parts.Weights, down_bias: Any) -> None:
+def check_weights(
+    x: masks.AnyArray, weights: parts.Weights, down_bias: masks.AnyArray | None
+) -> None:
   """Raises ValueError unless [B, D], [F, D] and biases fit together."""
   named = {"x": x} | {
       name: array
@@ -69,7 +70,11 @@ def check_options(activation: str, block_size: int, num_neurons: int) -> None:
 
 
 def check_ids(
-    name: str, ids: Any, num_valid: Any, batch: int, max_ndim: int = 2
+    name: str,
+    ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+    batch: int,
+    max_ndim: int = 2,
 ) -> None:
   """Raises ValueError unless they are int [S] or [B, S], and int [] or [B]."""
   for label, array in ((name, ids), ("num_valid", num_valid)):
@@ -87,6 +92,7 @@ def check_ids(
         f"{name} has shape {shape}; it must be [S] for all sequences, or"
         f" [B, S] with B = {batch}"
     )
+  # A list for all sequences has one number; lists may share one as well.
   shapes = ((),) if len(shape) == 1 else ((), (batch,))
   if num_valid is not None and np.shape(num_valid) not in shapes:
     raise ValueError(
@@ -96,52 +102,24 @@ def check_ids(
 
 
 def check_values(
-    name: str, ids: Any, num_valid: Any, num_blocks: int, what: str
+    name: str,
+    ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+    num_blocks: int,
+    what: str,
 ) -> None:
-  """Checks every entry that counts; for debugging.
-
-  Under `jax.jit`, wrap the caller in `jax.experimental.checkify.checkify`.
+  """Checks every entry that counts, see `lists.check`; for debugging.
 
   Raises:
     ValueError: If one is out of range or there twice, or `num_valid` is, and
       the values are known (no tracers).
   """
-  ids, width = jnp.asarray(ids, jnp.int32), ids.shape[-1]
-  num_valid = width if num_valid is None else num_valid
-  num_valid = jnp.broadcast_to(jnp.asarray(num_valid), ids.shape[:-1])
-  entry = jnp.broadcast_to(jnp.arange(width), ids.shape)
-  counts = entry < num_valid[..., None]
-  # Entries that do not count become numbers that no block has.
-  ordered = jnp.sort(jnp.where(counts, ids, num_blocks + entry), axis=-1)
-  is_twice = ordered[..., 1:] == ordered[..., :-1]
-  most = np.iinfo(np.int32).max
-  values = {
-      "low": jnp.where(counts, ids, most).min(initial=most),
-      "high": jnp.where(counts, ids, -1).max(initial=-1),
-      "least": num_valid.min(),
-      "most": num_valid.max(),
-      "twice": jnp.where(is_twice, ordered[..., 1:], -1).max(initial=-1),
-  }
-  cases = (
-      (
-          (values["low"] >= 0) & (values["high"] < num_blocks),
-          (
-              f"{name} has entries from {{low}} to {{high}}, but there are"
-              f" {what} 0 to {num_blocks - 1}"
-          ),
-      ),
-      (
-          (values["least"] >= 0) & (values["most"] <= width),
-          (
-              f"num_valid is from {{least}} to {{most}}, but {name} is {width}"
-              " wide"
-          ),
-      ),
-      (values["twice"] < 0, f"{name} has {{twice}} twice in one list"),
+  num_valid = ids.shape[-1] if num_valid is None else num_valid
+  lists.check(
+      name,
+      ids,
+      jnp.broadcast_to(jnp.asarray(num_valid), ids.shape[:-1]),
+      num_blocks,
+      f"there are {what} 0 to {num_blocks - 1}",
+      "has {twice} twice in one list",
   )
-  for is_right, message in cases:
-    if isinstance(is_right, jax.core.Tracer):
-      checkify.check(is_right, message, **values)
-    elif not is_right:
-      known = {key: int(value) for key, value in values.items()}
-      raise ValueError(message.format(**known))

@@ -48,6 +48,7 @@ def forward_of(
 ) -> Cost:
   """As `forward`, of `num_chosen` neurons that are read so many times."""
   del num_neurons
+  # Numbers of the chosen weights.
   neurons = num_matrices * num_chosen * width
   return Cost(
       flops=2 * batch * neurons,

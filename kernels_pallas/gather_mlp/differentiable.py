@@ -10,16 +10,18 @@ Nothing but the arguments is kept for the backward pass: it reads each block
 once, and what the neurons were is made from that again.
 """
 
-from typing import Any
+import types
 
 import jax
 from jaxtyping import Array, Float
 
 from kernels_pallas.gather_mlp import parts
 
+_Kept = tuple[jax.Array, parts.Weights, parts.Plan]
+
 
 def apply(
-    implementation: Any,
+    implementation: types.ModuleType,
     x: Float[Array, "B D"],
     weights: parts.Weights,
     plan: parts.Plan,
@@ -33,15 +35,33 @@ def apply(
   return call(implementation, spec, x, weights, plan)
 
 
-def _forward(implementation, spec, x, weights, plan):
+def _forward(
+    implementation: types.ModuleType,
+    spec: parts.Spec,
+    x: jax.Array,
+    weights: parts.Weights,
+    plan: parts.Plan,
+) -> jax.Array:
   return implementation.forward(parts.Given(x, weights, plan), spec)
 
 
-def _forward_and_kept(implementation, spec, *arrays):
-  return _forward(implementation, spec, *arrays), arrays
+def _forward_and_kept(
+    implementation: types.ModuleType,
+    spec: parts.Spec,
+    x: jax.Array,
+    weights: parts.Weights,
+    plan: parts.Plan,
+) -> tuple[jax.Array, _Kept]:
+  kept = (x, weights, plan)
+  return _forward(implementation, spec, *kept), kept
 
 
-def _backward(implementation, spec, kept, d_out):
+def _backward(
+    implementation: types.ModuleType,
+    spec: parts.Spec,
+    kept: _Kept,
+    d_out: jax.Array,
+) -> tuple[jax.Array, parts.Weights, None]:
   x, weights, _ = kept
   d_x, d_weights = implementation.backward(parts.Given(*kept), d_out, spec)
   # Sums are wide; cotangents have the type of what they belong to.

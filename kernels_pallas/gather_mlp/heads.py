@@ -6,7 +6,7 @@ of an MLP is: a step reads the chosen ones, each once. For queries, keys and
 values `project_in`, for what attention returns `project_out`.
 """
 
-from typing import Any
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import parts
 
+_Kept = tuple[jax.Array, jax.Array, parts.Plan]
+
 
 def project_in(
     x: Float[Array, "B D"],
@@ -29,7 +31,7 @@ def project_in(
     num_valid: Int[masks.AnyArray, "..."] | int | None = None,
     debug: bool = False,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> Float[Array, "B S H"]:
   """Computes x kernel[head]^T for the chosen heads.
 
@@ -57,7 +59,7 @@ def project_in(
   if 0 in (*shape, *kernel.shape):
     return jnp.zeros(shape, x.dtype)
   plan = parts.plan_of(head_ids, num_valid, kernel.shape[0])
-  by_plan = _into(module, config, x, kernel, plan)
+  by_plan = _project(module, config, True, x, kernel, plan)
   return _to_lists(by_plan, plan, head_ids, num_valid).astype(x.dtype)
 
 
@@ -69,7 +71,7 @@ def project_out(
     num_valid: Int[masks.AnyArray, "..."] | int | None = None,
     debug: bool = False,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> Float[Array, "B D"]:
   """Computes the sum over the chosen heads of heads[s] kernel[head_ids[s]].
 
@@ -94,67 +96,77 @@ def project_out(
   if 0 in (*heads.shape, *kernel.shape):
     return jnp.zeros(shape, heads.dtype)
   plan = parts.plan_of(head_ids, num_valid, kernel.shape[0])
+  # The kernels visit the union of all lists, each head once.
   by_plan = _to_plan(heads, plan, head_ids, num_valid)
-  return _out_of(module, config, by_plan, kernel, plan).astype(heads.dtype)
+  return _project(module, config, False, by_plan, kernel, plan).astype(
+      heads.dtype
+  )
 
 
-def _into(module: Any, config: Any, x: Any, kernel: Any, plan: Any) -> Any:
-  """[B, U, H] in the type of the sums; anything past `plan.num`."""
-  call = jax.custom_vjp(_into_forward, nondiff_argnums=(0, 1))
-  call.defvjp(_into_and_kept, _into_backward)
-  return call(module, config, x, kernel, plan)
+def _project(
+    module: types.ModuleType,
+    config: implementations.Config,
+    is_into: bool,
+    rows: jax.Array,
+    kernel: jax.Array,
+    plan: parts.Plan,
+) -> jax.Array:
+  """From [B, D] to [B, U, H] if into heads, else back; in the type of sums.
+
+  Of heads past `plan.num`, results are anything, and what is given must be 0.
+  """
+  call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
+  call.defvjp(_forward_and_kept, _backward)
+  return call(module, config, is_into, rows, kernel, plan)
 
 
-def _into_forward(module, config, x, kernel, plan):
-  return module.into_heads(parts.GivenHeads(x, kernel, plan), config)
+def _forward(
+    module: types.ModuleType,
+    config: implementations.Config,
+    is_into: bool,
+    rows: jax.Array,
+    kernel: jax.Array,
+    plan: parts.Plan,
+) -> jax.Array:
+  run = module.into_heads if is_into else module.out_of_heads
+  return run(parts.GivenHeads(rows, kernel, plan), config)
 
 
-def _into_and_kept(module, config, x, kernel, plan):
-  return _into_forward(module, config, x, kernel, plan), (x, kernel, plan)
+def _forward_and_kept(
+    module: types.ModuleType,
+    config: implementations.Config,
+    is_into: bool,
+    rows: jax.Array,
+    kernel: jax.Array,
+    plan: parts.Plan,
+) -> tuple[jax.Array, _Kept]:
+  kept = (rows, kernel, plan)
+  return _forward(module, config, is_into, *kept), kept
 
 
-def _into_backward(module, config, kept, d_heads):
-  x, kernel, plan = kept
-  d_heads = d_heads.astype(x.dtype)
+def _backward(
+    module: types.ModuleType,
+    config: implementations.Config,
+    is_into: bool,
+    kept: _Kept,
+    d_made: jax.Array,
+) -> tuple[jax.Array, jax.Array, None]:
+  rows, kernel, plan = kept
+  d_made = d_made.astype(rows.dtype)
   # Into heads and out of them are each other's transpose.
-  d_x = module.out_of_heads(parts.GivenHeads(d_heads, kernel, plan), config)
-  return d_x.astype(x.dtype), _d_kernel(d_heads, x, kernel, plan), None
+  d_rows = _forward(module, config, not is_into, d_made, kernel, plan)
+  heads, x = (d_made, rows) if is_into else (rows, d_made)
+  d_kernel = _d_kernel(heads, x, kernel, plan)
+  return d_rows.astype(rows.dtype), d_kernel, None
 
 
-def _out_of(module: Any, config: Any, heads: Any, kernel: Any, plan: Any):
-  """[B, D] in the type of the sums, from [B, U, H] that is 0 past `num`."""
-  call = jax.custom_vjp(_out_forward, nondiff_argnums=(0, 1))
-  call.defvjp(_out_and_kept, _out_backward)
-  return call(module, config, heads, kernel, plan)
-
-
-def _out_forward(module, config, heads, kernel, plan):
-  return module.out_of_heads(parts.GivenHeads(heads, kernel, plan), config)
-
-
-def _out_and_kept(module, config, heads, kernel, plan):
-  return _out_forward(module, config, heads, kernel, plan), (
-      heads,
-      kernel,
-      plan,
-  )
-
-
-def _out_backward(module, config, kept, d_out):
-  heads, kernel, plan = kept
-  d_out = d_out.astype(heads.dtype)
-  d_heads = module.into_heads(parts.GivenHeads(d_out, kernel, plan), config)
-  return (
-      d_heads.astype(heads.dtype),
-      _d_kernel(heads, d_out, kernel, plan),
-      None,
-  )
-
-
-def _d_kernel(heads: Any, x: Any, kernel: Any, plan: parts.Plan) -> Any:
+def _d_kernel(
+    heads: jax.Array, x: jax.Array, kernel: jax.Array, plan: parts.Plan
+) -> jax.Array:
   """The cotangent of the kernel: a product for each head of the plan."""
   dtype = parts.sum_type(kernel.dtype)
   heads = jnp.where(_counts(plan)[None, :, None], heads, 0)
+  # Few sequences: one product a head is small beside reading the kernel.
   products = jnp.einsum(
       "BUH,BD->UHD",
       heads.astype(dtype),
@@ -165,22 +177,32 @@ def _d_kernel(heads: Any, x: Any, kernel: Any, plan: parts.Plan) -> Any:
   return jnp.zeros_like(kernel).at[plan.blocks].add(products)
 
 
-def _counts(plan: parts.Plan) -> Any:
+def _counts(plan: parts.Plan) -> jax.Array:
   return jnp.arange(plan.blocks.shape[0]) < plan.num
 
 
-def _place(plan: parts.Plan, head_ids: Any, num_valid: Any) -> Any:
+def _place(
+    plan: parts.Plan,
+    head_ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+) -> tuple[jax.Array, jax.Array]:
   """Where each entry of the lists [B, S] is in the plan, and which count."""
   ids = jnp.asarray(head_ids, jnp.int32)
   width = ids.shape[-1]
   num = jnp.asarray(width if num_valid is None else num_valid)
   counts = jnp.arange(width)[None] < jnp.broadcast_to(num, len(ids))[:, None]
+  # Lists are short: comparing all pairs is cheaper than a search.
   is_there = ids[:, :, None] == plan.blocks[None, None]
   is_there &= _counts(plan)[None, None]
   return is_there.argmax(axis=-1), counts
 
 
-def _to_lists(by_plan: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
+def _to_lists(
+    by_plan: jax.Array,
+    plan: parts.Plan,
+    head_ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+) -> jax.Array:
   """[B, U, H] to [B, S, H], 0 where an entry does not count."""
   if plan.member is None:
     return jnp.where(_counts(plan)[None, :, None], by_plan, 0)
@@ -189,7 +211,12 @@ def _to_lists(by_plan: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
   return jnp.where(counts[..., None], lists, 0)
 
 
-def _to_plan(heads: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
+def _to_plan(
+    heads: jax.Array,
+    plan: parts.Plan,
+    head_ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+) -> jax.Array:
   """[B, S, H] to [B, U, H], 0 where a sequence did not choose a head."""
   if plan.member is None:
     return jnp.where(_counts(plan)[None, :, None], heads, 0)
@@ -200,7 +227,12 @@ def _to_plan(heads: Any, plan: Any, head_ids: Any, num_valid: Any) -> Any:
   return jnp.zeros(shape, heads.dtype).at[row, place].add(heads)
 
 
-def _module_of(implementation: Any, config: Any, x: Any, kernel: Any) -> Any:
+def _module_of(
+    implementation: implementations.Implementation | None,
+    config: implementations.Config,
+    x: jax.Array,
+    kernel: jax.Array,
+) -> types.ModuleType:
   chosen = implementations.choose_for(
       implementation, api.module_of, x, *kernel.shape[1:]
   )
@@ -209,7 +241,15 @@ def _module_of(implementation: Any, config: Any, x: Any, kernel: Any) -> Any:
   return module
 
 
-def _check(name, array, axes, kernel, head_ids, num_valid, debug) -> None:
+def _check(
+    name: str,
+    array: jax.Array,
+    axes: tuple[str, ...],
+    kernel: jax.Array,
+    head_ids: masks.AnyArray,
+    num_valid: masks.AnyArray | int | None,
+    debug: bool,
+) -> None:
   """Raises ValueError unless the arrays of a projection fit together."""
   arguments.check_float_array(name, array)
   arguments.check_float_array("kernel", kernel)

@@ -4,12 +4,13 @@ Letters: B batch, D width, F neurons, U blocks of the plan.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels_pallas import implementations
 from kernels_pallas import masks
 
 
@@ -85,7 +86,7 @@ class Spec:
 
   activation: str
   block_size: int
-  config: Any = None
+  config: implementations.Config = None
 
 
 def plan_of(
@@ -114,22 +115,25 @@ def plan_of(
   num_valid = jnp.broadcast_to(num_valid, (batch,))
   is_valid = jnp.arange(width)[None] < num_valid[:, None]
   row = jnp.broadcast_to(jnp.arange(batch)[:, None], ids.shape)
+  # The maximum, as padding of a list may name a block that the list chose.
   chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].max(is_valid)
   is_any = chosen.any(axis=0)
+  # Ascending, so that sums have one order, whichever order lists have.
   blocks = jnp.argsort(~is_any, stable=True).astype(jnp.int32)
   blocks = blocks[: min(num_blocks, batch * width)]
   num = is_any.sum().astype(jnp.int32)
   return Plan(blocks, num, jnp.take(chosen, blocks, axis=1))
 
 
-def is_all(plan: Plan, num_blocks: int) -> Any:
+def is_all(plan: Plan, num_blocks: int) -> jax.Array | bool:
   """Whether every sequence chose every block; False if that cannot be."""
   if plan.blocks.shape[0] < num_blocks:
     return False
+  # Ids are distinct: as many as there are blocks are all of them.
   found = plan.num == num_blocks
   return found if plan.member is None else found & plan.member.all()
 
 
-def sum_type(dtype: jax.typing.DTypeLike) -> Any:
+def sum_type(dtype: jax.typing.DTypeLike) -> jnp.dtype:
   """What is summed in: float32, or float64 for float64."""
   return jnp.promote_types(dtype, jnp.float32)

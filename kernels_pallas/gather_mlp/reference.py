@@ -6,12 +6,12 @@
 Every neuron is computed, then those of blocks that were not chosen are dropped.
 """
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kernels_pallas import activations
+from kernels_pallas import implementations
 from kernels_pallas.gather_mlp import parts
 
 
@@ -20,6 +20,7 @@ def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   x, weights, plan = given
   is_chosen = chosen(plan, x.shape[0], weights.up.shape[0] // spec.block_size)
   hidden = hidden_of(x, weights, spec.activation)
+  # Computed for all and dropped: the contract is about values, not cost.
   keeps = jnp.repeat(is_chosen, spec.block_size, axis=1)
   hidden = jnp.where(keeps, hidden, 0)
   return read(hidden, weights.down)
@@ -54,7 +55,9 @@ def chosen(
   return jnp.zeros((batch, num_blocks), bool).at[:, plan.blocks].max(counts)
 
 
-def _affine(x: Any, weight: Any, bias: Any) -> Any:
+def _affine(
+    x: jax.Array, weight: jax.Array, bias: jax.Array | None
+) -> jax.Array:
   dtype = parts.sum_type(x.dtype)
   x, weight = x.astype(dtype), weight.astype(dtype)
   result = jnp.einsum("BD,FD->BF", x, weight, precision="highest")
@@ -62,7 +65,7 @@ def _affine(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def into_heads(
-    given: parts.GivenHeads, config: Any = None
+    given: parts.GivenHeads, config: implementations.Config = None
 ) -> Float[Array, "B U H"]:
   """X times each head of the plan, transposed; in the type of the sums."""
   x, kernel, plan = given
@@ -73,7 +76,7 @@ def into_heads(
 
 
 def out_of_heads(
-    given: parts.GivenHeads, config: Any = None
+    given: parts.GivenHeads, config: implementations.Config = None
 ) -> Float[Array, "B D"]:
   """The sum over the plan of `heads`, 0 past its number, times its heads."""
   heads, kernel, plan = given

@@ -4,8 +4,7 @@ Scores may be summed activations of a predictor, one a block; Deja Vu
 (https://arxiv.org/abs/2310.17157) chooses neurons so, here it is blocks.
 """
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -64,8 +63,11 @@ def _check_width(
     )
 
 
-def _list(scores: Any, may_be: Any, width: int) -> Any:
+def _list(
+    scores: jax.Array, may_be: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
   """Of the blocks that may be chosen the `width` best, ascending."""
+  # Stable: of equal scores the lower block comes first.
   order = jnp.argsort(-jnp.where(may_be, scores, -jnp.inf), axis=-1)
   # Ranks, not a threshold, so that equal scores do not exceed the width.
   rank = jnp.argsort(order, axis=-1)

@@ -6,15 +6,17 @@ plan of all blocks is computed by `dense`, the same products over all neurons as
 a dense MLP makes, so that it equals that bit by bit.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import implementations
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp import reference
+from kernels_pallas.hardware import types as hw_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +29,13 @@ def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   x, weights, plan = given
   dtype = parts.sum_type(x.dtype)
 
-  def visit(i, total):
+  def visit(i: hw_types.Index, total: jax.Array):
     block = slabs(weights, plan.blocks[i], spec.block_size)
     hidden = reference.hidden_of(x, block, spec.activation)
     hidden = _of_members(hidden, plan, i)
     return total + reference.read(hidden, block.down)
 
-  def by_block():
+  def by_block() -> jax.Array:
     return jax.lax.fori_loop(0, plan.num, visit, jnp.zeros(x.shape, dtype))
 
   return of_all_or(
@@ -62,11 +64,11 @@ def backward(
   x, weights, plan = given
   dtype = parts.sum_type(x.dtype)
 
-  def visit(i, totals):
+  def visit(i: hw_types.Index, totals: tuple[jax.Array, parts.Weights]):
     index, (d_x, d_weights) = plan.blocks[i], totals
     block = slabs(weights, index, spec.block_size)
 
-    def run(x, block):
+    def run(x: jax.Array, block: parts.Weights) -> jax.Array:
       hidden = reference.hidden_of(x, block, spec.activation)
       return reference.read(_of_members(hidden, plan, i), block.down)
 
@@ -82,19 +84,29 @@ def backward(
   return jax.lax.fori_loop(0, plan.num, visit, zeros)
 
 
-def slabs(weights: parts.Weights, index: Any, size: int) -> parts.Weights:
+def slabs(
+    weights: parts.Weights, index: hw_types.Index, size: int
+) -> parts.Weights:
   """The rows of a block."""
   cut = lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=0)
   return jax.tree.map(cut, weights)
 
 
-def of_all_or(all_of: Any, some: Any, plan: parts.Plan, num_blocks: int) -> Any:
+def of_all_or(
+    all_of: Callable[[], jax.Array],
+    some: Callable[[], jax.Array],
+    plan: parts.Plan,
+    num_blocks: int,
+) -> jax.Array:
   """`all_of()` where the plan is of all blocks, else `some()`."""
+  # Decided while tracing where the lists are too short to be all blocks.
   found = parts.is_all(plan, num_blocks)
   return some() if found is False else jax.lax.cond(found, all_of, some)
 
 
-def _of_members(hidden: Any, plan: parts.Plan, i: Any) -> Any:
+def _of_members(
+    hidden: jax.Array, plan: parts.Plan, i: hw_types.Index
+) -> jax.Array:
   """0 for those who did not choose the block."""
   if plan.member is None:
     return hidden
@@ -102,7 +114,7 @@ def _of_members(hidden: Any, plan: parts.Plan, i: Any) -> Any:
 
 
 def into_heads(
-    given: parts.GivenHeads, config: Any = None
+    given: parts.GivenHeads, config: implementations.Config = None
 ) -> Float[Array, "B U H"]:
   """As `reference.into_heads`; what is past the number of the plan is 0."""
   x, kernel, plan = given
@@ -110,7 +122,7 @@ def into_heads(
   x = x.astype(dtype)
   shape = (x.shape[0], plan.blocks.shape[0], kernel.shape[1])
 
-  def visit(i, heads):
+  def visit(i: hw_types.Index, heads: jax.Array):
     head = kernel[plan.blocks[i]].astype(dtype)
     part = jnp.einsum("BD,HD->BH", x, head, precision="highest")
     return jax.lax.dynamic_update_slice_in_dim(heads, part[:, None], i, axis=1)
@@ -124,14 +136,14 @@ def into_heads(
 
 
 def out_of_heads(
-    given: parts.GivenHeads, config: Any = None
+    given: parts.GivenHeads, config: implementations.Config = None
 ) -> Float[Array, "B D"]:
   """As `reference.out_of_heads`."""
   heads, kernel, plan = given
   dtype = parts.sum_type(heads.dtype)
   heads = heads.astype(dtype)
 
-  def visit(i, total):
+  def visit(i: hw_types.Index, total: jax.Array):
     head = kernel[plan.blocks[i]].astype(dtype)
     part = jax.lax.dynamic_index_in_dim(heads, i, axis=1, keepdims=False)
     return total + jnp.einsum("BH,HD->BD", part, head, precision="highest")

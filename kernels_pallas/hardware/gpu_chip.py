@@ -10,6 +10,7 @@ from kernels_pallas import interpret
 
 def is_hopper() -> bool:
   """Whether programs are traced for a Hopper GPU, there or described."""
+  # The context's device first: programs are also made for chips not there.
   mesh = jax.sharding.get_abstract_mesh()
   device = getattr(mesh, "abstract_device", None) or jax.devices()[0]
   return re.search(r"\bG?H\d+", device.device_kind) is not None

@@ -20,6 +20,7 @@ import numpy as np
 from kernels_pallas import interpret
 from kernels_pallas import masks
 from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import types as hw_types
 
 # Its names differ between versions of jax; `launch` says which it needs.
 plgpu: Any = mosaic_gpu
@@ -68,10 +69,10 @@ class Spans(NamedTuple):
     key_ids: int32 [B, S] or None.
   """
 
-  starts: Any
-  stops: Any
-  query_ids: Any
-  key_ids: Any
+  starts: masks.AnyArray
+  stops: masks.AnyArray
+  query_ids: masks.AnyArray | None
+  key_ids: masks.AnyArray | None
 
 
 def spans_of(
@@ -112,7 +113,7 @@ def log2_lse(lse: jax.Array, block_q: int) -> jax.Array:
   return pad_rows(lse, block_q, jnp.inf)
 
 
-def check_smem(what: str, num_bytes: int, config: Any) -> None:
+def check_smem(what: str, num_bytes: int, config: object) -> None:
   """Raises ValueError if a kernel's buffers cannot be in shared memory."""
   total = num_bytes + SMEM_RESERVE_BYTES
   if total > MAX_SMEM_BYTES:
@@ -123,8 +124,11 @@ def check_smem(what: str, num_bytes: int, config: Any) -> None:
     )
 
 
-def tile_buffer(num_tiles: int, rows: int, head_dim: int, dtype: Any) -> Any:
+def tile_buffer(
+    num_tiles: int, rows: int, head_dim: int, dtype: jax.typing.DTypeLike
+) -> hw_types.Buffer:
   """Shared memory of tiles that TMA writes and wgmma reads."""
+  # Rows of 128 bytes are swizzled over the banks, as wgmma wants its operands.
   transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
   return plgpu.SMEM((num_tiles, rows, head_dim), dtype, transforms=transforms)
 
@@ -154,9 +158,10 @@ def launch(
   """
   require_jax()
   inputs = {name: x for name, x in inputs.items() if x is not None}
+  # Pallas gives references by position; bodies take them by name.
   names = (*inputs, *outputs)
 
-  def kernel(*refs, **scratch_refs):
+  def kernel(*refs: hw_types.Ref, **scratch_refs: hw_types.Ref):
     body(dict(zip(names, refs, strict=True)), scratch_refs)
 
   mode = interpret.mode()
@@ -186,7 +191,7 @@ def require_jax() -> None:
     )
 
 
-def _pad_last(array: Any, padding: int, ndim: int) -> Any:
+def _pad_last(array: masks.AnyArray, padding: int, ndim: int) -> masks.AnyArray:
   """Pads the last axis by zeros, after adding leading axes up to `ndim`."""
   array = masks.to_rank(array, ndim)
   xp = np if isinstance(array, np.ndarray) else jnp

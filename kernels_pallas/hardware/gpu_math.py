@@ -6,7 +6,9 @@ units in which softmax is 2^x: `log2_scale` = scale log2(e).
 """
 
 from collections.abc import Sequence
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -17,11 +19,11 @@ LOG2_E = math.log2(math.e)
 
 
 def is_allowed(
-    keys: Any,
+    keys: jax.Array,
     spans: Sequence[tuple[Any, Any]],
-    query_ids: Any = None,
-    key_ids: Any = None,
-) -> Any:
+    query_ids: jax.Array | None = None,
+    key_ids: jax.Array | None = None,
+) -> jax.Array:
   """The mask of a tile, from arrays of its shape.
 
   Args:
@@ -30,10 +32,9 @@ def is_allowed(
     query_ids: None where ids do not matter.
     key_ids: None exactly where `query_ids` is.
   """
-  inside = None
-  for start, stop in spans:
-    span = (keys >= start) & (keys < stop)
-    inside = span if inside is None else inside | span
+  inside = functools.reduce(
+      operator.or_, ((keys >= start) & (keys < stop) for start, stop in spans)
+  )
   return inside if query_ids is None else inside & (query_ids == key_ids)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kernels_pallas import interpret
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 
@@ -31,14 +32,14 @@ def borrow_registers(num_consumers: int) -> None:
 
 
 def product(
-    a: Any, b: Any, then: Callable[[], None] = lambda: None
+    a: hw_types.Ref, b: hw_types.Ref, then: Callable[[], None] = lambda: None
 ) -> jax.Array:
   """Multiplies a @ b in float32, references in shared memory.
 
   `then` is done while the product is being computed.
   """
 
-  def multiply(accumulator):
+  def multiply(accumulator: hw_types.Ref) -> jax.Array:
     plgpu.wgmma(accumulator, a, b)
     then()
     return accumulator[...]
@@ -47,7 +48,7 @@ def product(
   return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
 
 
-def accumulate(total: jax.Array, a: Any, b: Any) -> jax.Array:
+def accumulate(total: jax.Array, a: jax.Array, b: hw_types.Ref) -> jax.Array:
   """Adds a @ b; `a` and `total` in registers, `b` in shared memory."""
   if interpret.mode():  # The interpreter has no wgmma of registers.
     total = total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
@@ -65,11 +66,12 @@ def accumulate_and_product(
   if interpret.mode():
     return accumulate(total, *add), product(*multiply)
 
-  def compute(accumulators):
+  def compute(accumulators: tuple[hw_types.Ref, hw_types.Ref]) -> None:
     plgpu.wgmma(accumulators[0], *add)
     plgpu.wgmma(accumulators[1], *multiply)
 
   a, b = multiply
+  # Both products are issued before either is awaited.
   zeros = filled((a.shape[0], b.shape[1]), 0.0)
   return pl.run_state(compute)((plgpu.ACC.init(total), plgpu.ACC.init(zeros)))
 
@@ -81,13 +83,15 @@ def filled(shape: tuple[int, ...], value: float) -> jax.Array:
   return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
-def load_vector(ref: Any, axis: int) -> jax.Array:
+def load_vector(ref: hw_types.Ref, axis: int) -> jax.Array:
   """Loads a vector so that it fits `along(vector, tile, axis)`."""
   layout = plgpu.Layout.WGMMA.reduce(1 - axis)
   return plgpu.load(ref, layout=layout, optimized=False)
 
 
-def positions(shape: tuple[int, ...], axis: int, first: Any) -> jax.Array:
+def positions(
+    shape: tuple[int, ...], axis: int, first: hw_types.Index
+) -> jax.Array:
   """An int32 tile of positions along `axis`, from `first` on."""
   layout = plgpu.Layout.WGMMA
   return first + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
@@ -95,21 +99,25 @@ def positions(shape: tuple[int, ...], axis: int, first: Any) -> jax.Array:
 
 def allowed_tile(
     refs: Mapping[str, Any],
-    batch: Any,
-    first_query: Any,
-    first_key: Any,
+    batch: hw_types.Index,
+    first_query: hw_types.Index,
+    first_key: hw_types.Index,
     shape: tuple[int, int],
     query_axis: int,
 ) -> jax.Array:
   """The mask of a tile whose queries lie along `query_axis`."""
   key_axis = 1 - query_axis
 
-  def load(name, axis, first, *lead):
+  def load(
+      name: str, axis: int, first: hw_types.Index, *lead: int
+  ) -> jax.Array:
     ref = refs[name]
     at = (batch if ref.shape[0] > 1 else 0, *lead, pl.ds(first, shape[axis]))
     return gpu_math.along(load_vector(ref.at[at], axis), shape, axis)
 
   of_query = lambda name, *lead: load(name, query_axis, first_query, *lead)
+  # Loaded along the tile's axis that queries have, and repeated along the
+  # other.
   spans = [
       (of_query("starts", i), of_query("stops", i))
       for i in range(refs["starts"].shape[1])

@@ -1,13 +1,15 @@
 """The lanes of a TPU: padding to them, and what chip there is."""
 
-from typing import Any
+from typing import cast
 
 import jax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas.hardware import types as hw_types
 
 LANES = 128
 
@@ -17,11 +19,17 @@ def round_up(number: int, multiple: int) -> int:
   return -(-number // multiple) * multiple
 
 
+def aligned(first: hw_types.Index, multiple: int) -> jax.Array:
+  """A place in memory, of which the compiler then knows what it divides by."""
+  return pl.multiple_of(cast(jax.Array, first), multiple)
+
+
 def tpu_info() -> pltpu.TpuInfo:
   """The chip of the context mesh; a v5e where kernels are interpreted."""
   mesh = jax.sharding.get_abstract_mesh()
   device = getattr(mesh, "abstract_device", None)
   kind = getattr(device, "device_kind", "") or ""
+  # A CPU has no TpuInfo; tiles must still be chosen for some chip.
   if interpret.mode() and not kind.startswith("TPU"):
     return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
   return pltpu.get_tpu_info()
@@ -32,7 +40,7 @@ def to_heads(x: Float[Array, "B L N H"]) -> Float[Array, "B N L H"]:
   return jnp.swapaxes(x, 1, 2)
 
 
-def pad(x: Array, axis: int, multiple: int, fill: Any = 0) -> Array:
+def pad(x: Array, axis: int, multiple: int, fill: int | float = 0) -> Array:
   """Pads an axis to a multiple."""
   padding = [(0, 0)] * x.ndim
   padding[axis] = (0, -x.shape[axis] % multiple)

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import interpret
+from kernels_pallas.hardware import types as hw_types
 
 # Finite, so that differences are never inf - inf. A row that has met no allowed
 # key has maximum FLOOR, and exp2(FORBIDDEN - FLOOR) is 0 there, too.
@@ -62,10 +62,13 @@ class Logits:
     return logits * self.scale if self.is_scaled else logits
 
 
-def multiply(x: Array, y: Array, dimensions: Any) -> Float[Array, "m n"]:
+def multiply(
+    x: Array, y: Array, dimensions: jax.lax.DotDimensionNumbers
+) -> Float[Array, "m n"]:
   """A product with float32 sums, exact to float32 for float32."""
   if interpret.mode():  # XLA's CPU has not all products of bfloat16.
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  # Else the matrix unit would round float32 to bfloat16.
   is_exact = x.dtype == jnp.float32
   precision = jax.lax.Precision.HIGHEST if is_exact else None
   return jax.lax.dot_general(
@@ -74,7 +77,7 @@ def multiply(x: Array, y: Array, dimensions: Any) -> Float[Array, "m n"]:
 
 
 def allowed(
-    first_key: Any,
+    first_key: hw_types.Index,
     starts: Int[Array, "P q"] | None,
     stops: Int[Array, "P q"],
     block_kv: int,
@@ -95,7 +98,7 @@ def allowed(
   # Relative to the tile, so that positions are constants.
   position = jax.lax.broadcasted_iota(jnp.int32, (block_kv, block_q), 0)
 
-  def in_span(p):
+  def in_span(p: int) -> jax.Array:
     is_inside = position < stops[p : p + 1] - first_key
     if starts is not None:
       is_inside &= position >= starts[p : p + 1] - first_key

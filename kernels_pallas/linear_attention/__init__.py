@@ -2,4 +2,7 @@
 
 Public modules: api (linear_attention, step), reference, xla, pallas_tpu,
 pallas_gpu, cost, shapes.
+
+Letters: B batch, T positions, N query heads, K key and value heads, H head
+size; J the value channels of a state, also H; C positions of a chunk.
 """

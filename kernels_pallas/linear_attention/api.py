@@ -7,7 +7,6 @@ attention costs a query grows with T, this does not.
 
 import importlib
 import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
+from kernels_pallas import masks
 from kernels_pallas.linear_attention import differentiable
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import reference
@@ -32,7 +32,7 @@ def linear_attention(
     initial_state: Float[Array, "B N H H"] | None = None,
     return_state: bool = False,
     implementation: implementations.Implementation | None = None,
-    config: Any = None,
+    config: implementations.Config = None,
 ) -> output.LinearAttentionOutput:
   """Attends with scale sum_{s <= t} decay^(t - s) (query_t . key_s) value_s.
 
@@ -71,7 +71,10 @@ def linear_attention(
   dtype = sweep.sum_type(query.dtype)
   shape = (batch, num_heads, head_dim, head_dim)
   state = jnp.zeros(shape, dtype) if initial_state is None else initial_state
+  # In the type of the sums: powers of a rounded decay would drift with T.
   rates, state = _decay(decay, num_heads, dtype), jnp.asarray(state, dtype)
+  # The reference is differentiated by jax itself, and there are no chunks of
+  # nothing.
   if chosen == "reference" or 0 in query.shape:
     log_decay = sweep.log_of(rates)
     result = reference.attend(
@@ -131,7 +134,9 @@ def _module(implementation: implementations.Implementation) -> types.ModuleType:
   return importlib.import_module(f"{__package__}.{implementation}")
 
 
-def _decay(decay: Any, num_heads: int, dtype: Any) -> Any:
+def _decay(
+    decay: jax.Array | None, num_heads: int, dtype: jnp.dtype
+) -> jax.Array:
   return jnp.ones(num_heads, dtype) if decay is None else decay.astype(dtype)
 
 
@@ -140,7 +145,7 @@ def _check_scale(scale: float | None, head_dim: int) -> float:
   return head_dim**-0.5 if scale is None else float(scale)
 
 
-def _check_decay(decay: Any, num_heads: int) -> None:
+def _check_decay(decay: masks.AnyArray | None, num_heads: int) -> None:
   if decay is None:
     return
   arguments.check_float_array("decay", decay)
@@ -159,7 +164,9 @@ def _check_decay(decay: Any, num_heads: int) -> None:
     )
 
 
-def _check_state(name: str, state: Any, sizes: tuple[int, int, int]) -> None:
+def _check_state(
+    name: str, state: masks.AnyArray | None, sizes: tuple[int, int, int]
+) -> None:
   if state is None:
     return
   arguments.check_float_array(name, state)

@@ -55,6 +55,7 @@ def backward(shape: shapes.Shape, chunk: int, *, itemsize: int = 2) -> Cost:
 
   Three sweeps; where query heads share a key head, two of them write float32.
   """
+  # Gradients of shared keys are added over query heads, which needs float32.
   is_grouped = shape.num_kv_heads < shape.num_heads
   wide = 4 if is_grouped else itemsize
   parts = (

@@ -1,25 +1,26 @@
 """Linear attention that is differentiated by sweeps, see `sweep`."""
 
-from typing import Any
+import types
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import implementations
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import sweep as sweep_lib
 from kernels_pallas.linear_attention import xla
 
 
 def attend(
-    implementation: Any,
+    implementation: types.ModuleType | sweep_lib.Implementation,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     decay: Float[Array, "N"],
     state: Float[Array, "B N H H"],
     scale: float,
-    config: Any,
+    config: implementations.Config,
 ) -> output.LinearAttentionOutput:
   """Linear attention by sweeps of `implementation`, forward and backward."""
   call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
@@ -28,7 +29,16 @@ def attend(
   return output.LinearAttentionOutput(*result)
 
 
-def _forward(implementation, scale, config, query, key, value, decay, state):
+def _forward(
+    implementation: sweep_lib.Implementation,
+    scale: float,
+    config: implementations.Config,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    decay: jax.Array,
+    state: jax.Array,
+) -> sweep_lib.Swept:
   sweep = sweep_lib.Sweep(out_scale=scale, config=config)
   log_decay = sweep_lib.log_of(decay)
   return implementation.run(
@@ -36,11 +46,22 @@ def _forward(implementation, scale, config, query, key, value, decay, state):
   )
 
 
-def _forward_and_kept(implementation, scale, config, *arrays):
+def _forward_and_kept(
+    implementation: sweep_lib.Implementation,
+    scale: float,
+    config: implementations.Config,
+    *arrays: jax.Array,
+) -> tuple[sweep_lib.Swept, tuple[jax.Array, ...]]:
   return _forward(implementation, scale, config, *arrays), arrays
 
 
-def _backward(implementation, scale, config, arrays, cotangents):
+def _backward(
+    implementation: sweep_lib.Implementation,
+    scale: float,
+    config: implementations.Config,
+    arrays: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, ...]:
   query, key, value, decay, state = arrays
   d_out, d_state = cotangents
   log_decay = sweep_lib.log_of(decay)
@@ -56,6 +77,8 @@ def _backward(implementation, scale, config, arrays, cotangents):
       sweep_lib.Operands(*arrays), sweep
   )
   turned = lambda x: jnp.swapaxes(x, -1, -2)
+  # States of a sweep are key by value channels: where the two exchange their
+  # parts, the state is turned.
   ahead = sweep_lib.Sweep(out_scale=scale, config=config)
   d_query, _ = run(ahead, d_out, value, key, log_decay, turned(state))
   d_value, d_initial = run(back, key, query, d_out, log_decay, d_state)
@@ -65,14 +88,18 @@ def _backward(implementation, scale, config, arrays, cotangents):
   return d_query, d_key, d_value, _d_decay(scale, arrays, cotangents), d_initial
 
 
-def _sum_groups(x: Any, like: Any) -> Any:
+def _sum_groups(x: jax.Array, like: jax.Array) -> jax.Array:
   """Adds up the query heads that share a key head."""
   batch, length, num_kv_heads, head_dim = like.shape
   grouped = x.reshape(batch, length, num_kv_heads, -1, head_dim)
   return grouped.sum(axis=3).astype(like.dtype)
 
 
-def _d_decay(scale: float, arrays: Any, cotangents: Any) -> Any:
+def _d_decay(
+    scale: float,
+    arrays: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> jax.Array:
   """Of each head: how its results move with its decay, times the cotangents.
 
   One more sweep, by XLA, which drops it where nobody asks for this gradient.
@@ -80,7 +107,7 @@ def _d_decay(scale: float, arrays: Any, cotangents: Any) -> Any:
   query, key, value, decay, state = arrays
   sweep = sweep_lib.Sweep(out_scale=scale, is_out_wide=True)
 
-  def results(decay):
+  def results(decay: jax.Array) -> sweep_lib.Swept:
     log_decay = sweep_lib.log_of(decay)
     return xla.run(
         sweep_lib.Operands(query, key, value, log_decay, state), sweep

@@ -9,7 +9,6 @@ interpretation.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax import lax
@@ -21,6 +20,7 @@ from kernels_pallas.hardware import gpu_chip
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 from kernels_pallas.linear_attention import sweep as sweep_lib
 
 plgpu = gpu_layout.plgpu
@@ -46,6 +46,7 @@ def run(
   if reason is not None:
     raise ValueError(reason)
   (batch, length, _, head_dim), num_heads = query.shape, log_decay.shape[0]
+  # Channels of zeros stay zero in the state, and add nothing to out.
   width = _HEAD_DIMS[head_dim > _HEAD_DIMS[0]]
   arrays = [_pad(x, width) for x in (query, key, value)]
   extra = width - head_dim
@@ -77,7 +78,7 @@ def run(
   return out[:, :length, :, :head_dim], state[..., :head_dim, :head_dim]
 
 
-def why_not(query: Any) -> str | None:
+def why_not(query: jax.Array | jax.ShapeDtypeStruct) -> str | None:
   """Says why the kernel cannot compute this, None if it can."""
   reason = gpu_chip.why_not_type(query.dtype)
   if reason is not None:
@@ -88,22 +89,22 @@ def why_not(query: Any) -> str | None:
 
 
 def _kernel(
-    sweep,
-    length,
-    query,
-    key,
-    value,
-    log_decay,
-    first,
-    out,
-    last,
+    sweep: sweep_lib.Sweep,
+    length: int,
+    query: hw_types.Ref,
+    key: hw_types.Ref,
+    value: hw_types.Ref,
+    log_decay: hw_types.Ref,
+    first: hw_types.Ref,
+    out: hw_types.Ref,
+    last: hw_types.Ref,
     *,
-    queries,
-    keys,
-    values,
-    added,
-    read,
-    ready,
+    queries: hw_types.Ref,
+    keys: hw_types.Ref,
+    values: hw_types.Ref,
+    added: hw_types.Ref,
+    read: hw_types.Ref,
+    ready: hw_types.Barrier,
 ) -> None:
   batch, head, part = (lax.axis_index(x) for x in ("batch", "head", "part"))
   num_chunks = query.shape[1] // _CHUNK
@@ -112,10 +113,10 @@ def _kernel(
   columns = pl.ds(part * _CHUNK, _CHUNK)
   whole = slice(None)
 
-  def index_of(i):
+  def index_of(i: hw_types.Index) -> hw_types.Index:
     return num_chunks - 1 - i if sweep.is_reversed else i
 
-  def fetch(i, slot):
+  def fetch(i: hw_types.Index, slot: hw_types.Index) -> None:
     rows = pl.ds(index_of(i) * _CHUNK, _CHUNK)
     for array, buffer, here in (
         (query, queries, whole),
@@ -135,14 +136,16 @@ def _kernel(
       optimized=False,
   )
 
-  def visit(i, state):
+  def visit(i: jax.Array, state: jax.Array) -> jax.Array:
     slot, start = lax.rem(i, 2), index_of(i) * _CHUNK
     size = jnp.minimum(length - start, _CHUNK)
+    # The state is in registers; products take it from shared memory, rounded.
     read.at[slot][...] = state.astype(read.dtype)
     plgpu.commit_smem()
     plgpu.barrier_wait(ready.at[slot])
     square = (_CHUNK, _CHUNK)
     rows, cols = (gpu_registers.positions(square, a, 0) for a in (0, 1))
+    # Steps from the chunk's start to a position, and from there to its end.
     before, after = rows + 1, jnp.maximum(size - 1 - rows, 0)
     if sweep.is_reversed:
       before, after = after, before
@@ -166,6 +169,7 @@ def _kernel(
     added.at[slot][...] = scaled.astype(added.dtype)
     plgpu.commit_smem()
     kept = state * jnp.exp2(rate * gpu_math.LOG2_E * size.astype(jnp.float32))
+    # Out has read the state of the chunk's start; only now is it moved on.
     state = _add_product(kept, keys.at[slot].transpose((1, 0)), added.at[slot])
     pl.when(i + 2 < num_chunks)(lambda: fetch(i + 2, slot))
     place = out.at[batch, pl.ds(start, _CHUNK), head, columns]
@@ -176,7 +180,9 @@ def _kernel(
   last.at[batch, head, :, columns][...] = state
 
 
-def _add_product(total: Any, a: Any, b: Any) -> Any:
+def _add_product(
+    total: jax.Array, a: hw_types.Ref, b: hw_types.Ref
+) -> jax.Array:
   """Total + a @ b, references in shared memory, in the registers of total."""
   if interpret.mode():  # The interpreter has no accumulator that is given.
     return total + gpu_registers.product(a, b)
@@ -184,7 +190,7 @@ def _add_product(total: Any, a: Any, b: Any) -> Any:
   return pl.run_state(add)(plgpu.ACC.init(total))
 
 
-def _pad(x: Any, width: int) -> Any:
+def _pad(x: jax.Array, width: int) -> jax.Array:
   """To whole chunks and head sizes: zeros add nothing to a state."""
   padding = (0, -x.shape[1] % _CHUNK), (0, 0), (0, width - x.shape[3])
   return jnp.pad(x, ((0, 0), *padding))

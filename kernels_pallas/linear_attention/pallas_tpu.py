@@ -8,7 +8,6 @@ weights and the state rounded, as their other operand is.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from kernels_pallas import interpret
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 from kernels_pallas.linear_attention import cost
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import sweep as sweep_lib
@@ -61,6 +61,8 @@ def run(
   _check_type(query.dtype)
   (batch, length, _, head_dim), num_heads = query.shape, log_decay.shape[0]
   asked = (sweep.config or Config()).chunk
+  # What a chunk computes above its diagonal is thrown away, and a short one
+  # does not fill the matrix unit.
   chunk = asked or 2 * tpu_layout.tpu_info().mxu_column_size
   chunk = min(chunk, tpu_layout.round_up(length, _LANES))
   out_dtype = jnp.float32 if sweep.is_out_wide else query.dtype
@@ -120,7 +122,15 @@ def vmem(chunk: int, head_dim: int, itemsize: int) -> dict[str, int]:
 
 
 def _kernel(
-    sweep, length, num_chunks, log_decay, query, key, value, first, *rest
+    sweep: sweep_lib.Sweep,
+    length: int,
+    num_chunks: int,
+    log_decay: hw_types.Ref,
+    query: hw_types.Ref,
+    key: hw_types.Ref,
+    value: hw_types.Ref,
+    first: hw_types.Ref,
+    *rest: hw_types.Ref,
 ) -> None:
   out, last, state, powers = rest
   step = pl.program_id(2)
@@ -132,9 +142,12 @@ def _kernel(
     state[...] = first[0, 0]
     powers[...] = _powers(sweep, rate, chunk)
 
+  # The state goes against the order of positions; each chunk within itself,
+  # too.
   index = num_chunks - 1 - step if sweep.is_reversed else step
   size = jnp.minimum(chunk, length - index * chunk)
   position = jax.lax.broadcasted_iota(jnp.int32, (chunk, head_dim), 0)
+  # Steps from the chunk's start to a position, and from there to its end.
   before, after = position + 1, jnp.maximum(size - 1 - position, 0)
   if sweep.is_reversed:
     before, after = after, before
@@ -147,6 +160,7 @@ def _kernel(
   result += sweep.out_scale * power(before) * read
   out[0, 0] = result.astype(out.dtype)
   added = (sweep.in_scale * power(after) * key).astype(narrow)
+  # By the chunk's real length: padding must not decay the state.
   kept = power(jnp.full((1, head_dim), size, jnp.int32)) * state[...]
   state[...] = kept + multiply(added, value, _FIRST_BY_FIRST)
 
@@ -155,7 +169,7 @@ def _kernel(
     last[0, 0] = state[...]
 
 
-def _powers(sweep, rate, chunk) -> Any:
+def _powers(sweep: sweep_lib.Sweep, rate: jax.Array, chunk: int) -> jax.Array:
   """Scaled powers of the decay between positions; 0 where not causal."""
   row, column = (
       jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), i) for i in (0, 1)
@@ -165,18 +179,27 @@ def _powers(sweep, rate, chunk) -> Any:
   return jnp.where(ago >= 0, sweep.in_scale * sweep.out_scale * power, 0.0)
 
 
-def _block(sweep, num_chunks, num_heads, heads, chunk, head_dim) -> Any:
+def _block(
+    sweep: sweep_lib.Sweep,
+    num_chunks: int,
+    num_heads: int,
+    heads: int,
+    chunk: int,
+    head_dim: int,
+) -> pl.BlockSpec:
   """A chunk of an array with `heads` heads, which divide the grid's."""
   num_groups = num_heads // heads
 
-  def index(b, n, c, _):
+  def index(
+      b: hw_types.Index, n: hw_types.Index, c: hw_types.Index, _: hw_types.Ref
+  ) -> tuple[hw_types.Index, ...]:
     c = num_chunks - 1 - c if sweep.is_reversed else c
     return b, n // num_groups, c, 0
 
   return pl.BlockSpec((1, 1, chunk, head_dim), index)
 
 
-def _pad(x: Any, chunk: int) -> Any:
+def _pad(x: jax.Array, chunk: int) -> jax.Array:
   """To whole chunks: zeros add nothing to a state."""
   return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % chunk), (0, 0)))
 
@@ -186,7 +209,7 @@ def _limit() -> int:
   return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
 
 
-def _check_type(dtype: Any) -> None:
+def _check_type(dtype: jax.typing.DTypeLike) -> None:
   if dtype not in (jnp.float32, jnp.bfloat16):
     raise ValueError(
         f"query, key and value are {dtype}; the TPU kernels take float32 and"
@@ -208,7 +231,14 @@ def _check_vmem(chunk: int, head_dim: int, itemsize: int) -> None:
   )
 
 
-def _cost(query, key, value, num_heads, chunk, out_dtype) -> pl.CostEstimate:
+def _cost(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    num_heads: int,
+    chunk: int,
+    out_dtype: jax.typing.DTypeLike,
+) -> pl.CostEstimate:
   batch, length, _, head_dim = query.shape
   heads = [x.shape[2] for x in (query, key, value)]
   shape = shapes.Shape(

@@ -18,11 +18,13 @@ so that an implementation is one function, `run`, and states are never stored.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from kernels_pallas import implementations
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Sweep:
   in_scale: float = 1.0
   out_scale: float = 1.0
   is_out_wide: bool = False
-  config: Any = None
+  config: implementations.Config = None
 
 
 class Operands(NamedTuple):
@@ -65,6 +67,7 @@ class Operands(NamedTuple):
 Swept = tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]
 
 
+@runtime_checkable
 class Implementation(Protocol):
   """A module with `run`."""
 
@@ -73,7 +76,7 @@ class Implementation(Protocol):
     ...
 
 
-def sum_type(dtype: jax.typing.DTypeLike) -> Any:
+def sum_type(dtype: jax.typing.DTypeLike) -> jnp.dtype:
   """What is summed in: float32, or float64 for float64."""
   return jnp.promote_types(dtype, jnp.float32)
 

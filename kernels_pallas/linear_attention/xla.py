@@ -8,7 +8,6 @@ their chunks: O(T).
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def run(
   return out[:, :length], state
 
 
-def _cut(x: Any, chunk: int) -> Any:
+def _cut(x: jax.Array, chunk: int) -> jax.Array:
   """[B, T, n, H] to [chunks, B, n, chunk, H]; zeros at the end add nothing."""
   batch, length, num_heads, head_dim = x.shape
   x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0)))
@@ -62,7 +61,14 @@ def _cut(x: Any, chunk: int) -> Any:
   return jnp.moveaxis(x, (1, 2), (0, 3))
 
 
-def _visit(sweep, dtype, log_decay, weights, state, chunk) -> Any:
+def _visit(
+    sweep: sweep_lib.Sweep,
+    dtype: jnp.dtype,
+    log_decay: jax.Array,
+    weights: jax.Array,
+    state: jax.Array,
+    chunk: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array]:
   """Reads the state of a chunk's start, and makes that of its end."""
   *arrays, length = chunk
   num_heads = log_decay.shape[0]
@@ -77,6 +83,7 @@ def _visit(sweep, dtype, log_decay, weights, state, chunk) -> Any:
     before, after = after, before
   power = lambda exponent: jnp.exp(log_decay[:, None] * exponent[None])
   multiply = functools.partial(jnp.einsum, precision="highest")
+  # Within the chunk the T x T form; what came before is read from the state.
   attn = multiply("BNTH,BNSH->BNTS", query, key) * weights[None]
   out = sweep.in_scale * multiply("BNTS,BNSH->BNTH", attn, value)
   read = multiply("BNTH,BNHJ->BNTJ", query, state)

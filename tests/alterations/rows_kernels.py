@@ -32,7 +32,7 @@ kernels_pallas/masks.py
 ? a token of a document does not see itself
 @ tests/kernels_pallas/masks_test.py::DocumentTest
 
-kernels_pallas/masks.py
+kernels_pallas/spans.py
 - a1 = xp.where(touch, xp.maximum(a1, b1), a1)
 + a1 = xp.where(touch, b1, a1)
 ? a span within another cuts it short
@@ -66,7 +66,7 @@ kernels_pallas/output.py
 - safe = jnp.where(jnp.isneginf(highest), 0.0, highest)
 + safe = highest
 ? rows that no part sees become NaN
-@ tests/kernels_pallas/attention/api_test.py
+@ tests/kernels_pallas/output_test.py
 
 kernels_pallas/arguments.py
 - if logits_soft_cap is not None and not logits_soft_cap > 0:
@@ -134,7 +134,7 @@ kernels_pallas/hardware/gpu_math.py
 - return weights * (1 - tanh * tanh)
 + return weights * (1 - tanh)
 ? the slope of a soft cap is wrong
-@ tests/kernels_pallas/attention/gpu/entry_test.py::ArithmeticTest
+@ tests/kernels_pallas/hardware/gpu_math_test.py
 
 kernels_pallas/hardware/tpu_tile.py
 - is_inside &= position >= starts[p : p + 1] - first_key

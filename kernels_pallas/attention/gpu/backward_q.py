@@ -1,9 +1,9 @@
 """Gradient by query on a GPU: queries stay and keys stream.
 
-d_query = scale dS key, with dS as in `gpu_backward_kv`.
+d_query = scale dS key, with dS as in `backward_kv`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import Any
@@ -19,6 +19,7 @@ from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
@@ -71,7 +72,7 @@ def backward_q(
 
 
 def _scratch(
-    config: gpu_layout.TileConfig, head_dim: int, dtype: Any
+    config: gpu_layout.TileConfig, head_dim: int, dtype: jnp.dtype
 ) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_q // _ROWS, config.num_stages
@@ -96,6 +97,7 @@ def _kernel(
   """One tile of queries of one head."""
   config = task.config
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
+  # The longest lists of a causal mask come last: start with them.
   tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
   group = lax.axis_index("warpgroup")
   num_consumers = config.block_q // _ROWS
@@ -146,6 +148,7 @@ def _kernel(
     )
     zeros = gpu_registers.filled(query.shape, 0.0)
     d_query = stream.consume(walk, config.num_stages, task.kinds, visit, zeros)
+    # The queries have been read for the last time; their memory is reused.
     query[...] = (d_query * task.scale).astype(query.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(query, refs["d_query"].at[batch, rows, head])
@@ -153,20 +156,20 @@ def _kernel(
 
 
 def _visit(
-    tile,
-    slot,
-    d_query,
+    tile: Callable[[], hw_types.Index],
+    slot: hw_types.Index,
+    d_query: jax.Array,
     *,
-    is_partial,
-    query,
-    d_out,
-    lse,
-    delta,
-    task,
-    allowed,
-    key,
-    value,
-):
+    is_partial: bool,
+    query: hw_types.Ref,
+    d_out: hw_types.Ref,
+    lse: jax.Array,
+    delta: jax.Array,
+    task: task_lib.Task,
+    allowed: Callable[[hw_types.Index], jax.Array],
+    key: stream.Channel,
+    value: stream.Channel,
+) -> jax.Array:
   """Adds what one tile of keys gives to d_query."""
   keys, values = key.buffers[0].at[slot], value.buffers[0].at[slot]
   plgpu.barrier_wait(key.ready.at[slot])

@@ -5,7 +5,7 @@ forward pass: no one-pass softmax can give it, because what it has summed is
 corrected row by row. One product a pair of tiles, half of the forward's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import Any
@@ -21,6 +21,7 @@ from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
@@ -67,6 +68,7 @@ def col_mass(
   num_keys = key.shape[1]
   gpu_layout.check_smem("col_mass", smem_bytes(config, head_dim), config)
   num_tiles = -(-num_keys // config.block_kv)
+  # Padded rows weigh nothing.
   if row_weights is not None:
     row_weights = row_weights.astype(jnp.float32)
     row_weights = gpu_layout.pad_rows(row_weights, config.block_q, 0.0)
@@ -88,7 +90,10 @@ def col_mass(
 
 
 def _scratch(
-    config: gpu_layout.TileConfig, head_dim: int, dtype: Any, has_weights: bool
+    config: gpu_layout.TileConfig,
+    head_dim: int,
+    dtype: jnp.dtype,
+    has_weights: bool,
 ) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_kv // _ROWS, config.num_stages
@@ -145,6 +150,7 @@ def _kernel(
     visit = functools.partial(
         _visit, key=key, ring=ring, task=task, allowed=allowed
     )
+    # Keys are rows, so that sums over queries are sums along a row.
     sums = stream.consume(
         walk,
         config.num_stages,
@@ -159,7 +165,16 @@ def _kernel(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _copy(refs, batch, head, ring, block_q, tile, slot, ready):
+def _copy(
+    refs: Mapping[str, hw_types.Ref],
+    batch: hw_types.Index,
+    head: hw_types.Index,
+    ring: stream.Channel,
+    block_q: int,
+    tile: hw_types.Index,
+    slot: hw_types.Index,
+    ready: hw_types.Barrier,
+) -> None:
   """Orders the copies of a query tile and of its rows' numbers."""
   queries = pl.ds(tile * block_q, block_q)
   sources = [refs["query"].at[batch, queries, head]]
@@ -170,7 +185,17 @@ def _copy(refs, batch, head, ring, block_q, tile, slot, ready):
     plgpu.copy_gmem_to_smem(source, buffer.at[slot], ready)
 
 
-def _visit(tile, slot, sums, *, is_partial, key, ring, task, allowed):
+def _visit(
+    tile: Callable[[], hw_types.Index],
+    slot: hw_types.Index,
+    sums: jax.Array,
+    *,
+    is_partial: bool,
+    key: hw_types.Ref,
+    ring: stream.Channel,
+    task: task_lib.Task,
+    allowed: Callable[[hw_types.Index], jax.Array],
+) -> jax.Array:
   """Adds the weights that one tile of queries gives to the keys."""
   query, lse, *row_weights = (buffer.at[slot] for buffer in ring.buffers)
   plgpu.barrier_wait(ring.ready.at[slot])

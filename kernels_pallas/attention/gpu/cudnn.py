@@ -29,6 +29,8 @@ def options_of(
     return "the mask must be known while tracing, and have no ids"
   if where.starts.ndim != 2 or where.starts.shape[0] != 1:
     return "the mask must have one span, and no batch"
+  # cuDNN is told causal and a window's length, and nothing else: the spans must
+  # be exactly those.
   own = np.arange(num_queries)
   starts, stops = where.starts[0], where.stops[0]
   if (starts == 0).all() and (stops == num_keys).all():

@@ -76,6 +76,7 @@ def col_mass(
       call,
       inputs.where,
   )
+  # Column sums are measurements: no gradient flows through them.
   lse = jax.lax.stop_gradient(lse)
   return col_mass_lib.col_mass(
       call.query, call.key, lse, inputs.row_weights, task

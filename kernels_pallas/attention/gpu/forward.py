@@ -2,10 +2,10 @@
 
 FlashAttention-3 (https://arxiv.org/abs/2407.08608) over lists of tiles: the
 lists come from a mask or from data, per head or shared. Letters as in
-`gpu_layout`.
+`attention`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import Any
@@ -21,6 +21,7 @@ from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS
@@ -87,7 +88,9 @@ def forward(
   return results["out"], results["lse"][..., :num_queries]
 
 
-def _scratch(config: gpu_layout.TileConfig, head_dim: int, dtype: Any) -> Any:
+def _scratch(
+    config: gpu_layout.TileConfig, head_dim: int, dtype: jnp.dtype
+) -> dict[str, Any]:
   """Shared memory by name."""
   num_consumers, stages = config.block_q // _ROWS, config.num_stages
   buffer = gpu_layout.tile_buffer
@@ -140,6 +143,7 @@ def _kernel(
     ready = scratch["query_ready"].at[group]
     plgpu.copy_gmem_to_smem(refs["query"].at[batch, rows, head], query, ready)
     plgpu.barrier_wait(ready)
+    # Two warpgroups take turns: one multiplies while the other exponentiates.
     take_turn = _turns(scratch["turn"], group, num_consumers, config)
     visit = functools.partial(
         _visit,
@@ -157,6 +161,8 @@ def _kernel(
             0,
         ),
     )
+    # The second one begins a turn later, and the first one waits for it at the
+    # end.
     pl.when(group == 1)(take_turn)
     carry = stream.consume(
         walk, config.num_stages, task.kinds, visit, _begin(refs, head, query)
@@ -173,10 +179,15 @@ def _kernel(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _turns(barrier, group, num_consumers, config):
+def _turns(
+    barrier: hw_types.Barrier,
+    group: hw_types.Index,
+    num_consumers: int,
+    config: gpu_layout.TileConfig,
+) -> Callable[[], None]:
   """A function that waits for the other warpgroup to come as far."""
 
-  def take_turn():
+  def take_turn() -> None:
     if num_consumers == 2 and config.is_alternating:
       plgpu.barrier_arrive(barrier)
       plgpu.barrier_wait(barrier)
@@ -184,11 +195,14 @@ def _turns(barrier, group, num_consumers, config):
   return take_turn
 
 
-def _begin(refs, head, query):
+def _begin(
+    refs: Mapping[str, hw_types.Ref], head: hw_types.Index, query: hw_types.Ref
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sums over no key yet, in which the sink takes part."""
   num_rows, head_dim = query.shape
   highest = gpu_registers.filled((num_rows,), _LOWEST)
   total = gpu_registers.filled((num_rows,), 0.0)
+  # A sink is a key whose value is 0: it joins maximum and sum, not out.
   if "sink" in refs:
     highest = jnp.maximum(highest, refs["sink"][head] * gpu_math.LOG2_E)
     total = total + 1.0
@@ -196,18 +210,18 @@ def _begin(refs, head, query):
 
 
 def _visit(
-    tile,
-    slot,
-    carry,
+    tile: Callable[[], hw_types.Index],
+    slot: hw_types.Index,
+    carry: tuple[jax.Array, ...],
     *,
-    is_partial,
-    query,
-    key,
-    value,
-    take_turn,
-    task,
-    allowed,
-):
+    is_partial: bool,
+    query: hw_types.Ref,
+    key: stream.Channel,
+    value: stream.Channel,
+    take_turn: Callable[[], None],
+    task: task_lib.Task,
+    allowed: Callable[[hw_types.Index], jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Takes one tile of keys into out, largest logit and sum."""
   out, highest, total = carry
   plgpu.barrier_wait(key.ready.at[slot])
@@ -236,7 +250,9 @@ def _visit(
   return out, highest, total
 
 
-def _finish(out, highest, total):
+def _finish(
+    out: jax.Array, highest: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Divides; rows without any key have out 0 and lse -inf."""
   divisor = jnp.where(total > 0, total, 1.0)
   lse = highest / gpu_math.LOG2_E + jnp.log(divisor)

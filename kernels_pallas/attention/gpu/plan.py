@@ -7,7 +7,7 @@ of tiles for each tile, from a mask or from a selection.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,10 @@ class Call(NamedTuple):
 
 
 def why_not(
-    query: Any, where: differentiable.Where = None, *, any_device: bool = False
+    query: jax.Array | jax.ShapeDtypeStruct,
+    where: differentiable.Where = None,
+    *,
+    any_device: bool = False,
 ) -> str | None:
   """Says why the kernels cannot compute this, None if they can.
 
@@ -148,6 +151,7 @@ def task_of(
     ValueError: If the tiles do not divide a selection's blocks.
   """
   mask = mask_of(where)
+  # Ids take registers, so that other tiles fit.
   has_ids = mask is not None and mask.query_ids is not None
   limits = task_lib.Limits(call.query.shape[-1], has_ids)
   if isinstance(where, selection_lib.Selection):
@@ -190,6 +194,8 @@ def refine(
     block_kv: int,
 ) -> selection_lib.Selection:
   """The same selection in smaller blocks, which divide its own."""
+  # A kernel's tiles are 64 or 128 and divide the blocks: each entry of the
+  # table becomes as many, next to each other.
   split_q = selection.block_q // block_q
   split_kv = selection.block_kv // block_kv
   xp = np if isinstance(selection.block_table, np.ndarray) else jnp

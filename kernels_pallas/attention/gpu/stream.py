@@ -8,6 +8,7 @@ kernel waits for it as late as it can and gives it back as early as it can.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 
@@ -29,8 +31,8 @@ class Channel(NamedTuple):
   """
 
   buffers: Sequence[Any]
-  ready: Any
-  free: Any
+  ready: hw_types.Barrier
+  free: hw_types.Barrier
 
 
 class Walk(NamedTuple):
@@ -43,8 +45,8 @@ class Walk(NamedTuple):
   """
 
   tile: Callable[[Any], Any]
-  num_full: Any
-  num_valid: Any
+  num_full: hw_types.Count
+  num_valid: hw_types.Count
 
 
 class Kinds(NamedTuple):
@@ -54,7 +56,9 @@ class Kinds(NamedTuple):
   has_partial: bool
 
 
-def barriers(num_stages: int, num_buffers: int, num_consumers: int) -> Any:
+def barriers(
+    num_stages: int, num_buffers: int, num_consumers: int
+) -> tuple[hw_types.Buffer, hw_types.Buffer]:
   """The barriers of a channel, `ready` and `free`."""
   return (
       plgpu.Barrier(num_arrivals=num_buffers, num_barriers=num_stages),
@@ -72,7 +76,12 @@ def kinds_of(visits: visits_lib.Visits) -> Kinds:
   return Kinds(bool((num_full > 0).any()), bool((num_valid > num_full).any()))
 
 
-def walk_of(refs: Mapping[str, Any], batch: Any, head: Any, tile: Any) -> Walk:
+def walk_of(
+    refs: Mapping[str, Any],
+    batch: hw_types.Index,
+    head: hw_types.Index,
+    tile: hw_types.Index,
+) -> Walk:
   """The list of a tile of the side that stays."""
   table, num_full, num_valid = (
       refs[name] for name in ("table", "num_full", "num_valid")
@@ -90,7 +99,7 @@ def produce(
     walk: Walk,
     channels: Sequence[Channel],
     copies: Sequence[Callable[[Any, Any, Any], None]],
-    first_step: Any = 0,
+    first_step: hw_types.Index = 0,
 ) -> None:
   """Orders the copies of all tiles of a list.
 
@@ -104,23 +113,25 @@ def produce(
   num_stages = channels[0].buffers[0].shape[0]
 
   @pl.loop(0, walk.num_valid)
-  def _(i):
+  def _(i: jax.Array):
     step = first_step + i
     slot, tile = lax.rem(step, num_stages), walk.tile(i)
     for channel, copy in zip(channels, copies, strict=True):
+      # A slot is filled anew when all consumers have given it back; the first
+      # round finds the slots free.
       wait = lambda free=channel.free: plgpu.barrier_wait(free.at[slot])
       pl.when(step >= num_stages)(wait)
       copy(tile, slot, channel.ready.at[slot])
 
 
 def copy_keys(
-    ref: Any,
-    batch: Any,
-    head: Any,
+    ref: hw_types.Ref,
+    batch: hw_types.Index,
+    head: hw_types.Index,
     channel: Channel,
-    tile: Any,
-    slot: Any,
-    ready: Any,
+    tile: hw_types.Index,
+    slot: hw_types.Index,
+    ready: hw_types.Barrier,
 ) -> None:
   """Orders the copy of one tile of [B, S, K, H] into a channel."""
   buffer = channel.buffers[0].at[slot]
@@ -128,12 +139,12 @@ def copy_keys(
   plgpu.copy_gmem_to_smem(ref.at[batch, rows, head], buffer, ready)
 
 
-def drain(channels: Sequence[Channel], num_steps: Any) -> None:
+def drain(channels: Sequence[Channel], num_steps: hw_types.Count) -> None:
   """Waits until all tiles are given back: no phase of a barrier is missed."""
   num_stages = channels[0].buffers[0].shape[0]
 
   @pl.loop(jnp.maximum(num_steps - num_stages, 0), num_steps)
-  def _(step):
+  def _(step: jax.Array):
     for channel in channels:
       plgpu.barrier_wait(channel.free.at[lax.rem(step, num_stages)])
 
@@ -144,17 +155,20 @@ def consume(
     kinds: Kinds,
     visit: Callable[..., Any],
     carry: Any,
-    first_step: Any = 0,
+    first_step: hw_types.Index = 0,
 ) -> Any:
   """Visits all tiles of a list: visit(tile, slot, carry, is_partial=...)."""
 
-  def loop(start, stop, is_partial, carry):
-    def step(i, carry):
+  def loop(
+      start: hw_types.Index, stop: hw_types.Index, is_partial: bool, carry
+  ):
+    def step(i: hw_types.Index, carry):
       slot = lax.rem(first_step + i, num_stages)
       return visit(lambda: walk.tile(i), slot, carry, is_partial=is_partial)
 
     return lax.fori_loop(start, stop, step, carry)
 
+  # Two loops: tiles without a mask carry no code for one.
   if kinds.has_full:
     carry = loop(0, walk.num_full, False, carry)
   if kinds.has_partial:

@@ -52,6 +52,7 @@ class Task(NamedTuple):
 
   def inputs_of(self, query: jax.Array, key: jax.Array) -> dict[str, Any]:
     """Query, key, spans and lists by name, as every kernel reads them."""
+    # Spans and lists depend on the kernel's own tiles.
     sizes = query.shape[1], key.shape[1]
     spans = gpu_layout.spans_of(self.mask, *sizes, self.config)
     lists = spans._asdict() | self.visits._asdict()

@@ -15,8 +15,8 @@ units, the parts of the heads of all groups; G heads of a unit; R query tiles,
 r those of a chunk, and C key tiles.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -33,6 +33,7 @@ from kernels_pallas.attention.tpu import backward_plan as plan_lib
 from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 
 def backward(
@@ -87,6 +88,8 @@ def backward(
   """
   _check_blocks(block_q, block_kv)
   logits = tpu_tile.Logits(scale, logits_soft_cap)
+  # How much of the queries is in VMEM at once; everything below follows from
+  # it.
   plan = plan_lib.make(
       _sizes(query, key),
       layout.Tiles(block_q, block_kv),
@@ -106,6 +109,7 @@ def backward(
   )
   call = _pallas_call(plan, inputs, plan_lib.cost(plan, columns), logits)
   d_query, d_key, d_value = call(inputs)
+  # Tiles of a head lie one after the other: the reshape copies nothing.
   d_query = d_query.reshape(query.shape)
   return d_query, _add_parts(d_key, key), _add_parts(d_value, value)
 
@@ -115,7 +119,7 @@ def _pallas_call(
     inputs: kernel_lib.Inputs,
     cost: pl.CostEstimate,
     logits: tpu_tile.Logits,
-) -> Any:
+) -> Callable[[kernel_lib.Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
   sizes, block_kv = plan.sizes, plan.tiles.block_kv
   dtype = inputs.query.dtype
   key_sums = jax.ShapeDtypeStruct(
@@ -156,10 +160,10 @@ def _pallas_call(
 
 def _kernel(
     inputs: kernel_lib.Inputs,
-    d_query: Any,
-    d_key: Any,
-    d_value: Any,
-    *scratch: Any,
+    d_query: hw_types.Ref,
+    d_key: hw_types.Ref,
+    d_value: hw_types.Ref,
+    *scratch: hw_types.Ref,
     logits: tpu_tile.Logits,
 ) -> None:
   """Names what `pallas_call` gives in order."""

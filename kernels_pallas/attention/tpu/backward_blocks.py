@@ -1,11 +1,13 @@
 """What the TPU backward gives its kernel: arrays by tile, and their blocks.
 
-Letters as in `tpu_backward`. A grid step is at (b, u, p, c): sequence, unit,
+Letters as in `backward`. A grid step is at (b, u, p, c): sequence, unit,
 chunk of queries, tile of keys.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
@@ -16,9 +18,12 @@ from kernels_pallas import masks
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import backward_kernel as kernel_lib
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.hardware import types as hw_types
 
 _LANES = 128
 _SMEM = pltpu.SMEM
+# Where a block is, by the place of a step in the grid.
+_BlockIndex = Callable[..., tuple[hw_types.Index, ...]]
 _INT32_MIN = np.int32(np.iinfo(np.int32).min)
 
 
@@ -42,6 +47,8 @@ def by_row(
 
 def lists_of(plan: plan_lib.Plan, columns: visits_lib.Visits) -> dict[str, Any]:
   """The lists to visit, and which of their entries lie in each chunk."""
+  # Lists that are known stay NumPy, so that they become constants of the
+  # program.
   xp = np if isinstance(columns.table, np.ndarray) else jnp
   table, num_full, num_valid = columns
   entry = masks.to_rank(xp.arange(table.shape[-1]), table.ndim)
@@ -62,16 +69,22 @@ def lists_of(plan: plan_lib.Plan, columns: visits_lib.Visits) -> dict[str, Any]:
 
 
 def spans_of(
-    plan: plan_lib.Plan, spans: Any, query_ids: Any, key_ids: Any
+    plan: plan_lib.Plan,
+    spans: tuple[masks.AnyArray, masks.AnyArray],
+    query_ids: masks.AnyArray | None,
+    key_ids: masks.AnyArray | None,
 ) -> dict[str, Any]:
   """Spans and ids in rows of a tile each."""
   starts, stops = map(jnp.asarray, spans)
+  # Minus 2^31 turns the kernel's signed comparison into an unsigned one, which
+  # tests both ends of a span at once.
   offsets, lengths = (
       _by_chunk(plan, x + _INT32_MIN)
       for x in (-starts, jnp.maximum(stops - starts, 0))
   )
-  if query_ids is not None:
+  if query_ids is not None and key_ids is not None:
     query_ids = _by_chunk(plan, jnp.asarray(query_ids))
+    # A row a tile: the kernel turns it into a column once for all query tiles.
     by_key_tile = (key_ids.shape[0], -1, 1, plan.tiles.block_kv)
     key_ids = jnp.asarray(key_ids).reshape(by_key_tile)
   return {
@@ -90,6 +103,8 @@ def blocks_of(
   Arrays whose first axes are 1 are shared by all sequences or units.
   """
   (block_q, block_kv), head_dim = plan.tiles, plan.sizes.head_dim
+  # Queries depend on unit and chunk alone: their block stays in VMEM while the
+  # innermost axis, tiles of keys, goes by.
   group, rows = plan.units_of_group, (plan.chunk, block_q)
   of_group = lambda b, u, p, c: (b, u, 0, p, 0, 0)
   query = pl.BlockSpec((None, None, plan.heads, *rows, head_dim), of_group)
@@ -125,7 +140,7 @@ def blocks_of(
   )
 
 
-def scratch_of(plan: plan_lib.Plan, dtype: Any) -> list[Any]:
+def scratch_of(plan: plan_lib.Plan, dtype: jnp.dtype) -> list[hw_types.Buffer]:
   """Memory of the kernel, in the order of `kernel_lib.Scratch`."""
   (block_q, block_kv), head_dim = plan.tiles, plan.sizes.head_dim
   shapes = [
@@ -157,13 +172,14 @@ def _id_blocks(
   }
 
 
-def _shared(array: Any, index: Any) -> Any:
+def _shared(array: jax.Array, index: _BlockIndex) -> _BlockIndex:
   """Leaves those of b and u at 0 whose axis is 1."""
+  # A product by 0 or 1, as index maps may not branch.
   own_batch, own_unit = (int(size > 1) for size in array.shape[:2])
   return lambda b, u, p, c: index(b * own_batch, u * own_unit, p, c)
 
 
-def _by_chunk(plan: plan_lib.Plan, x: Any) -> Any:
+def _by_chunk(plan: plan_lib.Plan, x: jax.Array) -> jax.Array:
   """[.., T] -> [.., chunks, r, block_q], padded by what is never visited."""
   block_q = plan.tiles.block_q
   padding = [(0, 0)] * x.ndim
@@ -173,7 +189,7 @@ def _by_chunk(plan: plan_lib.Plan, x: Any) -> Any:
   return x.reshape(*x.shape[:-1], plan.num_chunks, plan.chunk, block_q)
 
 
-def _by_unit(plan: plan_lib.Plan, x: Any) -> Any:
+def _by_unit(plan: plan_lib.Plan, x: masks.AnyArray) -> masks.AnyArray:
   """[B, N, C, ..] -> [B, U, C, G, ..]; lists that heads share stay one."""
   batch, num_heads, *rest = x.shape
   heads = plan.heads if num_heads > 1 else 1

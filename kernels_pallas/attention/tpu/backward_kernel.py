@@ -7,14 +7,16 @@ unit spreads over sublanes for nothing. dQ is kept transposed as well, [head,
 queries] = K^T dS^T, so that no tile of logits is ever transposed.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 # Dimensions to contract: last with last, last with first.
 _NT = (((1,), (1,)), ((), ()))
@@ -44,36 +46,38 @@ class Inputs(NamedTuple):
     key_ids: int32 [1, block_kv] or None.
   """
 
-  table: Any
-  ranges: Any
-  query: Any
-  d_out: Any
-  key: Any
-  value: Any
-  lse: Any
-  delta: Any
-  offsets: Any
-  lengths: Any
-  query_ids: Any
-  key_ids: Any
+  table: hw_types.Ref
+  ranges: hw_types.Ref
+  query: hw_types.Ref
+  d_out: hw_types.Ref
+  key: hw_types.Ref
+  value: hw_types.Ref
+  lse: hw_types.Ref
+  delta: hw_types.Ref
+  offsets: hw_types.Ref
+  lengths: hw_types.Ref
+  query_ids: hw_types.Ref
+  key_ids: hw_types.Ref
 
 
 class Outputs(NamedTuple):
   """Of a grid step; `d_query` stays while the tiles of keys go by."""
 
-  d_query: Any  # [G, R, block_q, H]
-  d_key: Any  # [block_kv, H]
-  d_value: Any  # [block_kv, H]
+  d_query: hw_types.Ref  # [G, R, block_q, H]
+  d_key: hw_types.Ref  # [block_kv, H]
+  d_value: hw_types.Ref  # [block_kv, H]
 
 
 class Scratch(NamedTuple):
   """What is summed, in float32, and what a tile of keys prepares once."""
 
-  d_query: Any  # [G, R, H, block_q]
-  d_key: Any  # [block_kv, H]
-  d_value: Any  # [block_kv, H]
-  key_transposed: Any  # [H, block_kv]
-  key_ids: Any  # int32 [block_kv, 128], equal in a row; None without ids.
+  d_query: hw_types.Ref  # [G, R, H, block_q]
+  d_key: hw_types.Ref  # [block_kv, H]
+  d_value: hw_types.Ref  # [block_kv, H]
+  key_transposed: hw_types.Ref  # [H, block_kv]
+  key_ids: (
+      hw_types.Ref
+  )  # int32 [block_kv, 128], equal in a row; None without ids.
 
 
 def kernel(
@@ -90,6 +94,7 @@ def kernel(
   def _():
     scratch.d_query[...] = jnp.zeros_like(scratch.d_query)
 
+  # dK and dV of this tile begin at 0; dQ goes on from the tile before.
   _prepare_keys(inputs, scratch)
   add_tile = functools.partial(
       _add_tile, inputs, scratch, logits, chunk, key_tile
@@ -115,17 +120,22 @@ def _prepare_keys(inputs: Inputs, scratch: Scratch) -> None:
     scratch.key_ids[...] = ids.T
 
 
-def _visit(inputs: Inputs, add_tile: Any) -> None:
+def _visit(
+    inputs: Inputs,
+    add_tile: Callable[[bool, hw_types.Index, hw_types.Index], None],
+) -> None:
   """Calls add_tile(is_masked, head, entry) on each entry of the lists."""
 
-  def visit_head(head, carry):
+  def visit_head(head: hw_types.Index, carry: None):
     row = head if inputs.table.shape[0] > 1 else 0
     # Two loops, so that the body without a mask carries no selects.
     for is_masked in (False, True):
       start = inputs.ranges[row, 2 * is_masked]
       stop = inputs.ranges[row, 2 * is_masked + 1]
 
-      def visit_tile(entry, carry, is_masked=is_masked):
+      def visit_tile(
+          entry: hw_types.Index, carry: None, is_masked: bool = is_masked
+      ):
         add_tile(is_masked, head, inputs.table[row, entry])
         return carry
 
@@ -139,11 +149,11 @@ def _add_tile(
     inputs: Inputs,
     scratch: Scratch,
     logits: tpu_tile.Logits,
-    chunk: Any,
-    key_tile: Any,
+    chunk: hw_types.Index,
+    key_tile: hw_types.Index,
     is_masked: bool,
-    head: Any,
-    query_tile: Any,
+    head: hw_types.Index,
+    query_tile: hw_types.Index,
 ) -> None:
   """Adds what a tile of queries and the tile of keys give each other."""
   tile = query_tile - chunk * inputs.query.shape[1]
@@ -173,13 +183,16 @@ def _add_tile(
 
 
 def _allowed(
-    inputs: Inputs, scratch: Scratch, key_tile: Any, row: Any
+    inputs: Inputs,
+    scratch: Scratch,
+    key_tile: hw_types.Index,
+    row: hw_types.Slice,
 ) -> jax.Array:
   """Bool [block_kv, block_q]: is the key in a span, are the ids equal?"""
   block_kv, block_q = inputs.key.shape[0], inputs.query.shape[2]
   keys = jax.lax.broadcasted_iota(jnp.int32, (block_kv, block_q), 0)
 
-  def is_in_span(span):
+  def is_in_span(span: int):
     # One comparison: keys before the start have wrapped to large numbers.
     offset = inputs.offsets[span, row, :] + key_tile * block_kv
     return keys + offset < inputs.lengths[span, row, :]
@@ -196,7 +209,7 @@ def _allowed(
 def _write_d_query(outputs: Outputs, scratch: Scratch, scale: float) -> None:
   num_heads, num_tiles = outputs.d_query.shape[:2]
 
-  def write(index, carry):
+  def write(index: hw_types.Index, carry: None):
     place = (index // num_tiles, index % num_tiles)
     d_query = (scale * scratch.d_query[place]).T
     outputs.d_query[place] = d_query.astype(outputs.d_query.dtype)

@@ -1,6 +1,6 @@
 """How the TPU backward cuts its work, so that each part fits into VMEM.
 
-Letters as in `tpu_backward`.
+Letters as in `backward`.
 """
 
 import dataclasses
@@ -114,6 +114,9 @@ def make(sizes: Sizes, tiles: Tiles, **rest: Any) -> Plan:
   num_tiles = sizes.num_queries // tiles.block_q
   whole = Plan(sizes=sizes, tiles=tiles, heads=group, chunk=num_tiles, **rest)
   fitting = []
+  # Parts cost a write and an addition of dK and dV each. More heads at once
+  # need shorter chunks: of each number of heads the longest chunk that fits is
+  # tried.
   for heads in (n for n in range(group, 0, -1) if group % n == 0):
     plans = (
         dataclasses.replace(whole, heads=heads, chunk=-(-num_tiles // n))
@@ -131,6 +134,7 @@ def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
   sizes, (block_q, block_kv) = plan.sizes, plan.tiles
   num_pairs = sizes.batch * sizes.num_heads
   num_valid = columns.num_valid
+  # Lists that heads or sequences share are walked by each of them.
   if isinstance(num_valid, np.ndarray):
     shared = math.prod(num_valid.shape[:2])
     visited = int(num_valid.sum()) * num_pairs // shared
@@ -139,6 +143,7 @@ def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
     visited = num_pairs * plan.num_key_tiles * width
   logits = visited * block_q * block_kv
   queries = num_pairs * sizes.num_queries
+  # Every part reads all keys and values and writes a dK and a dV of its own.
   keys = sizes.batch * sizes.num_kv_heads * sizes.num_keys * sizes.head_dim
   out_itemsize = sizes.itemsize if plan.num_parts == 1 else 4
   return pl.CostEstimate(

@@ -3,7 +3,7 @@
   col_mass_s = sum_t w_t exp(logits_ts - lse_t)
 
 A second pass over the tiles, key tile by key tile, that makes the logits again:
-half the products of attention once more. `tpu_forward` alone is cheaper where a
+half the products of attention once more. `forward` alone is cheaper where a
 row of logits fits into VMEM.
 """
 
@@ -25,6 +25,7 @@ from kernels_pallas.attention.tpu import forward
 from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 
 def col_mass(
@@ -49,6 +50,7 @@ def col_mass(
   """
   batch, num_heads, _, _ = query.shape
   inputs = _inputs(query, key, columns, spans, lse, row_weights, plan)
+  # Queries stream and keys stay: the sums of a tile of keys are written once.
   lanes, block = plan.tiles.lanes_q, plan.tiles.block_kv
   scratch = {"totals": pltpu.VMEM((block, tpu_layout.LANES), jnp.float32)}
   scratch |= fetch.scratch("query", query, plan.keys, lanes, 2)
@@ -73,7 +75,13 @@ def col_mass(
 
 
 def _inputs(
-    query, key, columns, spans, lse, row_weights, plan
+    query: jax.Array,
+    key: jax.Array,
+    columns: visits_lib.Visits,
+    spans: layout.Spans,
+    lse: jax.Array,
+    row_weights: jax.Array | None,
+    plan: forward.Plan,
 ) -> dict[str, tuple[Any, pl.BlockSpec]]:
   """Arrays and how they come to the kernel, by name."""
   group = query.shape[1] // key.shape[1]
@@ -96,7 +104,9 @@ def _inputs(
   return inputs
 
 
-def _kernel(plan, names, *refs) -> None:
+def _kernel(
+    plan: forward.Plan, names: tuple[str, ...], *refs: hw_types.Ref
+) -> None:
   """Treats one column of tiles."""
   at = types.SimpleNamespace(**dict(zip(names, refs, strict=True)))
   place, column = (pl.program_id(0), pl.program_id(1)), pl.program_id(2)
@@ -108,7 +118,7 @@ def _kernel(plan, names, *refs) -> None:
   at.totals[...] = jnp.zeros_like(at.totals)
   key = at.key[0, 0]
 
-  def visit(is_partial, i, _):
+  def visit(is_partial: bool, i: hw_types.Index, _: None) -> None:
     here = pl.ds(pl.multiple_of(at.tile(i) * lanes, lanes), lanes)
     logits = plan.logits.of(key, queries.read(i, num_valid))
     if is_partial:
@@ -128,7 +138,12 @@ def _kernel(plan, names, *refs) -> None:
   at.col_mass[0, 0] = at.totals[...].T.sum(axis=0, keepdims=True)
 
 
-def _allowed(plan, at, column, here) -> Any:
+def _allowed(
+    plan: forward.Plan,
+    at: hw_types.Refs,
+    column: hw_types.Index,
+    here: hw_types.Slice,
+) -> jax.Array:
   block = plan.tiles.block_kv
   starts = at.starts[0, :, here] if hasattr(at, "starts") else None
   spans = starts, at.stops[0, :, here]

@@ -4,11 +4,12 @@ A mask and a selection are alike to the kernels: lists of tiles.
 """
 
 import dataclasses
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
@@ -36,6 +37,8 @@ def forward(
   sizes = layout.sizes_of(query, key)
   config = spec.config or Config()
   tiles = plan_lib.tiles_of(config, sizes, where, spec.return_col_mass)
+  # Lists of tiles are the only thing that the kernels know of mask or
+  # selection.
   states = _states(where, sizes, tiles)
   rows = visits_lib.by_query(states, visits_lib.width_of(where))
   logits = tpu_tile.Logits(float(spec.scale), spec.logits_soft_cap)
@@ -124,18 +127,20 @@ def _states(
     where: differentiable.Where,
     sizes: layout.Sizes,
     tiles: layout.Tiles,
-) -> Any:
+) -> masks.AnyArray:
   if isinstance(where, selection_lib.Selection):
     # A block of all keys is as long as they are when padded.
     where = dataclasses.replace(where, block_kv=tiles.block_kv)
   return visits_lib.states_of(where, *sizes[3:5], *tiles)
 
 
-def _mask(where: differentiable.Where) -> Any:
+def _mask(where: differentiable.Where) -> masks.Mask | None:
   return where.mask if isinstance(where, selection_lib.Selection) else where
 
 
-def _lay_out(query, key, tiles) -> tuple[Array, Array]:
+def _lay_out(
+    query: jax.Array, key: jax.Array, tiles: layout.Tiles
+) -> tuple[Array, Array]:
   query, key = tpu_layout.to_heads(query), tpu_layout.to_heads(key)
   return (
       layout.pad_queries(query, 2, tiles),
@@ -143,7 +148,9 @@ def _lay_out(query, key, tiles) -> tuple[Array, Array]:
   )
 
 
-def _padded_weights(row_weights, sizes, tiles) -> Array | None:
+def _padded_weights(
+    row_weights: jax.Array | None, sizes: layout.Sizes, tiles: layout.Tiles
+) -> Array | None:
   """Weights of rows; ones and zeros where only padding has to be left out."""
   num_queries = sizes.num_queries
   is_padded = tiles.lanes_q != tiles.block_q or num_queries % tiles.block_q

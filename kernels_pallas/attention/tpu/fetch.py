@@ -4,17 +4,22 @@ Resident keys are read from HBM once for all rows and heads of a group. Streamed
 ones are read once per visit, each tile while the one before is in use.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import types as hw_types
 
 # In VMEM with two buffers (the next head is fetched during this one), with one,
 # or in HBM.
 Place = Literal["vmem", "vmem_once", "hbm"]
 
 
-def block(array: Any, place: Place, group: int) -> pl.BlockSpec:
+def block(array: jax.Array, place: Place, group: int) -> pl.BlockSpec:
   """All positions of the key head that the grid's query head reads."""
   if place == "hbm":
     return pl.BlockSpec(memory_space=pl.ANY)
@@ -25,8 +30,8 @@ def block(array: Any, place: Place, group: int) -> pl.BlockSpec:
 
 
 def scratch(
-    name: str, array: Any, place: Place, size: int, axis: int
-) -> dict[str, Any]:
+    name: str, array: jax.Array, place: Place, size: int, axis: int
+) -> dict[str, hw_types.Buffer]:
   """Two buffers of a tile and their semaphores, by name; none if resident."""
   if place != "hbm":
     return {}
@@ -39,7 +44,7 @@ def scratch(
 
 
 def tiles(
-    at: Any,
+    at: hw_types.Refs,
     name: str,
     place: Place,
     head: tuple[Any, Any],
@@ -64,23 +69,25 @@ def tiles(
   return Streamed(ref, at.tile, size, axis, head, buffers, semaphores)
 
 
-def _place(i: Any, size: int, axis: int) -> tuple[Any, ...]:
-  here = pl.ds(pl.multiple_of(i * size, size), size)
+def _place(
+    i: hw_types.Index, size: int, axis: int
+) -> tuple[hw_types.Slice, ...]:
+  here = pl.ds(tpu_layout.aligned(i * size, size), size)
   return (here, slice(None)) if axis == 2 else (slice(None), here)
 
 
 class Resident(NamedTuple):
   """Tiles of a block that is in VMEM."""
 
-  ref: Any
-  tile: Any
+  ref: hw_types.Ref
+  tile: Callable[[hw_types.Index], jax.Array]
   size: int
   axis: int
 
-  def open(self, low: Any, high: Any) -> None:
+  def open(self, low: hw_types.Index, high: hw_types.Index) -> None:
     """Nothing has to be fetched."""
 
-  def read(self, i: Any, high: Any) -> Any:
+  def read(self, i: hw_types.Index, high: hw_types.Index) -> jax.Array:
     """The tile of visit i."""
     return self.ref[0, 0, *_place(self.tile(i), self.size, self.axis)]
 
@@ -88,16 +95,17 @@ class Resident(NamedTuple):
 class Streamed(NamedTuple):
   """Tiles that are copied from HBM into two buffers in turn."""
 
-  ref: Any
-  tile: Any
+  ref: hw_types.Ref
+  tile: Callable[[hw_types.Index], jax.Array]
   size: int
   axis: int
   head: tuple[Any, Any]
-  buffers: Any
-  semaphores: Any
+  buffers: hw_types.Ref
+  semaphores: hw_types.Barrier
 
-  def _copy(self, i: Any) -> Any:
+  def _copy(self, i: hw_types.Index) -> hw_types.Copy:
     place = _place(self.tile(i), self.size, self.axis)
+    # Two buffers in turn: one is read while the other is filled.
     slot = i & 1
     return pltpu.make_async_copy(
         self.ref.at[*self.head, *place],
@@ -105,11 +113,11 @@ class Streamed(NamedTuple):
         self.semaphores.at[slot],
     )
 
-  def open(self, low: Any, high: Any) -> None:
+  def open(self, low: hw_types.Index, high: hw_types.Index) -> None:
     """Starts the copy of the first of visits low to high - 1."""
     pl.when(low < high)(lambda: self._copy(low).start())
 
-  def read(self, i: Any, high: Any) -> Any:
+  def read(self, i: hw_types.Index, high: hw_types.Index) -> jax.Array:
     """The tile of visit i, which must be called in order."""
     pl.when(i + 1 < high)(lambda: self._copy(i + 1).start())
     self._copy(i).wait()

@@ -40,7 +40,9 @@ from kernels_pallas import interpret
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import layout
+from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 _PRODUCT = (((1,), (0,)), ((), ()))
 # Queries whose logits are made together; more would outgrow the registers.
@@ -131,12 +133,18 @@ def forward(
 
 
 def _inputs(
-    query, rows, spans, sink_logits, row_weights, plan
+    query: jax.Array,
+    rows: visits_lib.Visits,
+    spans: layout.Spans,
+    sink_logits: jax.Array | None,
+    row_weights: jax.Array | None,
+    plan: Plan,
 ) -> dict[str, tuple[Any, pl.BlockSpec]]:
   """Arrays but keys and values, and how they come to the kernel, by name."""
   lists = layout.pack(rows)
   inputs = {"visits": (lists, layout.list_block(lists, lambda r: r))}
   if plan.emits_col_mass:
+    # Sweep 3 of a row is done during the next one, which so needs both lists.
     before = layout.list_block(lists, lambda r: jnp.maximum(r - 1, 0))
     inputs["visits_before"] = lists, before
   if sink_logits is not None:
@@ -155,7 +163,7 @@ def _inputs(
 
 
 def _outputs(
-    query, num_keys, plan
+    query: jax.Array, num_keys: int, plan: Plan
 ) -> dict[str, tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
   batch, num_heads, num_queries, head_dim = query.shape
   struct, lanes = jax.ShapeDtypeStruct, plan.tiles.lanes_q
@@ -170,7 +178,7 @@ def _outputs(
   return outputs
 
 
-def _scratch(key, value_t, plan) -> dict[str, Any]:
+def _scratch(key: jax.Array, value_t: jax.Array, plan: Plan) -> dict[str, Any]:
   tiles, head_dim = plan.tiles, key.shape[3]
   strip = (plan.chunk * tiles.block_kv, tiles.lanes_q)
   scratch = {
@@ -184,7 +192,9 @@ def _scratch(key, value_t, plan) -> dict[str, Any]:
   return scratch
 
 
-def _kernel(plan, names, group, *refs) -> None:
+def _kernel(
+    plan: Plan, names: tuple[str, ...], group: int, *refs: hw_types.Ref
+) -> None:
   """Treats one row of tiles."""
   at = types.SimpleNamespace(**dict(zip(names, refs, strict=True)))
   at.head, at.row = pl.program_id(1), pl.program_id(2)
@@ -216,7 +226,14 @@ def _kernel(plan, names, group, *refs) -> None:
     _finish_col_mass(plan, at, inverse)
 
 
-def _visit_chunk(plan, at, keys, values, chunk, state):
+def _visit_chunk(
+    plan: Plan,
+    at: hw_types.Refs,
+    keys: fetch.Resident | fetch.Streamed,
+    values: fetch.Resident | fetch.Streamed,
+    chunk: hw_types.Index,
+    state: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
   """Takes the next tiles of the row into account."""
   highest_before, total = state
   low = chunk * plan.chunk
@@ -229,6 +246,7 @@ def _visit_chunk(plan, at, keys, values, chunk, state):
   highest = _sweep_logits(plan, at, keys, low, middle, high)
   highest = jnp.maximum(highest.max(axis=0, keepdims=True), highest_before)
   if plan.chunk < at.visits.shape[-1] - 2:
+    # The maximum has grown: what was summed before counts by less.
     shrink = jnp.exp2(plan.logits.factor * (highest_before - highest))
     at.out_t[...] *= shrink
     total *= shrink
@@ -236,12 +254,19 @@ def _visit_chunk(plan, at, keys, values, chunk, state):
   return highest, total + sums.sum(axis=0, keepdims=True)
 
 
-def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
+def _sweep_logits(
+    plan: Plan,
+    at: hw_types.Refs,
+    keys: fetch.Resident | fetch.Streamed,
+    low: hw_types.Index,
+    middle: hw_types.Index,
+    high: hw_types.Index,
+) -> jax.Array:
   """Writes the logits of full, then of partial tiles; returns maxima [8, q]."""
   query = at.query[0, 0]
   sub = min(_LANES_AT_ONCE, plan.tiles.lanes_q)
 
-  def visit(is_partial, i, highest):
+  def visit(is_partial: bool, i: hw_types.Index, highest: jax.Array):
     key = keys.read(i, high)
     if plan.emits_col_mass and not is_partial:
       _add_row_before(plan, at, i)
@@ -270,7 +295,9 @@ def _sweep_logits(plan, at, keys, low, middle, high) -> Any:
   return highest
 
 
-def _allowed(plan, at, tile, lanes) -> Any:
+def _allowed(
+    plan: Plan, at: hw_types.Refs, tile: hw_types.Index, lanes: slice
+) -> jax.Array:
   block = plan.tiles.block_kv
   starts = at.starts[0, :, lanes] if hasattr(at, "starts") else None
   spans = starts, at.stops[0, :, lanes]
@@ -280,10 +307,17 @@ def _allowed(plan, at, tile, lanes) -> Any:
   return tpu_tile.allowed(tile * block, *spans, block, *ids)
 
 
-def _sweep_weights(plan, at, values, low, high, highest) -> Any:
+def _sweep_weights(
+    plan: Plan,
+    at: hw_types.Refs,
+    values: fetch.Resident | fetch.Streamed,
+    low: hw_types.Index,
+    high: hw_types.Index,
+    highest: jax.Array,
+) -> jax.Array:
   """Adds weights times values to `out_t`; returns sums of weights [8, q]."""
 
-  def visit(i, sums):
+  def visit(i: hw_types.Index, sums: jax.Array):
     slot = _slot(plan, i - low)
     weights = jnp.exp2(plan.logits.factor * (at.strip[slot, :] - highest))
     if plan.emits_col_mass:
@@ -298,12 +332,15 @@ def _sweep_weights(plan, at, values, low, high, highest) -> Any:
   return jax.lax.fori_loop(low, high, visit, sums)
 
 
-def _finish_row(plan, at, highest, total) -> Any:
+def _finish_row(
+    plan: Plan, at: hw_types.Refs, highest: jax.Array, total: jax.Array
+) -> jax.Array:
   """Writes out and lse; returns exp(highest - lse), 0 where nothing is."""
   highest = highest * plan.logits.unit
   factor = 1.0
   if hasattr(at, "sink"):
     sink = at.sink[at.head]
+    # The sink joins after all keys, as one more of value 0.
     top = jnp.maximum(highest, sink)
     factor = jnp.exp(highest - top)
     total, highest = factor * total + jnp.exp(sink - top), top
@@ -316,7 +353,7 @@ def _finish_row(plan, at, highest, total) -> Any:
   return inverse
 
 
-def _start_col_mass(plan, at) -> None:
+def _start_col_mass(plan: Plan, at: hw_types.Refs) -> None:
   """Nothing is summed yet at the first row of a head."""
   # Column sums of a row wait for its divisor: they are made while the next
   # row makes its logits, whose products leave the vector units idle.
@@ -327,7 +364,7 @@ def _start_col_mass(plan, at) -> None:
     at.col_mass[...] = jnp.zeros_like(at.col_mass)
 
 
-def _add_row_before(plan, at, i) -> None:
+def _add_row_before(plan: Plan, at: hw_types.Refs, i: hw_types.Index) -> None:
   """Sweep 3 of the i-th tile of the row before, if it had as many."""
   tile = at.visits_before[0, 0, 0, 0, i + 2]
   sums = _column_sums(plan, at, i)
@@ -337,13 +374,13 @@ def _add_row_before(plan, at, i) -> None:
   )
 
 
-def _column_sums(plan, at, i) -> Any:
+def _column_sums(plan: Plan, at: hw_types.Refs, i: hw_types.Index) -> jax.Array:
   """Sums of the weights in a slot over the queries, [1, keys]."""
   weights = at.strip[_slot(plan, i), :] * at.weights[...]
   return tpu_tile.fold_lanes(weights).T.sum(axis=0, keepdims=True)
 
 
-def _finish_col_mass(plan, at, inverse) -> None:
+def _finish_col_mass(plan: Plan, at: hw_types.Refs, inverse: jax.Array) -> None:
   """Keeps what weights are to be multiplied by; sweep 3 of the last row."""
   if hasattr(at, "row_weights"):
     inverse = inverse * at.row_weights[0, 0]
@@ -351,13 +388,13 @@ def _finish_col_mass(plan, at, inverse) -> None:
 
   @pl.when(at.row == at.last_row)
   def _():
-    def visit(i, _):
+    def visit(i: hw_types.Index, _: None):
       here = _slot(plan, at.tile(i))
       at.col_mass[0, 0, :, here] += _column_sums(plan, at, i)
 
     jax.lax.fori_loop(0, at.num_valid, visit, None)
 
 
-def _slot(plan, i) -> Any:
+def _slot(plan: Plan, i: hw_types.Index) -> hw_types.Slice:
   block = plan.tiles.block_kv
-  return pl.ds(pl.multiple_of(i * block, block), block)
+  return pl.ds(tpu_layout.aligned(i * block, block), block)

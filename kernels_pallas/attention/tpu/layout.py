@@ -16,6 +16,7 @@ import numpy as np
 from kernels_pallas import masks
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import types as hw_types
 
 
 class Sizes(NamedTuple):
@@ -65,7 +66,7 @@ class Spans(NamedTuple):
   are_from_0: bool = False
 
 
-def sizes_of(query: Any, key: Any) -> Sizes:
+def sizes_of(query: jax.Array, key: jax.Array) -> Sizes:
   """Sizes of query [B, T, N, H] and key [B, S, K, H].
 
   Raises:
@@ -88,12 +89,15 @@ def sizes_of(query: Any, key: Any) -> Sizes:
   )
 
 
-def pad_queries(x: Any, axis: int, tiles: Tiles, fill: Any = 0) -> Array:
+def pad_queries(
+    x: masks.AnyArray, axis: int, tiles: Tiles, fill: int | float = 0
+) -> Array:
   """Pads each tile of queries along an axis to whole lanes."""
   x = tpu_layout.pad(jnp.asarray(x), axis, tiles.block_q, fill)
   if tiles.lanes_q == tiles.block_q:
     return x
   axis %= x.ndim
+  # Each tile is padded by itself: query t stays in tile t // block_q.
   before, after = x.shape[:axis], x.shape[axis + 1 :]
   x = x.reshape(*before, -1, tiles.block_q, *after)
   x = tpu_layout.pad(x, axis + 1, tiles.lanes_q, fill)
@@ -111,7 +115,7 @@ def unpad_queries(x: Array, axis: int, tiles: Tiles, num: int) -> Array:
   return jax.lax.slice_in_dim(x, 0, num, axis=axis)
 
 
-def pad_keys(x: Any, axis: int, tiles: Tiles) -> Array:
+def pad_keys(x: masks.AnyArray, axis: int, tiles: Tiles) -> Array:
   """Pads the keys along an axis to whole tiles."""
   return tpu_layout.pad(jnp.asarray(x), axis, tiles.block_kv, 0)
 
@@ -141,16 +145,20 @@ def spans_of(mask: masks.Mask | None, sizes: Sizes, tiles: Tiles) -> Spans:
 
 def pack(rows: visits_lib.Visits) -> Int[Array, "B N R 1 _"]:
   """num_full, num_valid and the list of each row, for one copy to SMEM."""
+  # One array, because each copy to scalar memory has a latency of its own.
   counts = (rows.num_full[..., None], rows.num_valid[..., None])
   packed = jnp.concatenate([*counts, rows.table], axis=-1)
   return packed[..., None, :].astype(jnp.int32)
 
 
-def list_block(lists: Any, row: Callable[[Any], Any]) -> pl.BlockSpec:
+def list_block(lists: jax.Array, row: Callable[[Any], Any]) -> pl.BlockSpec:
   """The list of one row, in SMEM: tables of any size fit."""
+  # A mask without a batch has one list for all, which is fetched once.
   shared_batch, shared_heads = (size == 1 for size in lists.shape[:2])
 
-  def index(b, n, r):
+  def index(
+      b: hw_types.Index, n: hw_types.Index, r: hw_types.Index
+  ) -> tuple[hw_types.Index, ...]:
     return (0 if shared_batch else b, 0 if shared_heads else n, row(r), 0, 0)
 
   block = (1, 1, 1, *lists.shape[3:])
@@ -182,7 +190,7 @@ def span_blocks(
 
 
 def _span_block(
-    is_key: bool, array: Any, tiles: Tiles, by_key: bool
+    is_key: bool, array: jax.Array, tiles: Tiles, by_key: bool
 ) -> pl.BlockSpec:
   is_shared = array.shape[0] == 1
   block = list(array.shape)
@@ -190,7 +198,9 @@ def _span_block(
   if is_key == by_key:  # A tile at a time; else all of them.
     block[1 if is_key else 2] = 1 if is_key else tiles.lanes_q
 
-  def index(b, n, tile):
+  def index(
+      b: hw_types.Index, n: hw_types.Index, tile: hw_types.Index
+  ) -> tuple[hw_types.Index, ...]:
     del n
     tile = tile if is_key == by_key else 0
     return (0 if is_shared else b, *((tile, 0, 0) if is_key else (0, tile)))

@@ -5,7 +5,7 @@ that a program can be made for a chip that is not there.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from jax.experimental import pallas as pl
 import numpy as np
@@ -16,6 +16,7 @@ from kernels_pallas.attention import differentiable
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import forward
+from kernels_pallas.attention.tpu import memory
 from kernels_pallas.attention.tpu.layout import Sizes
 from kernels_pallas.attention.tpu.layout import Tiles
 from kernels_pallas.hardware import tpu_layout
@@ -51,7 +52,7 @@ class AttentionTpuConfig:
     col_mass: "strip" sums columns in the forward pass itself, for which the
       logits of a whole row of tiles must fit into VMEM; "two_pass" makes the
       logits again.
-    keys: Where keys and values are, see `tpu_fetch.Place`.
+    keys: Where keys and values are, see `fetch.Place`.
   """
 
   block_q: int | None = None
@@ -108,8 +109,8 @@ def _mask_tiles(
   # A traced mask may touch any tile, so that its cost is that of all.
   for block_q, block_kv in _CANDIDATES:
     tiles = Tiles(
-        min(config.block_q or block_q, round_up(sizes.num_queries)),
-        min(config.block_kv or block_kv, round_up(sizes.num_keys)),
+        min(config.block_q or block_q, memory.round_up(sizes.num_queries)),
+        min(config.block_kv or block_kv, memory.round_up(sizes.num_keys)),
     )
     if tiles in costs:
       continue
@@ -141,12 +142,7 @@ def _cost_factor(
   return _TWO_PASS_FACTOR if emits_col_mass else 1.0
 
 
-def round_up(number: int) -> int:
-  """The next multiple of the 128 lanes."""
-  return tpu_layout.round_up(max(number, 1), _LANES)
-
-
-def check(config: Any) -> None:
+def check(config: object) -> None:
   """Raises ValueError unless it is a AttentionTpuConfig that a TPU can tile."""
   if not isinstance(config, AttentionTpuConfig):
     raise ValueError(
@@ -159,7 +155,7 @@ def check(config: Any) -> None:
   if block_kv is not None and (block_kv < 1 or block_kv % _LANES):
     raise ValueError(
         f"block_kv={block_kv} must be a multiple of the {_LANES} lanes of a"
-        f" TPU, such as {round_up(block_kv)}"
+        f" TPU, such as {memory.round_up(block_kv)}"
     )
 
 
@@ -182,11 +178,11 @@ def _selection_tiles(
   if block_kv % _LANES and block_kv < sizes.num_keys:
     raise ValueError(
         f"selection.block_kv={block_kv} must be a multiple of the {_LANES}"
-        f" lanes of a TPU, such as {round_up(block_kv)}, or at least the"
+        f" lanes of a TPU, such as {memory.round_up(block_kv)}, or at least the"
         f" {sizes.num_keys} keys"
     )
   if block_kv >= sizes.num_keys:
-    block_kv = round_up(sizes.num_keys)
+    block_kv = memory.round_up(sizes.num_keys)
   return Tiles(selection.block_q, block_kv)
 
 
@@ -198,7 +194,7 @@ def forward_plan(
     logits: tpu_tile.Logits,
     emits_col_mass: bool,
 ) -> forward.Plan | None:
-  """Plans `tpu_forward`; None if column sums need a second pass.
+  """Plans `forward`; None if column sums need a second pass.
 
   Raises:
     ValueError: If the tiles do not fit into VMEM.
@@ -217,10 +213,10 @@ def forward_plan(
     found = _fit(config, sizes, tiles, 1, width, emits_col_mass)
   if found is None:
     chunk, place = width if is_strip else 1, config.keys or "hbm"
-    need = forward_vmem(sizes, tiles, chunk, place, is_strip)
+    need = memory.forward_vmem(sizes, tiles, chunk, place, is_strip)
     advice = " or col_mass='two_pass'" if is_strip else ""
-    raise ValueError(_too_large(tiles, need) + advice)
-  _check_smem(width, tiles)
+    raise ValueError(memory.too_large(tiles, need) + advice)
+  memory.check_smem(width, tiles)
   place, chunk = found
   return forward.Plan(
       tiles=tiles,
@@ -229,7 +225,7 @@ def forward_plan(
       keys=place,
       is_masked=_has_partial(rows),
       emits_col_mass=emits_col_mass,
-      vmem_limit_bytes=_limit(),
+      vmem_limit_bytes=memory.limit(),
       cost=_cost(sizes, tiles, rows, 4, place),
   )
 
@@ -241,18 +237,22 @@ def col_mass_plan(
     columns: visits_lib.Visits,
     logits: tpu_tile.Logits,
 ) -> forward.Plan:
-  """Plans `tpu_col_mass`.
+  """Plans `col_mass`.
 
   Raises:
     ValueError: If the tiles do not fit into VMEM.
   """
   places = _PLACES if config.keys is None else (config.keys,)
-  needs = {place: col_mass_vmem(sizes, tiles, place) for place in places}
-  fitting = [p for p, need in needs.items() if sum(need.values()) <= _limit()]
+  needs = {place: memory.col_mass_vmem(sizes, tiles, place) for place in places}
+  fitting = [
+      p for p, need in needs.items() if sum(need.values()) <= memory.limit()
+  ]
   if not fitting:
-    raise ValueError(_too_large(tiles, needs[places[-1]]) + " or fewer queries")
+    raise ValueError(
+        memory.too_large(tiles, needs[places[-1]]) + " or fewer queries"
+    )
   place = fitting[0]
-  _check_smem(columns.table.shape[-1], tiles)
+  memory.check_smem(columns.table.shape[-1], tiles)
   return forward.Plan(
       tiles=tiles,
       logits=logits,
@@ -260,55 +260,9 @@ def col_mass_plan(
       keys=place,
       is_masked=_has_partial(columns),
       emits_col_mass=True,
-      vmem_limit_bytes=_limit(),
+      vmem_limit_bytes=memory.limit(),
       cost=_cost(sizes, tiles, columns, 2, place),
   )
-
-
-def forward_vmem(
-    sizes: Sizes,
-    tiles: Tiles,
-    chunk: int,
-    place: fetch.Place,
-    emits_col_mass: bool,
-) -> dict[str, int]:
-  """Bytes of VMEM that `tpu_forward` takes, by what for.
-
-  Registers that run out are part of it. As compiled kernels show, they fill up
-  to a tile of logits more where keys are streamed, and of float32 the three
-  parts that factors of products are cut into.
-  """
-  lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
-  num_keys = tpu_layout.round_up(sizes.num_keys, tiles.block_kv)
-  buffers = 1 if place == "vmem_once" else 2
-  held = tiles.block_kv if place == "hbm" else num_keys
-  parts = (size == 4) * 3 * 2 * (tiles.lanes_q + tiles.block_kv) * lanes_h
-  return {
-      "logits": 4 * chunk * tiles.area,
-      "keys and values": buffers * held * (lanes_h + sizes.head_dim) * size,
-      "queries and out": tiles.lanes_q * (4 * lanes_h * size + 4 * lanes_h),
-      "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 2 * 4 * num_keys,
-      "column sums": emits_col_mass * 2 * 4 * num_keys,
-      "registers": _MIB + 4 * (place == "hbm") * tiles.area + parts,
-  }
-
-
-def col_mass_vmem(
-    sizes: Sizes, tiles: Tiles, place: fetch.Place
-) -> dict[str, int]:
-  """Bytes of VMEM that `tpu_col_mass` takes, by what for."""
-  lanes_h, size = round_up(sizes.head_dim), sizes.itemsize
-  num_rows = -(-sizes.num_queries // tiles.block_q)
-  buffers = 1 if place == "vmem_once" else 2
-  held = tiles.lanes_q * (1 if place == "hbm" else num_rows)
-  return {
-      "queries": buffers * held * lanes_h * size,
-      "keys": 2 * tiles.block_kv * lanes_h * size,
-      # Two spans, ids, lse and weights, in two buffers.
-      "rows": 2 * 7 * 4 * num_rows * tiles.lanes_q,
-      "column sums": 4 * _LANES * tiles.block_kv,
-      "registers": _MIB + 4 * tiles.area,
-  }
 
 
 def _fit(
@@ -321,40 +275,11 @@ def _fit(
 ) -> tuple[fetch.Place, int] | None:
   """Where keys go and how many tiles of logits fit beside them, or None."""
   for place in _PLACES if config.keys is None else (config.keys,):
-    need = forward_vmem(sizes, tiles, 0, place, emits_col_mass)
-    room = (_limit() - sum(need.values())) // (4 * tiles.area)
+    need = memory.forward_vmem(sizes, tiles, 0, place, emits_col_mass)
+    room = (memory.limit() - sum(need.values())) // (4 * tiles.area)
     if room >= max(least, 1):
       return place, max(min(room, most), 1)
   return None
-
-
-def _limit() -> int:
-  """Bytes of VMEM that a kernel here may take."""
-  return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
-
-
-def _too_large(tiles: Tiles, need: dict[str, int]) -> str:
-  """The arithmetic, and what to do."""
-  parts = " + ".join(f"{n} {b / _MIB:.1f}" for n, b in need.items() if b)
-  info = tpu_layout.tpu_info()
-  return (
-      f"block_q={tiles.block_q} x block_kv={tiles.block_kv} needs"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {_limit() / _MIB:.1f}: use smaller tiles"
-  )
-
-
-def _check_smem(width: int, tiles: Tiles) -> None:
-  # Two buffers of the lists of this row and of the one before.
-  need = 4 * 4 * (width + 2)
-  limit = tpu_layout.tpu_info().smem_capacity_bytes * 15 // 16
-  if need > limit:
-    raise ValueError(
-        f"block_q={tiles.block_q} x block_kv={tiles.block_kv} makes lists of"
-        f" {width} tiles, {need / _MIB:.1f} MiB of SMEM, of which there are"
-        f" {limit / _MIB:.1f}: use larger tiles"
-    )
 
 
 def _has_partial(rows: visits_lib.Visits) -> bool:

@@ -1,10 +1,9 @@
 """Reads the tiles of keys of a strip, and adds to them.
 
-Letters as in `xla_layout`; W width of the lists.
+Letters as in `attention`.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from kernels_pallas.attention.xla import layout as xla_layout
 from kernels_pallas.attention.xla import lists as xla_lists
 from kernels_pallas.attention.xla import schedule
+from kernels_pallas.hardware import types as hw_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Strip:
     layout: Sizes.
   """
 
-  index: Any
-  unit: Any
-  head: Any
-  kv_head: Any
-  tiles: Any
+  index: hw_types.Index
+  unit: hw_types.Index
+  head: hw_types.Index
+  kv_head: hw_types.Index
+  tiles: jax.Array
   reads_all: bool
   allowed: Bool[Array, "T S"] | None
   layout: xla_layout.Layout
@@ -60,8 +60,12 @@ class Strip:
     """Adds numbers per query head and key to [B U C, G block_kv]."""
     return self._add(x, update, self.head)
 
-  def _add(self, x: jax.Array, update: jax.Array, head: Any) -> jax.Array:
+  def _add(
+      self, x: jax.Array, update: jax.Array, head: hw_types.Index
+  ) -> jax.Array:
     first = head * self.layout.num_tiles
+    # Numbers of a tile are put next to each other, as the sums have a row a
+    # tile.
     tiles = update.reshape(update.shape[0], -1, self.layout.block_kv)
     update = tiles.swapaxes(0, 1).reshape(-1, x.shape[1])
     if not self.reads_all:
@@ -79,6 +83,7 @@ def find(
   """Finds the pieces of strip `index`, which is one of the loop's."""
   head, row = index // layout.num_rows, index % layout.num_rows
   batch, unit = head // layout.num_units, head % layout.num_units
+  # Then keys are a slice, not a gather, and no list is read.
   reads_all = lists.is_complete and loop.width == layout.num_tiles
   if reads_all:
     tiles = jnp.arange(layout.num_tiles, dtype=jnp.int32)

@@ -1,10 +1,10 @@
 """Which tiles of keys each block of queries reads, and what is allowed there.
 
-Letters as in `xla_layout`; W width of the lists, P spans of a query.
+Letters as in `attention`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -24,10 +24,10 @@ class TiledMask(NamedTuple):
     key_ids: int32 [B, C, block_kv] or None.
   """
 
-  starts: Any
-  stops: Any
-  query_ids: Any
-  key_ids: Any
+  starts: masks.AnyArray
+  stops: masks.AnyArray
+  query_ids: masks.AnyArray | None
+  key_ids: masks.AnyArray | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Lists:
     is_complete: Whether the mask forbids all tiles that are not listed.
   """
 
-  table: Any
-  num_valid: Any
-  is_full: Any
+  table: masks.AnyArray
+  num_valid: masks.AnyArray
+  is_full: masks.AnyArray
   mask: TiledMask
   is_complete: bool
 
@@ -56,9 +56,9 @@ def cut(mask: masks.Mask | None, layout: xla_layout.Layout) -> TiledMask:
   blocks_q = (layout.num_rows, layout.block_q)
   blocks_kv = (layout.num_tiles, layout.block_kv)
 
-  def tiles(x, num_axes, blocks):
-    if x is None:
-      return None
+  def tiles(
+      x: masks.AnyArray, num_axes: int, blocks: tuple[int, int]
+  ) -> masks.AnyArray:
     xp = np if isinstance(x, np.ndarray) else jnp
     x = x if x.ndim == num_axes else x[None]
     padding = blocks[0] * blocks[1] - x.shape[-1]
@@ -68,8 +68,8 @@ def cut(mask: masks.Mask | None, layout: xla_layout.Layout) -> TiledMask:
   return TiledMask(
       tiles(mask.starts, 3, blocks_q),
       tiles(mask.stops.clip(max=layout.num_keys), 3, blocks_q),
-      tiles(mask.query_ids, 2, blocks_q),
-      tiles(mask.key_ids, 2, blocks_kv),
+      None if mask.query_ids is None else tiles(mask.query_ids, 2, blocks_q),
+      None if mask.key_ids is None else tiles(mask.key_ids, 2, blocks_kv),
   )
 
 
@@ -95,9 +95,11 @@ def allowed(
   # No span holds the highest integer.
   first = jnp.where(is_valid, tiles * block_kv, np.iinfo(np.int32).max)
   offset = jnp.where(is_valid[:, None], jnp.arange(block_kv)[None], 0)
+  # Positions of the gathered keys; entries that do not count are outside of all
+  # spans.
   keys = (first[:, None] + offset).reshape(-1)
   starts, stops = (pick(x)[:, row, :, None] for x in (mask.starts, mask.stops))
-  keys = masks.to_rank(keys, starts.ndim)
+  keys = jnp.asarray(masks.to_rank(keys, starts.ndim))
   inside = ((keys >= starts) & (keys < stops)).any(axis=0)
   if mask.query_ids is None:
     return inside

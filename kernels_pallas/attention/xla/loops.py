@@ -4,11 +4,11 @@ The keys of a strip are gathered tile by tile, so that it costs what the tiles
 cost that are listed for it, and no T x S array is made. Tuned for CPUs: few,
 large products, and temporaries that stay in the cache.
 
-Letters as in `xla_layout`.
+Letters as in `attention`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from kernels_pallas.attention.xla import layout as xla_layout
 from kernels_pallas.attention.xla import lists as xla_lists
 from kernels_pallas.attention.xla import schedule
 from kernels_pallas.attention.xla import strips
+from kernels_pallas.hardware import types as hw_types
+
+_CarryT = TypeVar("_CarryT")
 
 
 def forward(
@@ -32,6 +35,7 @@ def forward(
   """Computes attention over listed tiles, see `differentiable`."""
   query, key, value, _, sink_logits, row_weights = inputs
   dtype = jnp.promote_types(query.dtype, jnp.float32)
+  # Scaled once here: queries are [T, H], logits would be T x S.
   queries = layout.split_queries(query.astype(dtype) * spec.scale)
   keys, values = (layout.split_keys(x.astype(dtype)) for x in (key, value))
   sinks = weights = col_mass = None
@@ -45,7 +49,7 @@ def forward(
     num_tiles = layout.batch_size * layout.num_units * layout.num_tiles
     col_mass = jnp.zeros((num_tiles, layout.group * layout.block_kv), dtype)
 
-  def compute(strip, carry):
+  def compute(strip: gather.Strip, carry: tuple[Any, ...]) -> tuple[Any, ...]:
     outs, lses, col_mass = carry
     out, lse, sums = strips.forward(
         _at(queries, strip.index),
@@ -57,7 +61,7 @@ def forward(
         spec,
     )
     outs, lses = _put(outs, out, strip.index), _put(lses, lse, strip.index)
-    if col_mass is not None:
+    if col_mass is not None and sums is not None:
       col_mass = strip.add_to_columns(col_mass, sums)
     return outs, lses, col_mass
 
@@ -86,9 +90,10 @@ def backward(
   queries = layout.split_queries(query.astype(dtype) * spec.scale)
   keys, values = (layout.split_keys(x.astype(dtype)) for x in (key, value))
   d_outs = layout.split_queries(d_out.astype(dtype))
+  # A number each, cut as the queries are.
   lses, deltas = (layout.split_queries(x.swapaxes(1, 2)) for x in (lse, delta))
 
-  def compute(strip, carry):
+  def compute(strip: gather.Strip, carry: tuple[Any, ...]) -> tuple[Any, ...]:
     d_queries, d_keys, d_values = carry
     index = strip.index
     d_query, d_key, d_value = strips.backward(
@@ -107,6 +112,7 @@ def backward(
         strip.add_to_keys(d_values, d_value),
     )
 
+  # Strips of several heads and queries add to the same keys.
   start = tuple(jnp.zeros_like(x) for x in (queries, keys, values))
   d_queries, d_keys, d_values = _run(compute, start, lists, layout)
   return (
@@ -118,14 +124,15 @@ def backward(
 
 def _run(
     compute: Callable[..., Any],
-    carry: Any,
+    carry: _CarryT,
     lists: xla_lists.Lists,
     layout: xla_layout.Layout,
-) -> Any:
+) -> _CarryT:
   """Applies `compute` to all strips, in loops of equal numbers of tiles."""
   xp = np if isinstance(lists.num_valid, np.ndarray) else jnp
   shape = (layout.batch_size, layout.num_units, layout.num_rows)
   spread = lambda x: xp.broadcast_to(x, shape).reshape(-1)
+  # Strips of about as many tiles share a loop, whose body has a fixed width.
   order, loops = schedule.make_loops(
       spread(lists.num_valid),
       spread(lists.is_full),
@@ -134,16 +141,18 @@ def _run(
   order = jnp.asarray(order)
   for loop in loops:
 
-    def body(i, carry, loop=loop):
+    def body(
+        i: jax.Array, carry: _CarryT, loop: schedule.Loop = loop
+    ) -> _CarryT:
       return compute(gather.find(order[i], loop, lists, layout), carry)
 
     carry = jax.lax.fori_loop(loop.start, loop.stop, body, carry)
   return carry
 
 
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+def _at(x: jax.Array, index: hw_types.Index) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
-def _put(x: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+def _put(x: jax.Array, value: jax.Array, index: hw_types.Index) -> jax.Array:
   return jax.lax.dynamic_update_index_in_dim(x, value, index, 0)

@@ -44,6 +44,7 @@ def choose_config(
     num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int
 ) -> AttentionXlaConfig:
   """Chooses tiles by measurements on two cores of an AMD EPYC."""
+  # As many rows as keep a strip of logits in the cache, within reason.
   rows = min(max(_STRIP_SIZE // num_keys, _MIN_ROWS), _MAX_ROWS)
   block_q = max(rows * num_kv_heads // num_heads, 1)
   block_kv = -(-num_keys // (128 * _MAX_TILES)) * 128

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas import masks
+from kernels_pallas.hardware import types as hw_types
+
 # A loop body takes about 0.1 s to compile.
 _NUM_WIDTHS = 6
 # Widths of lists that are not known: each is so many times the one before.
@@ -29,13 +32,13 @@ class Loop(NamedTuple):
   """
 
   width: int
-  start: Any
-  stop: Any
+  start: hw_types.Index
+  stop: hw_types.Index
   is_masked: bool
 
 
 def make_loops(
-    num_valid: Any, is_full: Any, max_width: int
+    num_valid: masks.AnyArray, is_full: masks.AnyArray, max_width: int
 ) -> tuple[Any, list[Loop]]:
   """Sorts items by the number of their tiles.
 
@@ -56,6 +59,7 @@ def make_loops(
   else:
     fractions = _RATIO ** -np.arange(_NUM_TRACED_WIDTHS)
     widths = np.unique(np.ceil(max_width * fractions).astype(np.int32))
+  # Each item goes to the narrowest loop that holds its tiles.
   bucket = xp.searchsorted(xp.asarray(widths), num_valid)
   order = xp.argsort(bucket, stable=True).astype(xp.int32)
   bounds = xp.searchsorted(bucket[order], xp.arange(len(widths) + 1))

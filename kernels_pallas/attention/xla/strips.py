@@ -27,7 +27,7 @@ def forward(
     sink_logits: Float[Array, "G"] | None,
     row_weights: Float[Array, "G T"] | None,
     spec: differentiable.AttentionSpec,
-) -> tuple[Any, Any, Any]:
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """Computes out [G, T, H], lse [G, T] and col_mass [G, S].
 
   Args:
@@ -56,6 +56,7 @@ def forward(
   is_empty = total == 0  # False for NaN, which is handed on.
   inverse = jnp.where(is_empty, 0.0, 1 / jnp.where(is_empty, 1.0, total))
   lse = jnp.where(is_empty, -jnp.inf, highest + jnp.log(total))
+  # Divided after the product, H numbers a row instead of S.
   out = _einsum("GTS,SH->GTH", unnormalized, value) * inverse[..., None]
   if row_weights is None:
     return out, lse, None
@@ -111,7 +112,7 @@ def _capped_logits(
   return logits_lib.soft_cap(products, spec.logits_soft_cap)
 
 
-def _masked(attn_logits: jax.Array, allowed: Any) -> jax.Array:
+def _masked(attn_logits: jax.Array, allowed: jax.Array | None) -> jax.Array:
   if allowed is None:
     return attn_logits
   return jnp.where(allowed, attn_logits, -jnp.inf)

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import implementations
+from kernels_pallas import masks
 from kernels_pallas.decode import api
+from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode.paged import rule as paged_rule
 
 Granularity = Literal["token", "page"]
 # What a row can do without the others, and with a score a slot alone.
@@ -115,6 +118,7 @@ def decode_step(
       window=window,
       config=None,
   )
+  # Of the largest row; what each row has is known when the program runs.
   api.check_room(rule, page_table.shape[1] * pool.capacity, "slots of a row")
   if implementation == "pallas_gpu":
     raise ValueError(
@@ -125,19 +129,20 @@ def decode_step(
   _check_values(pool, page_table, num_pages, rule)
   module = importlib.import_module(f"{__package__}.{chosen}")
   return module.step(
-      query,
-      key,
-      value,
+      slots_lib.Token(query, key, value, positions),
       pool,
-      page_table,
-      num_pages,
-      positions,
+      paged_rule.PageTable(page_table, num_pages),
       granularity == "page",
       rule,
   )
 
 
-def _check_pool(pool: Any, key: Any, page_table: Any, num_pages: Any) -> None:
+def _check_pool(
+    pool: object,
+    key: masks.AnyArray,
+    page_table: masks.AnyArray,
+    num_pages: masks.AnyArray,
+) -> None:
   """Raises ValueError unless pool and tables fit key [B, K, H]."""
   num_rows = key.shape[0] * key.shape[1]
   if not isinstance(pool, slots_lib.Slots) or pool.pos.ndim != 2:
@@ -162,7 +167,10 @@ def _check_pool(pool: Any, key: Any, page_table: Any, num_pages: Any) -> None:
 
 
 def _check_values(
-    pool: Any, page_table: Any, num_pages: Any, rule: Any
+    pool: slots_lib.Slots,
+    page_table: masks.AnyArray,
+    num_pages: masks.AnyArray,
+    rule: rule_lib.Rule,
 ) -> None:
   """Checks what is only known when the program runs, under checkify alone."""
   size, (total, page_size) = page_table.shape[1], pool.pos.shape

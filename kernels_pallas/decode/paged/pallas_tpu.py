@@ -12,11 +12,11 @@ follow each other:
   3. After a head's last block its logits become weights, which are summed over
      the query heads that share it; scores go back page by page.
 
-Pages past `num_pages` cost nothing. Letters as in `paged`; G = N / K.
+Pages past `num_pages` cost nothing. Letters as in `decode`.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -28,29 +28,31 @@ from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
 from kernels_pallas.decode import tpu_step
+from kernels_pallas.decode.paged import rule as paged_rule
 from kernels_pallas.decode.paged import tpu_choice
 from kernels_pallas.decode.paged import tpu_config as paged_tpu_config
 from kernels_pallas.decode.paged import tpu_copies
 from kernels_pallas.decode.paged import tpu_lanes
+from kernels_pallas.decode.paged import tpu_refs
+from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 
 def step(
-    query: Any,
-    key: Any,
-    value: Any,
+    token: slots_lib.Token,
     pool: slots_lib.Slots,
-    page_table: Any,
-    num_pages: Any,
-    positions: Any,
+    pages: paged_rule.PageTable,
     is_by_page: bool,
     rule: rule_lib.Rule,
-) -> tuple[Any, slots_lib.Slots, Any]:
-  """Computes the op, see `paged`.
+) -> slots_lib.Stepped:
+  """Computes the op, see `api`.
 
   Raises:
     ValueError: If a TPU has no such type, or the sizes do not fit.
   """
+  query, key, value, positions = token
+  page_table, num_pages = pages
   sizes = paged_tpu_config.sizes_of(query, pool, page_table)
   paged_tpu_config.check(sizes)
   small = pool.small
@@ -58,19 +60,20 @@ def step(
   vectors = [query, key, value]
   slot = jax.ShapeDtypeStruct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
   outputs = [query, slot, *pools]
+  # Where a page lies is only known from the table: the kernel copies it itself.
   anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * len(pools)
   out, slot, *new = pl.pallas_call(
       functools.partial(_kernel, rule, is_by_page, sizes, tuple(small)),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=3,
           grid=(sizes.batch,),
-          in_specs=[*map(_by_sequence, vectors), *anywhere],
+          in_specs=[*map(tpu_step.by_sequence, vectors), *anywhere],
           out_specs=[
-              _by_sequence(query),
-              _by_sequence(slot, memory_space=pltpu.SMEM),
+              tpu_step.by_sequence(query),
+              tpu_step.by_sequence(slot, memory_space=pltpu.SMEM),
               *anywhere,
           ],
-          scratch_shapes=_scratch(sizes, small, pool.key.dtype),
+          scratch_shapes=tpu_refs.scratch_of(sizes, small, pool.key.dtype),
       ),
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
       # Operands are counted from the page table on.
@@ -90,75 +93,15 @@ def step(
   return out, pool, slot[:, 0]
 
 
-class _Scratch(NamedTuple):
-  """Kept while a sequence is computed.
-
-  Attributes:
-    logits: Of one key head, [blocks, G, slots of a block].
-    queries: [K, G, H], float32, as are the next.
-    outs: [K, G, H].
-    read: New keys and values as they will be read, [2, K, 1, H].
-    numbers: The same as they are stored.
-    scales: Their scales, [2, K, 1, 1].
-    tiles: Rows around the slots, [2, K, 2, rows, H], of the pool's type; the
-      second half takes rows of blocks that do not have the slot.
-  """
-
-  logits: Any
-  queries: Any
-  outs: Any
-  read: Any
-  numbers: Any
-  scales: Any
-  tiles: Any
-
-
-class _Refs(NamedTuple):
-  """What the kernel sees."""
-
-  position: Any
-  vectors: Any  # query, key, value
-  out: Any
-  slot: Any
-  pages: tpu_copies.Pages
-  scratch: _Scratch
-
-  @property
-  def stored_type(self) -> Any:
-    """Of keys and values."""
-    return self.pages.stored[0].dtype
-
-  @property
-  def product_type(self) -> Any:
-    """Of factors."""
-    return tpu_step.product_type(self.vectors[0].dtype, self.stored_type)
-
-
-def _scratch(sizes, small, dtype) -> list[Any]:
-  kv_heads, head_dim, wide = sizes.num_kv_heads, sizes.head_dim, jnp.float32
-  near = (kv_heads, sizes.padded_pages, sizes.page_size)
-  block = (2, sizes.block_pages, sizes.page_size, head_dim)
-  heads = (kv_heads, sizes.num_groups, head_dim)
-  return [
-      *(pltpu.VMEM(near, x.dtype) for x in small.values()),
-      pltpu.VMEM(block, dtype),
-      pltpu.VMEM(block, dtype),
-      pltpu.SemaphoreType.DMA,
-      pltpu.SemaphoreType.DMA((2,)),
-      pltpu.SemaphoreType.DMA,
-      pltpu.VMEM((sizes.num_blocks, heads[1], sizes.block_slots), wide),
-      pltpu.VMEM(heads, wide),
-      pltpu.VMEM(heads, wide),
-      pltpu.VMEM((2, kv_heads, 1, head_dim), wide),
-      pltpu.VMEM((2, kv_heads, 1, head_dim), wide),
-      pltpu.VMEM((2, kv_heads, 1, 1), wide),
-      pltpu.VMEM((2, kv_heads, 2, sizes.tile_rows, head_dim), dtype),
-  ]
-
-
-def _kernel(rule, is_by_page, sizes, names, *refs) -> None:
-  refs = iter(refs)
-  take = lambda num: [next(refs) for _ in range(num)]
+def _kernel(
+    rule: rule_lib.Rule,
+    is_by_page: bool,
+    sizes: paged_tpu_config.Sizes,
+    names: tuple[str, ...],
+    *given: hw_types.Ref,
+) -> None:
+  rest = iter(given)
+  take = lambda num: [next(rest) for _ in range(num)]
   table, num_pages, positions = take(3)
   vectors = take(3)
   take(len(names) + 2)  # The pool, which is read where it is written.
@@ -175,12 +118,13 @@ def _kernel(rule, is_by_page, sizes, names, *refs) -> None:
       take(2),
       *take(3),
   )
-  position, scratch = positions[sequence], _Scratch(*take(7))
-  refs = _Refs(position, vectors, out, slot, pages, scratch)
+  position, scratch = positions[sequence], tpu_refs.Scratch(*take(7))
+  refs = tpu_refs.Refs(position, vectors, out, slot, pages, scratch)
 
   @pl.when(position >= 0)
   def _():
     pages.start_small()
+    # The first block comes while slots are chosen from what is small.
     pages.start_block(0, 0, 0)
     _start(sizes, refs)
     pages.await_small()
@@ -197,7 +141,7 @@ def _kernel(rule, is_by_page, sizes, names, *refs) -> None:
       slot[0, 0, k] = -1
 
 
-def _start(sizes, refs) -> None:
+def _start(sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs) -> None:
   """Takes queries and new rows apart by head."""
   query, *rows = (x[0].astype(jnp.float32) for x in refs.vectors)
   scratch, size = refs.scratch, sizes.num_groups
@@ -216,19 +160,23 @@ def _start(sizes, refs) -> None:
 class _Softmax(NamedTuple):
   """Of a key head: m [G, 1], l [G, 1] and acc [G, H]."""
 
-  highest: Any
-  total: Any
-  acc: Any
+  highest: jax.Array
+  total: jax.Array
+  acc: jax.Array
 
 
-def _visit_heads(rule, sizes, refs) -> None:
+def _visit_heads(
+    rule: rule_lib.Rule, sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs
+) -> None:
   """All key heads, blocks after blocks."""
 
-  def visit(k, turn):
+  def visit(k: jax.Array, turn: jax.Array) -> jax.Array:
     num_blocks = refs.pages.num_blocks(k)
     new_logit, softmax = _softmax_of_new(rule, sizes, refs, k)
 
-    def visit_block(i, carry):
+    def visit_block(i: jax.Array, carry: _Softmax) -> _Softmax:
+      # Buffers alternate across heads, so that no head waits for its first
+      # block.
       which = (turn + i) & 1
       _start_next(sizes, refs, k, i, which ^ 1)
       refs.pages.await_block(k, i, which)
@@ -242,8 +190,15 @@ def _visit_heads(rule, sizes, refs) -> None:
   jax.lax.fori_loop(0, sizes.num_kv_heads, visit, jnp.int32(0))
 
 
-def _start_next(sizes, refs, k, i, which) -> None:
+def _start_next(
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    k: hw_types.Index,
+    i: jax.Array,
+    which: hw_types.Index,
+) -> None:
   """Asks for the block after block i of head k, if there is one."""
+  # After a head's last block comes the next head's first one.
   is_last = i + 1 == refs.pages.num_blocks(k)
   head = k + is_last.astype(jnp.int32)
   block = jnp.where(is_last, 0, i + 1)
@@ -253,7 +208,12 @@ def _start_next(sizes, refs, k, i, which) -> None:
     refs.pages.start_block(head, block, which)
 
 
-def _softmax_of_new(rule, sizes, refs, k) -> tuple[Any, _Softmax]:
+def _softmax_of_new(
+    rule: rule_lib.Rule,
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    k: hw_types.Index,
+) -> tuple[jax.Array, _Softmax]:
   """The logit of the new token [G, 1], and the softmax of it alone."""
   key, value = refs.scratch.read[0, k], refs.scratch.read[1, k]
   logit = (refs.scratch.queries[k] * key).sum(axis=1, keepdims=True)
@@ -262,13 +222,22 @@ def _softmax_of_new(rule, sizes, refs, k) -> tuple[Any, _Softmax]:
   return logit, _Softmax(logit, jnp.ones_like(logit), acc)
 
 
-def _visit(rule, sizes, refs, k, i, which, softmax) -> _Softmax:
+def _visit(
+    rule: rule_lib.Rule,
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    k: hw_types.Index,
+    i: hw_types.Index,
+    which: hw_types.Index,
+    softmax: _Softmax,
+) -> _Softmax:
   """Takes a block into the softmax."""
   pages, dtype = refs.pages, refs.product_type
   rows_of = lambda block: block[which].reshape(sizes.block_slots, -1)
   row_of = lambda name: _row_of(sizes, refs, name, k, i)
   is_seen = rule_lib.sees(row_of("pos"), refs.position, rule)
   slot = jax.lax.broadcasted_iota(jnp.int32, is_seen.shape, 1)
+  # A block's last pages may not be there, and what lies in their place is old.
   is_seen &= slot < pages.num_of_block(k, i) * sizes.page_size
   factor = rule.scale
   if "key_scale" in pages.near:
@@ -288,14 +257,27 @@ def _visit(rule, sizes, refs, k, i, which, softmax) -> _Softmax:
   return _Softmax(highest, total, correction * softmax.acc + added)
 
 
-def _row_of(sizes, refs, name, k, i) -> Any:
+def _row_of(
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    name: str,
+    k: hw_types.Index,
+    i: hw_types.Index,
+) -> jax.Array:
   """What is small of a block of pages, in a row."""
   return tpu_lanes.to_row(refs.pages.near[name][k, _pages(sizes, i), :])
 
 
-def _keep(sizes, refs, k, i, which) -> None:
+def _keep(
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    k: hw_types.Index,
+    i: hw_types.Index,
+    which: hw_types.Index,
+) -> None:
   """Keeps the rows around the slot if this block has them."""
   page, around = _place(sizes, refs, k)
+  # Without a branch, as in the step over slots.
   near = page - i * sizes.block_pages
   is_elsewhere = jnp.where((near >= 0) & (near < sizes.block_pages), 0, 1)
   near = jnp.clip(near, 0, sizes.block_pages - 1)
@@ -303,7 +285,9 @@ def _keep(sizes, refs, k, i, which) -> None:
     refs.scratch.tiles[is_elsewhere, k, kind] = block[which, near, around]
 
 
-def _write(sizes, refs, k) -> None:
+def _write(
+    sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs, k: hw_types.Index
+) -> None:
   """Sends them back, the new row among them."""
   page, around = _place(sizes, refs, k)
   page, at = refs.pages.page(k, page), refs.slot[0, 0, k]
@@ -313,15 +297,26 @@ def _write(sizes, refs, k) -> None:
     pltpu.make_async_copy(tile, far.at[page, around], refs.pages.writes).start()
 
 
-def _place(sizes, refs, k) -> tuple[Any, Any]:
+def _place(
+    sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs, k: hw_types.Index
+) -> tuple[jax.Array, hw_types.Slice]:
   """The page of a head's slot, and the rows around it there."""
   slot, rows = refs.slot[0, 0, k], sizes.tile_rows
   first = (slot % sizes.page_size) & -rows
-  return slot // sizes.page_size, pl.ds(pl.multiple_of(first, rows), rows)
+  return slot // sizes.page_size, pl.ds(tpu_layout.aligned(first, rows), rows)
 
 
-def _finish(rule, sizes, refs, k, new_logit, softmax) -> None:
+def _finish(
+    rule: rule_lib.Rule,
+    sizes: paged_tpu_config.Sizes,
+    refs: tpu_refs.Refs,
+    k: hw_types.Index,
+    new_logit: jax.Array,
+    softmax: _Softmax,
+) -> None:
   """Out, scores, and what is kept of the new token."""
+  # The head's normaliser is final: its kept logits become weights block by
+  # block while the next head's keys are on their way.
   pages, inverse = refs.pages, 1 / softmax.total
   refs.scratch.outs[k] = softmax.acc * inverse
   weights_of = lambda logits: jnp.exp(logits - softmax.highest) * inverse
@@ -329,7 +324,7 @@ def _finish(rule, sizes, refs, k, new_logit, softmax) -> None:
   slot, score = refs.slot[0, 0, k], pages.near["score"]
 
   @pl.loop(0, pages.num_blocks(k))
-  def _(i):
+  def _(i: hw_types.Index):
     mass = tpu_step.joined(weights_of(refs.scratch.logits[i]), rule)
     mass = tpu_lanes.to_pages(mass, sizes.page_size)
     first = i * sizes.block_slots
@@ -343,14 +338,7 @@ def _finish(rule, sizes, refs, k, new_logit, softmax) -> None:
   tpu_choice.set_slot(sizes, pages, k, slot, refs.position, refs.scratch.scales)
 
 
-def _pages(sizes, i) -> Any:
+def _pages(sizes: paged_tpu_config.Sizes, i: hw_types.Index) -> hw_types.Slice:
   """The pages of a block."""
   size = sizes.block_pages
-  return pl.ds(pl.multiple_of(i * size, size), size)
-
-
-def _by_sequence(array: Any, **options: Any) -> pl.BlockSpec:
-  """All of a sequence."""
-  zeros = (0,) * (array.ndim - 1)
-  block = (1, *array.shape[1:])
-  return pl.BlockSpec(block, lambda b, *_: (b, *zeros), **options)
+  return pl.ds(tpu_layout.aligned(i * size, size), size)

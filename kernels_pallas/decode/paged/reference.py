@@ -4,8 +4,6 @@ Every row is laid out as one cache, takes the step of `reference`, and is taken
 apart again.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -16,18 +14,15 @@ from kernels_pallas.decode.paged import rule as paged_rule
 
 
 def step(
-    query: Any,
-    key: Any,
-    value: Any,
+    token: slots_lib.Token,
     pool: slots_lib.Slots,
-    page_table: Any,
-    num_pages: Any,
-    positions: Any,
+    pages: paged_rule.PageTable,
     is_by_page: bool,
     rule: rule_lib.Rule,
-) -> tuple[Any, slots_lib.Slots, Any]:
-  """Computes the op, see `paged`."""
-  batch, num_kv_heads = key.shape[:2]
+) -> slots_lib.Stepped:
+  """Computes the op, see `api`."""
+  page_table, num_pages = pages
+  batch, num_kv_heads = token.key.shape[:2]
   num_rows, size = page_table.shape
   page = jax.lax.broadcasted_iota(jnp.int32, page_table.shape, 1)
   is_used = page < num_pages[:, None]
@@ -37,11 +32,13 @@ def step(
       rows.score,
       rows.pos,
       num_pages,
-      jnp.repeat(positions, num_kv_heads),
+      jnp.repeat(token.positions, num_kv_heads),
       is_by_page,
       rule,
   )
   is_emptied = is_freed[:, None] & (page == slot[:, None] // pool.capacity)
+  # A freed page is emptied before the step, and pages that a row does not own
+  # look empty to it.
   rows = slots_lib.Slots(
       **vars(rows)
       | {
@@ -53,13 +50,11 @@ def step(
   )
   apart = lambda x: x.reshape(batch, num_kv_heads, -1, *x.shape[3:])
   slot = slot.reshape(batch, num_kv_heads)
-  out, cache = reference.step_at(
-      query, key, value, jax.tree.map(apart, rows), positions, slot, rule
-  )
+  out, cache = reference.step_at(token, jax.tree.map(apart, rows), slot, rule)
   # Nothing is at the page after the last.
   written = jnp.where(is_used, page_table, pool.pos.shape[0])
-  pages = lambda x: x.reshape(num_rows, size, pool.capacity, *x.shape[3:])
+  by_page = lambda x: x.reshape(num_rows, size, pool.capacity, *x.shape[3:])
   pool = jax.tree.map(
-      lambda kept, x: kept.at[written].set(pages(x), mode="drop"), pool, cache
+      lambda kept, x: kept.at[written].set(by_page(x), mode="drop"), pool, cache
   )
   return out, pool, slot

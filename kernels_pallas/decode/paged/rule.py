@@ -3,11 +3,25 @@
 Letters: R rows, M pages of a row, S slots of a page.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.decode import rule as rule_lib
+
+
+class PageTable(NamedTuple):
+  """Which pages of the pool each row has.
+
+  Attributes:
+    page_table: int32 [R, M]; what is at or past `num_pages` is not read.
+    num_pages: int32 [R].
+  """
+
+  page_table: Int[Array, "R M"]
+  num_pages: Int[Array, "R"]
 
 
 def choose(
@@ -22,6 +36,7 @@ def choose(
   num_rows, size, page_size = pos.shape
   page = jax.lax.broadcasted_iota(jnp.int32, (num_rows, size), 1)
   is_used = page < num_pages[:, None]
+  # Pages that are not there are never taken.
   order = rule_lib.order(score, pos, positions[:, None, None], rule)
   order = jnp.where(is_used[..., None], order, jnp.inf)
   slot = jnp.argmin(order.reshape(num_rows, -1), axis=-1)

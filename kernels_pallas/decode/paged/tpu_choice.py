@@ -1,10 +1,8 @@
 """Which slot of its pages each key head takes, on a TPU.
 
-The rule is that of `paged_rule`, on scores as `paged_tpu_lanes` has them: a
-page a sublane. Letters as in `paged`.
+The rule is that of `rule`, on scores as `tpu_lanes` has them: a page a sublane.
+Letters as in `decode`.
 """
-
-from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -14,15 +12,16 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode.paged import tpu_config
 from kernels_pallas.decode.paged import tpu_copies
+from kernels_pallas.hardware import types as hw_types
 
 
 def choose(
     rule: rule_lib.Rule,
     is_by_page: bool,
     sizes: tpu_config.Sizes,
-    slots: Any,
+    slots: hw_types.Ref,
     pages: tpu_copies.Pages,
-    position: Any,
+    position: jax.Array,
 ) -> None:
   """Chooses for all key heads of a sequence.
 
@@ -32,16 +31,18 @@ def choose(
   score, pos = pages.near["score"], pages.near["pos"]
 
   @pl.loop(0, sizes.num_kv_heads)
-  def _(k):
+  def _(k: hw_types.Index):
     order = rule_lib.order(score[k], pos[k], position, rule)
     page = jax.lax.broadcasted_iota(jnp.int32, order.shape, 0)
-    order = jnp.where(page < pages.count(k), order, jnp.inf)
+    order = jnp.where(page < pages.pages_of(k), order, jnp.inf)
+    # One number says both which slot and whether its page is freed: reductions
+    # to a scalar are dear, and this is one.
     code = _slot_of(order, is_by_page)
     num_slots = sizes.padded_pages * sizes.page_size
     is_freed = code >= num_slots
     slot = jnp.where(is_freed, code - num_slots, code)
     # Of scores that are NaN, too, one of its own.
-    slot = jnp.minimum(slot, pages.count(k) * sizes.page_size - 1)
+    slot = jnp.minimum(slot, pages.pages_of(k) * sizes.page_size - 1)
     slots[0, 0, k] = slot
     own, at = pl.ds(slot // sizes.page_size, 1), slot % sizes.page_size
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, sizes.page_size), 1)
@@ -54,10 +55,10 @@ def choose(
 def set_slot(
     sizes: tpu_config.Sizes,
     pages: tpu_copies.Pages,
-    k: Any,
-    slot: Any,
-    position: Any,
-    scales: Any,
+    k: hw_types.Index,
+    slot: jax.Array,
+    position: jax.Array,
+    scales: hw_types.Ref,
 ) -> None:
   """Sends back where the new token stands, and its scales [2, K, 1, 1]."""
   page, at = slot // sizes.page_size, slot % sizes.page_size

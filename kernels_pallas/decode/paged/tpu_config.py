@@ -1,10 +1,11 @@
 """How many pages a TPU takes at a time, and what fits its memories.
 
-Letters as in `paged`. A page is a copy of its own, so that it may lie anywhere.
+Letters as in `decode`. A page is a copy of its own, so that it may be anywhere.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 from jax.experimental import pallas as pl
 
 from kernels_pallas.decode import slots as slots_lib
@@ -47,6 +48,7 @@ class Sizes(NamedTuple):
   @property
   def block_pages(self) -> int:
     """Pages of a block: whole registers of scores, a page a sublane."""
+    # Not fewer than 8: scores of a block are whole registers.
     wanted = max(_BLOCK_SLOTS // self.page_size, _SUBLANES)
     return min(wanted, tpu_layout.round_up(self.most_pages, _SUBLANES))
 
@@ -66,7 +68,9 @@ class Sizes(NamedTuple):
     return self.block_pages * self.page_size
 
 
-def sizes_of(query: Any, pool: slots_lib.Slots, page_table: Any) -> Sizes:
+def sizes_of(
+    query: jax.Array, pool: slots_lib.Slots, page_table: jax.Array
+) -> Sizes:
   """Sizes of query [B, N, H], a pool, and a table [B K, M].
 
   Raises:

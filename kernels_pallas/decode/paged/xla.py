@@ -21,17 +21,15 @@ _PAGES_AT_ONCE = 64
 
 
 def step(
-    query: Float[Array, "B N H"],
-    key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
+    token: slots_lib.Token,
     pool: slots_lib.Slots,
-    page_table: Int[Array, "R M"],
-    num_pages: Int[Array, "R"],
-    positions: Int[Array, "B"],
+    pages: paged_rule.PageTable,
     is_by_page: bool,
     rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+) -> slots_lib.Stepped:
   """Computes the op, see `api`."""
+  query, key, value, positions = token
+  page_table, num_pages = pages
   batch, num_kv_heads, head_dim = key.shape
   num_rows, size = page_table.shape
   (total, page_size), of_row = pool.pos.shape, jnp.arange(num_rows)
@@ -52,16 +50,17 @@ def step(
   pool = xla.write_at(
       pool, rows(key), rows(value), by_row, (own, slot % page_size), rule
   )
-  owner, pages = _pages(pool, page_table, is_used)
+  owner, owned = _pages(pool, page_table, is_used)
+  # Pages of nobody belong to row R, whose token is inactive.
   position = jnp.append(by_row, -1)[owner]
-  is_seen = rule_lib.sees(pages.pos, position[:, None], rule)
+  is_seen = rule_lib.sees(owned.pos, position[:, None], rule)
   is_seen &= (position >= 0)[:, None]
   grouped = query.reshape(num_rows, -1, head_dim)
-  out, weights = _attend(grouped, pages, owner, is_seen, rule)
+  out, weights = _attend(grouped, owned, owner, is_seen, rule)
   mass = rule_lib.joined(weights[:, None], rule)[:, 0]
-  new = rule_lib.rescored(pages.score, mass, rule)
-  score = jnp.where((position >= 0)[:, None], new, pages.score)
-  if pages is not pool:
+  new = rule_lib.rescored(owned.score, mass, rule)
+  score = jnp.where((position >= 0)[:, None], new, owned.score)
+  if owned is not pool:
     written = jnp.where(is_used, page_table, total).reshape(-1)
     score = pool.score.at[written].set(score, mode="drop")
   pool = slots_lib.Slots(**vars(pool) | {"score": score})
@@ -81,6 +80,8 @@ def _pages(
   """
   num_rows, total = len(page_table), len(pool.pos)
   rows = jax.lax.broadcasted_iota(jnp.int32, page_table.shape, 0)
+  # A table that could name a part of the pool alone: gathering that is less
+  # than a product with all of it.
   if page_table.size < total:
     owner = jnp.where(is_used, rows, num_rows).reshape(-1)
     read = jnp.where(is_used, page_table, 0).reshape(-1)
@@ -112,6 +113,7 @@ def _attend(
   highest = of_row(logits.max(axis=-1), jax.ops.segment_max)
   # Rows without a page have -inf, whose differences would be NaN.
   highest = jnp.maximum(highest, lowest)
+  # One softmax a row over all of its pages, wherever they lie.
   weights = jnp.exp(logits - highest[owner][..., None])
   weights = jnp.where(is_seen[:, None], weights, 0)
   total = of_row(weights.sum(axis=-1), jax.ops.segment_sum)

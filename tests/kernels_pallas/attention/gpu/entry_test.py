@@ -1,5 +1,4 @@
 import functools
-import inspect
 import shutil
 
 from absl.testing import parameterized
@@ -22,13 +21,11 @@ from kernels_pallas.attention import shapes
 from kernels_pallas.attention.gpu import backward_kv
 from kernels_pallas.attention.gpu import backward_q
 from kernels_pallas.attention.gpu import col_mass
-from kernels_pallas.attention.gpu import cudnn as cudnn_lib
 from kernels_pallas.attention.gpu import entry
 from kernels_pallas.attention.gpu import forward
 from kernels_pallas.attention.gpu import plan
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
-from kernels_pallas.hardware import gpu_math
 from tests.kernels_pallas import conformance
 
 _KERNELS = (forward, col_mass, backward_kv, backward_q)
@@ -42,79 +39,6 @@ needs_compiler = pytest.mark.skipif(
     not topology.has_toolchain("cuda") or shutil.which("ptxas") is None,
     reason="compiling for the H100 needs jax >= 0.11, jax-cuda13-plugin, ptxas",
 )
-
-
-class ArithmeticTest(parameterized.TestCase):
-  """The functions of a tile against float64, without a kernel."""
-
-  def test_predicate_is_the_mask(self):
-    ids = np.arange(48) % 5
-    mask = masks.streaming(48, window=9, num_sinks=3) & masks.hash_sparse(
-        ids, ids[::-1].copy()
-    )
-    keys = np.broadcast_to(np.arange(48), (48, 48))
-    spans = [(mask.starts[i][:, None], mask.stops[i][:, None]) for i in (0, 1)]
-    found = gpu_math.is_allowed(
-        keys, spans, mask.query_ids[:, None], mask.key_ids[None]
-    )
-    np.testing.assert_array_equal(found, masks.allowed(mask, 48))
-
-  def test_online_softmax_in_pieces_is_softmax(self):
-    rng = np.random.default_rng(0)
-    logits = 4 * rng.standard_normal((8, 96))
-    logits[0, :32] = -np.inf  # A row that has no key in the first piece,
-    logits[1] = -np.inf  # and one that never has any.
-    highest, total = jnp.full((8,), -1e30), jnp.zeros((8,))
-    summed = jnp.zeros((8, 96))
-    for i in range(3):
-      piece = jnp.asarray(logits[:, 32 * i : 32 * i + 32], jnp.float32)
-      weights, correction, highest, total = gpu_math.online_softmax(
-          piece, highest, total
-      )
-      summed = summed * correction[:, None]
-      summed = summed.at[:, 32 * i : 32 * i + 32].set(weights)
-    expected = np.exp2(logits - np.where(np.arange(8) == 1, 0, 20)[:, None])
-    expected /= np.maximum(expected.sum(axis=1, keepdims=True), 1e-300)
-    found = summed / jnp.where(total > 0, total, 1)[:, None]
-    np.testing.assert_allclose(found, expected, atol=_ATOL)
-    assert total[1] == 0
-
-  @parameterized.parameters(None, 3.0)
-  def test_gradient_of_a_tile(self, soft_cap):
-    rng = np.random.default_rng(1)
-    products, d_weights = rng.standard_normal((2, 8, 16))
-    scale = 0.7
-
-    def weights_of(products):
-      logits = gpu_math.log2_logits(products, scale, soft_cap)
-      lse = jax.nn.logsumexp(logits * np.log(2), axis=1) * gpu_math.LOG2_E
-      return gpu_math.weights_of(logits, lse, axis=0)
-
-    with jax.enable_x64(True):
-      wide = jnp.asarray(products)
-      expected = jax.vjp(weights_of, wide)[1](jnp.asarray(d_weights))[0]
-      logits = scale * products
-      if soft_cap is not None:
-        logits = soft_cap * np.tanh(logits / soft_cap)
-      exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    narrow = jnp.asarray(products, jnp.float32)
-    weights = weights_of(narrow)
-    np.testing.assert_allclose(weights, exact, atol=_ATOL)
-    logits = gpu_math.log2_logits(narrow, scale, soft_cap)
-    slopes = gpu_math.with_cap_slope(weights, logits, soft_cap)
-    masked = gpu_math.with_cap_slope(
-        0 * weights, 0 * logits - jnp.inf, soft_cap
-    )
-    np.testing.assert_array_equal(masked, 0)
-    delta = jnp.asarray((exact * d_weights).sum(axis=1), jnp.float32)
-    for axis in (0, 1):
-      turn = (lambda x: x) if axis == 0 else jnp.transpose
-      found = gpu_math.d_products(
-          turn(slopes), turn(jnp.asarray(d_weights, jnp.float32)), delta, axis
-      )
-      np.testing.assert_allclose(
-          scale * turn(found), expected, atol=_ATOL, err_msg=f"axis {axis}"
-      )
 
 
 class ConfigTest(parameterized.TestCase):
@@ -190,87 +114,6 @@ class SupportTest(parameterized.TestCase):
       patch.setattr(jax, "__version_info__", (0, 10, 2))
       with pytest.raises(ImportError, match="pallas_gpu needs jax >= 0.11"):
         gpu_layout.require_jax()
-
-
-class CudnnTest(parameterized.TestCase):
-  """cuDNN itself runs on a GPU alone; here, what it would be told."""
-
-  @parameterized.parameters(
-      (None, {"is_causal": False, "window": None}),
-      (masks.full(8, 8), {"is_causal": False, "window": None}),
-      (masks.causal(8), {"is_causal": True, "window": None}),
-      (masks.sliding_window(8, window=3), {"is_causal": True, "window": 3}),
-  )
-  def test_masks_that_it_has(self, mask, expected):
-    assert self._options(mask) == expected
-
-  @parameterized.parameters(
-      (masks.sliding_window(8, window=3, is_causal=False), "causal window"),
-      (masks.causal(8, offset=1), "causal window"),
-      (masks.streaming(8, window=3, num_sinks=1), "one span"),
-      (masks.hash_sparse(np.arange(8), np.arange(8)), "no ids"),
-      (masks.document(np.array([0, 0, 0, 1, 1, 1, 1, 1])), "causal window"),
-  )
-  def test_masks_that_it_lacks(self, mask, reason):
-    assert reason in self._options(mask)
-
-  def test_it_is_never_replaced_silently(self):
-    query = jnp.ones((1, 8, 1, 64), jnp.bfloat16)
-    config = entry.Config(forward_by="cudnn")
-    spec = differentiable.AttentionSpec(
-        scale=1.0, logits_soft_cap=2.0, config=config
-    )
-    with pytest.raises(ValueError, match="cuDNN has no sink logits"):
-      entry.forward(_inputs(query, query, query), spec)
-
-  @needs_new_jax
-  def test_it_is_told_all_and_gives_the_lse_of_the_column_sums(self):
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    signature = inspect.signature(cudnn.dot_product_attention)
-    mask = masks.sliding_window(96, window=40)
-    rng = np.random.default_rng(4)
-    query, key, value = (
-        jnp.asarray(rng.standard_normal((1, 96, 1, 64)), jnp.bfloat16)
-        for _ in range(3)
-    )
-
-    def stand_in(*args, **kwargs):
-      told = signature.bind(*args, **kwargs).arguments
-      assert told["mask_type"] == cudnn.MaskType.CAUSAL
-      assert told["sliding_window_length"] == 40 and told["return_residual"]
-      result = api.attention(
-          *args,
-          where=mask,
-          scale=told["scale"],
-          return_lse=True,
-          implementation="reference",
-      )
-      return result.out, result.lse
-
-    call = functools.partial(
-        api.attention,
-        query,
-        key,
-        value,
-        where=mask,
-        scale=0.3,
-        return_lse=True,
-        return_col_mass=True,
-    )
-    config = entry.Config(forward_by="cudnn")
-    expected = call(implementation="reference")
-    with pytest.MonkeyPatch.context() as patch, interpret.interpreted():
-      patch.setattr(cudnn, "dot_product_attention", stand_in)
-      found = call(implementation="pallas_gpu", config=config)
-    np.testing.assert_array_equal(found.out, expected.out)
-    np.testing.assert_array_equal(found.lse, expected.lse)
-    np.testing.assert_allclose(found.col_mass, expected.col_mass, atol=_ATOL)
-
-  def _options(self, mask):
-    query = jnp.ones((1, 8, 1, 64), jnp.bfloat16)
-    spec = differentiable.AttentionSpec(scale=1.0)
-    return cudnn_lib.options_of(_inputs(query, query, query, mask), spec)
 
 
 def _inputs(query, key, value, where=None):

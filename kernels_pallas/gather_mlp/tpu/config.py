@@ -4,10 +4,11 @@ Weights that are fetched once are the point: as many sequences as fit share a
 pass over the plan, then blocks are cut into slabs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from kernels_pallas.hardware import tpu_layout
@@ -16,6 +17,8 @@ _MIB = 1 << 20
 _LANES = tpu_layout.LANES
 # More would make code of many thousand bundles.
 _MOST_SEQUENCES = 256
+
+_TilesT = TypeVar("_TilesT")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class Sizes(NamedTuple):
   num_entries: int
   num_neurons: int
   num_matrices: int
-  dtype: Any
+  dtype: jax.typing.DTypeLike
   has_members: bool
   num_biases: int
 
@@ -110,8 +113,10 @@ def batches(config: Config, sizes: Sizes) -> list[int]:
 
 
 def first_that_fits(
-    all_tiles: Sequence[Any], need_of: Any, name_of: Any
-) -> Any:
+    all_tiles: Sequence[_TilesT],
+    need_of: Callable[[_TilesT], dict[str, int]],
+    name_of: Callable[[_TilesT], str],
+) -> _TilesT:
   """Of some tiles, the first whose bytes fit.
 
   Args:
@@ -122,6 +127,7 @@ def first_that_fits(
   Raises:
     ValueError: If none does: what the last of them needs.
   """
+  # Best first: the first that fits is taken.
   for tiles in all_tiles:
     if sum(need_of(tiles).values()) <= limit():
       return tiles
@@ -166,6 +172,7 @@ def vmem(tiles: Tiles, sizes: Sizes, is_backward: bool) -> dict[str, int]:
   }
   if not is_backward:
     return need
+  # Then gradients come from HBM, are added to and go back, in float32.
   is_cut = sizes.batch > tiles.batch
   need["gradients"] = 2 * count * slab * (8 if is_cut else itemsize)
   need["gradients of biases"] = (
@@ -181,7 +188,7 @@ def limit() -> int:
   return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
 
 
-def unit_of(dtype: Any) -> int:
+def unit_of(dtype: jax.typing.DTypeLike) -> int:
   """Rows of a tile of memory.
 
   Raises:

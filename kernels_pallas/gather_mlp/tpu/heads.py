@@ -4,7 +4,6 @@ As the MLP: a head [H, D] is a slab, copied one ahead of its use.
 """
 
 import functools
-from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -14,10 +13,11 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.gather_mlp import tpu_config
-from kernels_pallas.gather_mlp import tpu_stream
+from kernels_pallas.gather_mlp.tpu import config as tpu_config
+from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))
@@ -50,12 +50,19 @@ def out_of_heads(
   return out[0, : heads.shape[0]]
 
 
-def _run(given: Any, kernel: Any, plan: Any, config: Any, is_into: bool) -> Any:
+def _run(
+    given: jax.Array,
+    kernel: jax.Array,
+    plan: parts.Plan,
+    config: tpu_config.Config | None,
+    is_into: bool,
+) -> jax.Array:
   """From [1, B, D] to [U, B, H], or from [U, B, H] to [1, B, D]."""
   num_cores = tpu_layout.tpu_info().num_cores
   _, size, width = kernel.shape
   num_entries, batch = plan.blocks.shape[0], given.shape[1]
   tile = _tile(config, given, num_entries, kernel.shape)
+  # Padded sequences are computed and cut off: their rows touch no others.
   given = jnp.pad(given, ((0, 0), (0, -batch % tile), (0, 0)))
   made = (num_entries, given.shape[1], size)
   made = made if is_into else (1, given.shape[1], width)
@@ -98,14 +105,22 @@ def _run(given: Any, kernel: Any, plan: Any, config: Any, is_into: bool) -> Any:
   return out.sum(axis=0)
 
 
-def _kernel(num_cores, is_into, table, given, kernel, out, *scratch):
+def _kernel(
+    num_cores: int,
+    is_into: bool,
+    table: hw_types.Ref,
+    given: hw_types.Ref,
+    kernel: hw_types.Ref,
+    out: hw_types.Ref,
+    *scratch: hw_types.Ref,
+) -> None:
   buffer, semaphores = scratch
   out[...] = jnp.zeros_like(out)
   stream = tpu_stream.Stream(
       table, 1, num_cores, [kernel], None, [buffer], semaphores
   )
 
-  def see(visit, slabs):
+  def see(visit: tpu_stream.Visit, slabs: list[jax.Array]) -> None:
     if is_into:
       out[0, visit.entry] = tpu_tile.multiply(given[0], slabs[0], _LAST_BY_LAST)
     else:
@@ -115,7 +130,12 @@ def _kernel(num_cores, is_into, table, given, kernel, out, *scratch):
   stream.walk(see)
 
 
-def _tile(config: Any, given: Any, num_entries: int, shape: Any) -> int:
+def _tile(
+    config: tpu_config.Config | None,
+    given: jax.Array,
+    num_entries: int,
+    shape: tuple[int, ...],
+) -> int:
   """Sequences that share a pass over the heads.
 
   Raises:
@@ -135,7 +155,7 @@ def _tile(config: Any, given: Any, num_entries: int, shape: Any) -> int:
   )
   lanes = tpu_layout.round_up(size, tpu_layout.LANES)
 
-  def need_of(batch):
+  def need_of(batch: int) -> dict[str, int]:
     need = tpu_config.vmem(tpu_config.Tiles(size, batch), sizes, False)
     # One copy is being made or read while the other is at work.
     return need | {"heads": 2 * 4 * num_entries * batch * lanes}

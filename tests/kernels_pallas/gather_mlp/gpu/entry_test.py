@@ -13,12 +13,12 @@ from kernels_pallas.aot import jobs
 from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
 from kernels_pallas.gather_mlp import api
-from kernels_pallas.gather_mlp import gpu_gather
-from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import heads
-from kernels_pallas.gather_mlp import pallas_gpu
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp import shapes
+from kernels_pallas.gather_mlp.gpu import entry as pallas_gpu
+from kernels_pallas.gather_mlp.gpu import gather
+from kernels_pallas.gather_mlp.gpu import scatter
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas.gather_mlp import oracle
 
@@ -119,7 +119,7 @@ class InterpretedTest(parameterized.TestCase):
         pallas_gpu.Config(num_stages=1, num_blocks=64),
     )
     with interpret.interpreted():
-      one, other = (gpu_gather.into_rows(*arguments, c) for c in configs)
+      one, other = (gather.into_rows(*arguments, c) for c in configs)
     conformance.check_equal((one,), (other,), 1e-6)
 
   def test_nothing_but_the_chosen_slabs(self):
@@ -128,7 +128,7 @@ class InterpretedTest(parameterized.TestCase):
     hidden, few = normal(3, 192), normal(3, 128)
     # Of three entries two count; the third names a block that counts.
     plan = parts.Plan(jnp.array([2, 0, 2]), jnp.int32(2))
-    call = functools.partial(gpu_scatter.outer, hidden, few, plan, 64, 4)
+    call = functools.partial(scatter.outer, hidden, few, plan, 64, 4)
     with interpret.interpreted():
       found = np.asarray(call(), np.float64).reshape(4, 64, 128)
     wide = [np.asarray(x, np.float64) for x in (hidden, few)]

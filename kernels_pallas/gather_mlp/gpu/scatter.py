@@ -6,22 +6,23 @@ neurons by 64 or 128 columns; those of slabs that nobody chose write zeros, so
 that every gradient is written once, and nothing is filled before.
 """
 
+from collections.abc import Mapping
 import functools
-from typing import Any
 
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from kernels_pallas.gather_mlp import gpu_gather
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.gather_mlp.gpu import gather
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_registers
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
-TILE = gpu_gather.TILE
+TILE = gather.TILE
 
 
 def outer(
@@ -44,12 +45,15 @@ def outer(
   gpu_layout.require_jax()
   batch, width = few.shape
   hidden, few = (_padded(x, -batch % TILE) for x in (hidden, few))
+  # Wider tiles read the numbers of the neurons fewer times.
   columns = 2 * TILE if width % (2 * TILE) == 0 else TILE
   num_parts = size // TILE
 
-  def kernel(refs, scratch):
+  def kernel(
+      refs: Mapping[str, hw_types.Ref], scratch: Mapping[str, hw_types.Ref]
+  ) -> None:
     tile, column = lax.axis_index("tile"), lax.axis_index("column")
-    block, part = gpu_gather.divide(tile, num_parts)
+    block, part = gather.divide(tile, num_parts)
     entry, here = refs["entries"][block], pl.ds(column * columns, columns)
     made, ready = scratch["made"], scratch["ready"]
 
@@ -92,7 +96,7 @@ def outer(
   return results["out"]
 
 
-def entries(plan: parts.Plan, num_blocks: int) -> Any:
+def entries(plan: parts.Plan, num_blocks: int) -> Int[Array, "_"]:
   """Which entry of the plan each block is, -1 for none: int32 [blocks]."""
   index = jnp.arange(plan.blocks.shape[0], dtype=jnp.int32)
   # What does not count is put past the end, and dropped.
@@ -100,12 +104,14 @@ def entries(plan: parts.Plan, num_blocks: int) -> Any:
   return jnp.full(num_blocks, -1, jnp.int32).at[blocks].set(index, mode="drop")
 
 
-def _buffer(rows: int, columns: int, dtype: Any) -> Any:
+def _buffer(
+    rows: int, columns: int, dtype: jax.typing.DTypeLike
+) -> hw_types.Buffer:
   """Shared memory of a tile that TMA moves and wgmma reads."""
   transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
   return plgpu.SMEM((rows, columns), dtype, transforms=transforms)
 
 
-def _padded(array: Any, rows: int) -> Any:
+def _padded(array: jax.Array, rows: int) -> jax.Array:
   """Rows of zeros, which add nothing: a product has 64 or 128 of them."""
   return jnp.pad(array, ((0, rows), (0, 0)))

@@ -7,6 +7,7 @@ else of its size does. Backward reads the same pieces once more, makes what the
 neurons were again, and writes the gradients of a piece to its place.
 """
 
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -20,11 +21,12 @@ from kernels_pallas import activations
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import parts
-from kernels_pallas.gather_mlp import tpu_config
-from kernels_pallas.gather_mlp import tpu_heads
-from kernels_pallas.gather_mlp import tpu_stream
+from kernels_pallas.gather_mlp.tpu import config as tpu_config
+from kernels_pallas.gather_mlp.tpu import heads as tpu_heads
+from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.hardware import types as hw_types
 
 Config = tpu_config.Config
 into_heads = tpu_heads.into_heads
@@ -64,8 +66,12 @@ def backward(
   """Cotangents of x, in float32, and of the weights."""
   x, weights, plan = given
   call = _Call(x, weights, plan, spec, is_backward=True)
+  # Gradients of several tiles of sequences are added up in HBM, where bfloat16
+  # would be rounded each time.
   kind = jnp.float32 if call.num_tiles > 1 else x.dtype
   zeros = [jnp.zeros(m.shape, kind) for m in call.matrices]
+  # Biases are few: their gradients are kept by entry of the plan, and put in
+  # their places by XLA.
   lists = (call.num_cores, plan.blocks.shape[0] * call.parts, call.rows)
   list_spec = pl.BlockSpec((1, *lists[1:]), lambda core, tile, *_: (core, 0, 0))
   any_spec = pl.BlockSpec(memory_space=pl.ANY)
@@ -103,11 +109,18 @@ class _Call:
   there are, of up and of the gate.
   """
 
-  def __init__(self, x, weights, plan, spec, is_backward):
+  def __init__(
+      self,
+      x: jax.Array,
+      weights: parts.Weights,
+      plan: parts.Plan,
+      spec: parts.Spec,
+      is_backward: bool,
+  ):
     self.plan, self.spec, self.is_backward = plan, spec, is_backward
-    self.is_gated = weights.gate is not None
     self.matrices = [weights.up, weights.down]
-    self.matrices += [weights.gate] if self.is_gated else []
+    if weights.gate is not None:
+      self.matrices.append(weights.gate)
     self.has_bias = [weights.up_bias is not None, weights.gate_bias is not None]
     self.num_cores = tpu_layout.tpu_info().num_cores
     tiles = tpu_config.choose(
@@ -135,16 +148,27 @@ class _Call:
         for b in biases
         if b is not None
     ]
+    # Each core adds up its own visits; the sums of both are added outside.
     self.totals = (self.num_cores, *self.x.shape)
     self.total_spec = pl.BlockSpec(
         (1, self.batch, x.shape[1]), lambda core, tile, *_: (core, tile, 0)
     )
 
-  def pad(self, x):
+  def pad(self, x: jax.Array) -> jax.Array:
     """The batch to whole tiles."""
     return jnp.pad(x, ((0, -x.shape[0] % self.batch), (0, 0)))
 
-  def run(self, kernel, rows, *, sums=(), out_shape, out_specs, scratch, name):
+  def run(
+      self,
+      kernel: Callable[..., None],
+      rows: Sequence[jax.Array],
+      *,
+      sums: Sequence[jax.Array] = (),
+      out_shape: Sequence[jax.ShapeDtypeStruct],
+      out_specs: Sequence[pl.BlockSpec],
+      scratch: Sequence[hw_types.Buffer],
+      name: str,
+  ) -> Sequence[jax.Array]:
     """Runs a kernel on arrays by sequence, and `sums`, which become outputs."""
     plan, width = self.plan, self.x.shape[1]
     by_tile = lambda size: pl.BlockSpec(
@@ -161,6 +185,7 @@ class _Call:
         len(self.matrices) + len(sums)
     )
     streamed = [*self.matrices, *(sums if self.num_tiles > 1 else ())]
+    # The table of blocks is an operand, too: the first one.
     first_in = 1 + len(arrays) - len(sums)
     first_out = len(out_shape) - len(sums)
     return pl.pallas_call(
@@ -188,7 +213,9 @@ class _Call:
         name=name,
     )(tpu_stream.table_of(plan), *arrays)
 
-  def refs(self, num_rows, refs):
+  def refs(
+      self, num_rows: int, refs: Sequence[hw_types.Ref]
+  ) -> tuple[Any, ...]:
     """Refs by purpose, in the order of `run`: see the kernels."""
     refs = list(refs)
     take = lambda n: [refs.pop(0) for _ in range(n)]
@@ -217,28 +244,30 @@ class _Call:
     )
     return rows, member, biases, stream, totals, d_biases, new, refs
 
-  def row_of(self, bias, visit):
+  def row_of(self, bias: hw_types.Ref, visit: tpu_stream.Visit) -> jax.Array:
     """The biases of a slab, [1, rows]."""
     return bias[pl.ds(visit.slab, 1)]
 
-  def to_blocks(self, by_entry):
+  def to_blocks(self, by_entry: jax.Array) -> jax.Array:
     """[cores, U parts, rows] to [F]: what no entry names is 0."""
     neurons = self.matrices[0].shape[0]
     by_entry = by_entry.sum(axis=0).reshape(-1, self.spec.block_size)
     zeros = jnp.zeros((neurons // self.spec.block_size, by_entry.shape[1]))
     return zeros.at[self.plan.blocks].add(by_entry).reshape(-1)
 
-  def weights_of(self, matrices, biases):
+  def weights_of(
+      self, matrices: Sequence[jax.Array], biases: Sequence[jax.Array]
+  ) -> parts.Weights:
     """Gradients as weights."""
     biases = list(biases)
     up_bias, gate_bias = (
         biases.pop(0) if has_bias else None for has_bias in self.has_bias
     )
-    gate = matrices[2] if self.is_gated else None
-    up, down = matrices[:2]
+    up, down, *gates = matrices
+    gate = gates[0] if gates else None
     return parts.Weights(up, down, gate, up_bias, gate_bias)
 
-  def _cost(self):
+  def _cost(self) -> pl.CostEstimate:
     work = (cost.backward_of if self.is_backward else cost.forward_of)(
         batch=self.x.shape[0],
         width=self.x.shape[1],
@@ -255,11 +284,11 @@ class _Call:
     )
 
 
-def _forward_kernel(call, *refs) -> None:
+def _forward_kernel(call: _Call, *refs: hw_types.Ref) -> None:
   (x,), member, biases, stream, out, _, _, _ = call.refs(1, refs)
   out[...] = jnp.zeros_like(out)
 
-  def see(visit, slabs):
+  def see(visit: tpu_stream.Visit, slabs: list[jax.Array]) -> None:
     neurons = _Neurons(call, x[...], slabs, biases, visit)
     hidden = neurons.act(*neurons.pre)
     hidden = _of_members(member, visit, hidden).astype(x.dtype)
@@ -268,11 +297,12 @@ def _forward_kernel(call, *refs) -> None:
   stream.walk(see)
 
 
-def _backward_kernel(call, *refs) -> None:
+def _backward_kernel(call: _Call, *refs: hw_types.Ref) -> None:
   found = call.refs(2, refs)
   (x, d_out), member, biases, stream, d_x, d_biases, new, rest = found
   *staged, semaphores = rest
   num = len(call.matrices)
+  # The output's block is of this tile alone and stays while slabs go by.
   d_x[...] = jnp.zeros_like(d_x)
 
   @pl.when(pl.program_id(1) == 0)
@@ -280,7 +310,7 @@ def _backward_kernel(call, *refs) -> None:
     for ref in d_biases:
       ref[...] = jnp.zeros_like(ref)
 
-  def copies(visit):
+  def copies(visit: tpu_stream.Visit) -> list[hw_types.Copy]:
     return [
         pltpu.make_async_copy(
             stage.at[visit.slot],
@@ -290,13 +320,14 @@ def _backward_kernel(call, *refs) -> None:
         for k, (stage, ref) in enumerate(zip(staged, new, strict=True))
     ]
 
-  def wait(visit):
+  def wait(visit: tpu_stream.Visit) -> None:
     for copy in copies(visit):
       copy.wait()
 
-  def see(visit, slabs):
+  def see(visit: tpu_stream.Visit, slabs: list[jax.Array]) -> None:
     slabs, old = slabs[:num], slabs[num:]
     neurons = _Neurons(call, x[...], slabs, biases, visit)
+    # What neurons were is made again from the slab, rather than read from HBM.
     hidden, pullback = jax.vjp(neurons.act, *neurons.pre)
     hidden = _of_members(member, visit, hidden).astype(x.dtype)
     multiply = tpu_tile.multiply
@@ -307,6 +338,7 @@ def _backward_kernel(call, *refs) -> None:
     pairs += [(d.astype(x.dtype), x) for d in d_pre[1:]]
     for (d, _), slab in zip(pairs[::2], slabs[::2], strict=True):
       d_x[0] += multiply(d, slab, _LAST_BY_FIRST)
+    # The buffer's earlier gradient must have left before it is overwritten.
     is_reused = visit.number - 2 >= low
     pl.when(is_reused)(lambda: wait(visit))  # The same sizes, two visits ago.
     for k, (stage, (d, other)) in enumerate(zip(staged, pairs, strict=True)):
@@ -320,6 +352,7 @@ def _backward_kernel(call, *refs) -> None:
       here = pl.ds(visit.number, 1)
       ref[0, here] = ref[0, here] + d.sum(axis=0, keepdims=True)
 
+  # The last two writes have nobody after them who would wait.
   low, high = stream.bounds()
   stream.walk(see)
   for behind in (2, 1):
@@ -334,7 +367,14 @@ class _Neurons:
     pre: What goes into `act`: that of up, and of the gate if there is one.
   """
 
-  def __init__(self, call, x, slabs, biases, visit):
+  def __init__(
+      self,
+      call: _Call,
+      x: jax.Array,
+      slabs: list[jax.Array],
+      biases: list[hw_types.Ref],
+      visit: tpu_stream.Visit,
+  ):
     self._call, biases = call, list(biases)
     self.pre = []
     for matrix, has_bias in zip(slabs[::2], call.has_bias, strict=False):
@@ -342,13 +382,15 @@ class _Neurons:
       bias = call.row_of(biases.pop(0), visit) if has_bias else 0.0
       self.pre.append(pre + bias)
 
-  def act(self, pre, gate=None):
+  def act(self, pre: jax.Array, gate: jax.Array | None = None) -> jax.Array:
     """What they give to their rows of down."""
     activation = _ACTIVATIONS[self._call.spec.activation]
     return activation(pre) if gate is None else activation(gate) * pre
 
 
-def _of_members(member: Any, visit: Any, hidden: Any) -> Any:
+def _of_members(
+    member: hw_types.Ref | None, visit: tpu_stream.Visit, hidden: jax.Array
+) -> jax.Array:
   """0 for sequences that did not choose the block."""
   if member is None:
     return hidden

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import activations
-from kernels_pallas.gather_mlp import gpu_gather
-from kernels_pallas.gather_mlp import gpu_scatter
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.gather_mlp.gpu import gather
+from kernels_pallas.gather_mlp.gpu import scatter
 from kernels_pallas.hardware import gpu_chip
 
-Config = gpu_gather.Config
+Config = gather.Config
 
 
 def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
@@ -31,7 +31,7 @@ def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   size, config = spec.block_size, spec.config or Config()
   hidden = _hidden(*_before(x, weights, plan, spec), plan, spec)
   hidden = hidden.astype(x.dtype)
-  return gpu_gather.out_of_rows(hidden, weights.down, plan, size, config)
+  return gather.out_of_rows(hidden, weights.down, plan, size, config)
 
 
 def backward(
@@ -49,14 +49,15 @@ def backward(
   _check(x, spec.block_size)
   size, config = spec.block_size, spec.config or Config()
   num_blocks = weights.up.shape[0] // size
+  # Factors of matrix instructions have 16 bits, as in the forward pass.
   d_out = d_out.astype(x.dtype)
   before = _before(x, weights, plan, spec)
   made = lambda up, gate: _hidden(up, gate, plan, spec)
   # What is between the products is elementwise, and left to XLA.
   hidden, pullback = jax.vjp(made, *before)
-  d_hidden = gpu_gather.into_rows(d_out, weights.down, plan, size, config)
+  d_hidden = gather.into_rows(d_out, weights.down, plan, size, config)
   d_up, d_gate = pullback(d_hidden)
-  outer = lambda of_neurons, of_columns: gpu_scatter.outer(
+  outer = lambda of_neurons, of_columns: scatter.outer(
       of_neurons.astype(x.dtype), of_columns, plan, size, num_blocks
   )
   d_x = jnp.zeros(x.shape, jnp.float32)
@@ -65,7 +66,7 @@ def backward(
     matrix = getattr(weights, name)
     if matrix is None:
       continue
-    d_x += gpu_gather.out_of_rows(
+    d_x += gather.out_of_rows(
         d_before.astype(x.dtype), matrix, plan, size, config
     )
     found[name] = outer(d_before, x)
@@ -75,27 +76,27 @@ def backward(
 
 
 def _before(
-    x: Any, weights: parts.Weights, plan: parts.Plan, spec: parts.Spec
-) -> tuple[Any, Any]:
+    x: jax.Array, weights: parts.Weights, plan: parts.Plan, spec: parts.Spec
+) -> tuple[jax.Array, jax.Array | None]:
   """What goes into the neurons of the plan, by up and by gate, float32."""
   size, config = spec.block_size, spec.config or Config()
 
-  def affine(matrix, bias):
-    if matrix is None:
-      return None
-    before = gpu_gather.into_rows(x, matrix, plan, size, config)
+  def affine(matrix: jax.Array, bias: jax.Array | None) -> jax.Array:
+    before = gather.into_rows(x, matrix, plan, size, config)
     if bias is None:
       return before
     chosen = bias.astype(jnp.float32).reshape(-1, size)[plan.blocks]
     return before + chosen.reshape(1, -1)
 
-  return (
-      affine(weights.up, weights.up_bias),
-      affine(weights.gate, weights.gate_bias),
-  )
+  before = affine(weights.up, weights.up_bias)
+  if weights.gate is None:
+    return before, None
+  return before, affine(weights.gate, weights.gate_bias)
 
 
-def _hidden(up: Any, gate: Any, plan: parts.Plan, spec: parts.Spec) -> Any:
+def _hidden(
+    up: jax.Array, gate: jax.Array | None, plan: parts.Plan, spec: parts.Spec
+) -> jax.Array:
   """What comes out of them, 0 for who did not choose their block."""
   activation = activations.ACTIVATIONS[spec.activation]
   hidden = activation(up) if gate is None else activation(gate) * up
@@ -105,9 +106,11 @@ def _hidden(up: Any, gate: Any, plan: parts.Plan, spec: parts.Spec) -> Any:
   return jnp.where(keeps, hidden, 0.0)
 
 
-def _of_all(d_before: Any, plan: parts.Plan, size: int, num_blocks: int) -> Any:
+def _of_all(
+    d_before: jax.Array, plan: parts.Plan, size: int, num_blocks: int
+) -> jax.Array:
   """The gradient of a bias, 0 where nobody chose."""
-  entries = gpu_scatter.entries(plan, num_blocks)
+  entries = scatter.entries(plan, num_blocks)
   by_block = d_before.sum(axis=0).reshape(-1, size)[jnp.maximum(entries, 0)]
   return jnp.where(entries[:, None] >= 0, by_block, 0.0).reshape(-1)
 
@@ -124,7 +127,7 @@ def into_heads(
   size = kernel.shape[1]
   _check(x, size, kernel.shape[2])
   matrix = kernel.reshape(-1, kernel.shape[2])
-  out = gpu_gather.into_rows(x, matrix, plan, size, config or Config())
+  out = gather.into_rows(x, matrix, plan, size, config or Config())
   return out.reshape(x.shape[0], -1, size)
 
 
@@ -141,10 +144,12 @@ def out_of_heads(
   _check(heads, size, kernel.shape[2])
   matrix = kernel.reshape(-1, kernel.shape[2])
   hidden = heads.reshape(heads.shape[0], -1)
-  return gpu_gather.out_of_rows(hidden, matrix, plan, size, config or Config())
+  return gather.out_of_rows(hidden, matrix, plan, size, config or Config())
 
 
-def why_not(x: Any, size: int, width: int | None = None) -> str | None:
+def why_not(
+    x: jax.Array | jax.ShapeDtypeStruct, size: int, width: int | None = None
+) -> str | None:
   """Says why the kernels cannot compute this, None if they can.
 
   Args:
@@ -155,7 +160,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
   reason = gpu_chip.why_not_type(x.dtype)
   if reason is not None:
     return reason
-  tile, most = gpu_gather.TILE, gpu_gather.MOST_SEQUENCES
+  tile, most = gather.TILE, gather.MOST_SEQUENCES
   width = x.shape[-1] if width is None else width
   if size % tile or width % tile:
     return (
@@ -167,7 +172,7 @@ def why_not(x: Any, size: int, width: int | None = None) -> str | None:
   return gpu_chip.why_not_here()
 
 
-def _check(x: Any, size: int, width: int | None = None) -> None:
+def _check(x: jax.Array, size: int, width: int | None = None) -> None:
   reason = why_not(x, size, width)
   if reason is not None:
     raise ValueError(reason)

@@ -15,8 +15,8 @@ from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import heads
-from kernels_pallas.gather_mlp import pallas_tpu
 from kernels_pallas.gather_mlp import shapes
+from kernels_pallas.gather_mlp.tpu import entry
 from kernels_pallas.hardware import tpu_layout
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas.gather_mlp import oracle
@@ -29,7 +29,7 @@ _CUT = {"rows": 8, "batch": 8}
 
 def _both(case, **sizes):
   """Compiled value and gradients, with these sizes."""
-  config = pallas_tpu.Config(**sizes)
+  config = entry.Config(**sizes)
 
   def call(arrays, block_ids, num_valid):
     return api.gather_mlp(
@@ -83,7 +83,7 @@ class FitTest(parameterized.TestCase):
           np.arange(2),
           block_size=shape.block_size,
           implementation="pallas_tpu",
-          config=pallas_tpu.Config(**sizes),
+          config=entry.Config(**sizes),
       )
 
     with interpret.interpreted():
@@ -164,6 +164,7 @@ class MemoryTest(parameterized.TestCase):
       want = _both(case, **sizes)(*arguments)
     conformance.check_equal(want, found, 1e-6)
 
+  @pytest.mark.slow
   def test_of_heads(self):
     x, kernel = jnp.ones((3, 16)), jnp.ones((4, 8, 16))
 

@@ -7,9 +7,9 @@ what is summed over, whose sums are added up afterwards. Copies are a few stages
 ahead. Entries of the plan that do not count are not copied.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax import lax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from kernels_pallas import interpret
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.hardware import gpu_layout
+from kernels_pallas.hardware import types as hw_types
 
 plgpu = gpu_layout.plgpu
 # Rows of a matrix instruction, and columns of a tile in shared memory.
@@ -63,11 +64,15 @@ def into_rows(
   """
   num_tiles = plan.blocks.shape[0] * (size // TILE)
   num_steps = x.shape[1] // TILE
+  # Few tiles would leave multiprocessors idle: the sum is cut as well, and its
+  # parts are added outside.
   per = _share(num_steps, num_tiles, config)
   splits = -(-num_steps // per)
   batch, x = len(x), _pad(x)
 
-  def body(refs, scratch):
+  def body(
+      refs: Mapping[str, hw_types.Ref], scratch: Mapping[str, hw_types.Ref]
+  ) -> None:
     split, tile = lax.axis_index("split"), lax.axis_index("tile")
     entry, part = divide(tile, size // TILE)
 
@@ -121,12 +126,14 @@ def out_of_rows(
   splits = -(-num_steps // per)
   batch, hidden = len(hidden), _pad(hidden)
 
-  def body(refs, scratch):
+  def body(
+      refs: Mapping[str, hw_types.Ref], scratch: Mapping[str, hw_types.Ref]
+  ) -> None:
     split, tile = lax.axis_index("split"), lax.axis_index("tile")
     low = split * per
     columns = pl.ds(tile * TILE, TILE)
 
-    def slab(i):
+    def slab(i: hw_types.Index) -> hw_types.Ref:
       entry, part = divide(low + i, num_parts)
       first = (refs["table"][1 + entry] * num_parts + part) * TILE
       return refs["matrix"].at[pl.ds(first, TILE), columns]
@@ -152,25 +159,35 @@ def out_of_rows(
   return out.sum(axis=0)[:, :batch].T
 
 
-def _sum_tiles(scratch, tile_of, few_of, count, num_stages, *, is_turned):
+def _sum_tiles(
+    scratch: Mapping[str, hw_types.Ref],
+    tile_of: Callable[[hw_types.Index], hw_types.Ref],
+    few_of: Callable[[hw_types.Index], hw_types.Ref],
+    count: hw_types.Count,
+    num_stages: int,
+    *,
+    is_turned: bool,
+) -> jax.Array:
   """Sums tile(i) few(i)^T, or tile(i)^T few(i)^T, copied stages ahead."""
   tiles, few, ready = (scratch[x] for x in ("tiles", "copies", "ready"))
 
-  def fetch(i, slot):
+  def fetch(i: hw_types.Index, slot: hw_types.Index) -> None:
     for source, target in ((tile_of(i), tiles), (few_of(i), few)):
       plgpu.copy_gmem_to_smem(source, target.at[slot], ready.at[slot])
 
+  # The ring is filled before the first product waits for it.
   for i in range(num_stages):
     pl.when(i < count)(functools.partial(fetch, i, i))
 
-  def add(accumulator):
-    def step(i, _):
+  def add(accumulator: hw_types.Ref) -> jax.Array:
+    def step(i: jax.Array, _: None) -> None:
       slot = lax.rem(i, num_stages)
       plgpu.barrier_wait(ready.at[slot])
       tile = tiles.at[slot]
       tile = tile.transpose((1, 0)) if is_turned else tile
       plgpu.wgmma(accumulator, tile, few.at[slot].transpose((1, 0)))
       plgpu.wgmma_wait(0)
+      # The slot is free again only after the product has read it.
       after = i + num_stages
       pl.when(after < count)(lambda: fetch(after, slot))
 
@@ -181,7 +198,16 @@ def _sum_tiles(scratch, tile_of, few_of, count, num_stages, *, is_turned):
   return pl.run_scoped(add, plgpu.ACC(shape, jnp.float32))
 
 
-def _launch(body, name, inputs, out_shape, grid, config):
+def _launch(
+    body: Callable[
+        [Mapping[str, hw_types.Ref], Mapping[str, hw_types.Ref]], None
+    ],
+    name: str,
+    inputs: Mapping[str, jax.Array],
+    out_shape: tuple[int, ...],
+    grid: Mapping[str, int],
+    config: Config,
+) -> jax.Array:
   few = inputs["few"]
   stages = config.num_stages
   rows = TILE + few.shape[0]
@@ -189,7 +215,13 @@ def _launch(body, name, inputs, out_shape, grid, config):
   gpu_layout.require_jax()
   mode = interpret.mode()
 
-  def kernel(table, matrix, few, out, **scratch):
+  def kernel(
+      table: hw_types.Ref,
+      matrix: hw_types.Ref,
+      few: hw_types.Ref,
+      out: hw_types.Ref,
+      **scratch: hw_types.Ref,
+  ) -> None:
     body({"table": table, "matrix": matrix, "few": few, "out": out}, scratch)
 
   kernel.__name__ = name
@@ -215,15 +247,17 @@ def _share(num_steps: int, num_tiles: int, config: Config) -> int:
   return max(1, -(-num_steps // splits))
 
 
-def divide(i: Any, number: int) -> tuple[Any, Any]:
+def divide(
+    i: hw_types.Index, number: int
+) -> tuple[hw_types.Index, hw_types.Index]:
   """Quotient and remainder."""
   return (i, 0) if number == 1 else (lax.div(i, number), lax.rem(i, number))
 
 
-def _pad(few: Any) -> Any:
+def _pad(few: jax.Array) -> jax.Array:
   """Sequences to multiples of 8, the columns that an instruction may have."""
   return jnp.pad(few, ((0, -few.shape[0] % 8), (0, 0)))
 
 
-def _table(plan: parts.Plan) -> Any:
+def _table(plan: parts.Plan) -> jax.Array:
   return jnp.concatenate([plan.num[None], plan.blocks])

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.hardware import types as hw_types
 
 
 class Visit(NamedTuple):
@@ -26,10 +28,10 @@ class Visit(NamedTuple):
     slot: Of the two buffers.
   """
 
-  number: Any
-  entry: Any
-  slab: Any
-  slot: Any
+  number: hw_types.Index
+  entry: hw_types.Index
+  slab: hw_types.Index
+  slot: hw_types.Index
 
 
 class Stream(NamedTuple):
@@ -45,17 +47,18 @@ class Stream(NamedTuple):
     semaphores: [matrices, 2].
   """
 
-  table: Any
+  table: hw_types.Ref
   parts: int
   num_cores: int
   matrices: Sequence[Any]
   rows: int | None
   buffers: Sequence[Any]
-  semaphores: Any
+  semaphores: hw_types.Barrier
 
-  def bounds(self) -> tuple[Any, Any]:
+  def bounds(self) -> tuple[jax.Array, jax.Array]:
     """The visits of this core, from the first to before the last."""
     count = self.table[0] * self.parts
+    # Visits, not blocks, are shared out: two cores may split one block.
     share = pl.cdiv(count, self.num_cores)
     low = pl.program_id(0) * share
     return low, jnp.minimum(low + share, count)
@@ -65,7 +68,7 @@ class Stream(NamedTuple):
     low, high = self.bounds()
     pl.when(low < high)(lambda: self._start(low))
 
-    def step(i, _):
+    def step(i: jax.Array, _: None) -> None:
       pl.when(i + 1 < high)(lambda: self._start(i + 1))
       visit = self.visit(i)
       for copy in self._copies(visit):
@@ -74,21 +77,21 @@ class Stream(NamedTuple):
 
     jax.lax.fori_loop(low, high, step, None)
 
-  def place(self, matrix: Any, visit: Visit) -> Any:
+  def place(self, matrix: hw_types.Ref, visit: Visit) -> hw_types.Ref:
     """The slab of a visit in HBM."""
     if self.rows is None:
       return matrix.at[visit.slab]
-    first = pl.multiple_of(visit.slab * self.rows, self.rows)
+    first = tpu_layout.aligned(visit.slab * self.rows, self.rows)
     return matrix.at[pl.ds(first, self.rows)]
 
-  def visit(self, i: Any) -> Visit:
+  def visit(self, i: hw_types.Index) -> Visit:
     """The visit of this number."""
     entry, part = (
         (i, 0) if self.parts == 1 else (i // self.parts, i % self.parts)
     )
     return Visit(i, entry, self.table[1 + entry] * self.parts + part, i & 1)
 
-  def _start(self, i: Any) -> None:
+  def _start(self, i: hw_types.Index) -> None:
     for copy in self._copies(self.visit(i)):
       copy.start()
 

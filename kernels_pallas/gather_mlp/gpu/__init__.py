@@ -1,0 +1,1 @@
+"""Gathered MLPs on Hopper GPUs: entry (the three ops), and the kernels."""

@@ -1,0 +1,1 @@
+"""Gathered MLPs on TPUs: entry (the three ops), config, heads and stream."""
