@@ -21,6 +21,7 @@ from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
 from kernels_pallas.decode import tpu_int8
+from kernels_pallas.decode import tpu_step
 from kernels_pallas.hardware import tpu_layout
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas.decode import layouts
@@ -69,6 +70,7 @@ def _step(*arrays, chunk=None, **options):
 
 class ChunkTest(parameterized.TestCase):
 
+  @pytest.mark.slow  # Two chunks against the reference: MemoryTest.
   def test_results_do_not_depend_on_the_chunk(self):
     self._check(None)
 
@@ -86,6 +88,12 @@ class ChunkTest(parameterized.TestCase):
 
 class NanTest(absltest.TestCase):
 
+  def test_a_row_of_nan_has_its_last_slot(self):
+    order = jnp.array([[3.0, 1.0, 1.0], [jnp.nan] * 3])
+    slot, _ = tpu_step.first_of_least(order, 3)
+    np.testing.assert_array_equal(slot, [[1.0], [2.0]])
+
+  @pytest.mark.slow
   def test_scores_that_are_nan_do_not_lead_out_of_the_cache(self):
     # The chip does not check where copies go.
     *vectors, cache, positions = _full(shapes.TESTS["mha"])
@@ -215,6 +223,7 @@ class CompileTest(parameterized.TestCase):
       {"score": "position"},
       {"score": "key_norm"},
   )
+  @pytest.mark.by_default(0, 1)
   def test_so_do_the_rules_of_policies(self, **options):
     shape = shapes.BENCHMARKS["b8_c1024"]
     compiled, cache_bytes = _compile("v5e", shape, **options)
@@ -222,6 +231,7 @@ class CompileTest(parameterized.TestCase):
     self.assertEmpty(compiled.copies)
     self.assertEqual(compiled.alias_bytes, cache_bytes)
 
+  @pytest.mark.slow
   def test_without_donation_the_cache_is_copied(self):
     # That the test above can fail.
     arrays = shapes.BENCHMARKS["b8_c1024"].arrays()

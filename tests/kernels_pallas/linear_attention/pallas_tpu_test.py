@@ -45,6 +45,7 @@ def _sweep(is_reversed, chunk=128):
 class ChunkTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
+  @pytest.mark.by_default(1)
   def test_results_do_not_depend_on_the_chunk(self, is_reversed):
     with interpret.interpreted():
       one, other = (_sweep(is_reversed, chunk) for chunk in (128, 256))
@@ -87,6 +88,7 @@ class MemoryTest(parameterized.TestCase):
   """In TPU interpret mode, which finds races and reads out of bounds."""
 
   @parameterized.parameters(False, True)
+  @pytest.mark.by_default(0)
   def test_is_used_without_races(self, is_reversed):
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:

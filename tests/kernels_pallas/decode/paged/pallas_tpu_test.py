@@ -307,7 +307,7 @@ class CompileTest(parameterized.TestCase):
     self.assertEqual(compiled.alias_bytes, pool_bytes)
 
   @parameterized.parameters("v5p", "v7x")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_smaller_pages_stay_in_place_where_jit_is_told_how_they_lie(
       self, chip
   ):
@@ -316,6 +316,7 @@ class CompileTest(parameterized.TestCase):
     self.assertEqual(compiled.temp_bytes, 0)
     self.assertEmpty(compiled.copies)
 
+  @pytest.mark.slow
   def test_without_donation_the_pool_is_copied(self):
     # That the test above can fail. More than would fit VMEM.
     arrays = _abstract(batch=64)
