@@ -22,7 +22,7 @@ def check(
 ) -> None:
   """Checks every entry that counts, and how many are said to.
 
-  Under `jax.jit`, wrap the caller in `jax.experimental.checkify.checkify`.
+  Under `jax.jit`, wrap the caller in `checkify.checkify`.
 
   Args:
     name: Of the lists, for messages.

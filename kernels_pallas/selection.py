@@ -71,25 +71,7 @@ def tile_states(
   if mask is None:
     mask = masks.full(num_queries, num_keys)
   xp = masks.numpy_of_mask(mask)
-  first_key = xp.arange(0, num_keys, block_kv, dtype=xp.int32)
-  # The last tile ends where the keys do, or a span to the end would not cover
-  # it.
-  last_key = xp.minimum(first_key + block_kv, num_keys)
-  # Reduced over the queries of a tile first, to O(R) numbers a span.
-  lowest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull start")
-  highest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull stop")
-  last_start = _per_tile(xp, mask.starts, mask.stops, block_q, "last start")
-  first_stop = _per_tile(xp, mask.starts, mask.stops, block_q, "first stop")
-  # A tile is touched if some hull meets it, and covered if the intersection of
-  # its queries' spans holds it: both are tests of two numbers.
-  first, last = (
-      masks.to_rank(edge, lowest.ndim + 1) for edge in (first_key, last_key)
-  )
-  touches = (lowest[..., None] < last) & (highest[..., None] > first)
-  covers = (last_start[..., None] <= first) & (first_stop[..., None] >= last)
-  # The ragged last tile holds keys that are none.
-  covers = covers & (first + block_kv <= num_keys)
-  touches, covers = xp.any(touches, axis=-3), xp.any(covers, axis=-3)
+  touches, covers = _spans_of_tiles(xp, mask, num_keys, block_q, block_kv)
   if mask.query_ids is not None:
     same, apart = _compare_ids(xp, mask, block_q, block_kv)
     ndim = max(same.ndim, covers.ndim)
@@ -173,17 +155,8 @@ def heavy_hitters(
   padding = -num_keys % block_kv
   padded = jnp.pad(col_mass, ((0, 0), (0, 0), (0, padding)))
   block_mass = padded.reshape(*padded.shape[:2], -1, block_kv).sum(axis=-1)
-  # -1 is below every mass: a tile that may not be read is never chosen, even if
-  # fewer than `num_heavy` may be.
-  candidates = jnp.where(
-      allowed[:, None] & ~kept[:, None], block_mass[:, :, None, :], -1.0
-  )
-  num_heavy = min(num_heavy, candidates.shape[-1])
-  # Ranks, not a threshold: equal masses must not make the list longer.
-  threshold_rank = jnp.argsort(
-      jnp.argsort(-candidates, axis=-1, stable=True), axis=-1
-  )
-  heavy = (threshold_rank < num_heavy) & (candidates >= 0)
+  num_heavy = min(num_heavy, block_mass.shape[-1])
+  heavy = _heaviest(block_mass, allowed & ~kept, num_heavy)
   chosen = heavy | kept[:, None]
   # The list's width is static, so it can be narrow only if `always` is known.
   width = None
@@ -210,6 +183,21 @@ def check(selection: Selection, num_queries: int, num_keys: int) -> None:
   )
 
 
+def _heaviest(
+    block_mass: jax.Array, may_be: masks.AnyArray, num_heavy: int
+) -> jax.Array:
+  """[B, N, R, C]: of the tiles that may be chosen the heaviest of each row."""
+  # -1 is below every mass: a tile that may not be read is never chosen, even if
+  # fewer than `num_heavy` may be.
+  candidates = jnp.where(may_be[:, None], block_mass[:, :, None, :], -1.0)
+  # Ranks, not a threshold: equal masses must not make the list longer.
+  threshold_rank = jnp.argsort(
+      jnp.argsort(-candidates, axis=-1, stable=True), axis=-1
+  )
+  heavy = (threshold_rank < num_heavy) & (candidates >= 0)
+  return heavy
+
+
 def _select(
     chosen: masks.AnyArray,
     mask: masks.Mask | None,
@@ -227,6 +215,33 @@ def _select(
   return Selection(
       order[..., : max(width, 1)], num_valid, mask, block_q, block_kv
   )
+
+
+def _spans_of_tiles(
+    xp: types.ModuleType,
+    mask: masks.Mask,
+    num_keys: int,
+    block_q: int,
+    block_kv: int,
+) -> tuple[masks.AnyArray, masks.AnyArray]:
+  """[*B, R, C]: may a span hold a key of the tile, do spans hold them all?"""
+  first_key = xp.arange(0, num_keys, block_kv, dtype=xp.int32)
+  last_key = xp.minimum(first_key + block_kv, num_keys)
+  # Reduced over the queries of a tile first, to O(R) numbers a span.
+  lowest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull start")
+  highest = _per_tile(xp, mask.starts, mask.stops, block_q, "hull stop")
+  last_start = _per_tile(xp, mask.starts, mask.stops, block_q, "last start")
+  first_stop = _per_tile(xp, mask.starts, mask.stops, block_q, "first stop")
+  # A tile is touched if some hull meets it, and covered if the intersection of
+  # its queries' spans holds it: both are tests of two numbers.
+  first, last = (
+      masks.to_rank(edge, lowest.ndim + 1) for edge in (first_key, last_key)
+  )
+  touches = (lowest[..., None] < last) & (highest[..., None] > first)
+  covers = (last_start[..., None] <= first) & (first_stop[..., None] >= last)
+  # The ragged last tile holds keys that are none.
+  covers = covers & (first + block_kv <= num_keys)
+  return xp.any(touches, axis=-3), xp.any(covers, axis=-3)
 
 
 def _per_tile(

@@ -51,6 +51,16 @@ class TileStatesTest(parameterized.TestCase):
     some, every = _dense_states(masks.allowed(mask, num_keys), bq, bk)
     self.assertFalse((some & (states == selection.EMPTY)).any())
     self.assertFalse((~every & (states == selection.FULL)).any())
+
+  @hypothesis.given(
+      st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40)
+  )
+  @hypothesis.settings(max_examples=8, deadline=None)
+  def test_are_the_same_for_a_traced_mask(self, seed, bq, bk):
+    rng = np.random.default_rng(seed)
+    num_queries, num_keys = rng.integers(1, 40, 2).tolist()
+    mask = _random_mask(rng, num_queries, num_keys)
+    states = selection.tile_states(mask, num_queries, num_keys, bq, bk)
     traced = jax.jit(selection.tile_states, static_argnums=(1, 2, 3, 4))(
         jax.tree.map(jnp.asarray, mask), num_queries, num_keys, bq, bk
     )

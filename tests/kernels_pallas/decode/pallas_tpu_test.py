@@ -124,7 +124,7 @@ class Int8Test(absltest.TestCase):
             tpu_int8, "widened", side_effect=tpu_int8.widened
         ) as widened,
     ):
-      found = _step(*arrays, chunk=128)
+      found = jax.jit(functools.partial(_step, chunk=128))(*arrays)
     # That nothing else is tested: keys and values of two heads.
     self.assertEqual(widened.call_count, 4)
     wanted = api.decode_step(
@@ -152,7 +152,8 @@ class MemoryTest(absltest.TestCase):
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:
       with interpret.interpreted(mode):
-        found = jax.block_until_ready(_step(*arrays, chunk=128))
+        step = jax.jit(functools.partial(_step, chunk=128))
+        found = jax.block_until_ready(step(*arrays))
         races = interpret_pallas_call.races.races_found
     finally:
       pltpu.reset_tpu_interpret_mode_state()

@@ -1,3 +1,5 @@
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -93,7 +95,8 @@ class MemoryTest(parameterized.TestCase):
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:
       with interpret.interpreted(mode):
-        found = jax.block_until_ready(_sweep(is_reversed))
+        sweep = jax.jit(functools.partial(_sweep, is_reversed))
+        found = jax.block_until_ready(sweep())
         races = interpret_pallas_call.races.races_found
     finally:
       pltpu.reset_tpu_interpret_mode_state()

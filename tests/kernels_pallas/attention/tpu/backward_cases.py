@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -116,14 +117,27 @@ def both_gradients(case, dtype=jnp.float32):
   """(gradients, expected) as {"query": [B, T, N, H], ..}, cut to size."""
   arguments, expected = arguments_of(case, dtype)
   scale = case.head_dim**-0.5 if case.scale is None else case.scale
-  found = backward.backward(
-      *arguments,
-      scale=scale,
-      logits_soft_cap=case.soft_cap,
-      block_q=case.block_q,
-      block_kv=case.block_kv,
-      vmem_limit_bytes=case.limit,
+  # Lists and spans stay known; arrays are traced.
+  query, key, value, columns, spans, *ids, lse, delta, d_out = arguments
+  call = jax.jit(
+      lambda query, key, value, lse, delta, d_out: backward.backward(
+          query,
+          key,
+          value,
+          columns,
+          spans,
+          *ids,
+          lse,
+          delta,
+          d_out,
+          scale=scale,
+          logits_soft_cap=case.soft_cap,
+          block_q=case.block_q,
+          block_kv=case.block_kv,
+          vmem_limit_bytes=case.limit,
+      )
   )
+  found = call(query, key, value, lse, delta, d_out)
   lengths = (case.num_queries, case.num_keys, case.num_keys)
   found = {
       name: x[:, :, :length].swapaxes(1, 2)
