@@ -68,6 +68,11 @@ kernels_pallas/output.py
 ? rows that no part sees become NaN
 @ tests/kernels_pallas/output_test.py
 
+kernels_pallas/logits.py
+- return logits if cap is None else cap * jnp.tanh(logits / cap)
++ return logits if cap is None else jnp.tanh(logits / cap)
+? capped logits are lost in scale
+
 kernels_pallas/arguments.py
 - if logits_soft_cap is not None and not logits_soft_cap > 0:
 + if logits_soft_cap is not None and not logits_soft_cap >= 0:
