@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from etils import epy
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
@@ -75,8 +75,8 @@ def _stream(
 
 def emit(
     on_metrics: OnMetrics | None,
-    steps: Iterable[int],
-    curves: Mapping[str, Float[Any, "S"] | Sequence[float]],
+    steps: Iterable[SupportsIndex],
+    curves: Mapping[str, Shaped[Any, "S"] | Sequence[SupportsFloat]],
 ) -> None:
   """Streams curves, one row a time.
 
