@@ -85,10 +85,12 @@ class OracleTest(absltest.TestCase):
 class LinearAttentionTest(parameterized.TestCase):
 
   @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
+  @pytest.mark.by_default(0, 3, 4, 6, 7)
   def test_equals_the_oracle(self, implementation, case):
     _run_case(implementation, *case)
 
   @parameterized.parameters("xla", "pallas_tpu")
+  @pytest.mark.by_default(1)
   def test_a_state_continues_its_sequence(self, implementation):
     case = oracle.draw(shapes.TESTS["ragged_mqa"], "float32", "mixed")
     arguments = case.arguments()
