@@ -228,7 +228,7 @@ class _Parser(flags.ArgumentParser):
     self._codec = codec
     self.syntactic_help = codec.expects
 
-  def parse(self, argument: Any) -> Any:
+  def parse(self, argument: object) -> Any:
     if isinstance(argument, str) and not isinstance(argument, enum.Enum):
       return self._codec.parse(argument)
     return argument  # A default, which is a value already.
@@ -272,7 +272,7 @@ def _codec(hint: Any, name: str) -> _Codec:
   raise TypeError(f"{name}: no flag can hold a {hint}")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
   if isinstance(value, enum.Enum):
     return value.name.lower()
   if isinstance(value, bool):

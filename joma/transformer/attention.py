@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
   config: configs.TransformerConfig
   layer: int
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
 
   @nn.compact
@@ -63,7 +63,7 @@ class Attention(nn.Module):
       x: Float[Array, "B T D"],
       positions: Int[Array, "B T"],
       mask: masks.Mask,
-      kv_cache: Any = None,
+      kv_cache: PyTree = None,
       is_training: bool = False,
       carry: Mapping[str, Any] | None = None,
       route: hooks.Route | None = None,
@@ -144,7 +144,13 @@ class Attention(nn.Module):
     return dense(x) if route is None else route.product(dense, x)
 
   def _call(
-      self, own, x, positions, carry, is_training, kv_cache
+      self,
+      own: layer_hooks.LayerSystems,
+      x: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      carry: Mapping[str, PyTree],
+      is_training: bool,
+      kv_cache: PyTree,
   ) -> hooks.Call:
     """What the systems see; draws their parameters when a model is made."""
     make = lambda system: self.param(
@@ -171,8 +177,15 @@ class Attention(nn.Module):
     return layer_hooks.with_weights(own, call)
 
   def _mix(
-      self, own, call, query, key, value, mask, kv_cache
-  ) -> tuple[hooks.Made, Any]:
+      self,
+      own: layer_hooks.LayerSystems,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+      kv_cache: PyTree,
+  ) -> tuple[hooks.Made, PyTree]:
     """The heads' outputs: of a cache, of a mixer, or of attention."""
     options, rotate, where = call.options, call.rotate, None
     if kv_cache is not None:
@@ -201,7 +214,9 @@ class Attention(nn.Module):
     )
     return made, kv_cache
 
-  def _hand_on(self, own, call, made) -> Mapping[str, Any]:
+  def _hand_on(
+      self, own: layer_hooks.LayerSystems, call: hooks.Call, made: hooks.Made
+  ) -> Mapping[str, PyTree]:
     """Lets a probe look, and adds what later layers get to the carry."""
     probe = own.probe
     if probe is not None and self.is_mutable_collection("intermediates"):
@@ -232,7 +247,15 @@ class Attention(nn.Module):
     kind = config.rope_of(self.layer)
     return lambda x, positions: rotary.rotate_by(x, positions, kind, config)
 
-  def _attend(self, query, key, value, where, options, is_training) -> Array:
+  def _attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      value: Float[Array, "B S K H"],
+      where: hooks.Where,
+      options: hooks.AttentionOptions,
+      is_training: bool,
+  ) -> Float[Array, "B T N H"]:
     if self.is_mutable_collection("intermediates"):
       attn_logits = masked_logits(query, key, where, options)
       self.sow("intermediates", "attn_logits", attn_logits)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -34,8 +34,8 @@ class FullCache:
     value: As key.
   """
 
-  key: Any
-  value: Any
+  key: PyTree
+  value: PyTree
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   def kept_positions(self) -> None:
@@ -74,7 +74,7 @@ def init(
     config: configs.TransformerConfig,
     batch_size: int,
     capacity: int,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> tuple[Any, ...]:
   """Returns empty caches, one a layer: a system's own where it has one.
 

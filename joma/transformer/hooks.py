@@ -27,6 +27,7 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import config as configs
@@ -250,7 +251,7 @@ class Select(System, Protocol):
       layer: int,
       batch_size: int,
       capacity: int,
-      dtype: Any,
+      dtype: jax.typing.DTypeLike,
   ) -> KVCache:
     """Returns an empty cache whose steps choose among what it keeps."""
     ...
@@ -278,7 +279,7 @@ class Mixer(System, Protocol):
       layer: int,
       batch_size: int,
       capacity: int,
-      dtype: Any,
+      dtype: jax.typing.DTypeLike,
   ) -> KVCache:
     """Returns the empty state, as a cache."""
     ...
@@ -326,7 +327,7 @@ class Router(Protocol):
       x: Float[Array, "B T D"],
       x_before: Float[Array, "B T D"],
       positions: Int[Array, "B T"],
-      kv_cache: Any,
+      kv_cache: PyTree,
   ) -> "Route":
     """Returns what happens in a layer.
 
@@ -348,7 +349,7 @@ class Route(Protocol):
   `mlp`, then `new_cache`, once each and in this order.
   """
 
-  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: Any) -> Any:
+  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: PyTree) -> PyTree:
     """Told what attention reads; returns the cache that it attends with."""
     ...
 
@@ -379,6 +380,6 @@ class Route(Protocol):
     """
     ...
 
-  def new_cache(self, kv_cache: Any) -> Any:
+  def new_cache(self, kv_cache: PyTree) -> PyTree:
     """Returns what the layer hands on as its cache."""
     ...

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from joma.transformer import config as configs
@@ -111,6 +111,7 @@ def measure(
     more = _uniform(config, window, lengths)
     uniform = more if uniform is None else jax.tree.map(np.add, uniform, more)
     on_progress(len(part))
+  assert total is not None and uniform is not None, "a text has a window"
   return _summary(total, uniform, params, len(windows))
 
 
@@ -147,7 +148,12 @@ def _uniform(
   return jax.tree.map(lambda *values: np.stack(values), *layers)
 
 
-def _summary(total, uniform, params, num_windows: int) -> dict[str, Any]:
+def _summary(
+    total: probes.Reading,
+    uniform: probes.Attention,
+    params: PyTree,
+    num_windows: int,
+) -> dict[str, Any]:
   mean = jax.tree.map(lambda x: x / total.num_tokens, total.attention)
   num_targets = int(total.num_targets)
   loss = float(total.loss) / num_targets if num_targets else None

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.systems import names
@@ -34,13 +34,13 @@ class LayerSystems:
   """
 
   systems: tuple[Any, ...] = ()
-  prepare: Any = None
-  weights: Any = None
-  select: Any = None
-  mixer: Any = None
-  gate: Any = None
-  carry: Any = None
-  probe: Any = None
+  prepare: hooks.Prepare | None = None
+  weights: hooks.Weights | None = None
+  select: hooks.Select | None = None
+  mixer: hooks.Mixer | None = None
+  gate: hooks.Gate | None = None
+  carry: hooks.Carry | None = None
+  probe: hooks.Probe | None = None
 
 
 _PROTOCOLS: dict[str, Any] = {
@@ -93,8 +93,8 @@ class PreparedCache:
     state: As `Prepare.init_state` makes it.
   """
 
-  kv_cache: Any
-  state: Any
+  kv_cache: PyTree
+  state: PyTree
 
 
 def init_cache(
@@ -102,10 +102,10 @@ def init_cache(
     layer: int,
     batch_size: int,
     capacity: int,
-    dtype: Any,
+    dtype: jax.typing.DTypeLike,
     default: Callable[[], hooks.KVCache],
     policy: str | None = None,
-) -> Any:
+) -> PyTree:
   """Returns the empty cache of a layer: its systems', or the default.
 
   Args:
@@ -143,8 +143,8 @@ def prepare(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
-    kv_cache: Any,
-) -> tuple[Array, Array, Array, Any]:
+    kv_cache: PyTree,
+) -> tuple[Array, Array, Array, PyTree]:
   """Lets a system prepare; returns its arrays, and the cache with its state.
 
   Raises:
@@ -204,8 +204,8 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    kv_cache: Any,
-) -> tuple[Float[Array, "B T N H"], Any]:
+    kv_cache: PyTree,
+) -> tuple[Float[Array, "B T N H"], PyTree]:
   """Attends with a cache.
 
   Raises:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -26,7 +27,7 @@ class Mlp(nn.Module):
   """
 
   config: configs.TransformerConfig
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -44,7 +45,7 @@ class Mlp(nn.Module):
     """
     config = self.config
 
-    def dense(x, width, name, **options):
+    def dense(x: Array, width: int, name: str, **options: Any) -> Array:
       module = nn.Dense(
           width,
           use_bias=config.use_mlp_bias,

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -44,7 +45,7 @@ class Transformer(nn.Module):
   """
 
   config: configs.TransformerConfig
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
   use_remat: bool = False
 
@@ -95,7 +96,9 @@ class Transformer(nn.Module):
         nn.remat(Layer, static_argnums=(5,)) if self.use_remat else Layer
     )
     # What a layer of systems hands to later ones; plain layers need nothing.
-    carry: Any = {"resid_embed": x} if self.config.attention else {}
+    carry: Mapping[str, PyTree] = (
+        {"resid_embed": x} if self.config.attention else {}
+    )
     new_caches, x_before = [], None
     for layer, cache in enumerate(caches):
       x_in = x
@@ -113,7 +116,13 @@ class Transformer(nn.Module):
     logits = self._logits(token_embed, x)
     return logits if kv_cache is None else (logits, tuple(new_caches))
 
-  def _embed(self, token_embed, tokens, positions, is_training) -> Array:
+  def _embed(
+      self,
+      token_embed: nn.Embed,
+      tokens: Int[Array, "B T"],
+      positions: Int[Array, "B T"],
+      is_training: bool,
+  ) -> Float[Array, "B T D"]:
     config = self.config
     x = token_embed(tokens)
     x = x * jnp.asarray(config.embed_scale, x.dtype)
@@ -166,7 +175,7 @@ class Layer(nn.Module):
 
   config: configs.TransformerConfig
   layer: int
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
 
   @nn.compact
@@ -175,7 +184,7 @@ class Layer(nn.Module):
       x: Float[Array, "B T D"],
       positions: Int[Array, "B T"],
       mask: masks.Mask,
-      kv_cache: Any = None,
+      kv_cache: PyTree = None,
       is_training: bool = False,
       carry: Mapping[str, Any] | None = None,
       router: hooks.Router | None = None,
@@ -234,7 +243,7 @@ class Layer(nn.Module):
 
 
 def make_norm(
-    config: configs.TransformerConfig, dtype: Any, name: str
+    config: configs.TransformerConfig, dtype: jax.typing.DTypeLike, name: str
 ) -> norm.Norm:
   """The norm of the model's residual stream."""
   return norm.Norm(

@@ -1,6 +1,6 @@
 """LayerNorm (https://arxiv.org/abs/1607.06450) and RMSNorm (1910.07467)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ class Norm(nn.Module):
   kind: Literal["layer_norm", "rms_norm"]
   epsilon: float
   scale_offset: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from joma.theory import metrics
@@ -116,7 +116,7 @@ def top_mass(
   """
   bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
 
-  def set_bit(i, threshold):
+  def set_bit(i: Array, threshold: Array) -> Array:
     trial = threshold | (1 << (30 - i))
     num_above = (bits >= trial[..., None]).sum(axis=-1)
     return jnp.where(num_above >= num_top, trial, threshold)
@@ -150,7 +150,7 @@ class Reading(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("model", "with_logits"))
 def read(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     with_logits: bool = False,

@@ -13,6 +13,7 @@ import math
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh
 from jax.sharding import Mesh
@@ -96,7 +97,9 @@ def _system_axes(path: str) -> tuple[str | None, ...] | None:
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   """A sharding for each array, or its shape, of a state."""
 
-  def sharding(path, leaf):
+  def sharding(
+      path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct | Array
+  ) -> NamedSharding:
     keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
     spec = partition_spec("/".join(keys), leaf.shape, mesh)
     return NamedSharding(mesh, spec)
@@ -111,7 +114,12 @@ def batch_sharding(mesh: Mesh, ndim: int, batch_axis: int) -> NamedSharding:
   return NamedSharding(mesh, P(*axes))
 
 
-def keep_split(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+def keep_split(
+    next_fun: Callable[..., PyTree],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> PyTree:
   """Keeps the outputs [B, ...] of modules split by sequences.
 
   For `nn.intercept_methods`, under `jax.set_mesh` of a mesh of this module: XLA
@@ -123,7 +131,7 @@ def keep_split(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
     return output
   num_parts = num_batch_parts(mesh)
 
-  def keep(leaf):
+  def keep(leaf: Array) -> Array:
     if leaf.ndim != 3 or leaf.shape[0] % num_parts:
       return leaf
     free = (P.UNCONSTRAINED,) * (leaf.ndim - 1)

@@ -14,11 +14,11 @@ layers.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from joma.transformer import config as configs
@@ -56,7 +56,7 @@ class Lightning:
       layer: int,
       batch_size: int,
       capacity: int,
-      dtype: Any,
+      dtype: jax.typing.DTypeLike,
   ) -> "LightningState":
     """Returns the empty state, the same for every capacity."""
     shape = (batch_size, config.num_heads, config.head_dim, config.head_dim)
@@ -113,8 +113,8 @@ class LightningState:
     system: Static.
   """
 
-  state: Any
-  system: Any = dataclasses.field(metadata={"static": True})
+  state: PyTree
+  system: Lightning = dataclasses.field(metadata={"static": True})
   honours: ClassVar[tuple[str, ...]] = ("lightning",)
 
   def attend(
@@ -136,7 +136,15 @@ class LightningState:
     out = self.system.normalize(out, call.params[self.system.name])
     return out, dataclasses.replace(self, state=state)
 
-  def _step(self, query, key, value, is_token, decay, options):
+  def _step(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      is_token: Bool[Array, "B T"],
+      decay: Float[Array, "N"],
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     out, state = api.step(
         self.state,
         query[:, 0],
@@ -147,7 +155,15 @@ class LightningState:
     )
     return out[:, None], jnp.where(is_token[..., None, None], state, self.state)
 
-  def _sweep(self, query, key, value, is_token, decay, options):
+  def _sweep(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      is_token: Bool[Array, "B T"],
+      decay: Float[Array, "N"],
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """Rolls rows so that padding comes first, where nothing can fade yet.
 
     What was in the state is added apart: after n tokens decay^n of it is left,

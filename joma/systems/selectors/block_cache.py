@@ -8,7 +8,7 @@ S positions, C blocks, W blocks that are read, H head size.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,28 @@ from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_query
 from kernels_pallas import masks
+from kernels_pallas import selection
 
 
 @runtime_checkable
 class Chooser(Protocol):
   """A selector that can choose for one query a sequence."""
 
+  name: ClassVar[str]
+
   @property
   def block(self) -> int:
     """Keys of a block."""
     ...
 
-  def select(self, params, call, query, key, mask) -> Any:
+  def select(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      mask: masks.Mask,
+  ) -> selection.Selection:
     """As `hooks.Select`, of whole prompts."""
     ...
 
@@ -55,8 +65,8 @@ class BlockCache:
     system: The selector, static.
   """
 
-  kept: Any
-  system: Any = dataclasses.field(metadata={"static": True})
+  kept: full_cache.FullCache
+  system: Chooser = dataclasses.field(metadata={"static": True})
 
   @property
   def honours(self) -> tuple[str, ...]:
@@ -102,7 +112,12 @@ class BlockCache:
     is_first = (positions[:, 0] <= 0)[:, None, None, None]
     return jnp.where(is_first, out, jnp.nan), cache
 
-  def _read(self, query, positions, options) -> Array:
+  def _read(
+      self,
+      query: Float[Array, "B 1 N H"],
+      positions: Int[Array, "B 1"],
+      options: hooks.AttentionOptions,
+  ) -> Float[Array, "B 1 N H"]:
     batch, num_kv_heads, _, head_dim = self.kept.key.shape
     size, position = self.system.block, positions[:, 0]
     grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
@@ -139,7 +154,7 @@ def init(
     config: configs.TransformerConfig,
     batch_size: int,
     capacity: int,
-    dtype: Any,
+    dtype: jax.typing.DTypeLike,
 ) -> BlockCache:
   """Returns an empty cache of one layer, for `capacity` positions or more."""
   size = -(-capacity // system.block) * system.block

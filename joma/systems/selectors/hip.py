@@ -15,7 +15,7 @@ that are read.
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class Hip:
     middles = jnp.repeat(middles, num_heads // key.shape[2], axis=2)
     middles = middles.swapaxes(1, 2)  # [B, N, C, H]
 
-    def score(index):
+    def score(index: Array) -> Array:
       flat = index.reshape(batch, num_heads, -1, 1)
       found = jnp.take_along_axis(middles, flat, axis=2)
       found = found.reshape(*index.shape, -1)
@@ -103,7 +103,7 @@ class Hip:
     """Returns what one query a sequence finds; its groups share the blocks."""
     num_blocks = key.shape[2] // self.block
 
-    def score(index):
+    def score(index: Array) -> Array:
       middles = index * self.block + self.block // 2
       found = block_cache.slices(key, middles, 1)[:, :, :, 0]
       return jnp.einsum("BKGH,BKWH->BKGW", query, found).max(axis=2)
@@ -146,7 +146,7 @@ class Hip:
       layer: int,
       batch_size: int,
       capacity: int,
-      dtype: Any,
+      dtype: jax.typing.DTypeLike,
   ) -> hooks.KVCache:
     """Returns an empty cache of whole blocks."""
     return block_cache.init(self, config, batch_size, capacity, dtype)

@@ -207,7 +207,7 @@ def _logits_file(
         f"logits_out={path} cannot be written: {error.strerror}"
     ) from error
 
-  def write(row, start, values):
+  def write(row: int, start: int, values: np.ndarray) -> None:
     logits[row, start : start + len(values)] = values
 
   try:

@@ -193,7 +193,7 @@ def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
       _check_rope(f"{name}.{key}", value)
 
 
-def _is_of(value: Any, kind: Any) -> bool:
+def _is_of(value: object, kind: Any) -> bool:
   # JSON's true is no number, though Python's is; 1 is as good as 1.0.
   if isinstance(value, bool):
     return kind is bool
@@ -216,7 +216,7 @@ def _check_neutral(
         )
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: object) -> str:
   words = {None: "null", False: "false", True: "true"}
   is_word = value is None or isinstance(value, bool)
   return words[value] if is_word else str(value)

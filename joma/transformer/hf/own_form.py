@@ -62,7 +62,7 @@ def _checked(kind: Any, values: Mapping[str, Any], where: str) -> Any:
   }
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def _is_like(value: object, default: object) -> bool:
   """Whether JSON's value can be that of a field with this default."""
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if default is None:

@@ -15,7 +15,9 @@ from joma.transformer.hf import safetensors_folder
 from scansnap_jax.experiment.errors import UserError
 
 
-def load(folder: Path, config: TransformerConfig, dtype: Any) -> dict[str, Any]:
+def load(
+    folder: Path, config: TransformerConfig, dtype: np.dtype | None
+) -> dict[str, Any]:
   """Reads the parameters of a model.
 
   Args:
@@ -42,7 +44,7 @@ def save(
     folder: Path,
     config: TransformerConfig,
     params: Mapping[str, Any],
-    dtype: Any,
+    dtype: np.dtype | None,
     max_shard_bytes: int,
 ) -> str:
   """Writes the parameters of a model; returns the first one's dtype.

@@ -21,6 +21,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import numpy as np
 
 from joma.transformer.config import TransformerConfig
@@ -49,7 +50,8 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def load(
-    folder: str | os.PathLike[str], dtype: Any = "float32"
+    folder: str | os.PathLike[str],
+    dtype: jax.typing.DTypeLike | None = "float32",
 ) -> tuple[TransformerConfig, dict[str, Any]]:
   """Reads a model.
 
@@ -98,7 +100,7 @@ def save(
     params: Mapping[str, Any],
     *,
     family: str | None = None,
-    dtype: Any = None,
+    dtype: jax.typing.DTypeLike | None = None,
     max_shard_bytes: int = 5_000_000_000,
     like: str | os.PathLike[str] | None = None,
 ) -> None:
@@ -143,7 +145,14 @@ def save(
         shutil.copyfile(like / name, folder / name)
 
 
-def _save_family(folder, fields, config, params, dtype, max_shard_bytes) -> str:
+def _save_family(
+    folder: Path,
+    fields: Mapping[str, Any],
+    config: TransformerConfig,
+    params: PyTree,
+    dtype: np.dtype | None,
+    max_shard_bytes: int,
+) -> str:
   """Writes the tensors of a family's model; returns the first one's dtype."""
   rows = list(tensors.TABLES[fields["model_type"]].rows_of(config))
   sizes = tensors.sizes_of(config)
@@ -204,7 +213,7 @@ def _existing(folder: str | os.PathLike[str]) -> Path:
   return folder
 
 
-def _checked_dtype(dtype: Any) -> np.dtype | None:
+def _checked_dtype(dtype: jax.typing.DTypeLike | None) -> np.dtype | None:
   if dtype is None:
     return None
   try:

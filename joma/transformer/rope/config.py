@@ -284,7 +284,7 @@ def _of_layer_type(
   return rope[layer_type]
 
 
-def _is_mapping(value: Any) -> bool:
+def _is_mapping(value: object) -> bool:
   return isinstance(value, Mapping)
 
 
@@ -308,7 +308,7 @@ def _number(name: str, value: Any) -> Any:
   return int(value)
 
 
-def _unknown_type(name: Any) -> UserError:
+def _unknown_type(name: object) -> UserError:
   return UserError(
       f"unknown rope_type {name!r}; known are {', '.join(get_args(RopeType))}."
   )

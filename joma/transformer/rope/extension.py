@@ -152,7 +152,7 @@ def _reader(
       functools.partial(position_losses, models.Transformer(model))
   )
 
-  def read(params, texts):
+  def read(params: PyTree, texts: np.ndarray) -> np.ndarray:
     num_parts = -(-len(texts) // _NUM_ROWS)
     padded = np.resize(texts, (num_parts * _NUM_ROWS, texts.shape[1]))
     parts = [

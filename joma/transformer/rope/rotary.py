@@ -166,14 +166,18 @@ def _stretch(config: rope_config.RopeConfig, max_len: int) -> float:
   return max_len / (config.original_max_len or max_len)
 
 
-def _longer(seq_len, max_len: int) -> Any:
+def _longer(
+    seq_len: int | Array | None, max_len: int
+) -> float | Float[Array, ""]:
   """Returns max(T, L) / L."""
   if seq_len is None or isinstance(seq_len, int):
     return max(seq_len or 0, max_len) / max_len
   return jnp.maximum(seq_len, max_len) / max_len
 
 
-def _yarn(config: rope_config.RopeConfig, plain, max_len: int) -> np.ndarray:
+def _yarn(
+    config: rope_config.RopeConfig, plain: np.ndarray, max_len: int
+) -> np.ndarray:
   num_pairs = len(plain)
   original = config.original_max_len or max_len
 
@@ -204,8 +208,11 @@ def _yarn_attn_factor(config: rope_config.RopeConfig, stretch: float) -> float:
 
 
 def _longrope_divisors(
-    config: rope_config.RopeConfig, num_pairs: int, max_len: int, seq_len
-) -> Any:
+    config: rope_config.RopeConfig,
+    num_pairs: int,
+    max_len: int,
+    seq_len: int | Array | None,
+) -> np.ndarray | Float[Array, "P"]:
   if len(config.short_factor) != num_pairs:
     raise errors.UserError(
         "short_factor and long_factor must have one number for each of the"
@@ -230,7 +237,9 @@ def _longrope_attn_factor(
   return math.sqrt(1 + math.log(stretch) / math.log(original))
 
 
-def _llama3(config: rope_config.RopeConfig, plain, max_len: int) -> np.ndarray:
+def _llama3(
+    config: rope_config.RopeConfig, plain: np.ndarray, max_len: int
+) -> np.ndarray:
   turns = (config.original_max_len or max_len) * plain / (2 * math.pi)
   low, high = config.low_freq_factor, config.high_freq_factor
   kept = np.clip((turns - low) / (high - low), 0, 1)

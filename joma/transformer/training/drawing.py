@@ -389,6 +389,6 @@ def _add_perplexities(axes: mpl_axes.Axes) -> None:
   right.minorticks_off()
 
 
-def _array(values: Any) -> np.ndarray:
+def _array(values: object) -> np.ndarray:
   """An array of floats, NaN for null."""
   return np.array(values, float)

@@ -1,7 +1,6 @@
 """Initial parameters of a run, from its seed."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ def init_params(
   # Attention has no parameters: what computes it does not matter here.
   model = model.clone(implementation="reference")
   tokens = jnp.zeros((1, 2), jnp.int32)
-  params: Any = model.init(key, tokens)["params"]
+  params: PyTree = model.init(key, tokens)["params"]
   if config.init == "pytorch":
     params = _like_pytorch(key, params)
   if config.identical_layers:

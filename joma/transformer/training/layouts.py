@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, PyTree
+from jaxtyping import Array, Bool, PyTree
 import numpy as np
 
 from joma.transformer import sharding
@@ -77,7 +77,7 @@ class Replicated:
   def _split(self, batches: PyTree) -> PyTree:
     """Leaves [N, B, ...] as [D, N, B / D, ...], this process's rows of them."""
 
-    def split(leaf):
+    def split(leaf: np.ndarray) -> np.ndarray:
       parts = leaf.reshape(len(leaf), self.num_parts, -1, *leaf.shape[2:])
       return parts.swapaxes(0, 1)[self._is_local]
 
@@ -108,7 +108,7 @@ class Replicated:
     """A copy for each device."""
     place = NamedSharding(Mesh(np.array(self._devices), (_AXIS,)), P(_AXIS))
 
-    def copy(leaf):
+    def copy(leaf: PyTree) -> Array:
       leaf = np.asarray(leaf)
       shape = (len(self._devices), *leaf.shape)
       return jax.make_array_from_callback(shape, place, lambda _: leaf[None])
@@ -137,7 +137,7 @@ class Sharded:
   ) -> Callable[[PyTree, PyTree], PyTree]:
     """Compiles as `Replicated.map` does; a donated state is returned first."""
 
-    def call(state, batches):
+    def call(state: PyTree, batches: PyTree) -> PyTree:
       with jax.set_mesh(self.mesh):
         return self.compiled(fn, state, donate, **static)(
             state, self._split(batches)
@@ -146,8 +146,12 @@ class Sharded:
     return call
 
   def compiled(
-      self, fn: Callable[..., PyTree], state: PyTree, donate: bool, **static
-  ) -> Any:
+      self,
+      fn: Callable[..., PyTree],
+      state: PyTree,
+      donate: bool,
+      **static: Any,
+  ) -> jax.stages.Wrapped:
     """The jitted function behind `map`, for a state of these shapes."""
     key = (fn, donate, tuple(sorted(static.items())))
     if key not in self._jitted:
@@ -165,7 +169,7 @@ class Sharded:
     return {}
 
   def _split(self, batches: PyTree) -> PyTree:
-    def split(leaf):
+    def split(leaf: np.ndarray) -> Array:
       place = sharding.batch_sharding(self.mesh, leaf.ndim, batch_axis=1)
       return jax.make_array_from_callback(
           leaf.shape, place, lambda index: leaf[index]
@@ -224,7 +228,7 @@ def check_batch(config: lm_config.LmConfig, num_parts: int) -> None:
     )
 
 
-def _first(leaf: Any) -> np.ndarray:
+def _first(leaf: Array) -> np.ndarray:
   """The copy on the first local device."""
   if isinstance(leaf, jax.Array):
     leaf = leaf.addressable_shards[0].data
@@ -245,6 +249,6 @@ def _copy(tree: PyTree) -> PyTree:
 
 
 @jax.jit
-def _all_finite(leaves: list[Any]) -> Any:
+def _all_finite(leaves: list[Array]) -> Array:
   """Whether all are finite, each looked at where it lies."""
   return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))

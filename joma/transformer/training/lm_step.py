@@ -23,6 +23,7 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import init as init_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import optimizer as optimizer_lib
+from kernels_pallas import implementations
 from kernels_pallas import masks
 
 
@@ -53,7 +54,7 @@ def make_task(
     config: lm_config.LmConfig,
     num_steps: int,
     steps_per_epoch: int,
-    implementation: Any = None,
+    implementation: implementations.Implementation | None = None,
 ) -> Task:
   """The task of a run of known length.
 
@@ -93,13 +94,17 @@ def token_losses(
   return _token_losses(logits, targets)[0]
 
 
-def _token_losses(logits, targets):
+def _token_losses(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> tuple[Array, tuple[Array, Array, Array]]:
   lse = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return lse - picked, (logits, lse, targets)
 
 
-def _token_losses_backward(residuals, cotangents):
+def _token_losses_backward(
+    residuals: tuple[Array, Array, Array], cotangents: Float[Array, "B T"]
+) -> tuple[Array, None]:
   logits, lse, targets = residuals
   vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
   is_target = vocabulary == targets[..., None]
@@ -179,7 +184,9 @@ def train(
     tokens of the whole batch, in nats.
   """
 
-  def step(state, batch):
+  def step(
+      state: TrainState, batch: batches_lib.Batch
+  ) -> tuple[TrainState, Float[Array, ""]]:
     loss, grads = _loss_and_grads(state, batch, task, axis_name)
     params, opt_state = task.optimizer.update(
         grads, state.opt_state, state.params, state.step
@@ -189,7 +196,12 @@ def train(
   return jax.lax.scan(step, state, batches)
 
 
-def _loss_and_grads(state, batch, task, axis_name):
+def _loss_and_grads(
+    state: TrainState,
+    batch: batches_lib.Batch,
+    task: Task,
+    axis_name: str | None,
+) -> tuple[Float[Array, ""], PyTree]:
   """Mean loss of a batch and its gradient, over all devices and parts."""
   key = jax.random.fold_in(jax.random.key(task.config.seed), 1)
   key = jax.random.fold_in(key, state.step)
@@ -207,7 +219,7 @@ def _loss_and_grads(state, batch, task, axis_name):
   split = lambda leaf: leaf.reshape(-1, num_parts, leaf.shape[-1])
   parts = jax.tree.map(lambda leaf: split(leaf).swapaxes(0, 1), batch)
 
-  def add(so_far, part):
+  def add(so_far: PyTree, part: PyTree) -> tuple[PyTree, None]:
     return jax.tree.map(jnp.add, so_far, grad_of(state.params, *part)), None
 
   start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
@@ -236,7 +248,7 @@ def evaluate(
     axis_name: As in `train`.
   """
 
-  def add(so_far, batch):
+  def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:
     found = loss_sum(params, batch, task), batch.weights.sum()
     return jax.tree.map(jnp.add, so_far, found), None
 
@@ -271,7 +283,7 @@ def probe(
 ) -> Probes:
   """Probes every layer, averaged over batches with leaves [N, B, T]."""
 
-  def add(so_far, batch):
+  def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:
     found = _head_sums(params, batch, task), batch.weights.sum()
     return jax.tree.map(jnp.add, so_far, found), None
 
@@ -319,7 +331,9 @@ def attn_maps(
   return jnp.stack([maps[0] for maps in _attn_weights(params, first, task)])
 
 
-def _attn_weights(params, batch, task):
+def _attn_weights(
+    params: PyTree, batch: batches_lib.Batch, task: Task
+) -> list[Float[Array, "B N T T"]]:
   """Attention weights [B, N, T, T] of each layer."""
   _, seen = task.model.apply(
       {"params": params}, batch.inputs, mutable="intermediates"

@@ -51,7 +51,7 @@ class Optimizer(NamedTuple):
     lr = learning_rate(self.config, step, self.num_steps)
     scale = (self.config.lr_mlp or self.config.lr) / self.config.lr
 
-    def move(path, value, change):
+    def move(path: jax.tree_util.KeyPath, value: Array, change: Array) -> Array:
       is_mlp = any(getattr(key, "key", None) == "mlp" for key in path)
       return value - (lr * scale if is_mlp else lr) * change
 

@@ -230,7 +230,7 @@ def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> report.Table:
   )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
   if isinstance(value, float):
     return f"{value:.4g}"
   return "–" if value is None else str(value)

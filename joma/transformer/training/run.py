@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 import numpy as np
 
 from joma.transformer.hf import config_json
@@ -101,7 +102,7 @@ def _save_steps(
     config: lm_config.LmConfig, corpus: corpus_lib.Corpus, workdir: pathlib.Path
 ) -> Callable[[int, Any], None]:
 
-  def save(step: int, params: Any) -> None:
+  def save(step: int, params: PyTree) -> None:
     if devices.is_main_process():
       folder = workdir / "hf" / f"step{step}"
       pretrained.save(folder, config.model, params)

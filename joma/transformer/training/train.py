@@ -205,7 +205,9 @@ def _timed(
   """
   lengths: set[int] = set()
 
-  def timed(state, batches):
+  def timed(
+      state: PyTree, batches: PyTree
+  ) -> tuple[PyTree, PyTree, float | None]:
     started = time.monotonic()
     state, losses = train(state, batches)
     losses = jax.block_until_ready(losses)

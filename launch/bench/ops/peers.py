@@ -46,7 +46,7 @@ def splash(
   names = ["block_q", "block_kv", "block_kv_compute"]
   if is_backward:
     names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-  blocks: Any = dict.fromkeys(names, block)
+  blocks: dict[str, Any] = dict.fromkeys(names, block)
   sizes = jax_splash.BlockSizes(**blocks, use_fused_bwd_kernel=is_backward)
   causal = jax_splash.CausalMask((length, length))
   mask = jax_splash.MultiHeadMask([causal] * num_heads)
