@@ -18,9 +18,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float
 import numpy as np
 
+from joma.systems.mixers import fading_state
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
@@ -57,10 +58,9 @@ class Lightning:
       batch_size: int,
       capacity: int,
       dtype: jax.typing.DTypeLike,
-  ) -> "LightningState":
+  ) -> hooks.KVCache:
     """Returns the empty state, the same for every capacity."""
-    shape = (batch_size, config.num_heads, config.head_dim, config.head_dim)
-    return LightningState(jnp.zeros(shape), self)
+    return fading_state.init(self, config, batch_size)
 
   def mix(
       self,
@@ -81,109 +81,34 @@ class Lightning:
         scale=call.options.scale,
         implementation=call.options.implementation,
     ).out
-    query, key, value = (jax.nn.silu(x) for x in (query, key, value))
-    decay = decays(call.config, call.layer)
-    out = sharding.per_part(attend, query, key, value, mask, decay)
-    return self.normalize(out, params)
+    vectors = self.features(query, key, value)
+    decay = self.decay(call.config, call.layer)
+    out = sharding.per_part(attend, *vectors, mask, decay)
+    return self.finish(params, out)
 
-  def normalize(
-      self, out: Float[Array, "B T N H"], params: hooks.Params
+  def features(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+  ) -> tuple[Array, Array, Array]:
+    """What the state takes in: silu of each."""
+    return jax.nn.silu(query), jax.nn.silu(key), jax.nn.silu(value)
+
+  def decay(
+      self, config: configs.TransformerConfig, layer: int
+  ) -> Float[Array, "N"]:
+    """What a token leaves of each head's state, between 0 and 1."""
+    heads = np.arange(1, config.num_heads + 1)
+    rest = 1 - layer / max(config.num_layers - 1, 1) + 1e-5
+    slopes = 2.0 ** (-8 * heads / config.num_heads)
+    return jnp.asarray(np.exp(-slopes * rest))
+
+  def finish(
+      self, params: hooks.Params, out: Float[Array, "B T N H"]
   ) -> Float[Array, "B T N H"]:
     """RMS norm over all heads of a token, float32 inside."""
     wide = out.astype(jnp.float32)
     size = jnp.square(wide).mean(axis=(-2, -1), keepdims=True)
     wide = wide * jax.lax.rsqrt(size + self.epsilon)
     return (wide * params["scale"][None, None]).astype(out.dtype)
-
-
-def decays(config: configs.TransformerConfig, layer: int) -> Float[Array, "N"]:
-  """What a step leaves of each head's state, between 0 and 1."""
-  heads = np.arange(1, config.num_heads + 1)
-  rest = 1 - layer / max(config.num_layers - 1, 1) + 1e-5
-  return jnp.asarray(np.exp(-(2.0 ** (-8 * heads / config.num_heads)) * rest))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LightningState:
-  """The state of one layer; an `attention.KVCache` of one size.
-
-  Attributes:
-    state: Float32 [B, N, H, H].
-    system: Static.
-  """
-
-  state: PyTree
-  system: Lightning = dataclasses.field(metadata={"static": True})
-  honours: ClassVar[tuple[str, ...]] = ("lightning",)
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "LightningState"]:
-    """One token: a step. More: texts padded at their ends, in one sweep."""
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    decay = decays(call.config, call.layer)
-    query, key, value = (jax.nn.silu(x) for x in (query, key, value))
-    sweep = self._step if query.shape[1] == 1 else self._sweep
-    out, state = sweep(query, key, value, positions >= 0, decay, options)
-    out = self.system.normalize(out, call.params[self.system.name])
-    return out, dataclasses.replace(self, state=state)
-
-  def _step(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      is_token: Bool[Array, "B T"],
-      decay: Float[Array, "N"],
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    out, state = api.step(
-        self.state,
-        query[:, 0],
-        key[:, 0],
-        value[:, 0],
-        decay,
-        scale=options.scale,
-    )
-    return out[:, None], jnp.where(is_token[..., None, None], state, self.state)
-
-  def _sweep(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      is_token: Bool[Array, "B T"],
-      decay: Float[Array, "N"],
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """Rolls rows so that padding comes first, where nothing can fade yet.
-
-    What was in the state is added apart: after n tokens decay^n of it is left,
-    and n counts tokens, not padding.
-    """
-    lengths = is_token.sum(axis=1)
-    padding = query.shape[1] - lengths
-    roll = jax.vmap(lambda x, by: jnp.roll(x, by, axis=0))
-    only = lambda x: jnp.where(is_token[..., None, None], x, 0)
-    result = api.linear_attention(
-        *(roll(only(x), padding) for x in (query, key, value)),
-        decay=decay,
-        scale=options.scale,
-        return_state=True,
-        implementation=options.implementation,
-    )
-    counts = jnp.cumsum(is_token, axis=1).astype(jnp.float32)
-    left = lambda n: jnp.exp(jnp.einsum("...,N->...N", n, jnp.log(decay)))
-    read = jnp.einsum("BTNH,BNHJ->BTNJ", query.astype(jnp.float32), self.state)
-    before = options.scale * left(counts)[..., None] * read
-    out = roll(result.out, -padding) + before.astype(result.out.dtype)
-    rest = left(lengths.astype(jnp.float32))[..., None, None] * self.state
-    return out, result.state + rest

@@ -14,7 +14,6 @@ that are read.
 
 from collections.abc import Callable
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from joma.systems.selectors import block_cache
+from joma.systems.selectors import tree_search
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
@@ -127,12 +127,12 @@ class Hip:
     first = masks.to_rank(jnp.arange(self.sinks), newest.ndim + 1)
     first = jnp.broadcast_to(first, (*newest.shape, self.sinks))
     num_kept = min(self.k // self.block, num_blocks)
-    found, is_found = search(
+    found, is_found = tree_search.search(
         score,
         jnp.full_like(newest, self.sinks),
         newest - self.window + 1,
         num_kept,
-        num_steps(num_blocks, num_kept),
+        tree_search.num_steps(num_blocks, num_kept),
     )
     blocks = jnp.concatenate([first, near, found], axis=-1)
     is_valid = jnp.concatenate(
@@ -150,46 +150,3 @@ class Hip:
   ) -> hooks.KVCache:
     """Returns an empty cache of whole blocks."""
     return block_cache.init(self, config, batch_size, capacity, dtype)
-
-
-def num_steps(num_blocks: int, num_kept: int) -> int:
-  """Halvings until chunks of C / m blocks are blocks."""
-  return math.ceil(math.log2(max(-(-num_blocks // num_kept), 1)))
-
-
-def search(
-    score: Callable[[Array], Array],
-    first: Int[Array, "*b"],
-    stop: Int[Array, "*b"],
-    num_kept: int,
-    num_steps: int,
-) -> tuple[Int[Array, "*b m"], Bool[Array, "*b m"]]:
-  """Finds blocks of great score in [first, stop).
-
-  Args:
-    score: Of blocks [*b, 2 m], as many; called once a step.
-    first: First block of each query.
-    stop: One past its last block.
-    num_kept: m, static.
-    num_steps: Static, see the function of this name.
-
-  Returns:
-    (blocks, is_valid), all valid ones different.
-  """
-  part = masks.to_rank(jnp.arange(num_kept), first.ndim + 1)
-  first = first[..., None]
-  span = jnp.maximum(stop[..., None] - first, 0)
-  starts = first + span * part // num_kept
-  stops = first + span * (part + 1) // num_kept
-  for _ in range(num_steps):
-    middles = (starts + stops + 1) // 2
-    starts = jnp.concatenate([starts, middles], axis=-1)
-    stops = jnp.concatenate([middles, stops], axis=-1)
-    centres = jnp.minimum((starts + stops) // 2, stops - 1)
-    scores = score(jnp.maximum(centres, 0))
-    scores = jnp.where(starts < stops, scores, -jnp.inf)
-    best = jax.lax.top_k(scores, num_kept)[1]
-    starts, stops = (
-        jnp.take_along_axis(x, best, axis=-1) for x in (starts, stops)
-    )
-  return starts, starts < stops

@@ -20,6 +20,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 # The acceptance; what is seen is a tenth of it.
 _TOLERANCE = 1e-5
@@ -54,18 +55,13 @@ def _oracle(query, key, value, decay, scale):
   return np.stack(rows)
 
 
-def _in_steps(model, params, tokens, lengths, cache):
+def _in_steps(model, params, tokens, lengths, cache, step=applied.step):
   """Logits of the last prompt token, then of single tokens, a list a row."""
   total, prompt = tokens.shape[1], int(lengths.max())
   steps = jnp.arange(prompt)[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
   padded = jnp.where(positions < 0, 0, tokens[:, :prompt])
-  apply = jax.jit(
-      lambda tokens, positions, cache: model.apply(
-          {"params": params}, tokens, positions=positions, kv_cache=cache
-      )
-  )
-  logits, cache = apply(padded, positions, cache)
+  logits, cache = step(model, params, padded, positions, cache)
   rows = [[] for _ in tokens]
   for row, length in enumerate(lengths):
     rows[row].append(logits[row, length - 1])
@@ -76,7 +72,7 @@ def _in_steps(model, params, tokens, lengths, cache):
     at = jnp.where(active, position, 0)
     one = jnp.take_along_axis(tokens, at[:, None], axis=1)
     where = jnp.where(active, position, -1)[:, None]
-    logits, cache = apply(one, where, cache)
+    logits, cache = step(model, params, one, where, cache)
     for row in np.flatnonzero(active):
       rows[row].append(logits[row, 0])
     position = position + active
@@ -117,7 +113,9 @@ class LightningTest(parameterized.TestCase):
 
   def test_decays_rise_with_heads_and_layers(self):
     config = _model()[0].config
-    low, high = (np.asarray(lightning.decays(config, n)) for n in (0, 1))
+    low, high = (
+        np.asarray(lightning.Lightning().decay(config, n)) for n in (0, 1)
+    )
     np.testing.assert_allclose(low[0], np.exp(-0.25 * (1 + 1e-5)), rtol=1e-6)
     self.assertTrue((np.diff(low) > 0).all() and (high > low).all())
     self.assertTrue((high <= 1).all())
@@ -125,7 +123,7 @@ class LightningTest(parameterized.TestCase):
   @parameterized.parameters(((12, 5, 1),), ((3, 3, 7),))
   def test_prompts_and_steps_equal_one_pass(self, lengths):
     model, params, tokens = _model()
-    want = model.apply({"params": params}, tokens)
+    want = applied.logits(model, params, tokens)
     cache = full_cache.init(model.config, 3, 12)
     got = _in_steps(model, params, tokens, np.array(lengths), cache)
     for row, length in enumerate(lengths):
@@ -137,10 +135,11 @@ class LightningTest(parameterized.TestCase):
     """The twin: rows are not rolled. It must miss one pass."""
     model, params, tokens = _model()
     lengths = np.array([12, 5, 1])
-    want = model.apply({"params": params}, tokens)
+    want = applied.logits(model, params, tokens)
     cache = full_cache.init(model.config, 3, 12)
     with mock.patch.object(jnp, "roll", lambda x, by, axis: x):
-      got = _in_steps(model, params, tokens, lengths, cache)
+      step = applied.fresh_step()
+      got = _in_steps(model, params, tokens, lengths, cache, step)
     apart = [
         float(jnp.abs(got[row] - want[row, length - 1 :]).max())
         for row, length in enumerate(lengths)
@@ -150,12 +149,10 @@ class LightningTest(parameterized.TestCase):
 
   def test_a_second_prompt_goes_on_from_the_first(self):
     model, params, tokens = _model()
-    want = model.apply({"params": params}, tokens)
+    want = applied.logits(model, params, tokens)
     cache = full_cache.init(model.config, 3, 12)
     step = jnp.broadcast_to(jnp.arange(12)[None], tokens.shape)
-    apply = lambda tokens, positions, cache: model.apply(
-        {"params": params}, tokens, positions=positions, kv_cache=cache
-    )
+    apply = functools.partial(applied.step, model, params)
     _, cache = apply(tokens[:, :5], step[:, :5], cache)
     padded = jnp.where(step[:, 5:] < 10, step[:, 5:], -1)
     got, _ = apply(tokens[:, 5:], padded, cache)
@@ -164,7 +161,7 @@ class LightningTest(parameterized.TestCase):
   def test_later_tokens_and_other_rows_do_not_matter(self):
     model, params, tokens = _model()
     changed = tokens.at[0, 6:].set((tokens[0, 6:] + 1) % 17)
-    one, two = (model.apply({"params": params}, t) for t in (tokens, changed))
+    one, two = (applied.logits(model, params, t) for t in (tokens, changed))
     chex.assert_trees_all_equal(one[1:], two[1:])
     chex.assert_trees_all_close(one[0, :6], two[0, :6], atol=1e-6)
     self.assertGreater(float(jnp.abs(one[0, 6:] - two[0, 6:]).max()), 1e-3)
@@ -226,7 +223,7 @@ class LightningTest(parameterized.TestCase):
   def test_a_pattern_mixes_it_with_softmax(self):
     model, params, tokens = _model("lightning", "softmax")
     self.assertNotIn("lightning", params["layers_1"]["attn"])
-    want = model.apply({"params": params}, tokens)
+    want = applied.logits(model, params, tokens)
     cache = full_cache.init(model.config, 3, 12)
     lengths = np.array([4, 9, 2])
     got = _in_steps(model, params, tokens, lengths, cache)

@@ -17,6 +17,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 # Several times the largest float32 error seen.
 _TOLERANCE = 1e-5
@@ -93,11 +94,10 @@ class SinkLogitsTest(parameterized.TestCase):
           **params,
           layer: {**params[layer], "attn": {**params[layer]["attn"], **attn}},
       }
-    loss = lambda params, model: model.apply({"params": params}, tokens).sum()
-    got, got_grads = jax.value_and_grad(loss)(params, model)
-    want, want_grads = jax.value_and_grad(loss)(params, plain)
-    chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
-    chex.assert_trees_all_close(got_grads, want_grads, atol=3 * _TOLERANCE)
+    got = applied.loss_and_grads(model, params, tokens)
+    want = applied.loss_and_grads(plain, params, tokens)
+    for one, two, factor in zip(got, want, (1, 3, 1), strict=True):
+      chex.assert_trees_all_close(one, two, atol=factor * _TOLERANCE)
 
   def test_rows_and_the_sink_sum_to_one(self):
     _, params, _ = _model("sink_logits")
@@ -123,10 +123,8 @@ class SinkLogitsTest(parameterized.TestCase):
     self.assertLess(errors_of(rule), _TOLERANCE)
     self.assertGreater(errors_of(twin), 0.4)
     model, params, tokens = _model("sink_logits")
-    loss = lambda params: jnp.square(
-        model.apply({"params": params}, tokens)
-    ).sum()
-    grads = jax.grad(loss)(params)["layers_1"]["attn"]["sink_logits"]["logits"]
+    _, grads, _ = applied.loss_and_grads(model, params, tokens)
+    grads = grads["layers_1"]["attn"]["sink_logits"]["logits"]
     self.assertGreater(float(jnp.abs(grads).min()), 0)
 
   @parameterized.parameters(
@@ -135,7 +133,7 @@ class SinkLogitsTest(parameterized.TestCase):
   )  # fmt: skip
   def test_every_cache_follows(self, policy):
     model, params, tokens = _model("sink_logits:start=1.5")
-    want = model.apply({"params": params}, tokens)
+    want = applied.logits(model, params, tokens)
     if policy:
       policy = policy_names.parse(policy)
       cache = kv_cache.init(policy, model.config, 2, 64)
@@ -144,11 +142,8 @@ class SinkLogitsTest(parameterized.TestCase):
     positions = jnp.broadcast_to(jnp.arange(7)[None], tokens.shape)
     found = []
     for part in (slice(0, 5), slice(5, 6), slice(6, 7)):
-      logits, cache = model.apply(
-          {"params": params},
-          tokens[:, part],
-          positions=positions[:, part],
-          kv_cache=cache,
+      logits, cache = applied.step(
+          model, params, tokens[:, part], positions[:, part], cache
       )
       found.append(logits)
     got = jnp.concatenate(found, axis=1)

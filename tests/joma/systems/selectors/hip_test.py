@@ -16,10 +16,12 @@ import numpy as np
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.selectors import hip
+from joma.systems.selectors import tree_search
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _TOLERANCE = 1e-6  # The acceptance.
 # Of compiled programs: name, dimensions, kind and operands.
@@ -49,15 +51,12 @@ def _model(entry, num_layers=2):
 def _steps(model, params, tokens, prompt):
   cache = full_cache.init(model.config, 2, tokens.shape[1])
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-  apply = jax.jit(
-      lambda tokens, positions, cache: model.apply(
-          {"params": params}, tokens, positions=positions, kv_cache=cache
-      )
-  )
   found, cuts = [], [0, *range(prompt, tokens.shape[1] + 1)]
   for start, stop in itertools.pairwise(cuts):
     part = slice(start, stop)
-    logits, cache = apply(tokens[:, part], positions[:, part], cache)
+    logits, cache = applied.step(
+        model, params, tokens[:, part], positions[:, part], cache
+    )
     found.append(logits)
   return jnp.concatenate(found, axis=1)
 
@@ -85,7 +84,7 @@ def _by_hand(scores, num_kept, centre=None, middle=None):
   size = len(scores)
   cut = [size * part // num_kept for part in range(num_kept + 1)]
   chunks = list(itertools.pairwise(cut))
-  for _ in range(hip.num_steps(size, num_kept)):
+  for _ in range(tree_search.num_steps(size, num_kept)):
     halves = []
     for low, high in chunks:
       halves += [(low, middle(low, high)), (middle(low, high), high)]
@@ -96,12 +95,12 @@ def _by_hand(scores, num_kept, centre=None, middle=None):
 
 
 def _search(scores, num_kept):
-  blocks, is_valid = hip.search(
+  blocks, is_valid = tree_search.search(
       lambda index: jnp.asarray(scores)[index],
       jnp.zeros((), jnp.int32),
       jnp.full((), len(scores), jnp.int32),
       num_kept,
-      hip.num_steps(len(scores), num_kept),
+      tree_search.num_steps(len(scores), num_kept),
   )
   return set(np.asarray(blocks)[np.asarray(is_valid)].tolist())
 
@@ -122,19 +121,15 @@ class HipTest(parameterized.TestCase):
   def test_with_all_keys_it_is_dense(self, block):
     model, params, tokens = _model(f"hip:k=40:block={block}")
     plain, _, _ = _model("")
-    loss = lambda params, model: jnp.square(
-        model.apply({"params": params}, tokens)
-    ).mean()
-    got = jax.value_and_grad(loss)(params, model)
-    want = jax.value_and_grad(loss)(params, plain)
+    got, want = (
+        applied.loss_and_grads(m, params, tokens) for m in (model, plain)
+    )
     chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
-    logits = [m.apply({"params": params}, tokens) for m in (model, plain)]
-    chex.assert_trees_all_close(*logits, atol=_TOLERANCE)
 
   def test_with_all_keys_decoding_is_dense(self):
     model, params, tokens = _model("hip:k=40:block=4")
     plain, _, _ = _model("")
-    want = plain.apply({"params": params}, tokens)
+    want = applied.logits(plain, params, tokens)
     got = _steps(model, params, tokens, 20)
     chex.assert_trees_all_close(got, want, atol=10 * _TOLERANCE)
 
@@ -162,12 +157,12 @@ class HipTest(parameterized.TestCase):
       counted.append(index.size)
       return jnp.zeros(index.shape)
 
-    hip.search(
+    tree_search.search(
         score,
         jnp.zeros((), jnp.int32),
         jnp.full((), num_blocks, jnp.int32),
         num_kept,
-        hip.num_steps(num_blocks, num_kept),
+        tree_search.num_steps(num_blocks, num_kept),
     )
     want = 2 * num_kept * np.log2(num_blocks / num_kept)
     self.assertEqual(sum(counted), want)
@@ -213,7 +208,7 @@ class HipTest(parameterized.TestCase):
     model, params, tokens = _model("hip:k=4:block=4")
     # A whole block of queries searches together: change what comes after it.
     changed = tokens.at[0, 20:].set((tokens[0, 20:] + 1) % 17)
-    one, two = (model.apply({"params": params}, t) for t in (tokens, changed))
+    one, two = (applied.logits(model, params, t) for t in (tokens, changed))
     chex.assert_trees_all_equal(one[1], two[1])
     chex.assert_trees_all_close(one[0, :20], two[0, :20], atol=_TOLERANCE)
 
@@ -263,8 +258,8 @@ class HipTest(parameterized.TestCase):
   def test_with_sinks_of_its_own(self):
     model, params, tokens = _model("hip:k=40:block=4+sink_logits:start=1")
     plain, _, _ = _model("sink_logits:start=1")
-    want = plain.apply({"params": params}, tokens)
-    got = model.apply({"params": params}, tokens)
+    want = applied.logits(plain, params, tokens)
+    got = applied.logits(model, params, tokens)
     chex.assert_trees_all_close(got, want, atol=2 * _TOLERANCE)
     got = _steps(model, params, tokens, 20)
     chex.assert_trees_all_close(got, want, atol=10 * _TOLERANCE)

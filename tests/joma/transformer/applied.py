@@ -1,0 +1,45 @@
+"""Models applied by one compiled program a shape, whichever test asks.
+
+Op by op a model of two layers is some hundred programs; compiled as one without
+optimization it is fast to compile and to run. A test that patches something
+inside wants a program of its own: `fresh_step`.
+"""
+
+import functools
+
+import jax
+
+_OPTIONS = {"xla_backend_optimization_level": "0"}
+_jit = functools.partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
+
+
+@_jit
+def logits(model, params, tokens):
+  """Of whole texts."""
+  return model.apply({"params": params}, tokens)
+
+
+def _step(model, params, tokens, positions, cache):
+  return model.apply(
+      {"params": params}, tokens, positions=positions, kv_cache=cache
+  )
+
+
+step = _jit(_step)
+
+
+def fresh_step():
+  """A `step` that is traced anew."""
+  return _jit(lambda *arguments: _step(*arguments))
+
+
+@_jit
+def loss_and_grads(model, params, tokens):
+  """Mean square of the logits, which come third, and its gradients."""
+
+  def loss(params):
+    found = model.apply({"params": params}, tokens)
+    return (found**2).mean(), found
+
+  (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return value, grads, found
