@@ -60,7 +60,7 @@ kernels_pallas/output.py
 - col_mass = grouped.sum(axis=2)
 + col_mass = grouped.mean(axis=2)
 ? the mass of a KV head is a mean over its queries' heads
-@ tests/kernels_pallas/attention/api_test.py
+@ tests/kernels_pallas/attention/col_mass_test.py
 
 kernels_pallas/output.py
 - safe = jnp.where(jnp.isneginf(highest), 0.0, highest)
