@@ -1,3 +1,5 @@
+import zlib
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -29,6 +31,21 @@ class MergeChecksumsTest(parameterized.TestCase):
   def test_copies_that_differ_are_not_saved(self, checksums, expected):
     with self.assertRaisesRegex(errors.UserError, expected):
       _merge(checksums)
+
+
+class IsIntactTest(absltest.TestCase):
+
+  def test_every_shard_must_have_its_checksum(self):
+    array = np.arange(6, dtype=np.float32)
+    shards = [
+        [[[start, start + 3]], zlib.crc32(array[start : start + 3].tobytes())]
+        for start in (0, 3)
+    ]
+    self.assertTrue(digest.is_intact(array, {"shards": shards}))
+    for damaged in (1, 4):
+      other = array.copy()
+      other[damaged] += 1
+      self.assertFalse(digest.is_intact(other, {"shards": shards}))
 
 
 if __name__ == "__main__":
