@@ -67,6 +67,7 @@ def draw_range(
 
 def shifts(count: int) -> Float[np.ndarray, "E"]:
   """Offsets that set `count` points of one place apart, sideways."""
+  # Centred, so that the place itself is in the middle of its points.
   return 0.15 * (np.arange(count) - (count - 1) / 2)
 
 

@@ -83,6 +83,7 @@ def _text(value: Any) -> str | None:
       return None if None in (mean, low, high) else f"{mean} [{low}, {high}]"
     return None
   if isinstance(value, list):
+    # Longer lists are curves: they belong into the figure.
     is_short = len(value) <= 4 and not any(map(_is_nested, value))
     return ", ".join(str(_text(item)) for item in value) if is_short else None
   if isinstance(value, float):

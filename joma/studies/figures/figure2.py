@@ -99,6 +99,7 @@ def run_all(config: Figure2Config) -> dict[str, context_runs.ContextRun]:
       num_records=config.num_steps // config.record_every,
       steps_per_record=config.record_every,
   )
+  # Both modes trained as one batch, and are taken apart again.
   halves = jax.tree.map(lambda x: np.split(x, 2), jax.device_get(runs))
   is_half = lambda x: isinstance(x, list)
   return {
@@ -165,6 +166,7 @@ def _summarize(runs: context_runs.ContextRun) -> dict[str, Any]:
 
 def _finding(summary: dict[str, Any]) -> str:
   final = [summary[mode]["final"] for mode in context_runs.MODES]
+  # The worst seed decides: a mean would hide a run in which the law fails.
   least = min(float(of_mode["correlation"].min()) for of_mode in final)
   error = [float(of_mode["relative_error"].mean()) for of_mode in final]
   slope = [float(of_mode["slope"].mean()) for of_mode in final]

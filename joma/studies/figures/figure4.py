@@ -89,6 +89,7 @@ def measure(
       )(jnp.array(config.mu, jnp.float32))
   )
   entropy = path.entropy[:-1]
+  # Rounded up: at most that many points, whatever the number of steps.
   every = -(-config.num_steps // _CURVE_POINTS)
   shown = np.arange(0, config.num_steps, every)
   study_lib.emit(on_metrics, shown, {"entropy": entropy[shown]})

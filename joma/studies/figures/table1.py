@@ -176,6 +176,8 @@ def _find(mean: list[dict[str, float]]) -> str:
   """Says what training adds to the scores of each level, beyond the floors."""
   low, high = mean
   own = high["trained"] - high["untrained"]
+  # Shuffled latents gain as nodes spread out in training: only what own ones
+  # gain beyond it is about latents.
   floor = high["shuffled"] - high["untrained_shuffled"]
   unseen = high["unseen"] - high["untrained_unseen"]
   moved = high["transferred"] - high["untrained_transferred"]

@@ -272,6 +272,7 @@ def summarize(
   """
   block = seen.blocks[0]
   entropy = block.implied_entropy if is_frozen else block.entropy
+  # No entropy of M tokens exceeds ln M; intervals end there.
   most = np.log(block.v.shape[2])
   rises = [metrics.largest_rise(curve) for curve in entropy]
   return {
@@ -297,6 +298,7 @@ def _law_error(
     check = invariants.check_invariant(z, v, attention=attention, **exact)
     return check.relative_error[-1]
 
+  # The law is one of changes since the start: two records do.
   ends = lambda leaf: leaf[:, np.array([0, -1])]
   arguments = map(ends, (block.attn_logits, block.v, block.correction))
   return float(np.max(jax.jit(jax.vmap(error))(*arguments)))

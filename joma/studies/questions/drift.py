@@ -168,6 +168,8 @@ def _summarize(block: observe.BlockObservation) -> dict[str, Any]:
   }
   drift = relative_drift(block.attended)
   mended = 1 - errors["moving"][:, -1] / errors["fixed"][:, -1]
+  # Without the start, where both are 0, and by ranks, as neither is linear in
+  # the other.
   ranked = [
       rank_correlation(d[1:], e[1:])
       for d, e in zip(drift, errors["fixed"], strict=True)

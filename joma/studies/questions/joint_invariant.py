@@ -213,6 +213,7 @@ def _embedding_errors(
   """Relative error of the embedding law, run by run."""
 
   def error(block: observe.BlockObservation) -> Float[jax.Array, "S"]:
+    # If U trains too, |u_l|^2 / 2 takes the place of sum_k v_k^2 / 2.
     growth = (block.embedding_norms - block.embedding_norms[:1]) / 2
     measured = block.attn_logits[:, 0] - block.attn_logits[:1, 0]
     predicted = growth - block.correction

@@ -181,6 +181,7 @@ def query_distance(
   """Computes the mean total variation between softmax(z_q) of two queries."""
   probs = jax.nn.softmax(attn_logits, axis=-1)
   gaps = jnp.abs(probs[:, :, None] - probs[:, None]).sum(axis=-1) / 2
+  # Over ordered pairs of different queries; a query is at distance 0 of itself.
   num_queries = attn_logits.shape[1]
   return gaps.sum(axis=(1, 2)) / (num_queries * (num_queries - 1))
 
@@ -208,6 +209,8 @@ def law_errors(
   predicted = invariants.predicted_change(v, **kind, **exact)[-1]
   summed = invariants.measured_change(attn_logits, **kind)[-1]
   single = attn_logits[-1] - attn_logits[0]
+  # The law predicts the sum over queries; an equal share of it is all that it
+  # could say of one.
   share = jnp.broadcast_to(predicted / len(single), single.shape)
   return (
       metrics.relative_error(summed, predicted),

@@ -176,7 +176,10 @@ def _summarize(runs: ensemble.BlockRuns, case: str) -> dict[str, Any]:
       [getattr(block, name) for block in seen.blocks], axis=-1
   )
   gain = scores.latents[:, -1] - scores.latents[:, 0]
+  # Layer 2 over layer 1, depth by depth: positive at the top and negative at
+  # the bottom if layers sort themselves.
   lead = gain[:, 1] - gain[:, 0]
+  # There is one query. Leaves 0, 2, ... have the strong edges.
   probs = np.asarray(jax.nn.softmax(seen.blocks[0].attn_logits[:, :, 0]))
   return {
       "accuracy": intervals.interval(seen.accuracy, least=0, most=1),

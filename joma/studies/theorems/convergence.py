@@ -83,6 +83,8 @@ def measure(
     `lambda`, `lambda_limit`; and the finding.
   """
   mu = np.array(config.mu)
+  # In float64, as lambda is what is left of a ratio that has nearly reached its
+  # limit.
   with jax.enable_x64(True):
     times = np.geomspace(_FIRST_TIME, config.end_time, config.num_times)
     start = jnp.full(len(mu), config.initial)
@@ -133,6 +135,8 @@ def _finding(summary: dict[str, Any]) -> str:
       f"{last[j]:.3f} for mu {mu[j]:g} : {mu[j + 1]:g} (limit {limit[j]:.3f})"
       for j in range(len(limit))
   ]
+  # Lambda_jk falls as 1 / L_k, which grows for ever: 2 % is near for the times
+  # of the defaults.
   is_near = np.abs(last / limit - 1).max() < 0.02
   verb = "reach their limits" if is_near else "are still far from their limits"
   without = summary["log_inverse_gap"]["without"][-1]

@@ -94,6 +94,8 @@ def measure(
 
 
 def _course(times: np.ndarray, entropy: np.ndarray) -> dict[str, Any]:
+  # A least value strictly inside is a fall and a rise; at the end it is a fall
+  # alone.
   bottom = int(entropy.argmin())
   return {
       "entropy": entropy,

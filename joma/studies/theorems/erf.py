@@ -98,6 +98,7 @@ def measure(
     law_time = float(winner.blow_up_time(delta))
     times, v = winner.integrate(_clock(config), delta)
     ratio = np.asarray(winner.erf_ratio(v[:-1], delta))
+    # The same function at v / sqrt 2 is the law with v / 2.
     halves = np.asarray(winner.erf_ratio(v[:-1] / math.sqrt(2), delta))
     times, v = np.asarray(times), np.asarray(v)
     frozen_law = np.asarray(winner.frozen_components(delta))[loses]

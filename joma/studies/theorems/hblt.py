@@ -148,6 +148,8 @@ def measure(
 def _row(config: HbltConfig, polarity: float, key: jax.Array) -> dict[str, Any]:
   tree = make_tree(config, polarity)
   depth = data.common_depth(tree)
+  # Of the first leaf with a relative at each depth: all polarities are equal,
+  # so that pairs of one depth are alike.
   exact = cooccurrence.exact_cooccurrence(tree)
   rho_0 = float(cooccurrence.root_polarity(tree)[0])
   depths = np.unique(depth).tolist()
@@ -203,6 +205,7 @@ def _draw_batch(
 ) -> tuple[Float[jax.Array, "B H"], Float[jax.Array, "B"]]:
   """Averages y_l y_m over the pairs of each depth, and y_m over leaves."""
   leaves = data.sample_hblt(key, tree, batch_size=_BATCH).nodes[-1]
+  # As numbers, so that a mean over all pairs of a depth is one contraction.
   y = leaves.astype(pairs.dtype)
   return jnp.einsum("Bl,Hlm,Bm->BH", y, pairs, y), y.mean(axis=1)
 

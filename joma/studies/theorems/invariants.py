@@ -248,6 +248,8 @@ def _factor_rows(config: InvariantsConfig) -> list[dict[str, Any]]:
         rate_ratio=rate_ratio,
     )
     row = {"rate_ratio": rate_ratio, "temperature": temperature}
+    # The law is held against one run twice, with and without the factors: what
+    # they mend is theirs.
     for name, factors in (
         ("without", (1.0, 1.0)),
         ("with", (rate_ratio, temperature)),
@@ -268,6 +270,7 @@ def fitted_orders(
     step_sizes: list[float], rows: list[dict[str, Any]]
 ) -> np.ndarray:
   """Computes d ln(error) / d ln(step) of each law by least squares."""
+  # An error in proportion to the step has slope 1 in logarithms.
   errors = np.log([row["relative_error"] for row in rows])
   return np.polyfit(np.log(step_sizes), errors.T, 1)[0]
 

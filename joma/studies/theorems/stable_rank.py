@@ -125,6 +125,8 @@ def measure(
           has_attention=name == "with",
       )[1:]
       lengths = convergence.components(gaps, jnp.asarray(salience))
+      # Rows keep their direction, so that Theorem 4 of their lengths is the
+      # whole solution; `integrate` is what tests hold it against.
       reached = -jnp.expm1(-gaps)
       layers = reached[None, :, :, None] * targets[:, None]
       summary[name] = {
