@@ -16,7 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,26 @@ _MLP_DENSITY = 0.1
 _MLPS = ("opt_6.7b", "llama3_8b")
 
 
+def _causal_mass(length: int) -> Callable[..., Any]:
+  return functools.partial(
+      api.attention,
+      where=masks.causal(length),
+      return_col_mass=True,
+      implementation="xla",
+  )
+
+
+def _causal_gradients(length: int) -> Callable[..., PyTree]:
+  attend = _causal_mass(length)
+  return programs.with_backward(lambda *arrays: attend(*arrays).out)
+
+
+PROGRAMS = {
+    "forward + col_mass": _causal_mass,
+    "forward + backward": _causal_gradients,
+}
+
+
 def report(ops: Sequence[str] = OPS) -> list[harness.Row]:
   """Prints each row when it is known; returns the rows of some of `OPS`."""
   rows = []
@@ -77,6 +97,7 @@ def dense_rows(
     lengths: Sequence[int],
     *,
     heads: Sequence[tuple[int, int]] = _HEADS,
+    kinds: Sequence[Literal["causal", "full"]] = ("causal", "full"),
     num_times: int = 20,
 ) -> Iterator[harness.Row]:
   """Times forward, forward with column sums, and gradients beside the peer.
@@ -84,18 +105,17 @@ def dense_rows(
   Args:
     lengths: T = S of one sequence.
     heads: Query and key heads.
+    kinds: Masks.
     num_times: Calls of each program, 4 times as many up to T = 512.
 
   Yields:
     Rows; `ratio` is our median time by the peer's, `ratio_of_least` that of the
     shortest, `difference` the largest between results.
   """
-  for length, kinds, is_causal in itertools.product(
-      lengths, heads, (True, False)
-  ):
-    shape = shapes.square(length, *kinds, _HEAD_DIM)
+  for length, numbers, kind in itertools.product(lengths, heads, kinds):
+    shape = shapes.square(length, *numbers, _HEAD_DIM)
     num_calls = num_times * (4 if length <= 512 else 1)
-    yield from _time_shape(shape, is_causal, num_calls)
+    yield from _time_shape(shape, kind == "causal", num_calls)
 
 
 def _time_shape(
@@ -219,9 +239,11 @@ def mlp_row(
   return row | _times(_time(calls, (x, weights, chosen), num_times))
 
 
-def memory_rows(length: int) -> Iterator[harness.Row]:
+def memory_rows(
+    length: int, names: Sequence[str] = tuple(PROGRAMS)
+) -> Iterator[harness.Row]:
   """Peak memory of fresh processes that attend causally, in 1e9 bytes."""
-  for program in _PROGRAMS:
+  for program in names:
     finished = subprocess.run(
         [sys.executable, "-m", "launch.bench.ops.cpu", program, str(length)],
         cwd=pathlib.Path(__file__).parents[3],
@@ -239,7 +261,7 @@ def _peak_memory(program: str, length: int) -> harness.Row:
   if program == "forward + backward":
     arrays = (*arrays, jnp.ones_like(arrays[0]))
   before = harness.peak_rss_gb()
-  jax.block_until_ready(jax.jit(_PROGRAMS[program](length))(*arrays))
+  jax.block_until_ready(jax.jit(PROGRAMS[program](length))(*arrays))
   return {
       "what": f"{program}, memory",
       "length": length,
@@ -251,7 +273,7 @@ def _peak_memory(program: str, length: int) -> harness.Row:
 
 def compiled_rows(lengths: Sequence[int]) -> Iterator[harness.Row]:
   """Bytes of intermediate arrays of one head's programs, not run."""
-  for length, (name, make) in itertools.product(lengths, _PROGRAMS.items()):
+  for length, (name, make) in itertools.product(lengths, PROGRAMS.items()):
     arrays = shapes.square(length, 1, 1, _HEAD_DIM).arrays("float32")
     arrays = (*arrays, arrays[0])[: 4 if name == "forward + backward" else 3]
     compiled = jax.jit(make(length)).lower(*arrays).compile()
@@ -263,26 +285,6 @@ def compiled_rows(lengths: Sequence[int]) -> Iterator[harness.Row]:
         "temp_mb": memory.temp_size_in_bytes / 1e6,
         "one_byte_a_pair_mb": length**2 / 1e6,
     }
-
-
-def _causal_mass(length: int) -> Callable[..., Any]:
-  return functools.partial(
-      api.attention,
-      where=masks.causal(length),
-      return_col_mass=True,
-      implementation="xla",
-  )
-
-
-def _causal_gradients(length: int) -> Callable[..., PyTree]:
-  attend = _causal_mass(length)
-  return programs.with_backward(lambda *arrays: attend(*arrays).out)
-
-
-_PROGRAMS = {
-    "forward + col_mass": _causal_mass,
-    "forward + backward": _causal_gradients,
-}
 
 
 def _draw(shape: shapes.Shape) -> tuple[jax.Array, ...]:
