@@ -158,18 +158,18 @@ def _timed_steps(
 
 
 def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:
-  from joma.transformer.text import tokenizer as tokenizers
+  from joma.transformer.text import streaming
 
   print(prompts[0], end="", flush=True)
   ids = (int(tokens[0]) for tokens, _ in steps)
   prompt_ids = tokenizer.encode(prompts[0])
-  for piece in tokenizers.stream_decode(tokenizer, ids, prompt_ids):
+  for piece in streaming.stream_decode(tokenizer, ids, prompt_ids):
     print(piece, end="", flush=True)
   print()
 
 
 def _show_many(prompts: list[str], tokenizer: Any, steps: Any) -> None:
-  from joma.transformer.text import tokenizer as tokenizers
+  from joma.transformer.text import streaming
 
   new_ids = [[] for _ in prompts]
   for tokens, is_new in steps:
@@ -178,7 +178,7 @@ def _show_many(prompts: list[str], tokenizer: Any, steps: Any) -> None:
         row_ids.append(int(tokens[row]))
   for prompt, row_ids in zip(prompts, new_ids, strict=True):
     prompt_ids = tokenizer.encode(prompt)
-    pieces = tokenizers.stream_decode(tokenizer, row_ids, prompt_ids)
+    pieces = streaming.stream_decode(tokenizer, row_ids, prompt_ids)
     print(prompt + "".join(pieces))
 
 

@@ -47,8 +47,8 @@ launch/bench/harness.py
 ? a cell of 0 stays empty
 
 launch/run.py
-- with workdir_lib.lock(workdir) if is_main else contextlib.nullcontext():
-+ with contextlib.nullcontext():
+- held.enter_context(workdir_lib.lock(workdir))
++ pass
 ? two runs may be at work in one folder
 
 launch/run.py

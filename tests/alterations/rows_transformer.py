@@ -130,7 +130,7 @@ joma/transformer/text/tokenizer.py
 ? words of one count are numbered by where they came first
 @ tests/joma/transformer/text/tokenizer_test.py::WordsTest
 
-joma/transformer/text/tokenizer.py
+joma/transformer/text/streaming.py
 - self._sent = len(self._tokenizer.decode(self._context))
 + self._sent = 0
 ? streamed text repeats itself

@@ -2,7 +2,7 @@
 
 Three kinds with one small interface, `Tokenizer`; each is one JSON text, which
 `save` writes as tokenizer.json and `from_folder` reads, whether it is ours or
-that of a Hugging Face folder. `StreamDecoder` turns ids into text as they come.
+that of a Hugging Face folder. `streaming` turns ids into text as they come.
 """
 
 from collections import Counter
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import operator
 import pathlib
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -29,8 +28,6 @@ KINDS = ("bytes", "words", "bpe")
 UNKNOWN = "<unk>"
 
 _FILE = "tokenizer.json"
-# What stands for bytes that are no text, or not yet.
-_REPLACEMENT = "\ufffd"
 # What `basic_english` does to single characters; the rest stays.
 _SPACED = {
     **{ord(char): f" {char} " for char in "'.,()!?"},
@@ -286,71 +283,6 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   except UserError as error:
     named = str(error) if str(path) in str(error) else f"{path}: {error}"
     raise UserError(named) from error
-
-
-class StreamDecoder:
-  """Turns ids into text piece by piece; no character is ever cut.
-
-  The pieces, `finish` included, make what `decode` gives of all ids of a text
-  at once. What ends in a character that may lack bytes is held back.
-  """
-
-  def __init__(self, tokenizer: Tokenizer, prompt_ids: Ids = ()):
-    """Starts behind the ids of a prompt, whose text is not given out again.
-
-    Args:
-      tokenizer: Of the ids.
-      prompt_ids: What comes before the first id that is pushed: decoders treat
-        the start of a text apart, as by dropping its first space.
-    """
-    self._tokenizer = tokenizer
-    # Ids that decide the next piece, and how much of their text is out. The
-    # first group of them is context: decoders treat the start of a text apart.
-    self._context = [operator.index(token) for token in prompt_ids]
-    self._pending: list[int] = []
-    text = tokenizer.decode(self._context) if self._context else ""
-    self._sent = len(text.rstrip(_REPLACEMENT))
-
-  def push(self, *ids: SupportsIndex) -> str:
-    """Takes ids that come next and returns the text that is now certain."""
-    self._pending += map(operator.index, ids)
-    text = self._tokenizer.decode(self._context + self._pending)
-    # All of them: some decoders show a run of bytes so while its end is open.
-    certain = text.rstrip(_REPLACEMENT)
-    piece = self._advance(certain)
-    if piece and certain == text:
-      self._context, self._pending = self._pending, []
-      self._sent = len(self._tokenizer.decode(self._context))
-    return piece
-
-  def finish(self) -> str:
-    """Returns what was held back, incomplete as it is."""
-    return self._advance(self._tokenizer.decode(self._context + self._pending))
-
-  def _advance(self, text: str) -> str:
-    piece = text[self._sent :]
-    self._sent = max(self._sent, len(text))
-    return piece
-
-
-def stream_decode(
-    tokenizer: Tokenizer,
-    ids: Iterable[SupportsIndex],
-    prompt_ids: Ids = (),
-) -> Iterator[str]:
-  """Yields the text of ids as they come, in pieces that are not empty.
-
-  Args:
-    tokenizer: Of the ids.
-    ids: What is new.
-    prompt_ids: What stands before, see `StreamDecoder`.
-  """
-  decoder = StreamDecoder(tokenizer, prompt_ids)
-  for token in ids:
-    if piece := decoder.push(token):
-      yield piece
-  if piece := decoder.finish():
-    yield piece
 
 
 def _checked(ids: Ids, vocab_size: int) -> Int[np.ndarray, "T"]:

@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from joma.transformer.text import streaming
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 
@@ -183,7 +184,7 @@ def _with_decoder(name):
 class StreamTest(parameterized.TestCase):
 
   def _assert_streams(self, tokenizer, ids):
-    pieces = list(tokenizer_lib.stream_decode(tokenizer, ids))
+    pieces = list(streaming.stream_decode(tokenizer, ids))
     self.assertNotIn("", pieces)
     self.assertEqual("".join(pieces), tokenizer.decode(ids))
     return pieces
@@ -206,7 +207,7 @@ class StreamTest(parameterized.TestCase):
       tokenizer, shift = tokenizer_lib.Bytes(), 0
     else:
       tokenizer, shift = tokenizer_lib.Bpe(_byte_fallback().to_str()), 2
-    decoder = tokenizer_lib.StreamDecoder(tokenizer)
+    decoder = streaming.StreamDecoder(tokenizer)
     pieces = [decoder.push(byte + shift) for byte in "é🙂x".encode()]
     self.assertEqual(pieces, ["", "é", "", "", "", "🙂", "x"])
     self.assertEqual(decoder.finish(), "")
@@ -228,7 +229,7 @@ class StreamTest(parameterized.TestCase):
     ids = bpe.encode(text).tolist()
     whole = bpe.decode(ids)
     for cut in range(1, len(ids)):
-      pieces = tokenizer_lib.stream_decode(bpe, ids[cut:], ids[:cut])
+      pieces = streaming.stream_decode(bpe, ids[cut:], ids[:cut])
       self.assertEqual(bpe.decode(ids[:cut]) + "".join(pieces), whole)
 
   @parameterized.parameters("bytes", "words", "bpe")
