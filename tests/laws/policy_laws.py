@@ -26,8 +26,8 @@ from joma.transformer import full_cache
 
 # Slots of a head, and slots that hold all of the longest text.
 FEW, ALL = 8, 32
-_LENGTHS, _STEPS = (5, 11, 1), 20
-_CONFIG = configs.TransformerConfig(
+LENGTHS, STEPS = (5, 11, 1), 20
+CONFIG = configs.TransformerConfig(
     vocab_size=5,
     num_layers=1,
     embed_dim=8,
@@ -59,8 +59,8 @@ class Seen(NamedTuple):
 
 def full_capacity_is_full_attention(policy):
   """With a slot for every token: the bits of a cache that keeps everything."""
-  (full,) = full_cache.init(_CONFIG, len(_LENGTHS), ALL)
-  want, got = _run(full, _draw(), _LENGTHS), read(policy, ALL)
+  (full,) = full_cache.init(CONFIG, len(LENGTHS), ALL)
+  want, got = run(full, draw()), read(policy, ALL)
   chex.assert_trees_all_equal(got.prompt, want.prompt)
   chex.assert_trees_all_equal(got.steps, want.steps)
 
@@ -69,12 +69,12 @@ def sequences_do_not_know_of_each_other(policy):
   """In another place and beside other texts a text is read bit for bit."""
   together = read(policy, FEW)
   # The second stands where the third was, between two others.
-  order, other = np.array([2, 0, 1]), _draw(seed=1)
+  order, other = np.array([2, 0, 1]), draw(seed=1)
   arrays = [
       jnp.where((jnp.arange(3) == 2)[:, None, None, None], x[order], y)
-      for x, y in zip(_draw(), other, strict=True)
+      for x, y in zip(draw(), other, strict=True)
   ]
-  moved = _run(_init(policy, FEW), arrays, (9, 2, _LENGTHS[1]))
+  moved = run(init(policy, FEW), arrays, (9, 2, LENGTHS[1]))
   row = lambda x, at: None if x is None else x[:, at]
   chex.assert_trees_all_equal(moved.prompt[2], together.prompt[1])
   chex.assert_trees_all_equal(row(moved.steps, 2), row(together.steps, 1))
@@ -90,7 +90,7 @@ def only_own_tokens_are_kept_each_once(policy):
   if seen.kept is None:
     return
   for step, kept in enumerate(np.asarray(seen.kept)):
-    for heads, length in zip(kept, _LENGTHS, strict=True):
+    for heads, length in zip(kept, LENGTHS, strict=True):
       found = [[int(p) for p in head if p >= 0] for head in heads]
       for head in found:
         assert len(set(head)) == len(head), (step, head)
@@ -108,7 +108,7 @@ def what_is_protected_stays(policy):
   if seen.kept is None:
     return
   for step, kept in enumerate(np.asarray(seen.kept)):
-    for heads, length in zip(kept, _LENGTHS, strict=True):
+    for heads, length in zip(kept, LENGTHS, strict=True):
       newest = length + step - 1
       recent = range(max(newest - (sized.num_recent or 0), 0), newest)
       wanted = {*range(min(sized.num_sinks, newest)), *recent}
@@ -120,7 +120,7 @@ def what_is_protected_stays(policy):
 
 def a_step_is_one_trace(policy):
   """Prompts and steps give back what they took, so one program serves all."""
-  cache, arrays = _init(policy, FEW), _draw()
+  cache, arrays = init(policy, FEW), draw()
   for length in (7, 1):
     span = [x[:, :length] for x in arrays]
     positions = jnp.broadcast_to(jnp.arange(length)[None], (3, length))
@@ -135,13 +135,15 @@ def a_step_is_one_trace(policy):
 
 
 def a_sequence_without_a_token_keeps_all_it_had(policy):
-  """Position -1 is nobody's: its row is as before, bit for bit."""
-  cache = read(policy, FEW).cache
-  at = jnp.array([[_LENGTHS[0] + _STEPS], [-1], [_LENGTHS[2] + _STEPS]])
-  span = [x[:, -1:] for x in _draw()]
-  _, after = _attend(cache, *span, at)
-  rows = lambda tree: jax.tree.map(lambda x: x[1], tree)
-  chex.assert_trees_all_equal(rows(after), rows(cache))
+  """Position -1 is nobody's: who pauses goes on as if nothing had been."""
+  pauses = np.arange(STEPS)[:, None] // 3 == np.array([[-1, 2, -1]])
+  cache, arrays = init(policy, FEW), draw()
+  paused = run(cache, arrays, is_active=jnp.asarray(~pauses))
+  whole = read(policy, FEW)
+  chex.assert_trees_all_equal(
+      paused.steps[~pauses[:, 1], 1], whole.steps[:-3, 1]
+  )
+  chex.assert_trees_all_equal(paused.steps[:, 0], whole.steps[:, 0])
 
 
 def no_method_that_does_something_is_replaced(policy):
@@ -169,22 +171,19 @@ LAWS = (
 @functools.cache
 def read(policy, capacity) -> Seen:
   """Reads the three texts; once for all laws of a policy."""
-  return _run(_init(policy, capacity), _draw(), _LENGTHS)
+  return run(init(policy, capacity), draw())
 
 
-def _sized(policy, capacity) -> policy_lib.Policy:
-  return calls.fitted(policy, capacity).with_capacity(capacity)
-
-
-def _init(policy, capacity):
+def init(policy, capacity, **options):
+  """An empty cache; those that keep everything have room for it."""
   policy = calls.fitted(policy, capacity)
   keeps_all = policy.reads_part or not policy.evicts
   room = ALL if keeps_all else capacity
-  return kv_cache.init(policy, _CONFIG, len(_LENGTHS), room)[0]
+  return kv_cache.init(policy, CONFIG, len(LENGTHS), room, **options)[0]
 
 
-def _draw(seed=0):
-  """Keys share a direction, so that cosines are not all nought."""
+def draw(seed=0):
+  """Queries, keys and values; keys share a direction."""
   draws = jax.random.split(jax.random.key(seed), 4)
   query, key, value = (
       jax.random.normal(draw, (3, ALL, heads, 8))
@@ -193,38 +192,48 @@ def _draw(seed=0):
   return query, key + jax.random.normal(draws[3], (8,))[None, None, None], value
 
 
+def run(cache, arrays, lengths=LENGTHS, is_active=None) -> Seen:
+  """Reads prompts of three lengths, then a token a step.
+
+  Args:
+    cache: Empty.
+    arrays: As `draw` gives them.
+    lengths: Of the prompts, up to the longest of `LENGTHS`.
+    is_active: Who has a token at each step [S, B]; None is all.
+  """
+  if is_active is None:
+    is_active = jnp.ones((STEPS, len(lengths)), bool)
+  return _run(cache, arrays, jnp.array(lengths), is_active)
+
+
 def _plain(x, positions):
   return x
 
 
 @jax.jit
-def _attend(cache, query, key, value, positions):
-  return cache.attend(query, key, value, positions, _plain, _OPTIONS)
-
-
-def _run(cache, arrays, lengths) -> Seen:
-  return _run_jitted(cache, arrays, jnp.array(lengths))
-
-
-@jax.jit
-def _run_jitted(cache, arrays, lengths):
-  steps = jnp.arange(max(_LENGTHS))[None]
+def _run(cache, arrays, lengths, is_active):
+  steps = jnp.arange(max(LENGTHS))[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
   first = [x[:, : steps.shape[1]] for x in arrays]
   out, cache = cache.attend(*first, positions, _plain, _OPTIONS)
   prompt = jnp.where((positions >= 0)[..., None, None], out, 0)
 
-  def step(cache, i):
-    at = (lengths + i)[:, None]
-    pick = lambda x: jnp.take_along_axis(x, at[..., None, None], axis=1)
-    out, cache = cache.attend(*map(pick, arrays), at, _plain, _OPTIONS)
-    return cache, (out, cache.kept_positions())
+  def step(carry, is_active):
+    cache, at = carry
+    pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
+    positions = jnp.where(is_active, at, -1)[:, None]
+    out, cache = cache.attend(*map(pick, arrays), positions, _plain, _OPTIONS)
+    return (cache, at + is_active), (out, cache.kept_positions())
 
   start = cache.kept_positions()
-  cache, (outs, kept) = jax.lax.scan(step, cache, jnp.arange(_STEPS))
+  (cache, _), (outs, kept) = jax.lax.scan(step, (cache, lengths), is_active)
   if start is not None:
     kept = jnp.concatenate([start[None], kept])
   return Seen(prompt, outs, kept, cache)
+
+
+def _sized(policy, capacity) -> policy_lib.Policy:
+  return calls.fitted(policy, capacity).with_capacity(capacity)
 
 
 def _is_method(x):

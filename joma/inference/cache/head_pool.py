@@ -305,6 +305,8 @@ class PooledCache:
     result, prompt = prompts.read(
         new, base, layer=self.pool.layer, capacity=room, is_raw=False
     )
+    # All tokens are ranked as if each head had room for everything: heads
+    # can be compared only by what the base says of tokens that still exist.
     score, aux, state = calls.read_prompt(base, prompt)
     pos = jnp.broadcast_to(new.positions[:, None], score.shape)
     slots = policy_lib.Slots(
@@ -320,9 +322,13 @@ class PooledCache:
     fit = lambda x, fill=0.0: slot_arrays.resize(x, room, fill)
     arrays = jax.tree.map(fit, (slots.key, slots.value, score, aux))
     ranks = fit(calls.rank(base, slots, prompt.lengths), -np.inf)
-    chosen = self._share(ranks, capacity)  # [B, K C] into K room.
+    # One choice over the layer's K heads, [B, K C] of their K x room tokens;
+    # sorted, so that tokens of a head follow each other, oldest first.
+    chosen = self._share(ranks, capacity)
     heads = jnp.arange(self.num_kv_heads)[None, :, None]
     budgets = (chosen[:, None] // room == heads).sum(axis=-1)
+    # A head begins on a page of its own: its last page may have slots left,
+    # which stay closed, for pages cannot be shared between two heads' rows.
     index, _ = layout(budgets, self.page_size, self.pool.capacity)
     is_closed = index < 0
     index = jnp.take_along_axis(chosen, jnp.maximum(index, 0), axis=1)
@@ -341,6 +347,7 @@ class PooledCache:
         aux=aux,
         state=state,
     )
+    # Prompts to a cache that holds something would drop what it holds.
     out = jnp.where((self.pool.pos < 0).all(), result.out, jnp.nan)
     budgets = budgets.astype(jnp.int32)
     return out, dataclasses.replace(self, pool=pool, budgets=budgets)

@@ -10,7 +10,6 @@ G = N / K, H head size.
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -100,30 +99,14 @@ def init(
   """
   require.at_least("batch_size", batch_size, 1)
   options = cache_options.resolve(config, keys, positions, page_size)
-  caches = []
-  for layer, size in enumerate(
-      calls.capacities(policy, config.num_layers, capacity)
-  ):
-    cache_options.check_capacity(size, config, options)
-    sized = policy.with_capacity(size)
-    default = functools.partial(
-        _init_layer, sized, config, layer, batch_size, size, dtype, options
-    )
-    caches.append(
-        layer_hooks.init_cache(
-            config,
-            layer,
-            batch_size,
-            size,
-            dtype,
-            default,
-            policy=type(policy).__name__ if policy.evicts else None,
-        )
-    )
-  return tuple(caches)
+  sizes = calls.capacities(policy, config.num_layers, capacity)
+  return tuple(
+      _init_one(policy, config, layer, batch_size, size, dtype, options)
+      for layer, size in enumerate(sizes)
+  )
 
 
-def _init_layer(
+def _init_one(
     policy: policy_lib.Policy,
     config: configs.TransformerConfig,
     layer: int,
@@ -132,15 +115,24 @@ def _init_layer(
     dtype: jax.typing.DTypeLike,
     options: cache_options.CacheOptions,
 ) -> attention.KVCache:
-  """Returns the cache of a policy: of a kind of its own, or slots."""
-  own = calls.init_cache(
-      policy, config, layer, batch_size, size, dtype, options
+  """Returns a layer's cache: its systems', the policy's own kind, or slots."""
+  cache_options.check_capacity(size, config, options)
+  sized = policy.with_capacity(size)
+
+  def make() -> attention.KVCache:
+    own = calls.init_cache(
+        sized, config, layer, batch_size, size, dtype, options
+    )
+    if own is not None:
+      return own
+    shape = (batch_size, config.num_kv_heads, size, config.head_dim)
+    num_groups = config.num_heads // config.num_kv_heads
+    return init_layer(sized, layer, shape, num_groups, dtype, options)
+
+  name = type(policy).__name__ if policy.evicts else None
+  return layer_hooks.init_cache(
+      config, layer, batch_size, size, dtype, make, policy=name
   )
-  if own is not None:
-    return own
-  shape = (batch_size, config.num_kv_heads, size, config.head_dim)
-  num_groups = config.num_heads // config.num_kv_heads
-  return init_layer(policy, layer, shape, num_groups, dtype, options)
 
 
 def init_layer(

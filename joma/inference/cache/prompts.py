@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
@@ -37,36 +37,21 @@ def read(
     capacity: C.
     is_raw: Whether keys are kept before rotation.
   """
-  positions, seq_len = new.positions, new.key.shape[1]
-  lengths = (positions >= 0).sum(axis=1)
+  lengths = (new.positions >= 0).sum(axis=1)
   rotated_query, rotated_key = new.rotated_query, new.rotated_key
-  heads_first = lambda x: slot_arrays.resize(
-      x.swapaxes(1, 2), max(capacity, seq_len)
-  )
-  returns: dict[str, Any] = {}
-  if policy.uses_col_mass:
-    weights = calls.row_weights(policy, positions, lengths)
-    weights = None if weights is None else weights[:, None]
-    returns = {"return_col_mass": True, "row_weights": weights}
-  result = full_cache.attend_many(
-      rotated_query,
-      heads_first(rotated_key),
-      heads_first(new.value),
-      positions,
-      new.options,
-      **returns,
-  )
-  col_mass = result.col_mass
+  result = _attend(new, policy, rotated_query, rotated_key, lengths, capacity)
+  col_mass, seq_len = result.col_mass, new.key.shape[1]
   if col_mass is not None:
     col_mass = col_mass[..., :seq_len]
-    col_mass = col_mass.reshape(len(positions), new.key.shape[2], -1, seq_len)
+    groups = (len(lengths), new.key.shape[2], -1)
+    col_mass = col_mass.reshape(*groups, seq_len)
   prompt = policy_lib.Prompt(
       query=rotated_query,
       key=new.key if is_raw else rotated_key,
       rotated_key=rotated_key,
       value=new.value,
       raw_query=new.query,
-      positions=positions,
+      positions=new.positions,
       lengths=lengths,
       col_mass=col_mass,
       rotate=new.rotate,
@@ -74,6 +59,33 @@ def read(
       layer=layer,
   )
   return result, prompt
+
+
+def _attend(
+    new: tokens.Tokens,
+    policy: policy_lib.Policy,
+    rotated_query: Float[Array, "B T N H"],
+    rotated_key: Float[Array, "B T K H"],
+    lengths: Int[Array, "B"],
+    capacity: int,
+) -> output.AttentionOutput:
+  """Attention of prompts to all of their own tokens."""
+  # As many keys as a cache of that capacity holds: sums run alike, bit by bit.
+  room = max(capacity, new.key.shape[1])
+  heads_first = lambda x: slot_arrays.resize(x.swapaxes(1, 2), room)
+  returns: dict[str, Any] = {}
+  if policy.uses_col_mass:
+    weights = calls.row_weights(policy, new.positions, lengths)
+    weights = None if weights is None else weights[:, None]
+    returns = {"return_col_mass": True, "row_weights": weights}
+  return full_cache.attend_many(
+      rotated_query,
+      heads_first(rotated_key),
+      heads_first(new.value),
+      new.positions,
+      new.options,
+      **returns,
+  )
 
 
 def best(

@@ -117,12 +117,12 @@ def lmeval_opt(
 
 
 def _running(
-    attn_logits,
-    num_prompt,
-    num_heavy,
-    num_recent,
-    size=None,
-    score_type=np.float64,
+    attn_logits: np.ndarray,
+    num_prompt: int,
+    num_heavy: int,
+    num_recent: int,
+    size: int | None = None,
+    score_type: type[np.floating] = np.float64,
 ) -> np.ndarray:
   """`size` keys stay besides the new one; None is h + r."""
   size = num_heavy + num_recent if size is None else size
@@ -143,7 +143,7 @@ def _running(
   return visible
 
 
-def _prompt_scores(logits, num_prompt) -> np.ndarray:
+def _prompt_scores(logits: np.ndarray, num_prompt: int) -> np.ndarray:
   """Column sums of the first P rows."""
   score = np.zeros(len(logits))
   for t in range(num_prompt):
@@ -151,10 +151,10 @@ def _prompt_scores(logits, num_prompt) -> np.ndarray:
   return score
 
 
-def _greatest(score, count) -> np.ndarray:
+def _greatest(score: np.ndarray, count: int) -> np.ndarray:
   return np.sort(np.argsort(-score, kind="stable")[: max(count, 0)])
 
 
-def _softmax(logits) -> np.ndarray:
+def _softmax(logits: np.ndarray) -> np.ndarray:
   unnormalized = np.exp(logits - logits.max())
   return unnormalized / unnormalized.sum()

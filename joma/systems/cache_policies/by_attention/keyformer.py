@@ -5,10 +5,11 @@ each, C slots.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
@@ -98,7 +99,9 @@ class Keyformer(policy_lib.Policy):
     given = policy_lib.group_sum(jax.nn.softmax(noisy), self.reduce)
     return slots.score + given, slots.aux, slots.state
 
-  def _noise(self, layer, positions, num_kv_heads) -> Any:
+  def _noise(
+      self, layer: int, positions: Int[Array, "T"], num_kv_heads: int
+  ) -> Float[Array, "T K"]:
     draw = lambda position: jax.random.gumbel(
         policy_lib.random_key(self.seed, layer, position), (num_kv_heads,)
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
@@ -72,5 +73,5 @@ class Scissorhands(policy_lib.Policy):
     bits = bits & jnp.uint32(2**self.history - 1)
     return self._count(bits), bits, slots.state
 
-  def _count(self, bits):
+  def _count(self, bits: UInt32[Array, "B K C"]) -> Float[Array, "B K C"]:
     return jax.lax.population_count(bits).astype(jnp.float32)

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
@@ -43,7 +44,9 @@ class TOVA(policy_lib.Policy):
   ) -> rules.Observed:
     return self._of_layer(step.attn_weights), slots.aux, slots.state
 
-  def _of_layer(self, attn_weights):
+  def _of_layer(
+      self, attn_weights: Float[Array, "B K G C"]
+  ) -> Float[Array, "B K C"]:
     mean = attn_weights.mean(axis=(1, 2))[:, None]
     num_kv_heads = attn_weights.shape[1]
     return jnp.broadcast_to(mean, (len(mean), num_kv_heads, mean.shape[-1]))

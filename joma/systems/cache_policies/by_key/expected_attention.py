@@ -4,16 +4,18 @@ Letters: B batch, T tokens of a prompt, K key and value heads, G query heads of
 each, C slots, H head size.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
 from joma.systems.cache_policies.by_key import directions
+from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 
 
@@ -105,7 +107,14 @@ class ExpectedAttention(policy_lib.Policy):
     expected = jax.nn.softmax(logits, axis=2).mean(axis=-1)
     return jnp.where(is_judged[..., 0], expected * value_norm, 0.0)
 
-  def _judge(self, state, start, rotate, scale, head_dim) -> Any:
+  def _judge(
+      self,
+      state: tuple[Array, Array, Array],
+      start: Int[Array, "B"],
+      rotate: hooks.Rotate,
+      scale: float,
+      head_dim: int,
+  ) -> Callable[[Array], Array]:
     """Returns key [B, T, K, H] -> log of the expectation [B, T, K, G]."""
     count, total, square = state
     count = jnp.maximum(count, 1)[:, None, None, None]
@@ -123,7 +132,7 @@ class ExpectedAttention(policy_lib.Policy):
         "BHI,BKGHJ,BJL->BKGIL", turn, covariance, turn, precision="highest"
     )
 
-    def judge(key):
+    def judge(key: Float[Array, "B T K H"]) -> Float[Array, "B T K G"]:
       first = jnp.einsum("BTKH,BKGH->BTKG", key, mean, precision="highest")
       second = jnp.einsum(
           "BTKH,BKGHI,BTKI->BTKG", key, covariance, key, precision="highest"

@@ -5,10 +5,11 @@ each, C slots, H head size.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
@@ -74,7 +75,12 @@ class LagKV(policy_lib.Policy):
     score = self._score_chunk(slots, step.position, is_complete)
     return score, slots.aux, slots.state
 
-  def _score_chunk(self, slots, last, is_complete) -> Any:
+  def _score_chunk(
+      self,
+      slots: policy_lib.Slots,
+      last: Int[Array, "B"],
+      is_complete: Bool[Array, "B"],
+  ) -> Float[Array, "B K C"]:
     """Scores the chunk before the one that ends at `last`, [B]."""
     age = last[:, None, None] - slots.pos
     is_later = (slots.pos >= 0) & (age >= 0) & (age < self.lag_size)
@@ -90,7 +96,9 @@ class LagKV(policy_lib.Policy):
     return jnp.where(chosen, rank, slots.score)
 
 
-def _lag_deviation(x, is_later) -> Any:
+def _lag_deviation(
+    x: Float[Array, "B K C H"], is_later: Bool[Array, "B K C"]
+) -> Float[Array, "B K C"]:
   """Deviation over channels, each scaled by its range among later tokens."""
   x, later = x.astype(jnp.float32), is_later[..., None]
   least = jnp.where(later, x, jnp.inf).min(axis=2, keepdims=True)

@@ -5,7 +5,7 @@ slots a head on average, M = K C slots of a layer, H head size.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +95,10 @@ class BucketedCache:
     heads: Its key heads, static; each is in one bucket.
   """
 
-  caches: Any
-  heads: Any = dataclasses.field(metadata={"static": True})
+  caches: tuple[kv_cache.SlotCache, ...]
+  heads: tuple[tuple[int, ...], ...] = dataclasses.field(
+      metadata={"static": True}
+  )
 
   def kept_positions(self) -> None:
     """None: nothing leaves."""

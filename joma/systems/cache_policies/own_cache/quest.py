@@ -9,7 +9,7 @@ P pages, S pages read, H head size.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import storage
 from joma.inference.cost import cache_plan
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -108,10 +109,10 @@ class QuestCache:
     policy: Static.
   """
 
-  kept: Any
-  least: Any
-  greatest: Any
-  policy: Any = dataclasses.field(metadata={"static": True})
+  kept: full_cache.FullCache
+  least: storage.Leaf
+  greatest: storage.Leaf
+  policy: Quest = dataclasses.field(metadata={"static": True})
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   @property
@@ -149,7 +150,13 @@ class QuestCache:
       return whole, cache
     return cache._read(rotate(query, positions), positions, options), cache
 
-  def _extend(self, bound, new, positions, how) -> Array:
+  def _extend(
+      self,
+      bound: Float[Array, "B K P H"],
+      new: Float[Array, "B K T H"],
+      positions: Int[Array, "B T"],
+      how: Literal["min", "max"],
+  ) -> Float[Array, "B K P H"]:
     """Joins new keys to their pages' bounds; padding falls outside."""
     batch, num_kv_heads, num_pages, _ = bound.shape
     page = positions // self.policy.page_size
@@ -161,7 +168,12 @@ class QuestCache:
     ]
     return getattr(place, how)(new, mode="drop")
 
-  def _read(self, query, positions, options) -> Array:
+  def _read(
+      self,
+      query: Float[Array, "B 1 N H"],
+      positions: Int[Array, "B 1"],
+      options: attention.AttentionOptions,
+  ) -> Float[Array, "B 1 N H"]:
     """Gathers the pages of the greatest bounds and attends to them."""
     size, position = self.policy.page_size, positions[:, 0]
     pages = self._choose(query, position)  # [B, K, S]
@@ -177,7 +189,9 @@ class QuestCache:
     )
     return out
 
-  def _choose(self, query, position) -> Int[Array, "B K S"]:
+  def _choose(
+      self, query: Float[Array, "B 1 N H"], position: Int[Array, "B"]
+  ) -> Int[Array, "B K S"]:
     batch, num_kv_heads, num_pages, head_dim = self.least.shape
     grouped = query.reshape(batch, num_kv_heads, -1, 1, head_dim)
     grouped = grouped.astype(jnp.float32)
@@ -195,7 +209,9 @@ class QuestCache:
     return jax.lax.top_k(bound, num_read)[1]
 
 
-def _gather_pages(x, pages, size) -> Float[Array, "B K C H"]:
+def _gather_pages(
+    x: Float[Array, "B K C H"], pages: Int[Array, "B K S"], size: int
+) -> Float[Array, "B K W H"]:
   batch, num_kv_heads, _, head_dim = x.shape
   paged = x.reshape(batch, num_kv_heads, -1, size * head_dim)
   chosen = jnp.take_along_axis(paged, pages[..., None], axis=2)

@@ -17,7 +17,7 @@ from joma.systems.cache_policies.own_cache import duo_attention
 from joma.transformer import attention
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
-from tests.joma.systems.cache_policies import policy_oracle
+from tests.joma.systems.cache_policies.by_attention import h2o_test
 
 _CAPACITY, _LENGTHS, _STEPS = 6, (4, 15, 9), 25
 _CONFIG = configs.TransformerConfig(
@@ -82,7 +82,7 @@ class AdaKVTest(absltest.TestCase):
     unequal = 0
     for b, length in enumerate(_LENGTHS):
       parts = [x[b, :length] for x in (query, key, value)]
-      whole = policy_oracle.Oracle(base, 64, 2, _OPTIONS.scale)
+      whole = h2o_test.Plain(base, 64, 2, _OPTIONS.scale)
       whole.policy = base.with_capacity(_CAPACITY)
       whole.read(*parts)
       shares = _shares(whole, length)
@@ -95,7 +95,7 @@ class AdaKVTest(absltest.TestCase):
         np.testing.assert_array_equal(start.budgets[b], [_CAPACITY] * 2)
         budgets = [_CAPACITY] * 2
       for head in range(2):
-        oracle = policy_oracle.Oracle(base, budgets[head], 2, _OPTIONS.scale)
+        oracle = h2o_test.Plain(base, budgets[head], 2, _OPTIONS.scale)
         oracle.policy = whole.policy
         # The other head only fills in: it is judged in its own turn.
         for h in range(2):
@@ -149,7 +149,7 @@ def _shares(oracle, length):
   ranked = []
   for head in oracle.heads:
     tokens = [s for s in oracle.slots[head] if s is not None]
-    ranks = oracle._ranks(tokens, length, head)
+    ranks = oracle.ranks(tokens, length, head)
     ranked.append(sorted(zip(ranks, range(length), strict=True))[::-1])
   shares = [{t for _, t in mine[:3]} for mine in ranked]
   rest = [
