@@ -106,6 +106,7 @@ class NanTest(absltest.TestCase):
 
 class Int8Test(absltest.TestCase):
 
+  @pytest.mark.slow  # A v4 alone; api_test has int8 by default.
   def test_registers_of_a_v4_are_read_in_their_own_order(self):
     self._check(num_heads=8)
 

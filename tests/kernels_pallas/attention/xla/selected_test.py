@@ -59,6 +59,7 @@ class MemoryTest(parameterized.TestCase):
 
 class TilesTest(parameterized.TestCase):
 
+  @pytest.mark.slow  # AnyTableTest compares with the oracle.
   def test_do_not_change_the_result(self):
     shape = shapes.TESTS["cross_mqa"]
     sizes = shape.num_queries, shape.num_keys

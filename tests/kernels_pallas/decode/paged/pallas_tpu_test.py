@@ -115,6 +115,7 @@ def _check(arrays, mode=True, **options):
 
 class EqualsReferenceTest(parameterized.TestCase):
 
+  @pytest.mark.slow  # One of those below; api_test has pages by default.
   def test_slots_exactly(self):
     self._check("page", 4, "bfloat16", "int8")
 
