@@ -15,6 +15,7 @@ from joma.block import observe as observe_lib
 from joma.block import run as run_lib
 from joma.block import train as train_lib
 from scansnap_jax import ensemble
+from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,9 @@ def train(
 
   Returns:
     The runs.
+
+  Raises:
+    UserError: A run could not take its first step, or is NaN or infinite.
   """
   rows = _with_seeds(settings, seeds)
   layout = ensemble.make_ensemble(len(rows))
@@ -111,13 +115,42 @@ def train(
     scores.append(layout.gather(measure(state, ())))
   shape = (len(settings), len(seeds))
   split = lambda leaf: leaf.reshape(*shape, *leaf.shape[1:])
-  return BlockRuns(
+  runs = BlockRuns(
       tuple(settings),
       every * np.arange(num_records + 1),
       split(np.concatenate(losses, axis=1)),
       jax.tree.map(lambda *parts: split(_join(parts)), *seen),
       jax.tree.map(lambda *parts: split(np.stack(parts, axis=1)), *scores),
   )
+  _check(runs, members, seeds)
+  return runs
+
+
+def _check(
+    runs: BlockRuns, members: run_lib.BlockRun, seeds: Sequence[int]
+) -> None:
+  """Raises UserError for runs that diverged.
+
+  A late step that is not taken (`BlockSetting.max_attn_logit`) is a finding on
+  exp attention. A run that cannot even take its first one has not trained, and
+  every law would hold of it.
+  """
+  rates = (members.lr_w, members.lr_z, members.lr_readout, members.lr_u)
+  trains = np.stack([np.asarray(r).ravel() for r in rates]).any(axis=0)
+  of_runs = lambda leaf, fold: fold(leaf.reshape(*leaf.shape[:2], -1), axis=2)
+  leaves = jax.tree.leaves(runs.seen)
+  stays = [of_runs(leaf[:, :, 0] == leaf[:, :, 1], np.all) for leaf in leaves]
+  is_stuck = np.all(stays, axis=0) & trains.reshape(-1, len(seeds))
+  is_finite = of_runs(np.isfinite(runs.losses), np.all)
+  bad = np.argwhere(is_stuck | ~is_finite)
+  if len(bad):
+    setting, seed = bad[0]
+    raise errors.UserError(
+        f"{len(bad)} of {is_stuck.size} runs diverged, {runs.names[setting]}"
+        f" with seed {seeds[seed]} among them: their first step would have been"
+        " too large, or their loss is NaN or infinite. Use smaller steps, in a"
+        " new workdir."
+    )
 
 
 def _with_seeds(

@@ -17,8 +17,10 @@ from jaxtyping import Shaped
 
 with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment import errors
   from scansnap_jax.experiment import metric_stream
 
 Summary = Mapping[str, Any]
@@ -84,7 +86,18 @@ def emit(
     on_metrics: Takes the rows; None where nobody listens.
     steps: Of the rows [S].
     curves: By name.
+
+  Raises:
+    UserError: A curve is NaN or infinite somewhere: training diverged.
   """
+  for name, curve in curves.items():
+    is_good = np.isfinite(np.asarray(curve, np.float64))
+    if not is_good.all():
+      step = [*steps][int(np.argmin(is_good))]
+      raise errors.UserError(
+          f"training diverged: {name} is NaN or infinite at step {step}. Use"
+          " smaller steps, in a new workdir."
+      )
   if on_metrics is None:
     return
   for i, step in enumerate(steps):

@@ -10,6 +10,8 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
+from scansnap_jax.experiment import errors
+
 
 def interval(
     values: Float[Any, "R *s"],
@@ -30,8 +32,19 @@ def interval(
 
   Returns:
     "mean", "low" and "high": floats, or arrays if a row has many values.
+
+  Raises:
+    UserError: A value is NaN or infinite: a run diverged, and whatever would be
+      said of the mean would be wrong.
   """
   values = np.asarray(values, np.float64)
+  is_good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+  if not is_good.all():
+    raise errors.UserError(
+        f"{np.count_nonzero(~is_good)} of {len(is_good)} runs diverged: what"
+        " was measured of them is NaN or infinite. Use smaller steps, in a new"
+        " workdir."
+    )
   has_all = (values > 0).all(axis=0)
   if is_positive:
     values = np.log(np.where(has_all, values, 1))

@@ -233,7 +233,9 @@ def _sum_up(
 
 
 def _interval(values: Float[np.ndarray, "B"]) -> dict[str, float]:
-  if len(values) < 2:
+  # Of one text there is no interval; a policy that failed is a row of NaN, and
+  # what was measured of the others is kept.
+  if len(values) < 2 or not np.isfinite(values).all():
     mean = float(values.mean())
     return dict(mean=mean, low=mean, high=mean)
   return intervals.interval(values)

@@ -1,5 +1,3 @@
-import math
-
 from absl.testing import absltest
 import numpy as np
 
@@ -13,7 +11,7 @@ class EmitTest(absltest.TestCase):
     curves = {"a": np.array([2.0, 4.0])}
     study.emit(lambda *row: rows.append(row), np.array([0, 10]), curves)
     self.assertEqual(rows, [(0, {"a": 2.0}), (10, {"a": 4.0})])
-    study.emit(None, np.array([0]), {"a": np.array([math.nan])})
+    study.emit(None, np.array([0]), {"a": np.array([1.0])})
 
 
 if __name__ == "__main__":
