@@ -38,10 +38,11 @@ def interval(
       said of the mean would be wrong.
   """
   values = np.asarray(values, np.float64)
-  is_good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+  num_runs = len(values)
+  is_good = np.isfinite(values).reshape(num_runs, -1).all(axis=1)
   if not is_good.all():
     raise errors.UserError(
-        f"{np.count_nonzero(~is_good)} of {len(is_good)} runs diverged: what"
+        f"{np.count_nonzero(~is_good)} of {num_runs} runs diverged: what"
         " was measured of them is NaN or infinite. Use smaller steps, in a new"
         " workdir."
     )

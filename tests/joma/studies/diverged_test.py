@@ -56,8 +56,8 @@ class DivergedTest(parameterized.TestCase):
   def test_the_run_is_refused(self, name):
     self._check(name)
 
-  @pytest.mark.slow
   @parameterized.parameters(*sorted(set(_RATES) - set(_BY_DEFAULT)))
+  @pytest.mark.slow
   def test_every_run_is_refused(self, name):
     self._check(name)
 
