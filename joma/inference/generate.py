@@ -6,18 +6,19 @@ the cache has a fixed capacity and is donated from step to step.
 Letters: B batch, T prompt tokens after padding, C capacity.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from joma.inference import sampling
 from joma.inference import sampling_config
+from joma.inference.cache import storage
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
@@ -39,18 +40,18 @@ class DecodeState:
     kv_cache: A cache a layer.
   """
 
-  tokens: Any
-  positions: Any
-  is_done: Any
-  num_new: Any
-  is_finite: Any
-  kv_cache: Any
+  tokens: storage.Leaf
+  positions: storage.Leaf
+  is_done: storage.Leaf
+  num_new: storage.Leaf
+  is_finite: storage.Leaf
+  kv_cache: PyTree
 
 
 def state_of(
     tokens: Int[Array, "B"],
     positions: Int[Array, "B"],
-    kv_cache: Any,
+    kv_cache: PyTree,
     eos_ids: tuple[int, ...] = (),
     is_finite: Bool[Array, "B"] | None = None,
 ) -> DecodeState:
@@ -74,10 +75,10 @@ def state_of(
 @functools.partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"))
 def prefill(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     prompts: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    kv_cache: Any,
+    kv_cache: PyTree,
     sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
 ) -> DecodeState:
@@ -113,7 +114,7 @@ def prefill(
 )
 def decode_step(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     state: DecodeState,
     sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
@@ -142,13 +143,13 @@ def decode_step(
 
 def stream(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     prompts: Sequence[Sequence[int] | np.ndarray],
     *,
     max_new_tokens: int,
     sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
-    kv_cache: Any = None,
+    kv_cache: PyTree = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (tokens, is_new), both [B], a step at a time.
 
@@ -191,7 +192,7 @@ def stream(
 
 def generate(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     prompts: Sequence[Sequence[int] | np.ndarray],
     **options: Any,
 ) -> list[np.ndarray]:
@@ -241,7 +242,11 @@ def pad_prompts(
   return padded, lengths
 
 
-def _steps(start, advance, max_new_tokens):
+def _steps(
+    start: Callable[[], DecodeState],
+    advance: Callable[[DecodeState], DecodeState],
+    max_new_tokens: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Steps are dispatched one ahead of what is read: devices never wait."""
   state, was_done = start(), None
   for step in range(max_new_tokens):

@@ -6,17 +6,21 @@
 
 with C slots read, b bytes a number, a bytes of scores and positions a slot, and
 the second 2 H b for the new token. Bytes count every array once, which kernels
-that fuse well come close to; no figure here is measured. Imports no jax.
+that fuse well come close to; no figure here is measured. Layers with a mixer
+have its state in the place of slots, read and written by every step; a prefill
+is counted as if they attended. Imports no jax for models without systems.
 
 Letters: B batch, T tokens so far, C slots, L layers, N query heads, K key and
 value heads, H head size, D width, F hidden width.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Literal
 
 from joma.inference.cost import cache_plan
 from joma.inference.cost import chips
+from joma.inference.cost import mixer_states
 from joma.inference.cost import model_size
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
@@ -27,6 +31,8 @@ Dtype = Literal["float32", "bfloat16", "int8"]
 ITEMSIZE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 # A stored vector of int8 numbers has one float32 scale.
 _SCALE_BYTES = 4
+# States of mixers are float32, whatever keys are kept as.
+_STATE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,10 +153,13 @@ def decode(
     UserError: If the plan does not fit config or length.
   """
   sparsity = sparsity or ContextualSparsity()
-  slots = plan.slots(config, load.length)
+  states = mixer_states.numbers(config)
+  slots = _kept_slots(plan.slots(config, load.length), states)
   read = sum(
       min(slot, config.window_of(layer) or slot)
-      for layer, heads in enumerate(plan.read_slots(config, load.length))
+      for layer, heads in enumerate(
+          _kept_slots(plan.read_slots(config, load.length), states)
+      )
       for slot in heads
   )
   vector = _vector_bytes(config, load)
@@ -158,10 +167,15 @@ def decode(
   num_pages = _num_pages(plan, slots)
   # Least and largest key of each page.
   per_sequence += 2 * vector * num_pages
-  per_sequence += 2 * vector * config.num_layers * config.num_kv_heads
+  num_writing = config.num_layers - len(states)
+  per_sequence += 2 * vector * num_writing * config.num_kv_heads
+  # A state is read and written whole, whatever the text's length.
+  per_sequence += 2 * _STATE_BYTES * sum(states.values())
   group = config.num_heads // config.num_kv_heads
   # Each page's two bounds are multiplied with the query, as a key and a value.
   attention = 4 * group * config.head_dim * (read + num_pages)
+  # The new key's outer product with its value, and the query's with the state.
+  attention += 4 * sum(states.values())
   size = model_size.count(config)
   return Cost(
       weight_bytes=_weight_bytes(config, load, sparsity, counts_lookup),
@@ -234,11 +248,13 @@ def cache_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
   Raises:
     UserError: As in `decode`.
   """
-  slots = plan.slots(config, load.length)
+  states = mixer_states.numbers(config)
+  slots = _kept_slots(plan.slots(config, load.length), states)
   vector = _vector_bytes(config, load)
   total = sum(slot for heads in slots for slot in heads)
   total *= 2 * vector + plan.slot_state
   total += 2 * vector * _num_pages(plan, slots)
+  total += _STATE_BYTES * sum(states.values())
   return load.batch_size * total
 
 
@@ -267,6 +283,15 @@ def largest_batch(
   weights = model_size.count(config).total * ITEMSIZE[load.weight_dtype]
   room = chip.hbm_bytes - weights
   return max(0, int(room // cache_bytes(config, one, plan)))
+
+
+def _kept_slots(
+    slots: tuple[tuple[int, ...], ...], states: Mapping[int, int]
+) -> tuple[tuple[int, ...], ...]:
+  """Slots [L, K], none in the layers that have a state in their place."""
+  return tuple(
+      () if layer in states else heads for layer, heads in enumerate(slots)
+  )
 
 
 def _num_pages(

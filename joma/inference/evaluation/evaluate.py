@@ -9,7 +9,7 @@ Letters: B texts, T tokens, M gold tokens, L layers, V vocabulary.
 
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,15 @@ from joma.inference import generate
 from joma.inference.evaluation import tasks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+
+
+@runtime_checkable
+class KnowsPositions(Protocol):
+  """A cache that keeps tokens apart."""
+
+  def kept_positions(self) -> Int[Array, "B K C"] | None:
+    """Positions that each KV head keeps, -1 elsewhere; None is all."""
+    ...
 
 
 class Reading(NamedTuple):
@@ -37,7 +46,7 @@ class Reading(NamedTuple):
   next_tokens: Int[Array, "B T"]
   losses: Float[Array, "B T"]
   recall: Float[Array, "B T L"]
-  kv_cache: Any
+  kv_cache: PyTree
 
 
 @functools.partial(
@@ -50,7 +59,7 @@ def read(
     starts: Int[Array, "B"],
     lengths: Int[Array, "B"],
     gold: Int[Array, "B T M"],
-    kv_cache: Any,
+    kv_cache: PyTree,
 ) -> Reading:
   """Reads texts token by token.
 
@@ -66,7 +75,7 @@ def read(
   seq_len = tokens.shape[1]
   targets = jnp.roll(tokens, -1, axis=1)
 
-  def step(kv_cache, now):
+  def step(kv_cache: PyTree, now: Any) -> tuple[PyTree, Any]:
     time, token, target, gold = now
     is_read = time < lengths
     positions = jnp.where(is_read, starts + time, -1)
@@ -101,18 +110,24 @@ def read(
   return Reading(next_tokens, losses, recall, kv_cache)
 
 
-def gold_recall(kv_cache: Any, gold: Int[Array, "B M"]) -> Float[Array, "B L"]:
+def gold_recall(
+    kv_cache: PyTree, gold: Int[Array, "B M"]
+) -> Float[Array, "B L"]:
   """Share of gold tokens that are kept, by layer, mean over KV heads.
 
   Args:
     kv_cache: A cache a layer.
-    gold: Positions; -1 is none. A text without any gives NaN.
+    gold: Positions; -1 is none. A text without any gives NaN, and so does a
+      layer whose mixer keeps a state of all tokens together.
   """
   is_gold = gold >= 0
   number = is_gold.sum(axis=1)
   layers = []
   for cache in kv_cache:
-    pos = kept_positions(cache)
+    if not isinstance(cache, KnowsPositions):
+      layers.append(jnp.full(number.shape, jnp.nan))
+      continue
+    pos = cache.kept_positions()
     if pos is None:
       layers.append(jnp.where(number > 0, 1.0, jnp.nan))
       continue
@@ -120,15 +135,6 @@ def gold_recall(kv_cache: Any, gold: Int[Array, "B M"]) -> Float[Array, "B L"]:
     kept = (is_kept & is_gold[:, None]).sum(axis=2).mean(axis=1)
     layers.append(kept / number)
   return jnp.stack(layers, axis=1)
-
-
-def kept_positions(cache: Any) -> Int[Array, "B K C"] | None:
-  """Positions that each KV head of a layer keeps, -1 for others; None is all.
-
-  Args:
-    cache: Of a policy.
-  """
-  return cache.kept_positions()
 
 
 @functools.partial(
@@ -139,8 +145,8 @@ def read_at_once(
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    kv_cache: Any,
-) -> tuple[Int[Array, "B"], Any]:
+    kv_cache: PyTree,
+) -> tuple[Int[Array, "B"], PyTree]:
   """Reads prompts in one go; returns the most likely next tokens and caches."""
   steps = jnp.arange(tokens.shape[1])[None]
   logits, kv_cache = model.apply(
@@ -169,14 +175,14 @@ class Answers(NamedTuple):
   generated: Int[np.ndarray, "B A"]
   recall: Float[np.ndarray, "B T L"]
   ms_per_step: float
-  kv_cache: Any
+  kv_cache: PyTree
 
 
 def answer(
     model: models.Transformer,
     params: PyTree,
     batch: tasks.Batch,
-    kv_cache: Any,
+    kv_cache: PyTree,
     *,
     reading: str = "tokens",
     num_new: int | None = None,
@@ -268,7 +274,7 @@ def _continue(
     first: Int[np.ndarray, "B"],
     lengths: Int[np.ndarray, "B"],
     num_new: int,
-    kv_cache: Any,
+    kv_cache: PyTree,
 ) -> tuple[Int[np.ndarray, "B A"], Any, float]:
   """Goes on from the first new token, greedily; also median ms of a step."""
   state = generate.state_of(jnp.array(first), jnp.array(lengths), kv_cache)

@@ -245,7 +245,7 @@ def _answers(
     config: Config,
     subject: Subject,
     batch: tuple[tasks.Batch, list[tasks.Example]],
-    caches: Any,
+    caches: PyTree,
 ) -> dict[str, Any]:
   """Accuracy and recall of each example of a batch."""
   stacked, examples = batch
@@ -302,7 +302,7 @@ def _perplexity(
     config: Config,
     subject: Subject,
     ids: Int[np.ndarray, "B T"],
-    caches: Any,
+    caches: PyTree,
 ) -> dict[str, Any]:
   """Mean loss of each text behind the first tokens."""
   evaluate.check(subject.model, ids, 0)
@@ -325,7 +325,7 @@ def _perplexity(
   }
 
 
-def _kept_mass(kv_cache: Any, position: Int[np.ndarray, "B"]) -> np.ndarray:
+def _kept_mass(kv_cache: PyTree, position: Int[np.ndarray, "B"]) -> np.ndarray:
   """Share of attention so far that is on what is kept, mean over layers."""
   if not isinstance(kv_cache[0], kv_cache_lib.SlotCache):
     return np.full(len(position), np.nan)

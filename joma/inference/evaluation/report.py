@@ -1,6 +1,7 @@
 """Summary, figures and report of `launch.evaluate_cache`."""
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import Any
 
@@ -192,6 +193,8 @@ def _training(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _interval(parts: Mapping[str, float | int]) -> str:
+  if math.isnan(parts["mean"]):
+    return "state"  # A mixer's: no token of it is kept or lost.
   half = (parts["high"] - parts["low"]) / 2
   return f"{_number(parts['mean'])} ± {_number(half)}"
 

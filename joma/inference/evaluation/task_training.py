@@ -9,11 +9,10 @@ Letters: B examples, T tokens, S steps.
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 import optax
 
@@ -80,8 +79,16 @@ def train(
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _advance(state, tokens, targets, model, optimizer) -> tuple[Any, Array]:
-  def step(state, batch):
+def _advance(
+    state: tuple[PyTree, optax.OptState],
+    tokens: Int[Array, "S B T"],
+    targets: Int[Array, "S B T"],
+    model: models.Transformer,
+    optimizer: optax.GradientTransformation,
+) -> tuple[tuple[PyTree, optax.OptState], Float[Array, "S"]]:
+  def step(
+      state: tuple[PyTree, optax.OptState], batch: tuple[Array, Array]
+  ) -> tuple[tuple[PyTree, optax.OptState], Array]:
     params, opt_state = state
     loss, grads = jax.value_and_grad(_loss)(params, *batch, model)
     updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -90,7 +97,12 @@ def _advance(state, tokens, targets, model, optimizer) -> tuple[Any, Array]:
   return jax.lax.scan(step, state, (tokens, targets))
 
 
-def _loss(params, tokens, targets, model) -> Float[Array, ""]:
+def _loss(
+    params: PyTree,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    model: models.Transformer,
+) -> Float[Array, ""]:
   logits, extra = lm_step.apply_with_losses(model, params, tokens)
   is_asked = targets >= 0
   losses = lm_step.token_losses(logits, jnp.maximum(targets, 0))

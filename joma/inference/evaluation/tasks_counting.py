@@ -48,21 +48,7 @@ def variable_tracking(
   """
   require.at_least("num_chains", num_chains, 1)
   require.at_least("num_hops", num_hops, 0)
-  per_chain = num_hops + 1
-  names = [
-      "".join(pair)
-      for pair in itertools.product(string.ascii_uppercase, repeat=2)
-  ]
-  chosen = generator.permutation(len(names))[: num_chains * per_chain]
-  if len(chosen) < num_chains * per_chain:
-    raise errors.UserError(
-        f"num_chains={num_chains} of num_hops={num_hops} want more than"
-        f" {len(names)} variables."
-    )
-  chains = [
-      [names[i] for i in chosen[c * per_chain : (c + 1) * per_chain]]
-      for c in range(num_chains)
-  ]
+  chains = _draw_chains(generator, num_chains, num_hops + 1)
   numbers = 10_000 + generator.choice(90_000, num_chains, replace=False)
   told, depths = [], []
   for chain, number in zip(chains, numbers, strict=True):
@@ -70,7 +56,7 @@ def variable_tracking(
     for name, source in zip(chain, sources, strict=False):
       said = f"VAR {name} = {source}"
       told.append(Piece(f" {said}.", said if chain is chains[0] else ""))
-    depths += np.sort(generator.random(per_chain)).tolist()
+    depths += np.sort(generator.random(num_hops + 1)).tolist()
   # Chains run through each other; each keeps its order.
   order = np.argsort(depths, kind="stable")
   before = [Piece("Variables are assigned in this text. Follow them.")]
@@ -91,6 +77,30 @@ def variable_tracking(
       depths=[depths[i] for i in order],
   )
   return tasks_needles.make(encoder, text[:-1], after, tuple(chains[0]))
+
+
+def _draw_chains(
+    generator: np.random.Generator, num_chains: int, per_chain: int
+) -> list[list[str]]:
+  """Different variables, of two letters each, for every chain.
+
+  Raises:
+    UserError: If there are not so many.
+  """
+  names = [
+      "".join(pair)
+      for pair in itertools.product(string.ascii_uppercase, repeat=2)
+  ]
+  chosen = generator.permutation(len(names))[: num_chains * per_chain]
+  if len(chosen) < num_chains * per_chain:
+    raise errors.UserError(
+        f"num_chains={num_chains} of num_hops={per_chain - 1} want more than"
+        f" {len(names)} variables."
+    )
+  return [
+      [names[i] for i in chosen[c * per_chain : (c + 1) * per_chain]]
+      for c in range(num_chains)
+  ]
 
 
 def common_words(

@@ -221,6 +221,24 @@ class CostModelTest(parameterized.TestCase):
     self.assertFalse(fits(most + 1))
 
 
+class MixerTest(absltest.TestCase):
+
+  def test_a_state_is_moved_whole_and_does_not_grow(self):
+    """One layer of two is lightning's: [N, H, H] in float32."""
+    mixed = dataclasses.replace(_SMALL, attention=("lightning", "softmax"))
+    numbers = mixed.num_heads * mixed.head_dim**2
+    one = dataclasses.replace(_SMALL, num_layers=1, attention=())
+    for length in (10, 20):
+      load = _load(batch_size=3, length=length)
+      moved, held = (
+          [measure(config, load, cache_plan.full()) for config in (mixed, one)]
+          for measure in (cost_model.decode, cost_model.cache_bytes)
+      )
+      more = moved[0].cache_bytes - moved[1].cache_bytes
+      self.assertEqual(more, 3 * 2 * 4 * numbers)
+      self.assertEqual(held[0] - held[1], 3 * 4 * numbers)
+
+
 class CachePlanTest(absltest.TestCase):
 
   def test_pyramid_falls_linearly_and_keeps_the_mean(self):

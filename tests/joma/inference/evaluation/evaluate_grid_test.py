@@ -11,7 +11,6 @@ import pytest
 
 from joma.inference.cost import cache_plan
 from joma.inference.cost import cost_model
-from joma.inference.evaluation import evaluate
 from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_data
@@ -174,7 +173,7 @@ class CacheTest(parameterized.TestCase):
     read = make("quest:page_size=4", 11)
     self.assertEqual(read.policy.num_keys, 8)
     self.assertEqual(read.kept.key.shape[2], 16)
-    self.assertIsNone(evaluate.kept_positions(read))
+    self.assertIsNone(read.kept_positions())
     pool = make("adakv:h2o:score=ema", 8)
     self.assertEqual(pool.policy.base.score, "ema")
     # Slots come in pages; what the heads may fill of them is the budget.

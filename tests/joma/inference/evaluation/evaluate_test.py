@@ -128,10 +128,11 @@ class ReadTest(parameterized.TestCase):
     caches = (
         types.SimpleNamespace(kept_positions=lambda: pos),
         types.SimpleNamespace(kept_positions=lambda: None),
+        types.SimpleNamespace(),
     )
     found = evaluate.gold_recall(caches, jnp.array([[2, 0, 7, -1]]))
-    # Of 0, 2 and 7 one head has two, the other one.
-    np.testing.assert_allclose(found, [[0.5, 1.0]])
+    # Of 0, 2 and 7 one head has two, the other one; a state has none to lose.
+    np.testing.assert_allclose(found, [[0.5, 1.0, np.nan]])
     none = evaluate.gold_recall(caches, jnp.array([[-1]]))
     self.assertTrue(np.isnan(none).all())
 
