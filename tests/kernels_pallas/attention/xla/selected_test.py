@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
