@@ -10,6 +10,6 @@ its subject, in joma and scansnap_jax; benchmarks are in `bench`.
 import sys
 
 if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
-  from launch import interrupts
+  from scansnap_jax.experiment.processes import interrupts
 
   interrupts.install()

@@ -15,8 +15,8 @@ import sys
 from absl import app
 from absl import flags
 
-from launch import interrupts
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import interrupts
 
 flags.disclaim_key_flags()
 

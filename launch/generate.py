@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
   from joma.transformer.text import tokenizer as tokenizers
-  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment.processes import devices
 
   make_cache = _read_policy()
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.

@@ -75,7 +75,7 @@ class Run(NamedTuple):
     Args:
       report: Writes the report of what was measured; returns its path.
     """
-    from scansnap_jax.experiment import devices
+    from scansnap_jax.experiment.processes import devices
 
     if devices.is_main_process():
       path = report()
@@ -165,8 +165,8 @@ def start(
   """
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
-  from scansnap_jax.experiment import devices
-  from scansnap_jax.experiment import preemption
+  from scansnap_jax.experiment.processes import devices
+  from scansnap_jax.experiment.processes import preemption
 
   peers = devices.set_up(
       multihost=multihost,
@@ -257,7 +257,7 @@ def _claimed(
     folder: Returns what to claim.
     peers: The `rendezvous.Peers` of a run on several hosts.
   """
-  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment.processes import devices
 
   if folder is None:
     yield None

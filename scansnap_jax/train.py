@@ -21,7 +21,7 @@ from scansnap_jax import data
 from scansnap_jax import ensemble
 from scansnap_jax import run as run_lib
 from scansnap_jax.experiment import loop
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 
 class History(NamedTuple):

@@ -23,7 +23,7 @@ from joma.hierarchy import run
 from joma.hierarchy import scores as hierarchy_scores
 from scansnap_jax import ensemble
 from scansnap_jax.experiment import loop
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 _SCORES = hierarchy_scores.Scores._fields
 

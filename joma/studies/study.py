@@ -19,9 +19,9 @@ with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
   import numpy as np
 
-  from scansnap_jax.experiment import devices
   from scansnap_jax.experiment import errors
   from scansnap_jax.experiment import metric_stream
+  from scansnap_jax.experiment.processes import devices
 
 Summary = Mapping[str, Any]
 # Takes a step and its metrics by name.

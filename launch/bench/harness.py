@@ -60,7 +60,7 @@ def run(
 
   def main(_: list[str]) -> None:
     # Imported here, so that --help and wrong flags answer at once.
-    from scansnap_jax.experiment import devices
+    from scansnap_jax.experiment.processes import devices
 
     write = writer(path.value)
     devices.set_up(num_cpu_devices=num_cpu_devices)
@@ -163,7 +163,7 @@ def seconds_of(call: Callable[[], object], num_calls: int) -> np.ndarray:
 
 def machine_facts(*, names_devices: bool = False) -> Row:
   """CPU, cores, load, versions; and devices, which asking for them starts."""
-  from scansnap_jax.experiment import devices
+  from scansnap_jax.experiment.processes import devices
 
   versions = {"python": platform.python_version()}
   for package in ("jax", "jaxlib", "numpy", "torch"):

@@ -26,8 +26,8 @@ from absl import flags
 
 from launch import app
 from launch.bench import harness
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import devices
 
 # Whoever imports this module for its functions gets no flags.
 _FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()

@@ -42,7 +42,7 @@ from scansnap_jax import ensemble
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from scansnap_jax.experiment import checkpoint
-from scansnap_jax.experiment import devices
+from scansnap_jax.experiment.processes import devices
 
 _COMPILATION = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",

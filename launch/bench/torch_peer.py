@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
-from scansnap_jax.experiment import devices
+from scansnap_jax.experiment.processes import devices
 
 # Of PyTorch, which need not be installed where types are checked.
 Tensor = Any

@@ -5,8 +5,8 @@ Modules:
   workdir        whose folder it is, and with which settings
   checkpoint     states that survive kills and notice damage; digest for it
   metric_stream  measurements, one JSON object a line
-  devices        how many, which, on how many hosts
-  preemption     stops that are asked for, taken between steps
+  inputs         what it reads, by sha256
+  processes      devices, hosts, and signals that end a run
   progress       a bar for people
   figures        the look of all figures; report: a self-contained page
   errors         what is the user's to mend

@@ -9,10 +9,10 @@ import hashlib
 import json
 import pathlib
 
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.experiment.processes import devices
 
 _NAME = "inputs.json"
 _CHUNK = 2**20

@@ -35,10 +35,10 @@ import numpy as np
 
 from scansnap_jax import ensemble
 from scansnap_jax.experiment import checkpoint
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import devices
+from scansnap_jax.experiment.processes import preemption
 
 
 class Interval(NamedTuple):

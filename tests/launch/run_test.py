@@ -7,10 +7,10 @@ from unittest import mock
 from absl.testing import absltest
 
 from launch import run
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import preemption
 from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.experiment.processes import devices
+from scansnap_jax.experiment.processes import preemption
 
 
 class RunTest(absltest.TestCase):

@@ -12,7 +12,7 @@ import time
 
 from absl.testing import absltest
 
-from scansnap_jax.experiment import rendezvous
+from scansnap_jax.experiment.processes import rendezvous
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAIN = (

@@ -21,7 +21,7 @@ from scansnap_jax import train
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 _SMALL = config_lib.ScanSnapConfig(
     data=config_lib.DataConfig(num_next_per_last=2, num_distinct_per_next=3),

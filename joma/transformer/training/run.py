@@ -17,10 +17,10 @@ from joma.transformer.training import lm_config
 from joma.transformer.training import report
 from joma.transformer.training import summary as summary_lib
 from joma.transformer.training import train as train_lib
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import inputs
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import progress
+from scansnap_jax.experiment.processes import devices
 
 
 class Run(NamedTuple):

@@ -24,7 +24,7 @@ from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 
 class History(NamedTuple):

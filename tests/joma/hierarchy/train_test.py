@@ -22,7 +22,7 @@ from kernels_pallas.aot import topology
 from scansnap_jax import ensemble
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 # Three blocks, which take long to compile: all tests share one program.
 _SMALL = config_lib.Table1Config(

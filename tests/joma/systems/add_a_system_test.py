@@ -32,7 +32,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import tokenizer
 from joma.transformer.training import lm_config
 from joma.transformer.training import train
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 _SYSTEM = '''
   """Heads are turned down by what a token says; their loudness costs."""

@@ -12,7 +12,7 @@ from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 
 class _State(NamedTuple):

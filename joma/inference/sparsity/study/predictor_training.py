@@ -27,7 +27,7 @@ from joma.inference.sparsity.study import capture
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 # Rows that shares of units are counted in, and that are calibrated on at once.
 _MANY_ROWS = 2048

@@ -24,7 +24,7 @@ from joma.transformer.training import observe
 from joma.transformer.training import train
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 _SMALL = lm_config.LmConfig(
     model=config_lib.TransformerConfig(

@@ -19,7 +19,7 @@ from joma.inference.sparsity.study import predictor_training as training
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
 # Neuron j of each layer fires where x . u_j > .9, all u_j in _RANK dimensions.
 _RANK, _WIDTH, _NEURONS = 8, 32, 64

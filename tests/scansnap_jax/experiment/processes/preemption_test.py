@@ -12,9 +12,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _KILL_TWICE = """

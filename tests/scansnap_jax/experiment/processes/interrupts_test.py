@@ -7,7 +7,7 @@ import time
 from absl.testing import absltest
 from absl.testing import parameterized
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[4]
 _START = """
 import signal, sys, time
 from launch import interrupts

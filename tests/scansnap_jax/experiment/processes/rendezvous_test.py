@@ -13,9 +13,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import rendezvous
+from scansnap_jax.experiment.processes import rendezvous
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 
 _PEER = """
 import sys, time

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import rendezvous
+from scansnap_jax.experiment.processes import rendezvous
 
 # TPU, NVIDIA (also under WSL), AMD, others: what their drivers put under /dev.
 _ACCELERATORS = (

@@ -12,11 +12,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from scansnap_jax.experiment import devices
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import rendezvous
+from scansnap_jax.experiment.processes import devices
+from scansnap_jax.experiment.processes import rendezvous
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[4]
 _VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "host0:1234",
     "JAX_NUM_PROCESSES": "4",

@@ -1,0 +1,1 @@
+"""The former name of `python -m launch.bench.kernels`; it runs still."""

@@ -1,0 +1,6 @@
+"""Processes of a run: what they run on, how they meet, how they are stopped.
+
+`devices` chooses the platform and joins hosts, over `rendezvous`, where hosts
+meet first. `preemption` holds signals back while a loop trains; `interrupts`
+ends a process by them everywhere else.
+"""
