@@ -181,8 +181,8 @@ class Attention(nn.Module):
       own: layer_hooks.LayerSystems,
       call: hooks.Call,
       query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
+      key: Float[Array, "B S K H"],
+      value: Float[Array, "B S K H"],
       mask: masks.Mask,
       kv_cache: PyTree,
   ) -> tuple[hooks.Made, PyTree]:

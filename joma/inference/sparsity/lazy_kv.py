@@ -15,12 +15,13 @@ size of a head.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.inference.cache import storage
 from joma.transformer import attention
 from joma.transformer import full_cache
 from scansnap_jax.experiment import errors
@@ -41,12 +42,12 @@ class LazyKV:
     step: What the step at hand computes, (x [B, D], [B, K]); None between.
   """
 
-  full: Any
-  x: Any
-  positions: Any
-  missing: Any
-  num_steps: Any
-  step: Any = None
+  full: full_cache.FullCache
+  x: storage.Leaf
+  positions: storage.Leaf
+  missing: storage.Leaf
+  num_steps: storage.Leaf
+  step: storage.Leaf = None
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   @property
@@ -101,7 +102,9 @@ class LazyKV:
     slots = slots.swapaxes(1, 2)  # [B, K, R]
     batch, num_kv_heads, _ = slots.shape
 
-    def put(kept, new):
+    def put(
+        kept: Float[Array, "B K C H"], new: Float[Array, "B R K H"]
+    ) -> Float[Array, "B K C H"]:
       return kept.at[
           jnp.arange(batch)[:, None, None],
           jnp.arange(num_kv_heads)[None, :, None],
@@ -112,7 +115,13 @@ class LazyKV:
         put(self.full.key, key), put(self.full.value, value)
     )
 
-  def _push(self, full, x, position, computed) -> "LazyKV":
+  def _push(
+      self,
+      full: full_cache.FullCache,
+      x: Float[Array, "B D"],
+      position: Int[Array, "B"],
+      computed: Bool[Array, "B K"],
+  ) -> "LazyKV":
     slot = self.num_steps % self.x.shape[1]
     missing = self.missing & ~computed[:, None]
     return LazyKV(
@@ -124,7 +133,7 @@ class LazyKV:
     )
 
 
-def init(cache: Any, period: int, embed_dim: int) -> LazyKV:
+def init(cache: object, period: int, embed_dim: int) -> LazyKV:
   """Wraps an empty full cache.
 
   Args:

@@ -18,7 +18,7 @@ import zipfile
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
@@ -53,7 +53,9 @@ def init(
   }
 
 
-def _init(key, num_layers, embed_dim, rank, num_units) -> dict[str, Array]:
+def _init(
+    key: Array, num_layers: int, embed_dim: int, rank: int, num_units: int
+) -> dict[str, Array]:
   if rank > embed_dim:
     raise errors.UserError(
         f"rank={rank} is more than the {embed_dim} numbers that it reads."
@@ -95,12 +97,14 @@ def normalize(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
   return x * jax.lax.rsqrt(mean_square + 1e-12)
 
 
-def layer(tree: Any, index: int) -> Any:
+def layer(tree: PyTree, index: int) -> PyTree:
   """One layer of stacked arrays."""
   return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def save(path: pathlib.Path, params: Any, metadata: Mapping[str, Any]) -> None:
+def save(
+    path: pathlib.Path, params: PyTree, metadata: Mapping[str, Any]
+) -> None:
   """Writes predictors, and what is to be known of them, to a file .npz."""
   arrays: dict[str, Any] = {
       f"{kind}.{name}": np.asarray(value)

@@ -10,13 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.sparsity import lazy_kv
 from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import sparsity_labels
 from joma.inference.sparsity import sparsity_metrics
 from joma.inference.sparsity import unit_rules
+from joma.transformer import hooks
 from kernels_pallas.gather_mlp import heads as gather_heads
 from kernels_pallas.gather_mlp import selection
 from scansnap_jax.experiment import errors
@@ -24,7 +25,9 @@ from scansnap_jax.experiment import errors
 COLLECTION = "sparsity"
 
 
-def matrices(params: Mapping[str, Any], dtype: Any) -> dict[str, Array]:
+def matrices(
+    params: Mapping[str, Any], dtype: jax.typing.DTypeLike
+) -> dict[str, Array]:
   """The projections of attention with a matrix [H, D] a head."""
   names = ("query", "key", "value")
   kernel = lambda name: params[name]["kernel"].astype(dtype)
@@ -43,7 +46,7 @@ class Measured:
       x: Array,
   ):
     self._call, self._rule = call, rule
-    self._chosen: Any = None
+    self._chosen: Bool[Array, "B T N"] | None = None
     if self._rule.chosen_by == "predicted":
       self._chosen = self._keep(self._rule.scores(call.arrays, resid))
     elif self._rule.chosen_by == "random":
@@ -57,6 +60,7 @@ class Measured:
   def product(self, dense: nn.Module, x: Array) -> Array:
     """Masks keys and values by the rule, and the heads' outputs."""
     if dense.name in ("key", "value") and self._rule.missing_kv == "zero":
+      assert self._chosen is not None, "An oracle knows no keys beforehand."
       kept = unit_rules.kv_heads(self._chosen, self._call.config.num_kv_heads)
       return jnp.where(kept[..., None], dense(x), 0)
     if dense.name != "out":
@@ -70,7 +74,15 @@ class Measured:
       self._sow(dense, x, masked, strengths, chosen, kernel)
     return dense(masked)
 
-  def _sow(self, dense, x, masked, strengths, chosen, kernel) -> None:
+  def _sow(
+      self,
+      dense: nn.Module,
+      x: Float[Array, "B T N H"],
+      masked: Float[Array, "B T N H"],
+      strengths: Float[Array, "B T N"],
+      chosen: Bool[Array, "B T N"],
+      kernel: Float[Array, "N H D"],
+  ) -> None:
     call, num_heads = self._call, strengths.shape[-1]
     num = call.plan.num_positive_heads or self._rule.number(call.arrays)
     num = num_heads if num is None else num
@@ -94,7 +106,7 @@ class Decoded:
       call: plan_lib.PlanCall,
       rule: unit_rules.HeadRule,
       resid: Float[Array, "B 1 D"],
-      cache: Any,
+      cache: hooks.KVCache,
   ):
     self._call, self._rule, self._cache = call, rule, cache
     num_heads = call.config.num_heads
@@ -115,7 +127,7 @@ class Decoded:
           f" inputs; got a {type(cache).__name__}."
       )
 
-  def cache(self, x: Float[Array, "B 1 D"]) -> Any:
+  def cache(self, x: Float[Array, "B 1 D"]) -> hooks.KVCache:
     """The cache, told what is computed for this token."""
     if isinstance(self._cache, lazy_kv.LazyKV):
       return self._cache.with_step(x[:, 0], self._kv)
@@ -130,7 +142,9 @@ class Decoded:
       return dense(x)
     return self._out(dense, x) if dense.name == "out" else self._in(dense, x)
 
-  def _in(self, dense, x) -> Float[Array, "B 1 N H"]:
+  def _in(
+      self, dense: nn.Module, x: Float[Array, "B 1 D"]
+  ) -> Float[Array, "B 1 N H"]:
     kernel = self._call.arrays["attn"]["query"]
     found = gather_heads.project_in(
         x[:, 0].astype(kernel.dtype), kernel, self._ids, num_valid=self._valid
@@ -138,7 +152,9 @@ class Decoded:
     query = _scatter(found, self._ids, kernel.shape[0])[:, None]
     return _plus_bias(query, dense, self.chosen)
 
-  def _out(self, dense, x) -> Float[Array, "B 1 D"]:
+  def _out(
+      self, dense: nn.Module, x: Float[Array, "B 1 N H"]
+  ) -> Float[Array, "B 1 D"]:
     kernel = self._call.arrays["attn"]["out"]
     some = jnp.take_along_axis(x[:, 0], self._ids[..., None], axis=1)
     out = gather_heads.project_out(
@@ -158,14 +174,21 @@ class Decoded:
     if rule == "zero":
       return self._some(dense, x, kernel)
     # Kept inputs first, then the new one: the cache knows which are missing.
-    x = jnp.concatenate([self._cache.x.astype(x.dtype), x], axis=1)
+    assert isinstance(self._cache, lazy_kv.LazyKV)  # Or it was refused.
+    cache = self._cache
+    x = jnp.concatenate([cache.x.astype(x.dtype), x], axis=1)
     return jax.lax.cond(
-        self._cache.is_flush[0, 0],
+        cache.is_flush[0, 0],
         lambda: _plus_bias(_project(x, kernel), dense, self._kv),
         lambda: self._some(dense, x, kernel),
     )
 
-  def _some(self, dense, x, kernel) -> Float[Array, "B _ K H"]:
+  def _some(
+      self,
+      dense: nn.Module,
+      x: Float[Array, "B T D"],
+      kernel: Float[Array, "K H D"],
+  ) -> Float[Array, "B T K H"]:
     """Keys or values of the chosen KV heads, 0 of the others."""
     batch, num_tokens = x.shape[:2]
     num_kv_heads = kernel.shape[0]
@@ -186,12 +209,16 @@ def _project(x: Float[Array, "B T D"], kernel: Float[Array, "K H D"]) -> Array:
   return jnp.einsum("BTD,KHD->BTKH", x, kernel)
 
 
-def _list(chosen: Bool[Array, "B N"], num: int):
+def _list(
+    chosen: Bool[Array, "B N"], num: int
+) -> tuple[Int[Array, "B S"], Int[Array, "B"]]:
   scores = jnp.where(chosen, 1.0, -jnp.inf)
   return selection.top_blocks(scores, num)
 
 
-def _scatter(found, ids, num_heads: int):
+def _scatter(
+    found: Float[Array, "B S H"], ids: Int[Array, "B S"], num_heads: int
+) -> Float[Array, "B N H"]:
   """[B, S, H] to [B, N, H]; what is past the list's number is 0 already."""
   batch = found.shape[0]
   shape = (batch, num_heads, found.shape[-1])
@@ -202,7 +229,11 @@ def _scatter(found, ids, num_heads: int):
   )
 
 
-def _plus_bias(found, dense, chosen: Bool[Array, "B N"]):
+def _plus_bias(
+    found: Float[Array, "B T N H"],
+    dense: nn.Module,
+    chosen: Bool[Array, "B N"],
+) -> Float[Array, "B T N H"]:
   """Adds the bias of chosen heads to [B, T, N, H]."""
   bias = dense.variables["params"].get("bias")
   if bias is None:

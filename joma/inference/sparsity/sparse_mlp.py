@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.sparsity import plan as plan_lib
 from joma.inference.sparsity import sparsity_labels
@@ -25,14 +25,16 @@ from scansnap_jax.experiment import errors
 COLLECTION = "sparsity"
 
 
-def rows(params: Mapping[str, Any], dtype: Any) -> dict[str, Array]:
+def rows(
+    params: Mapping[str, Any], dtype: jax.typing.DTypeLike
+) -> dict[str, Array]:
   """The matrices of an MLP with a row a neuron."""
   kernel = lambda name: params[name]["kernel"].astype(dtype)
   found = {"up": kernel("up").T, "down": kernel("down")}
   return found | ({"gate": kernel("gate").T} if "gate" in params else {})
 
 
-def check_decodes(rule: Any) -> None:
+def check_decodes(rule: unit_rules.UnitRule) -> None:
   """Raises UserError if a rule has to compute neurons to choose them."""
   decoding = (unit_rules.Predicted, unit_rules.Griffin, unit_rules.Random)
   if not isinstance(rule, decoding):
@@ -65,9 +67,9 @@ class Measured:
       self, call: plan_lib.PlanCall, x: Float[Array, "B T D"], resid: Array
   ):
     self._call, self._x, self._resid = call, x, resid
-    self._hidden_pre: Any = None
-    self._choice: Any = None
-    self._inputs: Any = None
+    self._hidden_pre: Float[Array, "B T F"] | None = None
+    self._choice: tuple[Array, Array, Array] | None = None
+    self._inputs: Bool[Array, "B T D"] | None = None
 
   def masked_inputs(self) -> Float[Array, "B T D"]:
     """What the MLP is given."""
@@ -90,17 +92,18 @@ class Measured:
     chosen = self._choose(x, kernel)
     return dense(jnp.where(chosen, x, 0))
 
-  def _choose(self, hidden, kernel):
-    call, plan = self._call, self._call.plan
+  def _choose(
+      self, hidden: Float[Array, "B T F"], kernel: Float[Array, "F D"]
+  ) -> Bool[Array, "B T F"]:
+    call, plan, hidden_pre = self._call, self._call.plan, self._hidden_pre
+    assert hidden_pre is not None  # W_down is read after what it reads of.
     strengths = sparsity_labels.unit_strengths(
-        self._hidden_pre, hidden, kernel, plan.label, plan.block_size
+        hidden_pre, hidden, kernel, plan.label, plan.block_size
     )
-    activation = activations.ACTIVATIONS[call.config.activation](
-        self._hidden_pre
-    )
+    activation = activations.ACTIVATIONS[call.config.activation](hidden_pre)
     view = unit_rules.View(
         resid=self._resid,
-        hidden_pre=self._hidden_pre,
+        hidden_pre=hidden_pre,
         hidden=hidden,
         strengths=strengths,
         activation=activation,
@@ -126,6 +129,7 @@ class Measured:
     call = self._call
     counted = ~call.is_prompt & (call.positions >= 0)
     dense = dense_update(call.config, apply_mlp.variables["params"], self._x)
+    assert self._choice is not None  # The MLP has been computed.
     chosen, positive, mass = self._choice
     sums = sparsity_metrics.count(
         chosen, positive, mass, update, dense, counted

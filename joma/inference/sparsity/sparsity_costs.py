@@ -13,7 +13,7 @@ kept inputs.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from joma.inference.cost import model_size
 from joma.inference.sparsity import unit_rules
@@ -43,7 +43,7 @@ class KeptHeads(NamedTuple):
 
 def shares(
     config: configs.TransformerConfig,
-    rule: Any,
+    rule: unit_rules.UnitRule | None,
     kept: Sequence[unit_rules.Kept],
     head_rule: unit_rules.HeadRule | None = None,
     kept_heads: Sequence[KeptHeads] = (),

@@ -18,7 +18,7 @@ Letters: F neurons, U units, N heads, H size of a head, D width.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 import numpy as np
 
 from joma.inference.sparsity.contextual_config import Label
@@ -83,7 +83,9 @@ def keep_top(
   top_bit = jnp.uint32(1 << 31)
   bits = jnp.where(bits & top_bit, ~bits, bits | top_bit)
 
-  def set_bit(i, least):
+  def set_bit(
+      i: Int[Array, ""], least: UInt32[Array, "*b"]
+  ) -> UInt32[Array, "*b"]:
     trial = least | (top_bit >> i.astype(jnp.uint32))
     num_above = (bits >= trial[..., None]).sum(axis=-1)
     return jnp.where(num_above >= num, trial, least)

@@ -21,11 +21,11 @@ Letters: B batch, T tokens, D width, F neurons, U blocks of neurons.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import predictors
@@ -60,6 +60,10 @@ class View(NamedTuple):
   block_size: int
 
 
+# How many are chosen; an array where it is traced.
+Number = int | Int[Array, ""] | None
+
+
 class MlpShape(NamedTuple):
   """Sizes of one MLP: D, F, and matrices that read x, 2 where it is gated."""
 
@@ -80,6 +84,7 @@ class Kept(NamedTuple):
   inputs: float = 1.0
 
 
+@runtime_checkable
 class UnitRule(Protocol):
   """A rule; see the module."""
 
@@ -87,7 +92,7 @@ class UnitRule(Protocol):
     """Marks the blocks, or the neurons, of every token."""
     ...
 
-  def number(self, arrays: Mapping[str, Any]) -> Any:
+  def number(self, arrays: Mapping[str, Any]) -> Number:
     """Blocks to choose; None where no number rules."""
     ...
 
@@ -113,11 +118,19 @@ class _Blocks:
 
   num: int | None = None
 
-  def number(self, arrays: Mapping[str, Any]) -> Any:
+  def number(self, arrays: Mapping[str, Any]) -> Number:
     """Blocks to choose; None where no number rules."""
     return arrays.get("num_blocks") if self.num is None else self.num
 
-  def keep_inputs(self, x, arrays):
+  def chosen(self, arrays: Mapping[str, Any]) -> int | Int[Array, ""]:
+    """Blocks to choose, of a rule that needs to be told."""
+    num = self.number(arrays)
+    assert num is not None, "neither num nor num_blocks is given"
+    return num
+
+  def keep_inputs(
+      self, x: Float[Array, "B T D"], arrays: Mapping[str, Any]
+  ) -> None:
     """All."""
     del x, arrays
     return None
@@ -143,7 +156,9 @@ class Predicted(_Blocks):
   rank: int = 1
   num_units: int = 1
 
-  def scores(self, arrays, resid: Float[Array, "*b D"]) -> Array:
+  def scores(
+      self, arrays: Mapping[str, Any], resid: Float[Array, "*b D"]
+  ) -> Array:
     """Of the blocks; where a threshold rules, above it."""
     found = predictors.scores(arrays["mlp"], resid, self.nonlinearity)
     if self.number(arrays) is None:
@@ -187,7 +202,7 @@ class Griffin(_Blocks):
   def keep(self, view: View) -> Bool[Array, "B T U"]:
     """The same blocks at every token of a text."""
     found = self.scores(view.hidden, view.is_prompt, view.block_size)
-    kept = sparsity_labels.keep_top(found, self.number(view.arrays))
+    kept = sparsity_labels.keep_top(found, self.chosen(view.arrays))
     shape = (*view.hidden.shape[:2], kept.shape[-1])
     return jnp.broadcast_to(kept[:, None], shape)
 
@@ -202,7 +217,7 @@ class Oracle(_Blocks):
 
   def keep(self, view: View) -> Bool[Array, "B T U"]:
     """The strongest."""
-    return sparsity_labels.keep_top(view.strengths, self.number(view.arrays))
+    return sparsity_labels.keep_top(view.strengths, self.chosen(view.arrays))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +235,7 @@ class Random(_Blocks):
     """Other blocks at every token, and in every layer."""
     key = jax.random.fold_in(jax.random.key(self.seed), view.layer)
     drawn = jax.random.uniform(key, view.strengths.shape)
-    return sparsity_labels.keep_top(drawn, self.number(view.arrays))
+    return sparsity_labels.keep_top(drawn, self.chosen(view.arrays))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,12 +253,14 @@ class Cats:
     least = view.arrays[self.threshold].reshape(1, 1, 1)
     return _is_large(view.activation, least)
 
-  def number(self, arrays):
+  def number(self, arrays: Mapping[str, Any]) -> None:
     """None rules."""
     del arrays
     return None
 
-  def keep_inputs(self, x, arrays):
+  def keep_inputs(
+      self, x: Float[Array, "B T D"], arrays: Mapping[str, Any]
+  ) -> None:
     """All."""
     del x, arrays
     return None
@@ -271,12 +288,14 @@ class Teal:
     least = view.arrays[self.threshold].reshape(1, 1, 1)
     return _is_large(view.hidden, least)
 
-  def number(self, arrays):
+  def number(self, arrays: Mapping[str, Any]) -> None:
     """None rules."""
     del arrays
     return None
 
-  def keep_inputs(self, x, arrays) -> Bool[Array, "B T D"]:
+  def keep_inputs(
+      self, x: Float[Array, "B T D"], arrays: Mapping[str, Any]
+  ) -> Bool[Array, "B T D"]:
     """Large entries of x."""
     return _is_large(x, arrays[self.input_threshold].reshape(1, 1, 1))
 
@@ -313,14 +332,16 @@ class HeadRule:
   rank: int = 1
   seed: int = 0
 
-  def scores(self, arrays, resid: Float[Array, "*b D"]) -> Array:
+  def scores(
+      self, arrays: Mapping[str, Any], resid: Float[Array, "*b D"]
+  ) -> Array:
     """A predictor's, of the heads; where a threshold rules, above it."""
     found = predictors.scores(arrays["heads"], resid, self.nonlinearity)
     if self.number(arrays) is None:
       return found - arrays["heads_threshold"].reshape((1,) * found.ndim)
     return found
 
-  def number(self, arrays: Mapping[str, Any]) -> Any:
+  def number(self, arrays: Mapping[str, Any]) -> Number:
     """Heads to choose; None where no number rules."""
     return arrays.get("num_heads") if self.num is None else self.num
 
@@ -329,7 +350,9 @@ class HeadRule:
     key = jax.random.fold_in(jax.random.key(self.seed), layer)
     return jax.random.uniform(key, shape)
 
-  def keep(self, scores: Float[Array, "*b N"], arrays) -> Bool[Array, "*b N"]:
+  def keep(
+      self, scores: Float[Array, "*b N"], arrays: Mapping[str, Any]
+  ) -> Bool[Array, "*b N"]:
     """Marks the chosen heads; where a threshold rules, at least one."""
     num = self.number(arrays)
     if num is not None:

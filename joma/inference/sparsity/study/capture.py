@@ -26,11 +26,12 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import sparsity_labels
+from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
@@ -43,7 +44,7 @@ FIELDS = ("layer_in", "mlp_in", "units", "heads")
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def read(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     tokens: Int[Array, "B T"],
     config: contextual_config.CaptureConfig,
 ) -> dict[str, Array]:
@@ -82,7 +83,9 @@ def read(
   return {name: jnp.stack(values, axis=1) for name, values in found.items()}
 
 
-def mlp_input(config, layer_in: Array, resid_attn: Array) -> Array:
+def mlp_input(
+    config: configs.TransformerConfig, layer_in: Array, resid_attn: Array
+) -> Array:
   """What a layer's MLP reads, before the norm where there is one before it."""
   return layer_in if config.use_parallel_residual else resid_attn
 
@@ -134,7 +137,7 @@ class Shards:
 
 def write(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     texts: Int[np.ndarray, "B T"],
     folder: pathlib.Path,
     config: contextual_config.CaptureConfig,
@@ -196,7 +199,12 @@ def load(folder: pathlib.Path) -> Shards:
   )
 
 
-def _plan(model, params, texts, config) -> dict[str, Any]:
+def _plan(
+    model: models.Transformer,
+    params: PyTree,
+    texts: Int[np.ndarray, "B T"],
+    config: contextual_config.CaptureConfig,
+) -> dict[str, Any]:
   """The manifest before anything is written."""
   seq_len = texts.shape[1]
   one = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
@@ -261,6 +269,6 @@ def _file(shard: int, name: str) -> str:
   return f"{shard:05d}.{name}.npy"
 
 
-def _crc32(value: Any) -> int:
+def _crc32(value: object) -> int:
   data = value if isinstance(value, bytes) else str(value).encode()
   return zlib.crc32(data)

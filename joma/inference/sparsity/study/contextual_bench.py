@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
@@ -46,16 +46,19 @@ class Bench:
       self,
       config: Config,
       subject: contextual_subject.Subject,
-      settings,
-      learned,
-      data,
+      settings: contextual_config.CaptureConfig,
+      learned: predictor_training.ByKind,
+      data: predictor_training.Data,
   ):
     self._config, self._subject, self._data = config, subject, data
     self._settings, self._learned = settings, learned
     self._num_units = settings.num_units(subject.config.hidden_dim)
 
   def measure(
-      self, rule: Any, head_rule: Any, arrays: Mapping[str, Any]
+      self,
+      rule: unit_rules.UnitRule | None,
+      head_rule: unit_rules.HeadRule | None,
+      arrays: Mapping[str, Any],
   ) -> Measured:
     """Reads all continuations under a rule.
 
@@ -155,7 +158,9 @@ class Bench:
     found = contextual_config.count(share, num)
     return np.full(self._subject.config.num_layers, found, np.int32)
 
-  def _unit_costs(self, rule: Any, sums: Mapping[str, Any]) -> dict[str, float]:
+  def _unit_costs(
+      self, rule: unit_rules.UnitRule, sums: Mapping[str, Any]
+  ) -> dict[str, float]:
     shape = self._subject.config
     layers = sparsity_metrics.summarize(sums["mlp"])
     inputs = sums["inputs"] * shape.hidden_dim / sums["mlp"].tokens
@@ -205,7 +210,9 @@ class Bench:
         })
     return rows
 
-  def _head_costs(self, rule: Any, sums: Mapping[str, Any]) -> dict[str, float]:
+  def _head_costs(
+      self, rule: unit_rules.HeadRule, sums: Mapping[str, Any]
+  ) -> dict[str, float]:
     shape, heads = self._subject.config, sums["heads"]
     query = sparsity_metrics.summarize(heads)["kept"]
     kv = sums["kv_heads"] * shape.num_heads / heads.tokens
@@ -219,7 +226,7 @@ class Bench:
 @functools.partial(jax.jit, static_argnames=("model", "prompt_len"))
 def read(
     model: contextual_sparsity.SparseTransformer,
-    params: Any,
+    params: PyTree,
     tokens: Int[Array, "B T"],
     prompt_len: int,
 ) -> tuple[Float[Array, "B"], dict[str, Any]]:
@@ -244,7 +251,7 @@ def read(
   return losses[:, prompt_len:].mean(axis=1), found
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def _by_name(tree: PyTree) -> dict[str, Any]:
   """Sown values by their names, whichever module of a layer sowed them."""
   found = {}
   for name, value in tree.items():

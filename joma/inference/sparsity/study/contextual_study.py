@@ -84,7 +84,9 @@ def study(
   }
 
 
-def _finding(rows, dense: contextual_bench.Measured) -> str:
+def _finding(
+    rows: list[dict[str, Any]], dense: contextual_bench.Measured
+) -> str:
   """The least that each rule reads with at most 2 % more perplexity."""
   names = ("predicted", "calibrated", "griffin", "cats", "teal", "oracle")
   names += ("random",)

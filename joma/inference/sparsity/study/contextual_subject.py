@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
+from jaxtyping import Int, Integer, PyTree
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
@@ -31,7 +31,7 @@ class Subject(NamedTuple):
   """What is studied."""
 
   config: configs.TransformerConfig
-  params: Any
+  params: PyTree
   texts: Texts
   facts: Mapping[str, Any]
 
@@ -85,7 +85,12 @@ def label_of(config: Config, subject: Subject) -> contextual_config.Label:
   return "sign" if is_relu else "contribution"
 
 
-def _cut(split: str, ids, num_texts: int, config: Config):
+def _cut(
+    split: str,
+    ids: Integer[np.ndarray, "_"],
+    num_texts: int,
+    config: Config,
+) -> Int[np.ndarray, "B T"]:
   """Texts at even distances of a split."""
   length = config.seq_len
   there_are = len(ids) // length

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 import numpy as np
 import optax
 
@@ -33,6 +33,8 @@ from scansnap_jax.experiment.processes import preemption
 _MANY_ROWS = 2048
 
 ByKind = Mapping[str, Any]
+# Parameters, and the state of the optimizer.
+State = tuple[PyTree, optax.OptState]
 
 
 class Examples(NamedTuple):
@@ -156,7 +158,9 @@ def train(
   return state[0]
 
 
-def _record(stream, step: int, losses: ByKind) -> None:
+def _record(
+    stream: metric_stream.MetricStream, step: int, losses: ByKind
+) -> None:
   values = {f"{kind}_loss": float(loss) for kind, loss in losses.items()}
   if not np.isfinite(list(values.values())).all():
     raise errors.UserError(
@@ -200,11 +204,18 @@ def _class_weights(data: Data) -> ByKind:
   return weights
 
 
-def _update(state, batch: Examples, weights: ByKind, *, config, optimizer):
+def _update(
+    state: State,
+    batch: Examples,
+    weights: ByKind,
+    *,
+    config: contextual_config.PredictorConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[State, ByKind]:
   """One step of AdamW; returns the new state and the losses before it."""
   params, opt_state = state
 
-  def total(params):
+  def total(params: ByKind) -> tuple[Float[Array, ""], ByKind]:
     losses = {
         kind: loss(
             params[kind],
@@ -215,7 +226,7 @@ def _update(state, batch: Examples, weights: ByKind, *, config, optimizer):
         )
         for kind in predictors.KINDS
     }
-    return sum(losses.values()), losses
+    return sum(losses.values(), jnp.zeros(())), losses
 
   grads, losses = jax.grad(total, has_aux=True)(params)
   updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -289,7 +300,9 @@ def calibrate(params: ByKind, data: Data, recall: float) -> dict[str, Array]:
   }
 
 
-def _thresholds(parts, recall: float) -> Float[np.ndarray, "L"]:
+def _thresholds(
+    parts: list[tuple[np.ndarray, np.ndarray]], recall: float
+) -> Float[np.ndarray, "L"]:
   num_layers = parts[0][0].shape[1]
   return np.array(
       [

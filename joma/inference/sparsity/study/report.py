@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 import numpy as np
@@ -13,6 +14,8 @@ from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
 
 Summary = Mapping[str, Any]
+# Label and look of each rule.
+Rules = Mapping[str, tuple[str, figures.CurveStyle]]
 
 # Of figures: perplexities above so many times the dense one are not shown.
 _HIGHEST = 2.0
@@ -97,7 +100,7 @@ def write(
   return report.write(workdir, title, facts, sections)
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
   return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -131,7 +134,9 @@ def _low(summary: Summary) -> float | int:
   return min(least, dense) - 0.03 * dense
 
 
-def _curves(axes, summary: Summary, rules, across: str) -> None:
+def _curves(
+    axes: mpl_axes.Axes, summary: Summary, rules: Rules, across: str
+) -> None:
   for name, (label, look) in rules.items():
     rows = _rows_of(summary, name)
     x = np.array([row[across] for row in rows])
@@ -205,7 +210,7 @@ def _layers_caption(summary: Summary) -> str:
   )
 
 
-def _table(summary: Summary, rules, title: str) -> report.Table:
+def _table(summary: Summary, rules: Rules, title: str) -> report.Table:
   header = ("rule", "share", "perplexity", "change", "weights read")
   measures = ("recall", "precision", "mass_recall", "output_error", "kept")
   measures += ("union", "overlap")

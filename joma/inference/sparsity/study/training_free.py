@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity.study import capture
@@ -22,7 +22,7 @@ from kernels_pallas import activations
 
 def calibrate(
     model: models.Transformer,
-    params: Any,
+    params: PyTree,
     texts: Int[Array, "B T"],
     shares: Sequence[float],
 ) -> dict[str, Float[Array, "L Q"]]:
@@ -43,7 +43,12 @@ def calibrate(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shares"))
-def _calibrate(model, params, texts, shares):
+def _calibrate(
+    model: models.Transformer,
+    params: PyTree,
+    texts: Int[Array, "B T"],
+    shares: tuple[float, ...],
+) -> dict[str, Float[Array, "L Q"]]:
   _, seen = model.apply(
       {"params": params},
       texts,
