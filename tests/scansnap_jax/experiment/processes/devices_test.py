@@ -30,7 +30,7 @@ _COORDINATES = dict(
 _SPLIT = """
 import os
 os.sched_getaffinity = lambda pid: set(range(5))
-from scansnap_jax.experiment import devices
+from scansnap_jax.experiment.processes import devices
 devices.set_up({arguments})
 import jax
 import numpy as np
@@ -135,7 +135,7 @@ class SetUpTest(parameterized.TestCase):
   )
   def test_the_environment_does_not_decide_the_bits(self, name, value):
     draw = """
-from scansnap_jax.experiment import devices
+from scansnap_jax.experiment.processes import devices
 devices.set_up(num_cpu_devices=1)
 import jax
 print(jax.random.normal(jax.random.key(1), (3,)), jax.numpy.zeros(1).dtype)

@@ -10,7 +10,7 @@ from absl.testing import parameterized
 _ROOT = pathlib.Path(__file__).parents[4]
 _START = """
 import signal, sys, time
-from launch import interrupts
+from scansnap_jax.experiment.processes import interrupts
 interrupts.install()
 print("ready", flush=True)
 """
@@ -43,13 +43,17 @@ threading.Thread(target=time.sleep, args=(60,)).start()
 class LeaveTest(parameterized.TestCase):
 
   def _start(self, *command):
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=_ROOT,
         text=True,
     )
+    self.addCleanup(process.stdout.close)
+    self.addCleanup(process.stderr.close)
+    self.addCleanup(process.kill)
+    return process
 
   @parameterized.product(
       place=list(_PLACES), number=[signal.SIGINT, signal.SIGTERM]

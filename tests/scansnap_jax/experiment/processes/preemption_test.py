@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _KILL_TWICE = """
 import os, signal
-from scansnap_jax.experiment import preemption
+from scansnap_jax.experiment.processes import preemption
 with preemption.stop_requests() as stop_requested:
   for _ in range(2):
     os.kill(os.getpid(), signal.SIGTERM)

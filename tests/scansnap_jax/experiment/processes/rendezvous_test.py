@@ -19,7 +19,7 @@ _ROOT = pathlib.Path(__file__).parents[4]
 
 _PEER = """
 import sys, time
-from scansnap_jax.experiment import rendezvous
+from scansnap_jax.experiment.processes import rendezvous
 address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 peers = rendezvous.meet(address, count, index, timeout=20)
 print("met", peers.gather(peers.index), flush=True)
