@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import pathlib
-import struct
 import unittest
 import warnings
 
@@ -20,6 +19,7 @@ from joma.transformer import model
 from joma.transformer.hf import pretrained
 from scansnap_jax.experiment.errors import UserError
 from tests.joma.transformer import tiny_models
+from tests.joma.transformer.hf import folders
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
@@ -35,39 +35,7 @@ _jit = functools.partial(
 )
 
 
-class FolderTestCase(parameterized.TestCase):
-
-  def folder(self):
-    return pathlib.Path(self.create_tempdir().full_path)
-
-  def saved(self, name, **options):
-    """Writes random weights; returns folder, config, parameters."""
-    config = tiny_models.config_of(name)
-    params = traverse_util.unflatten_dict(
-        tiny_models.flat_params(name), sep="/"
-    )
-    folder = self.folder()
-    family = tiny_models.fields_of(name)["model_type"]
-    pretrained.save(folder, config, params, family=family, **options)
-    return folder, config, params
-
-  def assert_same_files(self, first, second):
-    names = sorted(os.listdir(first))
-    self.assertEqual(names, sorted(os.listdir(second)))
-    for name in names:
-      self.assertEqual(
-          (first / name).read_bytes(), (second / name).read_bytes(), name
-      )
-
-  def assert_same_trees(self, actual, expected):
-    actual = traverse_util.flatten_dict(actual, sep="/")
-    expected = traverse_util.flatten_dict(expected, sep="/")
-    self.assertEqual(actual.keys(), expected.keys())
-    for path, leaf in expected.items():
-      np.testing.assert_array_equal(actual[path], leaf, path)
-
-
-class RoundTripTest(FolderTestCase):
+class RoundTripTest(folders.FolderTestCase):
 
   @parameterized.parameters(*tiny_models.NAMES)
   def test_saved_loaded_and_saved_again_is_the_same(self, name):
@@ -146,7 +114,7 @@ class RoundTripTest(FolderTestCase):
     self.assert_same_files(again, folder)
 
 
-class NamesOfOthersTest(FolderTestCase):
+class NamesOfOthersTest(folders.FolderTestCase):
   """Folders of other generations: the same model by other names."""
 
   def rewritten(self, name, change):
@@ -200,138 +168,7 @@ class NamesOfOthersTest(FolderTestCase):
     self.rewritten("llama with biases, tied", repeat)
 
 
-class DamagedTest(FolderTestCase):
-
-  def check(self, folder, message):
-    with self.assertRaisesRegex(UserError, message):
-      pretrained.load(folder)
-
-  def changed(self, name, change):
-    folder, _, _ = self.saved(name)
-    path = folder / "model.safetensors"
-    tensors = safetensors_numpy.load_file(path)
-    change(tensors)
-    safetensors_numpy.save_file(tensors, path)
-    return folder
-
-  def test_missing_tensors(self):
-    folder = self.changed(
-        "llama", lambda t: t.pop("model.layers.1.mlp.up_proj.weight")
-    )
-    self.check(folder, f"{folder}.*layers.1.mlp.up_proj.weight")
-
-  def test_a_missing_output_layer_asks_for_the_tie(self):
-    folder = self.changed("llama", lambda t: t.pop("lm_head.weight"))
-    self.check(folder, "lm_head.weight.*tie_word_embeddings")
-
-  def test_unexpected_tensors(self):
-    extra = {"model.layers.0.self_attn.q_norm.weight": np.ones(6)}
-    folder = self.changed("llama", lambda t: t.update(extra))
-    self.check(folder, "model.safetensors has .*q_norm.weight")
-
-  def test_layers_beyond_the_last(self):
-    folder, _, _ = self.saved("llama")
-    fields = _json(folder / "config.json")
-    (folder / "config.json").write_text(
-        json.dumps({**fields, "num_hidden_layers": 1})
-    )
-    self.check(folder, "model.layers.1.*and 5 more")
-
-  def test_tensors_of_another_shape(self):
-    name = "model.layers.0.self_attn.k_proj.weight"
-    folder = self.changed("llama", lambda t: t.update({name: t[name].T}))
-    self.check(folder, rf"{name} of .*\[24, 12\].*\[12, 24\]")
-
-  def test_a_tied_output_layer_that_differs(self):
-    def change(tensors):
-      other = tensors["model.embed_tokens.weight"].copy()
-      other[3, 4] += 1
-      tensors["lm_head.weight"] = other
-
-    folder = self.changed("gemma", change)
-    self.check(folder, "lm_head.weight.*model.embed_tokens.weight.*false")
-
-  def test_whole_numbers_are_no_weights(self):
-    name = "model.norm.weight"
-    folder = self.changed(
-        "llama", lambda t: t.update({name: t[name].astype(np.int8)})
-    )
-    self.check(folder, f"{name} of .* holds I8.*dequantized")
-
-  @parameterized.parameters(0, 5, 200, -8)
-  def test_truncated_files(self, length):
-    folder, _, _ = self.saved("llama")
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:length])
-    self.check(folder, f"{path} .*bytes.*no complete safetensors")
-
-  @parameterized.parameters(
-      struct.pack("<Q", 10**15) + b"{}",
-      struct.pack("<Q", 8) + b"not json",
-      b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n",
-  )
-  def test_bad_headers(self, content):
-    folder, _, _ = self.saved("llama")
-    (folder / "model.safetensors").write_bytes(content)
-    self.check(folder, "model.safetensors .*no complete safetensors")
-
-  @parameterized.parameters("pytorch_model.bin", "consolidated.00.pth")
-  def test_pickles_are_refused_with_the_reason(self, name):
-    folder, _, _ = self.saved("llama")
-    os.rename(folder / "model.safetensors", folder / name)
-    self.check(folder, f"{name} is a pickle.*runs.*code")
-    self.check(folder / name, f"{name} is a pickle")
-
-  def test_folders_that_are_none(self):
-    folder, _, _ = self.saved("llama")
-    self.check(folder / "absent", "no folder .*absent.*local")
-    self.check(folder / "config.json", "config.json is a file")
-    (folder / "model.safetensors").unlink()
-    self.check(folder, "neither model.safetensors nor .*it has config.json")
-    (folder / "config.json").unlink()
-    self.check(folder, "no config.json; it has nothing")
-
-  @parameterized.parameters(("{", "not JSON"), ("[]", "a JSON object"))
-  def test_config_that_is_none(self, content, message):
-    folder, _, _ = self.saved("llama")
-    (folder / "config.json").write_text(content)
-    self.check(folder, f"config.json .*{message}")
-
-  def test_config_that_is_not_supported_names_the_file(self):
-    folder, _, _ = self.saved("llama")
-    fields = _json(folder / "config.json")
-    (folder / "config.json").write_text(
-        json.dumps({**fields, "hidden_act": "mish"})
-    )
-    self.check(folder, f"{folder}/config.json: hidden_act='mish'")
-
-  def test_an_index_that_disagrees_with_its_files(self):
-    folder, _, _ = self.saved("llama", max_shard_bytes=5000)
-    path = folder / "model.safetensors.index.json"
-    index = _json(path)
-    weight_map = index["weight_map"]
-    first = weight_map["model.embed_tokens.weight"]
-
-    def check(message, **changes):
-      path.write_text(json.dumps({"weight_map": {**weight_map, **changes}}))
-      self.check(folder, message)
-
-    check("x.safetensors, which is not there", extra="x.safetensors")
-    check(f"tensor extra is in {first}", extra=first)
-    check("no file of its own", extra="../other.safetensors")
-    check("pickle", extra="pytorch_model.bin")
-    path.write_text(json.dumps({"weight_map": {}}))
-    self.check(folder, "no weight_map")
-
-  def test_types_that_are_none(self):
-    folder, config, params = self.saved("llama")
-    with self.assertRaisesRegex(UserError, "dtype=int8.*bfloat16"):
-      pretrained.load(folder, dtype="int8")
-    with self.assertRaisesRegex(UserError, "dtype=half-ish.*bfloat16"):
-      pretrained.save(folder, config, params, dtype="half-ish")
-
-
-class SaveTest(FolderTestCase):
+class SaveTest(folders.FolderTestCase):
 
   def test_parameters_that_do_not_fit_are_named(self):
     _, config, params = self.saved("llama")
@@ -423,7 +260,7 @@ def _transformers():
 
 
 @pytest.mark.filterwarnings("ignore")
-class AgainstTransformersTest(FolderTestCase):
+class AgainstTransformersTest(folders.FolderTestCase):
 
   def theirs(self, name):
     """Returns a random model of theirs, and the folder that it saved."""
@@ -488,7 +325,7 @@ class AgainstTransformersTest(FolderTestCase):
 
 
 @pytest.mark.realdata
-class GoldenTest(FolderTestCase):
+class GoldenTest(folders.FolderTestCase):
 
   @parameterized.parameters(
       "gpt2", "gpt_neox", "llama", "llama_pi_linear4", "llama_yarn4", "opt"

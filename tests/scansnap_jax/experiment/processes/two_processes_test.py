@@ -14,7 +14,7 @@ from absl.testing import absltest
 
 from scansnap_jax.experiment.processes import rendezvous
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[4]
 _TRAIN = (
     *("-m", "launch.train_lm", "--num_steps=100000", "--log_every=2"),
     *("--eval_every=2", "--checkpoint_every=2", "--map_steps=0,2"),
