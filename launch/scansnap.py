@@ -11,7 +11,6 @@ repeats one.
 """
 
 from collections.abc import Mapping
-import hashlib
 import pathlib
 
 from absl import flags
@@ -113,14 +112,14 @@ def _check_flags(configs: Mapping[str, config_lib.ScanSnapConfig]) -> None:
 
 def _folder(configs: Mapping[str, config_lib.ScanSnapConfig]) -> run.Folder:
   """What makes the workdir this run's."""
+  from scansnap_jax.experiment import inputs
+
   described = {
       "preset": _PRESET.value,
       "experiments": workdir_lib.config_to_json(configs),
       "classes_sha256": {
-          name: (
-              hashlib.sha256(
-                  pathlib.Path(config.data.classes_file).read_bytes()
-              ).hexdigest()
+          name: inputs.sha256(
+              pathlib.Path(config.data.classes_file).expanduser()
           )
           for name, config in configs.items()
           if config.data.classes_file is not None

@@ -21,6 +21,7 @@ from joma.inference import sampling_config
 from joma.inference.cache import storage
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -166,7 +167,8 @@ def stream(
     kv_cache: Empty caches; None keeps everything.
 
   Raises:
-    UserError: If a prompt is empty, is no array of integers, or has an id
+    UserError: If prompt and continuation do not fit into a cache that nothing
+      leaves; if a prompt is empty, is no array of integers, or has an id
       outside of the vocabulary; if prompt and continuation are longer than the
       model's learned positions; and, at the step where it is so, if logits are
       not finite, which no token can be drawn from.
@@ -181,6 +183,8 @@ def stream(
     kv_cache = full_cache.init(
         model.config, len(lengths), capacity, model.dtype
     )
+  # The last token is never taken in.
+  check_fits(kv_cache, int(lengths.max()) + max_new_tokens - 1)
   return _steps(
       functools.partial(
           prefill, model, params, padded, lengths, kv_cache, sampler, eos_ids
@@ -188,6 +192,25 @@ def stream(
       lambda state: decode_step(model, params, state, sampler, eos_ids),
       max_new_tokens,
   )
+
+
+def check_fits(kv_cache: PyTree, num_positions: int) -> None:
+  """Raises UserError if a text of so many positions outgrows a cache.
+
+  What lies behind its last slot would be dropped, and other tokens come out.
+
+  Args:
+    kv_cache: One cache a layer.
+    num_positions: Those that are taken in, from 0.
+  """
+  for layer, cache in enumerate(kv_cache):
+    size = cache.num_positions() if isinstance(cache, hooks.Bounded) else None
+    if size is not None and size < num_positions:
+      raise errors.UserError(
+          f"the cache of layer {layer} holds {size} positions and nothing"
+          f" leaves it; prompt and continuation take {num_positions}. Give it"
+          " as many, or a policy that evicts."
+      )
 
 
 def generate(

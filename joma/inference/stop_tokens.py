@@ -17,7 +17,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[int, ...]:
       of ids.
   """
   for name in ("generation_config.json", "config.json"):
-    path = pathlib.Path(folder) / name
+    path = pathlib.Path(folder).expanduser() / name
     if not path.exists():
       continue
     value = json_file.read_object(path).get("eos_token_id")

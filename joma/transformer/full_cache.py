@@ -41,6 +41,10 @@ class FullCache:
   def kept_positions(self) -> None:
     """None: nothing leaves."""
 
+  def num_positions(self) -> int:
+    """Its slots: what comes behind them is lost."""
+    return self.key.shape[2]
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

@@ -151,6 +151,15 @@ class KVCache(Protocol):
     ...
 
 
+@runtime_checkable
+class Bounded(Protocol):
+  """A cache that some number of tokens does not fit into."""
+
+  def num_positions(self) -> int | None:
+    """Positions from 0 that fit; None where older tokens leave."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
   """What a layer's attention has made, for `carry` and `probe`.

@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -132,6 +133,13 @@ class LoadClassesTest(parameterized.TestCase):
     path = self.create_tempfile("classes.npz").full_path
     np.savez(path, probs=np.eye(3), query=[0, 0, 0], label=[0, 1, 2])
     np.testing.assert_allclose(data.load_classes(path).class_probs, 1 / 3)
+
+  def test_what_unpacks_to_more_than_memory_is_refused_by_its_header(self):
+    path = self.create_tempfile("classes.npz").full_path
+    np.savez_compressed(path, probs=np.zeros((2, 1000)))
+    with mock.patch.object(data, "_MOST_BYTES", 10_000):
+      with self.assertRaisesRegex(errors.UserError, "unpacks to 16128 bytes"):
+        data.load_classes(path)
 
   @parameterized.named_parameters(
       ("absent", None, "no readable .npz"),

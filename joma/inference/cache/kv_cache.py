@@ -37,6 +37,10 @@ class SlotCache(slot_arrays.SlotArrays):
 
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
+  def num_positions(self) -> int | None:
+    """Its slots, where nothing leaves them."""
+    return None if self.policy.evicts else self.capacity
+
   def kept_positions(self) -> Int[Array, "B K C"]:
     """Positions that each head keeps, -1 in empty slots."""
     return self.pos

@@ -73,6 +73,10 @@ class BlockCache:
     """Its selector, and sinks."""
     return (self.system.name, "sinks")
 
+  def num_positions(self) -> int:
+    """Those of what it keeps."""
+    return self.kept.num_positions()
+
   def kept_positions(self) -> None:
     """None: nothing leaves."""
 

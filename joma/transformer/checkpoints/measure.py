@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import glob
+import itertools
 import pathlib
 import re
 from typing import Any
@@ -17,6 +18,7 @@ from joma.transformer import inspection_config
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import progress
 
 InspectionConfig = inspection_config.InspectionConfig
@@ -34,10 +36,14 @@ def find_models(values: list[str]) -> list[pathlib.Path]:
     UserError: A pattern fits nothing.
   """
   folders = []
-  for value in ",".join(values).split(","):
+  # A folder whose own name has a comma or a bracket is meant as it is.
+  is_there = lambda name: pathlib.Path(name).expanduser().is_dir()
+  parts = [[v] if is_there(v) else v.split(",") for v in values]
+  for value in itertools.chain.from_iterable(parts):
     found = [value]
-    if glob.has_magic(value):
-      found = sorted(glob.glob(value), key=_numbers_by_value)
+    if glob.has_magic(value) and not is_there(value):
+      pattern = str(pathlib.Path(value).expanduser())
+      found = sorted(glob.glob(pattern), key=_numbers_by_value)
       if not found:
         raise errors.UserError(f"model={value} fits no folder.")
     folders += [pathlib.Path(name).expanduser() for name in found]
@@ -85,7 +91,7 @@ def read_ids(path: str) -> Int[np.ndarray, "B T"]:
   """
   _check_file("ids", path)
   try:
-    arrays = np.load(path, allow_pickle=False)
+    arrays = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
     found = dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else {}
   except (OSError, ValueError, EOFError) as error:
     raise errors.UserError(f"ids={path} is no .npz file: {error}") from error
@@ -107,9 +113,9 @@ def _read_text(
 ) -> Int[np.ndarray, "B T"]:
   _check_file("text", path)
   try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise errors.UserError(f"text={path} must be UTF-8: {error}") from error
+    text = json_file.read_text(pathlib.Path(path).expanduser())
+  except errors.UserError as error:
+    raise errors.UserError(f"text={error}") from error
   if not text.strip():
     raise errors.UserError(f"text={path} is empty.")
   has_own = (folder / "tokenizer.json").is_file()
@@ -117,7 +123,7 @@ def _read_text(
 
 
 def _check_file(name: str, path: str) -> None:
-  if not pathlib.Path(path).is_file():
+  if not pathlib.Path(path).expanduser().is_file():
     raise errors.UserError(f"{name}={path} is no file.")
 
 
@@ -197,7 +203,7 @@ def _logits_file(
   if name is None:
     yield None
     return
-  path = pathlib.Path(name)
+  path = pathlib.Path(name).expanduser()
   temporary = path.with_name(f".{path.name}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def _make_tokenizer(
   if kind == "bytes":
     return tokenizer_lib.Bytes()
   if kind not in tokenizer_lib.KINDS:
-    if not pathlib.Path(kind).is_dir():
+    if not pathlib.Path(kind).expanduser().is_dir():
       raise UserError(
           f"tokenizer={kind} is none of {', '.join(tokenizer_lib.KINDS)}, and"
           " no folder with a tokenizer.json."

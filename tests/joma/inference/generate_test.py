@@ -9,6 +9,8 @@ import numpy as np
 
 from joma.inference import generate
 from joma.inference import sampling_config
+from joma.inference.cache import kv_cache
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
@@ -117,6 +119,24 @@ class GenerateTest(parameterized.TestCase):
     pad = inspect.unwrap(generate.pad_prompts)  # Without the check of types.
     with self.assertRaisesRegex(errors.UserError, message):
       pad([[1, 2], prompt], _CONFIG)
+
+  @parameterized.parameters(None, "full", "quest:page_size=8")
+  def test_a_cache_that_is_too_small_is_refused_before_the_first_step(
+      self, policy
+  ):
+    def cache(size):
+      if policy is None:
+        return full_cache.init(_CONFIG, 1, size)
+      return kv_cache.init(policy_names.parse(policy), _CONFIG, 1, size)
+
+    ask = lambda size: generate.stream(
+        _MODEL, {}, [[1, 5, 9]], max_new_tokens=14, kv_cache=cache(size)
+    )
+    ask(16)  # Three of the prompt, and all new ones but the last.
+    with self.assertRaisesRegex(
+        errors.UserError, "layer 0 holds 8 positions .* take 16"
+    ):
+      ask(8)
 
   @parameterized.parameters(0.0, 0.7)
   def test_logits_that_are_no_numbers_are_an_error_not_a_token(

@@ -100,6 +100,11 @@ class BucketedCache:
       metadata={"static": True}
   )
 
+  def num_positions(self) -> int | None:
+    """The least of its buckets that keep everything."""
+    sizes = [cache.num_positions() for cache in self.caches]
+    return min((size for size in sizes if size is not None), default=None)
+
   def kept_positions(self) -> None:
     """None: nothing leaves."""
 

@@ -120,6 +120,10 @@ class QuestCache:
     """Positions of its pages."""
     return self.kept.key.shape[2]
 
+  def num_positions(self) -> int:
+    """Those of what it keeps."""
+    return self.kept.num_positions()
+
   def kept_positions(self) -> None:
     """None: nothing leaves."""
 

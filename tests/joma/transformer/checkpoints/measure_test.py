@@ -1,6 +1,8 @@
 """Tests of the parts of `launch.inspect_lm`."""
 
+import os
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -49,6 +51,20 @@ class FindModelsTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, "fits no folder"):
       measure.find_models([f"{root}/x*"])
 
+  def test_a_folder_is_meant_by_its_own_name(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    for name in ("a,b", "c[1]", "~d"):
+      (root / name).mkdir()
+      found = measure.find_models([str(root / name)])
+      self.assertEqual(found, [root / name])
+
+  def test_the_home_folder_is_found(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / "step1").mkdir()
+    with mock.patch.dict(os.environ, HOME=str(root)):
+      for name in ("~/step1", "~/step*"):
+        self.assertEqual(measure.find_models([name]), [root / "step1"])
+
 
 class ReadTest(parameterized.TestCase):
 
@@ -88,7 +104,7 @@ class ReadTest(parameterized.TestCase):
     path = self.root / "text.txt"
     for content, message in (
         (b" \n", "text.txt is empty"),
-        (b"\xff\xfe", "must be UTF-8"),
+        (b"\xff\xfe", "is not UTF-8"),
     ):
       path.write_bytes(content)
       with self.assertRaisesRegex(errors.UserError, message):
