@@ -26,16 +26,19 @@ from kernels_pallas.attention import api
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FullCache:
-  """Rotated keys, and values, of one layer.
+  """Keys and values of one layer.
 
   Attributes:
     key: [B, K, C, H]; positions not written yet hold anything, for no query
       stands behind them.
     value: As key.
+    keeps_raw: Keys are kept before rotation and turned at every call, for
+      frequencies that change with the length of the text. Static.
   """
 
   key: PyTree
   value: PyTree
+  keeps_raw: bool = dataclasses.field(default=False, metadata={"static": True})
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
   def kept_positions(self) -> None:
@@ -55,12 +58,25 @@ class FullCache:
       options: attention.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
     """Writes T positions, then attends to all up to each query's own."""
-    query, key = rotate(query, positions), rotate(key, positions)
+    query = rotate(query, positions)
+    if not self.keeps_raw:
+      key = rotate(key, positions)
     cache = self.write(key, value, positions)
+    turned = cache._turned(positions, rotate) if self.keeps_raw else cache
     if query.shape[1] == 1:
-      return _attend_one(query, cache, positions, options), cache
-    result = attend_many(query, cache.key, cache.value, positions, options)
+      return _attend_one(query, turned, positions, options), cache
+    result = attend_many(query, turned.key, turned.value, positions, options)
     return result.out, cache
+
+  def _turned(
+      self, positions: Int[Array, "B T"], rotate: attention.Rotate
+  ) -> "FullCache":
+    """Rotates all keys as a text that ends at the last position has them."""
+    slots = jnp.arange(self.key.shape[2])[None]
+    # The rotation takes the length of the text from the greatest position.
+    slots = jnp.where(slots <= positions.max(axis=1)[:, None], slots, -1)
+    key = rotate(self.key.swapaxes(1, 2), slots).swapaxes(1, 2)
+    return FullCache(key, self.value)
 
   def write(
       self,
@@ -68,9 +84,11 @@ class FullCache:
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
   ) -> "FullCache":
-    """Keeps rotated keys and their values; padding, at -1, is dropped."""
-    return FullCache(
-        _write(self.key, key, positions), _write(self.value, value, positions)
+    """Keeps keys and their values; padding, at -1, is dropped."""
+    return dataclasses.replace(
+        self,
+        key=_write(self.key, key, positions),
+        value=_write(self.value, value, positions),
     )
 
 
@@ -89,11 +107,18 @@ def init(
     dtype: Of keys and values.
   """
   shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-  empty = lambda: FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-  return tuple(
-      layer_hooks.init_cache(config, layer, batch_size, capacity, dtype, empty)
-      for layer in range(config.num_layers)
-  )
+  is_rotary = config.positions == "rotary"
+
+  def of_layer(layer: int) -> Any:
+    keeps_raw = is_rotary and config.rope_of(layer).changes_with_length
+    empty = lambda: FullCache(
+        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), keeps_raw
+    )
+    return layer_hooks.init_cache(
+        config, layer, batch_size, capacity, dtype, empty
+    )
+
+  return tuple(of_layer(layer) for layer in range(config.num_layers))
 
 
 def _write(

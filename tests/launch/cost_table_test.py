@@ -39,7 +39,7 @@ class CostTableTest(absltest.TestCase):
         for line in printed.splitlines()
         if line.split()[:3] == ["8,192", "8", "h2o"]
     )
-    self.assertEqual(row[3:7], ["20", "%", "1.74", "17.8"])
+    self.assertEqual(row[3:7], ["20", "%", "1.74", "16.8"])
     self.assertEqual(
         row[-7:], ["10.9", "1.38x", "6.4", "1.38x", "5.3", "1.38x", "pays"]
     )

@@ -51,8 +51,8 @@ def resolve(
         "positions='rolled' turns keys again, which needs rotary positions; the"
         f" model's are {config.positions}."
     )
-  kinds = {config.rope_of(n).rope_type for n in range(config.num_layers)}
-  changes = is_rotary and bool(kinds & {"dynamic", "longrope"})
+  kinds = [config.rope_of(layer) for layer in range(config.num_layers)]
+  changes = is_rotary and any(kind.changes_with_length for kind in kinds)
   must_be_raw = positions == "rolled" or changes
   if must_be_raw and keys == "rotated":
     raise errors.UserError(

@@ -136,7 +136,7 @@ def decode(
     plan: cache_plan.CachePlan,
     sparsity: ContextualSparsity | None = None,
     *,
-    counts_lookup: bool = True,
+    counts_lookup: bool = False,
 ) -> Cost:
   """Cost of one token more for each sequence.
 
@@ -191,7 +191,7 @@ def prefill(
     load: Load,
     plan: cache_plan.CachePlan,
     *,
-    counts_lookup: bool = True,
+    counts_lookup: bool = False,
 ) -> Cost:
   """Cost of reading prompts of T tokens, up to the logits of the last ones.
 

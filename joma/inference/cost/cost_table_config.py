@@ -148,7 +148,7 @@ class CostTableConfig:
   neurons_kept: float = 0.25
   predictor_rank: int = 1000
   is_shared: bool = False
-  counts_lookup: bool = True
+  counts_lookup: bool = False
 
   def __post_init__(self):
     for name in ("chips", "lengths", "batch_sizes"):

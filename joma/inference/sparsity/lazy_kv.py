@@ -142,13 +142,19 @@ def init(cache: object, period: int, embed_dim: int) -> LazyKV:
     embed_dim: D.
 
   Raises:
-    UserError: If it is another cache, or R is less than 1.
+    UserError: If it is another cache, or keeps keys before rotation, or R is
+      less than 1.
   """
   require.at_least("period", period, 1)
   if not isinstance(cache, full_cache.FullCache):
     raise errors.UserError(
         "missing_kv=recompute fills in old keys and values, which a"
         f" {type(cache).__name__} may have evicted: it wants a FullCache."
+    )
+  if cache.keeps_raw:
+    raise errors.UserError(
+        "missing_kv=recompute fills in rotated keys, which frequencies that"
+        " change with the length of the text turn anew: use another way."
     )
   batch, num_kv_heads, _, _ = cache.key.shape
   return LazyKV(

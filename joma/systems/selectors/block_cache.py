@@ -21,6 +21,7 @@ from joma.transformer import hooks
 from joma.transformer import one_query
 from kernels_pallas import masks
 from kernels_pallas import selection
+from scansnap_jax.experiment import errors
 
 
 @runtime_checkable
@@ -160,7 +161,19 @@ def init(
     capacity: int,
     dtype: jax.typing.DTypeLike,
 ) -> BlockCache:
-  """Returns an empty cache of one layer, for `capacity` positions or more."""
+  """Returns an empty cache of one layer, for `capacity` positions or more.
+
+  Raises:
+    UserError: The model's rotary frequencies change with the text, and keys are
+      kept rotated.
+  """
+  kinds = [config.rope_of(layer) for layer in range(config.num_layers)]
+  if config.positions == "rotary" and any(k.changes_with_length for k in kinds):
+    raise errors.UserError(
+        f"{system.name} keeps rotated keys, which"
+        f" rope_type={kinds[0].rope_type} turns anew as the text grows: read it"
+        " at once, or without this selector."
+    )
   size = -(-capacity // system.block) * system.block
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
   empty = lambda: jnp.zeros(shape, dtype)

@@ -110,6 +110,15 @@ class RopeConfig:
   short_factor: tuple[float, ...] = ()
   long_factor: tuple[float, ...] = ()
 
+  @property
+  def changes_with_length(self) -> bool:
+    """Whether a longer text turns its first tokens otherwise.
+
+    A cache then keeps keys before rotation: those rotated at one length do not
+    fit queries of another.
+    """
+    return self.rope_type in ("dynamic", "longrope")
+
   def __post_init__(self):
     if self.rope_type not in get_args(RopeType):
       raise _unknown_type(self.rope_type)

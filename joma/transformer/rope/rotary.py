@@ -153,7 +153,7 @@ def rotate_by(
       rope, config.rotary_dim, config.max_len, seq_len
   )
   inv_freq, attn_factor = of_length(None)
-  if rope.rope_type in ("dynamic", "longrope"):
+  if rope.changes_with_length:
     seq_len = positions.max(axis=1) + 1
     inv_freq = jax.vmap(lambda length: of_length(length)[0])(seq_len)
   return rotate(x, positions, inv_freq, attn_factor)

@@ -43,10 +43,11 @@ def decode_row(
       for i, x in enumerate(shape.arrays("float32")[:3])
   )
   steps = {"ours": _step, "full": _full_step, "peer": _peer_step}
+  key, value = _rows(shape, num_keys)
   caches = {
       "ours": _slots(shape, num_slots),
-      "full": full_cache.FullCache(*_rows(shape, num_keys)),
-      "peer": tuple(x.swapaxes(1, 2) for x in _rows(shape, num_keys)),
+      "full": full_cache.FullCache(key, value),
+      "peer": (key.swapaxes(1, 2), value.swapaxes(1, 2)),
   }
   positions = jnp.full(shape.batch, num_keys - 1, jnp.int32)
 

@@ -114,12 +114,15 @@ class ModelTest(parameterized.TestCase):
         max_len=8 if rope["rope_type"] == "dynamic" else 32,
     )
     model = models.Transformer(config, implementation="reference")
-    caches = kv_cache.init(h2o.H2O(), config, 3, 32, keys="raw")
-    got, _ = _read_and_decode(caches, model=model)
-    for row, length in enumerate(np.asarray(_NEXT)):
-      # Frequencies follow the length of a text: no padding here.
-      want = model.apply({"params": _params()}, _TOKENS[row][None, :length])
-      np.testing.assert_allclose(got[-1, row], want[0, -1], atol=2e-5)
+    for caches in (
+        kv_cache.init(h2o.H2O(), config, 3, 32, keys="raw"),
+        full_cache.init(config, 3, 32),
+    ):
+      got, _ = _read_and_decode(caches, model=model)
+      for row, length in enumerate(np.asarray(_NEXT)):
+        # Frequencies follow the length of a text: no padding here.
+        want = model.apply({"params": _params()}, _TOKENS[row][None, :length])
+        np.testing.assert_allclose(got[-1, row], want[0, -1], atol=2e-5)
 
   @parameterized.parameters(
       window.StreamingLLM(num_sinks=2),

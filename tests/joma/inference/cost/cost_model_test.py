@@ -59,7 +59,8 @@ class CostModelTest(parameterized.TestCase):
         if kept == 1
         else cache_plan.scored(math.floor(kept * length))
     )
-    cost = cost_model.decode(config, load, plan)
+    # The rows count the embedding's table as read.
+    cost = cost_model.decode(config, load, plan, counts_lookup=True)
     slots = plan.slots(config, length)[0][0]
     keys_and_values = batch_size * slots * cost_model.token_bytes(config, load)
     digits = 0 if keys_and_values > 1e11 else 1
@@ -74,9 +75,23 @@ class CostModelTest(parameterized.TestCase):
     load = _load(1, 1, "bfloat16")
     config = cost_table_config.llama3_8b()
     cost = cost_model.decode(config, load, cache_plan.full())
-    self.assertEqual(f"{cost.weight_bytes / 1e9:.2f}", "16.06")
-    self.assertFalse(chips.get("v5e").fits(cost.weight_bytes))
+    # 8.03 B parameters; of the embedding's table, .53 B, a row is read.
+    self.assertEqual(f"{cost.weight_bytes / 1e9:.2f}", "15.01")
+    whole = cost_model.decode(
+        config, load, cache_plan.full(), counts_lookup=True
+    )
+    self.assertEqual(f"{whole.weight_bytes / 1e9:.2f}", "16.06")
+    self.assertEqual(whole.memory_bytes, cost.memory_bytes)
+    self.assertFalse(chips.get("v5e").fits(whole.weight_bytes))
     self.assertEqual(cost_model.token_bytes(config, load), 128 * 1024)
+
+  def test_a_step_of_llama_3_8b_on_an_h100_by_hand(self):
+    # 15.01 GB of weights and 8,192 times 128 KiB, at 3.35 TB/s.
+    load = _load(1, 8192, "bfloat16")
+    config = cost_table_config.llama3_8b()
+    cost = cost_model.decode(config, load, cache_plan.full())
+    milliseconds = 1e3 * cost.seconds(chips.get("h100"))
+    self.assertAlmostEqual(milliseconds, 4.801, delta=0.002)
 
   def test_decode_by_hand(self):
     # A layer: norms 2 x 12, query and output 2 x 12 x 24, key and value
@@ -84,7 +99,10 @@ class CostModelTest(parameterized.TestCase):
     layer = 24 + 576 + 192 + 720
     # Two layers, the final norm, the output layer, and the embedding.
     parameters = 2 * layer + 12 + 600 + 600
-    cost = cost_model.decode(_SMALL, _load(), cache_plan.scored(7))
+    without = cost_model.decode(_SMALL, _load(), cache_plan.scored(7))
+    cost = cost_model.decode(
+        _SMALL, _load(), cache_plan.scored(7), counts_lookup=True
+    )
     self.assertEqual(cost.weight_bytes, 4 * parameters)
     # 3 sequences, 2 layers, 2 heads: 7 slots of a key, a value and 12 bytes;
     # one key and value written.
@@ -94,9 +112,6 @@ class CostModelTest(parameterized.TestCase):
     self.assertEqual(cost.flops, 3 * products)
     held = 3 * 4 * 7 * (32 + 8)
     self.assertEqual(cost.memory_bytes, 4 * parameters + held)
-    without = cost_model.decode(
-        _SMALL, _load(), cache_plan.scored(7), counts_lookup=False
-    )
     self.assertEqual(cost.weight_bytes - without.weight_bytes, 4 * 600)
     self.assertEqual(cost.flops, without.flops)
 
