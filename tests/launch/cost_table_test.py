@@ -41,7 +41,7 @@ class CostTableTest(absltest.TestCase):
     )
     self.assertEqual(row[3:7], ["20", "%", "1.74", "16.8"])
     self.assertEqual(
-        row[-7:], ["10.9", "1.38x", "6.4", "1.38x", "5.3", "1.38x", "pays"]
+        row[-7:], ["10.2", "1.41x", "6.1", "1.41x", "5.0", "1.41x", "pays"]
     )
     self.assertIn("does not fit", printed)
     self.assertIn("batch x length = 122,532", printed)

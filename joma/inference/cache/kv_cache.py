@@ -118,7 +118,7 @@ def _init_one(
     size: int,
     dtype: jax.typing.DTypeLike,
     options: cache_options.CacheOptions,
-) -> attention.KVCache:
+) -> attention.KVCache | layer_hooks.PreparedCache:
   """Returns a layer's cache: its systems', the policy's own kind, or slots."""
   cache_options.check_capacity(size, config, options)
   sized = policy.with_capacity(size)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.hierarchy import data
 from joma.hierarchy import model as hierarchy_model
@@ -158,6 +159,7 @@ class SavingsTest(parameterized.TestCase):
     chex.assert_trees_all_close(found, plain, rtol=0, atol=atol)
     return tokens, merged, num_padding, plain
 
+  @pytest.mark.slow  # float64 stands for it.
   def test_loss_and_gradient_are_equal_in_float32(self):
     self._check(np.float32, _ATOL)
 

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from joma.theory import dynamics
 from joma.theory import flow
@@ -54,6 +55,7 @@ class StepSizeTest(float64.TestCase):
   @parameterized.product(
       attention=("linear", "exp", "softmax"), num_queries=(1, 3)
   )
+  @pytest.mark.by_default(0, 3)
   def test_error_falls_linearly(self, attention, num_queries):
     errors = _errors(attention, num_queries)
     for i, activation in enumerate(problems.ACTIVATIONS):
@@ -95,6 +97,7 @@ class FlowTest(float64.TestCase):
     )
 
   @parameterized.parameters("linear", "exp", "softmax")
+  @pytest.mark.by_default(0)
   def test_holds_while_the_layer_above_trains(self, attention):
     path = _path(attention)
     check = self._check(attention, path)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.theory import dynamics
 from joma.theory import isotropic
@@ -55,6 +56,7 @@ class VelocityTest(float64.TestCase):
   """The theorem against E[g phi'(v^T x + xi) x], averaged over x itself."""
 
   @parameterized.parameters(*problems.ACTIVATIONS)
+  @pytest.mark.by_default(0, 2)
   def test_gaussian_clouds(self, activation):
     generator = np.random.default_rng(0)
     centers = generator.normal(size=(2, 3))

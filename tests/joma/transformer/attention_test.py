@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -49,6 +50,7 @@ class AttentionTest(parameterized.TestCase):
       dict(attn_logits_soft_cap=0.5, attn_scale=2.0),
       dict(use_qk_norm=True, positions="none"),
   )
+  @pytest.mark.by_default(0, 2)
   def test_what_is_sown_gives_the_output(self, **changes):
     config = configs.TransformerConfig(**_SHAPE | changes)
     out, sown, params = _apply(config, self.x)

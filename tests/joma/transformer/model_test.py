@@ -5,6 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -54,6 +55,7 @@ def _apply(model, params, tokens, mutable=False, **options):
 class TransformerTest(parameterized.TestCase):
 
   @parameterized.parameters(*_KINDS)
+  @pytest.mark.by_default(0, 3)
   def test_a_token_changes_no_logits_before_it(self, kind):
     model = _model(**_KINDS[kind])
     params, tokens = _params(model), _tokens()

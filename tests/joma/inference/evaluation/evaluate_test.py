@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache as kv_cache_lib
 from joma.inference.evaluation import evaluate
@@ -87,6 +88,7 @@ def _batch(num_new=1):
 class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters("full_cache", "slots")
+  @pytest.mark.by_default(0)
   def test_token_by_token_is_what_reading_at_once_gives(self, kind):
     if kind == "slots":
       kv_cache = _slots(full.Full(), _LENGTH)

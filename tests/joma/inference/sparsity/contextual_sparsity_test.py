@@ -135,6 +135,7 @@ def predicted(num):
 class AllTest(parameterized.TestCase):
 
   @parameterized.parameters(("swiglu", True), ("swiglu", False))
+  @pytest.mark.by_default(0)
   def test_all_units_and_heads_are_the_dense_model_bitwise(self, name, cached):
     self._check(name, cached)
 
@@ -184,6 +185,7 @@ class DecodeTest(parameterized.TestCase):
       ("swiglu", "threshold, ahead"),
       ("swiglu", "prompt, zero"),
   )
+  @pytest.mark.by_default(0)
   def test_a_text_decoded_is_the_text_measured(self, name, what):
     self._check(name, what)
 

@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import contextual_sparsity as sparsity
@@ -94,6 +95,7 @@ def _after_attention(intermediates, params):
 class LookaheadTest(parameterized.TestCase):
 
   @parameterized.parameters((1, _before_attention), (0, _after_attention))
+  @pytest.mark.by_default(0, 1)
   def test_the_mlp_is_chosen_by_the_stream_that_lookahead_names(
       self, lookahead, stream
   ):

@@ -4,6 +4,7 @@ import pathlib
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from joma.studies.questions import bounce
 from joma.studies.questions import drift
@@ -120,6 +121,7 @@ _SUMMARIES = dict(
 class FigureTest(parameterized.TestCase):
 
   @parameterized.parameters(*_SUMMARIES)
+  @pytest.mark.by_default(0, 3)
   def test_draws_a_summary_read_back(self, name):
     study, make, num_panels = _SUMMARIES[name]
     summary = make() | dict(steps=[0, 10, 20, 30], num_seeds=2)

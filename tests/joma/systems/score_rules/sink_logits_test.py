@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies import names as policy_names
@@ -131,6 +132,7 @@ class SinkLogitsTest(parameterized.TestCase):
       ("",), ("full",), ("h2o",), ("window",), ("snapkv",), ("keyformer",),
       ("quest:num_keys=16:page_size=8",),
   )  # fmt: skip
+  @pytest.mark.by_default(0, 1)
   def test_every_cache_follows(self, policy):
     model, params, tokens = _model("sink_logits:start=1.5")
     want = applied.logits(model, params, tokens)

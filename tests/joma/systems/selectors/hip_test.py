@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.by_attention import h2o
@@ -168,6 +169,7 @@ class HipTest(parameterized.TestCase):
     self.assertEqual(sum(counted), want)
 
   @parameterized.parameters(*range(1, 23))
+  @pytest.mark.by_default(0, 9, 17)
   def test_what_is_listed_is_different_and_not_later(self, num_blocks):
     system = hip.Hip(k=3, block=1, sinks=2, window=2)
     newest = jnp.arange(num_blocks)
@@ -184,6 +186,7 @@ class HipTest(parameterized.TestCase):
       self.assertLen(listed, min(row + 1, 7))
 
   @parameterized.parameters((64, 8), (50, 7), (23, 5), (9, 9))
+  @pytest.mark.by_default(0, 2)
   def test_a_search_is_that_by_hand(self, num_blocks, num_kept):
     scores = _scores(3, num_blocks, 5)
     self.assertEqual(_search(scores, num_kept), _by_hand(scores, num_kept))
