@@ -127,6 +127,7 @@ def define_num_cpu_devices() -> flags.FlagHolder:
       0,
       "Devices to split a CPU into; 0 is one per core.",
       0,
+      4096,
   )
 
 

@@ -37,7 +37,7 @@ _SAVE_HF = flags.DEFINE_boolean(
 )
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
-    "num_cpu_devices", 1, "Devices to split a CPU into.", 1
+    "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
 )
 _CONFIG = flag_config.define(lm_config.default())
 

@@ -207,12 +207,11 @@ class ScanSnapConfig:
         raise errors.UserError(
             f"{name} may be up to {most}, got {getattr(self, name)}."
         )
-    require.at_least("first_seed", self.first_seed, 0)
-    if self.first_seed + self.num_seeds > 2**31:
-      raise errors.UserError(
-          f"first_seed={self.first_seed} and num_seeds={self.num_seeds} reach"
-          " beyond the largest seed, 2147483647."
-      )
+    require.seeds("first_seed", self.first_seed, self.num_seeds)
+    require.memory(
+        f"num_steps={self.num_steps} of {self.num_runs} runs",
+        4 * self.num_runs * self.num_steps,
+    )
     if self.data.classes_file is not None and len(self.num_last) > 1:
       raise errors.UserError(
           f"num_last={self.num_last} sweeps the generated data settings, but"

@@ -90,16 +90,12 @@ class Table1Config:
         )
     for name, least in _LEAST.items():
       require.at_least(name, getattr(self, name), least)
+    require.seeds("first_seed", self.first_seed, self.num_seeds)
     require.positive("lr", self.lr)
     if not (0 <= self.weight_decay < math.inf):
       raise errors.UserError(
           "weight_decay must be finite and not negative, got"
           f" {self.weight_decay}."
-      )
-    if self.first_seed + self.num_seeds > 2**31:
-      raise errors.UserError(
-          f"first_seed={self.first_seed} and num_seeds={self.num_seeds} reach"
-          " beyond the largest seed, 2147483647."
       )
     self._check_cells(pairs)
 

@@ -180,6 +180,7 @@ def stream(
       model.config, int(lengths.max()) + max_new_tokens - 1
   )
   if kv_cache is None:
+    _check_memory(model, len(lengths), capacity)
     kv_cache = full_cache.init(
         model.config, len(lengths), capacity, model.dtype
     )
@@ -191,6 +192,19 @@ def stream(
       ),
       lambda state: decode_step(model, params, state, sampler, eos_ids),
       max_new_tokens,
+  )
+
+
+def _check_memory(
+    model: models.Transformer, batch_size: int, capacity: int
+) -> None:
+  """Raises UserError before keys and values are allocated in vain."""
+  config = model.config
+  heads = batch_size * config.num_layers * config.num_kv_heads
+  itemsize = jnp.dtype(model.dtype).itemsize
+  require.memory(
+      f"a cache of {capacity} positions (prompt and max_new_tokens)",
+      2 * itemsize * heads * capacity * config.head_dim,
   )
 
 

@@ -26,6 +26,7 @@ class SamplingConfig:
   def __post_init__(self):
     if self.temperature:
       require.positive("temperature", self.temperature)
+    require.seeds("seed", self.seed)
     require.at_least("top_k", self.top_k, 0)
     if not 0 < self.top_p <= 1:
       raise errors.UserError(f"top_p must lie in (0, 1], got {self.top_p}.")

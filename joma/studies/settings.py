@@ -70,7 +70,7 @@ def seeds(config: _Trained) -> range:
 def require_seeds(first_seed: int, num_seeds: int) -> None:
   """Raises UserError unless all seeds are seeds, and there is one or more."""
   require.between("num_seeds", num_seeds, 1, 10**4)
-  require.between("first_seed", first_seed, 0, 2**31 - num_seeds)
+  require.seeds("first_seed", first_seed, num_seeds)
 
 
 def require_targets(mu: Iterable[float], initial: float) -> None:
@@ -90,7 +90,11 @@ def check_runs(config: _Trained) -> None:
   """Raises UserError unless seeds, steps and records of a study fit."""
   # Intervals over seeds need two.
   require.at_least("num_seeds", config.num_seeds, 2)
-  require.at_least("first_seed", config.first_seed, 0)
+  require.seeds("first_seed", config.first_seed, config.num_seeds)
+  require.memory(
+      f"num_steps={config.num_steps} of {config.num_seeds} seeds",
+      4 * config.num_seeds * config.num_steps,
+  )
   require.at_least("num_records", config.num_records, 1)
   if config.num_steps < 1 or config.num_steps % config.num_records:
     raise errors.UserError(

@@ -117,6 +117,11 @@ class TransformerConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("num_kv_heads", "head_dim", "hidden_dim", "max_len"):
       require.at_least(name, getattr(self, name), 1)
+    # Far beyond what there is, yet not so far that it hangs.
+    require.between("num_layers", self.num_layers, 1, 10**4)
+    for name in ("vocab_size", "embed_dim", "num_heads", "head_dim"):
+      require.between(name, getattr(self, name), 1, 2**31 - 1)
+    require.between("hidden_dim", self.hidden_dim, 1, 2**31 - 1)
     require.positive("norm_epsilon", self.norm_epsilon)
     for name in ("dropout", "attn_dropout", "hidden_dropout"):
       if not 0 <= getattr(self, name) < 1:

@@ -4,8 +4,11 @@ Imports no jax, so that command lines answer at once.
 """
 
 import math
+import os
 
 from scansnap_jax.experiment import errors
+
+_LARGEST_SEED = 2**31 - 1
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -19,6 +22,33 @@ def between(name: str, value: int, least: int, most: int) -> None:
   if not least <= value <= most:
     raise errors.UserError(
         f"{name} must be from {least} to {most}, got {value}."
+    )
+
+
+def seeds(name: str, first: int, count: int = 1) -> None:
+  """Raises UserError unless all seeds from `first` on are in [0, 2^31).
+
+  One range for every script: jax takes 2^32 for 0, and -1 for 2^32 - 1.
+  """
+  last = first + count - 1
+  if first < 0 or last > _LARGEST_SEED:
+    raise errors.UserError(
+        f"{name} must be from 0 to {_LARGEST_SEED - count + 1}, got {first}."
+    )
+
+
+def memory(what: str, num_bytes: int | float) -> None:
+  """Raises UserError if arrays are larger than all memory of this machine.
+
+  Args:
+    what: The setting and its value, as `num_steps=1000`.
+    num_bytes: What it would take, in bytes.
+  """
+  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if num_bytes > total:
+    raise errors.UserError(
+        f"{what} would take {num_bytes / 1e9:,.1f} GB of memory; this machine"
+        f" has {total / 1e9:,.1f}."
     )
 
 

@@ -114,8 +114,10 @@ class EvaluateConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("train_steps", "train_batch"):
       require.at_least(name, getattr(self, name), 1)
-    for name in ("first_seed", "train_length", "train_seed"):
-      require.at_least(name, getattr(self, name), 0)
+    require.at_least("train_length", self.train_length, 0)
+    require.seeds("first_seed", self.first_seed, self.num_seeds)
+    require.seeds("train_seed", self.train_seed)
+    require.memory(f"length={self.length}", 8 * self.length)
     require.at_least("length", self.length, 2)
     require.positive("lr", self.lr)
     require.between("skip", self.skip, 1, self.length - 1)

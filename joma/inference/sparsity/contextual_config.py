@@ -94,8 +94,8 @@ class PredictorConfig:
   def __post_init__(self):
     for name in ("rank", "head_rank", "batch_size", "checkpoint_every"):
       require.at_least(name, getattr(self, name), 1)
-    for name in ("num_steps", "seed"):
-      require.at_least(name, getattr(self, name), 0)
+    require.at_least("num_steps", self.num_steps, 0)
+    require.seeds("seed", self.seed)
     require.between("lookahead", self.lookahead, 0, 1)
     require.positive("lr", self.lr)
     require_share("head_fraction", self.head_fraction)
@@ -169,6 +169,7 @@ class ContextualConfig:
     for name in ("num_texts", "num_eval_texts", "seq_len"):
       require.at_least(name, getattr(self, name), 2)
     require.at_least("eval_batch_size", self.eval_batch_size, 1)
+    require.seeds("seed", self.seed)
     require.positive("lr", self.lr)
     for name in ("held_out_fraction", "prompt_fraction"):
       require_share(name, getattr(self, name))

@@ -18,7 +18,6 @@ from etils import epy
 from jaxtyping import Float
 import numpy as np
 
-from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -80,7 +79,7 @@ class HbltConfig:
       if not 0 < prob < 1:
         raise errors.UserError(f"root_probs must lie in (0, 1), got {prob}.")
     require.between("batch_size", self.batch_size, 1, 10**7)
-    settings_lib.require_seeds(self.seed, 1)
+    require.seeds("seed", self.seed)
 
 
 def make_tree(config: HbltConfig, polarity: float) -> data.Hblt:

@@ -22,7 +22,6 @@ from etils import epy
 from jaxtyping import Float
 import numpy as np
 
-from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors as errors_lib
 from scansnap_jax.experiment import require
@@ -71,7 +70,7 @@ class InvariantsConfig:
   seed: int = 0
 
   def __post_init__(self):
-    settings_lib.require_seeds(self.seed, 1)
+    require.seeds("seed", self.seed)
     require.positive("time", self.time)
     if len(set(self.step_sizes)) < 2:
       raise errors_lib.UserError(

@@ -48,6 +48,7 @@ class RopeExtensionConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("window", "factor"):
       require.at_least(name, getattr(self, name), 2)
+    require.seeds("seed", self.seed)
     require.between("bin_size", self.bin_size, 1, self.window)
     require.at_least("batch_size", self.batch_size, self.factor)
     require.positive("lr", self.lr)

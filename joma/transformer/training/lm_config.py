@@ -115,8 +115,14 @@ class LmConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("checkpoint_every", "eval_batch_size", "fsdp", "tensor"):
       require.at_least(name, getattr(self, name), 1)
-    for name in ("warmup_steps", "map_batch", "probe_batches", "seed"):
+    for name in ("warmup_steps", "map_batch", "probe_batches"):
       require.at_least(name, getattr(self, name), 0)
+    require.seeds("seed", self.seed)
+    require.memory(f"num_steps={self.num_steps}", 4 * (self.num_steps or 0))
+    require.memory(
+        f"batch_size={self.batch_size} of seq_len={self.seq_len}",
+        8 * self.batch_size * self.seq_len,
+    )
     require.positive("lr", self.lr)
     for name in ("lr_mlp", "clip_norm"):
       if getattr(self, name) is not None:

@@ -16,7 +16,7 @@ class Table1ConfigTest(parameterized.TestCase):
       (dict(lr=0.0), "lr must be positive and finite, got 0"),
       (dict(lr=float("nan")), "lr must be positive and finite, got nan"),
       (dict(weight_decay=-1.0), "weight_decay must be .* got -1"),
-      (dict(first_seed=2**31 - 1), "beyond the largest seed"),
+      (dict(first_seed=2**31 - 1), "first_seed must be from 0 to 2147483643"),
       (dict(num_classes=(191,)), "2 out of 20 gives 190 sets, of which 191"),
       (dict(num_combinations=(0,)), "num_combinations=0 out of 99 gives 1"),
       (dict(num_combinations=(4,)), "may have 64 tokens, but seq_len is 30"),

@@ -13,6 +13,16 @@ class RequireTest(parameterized.TestCase):
       (lambda: require.at_least("steps", 0, 1), "steps .* at least 1, got 0"),
       (lambda: require.between("rho", -1, 0, 1), "rho .* 0 to 1, got -1"),
       (lambda: require.between("rho", 2, 0, 1), "rho .* 0 to 1, got 2"),
+      (lambda: require.seeds("seed", -1), "seed .* 0 to 2147483647, got -1"),
+      (lambda: require.seeds("seed", 2**31), "got 2147483648"),
+      (
+          lambda: require.seeds("first", 2**31 - 2, 3),
+          "first .* 0 to 2147483645, got 2147483646",
+      ),
+      (
+          lambda: require.memory("num_steps=9", 1e18),
+          r"num_steps=9 would take 1,000,000,000\.0 GB",
+      ),
       (lambda: require.positive("rate", 0.0), "rate .* positive.*0.0"),
       (lambda: require.positive("rate", math.inf), "rate .* finite.*inf"),
       (lambda: require.positive("rate", math.nan), "rate .* got nan"),
@@ -22,6 +32,9 @@ class RequireTest(parameterized.TestCase):
       check()
 
   def test_takes_the_bounds(self):
+    require.seeds("seed", 0)
+    require.seeds("first", 2**31 - 3, 3)
+    require.memory("num_steps=9", 36)
     require.at_least("steps", 1, 1)
     require.between("rho", 0, 0, 1)
     require.between("rho", 1, 0, 1)
