@@ -226,7 +226,8 @@ class ValidationTest(parameterized.TestCase):
 
   def test_last_seed_must_fit_int32(self):
     config_lib.ScanSnapConfig(first_seed=2**31 - 3, num_seeds=3)
-    with self.assertRaisesRegex(errors.UserError, "first_seed must be from 0 to "
+    with self.assertRaisesRegex(
+        errors.UserError, "first_seed must be from 0 to 2147483644"
     ):
       config_lib.ScanSnapConfig(first_seed=2**31 - 3, num_seeds=4)
 
