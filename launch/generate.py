@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 from absl import flags
-from jaxtyping import PyTree
 
 from joma.inference import sampling_config
 from launch import app
@@ -132,7 +131,7 @@ def _warn_of_length(num_positions: int, max_len: int) -> None:
 
 def _timed_steps(
     model: Any,
-    params: PyTree,
+    params: Any,
     ids: list,
     options: dict[str, Any],
     speed: list[str],

@@ -39,7 +39,7 @@ _TINY = (
 
 
 def _panel(rng):
-  names = [*drawing.LABELS]
+  names = [*drawing.labels()]
   return {
       "steps": np.array([0, 20, 40]),
       "num_candidates": 64,
