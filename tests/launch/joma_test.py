@@ -87,6 +87,9 @@ class JomaTest(parameterized.TestCase):
     self.assertLen(rows, 2 * 3)  # Two seeds; steps 0, 2, 4.
     _run(*_TINY_TABLE, f"--workdir={workdir}")  # Nothing is left to train.
     self.assertEqual((workdir / "summary.json").read_text(), summary)
+    resumes = checkpoints / "resumes.jsonl"
+    self.assertEqual(json.loads(resumes.read_text())["step"], 4)
+    resumes.unlink()
     self.assertEqual(
         {p: p.stat().st_mtime_ns for p in checkpoints.rglob("*")}, written
     )
