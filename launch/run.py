@@ -287,6 +287,7 @@ def _check_shared(workdir: pathlib.Path, peers: Any) -> None:
   sees = path.is_file() and path.read_text() == token
   for process, does in enumerate(peers.gather(sees)):
     if not does:
+      peers.leave()  # All end by themselves, with one and the same line.
       raise errors.UserError(
           f"--workdir of process {process} is not the folder of process 0: all"
           " hosts must see one, on a disk that they share."
