@@ -32,11 +32,6 @@ from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import reference
 
-# The contracts of caches, by the names of their first home.
-Rotate = hooks.Rotate
-AttentionOptions = hooks.AttentionOptions
-KVCache = hooks.KVCache
-
 
 class Attention(nn.Module):
   """Self-attention of one layer.
@@ -229,17 +224,17 @@ class Attention(nn.Module):
     handed = own.carry.carry(call.params[name], call, made)
     return {**call.carry, name: handed}
 
-  def _options(self) -> AttentionOptions:
+  def _options(self) -> hooks.AttentionOptions:
     config = self.config
     scale = config.attn_scale
-    return AttentionOptions(
+    return hooks.AttentionOptions(
         scale=config.head_dim**-0.5 if scale is None else scale,
         logits_soft_cap=config.attn_logits_soft_cap,
         window=config.window_of(self.layer),
         implementation=self.implementation,
     )
 
-  def _rotate(self) -> Rotate:
+  def _rotate(self) -> hooks.Rotate:
     """Rotary positions; some kinds turn by the longest text of the call."""
     config = self.config
     if config.positions != "rotary":
@@ -276,7 +271,7 @@ class Attention(nn.Module):
 
 
 def attend_where(
-    options: AttentionOptions,
+    options: hooks.AttentionOptions,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
@@ -315,7 +310,7 @@ def masked_logits(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     where: hooks.Where,
-    options: AttentionOptions,
+    options: hooks.AttentionOptions,
 ) -> Float[Array, "B N T S"]:
   """Attention logits as one array, float32: to look at, or to drop from."""
   attn_logits = logits.attention_logits(

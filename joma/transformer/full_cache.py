@@ -1,7 +1,7 @@
 """The KV cache that keeps everything: slot s of a layer holds position s.
 
 Shapes never change, so one compilation serves every length; donated, it is
-written in place. Policies that evict are `attention.KVCache`s too.
+written in place. Policies that evict are `hooks.KVCache`s too.
 
 Letters: B batch, T new tokens, C capacity in positions, N query heads, K key
 and value heads, G = N / K, H head size.
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import one_query
 from kernels_pallas import masks
@@ -54,8 +54,8 @@ class FullCache:
       key: Float[Array, "B T K H"],
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
     """Writes T positions, then attends to all up to each query's own."""
     query = rotate(query, positions)
@@ -69,7 +69,7 @@ class FullCache:
     return result.out, cache
 
   def _turned(
-      self, positions: Int[Array, "B T"], rotate: attention.Rotate
+      self, positions: Int[Array, "B T"], rotate: hooks.Rotate
   ) -> "FullCache":
     """Rotates all keys as a text that ends at the last position has them."""
     slots = jnp.arange(self.key.shape[2])[None]
@@ -141,7 +141,7 @@ def attend_many(
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S H"],
     positions: Int[Array, "B T"],
-    options: attention.AttentionOptions,
+    options: hooks.AttentionOptions,
     **returns: Any,
 ) -> output.AttentionOutput:
   """A span of keys for each query, key s at position s: linear memory.
@@ -175,7 +175,7 @@ def _attend_one(
     query: Float[Array, "B 1 N H"],
     cache: FullCache,
     positions: Int[Array, "B 1"],
-    options: attention.AttentionOptions,
+    options: hooks.AttentionOptions,
 ) -> Float[Array, "B 1 N H"]:
   """One query a sequence: two products along the cache as it lies."""
   slots, last = jnp.arange(cache.key.shape[2])[None], positions

@@ -68,7 +68,7 @@ class Transformer(nn.Module):
       positions: Where the tokens stand; None is 0, 1, ... -1 marks padding.
       mask: Which tokens see which; None is causal. Not for use with a cache,
         which knows what it holds.
-      kv_cache: An `attention.KVCache` a layer.
+      kv_cache: A `hooks.KVCache` a layer.
       logits_at: Index in T of the one token of each sequence whose logits are
         wanted; the result is then [B, 1, V].
       is_training: Whether to drop; wants an rng "dropout" if config drops.

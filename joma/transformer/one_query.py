@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from joma.transformer import attention
+from joma.transformer import hooks
 from kernels_pallas import logits
 
 
@@ -17,7 +18,7 @@ def attend(
     key: Float[Array, "B K C H"],
     value: Float[Array, "B K C H"],
     is_seen: Bool[Array, "B #K C"],
-    options: attention.AttentionOptions,
+    options: hooks.AttentionOptions,
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "B K G C"]]:
   """Two products along the cache; returns out, and the attention logits.
 
@@ -54,7 +55,7 @@ def attend(
 
 
 def weights(
-    attn_logits: Float[Array, "B K G C"], options: attention.AttentionOptions
+    attn_logits: Float[Array, "B K G C"], options: hooks.AttentionOptions
 ) -> Float[Array, "B K G C"]:
   """Softmax of the logits of `attend`, with the heads' sinks."""
   sinks = options.sink_logits

@@ -199,9 +199,9 @@ def start_attention(
     config: BenchConfig,
 ) -> Decoder:
   """The attention of all layers on projected vectors, the caches donated."""
-  from joma.transformer import attention
+  from joma.transformer import hooks
 
-  options = attention.AttentionOptions(scale=shape.head_dim**-0.5)
+  options = hooks.AttentionOptions(scale=shape.head_dim**-0.5)
   draw = lambda heads: jax.random.normal(
       jax.random.key(config.seed), (batch_size, 1, heads, shape.head_dim)
   )

@@ -20,9 +20,9 @@ import numpy as np
 from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
-from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import hooks
 
 # Slots of a head, and slots that hold all of the longest text.
 FEW, ALL = 8, 32
@@ -37,7 +37,7 @@ CONFIG = configs.TransformerConfig(
     hidden_dim=8,
     max_len=64,
 )
-_OPTIONS = attention.AttentionOptions(scale=0.4, implementation="reference")
+_OPTIONS = hooks.AttentionOptions(scale=0.4, implementation="reference")
 
 
 class Seen(NamedTuple):

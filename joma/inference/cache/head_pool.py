@@ -25,7 +25,7 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
-from joma.transformer import attention
+from joma.transformer import hooks
 from joma.transformer import one_query
 from kernels_pallas.decode import slots as kernel_slots
 from kernels_pallas.decode.paged import api as paged
@@ -78,7 +78,7 @@ class SharesOut(policy_lib.Policy):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PooledCache:
-  """Pages of a layer, each of one head; an `attention.KVCache`.
+  """Pages of a layer, each of one head; a `hooks.KVCache`.
 
   A head's pages follow each other, in the order of heads. What is left of its
   last page is closed: nobody's, for good.
@@ -113,8 +113,8 @@ class PooledCache:
       key: Float[Array, "B T K H"],
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
     """As `kv_cache.SlotCache.attend`."""
     new = tokens.Tokens(query, key, value, positions, rotate, options)

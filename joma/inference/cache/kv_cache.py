@@ -24,8 +24,8 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
-from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from scansnap_jax.experiment import require
 
@@ -33,7 +33,7 @@ from scansnap_jax.experiment import require
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotCache(slot_arrays.SlotArrays):
-  """Slots of one layer; an `attention.KVCache`."""
+  """Slots of one layer; a `hooks.KVCache`."""
 
   honours: ClassVar[tuple[str, ...]] = ("sinks",)
 
@@ -51,8 +51,8 @@ class SlotCache(slot_arrays.SlotArrays):
       key: Float[Array, "B T K H"],
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "SlotCache"]:
     """One token: a decode step. More: prompts, for an empty cache only.
 
@@ -118,12 +118,12 @@ def _init_one(
     size: int,
     dtype: jax.typing.DTypeLike,
     options: cache_options.CacheOptions,
-) -> attention.KVCache | layer_hooks.PreparedCache:
+) -> hooks.KVCache | layer_hooks.PreparedCache:
   """Returns a layer's cache: its systems', the policy's own kind, or slots."""
   cache_options.check_capacity(size, config, options)
   sized = policy.with_capacity(size)
 
-  def make() -> attention.KVCache:
+  def make() -> hooks.KVCache:
     own = calls.init_cache(
         sized, config, layer, batch_size, size, dtype, options
     )

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from joma.transformer import attention
+from joma.transformer import hooks
 from kernels_pallas import logits
 from scansnap_jax.experiment import errors
 
@@ -78,7 +78,7 @@ class Token:
   value: Float[Array, "B K H"]
   raw_query: Float[Array, "B K G H"]
   position: Int[Array, "B"]
-  rotate: attention.Rotate
+  rotate: hooks.Rotate
   scale: float
   layer: int
 
@@ -125,8 +125,8 @@ class Prompt:
   positions: Int[Array, "B T"]
   lengths: Int[Array, "B"]
   col_mass: Float[Array, "B K G T"] | None
-  rotate: attention.Rotate
-  options: attention.AttentionOptions
+  rotate: hooks.Rotate
+  options: hooks.AttentionOptions
   layer: int
 
   def last_weights(

@@ -17,7 +17,7 @@ from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
-from joma.transformer import attention
+from joma.transformer import hooks
 from joma.transformer import one_query
 from kernels_pallas import implementations
 from kernels_pallas.decode import api
@@ -64,7 +64,7 @@ def choose_slot(
 
 
 def is_fused(
-    cache: slot_arrays.SlotArrays, options: attention.AttentionOptions
+    cache: slot_arrays.SlotArrays, options: hooks.AttentionOptions
 ) -> bool:
   """Returns whether one kernel does the whole step, where kernels run."""
   chosen = implementations.choose(options.implementation, {"tpu": "pallas_tpu"})

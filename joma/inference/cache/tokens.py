@@ -9,12 +9,12 @@ import dataclasses
 from jaxtyping import Array, Float, Int
 
 from joma.inference.cache import policy as policy_lib
-from joma.transformer import attention
+from joma.transformer import hooks
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """The arguments of `attention.KVCache.attend`.
+  """The arguments of `hooks.KVCache.attend`.
 
   Attributes:
     query: Not rotated yet.
@@ -29,8 +29,8 @@ class Tokens:
   key: Float[Array, "B T K H"]
   value: Float[Array, "B T K H"]
   positions: Int[Array, "B T"]
-  rotate: attention.Rotate
-  options: attention.AttentionOptions
+  rotate: hooks.Rotate
+  options: hooks.AttentionOptions
 
   @property
   def rotated_query(self) -> Float[Array, "B T N H"]:

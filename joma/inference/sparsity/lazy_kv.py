@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import storage
-from joma.transformer import attention
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -68,8 +68,8 @@ class LazyKV:
       key: Float[Array, "B S K H"],
       value: Float[Array, "B S K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "LazyKV"]:
     """Fills in what is missing, then attends.
 
@@ -78,7 +78,7 @@ class LazyKV:
       key: Of the same; in a step of one token, of the kept inputs before it.
       value: Likewise.
       positions: Of the new tokens.
-      rotate: As in `attention.KVCache`.
+      rotate: As in `hooks.KVCache`.
       options: As there.
     """
     if self.step is None:

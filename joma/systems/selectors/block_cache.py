@@ -59,7 +59,7 @@ class Chooser(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockCache:
-  """An `attention.KVCache`.
+  """A `hooks.KVCache`.
 
   Attributes:
     kept: `full_cache.FullCache` of whole blocks.

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from joma.transformer import attention
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
@@ -100,7 +100,7 @@ def _attend(
     value: Array,
     positions: Array,
 ) -> tuple[PyTree, PyTree]:
-  options = attention.AttentionOptions(scale=query.shape[-1] ** -0.5)
+  options = hooks.AttentionOptions(scale=query.shape[-1] ** -0.5)
   query, key, value = (x[:, None] for x in (query, key, value))
   rotate = lambda x, _: x
   return cache.attend(query, key, value, positions[:, None], rotate, options)

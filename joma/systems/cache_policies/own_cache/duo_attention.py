@@ -18,8 +18,8 @@ from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cache_plan
 from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
-from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 
 
@@ -88,7 +88,7 @@ class DuoAttention(policy_lib.Policy):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BucketedCache:
-  """Caches of different sizes for different heads; an `attention.KVCache`.
+  """Caches of different sizes for different heads; a `hooks.KVCache`.
 
   Attributes:
     caches: A KVCache a bucket.
@@ -114,8 +114,8 @@ class BucketedCache:
       key: Float[Array, "B T K H"],
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "BucketedCache"]:
     """Each bucket for its heads."""
     batch, length, num_heads, head_dim = query.shape

@@ -19,9 +19,9 @@ from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import storage
 from joma.inference.cost import cache_plan
-from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from joma.transformer import one_query
 from scansnap_jax.experiment import errors
 
@@ -100,7 +100,7 @@ class Quest(policy_lib.Policy):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuestCache:
-  """An `attention.KVCache`.
+  """A `hooks.KVCache`.
 
   Attributes:
     kept: `full_cache.FullCache` of P pages.
@@ -133,8 +133,8 @@ class QuestCache:
       key: Float[Array, "B T K H"],
       value: Float[Array, "B T K H"],
       positions: Int[Array, "B T"],
-      rotate: attention.Rotate,
-      options: attention.AttentionOptions,
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "QuestCache"]:
     """Prompts attend to everything, single tokens to the chosen pages."""
     whole, kept = self.kept.attend(
@@ -176,7 +176,7 @@ class QuestCache:
       self,
       query: Float[Array, "B 1 N H"],
       positions: Int[Array, "B 1"],
-      options: attention.AttentionOptions,
+      options: hooks.AttentionOptions,
   ) -> Float[Array, "B 1 N H"]:
     """Gathers the pages of the greatest bounds and attends to them."""
     size, position = self.policy.page_size, positions[:, 0]

@@ -21,9 +21,9 @@ from joma.systems.cache_policies.by_attention import tova
 from joma.systems.cache_policies.by_key import knorm
 from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
-from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from joma.transformer import model as models
 from joma.transformer.rope import config as rope_config
 from kernels_pallas import interpret
@@ -277,9 +277,7 @@ class KernelTest(parameterized.TestCase):
     ]
 
     def run(implementation):
-      options = attention.AttentionOptions(
-          scale=0.3, implementation=implementation
-      )
+      options = hooks.AttentionOptions(scale=0.3, implementation=implementation)
 
       def step(cache, inputs):
         i, query, key, value = inputs

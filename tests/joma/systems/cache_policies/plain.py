@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.cache import kv_cache
-from joma.transformer import attention
+from joma.transformer import hooks
 
 CAPACITY = 12
 _HEAD_DIM = 8
 _LENGTHS = (5, 23, 30)
 # Ten times the largest float32 error seen; values are of order 1.
 _TOLERANCE = 2e-5
-_OPTIONS = attention.AttentionOptions(
+_OPTIONS = hooks.AttentionOptions(
     scale=_HEAD_DIM**-0.5, implementation="reference"
 )
 

@@ -8,13 +8,11 @@ import numpy as np
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import h2o_variants
-from joma.transformer import attention
+from joma.transformer import hooks
 
 _HEADS, _PROMPT, _STEPS, _SIZE = 4, 64, 128, 16
 _BUDGET = (8, 8)
-_OPTIONS = attention.AttentionOptions(
-    scale=_SIZE**-0.5, implementation="reference"
-)
+_OPTIONS = hooks.AttentionOptions(scale=_SIZE**-0.5, implementation="reference")
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
 from joma.systems.cache_policies.own_cache import ada_kv
 from joma.systems.cache_policies.own_cache import duo_attention
-from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 from tests.joma.systems.cache_policies.by_attention import h2o_test
 
@@ -30,7 +30,7 @@ _CONFIG = configs.TransformerConfig(
     hidden_dim=8,
     max_len=64,
 )
-_OPTIONS = attention.AttentionOptions(scale=0.5, implementation="reference")
+_OPTIONS = hooks.AttentionOptions(scale=0.5, implementation="reference")
 # Ten times the largest float32 error seen; values are of order 1.
 _TOLERANCE = 2e-5
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.own_cache import quest
-from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 
 _CONFIG = configs.TransformerConfig(
@@ -19,7 +19,7 @@ _CONFIG = configs.TransformerConfig(
     hidden_dim=8,
     max_len=64,
 )
-_OPTIONS = attention.AttentionOptions(scale=0.5, implementation="reference")
+_OPTIONS = hooks.AttentionOptions(scale=0.5, implementation="reference")
 _LENGTHS = jnp.array([5, 18])
 # Ten times the largest float32 error seen; values are of order 1.
 _TOLERANCE = 2e-5
