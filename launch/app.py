@@ -22,16 +22,23 @@ flags.disclaim_key_flags()
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# What is wrong with a file or its disk, never with the program.
+_OF_FILES = (
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
+)
+_EXHAUSTED = "RESOURCE_EXHAUSTED: "
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
   """Parses the command line and exits with what `main` returns.
 
   A flag that does not parse, a leftover argument or a `UserError` becomes
-  `error: <message>` on stderr and exit status 2; so does a stdout that takes no
-  more (a full disk). A reader of stdout that went away (`| head`) ends the
-  script quietly with 141, as a shell reports SIGPIPE. Any other exception keeps
-  its traceback.
+  `error: <message>` on stderr and exit status 2; so does a file or stdout that
+  takes no more (a full disk, a folder that is gone), and what no memory holds.
+  A reader of stdout that went away (`| head`) ends the script quietly with 141,
+  as a shell reports SIGPIPE. Any other exception keeps its traceback.
 
   Args:
     main: The script. It takes argv, of which only the program name is left,
@@ -58,10 +65,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       _drop_stdout()
       return _BROKEN_PIPE
     except OSError as error:
-      if error.errno not in _FULL or error.filename is not None:
+      if error.filename is not None and error.errno in _OF_FILES:
+        return _complain(f"{error.filename}: {error.strerror}.")
+      if error.filename is not None or error.errno not in _FULL:
         raise
       _drop_stdout()
       return _complain(f"stdout cannot be written: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+      # jax's own error, which has no public name before jax is imported.
+      told = str(error).removeprefix(_EXHAUSTED)
+      if isinstance(error, RuntimeError) and told == str(error):
+        raise
+      return _complain(
+          f"there is not enough memory ({' '.join(told.split()) or 'none left'}"
+          "). Use smaller sizes."
+      )
 
   app.run(guarded, flags_parser=_parse)
 

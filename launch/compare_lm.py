@@ -7,17 +7,16 @@ Figure 6 is the runs of --preset=joma_figure6 with --model.num_layers of 1, 2, 5
 and 10 and several --seed; Figure 8 those of joma_figure8 with several --lr;
 Figure 10 of Scan & Snap those of scansnap_figure10 with --lr from 1 to 5.
 Below --workdir it writes report.html, summary.json (every number that the
-figures show) and figures/.
+figures show) and figures/, flags.txt, config.json.
 """
 
 import pathlib
-import time
 
 from absl import flags
 
 from launch import app
+from launch import flag_config
 from launch import run
-from scansnap_jax.experiment import errors
 
 _WORKDIR = run.define_workdir("Local folder of the report.")
 _RUNS = flags.DEFINE_list(
@@ -28,24 +27,30 @@ _REFERENCE_CSV = run.define_reference_csv()
 
 def main(_: list[str]) -> None:
   """Reads the runs and writes the report."""
-  started = time.monotonic()
-  from joma.transformer.training import (
-      report,  # Imported here, so that --help answers at once.
-  )
+  # Imported here, so that --help and wrong flags answer at once.
+  from joma.transformer.training import report
 
   runs = [pathlib.Path(folder).expanduser() for folder in _RUNS.value]
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
-  if (workdir / "config.json").exists():
-    raise errors.UserError(f"{workdir} is a run's folder. Give another one.")
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = report.compare(
-      workdir,
-      runs,
-      facts={"command": run.command("compare_lm")},
-      started=started,
-      reference_csv=_REFERENCE_CSV.value,
-  )
-  print(f"Report: {path}")
+  check = lambda: [report.read_summary(folder) for folder in runs]
+  with run.start("compare_lm", _folder, check=check) as this:
+    this.finish(
+        lambda: report.compare(
+            this.folder,
+            runs,
+            facts={"command": this.facts["command"]},
+            started=this.started,
+            reference_csv=_REFERENCE_CSV.value,
+        )
+    )
+
+
+def _folder() -> run.Folder:
+  given = {
+      "runs": ",".join(_RUNS.value),
+      "reference_csv": _REFERENCE_CSV.value,
+  }
+  lines = flag_config.lines_of(given)
+  return run.Folder(_WORKDIR.value, given, "".join(lines))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ flags.txt, config.json.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -51,22 +52,23 @@ def main(_: list[str]) -> None:
   """Computes, prints, writes."""
   config = _resolve()
   result = cost_table.make(config)
-  console = rich_console.Console(soft_wrap=True)
+  # Paths and names are printed as they are: no [red], no :smile:.
+  plain = functools.partial(rich_console.Console, markup=False, emoji=False)
   # Whole rows where the output is no terminal.
-  width = None if console.is_terminal else _WIDTH
-  rich_console.Console(width=width).print(table(result))
+  width = None if plain().is_terminal else _WIDTH
+  plain(width=width).print(table(result))
   for line in notes(config, result):
-    console.print(line, highlight=False)
+    print(line)
   if _WORKDIR.value:
-    workdir = workdir_lib.claim(
+    with workdir_lib.hold(
         _WORKDIR.value,
         workdir_lib.config_to_json(config),
         flag_config.to_flagfile(config, {"model": None}),
-    )
-    path = workdir / "cost_table.json"
-    text = json.dumps(result, indent=2, allow_nan=False)
-    workdir_lib.write_atomic(path, text + "\n")
-    console.print(f"All numbers: {path}", highlight=False)
+    ) as workdir:
+      path = workdir / "cost_table.json"
+      text = json.dumps(result, indent=2, allow_nan=False)
+      workdir_lib.write_atomic(path, text + "\n")
+    print(f"All numbers: {path}")
 
 
 def _resolve() -> cost_table_config.CostTableConfig:

@@ -94,7 +94,7 @@ def to_flagfile(
     UserError: A value has no text that parses back to it, such as a string
       with a newline.
   """
-  lines = _extra_lines(extra)
+  lines = lines_of(extra)
   for name, hint, value, _ in _leaves(config, prefix):
     if name in extra:
       raise ValueError(f"{name} is both a field and an extra flag")
@@ -113,14 +113,19 @@ def given_to_flagfile(
 
   Arguments and errors are those of `define` and `to_flagfile`.
   """
-  lines = _extra_lines(extra)
+  lines = lines_of(extra)
   for name, hint, _, _ in _leaves(default, prefix):
     if not flag_values[name].using_default_value:
       lines.append(_value_line(name, hint, flag_values[name].value))
   return "".join(lines)
 
 
-def _extra_lines(extra: Mapping[str, object]) -> list[str]:
+def lines_of(extra: Mapping[str, object]) -> list[str]:
+  """Lines of a flagfile, of flags and their values; None leaves one out.
+
+  Raises:
+    UserError: A value cannot be written to one line.
+  """
   return [
       _line(name, _text(value))
       for name, value in extra.items()

@@ -5,9 +5,10 @@
 --model is a folder as Hugging Face's transformers writes it. Several, as
 --model=DIR,DIR, --model=DIR --model=DIR or --model='pythia/step*', are
 compared, and drawn as a series over training steps where their names end in
-numbers. What is read is a text, through the folder's tokenizer (that of the
-first where a checkpoint has none), or token ids: --ids=FILE.npz with an array
-`ids` [B, T]. --logits_out=FILE.npy writes the logits of every position.
+numbers; one that cannot be measured is named, and costs no other. What is read
+is a text, through the folder's tokenizer (that of the first where a checkpoint
+has none), or token ids: --ids=FILE.npz with an array `ids` [B, T].
+--logits_out=FILE.npy writes the logits of every position.
 
 Below --workdir, if there is one: report.html, summary.json (every number that
 the figures show, by layer and head), figures/, flags.txt, config.json.
@@ -47,10 +48,7 @@ def main(_: list[str]) -> None:
   texts = checkpoints.read_all(folders, config)
 
   def measure(_: run.Run) -> list[dict[str, Any]]:
-    return [
-        checkpoints.measure(folder, ids, config)
-        for folder, ids in zip(folders, texts, strict=True)
-    ]
+    return checkpoints.measure_each(folders, texts, config)
 
   def report(
       this: run.Run, models: list[dict[str, Any]]

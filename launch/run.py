@@ -269,8 +269,7 @@ def _claimed(
       asked = folder()
       workdir = pathlib.Path(asked.path).expanduser().absolute()
       if is_main:
-        workdir_lib.claim(*asked)
-        held.enter_context(workdir_lib.lock(workdir))
+        held.enter_context(workdir_lib.hold(*asked))
     if peers is not None:
       _check_shared(workdir, peers)
     yield workdir

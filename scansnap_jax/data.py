@@ -17,8 +17,6 @@ import dataclasses
 import functools
 import pathlib
 from typing import NamedTuple
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +25,9 @@ import numpy as np
 
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import json_file
-
-# What a file that is no .npz, or half of one, may raise.
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError)
-_UNREADABLE += (zipfile.BadZipFile, zlib.error)
+from scansnap_jax.experiment import npz_file
 
 _MOST_TOKENS = 200_000
-# P(l|n) of 1,000 classes over as many tokens, and room to spare.
-_MOST_BYTES = 2**31
-
 # Probabilities written with seven digits still count as normalized.
 _SUM_TOLERANCE = 1e-6
 
@@ -231,38 +222,16 @@ def make_classes(
   )
 
 
-def _check_unpacked(file: pathlib.Path, name: str) -> None:
-  """Raises UserError for what is no file, or unpacks to more than there is."""
-  try:
-    json_file.check_regular(file)
-    with zipfile.ZipFile(file) as archive:
-      size = sum(member.file_size for member in archive.infolist())
-  except (OSError, zipfile.BadZipFile, errors.UserError) as error:
-    raise errors.UserError(
-        f"data.classes_file={name} is no readable .npz: {error}"
-    ) from error
-  if size > _MOST_BYTES:
-    raise errors.UserError(
-        f"data.classes_file={name} unpacks to {size} bytes; at most"
-        f" {_MOST_BYTES} are read."
-    )
-
-
 def load_classes(path: str) -> SequenceClasses:
   """Reads any P(l|n) from an .npz, as `DataConfig.classes_file` describes.
 
   Raises:
     UserError: If the file is missing, no .npz, incomplete or inconsistent.
   """
-  file = pathlib.Path(path).expanduser()
-  _check_unpacked(file, path)
   try:
-    with np.load(file) as arrays:
-      found = {name: arrays[name] for name in arrays.files}
-  except (*_UNREADABLE, AttributeError) as error:
-    raise errors.UserError(
-        f"data.classes_file={path} is no readable .npz: {error}"
-    ) from error
+    found = npz_file.read(pathlib.Path(path).expanduser())
+  except errors.UserError as error:
+    raise errors.UserError(f"data.classes_file={error}") from error
   missing = {"probs", "query", "label"} - found.keys()
   if missing:
     raise errors.UserError(

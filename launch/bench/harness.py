@@ -9,7 +9,7 @@ The median over rounds counts, and a ratio is the median of the ratios within a
 round. Other programs on the machine falsify the times all the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import resource
+import subprocess
 import sys
 import time
 from typing import Any, TypeVar
@@ -89,6 +90,42 @@ def writer(path: str | None) -> Callable[[object], None]:
     raise errors.UserError(f"--output={path} is in no folder that exists")
   return lambda result: workdir.write_atomic(
       path, json.dumps(result, indent=2) + "\n"
+  )
+
+
+def run_child(
+    module: str,
+    arguments: Sequence[str],
+    env: Mapping[str, str] | None = None,
+) -> Row:
+  """Measures in a fresh process, which prints its row last, as JSON.
+
+  Args:
+    module: What `python -m` runs.
+    arguments: Of its command line.
+    env: Its environment; None is that of this process.
+
+  Raises:
+    UserError: The process failed. What it said on stderr is there already; its
+      last line is said again.
+  """
+  finished = subprocess.run(
+      [sys.executable, "-m", module, *arguments],
+      cwd=pathlib.Path(__file__).parents[2],
+      capture_output=True,
+      env=env,
+      text=True,
+      check=False,
+  )
+  if finished.returncode == 0:
+    sys.stderr.write(finished.stderr)
+    return json.loads(finished.stdout.splitlines()[-1])
+  said = finished.stderr.strip() or "it said nothing"
+  if "Traceback" in said:  # A fault of the program's, which should be seen.
+    sys.stderr.write(finished.stderr)
+  last = said.splitlines()[-1].removeprefix("error: ")
+  raise errors.UserError(
+      f"the process of {module} ended with {finished.returncode}: {last}"
   )
 
 
@@ -201,11 +238,16 @@ def table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> str:
   ]
   for row in rows:
     cells = (
-        "" if row.get(name) is None else form(row[name])
+        "" if row.get(name) is None else _cell(form(row[name]))
         for name, (_, form) in columns.items()
     )
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+  """A text as a cell of Markdown: names may have bars, errors line ends."""
+  return " ".join(text.splitlines()).replace("|", r"\|")
 
 
 def tell(title: str, found: Row | list[Row]) -> None:

@@ -21,8 +21,6 @@ import importlib
 import json
 import pathlib
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Literal
@@ -106,15 +104,8 @@ def _run_child(name: str, config: BenchConfig) -> harness.Row:
   """Makes one measurement, and times the whole process, imports included."""
   arguments = flag_config.to_flagfile(config, {"child": name}).splitlines()
   started = time.monotonic()
-  finished = subprocess.run(
-      [sys.executable, "-m", "launch.bench.scansnap", *arguments],
-      cwd=pathlib.Path(__file__).parents[2],
-      stdout=subprocess.PIPE,
-      text=True,
-      check=True,
-  )
-  process_s = time.monotonic() - started
-  return json.loads(finished.stdout.splitlines()[-1]) | {"process_s": process_s}
+  row = harness.run_child("launch.bench.scansnap", arguments)
+  return row | {"process_s": time.monotonic() - started}
 
 
 class Stopwatch:

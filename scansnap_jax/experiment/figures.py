@@ -135,6 +135,16 @@ def make_figure(width: float, height: float) -> mpl_figure.Figure:
   return mpl_figure.Figure(figsize=(width, height), layout="constrained")
 
 
+def as_is(name: str) -> str:
+  """Returns the label that shows a name of the user's as it is.
+
+  Two dollar signs would be read as a formula, and a legend leaves out what
+  begins with an underscore.
+  """
+  escaped = name.replace("$", r"\$")
+  return f"\u200b{escaped}" if escaped.startswith("_") else escaped
+
+
 def save(
     figure: mpl_figure.Figure, folder: pathlib.Path, name: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
@@ -149,8 +159,11 @@ def save(
 
   Returns:
     The paths of the PNG (300 dots per inch) and of the PDF.
+
+  Raises:
+    UserError: They cannot be written.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  workdir.make_folder(folder)
   metadata = {
       "png": {"Software": None},
       "pdf": {"Title": name, "CreationDate": None},

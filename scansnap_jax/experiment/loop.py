@@ -271,11 +271,13 @@ class Recorder:
     last = "none"
     if finite.size:
       last = f"{losses[r, finite[-1]]:.6g} at step {finite[-1]}"
+    # Of the first interval nothing has been written yet.
+    kept = f" Metrics up to step {interval.start} are kept."
     raise errors.UserError(
         f"{self._name} diverged between steps {interval.start} and"
         f" {interval.end}, with {self._runs[r]}: its last finite loss is"
-        f" {last}. Metrics up to step {interval.start} and the checkpoints"
-        f" before are kept. Use a smaller {self._rates}, in a new workdir."
+        f" {last}.{kept if interval.start else ''} Use a smaller"
+        f" {self._rates}, in a new workdir."
     )
 
   def stop(self, interval: Interval, num_steps: int) -> NoReturn:

@@ -56,7 +56,7 @@ class MetricStream:
     self._tensorboard = None
     if tensorboard_dir is not None:
       self._tensorboard = _open_tensorboard(tensorboard_dir, resume_below or 0)
-    self._path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.make_folder(self._path.parent)
     if os.path.lexists(self._path):
       json_file.check_regular(self._path)
     below = -math.inf if resume_below is None else resume_below
@@ -69,7 +69,12 @@ class MetricStream:
         if row["step"] < below or not self._tags.items() <= row.items()
     ]
     workdir.write_atomic(self._path, "".join(line + "\n" for line in kept))
-    self._file = open(self._path, "a", encoding="utf-8")
+    try:
+      self._file = open(self._path, "a", encoding="utf-8")
+    except OSError as error:
+      raise errors.UserError(
+          f"{self._path} cannot be written: {error.strerror}."
+      ) from error
 
   def write(
       self, step: SupportsIndex, values: Mapping[str, Any], **tags: str | int

@@ -36,7 +36,7 @@ def bar(
     yield lambda num_run_steps: None
     return
   with progress.Progress(
-      progress.TextColumn("{task.description}"),
+      progress.TextColumn("{task.description}", markup=False),
       progress.BarColumn(),
       progress.TaskProgressColumn(),
       _RunsPerSecond(),

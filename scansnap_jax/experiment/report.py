@@ -27,6 +27,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Figures have 300 pixels an inch; browsers reckon with fewer.
 _PIXELS_PER_CSS_PIXEL = 2.4
 _INDEX = re.compile(r"\b([A-Za-zα-ω])_(?:\{([^{}]*)\}|(\w))(?!\w)")
+# Of Unicode's private range: keeps `_INDEX` from what is the user's, and goes.
+_NO_INDEX = "\ue000"
 # 1.97 ± 0.03, 12 %, 39 s, 1e-5, an en dash where nothing is known.
 _NUMBER = re.compile(r"([-+−]?\d[\d.,]*(e[-+]?\d+)?( ?[±%s].*)?)|–|")
 
@@ -231,9 +233,18 @@ def run_facts(started: float) -> dict[str, str]:
   }
 
 
+def as_is(name: str) -> str:
+  """Returns a name of the user's so that no index is set in it: a_1 is a_1."""
+  return name.replace("_", f"{_NO_INDEX}_")
+
+
 def _text(text: str) -> str:
   """Escapes a text and sets the indices of one-letter symbols."""
-  return _INDEX.sub(r"\1<sub>\2\3</sub>", html.escape(text))
+  return _plain(_INDEX.sub(r"\1<sub>\2\3</sub>", html.escape(text)))
+
+
+def _plain(text: str) -> str:
+  return text.replace(_NO_INDEX, "")
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -247,7 +258,8 @@ def _facts(facts: Mapping[str, str]) -> str:
 def _contents(sections: Sequence[Section]) -> str:
   """Links to the sections; a single one needs none."""
   links = [
-      f'<li><a href="#section-{i}">{html.escape(section.title)}</a></li>'
+      "<li><a"
+      f' href="#section-{i}">{_plain(html.escape(section.title))}</a></li>'
       for i, section in enumerate(sections, start=1)
   ]
   return f"<nav><ol>{''.join(links)}</ol></nav>" if len(links) > 1 else ""
@@ -279,7 +291,7 @@ def _figure(figure: Figure) -> str:
   data = base64.b64encode(png).decode()
   return (
       f'<figure><img width="{width}" height="{height}"'
-      f' alt="{html.escape(figure.caption)}"'
+      f' alt="{_plain(html.escape(figure.caption))}"'
       f' src="data:image/png;base64,{data}">'
       f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
   )

@@ -48,28 +48,66 @@ def claim(
       changed.
   """
   path = _writable_folder(workdir)
-  # What reads back is compared with what was read: tuples are lists there.
-  config = json.loads(json.dumps(config, allow_nan=False))
-  if os.path.lexists(path / _CONFIG):
-    difference = describe_difference(_read_config(path / _CONFIG), config)
-    if difference:
-      raise errors.UserError(
-          f"{path} holds a run with other settings: {'; '.join(difference)}."
-          " Give another --workdir, or the settings there to resume it."
-      )
-  else:
-    # A kill may have left half a config of ours; anything else is someone's.
-    found = sorted(p.name for p in path.iterdir() if not _is_temporary(p.name))
-    if found:
-      more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-      raise errors.UserError(
-          f"{path} holds {', '.join(found[:3])}{more} but no {_CONFIG}, so it"
-          " is no run's folder. Give an empty or a new --workdir."
-      )
-    write_atomic(path / _CONFIG, json.dumps(config, indent=2) + "\n")
+  if not _check_free(path, config):
+    text = json.dumps(config, indent=2, allow_nan=False)
+    write_atomic(path / _CONFIG, text + "\n")
   if not (path / _FLAGS).exists():
     write_atomic(path / _FLAGS, flagfile_text)
   return path
+
+
+@contextlib.contextmanager
+def hold(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    flagfile_text: str,
+) -> Iterator[pathlib.Path]:
+  """Claims a folder and keeps other runs out of it, in one step.
+
+  Arguments and errors are those of `claim` and `lock`.
+
+  Yields:
+    The absolute path of the folder.
+  """
+  path = _writable_folder(workdir)
+  _check_free(path, config)  # A folder of something else gets no lock either.
+  with lock(path):
+    # Two runs may have come that far: what the lock's holder finds counts.
+    yield claim(workdir, config, flagfile_text)
+
+
+def _check_free(path: pathlib.Path, config: Mapping[str, Any]) -> bool:
+  """Whether the folder is that of this run already; it may be nobody's.
+
+  Raises:
+    UserError: It is another's.
+  """
+  if os.path.lexists(path / _CONFIG):
+    # What reads back is compared with what was read: tuples are lists there.
+    asked = json.loads(json.dumps(config, allow_nan=False))
+    difference = describe_difference(_read_config(path / _CONFIG), asked)
+    if difference:
+      more = f"; and {len(difference) - 6} more" if len(difference) > 6 else ""
+      raise errors.UserError(
+          f"{path} holds a run with other settings:"
+          f" {'; '.join(difference[:6])}{more}."
+          " Give another --workdir, or the settings there to resume it."
+      )
+    return True
+  # A kill may have left a lock, or half a config; anything else is someone's.
+  try:
+    found = sorted(p.name for p in path.iterdir() if not _is_left_over(p.name))
+  except OSError as error:
+    raise errors.UserError(
+        f"--workdir={path} cannot be read: {error.strerror}."
+    ) from error
+  if found:
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    raise errors.UserError(
+        f"{path} holds {', '.join(found[:3])}{more} but no {_CONFIG}, so it"
+        " is no run's folder. Give an empty or a new --workdir."
+    )
+  return False
 
 
 @contextlib.contextmanager
@@ -183,9 +221,30 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
       temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder, with its parents, where it is not there.
+
+  Raises:
+    UserError: It cannot be made.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+        f"{path} cannot be made a folder: {error.strerror}."
+    ) from error
+
+
 def _writable_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
   if "://" in str(workdir) or not str(workdir):
     raise errors.UserError(f"--workdir={workdir} is no local folder")
+  try:
+    str(workdir).encode()
+  except UnicodeEncodeError as error:
+    # Reports, tables and checkpoints could not say it, hours later.
+    raise errors.UserError(
+        f"--workdir={str(workdir)!r} is no UTF-8; give a name that is."
+    ) from error
   path = pathlib.Path(os.path.abspath(os.path.expanduser(workdir)))
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -208,10 +267,10 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def _is_temporary(name: str) -> bool:
-  """Whether `write_atomic` was killed while it wrote this file of ours."""
+def _is_left_over(name: str) -> bool:
+  """Whether a run was killed here before its folder was claimed."""
   ours = name.startswith((f".{_CONFIG}.", f".{_FLAGS}."))
-  return ours and name.endswith(".tmp")
+  return name == _LOCK or (ours and name.endswith(".tmp"))
 
 
 def _flatten(

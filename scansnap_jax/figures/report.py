@@ -67,6 +67,7 @@ def write(
   # Some seconds of float64: only where the report has the table.
   checks = table.check_all() if preset in ("main", "theorems") else []
   summary = summarize(configs, results, checks)
+  report.write_summary(workdir, summary)
   sections = [
       _figure_section(workdir, name, configs, results)
       for name in results or [preset]
@@ -75,7 +76,6 @@ def write(
   if checks:
     sections.append(_theorem_section(checks))
   facts = {**facts, **report.run_facts(started)}
-  report.write_summary(workdir, summary)
   title = "Scan & Snap: one attention layer"
   return report.write(workdir, title, facts, sections)
 

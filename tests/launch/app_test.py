@@ -44,6 +44,10 @@ def main(argv):
     raise errors.UserError("num_steps is 0")
   if config.num_steps == -2:
     raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+  if config.num_steps == -3:
+    raise MemoryError("Unable to allocate 6.00 GiB")
+  if config.num_steps == -4:
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\\nallocating 8 bytes")
   if config.num_steps < 0:
     raise ValueError("a bug")
   print(config.num_steps)
@@ -104,11 +108,15 @@ class RunTest(parameterized.TestCase):
     self.assertIn("ValueError: a bug", result.stderr)
     self.assertEqual(result.returncode, 1)
 
-  def test_a_full_disk_is_that_of_the_file_it_was_under(self):
-    result = self._run("--num_steps=-2")
-    self.assertIn("metrics.jsonl", result.stderr)
-    self.assertNotIn("stdout", result.stderr)
-    self.assertEqual(result.returncode, 1)
+  @parameterized.parameters(
+      (-2, "metrics.jsonl: No space left on device."),
+      (-3, r"not enough memory \(Unable to allocate 6.00 GiB\)"),
+      (-4, r"not enough memory \(Out of memory allocating 8 bytes\)"),
+  )
+  def test_what_the_machine_lacks_is_one_line(self, number, message):
+    result = self._run(f"--num_steps={number}")
+    self.assertRegex(result.stderr, f"^error: .*{message}.*\n$")
+    self.assertEqual(result.returncode, 2)
 
   def test_help_lists_the_flags_of_the_script(self):
     result = self._run("--help")

@@ -7,6 +7,8 @@ import sys
 
 from absl.testing import absltest
 
+from scansnap_jax.experiment import workdir
+
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -48,6 +50,19 @@ class CostTableTest(absltest.TestCase):
     written = json.loads((workdir / "cost_table.json").read_text())
     self.assertLen(written["rows"], 12)
     self.assertEqual(written["model"]["parameters"], 8_030_261_248)
+
+  def test_a_name_is_printed_as_it_is_and_a_folder_locked(self):
+    """No colour, no smile; and no second run beside the first."""
+    folder = (
+        pathlib.Path(self.create_tempdir().full_path) / "x[/]y[red] :smile:"
+    )
+    flags = ("--chips=v5e", f"--workdir={folder}")
+    self.assertIn(
+        f"All numbers: {folder}/cost_table.json\n", _run(*flags).stdout
+    )
+    with workdir.lock(folder):
+      refused = _run(*flags, status=2)
+    self.assertIn("error: another run is at work", refused.stderr)
 
   def test_reads_the_config_of_a_folder(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -108,7 +108,7 @@ def write(
   items = [report.Figure(caption(summary), png), _ends(summary)]
   section = report.Section(
       "Heavy hitters, predicted and found",
-      f"{summary['finding']}\n\n{_named(summary['named'])}",
+      f"{summary['finding']}\n\n{report.as_is(_named(summary['named']))}",
       items,
   )
   title = "From co-occurrence to heavy hitters"

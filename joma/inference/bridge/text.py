@@ -12,6 +12,7 @@ import functools
 import json
 import pathlib
 from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import train as train_lib
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
 
 # Sequences that are read at once.
@@ -216,16 +218,40 @@ def _train(
     on_progress: Callable[[int], None],
 ) -> tuple[tuple[int, ...], list[dict[str, float]], float]:
   """Trains a run; returns its steps, what was measured, and its loss."""
-  folder.mkdir(parents=True, exist_ok=True)
+  workdir_lib.make_folder(folder)
   model = models.Transformer(lm.model)
   file = lambda step: folder / f"recall_{step}.json"
 
   def on_map(step: int, params: PyTree) -> None:
     row = subject.measure(model, params)
-    workdir_lib.write_atomic(file(step), json.dumps(row))
+    content = {"row": row, "crc32": _crc32(row)}
+    workdir_lib.write_atomic(file(step), json.dumps(content))
 
   result = train_lib.train_and_evaluate(
       lm, corpus, folder, on_progress=on_progress, on_map=on_map
   )
-  rows = [json.loads(file(step).read_text()) for step in result.map_steps]
+  rows = [_read_row(file(step)) for step in result.map_steps]
   return result.map_steps, rows, float(result.history.valid_loss[-1])
+
+
+def _read_row(path: pathlib.Path) -> dict[str, float]:
+  """Reads what was measured at a step, maybe by a run that was stopped.
+
+  Raises:
+    UserError: It is not what was written; what it was measured of is gone.
+  """
+  try:
+    content = json_file.read_object(path)
+    if content.get("crc32") == _crc32(content.get("row")):
+      return content["row"]
+    reason = "its checksum does not match"
+  except errors.UserError as error:
+    reason = str(error)
+  raise errors.UserError(
+      f"{path} is damaged ({reason}), and the parameters that it was measured"
+      " of are gone: give a new --workdir."
+  )
+
+
+def _crc32(row: object) -> int:
+  return zlib.crc32(json.dumps(row, sort_keys=True).encode())

@@ -92,20 +92,22 @@ def _draw_curves(
     mine = [row for row in rows if row["policy"] == name]
     x = np.array([place(row) for row in mine])
     parts = {
-        part: np.array([row[key][part] for row in mine])
+        part: np.array([row[key][part] for row in mine], float)
         for part in ("mean", "low", "high")
     }
     axes.plot(x, parts["mean"], **look._asdict(), label=label(name))
     figures.shade(axes, x, parts["low"], parts["high"], look)
   full = next(row for row in rows if row["policy"] == policy_names.REFERENCE)
-  axes.axhline(full[key]["mean"], color="black", linestyle=":", linewidth=0.8)
+  if not full.get("failed"):
+    line = {"color": "black", "linestyle": ":", "linewidth": 0.8}
+    axes.axhline(full[key]["mean"], **line)
 
 
 def _scale(axes: mpl_axes.Axes, rows: Sequence[Row], key: str) -> None:
   if key != "perplexity":
     axes.set_ylim(0, 1.03)
     return
-  means = [row[key]["mean"] for row in rows]
+  means = [row[key]["mean"] for row in rows if not row.get("failed")]
   if max(means) > 4 * min(means):
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(mpl_ticker.LogLocator(subs=(1, 2, 5)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from joma.inference import generate
@@ -31,11 +31,16 @@ class KnowsPositions(Protocol):
     ...
 
 
+# In the place of a token: the logits were not finite, and none is likely.
+_NO_TOKEN = -2
+
+
 class Reading(NamedTuple):
   """What reading texts token by token showed.
 
   Attributes:
-    next_tokens: Most likely token after each, [B, T].
+    next_tokens: Most likely token after each, [B, T]; -2 where logits are NaN
+      or infinite.
     losses: Cross-entropy in nats of the token after each, [B, T]; 0 where the
       text has ended.
     recall: Share of the gold tokens of a query that its layer still had, mean
@@ -97,8 +102,7 @@ def read(
         kv_cache,
     )
     recall = jnp.where(is_read[:, None], recall, jnp.nan)
-    next_tokens = logits.argmax(axis=1).astype(jnp.int32)
-    return kv_cache, (next_tokens, loss, recall)
+    return kv_cache, (_most_likely(logits), loss, recall)
 
   by_time = lambda x: x.swapaxes(0, 1)
   kv_cache, found = jax.lax.scan(
@@ -156,7 +160,18 @@ def read_at_once(
       kv_cache=kv_cache,
       logits_at=lengths - 1,
   )
-  return logits[:, 0].argmax(axis=1).astype(jnp.int32), kv_cache
+  return _most_likely(logits[:, 0]), kv_cache
+
+
+def _most_likely(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+  """The tokens of the largest logits, `_NO_TOKEN` where that is no number.
+
+  A NaN counts as the largest wherever there is one.
+  """
+  is_finite = jnp.isfinite(logits.max(axis=1))
+  return jnp.where(is_finite, logits.argmax(axis=1), _NO_TOKEN).astype(
+      jnp.int32
+  )
 
 
 class Answers(NamedTuple):
@@ -168,6 +183,8 @@ class Answers(NamedTuple):
     recall: Of gold tokens at each query, [B, T, L], else NaN.
     ms_per_step: Of the decode steps of reading, or of generating where all was
       read at once; NaN where there was one step at most.
+    is_finite: Whether all tokens of a text came from numbers, [B]: what was
+      answered means nothing otherwise.
     kv_cache: After all.
   """
 
@@ -175,6 +192,7 @@ class Answers(NamedTuple):
   generated: Int[np.ndarray, "B A"]
   recall: Float[np.ndarray, "B T L"]
   ms_per_step: float
+  is_finite: Bool[np.ndarray, "B"]
   kv_cache: PyTree
 
 
@@ -233,12 +251,17 @@ def answer(
     predicted = _back(np.asarray(seen.next_tokens), starts, shape[1], -1)
     recall = _back(np.asarray(seen.recall), starts, shape[1], np.nan)
     first = predicted[rows, ends]
-  generated, kv_cache, found = _continue(
+  is_finite = ((predicted != _NO_TOKEN) | ~is_asked).all(axis=1)
+  generated, kv_cache, found, goes_on = _continue(
       model, params, first, batch.lengths, num_new, kv_cache
   )
   ms_per_step = found if ms_per_step is None else ms_per_step
   predicted = np.where(is_asked, predicted, -1)
-  return Answers(predicted, generated, recall, ms_per_step, kv_cache)
+  return Answers(
+      *(predicted, generated, recall, ms_per_step),
+      is_finite & goes_on,
+      kv_cache,
+  )
 
 
 def timed_read(
@@ -275,8 +298,13 @@ def _continue(
     lengths: Int[np.ndarray, "B"],
     num_new: int,
     kv_cache: PyTree,
-) -> tuple[Int[np.ndarray, "B A"], Any, float]:
-  """Goes on from the first new token, greedily; also median ms of a step."""
+) -> tuple[Int[np.ndarray, "B A"], Any, float, Bool[np.ndarray, "B"]]:
+  """Goes on from the first new token, greedily.
+
+  Returns:
+    Tokens, caches, median ms of a step, and whether all came from numbers.
+  """
+  is_finite, first = first != _NO_TOKEN, np.maximum(first, 0)
   state = generate.state_of(jnp.array(first), jnp.array(lengths), kv_cache)
   generated, seconds = [np.array(first)], []
   for _ in range(num_new - 1):
@@ -284,9 +312,10 @@ def _continue(
     state = generate.decode_step(model, params, state)
     generated.append(np.array(state.tokens))
     seconds.append(time.perf_counter() - started)
+    is_finite = is_finite & np.asarray(state.is_finite)
   # The first one compiles.
   ms = 1e3 * float(np.median(seconds[1:])) if seconds[1:] else np.nan
-  return np.stack(generated, axis=1), state.kv_cache, ms
+  return np.stack(generated, axis=1), state.kv_cache, ms, is_finite
 
 
 def _from(values: np.ndarray, starts: Int[np.ndarray, "B"]) -> np.ndarray:

@@ -20,6 +20,7 @@ from joma.inference.evaluation import tasks_symbols
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 
 Config = evaluate_config.EvaluateConfig
 Draw = Callable[[np.random.Generator], tasks.Example]
@@ -106,9 +107,9 @@ def _first(
     config: Config, tokenizer: tokenizer_lib.Tokenizer, path: str
 ) -> Int[np.ndarray, "T"]:
   try:
-    text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f"texts={path} cannot be read: {error}") from error
+    text = json_file.read_text(pathlib.Path(path).expanduser())
+  except errors.UserError as error:
+    raise errors.UserError(f"texts={error}") from error
   ids = tokenizer.encode(text)[: config.length]
   if len(ids) < config.length:
     raise errors.UserError(

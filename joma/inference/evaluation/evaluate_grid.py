@@ -88,37 +88,47 @@ def measure(
     others, `kept_mass`,
     `step_bytes` of the cost model, `cache_bytes`, `ms_per_step` (of all batches
     but the first; None if there is no other, or a policy draws), `num_draws`
-    of such a policy if there are several, `compilations`, `num_texts`.
+    of such a policy if there are several, `compilations`, `num_texts`;
+    `failed`, why its quality is NaN, or None.
 
   Raises:
-    UserError: As `check`, or if a text cannot be had.
+    UserError: As `check`, or if a text cannot be had, or every policy fails.
   """
   check(config, subject)
+  # All texts before the first is read: one that is missing costs no hour.
+  of_tasks = {
+      task: _batches(config, subject, task, data_dir) for task in config.tasks
+  }
   found = {}
-  for task in config.tasks:
-    if task == evaluate_config.PERPLEXITY:
-      if subject.tokenizer is None:
-        raise errors.UserError(
-            "tasks=perplexity reads a text: give --model, a folder with a"
-            " tokenizer."
-        )
-      batches = evaluate_data.texts(config, subject.tokenizer, data_dir)
-      ask = lambda batch, caches: _perplexity(config, subject, batch, caches)
-      found[task] = _grid(config, subject, batches, ask, on_progress)
+  for task, batches in of_tasks.items():
+    is_text = task == evaluate_config.PERPLEXITY
+    ask = functools.partial(_perplexity if is_text else _answers, config)
+    found[task] = _grid(config, subject, batches, ask, on_progress)
+    if is_text:
       _compare(found[task])
-    else:
-      draw = evaluate_data.drawer(
-          config, task, subject.model.config.vocab_size, subject.tokenizer
-      )
-      batches = _stack_alike([
-          evaluate_data.examples(config, draw, config.first_seed + seed)
-          for seed in range(config.num_seeds)
-      ])
-      ask = lambda batch, caches: _answers(config, subject, batch, caches)
-      found[task] = _grid(config, subject, batches, ask, on_progress)
     for row in found[task]:
       del row["values"]
   return found
+
+
+def _batches(
+    config: Config, subject: Subject, task: str, data_dir: str | None
+) -> list[Any]:
+  """What a task reads, a batch for each seed."""
+  if task == evaluate_config.PERPLEXITY:
+    if subject.tokenizer is None:
+      raise errors.UserError(
+          "tasks=perplexity reads a text: give --model, a folder with a"
+          " tokenizer."
+      )
+    return evaluate_data.texts(config, subject.tokenizer, data_dir)
+  draw = evaluate_data.drawer(
+      config, task, subject.model.config.vocab_size, subject.tokenizer
+  )
+  return _stack_alike([
+      evaluate_data.examples(config, draw, config.first_seed + seed)
+      for seed in range(config.num_seeds)
+  ])
 
 
 def num_readings(config: Config) -> int:
@@ -150,7 +160,7 @@ def _grid(
     config: Config,
     subject: Subject,
     batches: list[Any],
-    ask: Callable[[Any, Any], dict[str, Any]],
+    ask: Callable[[Subject, Any, Any], dict[str, Any]],
     on_progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
   settings = [(policy_names.REFERENCE, 1.0, None)]
@@ -171,7 +181,7 @@ def _grid(
       caches = evaluate_caches.make(
           config, subject.model.config, name, number, shape[0], seed, more
       )
-      parts.append(ask(batch, caches))
+      parts.append(ask(subject, batch, caches))
       on_progress(1)
     # The first batch compiles.
     times = [part.pop("ms_per_step") for part in parts][1:]
@@ -192,8 +202,22 @@ def _grid(
     # Each draw of a policy is a program of its own.
     is_timed = bool(times) and not draws and not np.isnan(times).any()
     row["ms_per_step"] = float(np.median(times)) if is_timed else None
+    row["failed"] = _failed(seen["quality"])
     rows.append(row)
+  if all(row["failed"] for row in rows):
+    raise errors.UserError(
+        f"no policy can be evaluated: {rows[0]['failed']}. The model's weights"
+        " or activations are not finite."
+    )
   return rows
+
+
+def _failed(values: Float[np.ndarray, "B"]) -> str | None:
+  """Says in how many texts there is no quality; None if there always is."""
+  number = int(np.count_nonzero(~np.isfinite(values)))
+  if not number:
+    return None
+  return f"logits are NaN or infinite in {number} of {len(values)} texts"
 
 
 def _gold_in_sinks(batches: list[Any], num_sinks: int) -> float | None:
@@ -266,6 +290,7 @@ def _answers(
   else:
     is_right = (seen.predicted == stacked.targets) & is_asked
     quality = is_right.sum(axis=1) / is_asked.sum(axis=1)
+  quality = np.where(seen.is_finite, quality, np.nan)
   recall = np.where(is_asked[..., None], seen.recall, np.nan)
   last = stacked.lengths + seen.generated.shape[1] - 1
   # Layers with windows cannot see far, whatever they keep.

@@ -31,7 +31,7 @@ def write(
   """
   findings = [finding(task, rows) for task, rows in summary["tasks"].items()]
   summary = {"finding": findings, **summary}
-  report.write_summary(workdir, summary)
+  report.write_summary(workdir, report.to_json(summary))
   sections = []
   for task, rows in summary["tasks"].items():
     png, _ = figures.save(drawing.draw(rows), workdir / "figures", task)
@@ -53,15 +53,18 @@ def write(
 
 def finding(task: str, rows: Sequence[Row]) -> str:
   """Says in a sentence or two what a task showed."""
-  full = next(row for row in rows if row["policy"] == policy_names.REFERENCE)
-  key = "perplexity" if "perplexity" in full else "quality"
+  key = "perplexity" if "perplexity" in rows[0] else "quality"
+  failed = [row for row in rows if row.get("failed")]
+  rows = [row for row in rows if not row.get("failed")]
   least = min(row["slots"] for row in rows)
   small = [row for row in rows if row["slots"] == least]
+  full = [row for row in rows if row["policy"] == policy_names.REFERENCE]
+  full = f"full cache {_number(full[0][key]['mean'])}. " if full else ""
   best = (min if key == "perplexity" else max)(
       small, key=lambda row: row[key]["mean"]
   )
   said = [
-      f"{task}: full cache {_number(full[key]['mean'])}. With {least} slots,"
+      f"{task}: {full}With {least} slots,"
       f" {100 * best['budget']:.3g} % of the text,"
       f" {drawing.label(best['policy'])} is best with"
       f" {_number(best[key]['mean'])}"
@@ -73,6 +76,11 @@ def finding(task: str, rows: Sequence[Row]) -> str:
   ]
   said[0] += f", beside {' and '.join(beside)}." if beside else "."
   said += _compare_recall(rows)
+  said += [
+      f"{drawing.label(row['policy'])} with {row['slots']} slots failed:"
+      f" {row['failed']}."
+      for row in failed
+  ]
   return " ".join(said)
 
 
@@ -143,7 +151,7 @@ def _quality(task: str, rows: Sequence[Row]) -> report.Table:
     cells.append((
         drawing.label(row["policy"]),
         row["slots"],
-        *(_interval(row[key]) for key in keys),
+        *("failed" if row.get("failed") else _interval(row[k]) for k in keys),
         "–" if mass is None else _number(mass["mean"]),
     ))
   caption = (

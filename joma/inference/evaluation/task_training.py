@@ -19,7 +19,9 @@ import optax
 from joma.inference.evaluation import tasks
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from joma.transformer.training import layouts
 from joma.transformer.training import lm_step
+from scansnap_jax.experiment import errors
 
 # Steps of one call on the device.
 _STEPS_AT_ONCE = 25
@@ -49,6 +51,9 @@ def train(
 
   Returns:
     (params, losses), the latter of each step before its update, in nats.
+
+  Raises:
+    UserError: Training diverged.
   """
   model = models.Transformer(config)
   generator = np.random.default_rng(seed)
@@ -74,8 +79,22 @@ def train(
     targets = np.stack([batch.targets for batch in drawn])
     state, found = _advance(state, tokens, targets, model, optimizer)
     losses.append(np.asarray(found))
+    _check_finite(losses[-1], first)
     on_progress(steps)
+  # A loss is taken before its update: the last one shows in parameters alone.
+  if not layouts.is_finite(state[0]).all():
+    _check_finite(np.array([np.nan]), num_steps - 1)
   return state[0], np.concatenate(losses)
+
+
+def _check_finite(losses: Float[np.ndarray, "S"], first: int) -> None:
+  """Raises UserError at the first loss that is NaN or infinite."""
+  is_good = np.isfinite(losses)
+  if not is_good.all():
+    raise errors.UserError(
+        f"training diverged at step {first + int(np.argmin(is_good))}: use a"
+        " smaller lr, in a new workdir."
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)

@@ -14,7 +14,6 @@ import io
 import json
 import pathlib
 from typing import Any
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ import numpy as np
 
 from joma.inference.sparsity import contextual_config
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import npz_file
 from scansnap_jax.experiment import workdir
 
 KINDS = ("mlp", "heads")
@@ -113,7 +113,7 @@ def save(
   }
   buffer = io.BytesIO()
   np.savez(buffer, metadata=np.array(json.dumps(metadata)), **arrays)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  workdir.make_folder(path.parent)
   workdir.write_atomic(path, buffer.getvalue())
 
 
@@ -126,10 +126,9 @@ def load(
     UserError: It is none of `save`'s.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      held = {name: archive[name] for name in archive.files}
+    held = npz_file.read(path)
     metadata = json.loads(str(held.pop("metadata")))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except (ValueError, KeyError) as error:
     raise errors.UserError(f"{path} holds no predictors: {error}") from error
   params: dict[str, dict[str, Array]] = {kind: {} for kind in KINDS}
   for name, value in held.items():

@@ -93,7 +93,8 @@ def layers(models: Sequence[Model]) -> mpl_figure.Figure:
       for axes, name in zip(panels, _ALONG_DEPTH, strict=False):
         values = np.array(model[name], float)
         x = _depth(values, in_layers)
-        figures.draw_band(axes, x, values.T, look, model["name"])
+        label = figures.as_is(model["name"])
+        figures.draw_band(axes, x, values.T, look, label)
       for name, line in _LOWER.items():
         if name in model["stable_rank"]:
           ranks = np.array(model["stable_rank"][name], float)

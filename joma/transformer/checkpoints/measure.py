@@ -1,6 +1,6 @@
 """The parts of `inspect_lm`: find models, read texts, measure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import glob
 import itertools
@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from absl import logging
+import jax
 from jaxtyping import Int
 import numpy as np
 
@@ -19,6 +20,7 @@ from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
+from scansnap_jax.experiment import npz_file
 from scansnap_jax.experiment import progress
 
 InspectionConfig = inspection_config.InspectionConfig
@@ -89,12 +91,10 @@ def read_ids(path: str) -> Int[np.ndarray, "B T"]:
   Raises:
     UserError: There is no such file or array, or it is no [B, T] of ints.
   """
-  _check_file("ids", path)
   try:
-    arrays = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
-    found = dict(arrays) if isinstance(arrays, np.lib.npyio.NpzFile) else {}
-  except (OSError, ValueError, EOFError) as error:
-    raise errors.UserError(f"ids={path} is no .npz file: {error}") from error
+    found = npz_file.read(pathlib.Path(path).expanduser())
+  except errors.UserError as error:
+    raise errors.UserError(f"ids={error}") from error
   if "ids" not in found:
     raise errors.UserError(
         f"ids={path} has no array ids; it has {', '.join(found) or 'none'}."
@@ -111,7 +111,6 @@ def read_ids(path: str) -> Int[np.ndarray, "B T"]:
 def _read_text(
     path: str, folder: pathlib.Path, first: pathlib.Path
 ) -> Int[np.ndarray, "B T"]:
-  _check_file("text", path)
   try:
     text = json_file.read_text(pathlib.Path(path).expanduser())
   except errors.UserError as error:
@@ -122,9 +121,37 @@ def _read_text(
   return tokenizer.from_folder(folder if has_own else first).encode(text)[None]
 
 
-def _check_file(name: str, path: str) -> None:
-  if not pathlib.Path(path).expanduser().is_file():
-    raise errors.UserError(f"{name}={path} is no file.")
+def measure_each(
+    folders: Sequence[pathlib.Path],
+    texts: Sequence[Int[np.ndarray, "B T"]],
+    config: InspectionConfig,
+) -> list[dict[str, Any]]:
+  """Measures models one after the other; one that fails costs no other.
+
+  Args:
+    folders: Of the models.
+    texts: What each reads.
+    config: Settings.
+
+  Returns:
+    What `measure` gives of each; of one that fails `name`, `folder` and
+    `failed`, the reason.
+
+  Raises:
+    UserError: All of them fail.
+  """
+  found, first = [], None
+  for folder, ids in zip(folders, texts, strict=True):
+    try:
+      found.append(measure(folder, ids, config))
+    except (errors.UserError, MemoryError) as error:
+      first = first or error
+      name = folder.resolve().name
+      logging.warning("%s failed: %s", folder, error)
+      found.append({"name": name, "folder": str(folder), "failed": str(error)})
+  if first is not None and all("failed" in model for model in found):
+    raise first
+  return found
 
 
 def measure(
@@ -139,6 +166,10 @@ def measure(
 
   Returns:
     `name`, `folder`, `window`, and what `inspection.measure` gives.
+
+  Raises:
+    UserError: The folder cannot be read, or what is measured of the model is
+      NaN or infinite.
   """
   model, params = pretrained.load(folder)
   ids, window = fit(ids, model, config)
@@ -158,12 +189,27 @@ def measure(
         write_logits=write_logits,
         on_progress=on_progress,
     )
+  _check_finite(folder, found)
   return {
       "name": folder.resolve().name,
       "folder": str(folder),
       "window": window,
       **found,
   }
+
+
+def _check_finite(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
+  """Raises UserError if a measure is NaN or infinite, and names it."""
+  for path, values in jax.tree_util.tree_leaves_with_path(dict(found)):
+    is_good = np.isfinite(np.asarray(values, np.float64))
+    if not is_good.all():
+      place = np.argwhere(~is_good)[0].tolist()
+      name = " ".join(str(key.key) for key in path).replace("_", " ")
+      raise errors.UserError(
+          f"{folder}: {name}{f' at {place}' if place else ''} is NaN or"
+          " infinite: the model's weights or activations are too large for"
+          " float32."
+      )
 
 
 def fit(

@@ -32,20 +32,22 @@ def write(
 
   Args:
     workdir: The run's folder.
-    summary: `models`, a list of what was measured of each.
+    summary: `models`, a list of what was measured of each, or `failed`, why
+      it could not be.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
 
   Returns:
     The path of the report.
   """
-  models = report.write_summary(
+  written = report.write_summary(
       workdir, {"finding": finding(summary["models"]), **summary}
   )["models"]
+  models = [model for model in written if "failed" not in model]
   sections = [
       report.Section(
           "Attention sparsity and stable ranks",
-          finding(models) + "\n\n" + _TEXT,
+          report.as_is(finding(written)) + "\n\n" + _TEXT,
           [*_overview(models, workdir / "figures"), _models_table(models)],
       )
   ]
@@ -53,19 +55,23 @@ def write(
     png, _ = figures.save(
         drawing.heads(model),
         workdir / "figures",
-        f"heads_{models.index(model)}",
+        f"heads_{written.index(model)}",
     )
     caption = drawing.CAPTIONS["heads"]
     items = [report.Figure(caption, png), _layers_table(model)]
-    sections.append(report.Section(model["name"], items=items))
+    sections.append(report.Section(report.as_is(model["name"]), items=items))
   facts = {**facts, **report.run_facts(started)}
   title = "Inside Transformers: attention sparsity and MLP ranks"
   return report.write(workdir, title, facts, sections)
 
 
 def finding(models: Sequence[Model]) -> str:
-  """One sentence a model; of a series the first and the last."""
-  return " ".join(_sentence(model) for model in _ends(models))
+  """A sentence a model, of a series the first and the last; and who failed."""
+  measured = [model for model in models if "failed" not in model]
+  failed = [model for model in models if "failed" in model]
+  said = [_sentence(model) for model in _ends(measured)]
+  said += [f"{model['name']} failed: {model['failed']}" for model in failed]
+  return " ".join(said)
 
 
 def _sentence(model: Model) -> str:
@@ -106,7 +112,7 @@ def _models_table(models: Sequence[Model]) -> report.Table:
   for model in models:
     perplexity = model["perplexity"]
     rows.append((
-        model["name"],
+        report.as_is(model["name"]),
         *np.shape(model["entropy"]),
         model["window"],
         model["num_tokens"],

@@ -26,17 +26,15 @@ def load(
     dtype: Of the parameters; None keeps what is stored.
 
   Raises:
-    UserError: If a tensor is missing, of another shape or not expected.
+    UserError: If a tensor is missing, of another shape or not expected, or
+      holds NaN or infinity.
   """
   stored = safetensors_folder.stored_tensors(folder)
   shapes = _shapes(config)
   _check(stored, shapes, f"{folder} has")
   flat = {}
   for path in shapes:
-    tensor = stored[path].read()
-    flat[path] = jnp.asarray(
-        tensor if dtype is None else tensor.astype(dtype, copy=False)
-    )
+    flat[path] = jnp.asarray(stored[path].read(dtype))
   return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -69,8 +69,9 @@ def load(
 
   Raises:
     UserError: If the folder, a file or a tensor is missing, damaged, of another
-      shape or not expected, or if the model is not supported; the message
-      names file and tensor.
+      shape or not expected, if a number is NaN or infinite, as stored or as
+      `dtype`, or if the model is not supported; the message names file and
+      tensor.
   """
   folder, fields, config = _read_config(folder)
   dtype = _checked_dtype(dtype)
@@ -85,12 +86,10 @@ def load(
   _check_shapes(stored, rows, sizes)
   flat = {}
   for row in rows:
-    tensor = stored[row.name].read()
+    tensor = stored[row.name].read(dtype)
     leaves = tensors.from_file(tensor, row.pattern, sizes)
     for path, leaf in zip(row.leaves.split(), leaves, strict=True):
-      flat[path] = jnp.asarray(
-          leaf if dtype is None else leaf.astype(dtype, copy=False)
-      )
+      flat[path] = jnp.asarray(leaf)
   return config, traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from joma.transformer.hf import finite
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 
@@ -44,11 +45,15 @@ class StoredTensor:
   shape: tuple[int, ...]
   _handle: Any
 
-  def read(self) -> np.ndarray:
+  def read(self, dtype: np.dtype | None = None) -> np.ndarray:
     """Copies the tensor out of the file.
 
+    Args:
+      dtype: To convert it to; None keeps what is stored.
+
     Raises:
-      UserError: If it holds no floating-point numbers.
+      UserError: If it holds no floating-point numbers, or one of them is NaN or
+        infinite, as stored or as `dtype`.
     """
     kind = self._handle.get_slice(self.name).get_dtype()
     if kind not in _DTYPES:
@@ -56,7 +61,28 @@ class StoredTensor:
           f"Tensor {self.name} of {self.path} holds {kind}; supported:"
           f" {', '.join(_DTYPES)}. Quantized weights must be dequantized first."
       )
-    return self._handle.get_tensor(self.name)
+    stored = self._handle.get_tensor(self.name)
+    self._check_finite(stored, stored)
+    if dtype is None or dtype == stored.dtype:
+      return stored
+    with np.errstate(over="ignore"):  # It is told by the tensor's name.
+      found = stored.astype(dtype)
+    if finite.is_narrower(dtype, stored.dtype):
+      self._check_finite(found, stored)
+    return found
+
+  def _check_finite(self, found: np.ndarray, stored: np.ndarray) -> None:
+    """Raises UserError at a NaN or an infinity, and says where it is."""
+    flat = finite.first_other(found)
+    if flat is None:
+      return
+    place = [int(i) for i in np.unravel_index(flat, found.shape)]
+    value = float(stored.reshape(-1)[flat])
+    beyond = f", which {found.dtype} cannot hold" if found is not stored else ""
+    raise UserError(
+        f"Tensor {self.name} of {self.path} holds {value:g} at {place}{beyond}:"
+        " no model computes with it. Copy or download it again, or repair it."
+    )
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

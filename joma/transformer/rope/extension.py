@@ -23,6 +23,7 @@ from joma.transformer import model as models
 from joma.transformer.rope import extension_config
 from joma.transformer.rope.config import RopeConfig
 from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from joma.transformer.training import train as train_lib
@@ -104,7 +105,11 @@ def fine_tune(
     params: PyTree,
     corpus: corpus_lib.Corpus,
 ) -> PyTree:
-  """Trains on longer texts with other frequencies, from given parameters."""
+  """Trains on longer texts with other frequencies, from given parameters.
+
+  Raises:
+    UserError: Training diverged.
+  """
   model = dataclasses.replace(config.model, rope=rope)
   config = dataclasses.replace(config, model=model)
   text = train_lib.make_batches(config, corpus)
@@ -116,7 +121,14 @@ def fine_tune(
   drawn = [text.batch(config.seed, step) for step in range(num_steps)]
   batches = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
   train = jax.jit(functools.partial(lm_step.train, task=task))
-  return train(state, batches)[0].params
+  state, losses = train(state, batches)
+  is_good = np.append(np.isfinite(losses), layouts.is_finite(state.params))
+  if not is_good.all():
+    raise errors.UserError(
+        f"fine-tuning diverged at step {int(np.argmin(is_good))}: use a smaller"
+        " tuning_lr, in a new workdir."
+    )
+  return state.params
 
 
 def position_losses(

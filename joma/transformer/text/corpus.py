@@ -6,6 +6,7 @@ map into memory. Batches of them are in `batches`.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -97,7 +98,7 @@ def load(
   text = corpus_text.find(name, data_dir=data_dir, fractions=fractions)
   cache = None if cache_dir is None else pathlib.Path(cache_dir).expanduser()
   if cache is not None:
-    cache.mkdir(parents=True, exist_ok=True)
+    workdir.make_folder(cache)
   if isinstance(tokenizer, str):
     tokenizer = _make_tokenizer(
         tokenizer, text.splits["train"], bpe_vocab_size, cache
@@ -173,13 +174,14 @@ def _make_whole(path: pathlib.Path, make: Callable[[], bytes]) -> None:
   numpy maps whatever bytes it finds, and a run would train on them.
   """
   checksum = path.with_name(f"{path.name}.crc32")
-  if path.is_file() and checksum.is_file():
-    crc = 0
-    with path.open("rb") as file:
-      while chunk := file.read(_CHUNK):
-        crc = zlib.crc32(chunk, crc)
-    if checksum.read_bytes().strip() == str(crc).encode():
-      return
+  with contextlib.suppress(OSError):  # What cannot be read is made again.
+    if path.is_file() and checksum.is_file():
+      crc = 0
+      with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+          crc = zlib.crc32(chunk, crc)
+      if checksum.read_bytes().strip() == str(crc).encode():
+        return
   data = make()
   workdir.write_atomic(checksum, f"{zlib.crc32(data)}\n")
   workdir.write_atomic(path, data)

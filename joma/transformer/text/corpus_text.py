@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -297,6 +298,8 @@ def _check_fractions(fractions: Sequence[float]) -> None:
 
 def _read(path: pathlib.Path) -> bytes:
   try:
+    # The text, its splits and ids of two or four bytes.
+    require.memory(f"the text {path}", 6 * path.stat().st_size)
     data = path.read_bytes()
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}.") from error

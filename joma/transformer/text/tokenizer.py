@@ -12,12 +12,14 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import pathlib
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from jaxtyping import Int, Integer
 import numpy as np
 
+from joma.transformer.text import growth
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
@@ -246,6 +248,7 @@ def from_json(content: str) -> Tokenizer:
     UserError: The content describes none.
   """
   fields = json_file.parse_object(content, "A tokenizer's description")
+  growth.check(fields)
   kind = fields.get("kind", "bpe")
   if kind == "bytes":
     return Bytes()
@@ -314,10 +317,12 @@ def _panics_as_errors() -> Iterator[None]:
   """What the `tokenizers` library fails with becomes one sentence.
 
   It raises plain Exception, and a panic of its Rust code is no Exception at
-  all, but a BaseException of the name PanicException.
+  all, but a BaseException of the name PanicException, and writes where it came
+  from to the process's standard error.
   """
   try:
-    yield
+    with _no_standard_error():
+      yield
   except UserError:
     raise
   except BaseException as error:
@@ -327,6 +332,23 @@ def _panics_as_errors() -> Iterator[None]:
     raise UserError(f"No tokenizer in this JSON, or it fails: {error}") from (
         error
     )
+
+
+@contextlib.contextmanager
+def _no_standard_error() -> Iterator[None]:
+  """Drops what is written to the process's standard error meanwhile."""
+  try:
+    kept = os.dup(2)
+  except OSError:  # It was closed: nothing is shown anyway.
+    yield
+    return
+  try:
+    with open(os.devnull, "wb") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def _tokenizers() -> Any:

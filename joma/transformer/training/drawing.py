@@ -89,7 +89,8 @@ def losses(groups: Sequence[Group]) -> mpl_figure.Figure:
       steps, train = np.array(group["steps"]), _array(
           group["train_loss"]["mean"]
       )
-      label = "validation text" if len(groups) == 1 else describe(group, groups)
+      label = figures.as_is(describe(group, groups))
+      label = "validation text" if len(groups) == 1 else label
       _draw_curve(axes, steps, group["valid_loss"], look, label)
       _draw_authors(axes, group, lambda authors: authors["valid_loss"], look)
       entries |= figures.legend_entries(axes)
@@ -118,7 +119,7 @@ def entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
       _draw_layers(axes, group, "entropy", depth)
       uniform = group["uniform_entropy"]
       axes.axhline(uniform, color="black", linestyle=":", label="uniform")
-      axes.set_title(describe(group, groups), pad=13)
+      axes.set_title(figures.as_is(describe(group, groups)), pad=13)
       axes.text(
           0.5,
           1.03,

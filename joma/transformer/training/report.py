@@ -5,7 +5,6 @@ whose folders are there.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from joma.transformer.training import drawing
 from joma.transformer.training import summary as summary_lib
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import report
 from scansnap_jax.experiment.errors import UserError
 
@@ -50,14 +50,16 @@ def write(
   """
   groups = summary_lib.group_runs([run], _reference(reference_csv))
   numbers = summary_lib.summarize_maps(attn_maps, run["map_steps"])
+  # Before anything is drawn, so that no drawing can cost the numbers.
   summary = {**run, "maps": numbers, "groups": groups}
+  report.write_summary(workdir, summary)
   sections = [_losses(workdir, groups), _entropy(workdir, groups)]
   items = [_save(workdir, "probes", drawing.probes(groups[0]))]
   sections.append(report.Section("Probes", "", items))
   if len(attn_maps):
     sections.append(_maps(workdir, run, attn_maps, numbers))
   facts = {**facts, **report.run_facts(started)}
-  return _write(workdir, summary, facts, sections)
+  return report.write(workdir, _TITLE, facts, sections)
 
 
 def compare(
@@ -85,17 +87,20 @@ def compare(
   Raises:
     UserError: A folder has no summary, or a seed occurs twice.
   """
-  summaries = [_read_summary(run) for run in runs]
+  summaries = [read_summary(run) for run in runs]
   groups = summary_lib.group_runs(summaries, _reference(reference_csv))
-  sections = [_losses(workdir, groups), _entropy(workdir, groups)]
   summary: dict[str, Any] = {"runs": list(map(str, runs)), "groups": groups}
-  if len({group["lr"] for group in groups}) > 1:
+  has_rates = len({group["lr"] for group in groups}) > 1
+  if has_rates:
     depths = sorted({group["num_layers"] for group in groups})
     summary["final_entropy"] = [
         {"num_layers": depth, **point}
         for depth in depths
         for point in drawing.final_entropies(groups, depth)
     ]
+  report.write_summary(workdir, summary)
+  sections = [_losses(workdir, groups), _entropy(workdir, groups)]
+  if has_rates:
     items = [
         _save(workdir, "final_entropy", drawing.final_entropy(groups)),
         _table("After training.", summary["final_entropy"]),
@@ -103,8 +108,7 @@ def compare(
     title = "Attention entropy against the learning rate"
     sections.append(report.Section(title, "", items))
   facts = {**facts, **report.run_facts(started)}
-  del facts["settings"]  # Each run has its own.
-  return _write(workdir, summary, facts, sections)
+  return report.write(workdir, _TITLE, facts, sections)
 
 
 def _reference(reference_csv: str | None) -> dict[Any, Any]:
@@ -113,26 +117,25 @@ def _reference(reference_csv: str | None) -> dict[Any, Any]:
   return summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
 
 
-def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
+def read_summary(folder: pathlib.Path) -> dict[str, Any]:
+  """Reads the summary of a finished run of `launch.train_lm`.
+
+  Raises:
+    UserError: There is none, or it is of something else.
+  """
   path = folder / "summary.json"
   try:
-    summary = json.loads(path.read_bytes())
-    if isinstance(summary, dict) and "num_layers" in summary:
-      return summary
-    reason = "it is not of a run of train_lm"
-  except (OSError, ValueError) as error:
-    reason = str(error)
-  raise UserError(f"{path} is no summary of a finished run: {reason}.")
-
-
-def _write(
-    workdir: pathlib.Path,
-    summary: Mapping[str, Any],
-    facts: Mapping[str, str],
-    sections: Sequence[report.Section],
-) -> pathlib.Path:
-  report.write_summary(workdir, summary)
-  return report.write(workdir, _TITLE, facts, sections)
+    summary = json_file.read_object(path)
+  except UserError as error:
+    raise UserError(
+        f"{folder} holds no summary of a finished run: {error}"
+    ) from error
+  if "num_layers" not in summary:
+    raise UserError(
+        f"{folder} holds no summary of a finished run: {path} is not of"
+        " train_lm."
+    )
+  return summary
 
 
 def _losses(
@@ -143,7 +146,7 @@ def _losses(
     best = group["best_valid_loss"] or {"value": None, "step": None}
     value = best["value"]
     row = {
-        "runs": drawing.describe(group, groups),
+        "runs": report.as_is(drawing.describe(group, groups)),
         "seeds": len(group["seeds"]),
         "least validation loss": value,
         "perplexity": None if value is None else float(np.exp(value)),
@@ -174,7 +177,7 @@ def _entropy(
   for group in groups:
     theirs = (group["authors"] or {"layers": []})["layers"]
     for layer, ours in enumerate(group["layers"]):
-      row = {"runs": drawing.describe(group, groups), **ours}
+      row = {"runs": report.as_is(drawing.describe(group, groups)), **ours}
       if theirs:
         names = ("start", "min", "min_step", "end")
         row |= {f"authors' {name}": theirs[layer][name] for name in names}
@@ -210,7 +213,8 @@ def _maps(
           rows,
       ),
   ]
-  text = f"The sequence: {run['map_text']}" if "map_text" in run else ""
+  text = report.as_is(run.get("map_text", ""))
+  text = f"The sequence: {text}" if text else ""
   return report.Section("Attention maps", text, items)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 
 # Per layer, as `training.train` names them: NAME/layer_0 and so on.
@@ -230,20 +231,20 @@ def read_reference(
   Raises:
     UserError: The file is not there, or is another table.
   """
+  lines = json_file.read_text(path).splitlines()
   try:
-    with open(path, newline="", encoding="utf-8") as file:
-      rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(lines))
     table: dict[tuple[int, float], dict[int, dict[int, list[float]]]] = {}
     for row in rows:
       key = int(row["nlayers"]), float(row["lr"])
+      if key[0] > len(row):
+        raise KeyError(f"attn_entropy_layer{key[0] - 1}")
       names = ["val_loss"]
       names += [f"attn_entropy_layer{layer}" for layer in range(key[0])]
       seeds = table.setdefault(key, {})
       curve = seeds.setdefault(int(row["seed"]), {})
       curve[int(row["minibatch"])] = [float(row[name]) for name in names]
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-  except (KeyError, ValueError, TypeError) as error:
+  except (KeyError, ValueError, TypeError, csv.Error) as error:
     raise UserError(
         f"{path} is no table of nlayers, lr, seed, minibatch, val_loss,"
         f" attn_entropy_layer0, ...: {type(error).__name__}: {error}."

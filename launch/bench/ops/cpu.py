@@ -13,8 +13,6 @@ import functools
 import itertools
 import json
 import os
-import pathlib
-import subprocess
 import sys
 from typing import Any, Literal
 
@@ -244,15 +242,11 @@ def memory_rows(
 ) -> Iterator[harness.Row]:
   """Peak memory of fresh processes that attend causally, in 1e9 bytes."""
   for program in names:
-    finished = subprocess.run(
-        [sys.executable, "-m", "launch.bench.ops.cpu", program, str(length)],
-        cwd=pathlib.Path(__file__).parents[3],
+    yield harness.run_child(
+        "launch.bench.ops.cpu",
+        [program, str(length)],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
     )
-    yield json.loads(finished.stdout.splitlines()[-1])
 
 
 def _peak_memory(program: str, length: int) -> harness.Row:

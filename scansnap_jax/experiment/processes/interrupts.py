@@ -8,6 +8,7 @@ compilation of half a minute, or a library that catches every exception, would
 delay or swallow it. So a thread waits for the signal too.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,12 +20,17 @@ from typing import NoReturn
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # A progress bar hides it.
 _leaving = threading.Lock()
+# The process's standard error, whoever stands in for it at the time.
+_standard_error: int | None = None
 
 
 def install() -> None:
   """Lets both signals end the process, unless it was started to ignore them."""
+  global _standard_error
   if leave in map(signal.getsignal, _SIGNALS):
     return  # It has been installed.
+  with contextlib.suppress(OSError):  # It was closed.
+    _standard_error = os.dup(2)
   for number in _SIGNALS:
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, leave)
@@ -50,7 +56,8 @@ def leave(number: int, frame: types.FrameType | None = None) -> NoReturn:
   try:
     if sys.stderr is not None:
       text = (_SHOW_CURSOR if sys.stderr.isatty() else "") + text
-    os.write(2, text.encode())  # Buffers may be locked by who was interrupted.
+    # Buffers may be locked by who was interrupted.
+    os.write(2 if _standard_error is None else _standard_error, text.encode())
   except (OSError, ValueError):
     pass  # It was closed.
   os._exit(128 + number)

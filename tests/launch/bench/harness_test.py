@@ -2,6 +2,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import pathlib
 from unittest import mock
 
@@ -78,6 +79,10 @@ class TableTest(absltest.TestCase):
     found = harness.table(columns, [dict(us=0.0), dict(us=None)])
     self.assertEqual(found.splitlines()[2:], ["| 0.0 |", "|  |"])
 
+  def test_no_name_ends_its_cell(self):
+    found = harness.table({"a": ("a", str)}, [dict(a="x|y\nz")])
+    self.assertEqual(found.splitlines()[2:], [r"| x\|y z |"])
+
   def test_facts_are_a_list_and_rows_a_table_with_all_columns(self):
     rows = [{"T": 8, "s": 0.123456}, {"T": 16, "note": "none"}]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -90,6 +95,29 @@ class TableTest(absltest.TestCase):
             *("| 8 | 0.1235 |  |", "| 16 |  | none |"),
         ],
     )
+
+
+class ChildTest(absltest.TestCase):
+
+  def test_the_row_is_what_it_prints_last(self):
+    with self._module("print('x'); print('{\"a\": 1}')"):
+      self.assertEqual(harness.run_child("child", ["--b"]), {"a": 1})
+
+  def test_its_one_line_is_passed_on(self):
+    code = "import sys; sys.exit('a remark\\nerror: no such ' + sys.argv[1])"
+    with self._module(code), self.assertRaises(errors.UserError) as caught:
+      harness.run_child("child", ["size"])
+    self.assertEqual(
+        str(caught.exception), "the process of child ended with 1: no such size"
+    )
+
+  @contextlib.contextmanager
+  def _module(self, code):
+    """A module `child` that fresh processes find."""
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "child.py").write_text(code)
+    with mock.patch.dict(os.environ, PYTHONPATH=str(folder)):
+      yield
 
 
 class WriterTest(absltest.TestCase):

@@ -169,9 +169,11 @@ class RecorderTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.UserError,
         "toy/setting diverged between steps 0 and 4, with seed=0: its last"
-        " finite loss is 0 at step .*Use a smaller noise",
+        r" finite loss is 0 at step \d\. Use a smaller noise",
     ):
       _train(self.workdir, _Config(), noise=np.inf)
+    # Of nothing it is said that it was kept.
+    self.assertEmpty(metric_stream.read_rows(self.workdir / "metrics.jsonl"))
     self.assertEmpty(self._saved())
 
   def test_divergence_of_the_last_update_is_seen_in_the_parameters(self):
@@ -183,7 +185,9 @@ class RecorderTest(parameterized.TestCase):
     with _recorder(self.workdir) as recorder:
       recorder.check_finite(interval, losses, np.array([True, True]))
       with self.assertRaisesRegex(
-          errors.UserError, "between steps 8 and 12, with seed=1: .* at step 11"
+          errors.UserError,
+          "between steps 8 and 12, with seed=1: .* at step 11. Metrics up to"
+          " step 8 are kept.",
       ):
         is_finite = np.array([True, False])
         recorder.save(interval, {"Y": np.zeros(2)}, history, is_finite)

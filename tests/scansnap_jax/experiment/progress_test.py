@@ -20,7 +20,8 @@ _PACE = 0.1
 _SHOW = f"""
 import time
 from scansnap_jax.experiment import progress
-with progress.bar("figure9", num_runs=100, steps_per_run=50) as on_progress:
+name = "figure9 [/] [red]x :smile: {{}}"  # A name of the user's, as it is.
+with progress.bar(name, num_runs=100, steps_per_run=50) as on_progress:
   for _ in range(5):
     time.sleep({_PACE})
     on_progress(50)
@@ -28,7 +29,8 @@ with progress.bar("figure9", num_runs=100, steps_per_run=50) as on_progress:
   on_progress(50 * 95)
 """
 _FRAME = re.compile(
-    r"figure9 +\S+ +(\d+)% +(--|[\d.e+]+) runs/s +(\d+:\d\d:\d\d|-:--:--)"
+    r"figure9 \[/\] \[red\]x :smile: \{\} +\S+ +(\d+)% +(--|[\d.e+]+) runs/s"
+    r" +(\d+:\d\d:\d\d|-:--:--)"
 )
 
 

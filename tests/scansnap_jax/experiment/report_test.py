@@ -179,6 +179,14 @@ class RenderTest(parameterized.TestCase):
     html = report.render("t", {}, [report.Section("s", text)])
     self.assertIn(f"<p>{expected}</p>", html)
 
+  def test_a_name_of_the_users_is_shown_as_it_is(self):
+    name = report.as_is("<a_1> & b_{2} ")
+    html = report.render("t", {}, [report.Section(name, name)] * 2)
+    shown = "&lt;a_1&gt; &amp; b_{2}"
+    for tag in ("h2", "p", 'a href="#section-1"'):
+      self.assertIn(f"<{tag}>{shown}", html)
+    self.assertNotIn("\ue000", html)
+
 
 class TableTest(parameterized.TestCase):
 

@@ -116,6 +116,12 @@ class ClaimTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "is no local folder"):
       workdir.claim(path, _CONFIG, "")
 
+  def test_name_that_is_no_utf8_is_refused_before_it_is_made(self):
+    name = os.fsdecode(os.fsencode(self.parent) + b"/a\xff")
+    with self.assertRaisesRegex(errors.UserError, "is no UTF-8; give a name"):
+      workdir.claim(name, _CONFIG, "")
+    self.assertEmpty([*self.parent.iterdir()])
+
   def test_home_is_expanded(self):
     with mock.patch.dict(os.environ, {"HOME": str(self.parent)}):
       found = workdir.claim("~/run", _CONFIG, "")
@@ -241,6 +247,35 @@ class LockTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, r"\.lock "):
       with workdir.lock(folder):
         pass
+
+  def test_who_came_between_the_check_and_the_lock_has_the_folder(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    lock = workdir.lock
+
+    def late(path):
+      workdir.claim(path, {"seed": 4}, "--seed=4\n")
+      return lock(path)
+
+    with mock.patch.object(workdir, "lock", late):
+      with self.assertRaisesRegex(errors.UserError, "seed: 4 there, 3 here"):
+        with workdir.hold(folder, _CONFIG, "--seed=3\n"):
+          self.fail("it is another's")
+    self.assertEqual((folder / "flags.txt").read_text(), "--seed=4\n")
+
+  def test_a_folder_of_something_else_gets_no_lock(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (folder / "thesis.tex").touch()
+    with self.assertRaisesRegex(errors.UserError, "holds thesis.tex"):
+      with workdir.hold(folder, _CONFIG, ""):
+        self.fail("it is someone's")
+    self.assertEqual([*_contents(folder)], ["thesis.tex"])
+    (folder / "thesis.tex").unlink()
+    (folder / ".lock").touch()  # Left by a run that was killed there.
+    with workdir.hold(folder, _CONFIG, "") as found:
+      self.assertEqual(found, folder)
+      with self.assertRaisesRegex(errors.UserError, "another run is at work"):
+        with workdir.hold(folder, _CONFIG, ""):
+          self.fail("it is held")
 
   def test_a_second_run_is_refused_until_the_first_ends(self):
     folder = pathlib.Path(self.create_tempdir().full_path)

@@ -2,14 +2,15 @@
 
 One compiled forward pass makes a shard; a row is a token. A folder holds
 
-  manifest.json       what was read, fields, rows and bytes, finished shards
+  manifest.json       what was read, fields, rows, finished shards, checksums
   00000.layer_in.npy  [R, L, D]  residual stream that enters each layer
   00000.mlp_in.npy    [R, L, D]  what each MLP reads, before its norm
   00000.units.npy     [R, L, U / 8] which blocks of neurons count, as bits
   00000.heads.npy     [R, L, N]  strengths of the heads, see `sparsity_labels`
 
 A row of a layer takes 2 D b + U / 8 + N b bytes, b of them a number. Shards are
-written whole or not at all; the same call again writes those that are missing.
+written whole or not at all; the same call again writes those that are missing
+or damaged.
 
 Letters: R rows, L layers, D width, U blocks of neurons, N heads, B texts, T
 tokens.
@@ -35,6 +36,7 @@ from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 
 MANIFEST = "manifest.json"
@@ -163,17 +165,21 @@ def write(
   if not texts.size:
     raise errors.UserError(f"There is no text to capture: {texts.shape}.")
   manifest = _plan(model, params, texts, config)
-  folder.mkdir(parents=True, exist_ok=True)
-  finished = _finished(folder, manifest)
+  workdir.make_folder(folder)
+  checksums = _finished(folder, manifest)
   starts = range(0, len(texts), config.batch_size)
   for shard, start in enumerate(starts):
     tokens = texts[start : start + config.batch_size]
-    if shard not in finished:
+    if str(shard) not in checksums:
       fields = read(model, params, jnp.asarray(tokens), config)
-      for name, values in fields.items():
-        _save(folder / _file(shard, name), np.asarray(values))
-      finished.append(shard)
-      _write_manifest(folder, {**manifest, "finished": finished})
+      checksums[str(shard)] = {
+          name: _save(folder / _file(shard, name), np.asarray(values))
+          for name, values in fields.items()
+      }
+      finished = sorted(map(int, checksums))
+      _write_manifest(
+          folder, {**manifest, "finished": finished, "crc32": checksums}
+      )
     on_progress(tokens.size)
   return load(folder)
 
@@ -187,7 +193,7 @@ def load(folder: pathlib.Path) -> Shards:
   path = folder / MANIFEST
   if not path.is_file():
     raise errors.UserError(f"{folder} holds no capture: no {MANIFEST}.")
-  manifest = json.loads(path.read_text())
+  manifest = _read_manifest(path)
   num_shards = len(manifest["rows_of"])
   if len(manifest["finished"]) < num_shards:
     raise errors.UserError(
@@ -238,24 +244,56 @@ def _plan(
   }
 
 
-def _finished(folder: pathlib.Path, manifest: Mapping[str, Any]) -> list[int]:
+def _finished(
+    folder: pathlib.Path, manifest: Mapping[str, Any]
+) -> dict[str, dict[str, int]]:
+  """The crc32 of the files of each shard that is there, whole, by field."""
   path = folder / MANIFEST
   if not path.is_file():
-    return []
-  there = json.loads(path.read_text())
+    return {}
+  there = _read_manifest(path)
   if there["of"] != json.loads(json.dumps(manifest["of"])):
     difference = workdir.describe_difference(there["of"], manifest["of"])
     raise errors.UserError(
         f"{folder} holds another capture: {'; '.join(difference)}."
     )
-  return there["finished"]
+  return {
+      shard: checksums
+      for shard, checksums in there["crc32"].items()
+      if all(
+          _is_whole(folder / _file(int(shard), name), checksums.get(name))
+          for name in FIELDS
+      )
+  }
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+  manifest = json_file.read_object(path)
+  kinds = {"of": dict, "rows_of": list, "finished": list, "crc32": dict}
+  for name, kind in kinds.items():
+    if not isinstance(manifest.get(name), kind):
+      raise errors.UserError(
+          f"{path} is no manifest of a capture: {name} is missing or of"
+          f" another type. Remove {path.parent}; the same command captures"
+          " again."
+      )
+  return manifest
+
+
+def _is_whole(path: pathlib.Path, crc: object) -> bool:
+  """Whether a file is as it was written: a predictor learns what it finds."""
+  try:
+    return zlib.crc32(path.read_bytes()) == crc
+  except OSError:
+    return False
 
 
 def _write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   workdir.write_atomic(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
-def _save(path: pathlib.Path, values: np.ndarray) -> None:
+def _save(path: pathlib.Path, values: np.ndarray) -> int:
+  """Writes an array; returns the crc32 of the file."""
   if values.dtype == np.float16 and not np.isfinite(values).all():
     raise errors.UserError(
         f"{path.name}: a number is too large for float16: keep float32."
@@ -263,6 +301,7 @@ def _save(path: pathlib.Path, values: np.ndarray) -> None:
   buffer = io.BytesIO()
   np.save(buffer, values, allow_pickle=False)
   workdir.write_atomic(path, buffer.getvalue())
+  return zlib.crc32(buffer.getvalue())
 
 
 def _file(shard: int, name: str) -> str:

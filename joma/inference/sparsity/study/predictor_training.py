@@ -152,6 +152,7 @@ def train(
           _record(stream, end, losses)
           checkpointer.save(end, state)
         elif stop:
+          _check_finite(end, losses)
           checkpointer.save(end, state)
         if stop:
           raise preemption.Stopped(f"predictors at step {end}")
@@ -161,12 +162,16 @@ def train(
 def _record(
     stream: metric_stream.MetricStream, step: int, losses: ByKind
 ) -> None:
+  _check_finite(step, losses)
   values = {f"{kind}_loss": float(loss) for kind, loss in losses.items()}
-  if not np.isfinite(list(values.values())).all():
+  stream.write(step, values)
+
+
+def _check_finite(step: int, losses: ByKind) -> None:
+  if not np.isfinite([float(loss) for loss in losses.values()]).all():
     raise errors.UserError(
         f"The predictors diverged before step {step}: use a smaller lr."
     )
-  stream.write(step, values)
 
 
 def _start(data: Data) -> dict[str, dict[str, Array]]:

@@ -6,6 +6,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -115,6 +116,24 @@ class GridTest(absltest.TestCase):
     found = rows["h2o"]["gold_in_sinks"]
     self.assertAlmostEqual(found, (gold == 1).mean())
 
+  def test_a_model_whose_logits_are_no_numbers_has_no_accuracy(self):
+    """NaN has a largest logit, by argmax: a wrong answer like any other."""
+    subject, _, _ = _measured()
+    params = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, jnp.nan), subject.params
+    )
+    subject = dataclasses.replace(subject, params=params)
+    with self.assertRaisesRegex(errors.UserError, "infinite in 6 of 6 texts"):
+      evaluate_grid.measure(_CONFIG, subject)
+
+  def test_a_text_that_is_not_there_is_told_before_any_is_read(self):
+    config = dataclasses.replace(
+        _CONFIG, tasks=("mqar", "perplexity"), texts=("/absent.txt",)
+    )
+    subject = dataclasses.replace(_measured()[0], tokenizer=tokenizer.Bytes())
+    with self.assertRaisesRegex(errors.UserError, "texts=/absent.txt"):
+      evaluate_grid.measure(config, subject, on_progress=self.fail)
+
   @pytest.mark.slow  # Three compilations.
   def test_perplexity_is_compared_text_by_text(self):
     config = dataclasses.replace(
@@ -192,6 +211,11 @@ class CacheTest(parameterized.TestCase):
 class SubjectTest(parameterized.TestCase):
 
   @pytest.mark.slow  # Compiles a training.
+  def test_training_that_diverges_says_where(self):
+    config = dataclasses.replace(_CONFIG, lr=1e30, train_steps=3, train_batch=2)
+    with self.assertRaisesRegex(errors.UserError, "diverged at step [12]: use"):
+      evaluate_subject.train(config)
+
   def test_trains_on_the_task(self):
     config = dataclasses.replace(
         _CONFIG, train_steps=25, train_batch=8, lr=1e-2

@@ -1,6 +1,7 @@
 """What the report of evaluated policies says, from numbers made up."""
 
 import json
+import math
 import pathlib
 import time
 
@@ -97,6 +98,25 @@ class ReportTest(absltest.TestCase):
     written = json.loads((workdir / "summary.json").read_text())
     self.assertLen(written["finding"], 2)
     self.assertEqual(written["tasks"]["mqar"], _rows())
+
+  def test_a_policy_that_failed_is_named_and_the_others_are_drawn(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    nan = {"mean": math.nan, "low": math.nan, "high": math.nan}
+    bad = {"quality": nan, "perplexity": nan, "ratio": nan, "failed": "NaN"}
+    rows, texts = _rows(), _texts()
+    rows[3] |= bad  # H2O with 16 slots, which would be the best there.
+    texts[0] |= bad  # The full cache.
+    tasks = {"mqar": rows, "perplexity": texts}
+    summary = {"tasks": tasks, "training": None, "length": 64}
+    path = report.write(workdir, summary, {}, time.monotonic())
+    first, second = json.loads((workdir / "summary.json").read_text())[
+        "finding"
+    ]
+    self.assertIn("StreamingLLM is best with 0.300", first)
+    self.assertIn("H2O with 16 slots failed: NaN.", first)
+    self.assertIn("perplexity: With 16 slots, 25 % of the text, H2O is", second)
+    self.assertNotRegex(first + second, "(?i)nan[^.]")
+    self.assertIn("<td>failed</td>", path.read_text())
 
   def test_policies_of_a_figure_look_different(self):
     names = ["h2o", "h2o:score=ema", "tova", "keydiff", "window", "random"]

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import inspection_config
@@ -17,6 +18,8 @@ from joma.transformer.checkpoints import measure
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 _MODEL = configs.TransformerConfig(
     vocab_size=256,
@@ -85,18 +88,18 @@ class ReadTest(parameterized.TestCase):
         ({"ids": [[0.5]]}, "whole numbers"),
         ({"ids": [[3, 256]]}, r"model: Token 256 at \[0, 1\]"),
         ({"ids": np.zeros((0, 3), int)}, "no token to read"),
-        ({"ids": np.array([["a"]], object)}, "no .npz file"),
+        ({"ids": np.array([["a"]], object)}, "no readable .npz"),
     ):
       np.savez(path, **arrays)
       with self.assertRaisesRegex(errors.UserError, message):
         self._read(ids=str(path))
     path.write_text("no archive")
-    with self.assertRaisesRegex(errors.UserError, "no .npz file"):
+    with self.assertRaisesRegex(errors.UserError, "no readable .npz"):
       self._read(ids=str(path))
     np.save(self.root / "ids.npy", [[1]])
-    with self.assertRaisesRegex(errors.UserError, "no array ids"):
+    with self.assertRaisesRegex(errors.UserError, "ids.npy is no readable"):
       self._read(ids=str(self.root / "ids.npy"))
-    with self.assertRaisesRegex(errors.UserError, "is no file"):
+    with self.assertRaisesRegex(errors.UserError, "No such file"):
       self._read(ids=str(self.root / "absent.npz"))
 
   def test_texts_that_are_none_are_refused(self):
@@ -154,6 +157,28 @@ class FitTest(parameterized.TestCase):
 
 
 class MeasureTest(absltest.TestCase):
+
+  def test_a_model_that_fails_is_named_and_costs_no_other(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    folders = [root / name for name in ("fine", "nan", "large")]
+    for folder in folders:
+      save_model(folder)
+    for name, value in (("nan", np.nan), ("large", 3e38)):
+      path = root / name / "model.safetensors"
+      tensors = safetensors_numpy.load_file(path)
+      tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = value
+      safetensors_numpy.save_file(tensors, path)
+    config = inspection_config.InspectionConfig(ids="x")
+    texts = [np.array([[5, 6, 7, 8]])] * 3
+    found = measure.measure_each(folders, texts, config)
+    self.assertEqual(
+        [model["name"] for model in found], ["fine", "nan", "large"]
+    )
+    self.assertNotIn("failed", found[0])
+    self.assertRegex(found[1]["failed"], "up_proj.weight.* holds nan")
+    self.assertRegex(found[2]["failed"], "large: .* is NaN or infinite")
+    with self.assertRaisesRegex(errors.UserError, "holds nan"):
+      measure.measure_each(folders[1:], texts[1:], config)
 
   def test_logits_are_written_whole(self):
     root = pathlib.Path(self.create_tempdir().full_path)

@@ -1,5 +1,6 @@
 """Tests of the report on inspected models, and of its figures."""
 
+import html
 import json
 import pathlib
 import time
@@ -11,6 +12,7 @@ import numpy as np
 from joma.transformer.checkpoints import drawing
 from joma.transformer.checkpoints import report
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import report as report_lib
 
 
 def _model(name, num_layers=3, num_heads=2, seed=0, is_gated=True):
@@ -33,6 +35,9 @@ def _model(name, num_layers=3, num_heads=2, seed=0, is_gated=True):
       "num_targets": 14,
       "num_windows": 2,
   }
+
+
+_FAILED = {"name": "step4", "folder": "runs/4", "failed": "it holds nan."}
 
 
 class PlotTest(parameterized.TestCase):
@@ -76,6 +81,26 @@ class PlotTest(parameterized.TestCase):
     self.assertLen([image for image in images if image], 4)
 
 
+class NamesTest(absltest.TestCase):
+
+  def test_names_are_drawn_and_written_as_they_are(self):
+    """No formula, no index, no HTML; a legend leaves none of them out."""
+    names = ["$\\frac{$", "a_1", "_hidden", "<b>x_2</b>"]
+    models = [_model(name, seed=i) for i, name in enumerate(names)]
+    rows = [[report_lib.as_is(name)] for name in names]
+    table = report_lib.Table("", ["model"], rows)
+    sections = [report_lib.Section("", "", [table])]
+    text = html.unescape(report_lib.render("", {}, sections))
+    for name in names:
+      self.assertIn(f"<td>{name}</td>", text)
+    figure = drawing.layers(models)
+    (legend,) = figure.legends
+    shown = [entry.get_text() for entry in legend.get_texts()]
+    for name, label in zip(names, shown, strict=False):
+      formula, is_formula = legend.get_texts()[0]._preprocess_math(label)
+      self.assertEqual((formula.lstrip("\u200b"), is_formula), (name, False))
+
+
 class WriteTest(absltest.TestCase):
 
   def test_every_number_is_written_and_every_figure_shown(self):
@@ -83,18 +108,22 @@ class WriteTest(absltest.TestCase):
     models = [_model("step0"), _model("step8", seed=1)]
     models[1]["loss"] = models[1]["perplexity"] = None
     path = report.write(
-        workdir, {"models": models}, {"command": "x"}, time.monotonic()
+        workdir,
+        {"models": [models[0], _FAILED, models[1]]},
+        {"command": "x"},
+        time.monotonic(),
     )
     summary = json.loads((workdir / "summary.json").read_text())
-    self.assertLen(summary["models"], 2)
+    self.assertEqual(summary["models"][1], _FAILED)
     np.testing.assert_array_equal(
-        summary["models"][1]["top_mass"], models[1]["top_mass"]
+        summary["models"][2]["top_mass"], models[1]["top_mass"]
     )
+    self.assertEndsWith(summary["finding"], " step4 failed: it holds nan.")
     self.assertIn("step0: perplexity 7.389, ", summary["finding"])
     text = path.read_text()
     self.assertEqual(text.count("data:image/png;base64"), 4)
     names = sorted(p.stem for p in (workdir / "figures").glob("*.pdf"))
-    self.assertEqual(names, ["heads_0", "heads_1", "layers", "series"])
+    self.assertEqual(names, ["heads_0", "heads_2", "layers", "series"])
     self.assertEqual(text.count(figures.__name__), 0)
 
 

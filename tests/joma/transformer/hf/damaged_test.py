@@ -67,6 +67,41 @@ class DamagedTest(folders.FolderTestCase):
     folder = self.changed("gemma", change)
     self.check(folder, "lm_head.weight.*model.embed_tokens.weight.*false")
 
+  @parameterized.product(
+      value=[np.nan, np.inf, -np.inf], dtype=["float32", "bfloat16"]
+  )
+  def test_what_is_not_finite_is_named_with_its_place(self, value, dtype):
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def change(tensors):
+      tensors[name] = tensors[name].astype(dtype)
+      tensors[name][3, 2] = value
+
+    folder = self.changed("llama", change)
+    self.check(folder, rf"{name} of {folder}/.* holds {value:g} at \[3, 2\]")
+
+  def test_what_the_wanted_numbers_cannot_hold_is_named(self):
+    name = "model.norm.weight"
+
+    def change(tensors):
+      tensors[name][1] = 1e5
+
+    folder = self.changed("llama", change)
+    pretrained.load(folder)
+    with self.assertRaisesRegex(
+        UserError, f"{name}.* 100000 at .*float16 cannot"
+    ):
+      pretrained.load(folder, "float16")
+
+  def test_own_tensors_are_looked_at_too(self):
+    _, config, params = self.saved("llama")
+    params["final_norm"]["scale"] = np.full_like(
+        params["final_norm"]["scale"], np.inf
+    )
+    folder = self.folder()
+    pretrained.save(folder, config, params, family="joma")
+    self.check(folder, r"final_norm/scale .* holds inf at \[0\]")
+
   def test_whole_numbers_are_no_weights(self):
     name = "model.norm.weight"
     folder = self.changed(

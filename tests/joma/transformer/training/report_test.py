@@ -128,7 +128,9 @@ class ReportLmTest(absltest.TestCase):
     self.assertTrue((self.folder / "new" / "report.html").exists())
     refused = compare(self.folder / "a")
     self.assertNotEqual(refused.returncode, 0)
-    self.assertIn("is a run's folder", refused.stderr)
+    self.assertIn(
+        "holds a run with other settings: runs: absent", refused.stderr
+    )
 
 
 if __name__ == "__main__":

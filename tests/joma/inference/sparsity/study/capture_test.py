@@ -85,7 +85,7 @@ class CaptureTest(absltest.TestCase):
     row = 2 * (4 * (2 * 8 + 2) + 2)
     self.assertEqual(shards.manifest["bytes_per_row"], row)
 
-  def test_what_is_missing_is_written_and_nothing_else(self):
+  def test_what_is_missing_or_damaged_is_written_and_nothing_else(self):
     told = []
     capture.write(
         _MODEL, self.params, _TEXTS, self.folder, _CONFIG, told.append
@@ -93,15 +93,29 @@ class CaptureTest(absltest.TestCase):
     self.assertEqual(told, [12, 12, 6])
     path = self.folder / capture.MANIFEST
     manifest = json.loads(path.read_text())
+    del manifest["crc32"]["1"]
     path.write_text(json.dumps({**manifest, "finished": [0, 2]}))
     with self.assertRaisesRegex(errors.UserError, "2 of 3 shards"):
       capture.load(self.folder)
-    before = {p.name: p.read_bytes() for p in self.folder.glob("*.npy")}
-    (self.folder / "00000.heads.npy").write_bytes(b"kept")
-    (self.folder / "00001.heads.npy").write_bytes(b"cut sho")
+    files = sorted(self.folder.glob("*.npy"))
+    before = {p.name: (p.read_bytes(), p.stat().st_ino) for p in files}
+    damaged = bytearray((self.folder / "00002.units.npy").read_bytes())
+    damaged[-1] ^= 1
+    (self.folder / "00002.units.npy").write_bytes(damaged)
     capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
-    after = {p.name: p.read_bytes() for p in self.folder.glob("*.npy")}
-    self.assertEqual(after, before | {"00000.heads.npy": b"kept"})
+    after = {p.name: (p.read_bytes(), p.stat().st_ino) for p in files}
+    for name, (content, inode) in after.items():
+      self.assertEqual(content, before[name][0], name)
+      is_kept = inode == before[name][1]  # A file that is written is a new one.
+      self.assertEqual(is_kept, name.startswith("00000"), name)
+
+  def test_a_manifest_that_is_none_is_one_sentence(self):
+    capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
+    path = self.folder / capture.MANIFEST
+    for text in ("[" * 100_000, "[]", "{}", '{"of": 3}'):
+      path.write_text(text)
+      with self.assertRaisesRegex(errors.UserError, "manifest.json"):
+        capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
 
   def test_another_capture_in_the_folder_is_named(self):
     capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
