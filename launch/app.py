@@ -67,7 +67,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except OSError as error:
       if error.filename is not None and error.errno in _OF_FILES:
         return _complain(f"{error.filename}: {error.strerror}.")
-      if error.filename is not None or error.errno not in _FULL:
+      if error.errno not in _FULL:
         raise
       _drop_stdout()
       return _complain(f"stdout cannot be written: {error.strerror}")

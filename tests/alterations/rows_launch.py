@@ -32,8 +32,8 @@ launch/app.py
 ? a closed pipe shows a traceback
 
 launch/app.py
-- if error.errno not in _FULL or error.filename is not None:
-+ if error.errno not in _FULL:
+- if error.filename is not None and error.errno in _OF_FILES:
++ if error.filename == "":
 ? an error of one of the run's files is blamed on stdout
 
 launch/app.py
@@ -42,13 +42,13 @@ launch/app.py
 ? errors go where results go
 
 launch/bench/harness.py
-- "" if row.get(name) is None else form(row[name])
-+ form(row[name]) if row.get(name) else ""
+- "" if row.get(name) is None else _cell(form(row[name]))
++ _cell(form(row[name])) if row.get(name) else ""
 ? a cell of 0 stays empty
 
 launch/run.py
-- held.enter_context(workdir_lib.lock(workdir))
-+ pass
+- held.enter_context(workdir_lib.hold(*asked))
++ workdir_lib.claim(*asked)
 ? two runs may be at work in one folder
 
 launch/run.py

@@ -186,8 +186,8 @@ scansnap_jax/experiment/intervals.py
 @ tests/scansnap_jax/experiment/intervals_test.py::IntervalTest
 
 scansnap_jax/experiment/report.py
-- return _INDEX.sub(r"\\1<sub>\\2\\3</sub>", html.escape(text))
-+ return _INDEX.sub(r"\\1<sub>\\2\\3</sub>", text)
+- return _plain(_INDEX.sub(r"\\1<sub>\\2\\3</sub>", html.escape(text)))
++ return _plain(_INDEX.sub(r"\\1<sub>\\2\\3</sub>", text))
 ? text of a run becomes markup of the report
 
 scansnap_jax/experiment/report.py

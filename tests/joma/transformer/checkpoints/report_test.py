@@ -87,9 +87,7 @@ class NamesTest(absltest.TestCase):
     """No formula, no index, no HTML; a legend leaves none of them out."""
     names = ["$\\frac{$", "a_1", "_hidden", "<b>x_2</b>"]
     models = [_model(name, seed=i) for i, name in enumerate(names)]
-    rows = [[report_lib.as_is(name)] for name in names]
-    table = report_lib.Table("", ["model"], rows)
-    sections = [report_lib.Section("", "", [table])]
+    sections = [report_lib.Section("", "", [report._models_table(models)])]
     text = html.unescape(report_lib.render("", {}, sections))
     for name in names:
       self.assertIn(f"<td>{name}</td>", text)
