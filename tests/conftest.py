@@ -6,6 +6,7 @@ Subprocesses that compare bits or count devices ask for the CPU themselves.
 """
 
 import datetime
+import gc
 import glob
 import hashlib
 from importlib import metadata
@@ -23,8 +24,12 @@ if not any(glob.glob(f"/dev/{name}") for name in _ACCELERATORS):
 # Several processes compile for TPUs, on a machine that has none.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-# Most of the time is LLVM's, whose optimizations no test is about.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time goes into compiling small programs: LLVM's optimizations, and
+# the emitters that set up all of MLIR for each fusion, no test is about.
+_FLAGS = ["--xla_backend_optimization_level=0"]
+if metadata.version("jaxlib") < "0.11":  # 0.11 knows the second flag no more.
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # Workers and subprocesses share what they compile; the first process, whose
 # variables they inherit, clears it away. jax 0.11 cannot read programs for TPUs
 # that are not there.
@@ -49,6 +54,9 @@ else:
   # Tolerances are those of float32, also of matrix units that round inputs.
   jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
+# jax's caches hold millions of objects, through which a full collection walks.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_addoption(parser):

@@ -299,7 +299,9 @@ class Recorder:
 
 
 def _tree(state: PyTree, history: _History) -> dict[str, Any]:
-  return {"state": state, "history": history._asdict()}
+  # What is not recorded, None, has no place in the file either.
+  recorded = {k: v for k, v in history._asdict().items() if v is not None}
+  return {"state": state, "history": recorded}
 
 
 def resume(

@@ -37,9 +37,10 @@ CAPTIONS = types.MappingProxyType({
     "entropy": (
         "Entropy of attention on the validation text against minibatches, one"
         " curve a layer, mean over queries and heads; mean and sample standard"
-        " deviation over seeds where there are several. Open markers: the"
-        " authors' runs, where known. Dotted: each query attends to all keys"
-        " alike. Above: least validation loss, and where."
+        " deviation over seeds where there are several. Dashed: of the one"
+        " sequence whose entropy the authors report, where it is measured. Open"
+        " markers: the authors' runs, where known. Dotted: each query attends"
+        " to all keys alike. Above: least validation loss, and where."
     ),
     "probes": (
         "On the validation text, one curve a layer: share of heads that have"
@@ -290,6 +291,10 @@ def _draw_layers(
     curve = {kind: group[name][kind][layer] for kind in ("mean", "std")}
     _draw_curve(axes, steps, curve, look, f"layer {layer}")
     if name == "entropy":
+      chunk = _array(group["chunk_entropy"]["mean"][layer])
+      if np.isfinite(chunk).any():
+        thin = look._replace(marker="", linestyle="--")
+        axes.plot(steps, chunk, **thin._asdict(), label="one sequence")
       pick = lambda authors, layer=layer: {
           "mean": authors["entropy"]["mean"][layer]
       }

@@ -60,6 +60,9 @@ class LmConfig:
     eval_batch_size: Columns of the validation text.
     probe_batches: Batches of batch_size rows of the validation text that probes
       are averaged over; 0 is all of it.
+    entropy_chunk: Chunk of seq_len tokens of the validation text's first column
+      whose entropy is also recorded by itself; None is none. JoMA's code
+      reports that of chunk 100 alone.
     map_steps: Steps whose attention maps are kept; multiples of log_every.
     map_batch: Number of the training batch whose first sequence the maps are
       of.
@@ -100,6 +103,7 @@ class LmConfig:
   checkpoint_every: int = 100
   eval_batch_size: int = 16
   probe_batches: int = 1
+  entropy_chunk: int | None = None
   map_steps: tuple[int, ...] = (0, 100, 500)
   map_batch: int = 0
   dtype: Literal["float32", "bfloat16"] = "float32"
@@ -117,6 +121,8 @@ class LmConfig:
       require.at_least(name, getattr(self, name), 1)
     for name in ("warmup_steps", "map_batch", "probe_batches"):
       require.at_least(name, getattr(self, name), 0)
+    if self.entropy_chunk is not None:
+      require.at_least("entropy_chunk", self.entropy_chunk, 0)
     require.seeds("seed", self.seed)
     require.memory(f"num_steps={self.num_steps}", 4 * (self.num_steps or 0))
     require.memory(
@@ -211,6 +217,7 @@ def joma_figure6() -> LmConfig:
       checkpoint_every=1000,
       eval_batch_size=10,
       probe_batches=0,
+      entropy_chunk=100,
       map_steps=(0, 2000, 20_000),
       map_batch=100,
   )

@@ -318,6 +318,20 @@ def _head_sums(
   return jnp.stack(found, axis=1)
 
 
+def entropy_of_first(
+    params: PyTree,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    axis_name: str | None = None,
+) -> Float[Array, "L"]:
+  """Entropy of the very first sequence, mean over its queries and heads."""
+  del axis_name  # It is on the first device, whose result is read.
+  first = jax.tree.map(lambda leaf: leaf[0, :1], batches)
+  entropy, _, _ = _head_sums(params, first, task) / first.weights.sum()
+  return entropy.mean(axis=-1)
+
+
 def attn_maps(
     params: PyTree,
     batches: batches_lib.Batch,

@@ -16,6 +16,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
+from scansnap_jax.experiment.errors import UserError
 
 
 class Observation(NamedTuple):
@@ -23,11 +24,14 @@ class Observation(NamedTuple):
 
   Attributes:
     probes: Of every layer.
+    chunk_entropy: Of the attention on one sequence of the validation text,
+      see `lm_config.LmConfig.entropy_chunk`.
     valid_loss: Mean over the validation text, in nats.
     attn_maps: Of one sequence of the training text.
   """
 
   probes: lm_step.Probes
+  chunk_entropy: Float[np.ndarray, "L"] | None
   valid_loss: Float[np.ndarray, ""] | None
   attn_maps: Float[np.ndarray, "L N T T"] | None
 
@@ -53,6 +57,9 @@ class Observer:
       text: The training batches, one of which is mapped.
       num_steps: Steps of the run; the last one is always evaluated.
       on_map: Given the step and the parameters, on the host, at `map_steps`.
+
+    Raises:
+      UserError: The validation text has no such `entropy_chunk`.
     """
     config = task.config
     self._config, self._text, self._layout = config, text, layout
@@ -60,10 +67,12 @@ class Observer:
     self.map_steps = tuple(s for s in config.map_steps if s <= num_steps)
     self._evaluate = layout.map(lm_step.evaluate, task=task)
     self._probe = layout.map(lm_step.probe, task=task)
+    self._entropy_of_first = layout.map(lm_step.entropy_of_first, task=task)
     self._attn_maps = layout.map(lm_step.attn_maps, task=task)
     # As many rows as a training batch has, so that they fit the devices.
     rows = max(1, config.batch_size // layout.num_parts)
     self._valid = valid_batches(config, corpus, rows * layout.num_parts)
+    self._chunk = _chunk(config, self._valid)
 
   def observe(self, params: PyTree, step: int) -> Observation:
     """Looks at the parameters after so many steps.
@@ -79,7 +88,9 @@ class Observer:
     number = config.probe_batches or len(self._valid.weights)
     some = jax.tree.map(lambda leaf: leaf[:number], self._valid)
     probes = self._probe(params, some)
-    valid_loss = attn_maps = None
+    chunk_entropy = valid_loss = attn_maps = None
+    if self._chunk is not None:
+      chunk_entropy = self._entropy_of_first(params, self._chunk)
     if step % config.eval_every == 0 or step == self._num_steps:
       valid_loss = self._evaluate(params, self._valid)
     if step in self.map_steps:
@@ -87,7 +98,9 @@ class Observer:
       attn_maps = self._attn_maps(params, batch)
       if self._on_map is not None:
         self._on_map(step, self._layout.gather(params))
-    return self._layout.gather(Observation(probes, valid_loss, attn_maps))
+    return self._layout.gather(
+        Observation(probes, chunk_entropy, valid_loss, attn_maps)
+    )
 
 
 def draw(
@@ -111,6 +124,28 @@ def valid_batches(
   )
   rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *text)
   return jax.tree.map(lambda leaf: split_evenly(leaf, num_rows), rows)
+
+
+def _chunk(
+    config: lm_config.LmConfig, valid: batches_lib.Batch
+) -> batches_lib.Batch | None:
+  """One sequence of the validation text, once for each row of a batch."""
+  if config.entropy_chunk is None:
+    return None
+  rows = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), valid)
+  # `valid_batches` puts the columns of a chunk beside each other.
+  row = config.entropy_chunk * config.eval_batch_size
+  num_known = int(rows.weights.any(axis=-1).sum())
+  if row >= num_known:
+    raise UserError(
+        f"entropy_chunk={config.entropy_chunk} must be less than the"
+        f" {math.ceil(num_known / config.eval_batch_size)} chunks of"
+        f" seq_len={config.seq_len} tokens that the validation text has."
+    )
+  copies = valid.weights.shape[1]
+  return jax.tree.map(
+      lambda leaf: np.broadcast_to(leaf[row], (1, copies, leaf.shape[-1])), rows
+  )
 
 
 def split_evenly(leaf: np.ndarray, num_rows: int) -> np.ndarray:

@@ -18,7 +18,13 @@ from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 
 # Per layer, as `training.train` names them: NAME/layer_0 and so on.
-PROBES = ("entropy", "sink_rate", "effective_support", "stable_rank")
+PROBES = (
+    "entropy",
+    "chunk_entropy",
+    "sink_rate",
+    "effective_support",
+    "stable_rank",
+)
 
 _LOSSES = ("train_loss", "valid_loss")
 # Settings in which the runs of a group agree.
@@ -202,14 +208,15 @@ def _differences(
         "valid_loss": gap(
             group["valid_loss"]["mean"], authors["valid_loss"]["mean"]
         ),
-        "entropy": [
-            gap(ours, theirs)
-            for ours, theirs in zip(
-                group["entropy"]["mean"],
-                authors["entropy"]["mean"],
-                strict=True,
-            )
-        ],
+        **{
+            name: [
+                gap(ours, theirs)
+                for ours, theirs in zip(
+                    group[name]["mean"], authors["entropy"]["mean"], strict=True
+                )
+            ]
+            for name in ("entropy", "chunk_entropy")
+        },
     })
   return rows
 

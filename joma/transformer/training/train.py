@@ -39,6 +39,7 @@ class History(NamedTuple):
     sink_rate: Likewise.
     stable_rank: Likewise.
     attn_maps: Of one sequence of the training text, at `map_steps`.
+    chunk_entropy: Of `entropy_chunk`; None without.
   """
 
   losses: Float[np.ndarray, "num_steps"]
@@ -48,6 +49,7 @@ class History(NamedTuple):
   effective_support: Float[np.ndarray, "E L"]
   stable_rank: Float[np.ndarray, "E L"]
   attn_maps: Float[np.ndarray, "M L N T T"]
+  chunk_entropy: Float[np.ndarray, "E L"] | None = None
 
 
 class Result(NamedTuple):
@@ -169,6 +171,9 @@ def metric_rows(result: Result) -> list[dict[str, Any]]:
     for name, values in probes._asdict().items():
       for layer, value in enumerate(values):
         row[f"{name}/layer_{layer}"] = known(value)
+    if history.chunk_entropy is not None:
+      for layer, value in enumerate(history.chunk_entropy[e]):
+        row[f"chunk_entropy/layer_{layer}"] = known(value)
     rows.append(row)
   return rows
 
@@ -268,12 +273,13 @@ def _start_history(
       effective_support=of_layers(),
       stable_rank=of_layers(),
       attn_maps=empty(*maps, config.seq_len, config.seq_len),
+      chunk_entropy=None if config.entropy_chunk is None else of_layers(),
   )
 
 
 def _only(recorded: History) -> History:
   """The history of the one run, views of what a checkpoint holds."""
-  return History(*(leaf[0] for leaf in recorded))
+  return jax.tree.map(lambda leaf: leaf[0], recorded)
 
 
 def _trained_row(
@@ -312,6 +318,10 @@ def _record(
   for name, values in seen.probes._asdict().items():
     for layer, value in enumerate(values):
       metrics[f"{name}/layer_{layer}"] = value
+  if history.chunk_entropy is not None and seen.chunk_entropy is not None:
+    history.chunk_entropy[row] = seen.chunk_entropy
+    for layer, value in enumerate(seen.chunk_entropy):
+      metrics[f"chunk_entropy/layer_{layer}"] = value
   if seen.attn_maps is not None:
     history.attn_maps[map_steps.index(step)] = seen.attn_maps
   return metrics

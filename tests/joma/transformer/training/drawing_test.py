@@ -75,6 +75,14 @@ class PlotLmTest(parameterized.TestCase):
         panels[1].texts[0].get_text(), "loss 4.875 @ 2k (authors 7.000 @ 2k)"
     )
 
+  def test_the_entropy_of_one_sequence_is_dashed(self):
+    (axes,) = drawing.entropy(
+        self._groups([lm_runs.make_run(num_layers=1, with_chunk=True)])
+    ).axes
+    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    self.assertEqual(dashed.get_label(), "one sequence")
+    self.assertEqual(dashed.get_ydata()[0], 2.25)
+
   def test_of_many_points_of_the_authors_the_least_is_kept(self):
     path = self.folder / "long.csv"
     entropy = [2.0] * 60

@@ -9,7 +9,9 @@ HEADER = (
 )
 
 
-def make_rows(*, num_layers=2, seed=1, steps=range(0, 2001, 100)):
+def make_rows(
+    *, num_layers=2, seed=1, steps=range(0, 2001, 100), with_chunk=False
+):
   """Metrics with an entropy that falls by 1 until 1000 and rises by half."""
   rows = []
   for step in steps:
@@ -17,6 +19,8 @@ def make_rows(*, num_layers=2, seed=1, steps=range(0, 2001, 100)):
     dip = (step / 1000 - 1) ** 2 * (1 if step < 1000 else 0.5)
     for layer in range(num_layers):
       row[f"entropy/layer_{layer}"] = 1.5 + 0.2 * layer + dip + 0.1 * seed
+      if with_chunk:
+        row[f"chunk_entropy/layer_{layer}"] = 1.25 + dip
       row[f"sink_rate/layer_{layer}"] = 0.1 * layer
       row[f"effective_support/layer_{layer}"] = 5.0
       row[f"stable_rank/layer_{layer}"] = 20.0 - layer

@@ -136,7 +136,16 @@ class ReferenceTest(parameterized.TestCase):
     self.assertEqual(middle["step"], 1000)
     self.assertAlmostEqual(middle["valid_loss"], 5.75 - 8)
     np.testing.assert_allclose(middle["entropy"], [-0.15, 0.05], atol=_ATOL)
+    self.assertEqual(middle["chunk_entropy"], [None, None])
     self.assertEqual(json.loads(json.dumps(group)), group)
+
+  def test_the_sequence_that_the_authors_report_is_compared_too(self):
+    lm_runs.write_reference(self.path)
+    reference = summary.read_reference(self.path)
+    run = lm_runs.make_run(with_chunk=True)
+    (group,) = summary.group_runs([run], reference)
+    start = group["authors"]["differences"][0]
+    np.testing.assert_allclose(start["chunk_entropy"], [0.25, 0.5], atol=_ATOL)
 
   def test_another_rate_has_none(self):
     lm_runs.write_reference(self.path)

@@ -47,6 +47,7 @@ _SMALL = lm_config.LmConfig(
     eval_every=4,
     checkpoint_every=2,
     eval_batch_size=3,
+    entropy_chunk=1,
     map_steps=(0, 4),
     reset_optimizer_every_epoch=True,
 )
@@ -126,9 +127,20 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     )
     self.assertEqual(history.attn_maps.shape, (2, 1, 1, 6, 6))
     np.testing.assert_allclose(history.attn_maps.sum(-1), 1, rtol=1e-5)
-    # The rows' loss is that of the text read in one piece per row of columns.
     task = lm_step.make_task(_SMALL, 8, 3)
     columns = jnp.int32(corpus.valid[:48].reshape(3, 16))
+    # One sequence is the second six tokens of the first column.
+    chunk = batches_lib.Batch(columns[None, :1, 6:12], None, None)
+    params = jax.tree.map(jnp.asarray, result.params)
+    attn_weights = lm_step.attn_maps(params, chunk, task=task)[0, 0]
+    plogp = attn_weights * jnp.log(jnp.maximum(attn_weights, 1e-30))
+    np.testing.assert_allclose(
+        rows[4]["chunk_entropy/layer_0"], -plogp.sum(-1).mean(), rtol=1e-5
+    )
+    self.assertEqual(
+        rows[4]["chunk_entropy/layer_0"], history.chunk_entropy[4, 0]
+    )
+    # The rows' loss is that of the text read in one piece per row of columns.
     apply, losses = jax.jit(task.model.apply), []
     for start in range(0, 15, 6):
       piece = columns[:, start : start + 7]
