@@ -10,7 +10,10 @@ and keys is empty, partial or full.
 Letters: T queries, S keys, P spans a query (1 or 2), B batch (may be absent).
 Query t stands at key position t + offset. Masks made from Python numbers and
 NumPy arrays are NumPy arrays themselves: they are known while a program is
-traced, and whole tiles can be left out of it.
+traced, and whole tiles can be left out of it. Offsets, windows and other
+numbers may also be traced, and may differ between the sequences of a batch.
+
+A negative id is padding: it attends to nothing, nothing attends to it.
 
 The families are those of LongCA-bench (https://arxiv.org/abs/2510.17896) and of
 FlashMask (https://arxiv.org/abs/2410.01359).
@@ -27,6 +30,7 @@ from kernels_pallas import array_types
 from kernels_pallas import spans
 
 AnyArray = array_types.AnyArray
+Number = array_types.Number
 to_rank = spans.to_rank
 
 
@@ -83,28 +87,28 @@ def full(num_queries: int, num_keys: int) -> Mask:
 
 
 def causal(
-    num_queries: int, num_keys: int | None = None, *, offset: int = 0
+    num_queries: int, num_keys: int | None = None, *, offset: Number = 0
 ) -> Mask:
   """Query t attends to the keys at positions <= t + offset.
 
   Args:
     num_queries: T.
     num_keys: S; T if None.
-    offset: Position of the first query among the keys. `num_keys -
+    offset: Position of the first query among the keys, [*B]. `num_keys -
       num_queries` aligns the last query with the last key.
   """
   num_keys = num_queries if num_keys is None else num_keys
-  stops = np.clip(_positions(num_queries, offset) + 1, 0, num_keys)
-  return _mask(np.zeros_like(stops), stops)
+  stops = (spans.positions(num_queries, offset) + 1).clip(0, num_keys)
+  return _mask(spans.numpy_of(stops).zeros_like(stops), stops)
 
 
 def sliding_window(
     num_queries: int,
     num_keys: int | None = None,
     *,
-    window: int,
+    window: Number,
     is_causal: bool = True,
-    offset: int = 0,
+    offset: Number = 0,
 ) -> Mask:
   """The last `window` keys up to the query; `window` on both sides if full.
 
@@ -112,33 +116,37 @@ def sliding_window(
     num_queries: T.
     num_keys: S; T if None.
     window: Causal: the number of keys, the query's own position included.
-      Otherwise the reach to either side, own position excluded.
+      Otherwise the reach to either side, own position excluded. At least 1.
     is_causal: Whether later keys are hidden.
-    offset: Position of the first query among the keys.
+    offset: Position of the first query among the keys, [*B].
   """
-  if window < 1:
-    raise ValueError(f"window={window} must be at least 1")
   num_keys = num_queries if num_keys is None else num_keys
-  positions = _positions(num_queries, offset)
+  positions = spans.positions(num_queries, offset)
+  reach = spans.number("window", window, 1)[..., None]
+  ndim = max(positions.ndim, reach.ndim)
+  positions, reach = (spans.to_rank(x, ndim) for x in (positions, reach))
   # A causal window counts the query's own key, a window on both sides does not.
-  starts = positions - (window - 1 if is_causal else window)
-  stops = positions + (1 if is_causal else window + 1)
-  return _mask(np.clip(starts, 0, num_keys), np.clip(stops, 0, num_keys))
+  starts = positions - (reach - 1 if is_causal else reach)
+  stops = positions + (1 if is_causal else reach + 1)
+  starts, stops = (x.clip(0, num_keys) for x in (starts, stops))
+  return _mask(starts, stops)
 
 
-def sinks(num_queries: int, num_keys: int, *, num_sinks: int) -> Mask:
+def sinks(num_queries: int, num_keys: int, *, num_sinks: Number) -> Mask:
   """The first keys, for every query; `|` a window, `&` causal: StreamingLLM."""
-  starts = np.zeros((1, num_queries), np.int32)
-  return Mask(starts, np.full_like(starts, min(num_sinks, num_keys)))
+  stops = spans.number("num_sinks", num_sinks, 0).clip(0, num_keys)
+  xp = spans.numpy_of(stops)
+  stops = xp.broadcast_to(stops[..., None], (*stops.shape, num_queries))
+  return _mask(xp.zeros_like(stops), stops)
 
 
 def streaming(
     num_queries: int,
     num_keys: int | None = None,
     *,
-    window: int,
-    num_sinks: int,
-    offset: int = 0,
+    window: Number,
+    num_sinks: Number,
+    offset: Number = 0,
 ) -> Mask:
   """Sinks and a causal window (https://arxiv.org/abs/2309.17453)."""
   num_keys = num_queries if num_keys is None else num_keys
@@ -151,7 +159,11 @@ def streaming(
 
 
 def global_window(
-    num_tokens: int, *, window: int, num_global: int, is_causal: bool = False
+    num_tokens: int,
+    *,
+    window: Number,
+    num_global: Number,
+    is_causal: bool = False,
 ) -> Mask:
   """A window, and global first tokens that see all and are seen by all.
 
@@ -159,14 +171,18 @@ def global_window(
   """
   near = sliding_window(num_tokens, window=window, is_causal=is_causal)
   seen = sinks(num_tokens, num_tokens, num_sinks=num_global)
-  mask = near | seen
-  rows = np.arange(num_tokens) < num_global
-  starts, stops = mask.starts.copy(), mask.stops.copy()
+  either = near | seen
+  starts, stops = either.starts, either.stops
   # A global row is one span of all keys; its second one is empty and stands at
   # the end, as `Mask` wants spans in order.
-  starts[0, rows], stops[0, rows] = 0, num_tokens
-  starts[1, rows], stops[1, rows] = num_tokens, num_tokens
-  mask = Mask(starts, stops)
+  xp = spans.numpy_of(starts)
+  rows = spans.to_rank(xp.arange(num_tokens, dtype=xp.int32), starts.ndim)
+  rows = rows < seen.stops
+  first = xp.asarray([[0], [num_tokens]], xp.int32)
+  first = spans.to_rank(first, starts.ndim)
+  mask = Mask(
+      xp.where(rows, first, starts), xp.where(rows, xp.int32(num_tokens), stops)
+  )
   return mask & causal(num_tokens) if is_causal else mask
 
 
@@ -191,17 +207,18 @@ def document(
 
 
 def block_causal_document(
-    segment_ids: Int[AnyArray, "*B T"], *, block_size: int
+    segment_ids: Int[AnyArray, "*B T"], *, block_size: Number
 ) -> Mask:
   """Documents in blocks; a token sees its block and those before it."""
-  _check_block_size(block_size)
+  size = spans.number("block_size", block_size, 1)[..., None]
   mask = document(segment_ids, is_causal=False)
-  xp = spans.numpy_of(segment_ids)
+  xp = spans.numpy_of(segment_ids, size)
   first = mask.starts[..., 0, :]
   position = xp.arange(first.shape[-1], dtype=xp.int32)
   position = spans.to_rank(position, first.ndim)
+  size = spans.to_rank(size, first.ndim)
   # Blocks are counted from where their document begins.
-  block_end = first + ((position - first) // block_size + 1) * block_size
+  block_end = first + ((position - first) // size + 1) * size
   stops = xp.minimum(mask.stops[..., 0, :], block_end)
   return _mask(first, stops)
 
@@ -214,11 +231,23 @@ def causal_blockwise(segment_ids: Int[AnyArray, "*B T"]) -> Mask:
   mask = document(segment_ids)
   xp = spans.numpy_of(segment_ids)
   ids = xp.asarray(segment_ids)
-  # Whoever is asked last reads all demonstrations, which do not read each
-  # other.
-  is_last = ids == ids[..., -1:]
-  return _mask(
-      xp.where(is_last, 0, mask.starts[..., 0, :]), mask.stops[..., 0, :]
+  is_token = ids >= 0
+  # The last token that is no padding says which block is asked last. It reads
+  # all demonstrations, which do not read each other.
+  last = ids.shape[-1] - 1 - is_token[..., ::-1].argmax(axis=-1)
+  last_id = xp.take_along_axis(ids, last[..., None], axis=-1)
+  is_last = ids == last_id
+  first = is_token.argmax(axis=-1)[..., None].astype(xp.int32)
+  mask = _mask(
+      xp.where(is_last, first, mask.starts[..., 0, :]), mask.stops[..., 0, :]
+  )
+  # One span cannot leave out padding between demonstrations: ids do.
+  if xp is np and not _has_gap(is_token):
+    return mask
+  return dataclasses.replace(
+      mask,
+      query_ids=xp.zeros_like(ids, xp.int32),
+      key_ids=xp.where(is_token, 0, -1).astype(xp.int32),
   )
 
 
@@ -232,22 +261,29 @@ def share_question(
     question_ids: The id of the question that a token belongs to; a question is
       its group's first piece.
   """
-  own = document(segment_ids)
-  group_start, _ = spans.runs(question_ids)
-  _, piece_stop = spans.runs(segment_ids)
-  # Of a group the first piece is the question: it ends where that piece does.
   xp = spans.numpy_of(segment_ids, question_ids)
-  question_stop = xp.take_along_axis(piece_stop, group_start, axis=-1)
-  question = _mask(group_start, question_stop) & causal(group_start.shape[-1])
+  pieces, groups = xp.asarray(segment_ids), xp.asarray(question_ids)
+  # Padding of either kind is padding.
+  signed = pieces.astype(xp.promote_types(pieces.dtype, xp.int32))
+  pieces = xp.where(groups < 0, -1, signed)
+  own = document(pieces)
+  group_start, group_stop = spans.runs(groups)
+  _, piece_stop = spans.runs(pieces)
+  # Of a group the first piece is the question, after padding if there is some:
+  # it ends where that piece does.
+  first = spans.next_true(pieces >= 0)
+  start = xp.take_along_axis(first, group_start, axis=-1)
+  inside = xp.minimum(start, piece_stop.shape[-1] - 1)
+  stop = xp.take_along_axis(piece_stop, inside, axis=-1)
+  stop = xp.where(pieces < 0, start, xp.minimum(stop, group_stop))
+  question = _mask(start, stop) & causal(group_start.shape[-1])
   return own | question
 
 
-def prefix_lm(
-    num_tokens: int, *, prefix_len: int | Int[AnyArray, "*B"]
-) -> Mask:
+def prefix_lm(num_tokens: int, *, prefix_len: Number) -> Mask:
   """Causal, but the first `prefix_len` keys are seen by every query."""
-  xp = spans.numpy_of(prefix_len)
-  length = xp.asarray(prefix_len, xp.int32)[..., None]
+  length = spans.number("prefix_len", prefix_len, 0)[..., None]
+  xp = spans.numpy_of(length)
   own = xp.arange(1, num_tokens + 1, dtype=xp.int32)
   stops = xp.maximum(spans.to_rank(own, length.ndim), length)
   stops = xp.minimum(stops, num_tokens)
@@ -255,14 +291,16 @@ def prefix_lm(
 
 
 def prefix_lm_document(
-    segment_ids: Int[AnyArray, "*B T"], *, prefix_len: int
+    segment_ids: Int[AnyArray, "*B T"], *, prefix_len: Number
 ) -> Mask:
   """Documents whose first `prefix_len` tokens all of the document sees."""
   whole = document(segment_ids, is_causal=False)
   own = document(segment_ids)
-  xp = spans.numpy_of(segment_ids)
+  length = spans.number("prefix_len", prefix_len, 0)[..., None, None]
+  xp = spans.numpy_of(segment_ids, length)
+  length = spans.to_rank(length, own.starts.ndim)
   # Short documents are shorter than their prefix: hence the minimum.
-  stops = xp.maximum(own.stops, own.starts + prefix_len)
+  stops = xp.maximum(own.stops, own.starts + length)
   return Mask(own.starts, xp.minimum(stops, whole.stops))
 
 
@@ -271,7 +309,7 @@ def query_key_sparse(
     keep_keys: Bool[AnyArray, "*B S"],
     *,
     is_causal: bool = True,
-    offset: int = 0,
+    offset: Number = 0,
 ) -> Mask:
   """Dropped queries and keys, as in the QK-sparse mask of FlashMask."""
   xp = spans.numpy_of(keep_queries, keep_keys)
@@ -286,7 +324,7 @@ def hash_sparse(
     key_buckets: Int[AnyArray, "*B S"],
     *,
     is_causal: bool = True,
-    offset: int = 0,
+    offset: Number = 0,
 ) -> Mask:
   """Queries meet keys of their hash bucket (https://arxiv.org/abs/2306.01160).
 
@@ -296,14 +334,16 @@ def hash_sparse(
     is_causal: Whether keys after the query's position are hidden.
     offset: Position of the first query among the keys.
   """
-  # Spans say what may be seen at all, and ids which of that.
+  # Spans say what may be seen at all, and ids which of that. Padding of queries
+  # and that of keys do not meet.
   sizes = query_buckets.shape[-1], key_buckets.shape[-1]
   base = causal(*sizes, offset=offset) if is_causal else full(*sizes)
   xp = spans.numpy_of(query_buckets, key_buckets)
+  query_ids, key_ids = xp.asarray(query_buckets), xp.asarray(key_buckets)
   return dataclasses.replace(
       base,
-      query_ids=xp.asarray(query_buckets).astype(xp.int32),
-      key_ids=xp.asarray(key_buckets).astype(xp.int32),
+      query_ids=xp.where(query_ids < 0, -1, query_ids).astype(xp.int32),
+      key_ids=xp.where(key_ids < 0, -2, key_ids).astype(xp.int32),
   )
 
 
@@ -335,10 +375,6 @@ def numpy_of_mask(mask: Mask) -> types.ModuleType:
   return spans.numpy_of(*jax.tree.leaves(mask))
 
 
-def _positions(num_queries: int, offset: int) -> np.ndarray:
-  return np.arange(offset, offset + num_queries, dtype=np.int32)
-
-
 def _mask(starts: AnyArray, stops: AnyArray) -> Mask:
   xp = spans.numpy_of(starts, stops)
   return Mask(
@@ -347,6 +383,8 @@ def _mask(starts: AnyArray, stops: AnyArray) -> Mask:
   )
 
 
-def _check_block_size(block_size: int) -> None:
-  if block_size < 1:
-    raise ValueError(f"block_size={block_size} must be at least 1")
+def _has_gap(is_token: np.ndarray) -> bool:
+  """Whether there is padding between two tokens of a sequence."""
+  seen = np.maximum.accumulate(is_token, axis=-1)
+  coming = np.maximum.accumulate(is_token[..., ::-1], axis=-1)[..., ::-1]
+  return bool((seen & coming & ~is_token).any())

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas import array_types
 from kernels_pallas.array_types import AnyArray
+
+# A position that no key has.
+_FAR = 2**30
 
 
 def to_rank(array: AnyArray, ndim: int) -> AnyArray:
@@ -24,6 +28,39 @@ def numpy_of(
   """NumPy where all are known while tracing, else jax.numpy."""
   known = (int, np.integer, np.ndarray, Sequence)
   return np if all(isinstance(a, known) for a in arrays) else jnp
+
+
+def number(name: str, value: object, least: int = -_FAR) -> AnyArray:
+  """An integer, or one per sequence, as int32 [*B].
+
+  Args:
+    name: For the error.
+    value: An int, or an array of integers, which may be traced.
+    least: Smaller ones are refused, or replaced by it where they are traced.
+
+  Raises:
+    ValueError: If it is no integer, or is known and too small.
+  """
+  xp = jnp if isinstance(value, jax.Array) else np
+  array = xp.asarray(value)
+  if not xp.issubdtype(array.dtype, xp.integer):
+    raise ValueError(
+        f"{name}={value} is {array.dtype}; it must be an integer, or an array"
+        " of one integer per sequence"
+    )
+  if xp is np and array.size and array.min() < least:
+    raise ValueError(f"{name}={array.min()} must be at least {least}")
+  # Far beyond all keys, and sums of two still are int32.
+  bounds = (max(least, xp.iinfo(array.dtype).min), _FAR)
+  bounds = bounds[0], min(_FAR, xp.iinfo(array.dtype).max)
+  return xp.asarray(xp.clip(array, *bounds), xp.int32)
+
+
+def positions(num_queries: int, offset: array_types.Number) -> AnyArray:
+  """Positions of the queries among the keys, int32 [*B, T]."""
+  first = number("offset", offset)[..., None]
+  own = numpy_of(first).arange(num_queries, dtype=np.int32)
+  return first + to_rank(own, first.ndim)
 
 
 def broadcast(one: AnyArray, two: AnyArray) -> tuple[AnyArray, AnyArray]:
@@ -81,3 +118,14 @@ def runs(ids: AnyArray) -> tuple[AnyArray, AnyArray]:
         jnp.where(ends, position + 1, num), axis=axis, reverse=True
     )
   return starts.astype(xp.int32), stops.astype(xp.int32)
+
+
+def next_true(flags: AnyArray) -> AnyArray:
+  """Position of the first True at t or after it, else T; int32 [*B, T]."""
+  xp = numpy_of(flags)
+  num = flags.shape[-1]
+  here = xp.where(flags, xp.arange(num, dtype=xp.int32), num)
+  here = here.astype(xp.int32)
+  if xp is np:
+    return np.minimum.accumulate(here[..., ::-1], axis=-1)[..., ::-1]
+  return jax.lax.cummin(here, axis=here.ndim - 1, reverse=True)

@@ -2,20 +2,20 @@
 
 TABLE = """
 kernels_pallas/masks.py
-- stops = np.clip(_positions(num_queries, offset) + 1, 0, num_keys)
-+ stops = np.clip(_positions(num_queries, offset), 0, num_keys)
+- stops = (spans.positions(num_queries, offset) + 1).clip(0, num_keys)
++ stops = spans.positions(num_queries, offset).clip(0, num_keys)
 ? a token does not see itself
 @ tests/kernels_pallas/masks_test.py::FamiliesTest
 
 kernels_pallas/masks.py
-- starts = positions - (window - 1 if is_causal else window)
-+ starts = positions - window
+- starts = positions - (reach - 1 if is_causal else reach)
++ starts = positions - reach
 ? a causal window is one token too long
 @ tests/kernels_pallas/masks_test.py::FamiliesTest
 
 kernels_pallas/masks.py
-- return Mask(starts, np.full_like(starts, min(num_sinks, num_keys)))
-+ return Mask(starts, np.full_like(starts, num_sinks))
+- stops = spans.number("num_sinks", num_sinks, 0).clip(0, num_keys)
++ stops = spans.number("num_sinks", num_sinks, 0)
 ? there are more sinks than keys
 @ tests/kernels_pallas/masks_test.py
 @ tests/kernels_pallas/selection_test.py
@@ -31,6 +31,18 @@ kernels_pallas/masks.py
 + own = xp.arange(stops.shape[-1], dtype=xp.int32)
 ? a token of a document does not see itself
 @ tests/kernels_pallas/masks_test.py::DocumentTest
+
+kernels_pallas/masks.py
+- key_ids=xp.where(is_token, 0, -1).astype(xp.int32),
++ key_ids=xp.zeros_like(ids, xp.int32),
+? the last block reads the padding between demonstrations
+@ tests/kernels_pallas/masks_test.py::PaddingTest
+
+kernels_pallas/masks.py
+- stop = xp.where(pieces < 0, start, xp.minimum(stop, group_stop))
++ stop = xp.minimum(stop, group_stop)
+? padding reads the question of its group
+@ tests/kernels_pallas/masks_test.py::PaddingTest
 
 kernels_pallas/spans.py
 - a1 = xp.where(touch, xp.maximum(a1, b1), a1)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import masks
+from kernels_pallas import spans
 
 # Two packed sequences of 24 tokens: documents, and pieces of shared questions.
 _DOCUMENTS = np.array([
@@ -174,6 +175,128 @@ class DocumentTest(parameterized.TestCase):
   def test_an_id_that_returns_is_another_document(self):
     allowed = masks.allowed(masks.document(np.array([0, 1, 0])), 3)
     np.testing.assert_array_equal(allowed, np.eye(3))
+
+
+# Padding before, between and after the tokens; of one sequence nothing else.
+_PADDED = np.array([
+    [-1, -1, 0, 0, 0, -1, 1, 1, -1, -1, 2, 2, 2, -1],
+    [3, 3, -1, 4, 4, 4, 4, -1, -1, 5, 5, -1, -1, -1],
+    [-1] * 14,
+])
+_PADDED_GROUPS = np.array([[0] * 9 + [1] * 5, [0] * 14, [0] * 14])
+
+_PADDED_FAMILIES = {
+    "document": masks.document,
+    "full": lambda ids: masks.document(ids, is_causal=False),
+    "block": lambda ids: masks.block_causal_document(ids, block_size=2),
+    "blockwise": masks.causal_blockwise,
+    "question": lambda ids: masks.share_question(ids, _PADDED_GROUPS),
+    "no_question": lambda ids: masks.share_question(
+        np.maximum(_PADDED, 0), ids
+    ),
+    "prefix": lambda ids: masks.prefix_lm_document(ids, prefix_len=2),
+    "hash": lambda ids: masks.hash_sparse(ids, ids, is_causal=False),
+}
+
+
+class PaddingTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_PADDED_FAMILIES)
+  def test_a_negative_id_sees_nothing_and_is_seen_by_nothing(self, family):
+    make = _PADDED_FAMILIES[family]
+    got = masks.allowed(make(_PADDED), 14)
+    is_token = _PADDED >= 0
+    both = is_token[:, :, None] & is_token[:, None, :]
+    self.assertFalse((got & ~both).any())
+    # Every token sees at least itself: padding has not emptied the mask.
+    self.assertTrue((got.diagonal(axis1=1, axis2=2) == is_token).all())
+    traced = masks.allowed(jax.jit(make)(jnp.asarray(_PADDED)), 14)
+    np.testing.assert_array_equal(got, traced)
+
+  def test_the_last_block_before_the_padding_is_asked(self):
+    got = masks.allowed(masks.causal_blockwise(_PADDED), 14)
+    for b, last in ((0, 12), (1, 10)):
+      expected = (_PADDED[b] >= 0) & (np.arange(14) <= last)
+      np.testing.assert_array_equal(got[b, last], expected)
+
+  def test_padding_at_the_ends_costs_no_ids(self):
+    mask = masks.causal_blockwise(np.array([-1, 0, 0, 1, 1, -1]))
+    self.assertIsNone(mask.query_ids)
+
+  def test_a_question_stands_after_the_padding_of_its_group(self):
+    got = masks.allowed(masks.share_question(_PADDED, _PADDED_GROUPS), 14)
+    # Group 0 of sequence 0 asks [2, 5), of sequence 1 [0, 2).
+    np.testing.assert_array_equal(np.flatnonzero(got[0, 7]), [2, 3, 4, 6, 7])
+    np.testing.assert_array_equal(np.flatnonzero(got[0, 12]), [10, 11, 12])
+    np.testing.assert_array_equal(np.flatnonzero(got[1, 10]), [0, 1, 9, 10])
+
+
+_NUMBERS = {
+    "causal": (lambda n: masks.causal(9, 13, offset=n), (-2, 0, 4, 99)),
+    "offset": (
+        lambda n: masks.sliding_window(9, 13, window=3, offset=n),
+        (-2, 0, 4, 99),
+    ),
+    "window": (
+        lambda n: masks.sliding_window(9, 13, window=n, offset=2),
+        (1, 4, 2**31 - 1),
+    ),
+    "both_sides": (
+        lambda n: masks.sliding_window(9, 13, window=n, is_causal=False),
+        (1, 4, 2**31 - 1),
+    ),
+    "sinks": (lambda n: masks.sinks(9, 13, num_sinks=n), (0, 4, 99)),
+    "streaming": (
+        lambda n: masks.streaming(9, 13, window=n + 1, num_sinks=n, offset=n),
+        (0, 2, 5),
+    ),
+    "global_window": (
+        lambda n: masks.global_window(13, window=2, num_global=n),
+        (0, 1, 13),
+    ),
+    "block_size": (
+        lambda n: masks.block_causal_document(_PADDED[:2, :13], block_size=n),
+        (1, 3, 50),
+    ),
+    "prefix_lm": (lambda n: masks.prefix_lm(13, prefix_len=n), (0, 4, 99)),
+    "prefix_lm_document": (
+        lambda n: masks.prefix_lm_document(_PADDED[:2, :13], prefix_len=n),
+        (0, 2, 50),
+    ),
+    "hash_sparse": (
+        lambda n: masks.hash_sparse(_BUCKETS[0, 0, :9], _BUCKETS[1, 0, :13])
+        & masks.causal(9, 13, offset=n),
+        (0, 3),
+    ),
+}
+
+
+class NumbersTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_NUMBERS)
+  def test_a_traced_number_is_as_good_as_a_known_one(self, name):
+    make, values = _NUMBERS[name]
+    dense = jax.jit(lambda n: masks.allowed(make(n), 13))
+    for value in values:
+      np.testing.assert_array_equal(
+          masks.allowed(make(value), 13), dense(jnp.int32(value))
+      )
+
+  @parameterized.parameters("causal", "window", "sinks", "prefix_lm")
+  def test_each_sequence_may_have_its_own(self, name):
+    make, values = _NUMBERS[name]
+    several = masks.allowed(make(np.array(values)), 13)
+    for one, value in zip(several, values, strict=True):
+      np.testing.assert_array_equal(one, masks.allowed(make(value), 13))
+
+  def test_a_traced_number_below_its_least_counts_as_the_least(self):
+    mask = masks.sliding_window(9, window=jnp.int32(-7))
+    np.testing.assert_array_equal(masks.allowed(mask, 9), np.eye(9))
+
+  @parameterized.parameters(1.5, "3", True)
+  def test_refuses_what_is_no_integer(self, offset):
+    with self.assertRaisesRegex(ValueError, "offset=.* must be an integer"):
+      spans.number("offset", offset)
 
 
 class CombinationTest(parameterized.TestCase):
