@@ -37,6 +37,7 @@ class SlowTenthTest(absltest.TestCase):
     self.assertIn(run.returncode, (0, 5), run.stdout + run.stderr)
     return {line for line in run.stdout.splitlines() if "::test_slow" in line}
 
+  @pytest.mark.slow
   def test_a_tenth_is_by_the_hash_of_names_and_today_has_one(self):
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     conftest = pathlib.Path(__file__).with_name("conftest.py").read_text()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
@@ -233,6 +234,7 @@ class WrongCallTest(parameterized.TestCase):
     arguments = _arrays(where=_selection(**fields), debug=True)
     self._assert_one_sentence(message, "block_sparse", arguments)
 
+  @pytest.mark.slow
   def test_a_right_table_in_debug_mode(self):
     # Entries that do not count may be anything.
     table = np.array([0, 77], np.int32).reshape(1, 1, 1, 2)

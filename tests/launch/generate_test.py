@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -50,6 +51,7 @@ def _run(*args):
 
 class GenerateTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_batch_and_one_prompt_give_the_same_text(self):
     folder = self.create_tempdir().full_path
     save_model(pathlib.Path(folder))
@@ -63,6 +65,7 @@ class GenerateTest(absltest.TestCase):
     self.assertGreater(len(one.stdout), len("To be\n"))
     self.assertRegex(one.stderr, r"\d tokens/s after")
 
+  @pytest.mark.slow
   def test_a_bounded_cache_of_room_enough_changes_nothing(self):
     folder = self.create_tempdir().full_path
     save_model(pathlib.Path(folder))

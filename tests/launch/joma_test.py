@@ -7,6 +7,7 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TINY_TABLE = (
@@ -71,6 +72,7 @@ class JomaTest(parameterized.TestCase):
         (first / "summary.json").read_text(),
     )
 
+  @pytest.mark.slow
   def test_table_is_trained_drawn_and_continued(self):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
     _run(*_TINY_TABLE, f"--workdir={workdir}")

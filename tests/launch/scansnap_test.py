@@ -45,6 +45,7 @@ class ScanSnapTest(parameterized.TestCase):
     result = _run("--help", check=False)
     self.assertIn("--optimizer.momentum: Heavy-ball coefficient", result.stdout)
 
+  @pytest.mark.slow
   def test_main_job_writes_everything(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     first = folder / "first"
@@ -77,6 +78,7 @@ class ScanSnapTest(parameterized.TestCase):
     flags = (first / "flags.txt").read_text().split()
     self.assertEqual(flags[:2], ["--preset=main", "--num_seeds=2"])
 
+  @pytest.mark.slow
   def test_presets_resolve_and_replay(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     first, second = folder / "first", folder / "second"
@@ -91,6 +93,7 @@ class ScanSnapTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("figure3", "figure8", "figure9")
+  @pytest.mark.by_default(0)
   def test_theory_presets_draw(self, preset):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     _run(f"--preset={preset}", f"--workdir={workdir}")
@@ -102,6 +105,7 @@ class ScanSnapTest(parameterized.TestCase):
 
   @pytest.mark.slow
   @parameterized.parameters("figure11", "figure12")
+  @pytest.mark.slow
   def test_sweep_presets_draw(self, preset):
     self._check_sweep(preset)
 
@@ -162,6 +166,7 @@ class ScanSnapTest(parameterized.TestCase):
         result.stderr, f"error: .*{path}: probs must sum to 1.*0.9"
     )
 
+  @pytest.mark.slow
   def test_a_workdir_that_is_not_ours_is_left_alone(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     file = folder / "file"
@@ -183,6 +188,7 @@ class ScanSnapTest(parameterized.TestCase):
         before, {p: p.stat().st_mtime_ns for p in other.rglob("*")}
     )
 
+  @pytest.mark.slow
   def test_divergence_exits_with_the_reason(self):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
     result = _run(

@@ -29,7 +29,7 @@ def _ordered():
 class PolicyLawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_ordered())
-  @pytest.mark.by_default(*range(len(_FIRST)))
+  @pytest.mark.by_default(1, 2, 3, 5)
   def test_holds(self, name):
     policy = policy_names.parse(_SIZED.get(name, name))
     for law in policy_laws.LAWS:

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
@@ -181,6 +182,7 @@ class LoadClassesTest(parameterized.TestCase):
 class SampleBatchTest(parameterized.TestCase):
 
   @parameterized.parameters(2, 128, 100_000)
+  @pytest.mark.by_default(1)
   def test_counts_are_multinomial(self, seq_len):
     classes = data.make_classes(config_lib.DataConfig(num_next_per_last=2), 1)
     batch_size = 4000

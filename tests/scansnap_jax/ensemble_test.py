@@ -45,6 +45,7 @@ class EnsembleTest(parameterized.TestCase):
     np.testing.assert_array_equal(found, [True, False, False])
 
   @parameterized.product(num_members=(1, 3, 7), group_size=(1, 2, 7))
+  @pytest.mark.by_default(0, 2, 5, 8)
   def test_equals_one_call_a_member(self, num_members, group_size):
     matrix = np.random.default_rng(0).normal(size=(8, 8)) / 8
     matrix = matrix.astype(np.float32)

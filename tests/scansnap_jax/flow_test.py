@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from scansnap_jax import dynamics
 from scansnap_jax import flow
@@ -25,6 +26,7 @@ class FlowTest(float64.TestCase):
       (jnp.float64, 1e-7),
       (jnp.float32, 1e-4),
   )
+  @pytest.mark.by_default(0)
   def test_flow_averages_lemma_1_over_classes(self, dtype, atol):
     eta_y, eta_z = 2.0, 0.5
     probs, query = np.asarray(self.probs), np.asarray(self.query)

@@ -31,6 +31,7 @@ class Figure4Test(parameterized.TestCase):
   # The published code, run with 20 seeds: 1.935 (std .010) at ratio 1 and
   # 2.081 (std .018) at ratio 10.
 
+  @pytest.mark.slow
   def test_distinct_entropy_over_4_seeds(self):
     # Four standard errors of a mean of 4.
     error = np.abs(self._entropy(4).mean(0) - [1.935, 2.081])

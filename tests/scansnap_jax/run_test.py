@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
@@ -123,6 +124,7 @@ class TrainTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("momentum", "sgd", "adam")
+  @pytest.mark.by_default(1)
   def test_equals_a_plain_loop_over_steps(self, name):
     config = config_lib.ScanSnapConfig(
         data=_SMALL,
@@ -159,6 +161,7 @@ class TrainTest(parameterized.TestCase):
         params[k] = params[k] + update
     chex.assert_trees_all_close(state.params, params, atol=2e-6)
 
+  @pytest.mark.slow
   def test_row_sums_stay_zero_and_only_query_rows_of_z_move(self):
     # Lemma 1's conserved quantities, a check on every step of SGD.
     config = config_lib.ScanSnapConfig(data=_SMALL, batch_size=32)
@@ -187,6 +190,7 @@ class TrainTest(parameterized.TestCase):
         atol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_the_original_parametrization_learns(self):
     config = config_lib.ScanSnapConfig(
         data=dataclasses.replace(_SMALL, seq_len=None),
@@ -204,6 +208,7 @@ class TrainTest(parameterized.TestCase):
 
 class DrawTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_a_batch_depends_on_seed_and_step_alone(self):
     config = config_lib.ScanSnapConfig(data=_SMALL, batch_size=8, num_seeds=3)
     classes = data.make_classes(config.data, 2)

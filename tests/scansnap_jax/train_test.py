@@ -53,6 +53,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     np.testing.assert_array_equal(first, first[:, :1].repeat(4, axis=1))
     self.assertNotEqual(first[0, 0], first[1, 0])
 
+  @pytest.mark.slow
   def test_a_run_does_not_depend_on_the_sweep_round_it(self):
     (sweep,) = train.train_and_evaluate(_SMALL, self._workdir())
     alone = dataclasses.replace(
@@ -64,6 +65,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         (single.params, single.history),
     )
 
+  @pytest.mark.slow
   def test_log_interval_changes_what_is_recorded_but_not_the_run(self):
     (often,) = train.train_and_evaluate(_SMALL, self._workdir())
     rarely = dataclasses.replace(_SMALL, log_every=5)
@@ -120,6 +122,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     )
     self.assertNotIn("loss", start)
 
+  @pytest.mark.slow
   def test_a_finished_run_is_read_back(self):
     workdir = self._workdir()
     first = train.train_and_evaluate(_SMALL, workdir)
@@ -178,6 +181,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     rows = metric_stream.read_rows(workdir / "metrics.jsonl")
     self.assertLen(rows, 4 * 8)
 
+  @pytest.mark.slow
   def test_every_optimizer_and_switch_trains(self):
     for change in (
         dict(optimizer=config_lib.OptimizerConfig(name="adam")),

@@ -1,5 +1,6 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.block import data
 from joma.block import ensemble
@@ -14,6 +15,7 @@ def _step_of(state, shared, *, setting):
 
 class TrainTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_crosses_settings_with_seeds_in_chunks_that_change_nothing(self):
     setting = block_run.BlockSetting(
         blocks=(model.JomaBlock(num_tokens=20, hidden_dim=3),),

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.hierarchy import data
 from joma.hierarchy import model as hierarchy_model
@@ -84,6 +85,7 @@ class ClassCountingTest(parameterized.TestCase):
     )
 
   @parameterized.parameters((np.float32, _ATOL), (np.float64, _ATOL_X64))
+  @pytest.mark.by_default(0)
   def test_loss_and_gradient_are_those_of_the_batch(self, dtype, atol):
     with jax.enable_x64(dtype == np.float64):
       state = _start(dtype)

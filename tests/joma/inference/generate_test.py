@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference import generate
 from joma.inference import sampling_config
@@ -68,6 +69,7 @@ class GenerateTest(parameterized.TestCase):
     after = [f._cache_size() for f in (generate.prefill, generate.decode_step)]
     self.assertEqual(after, sizes)
 
+  @pytest.mark.slow
   def test_a_sequence_ends_at_its_end_of_text(self):
     texts = [_greedy(tuple(prompt), 12) for prompt in _PROMPTS]
     stop = texts[0][3]
@@ -88,6 +90,7 @@ class GenerateTest(parameterized.TestCase):
     )
     self.assertLen(list(steps), 1)
 
+  @pytest.mark.slow
   def test_draws_do_not_depend_on_neighbours(self):
     options = dict(
         max_new_tokens=8,
@@ -139,6 +142,7 @@ class GenerateTest(parameterized.TestCase):
       ask(8)
 
   @parameterized.parameters(0.0, 0.7)
+  @pytest.mark.by_default(0)
   def test_logits_that_are_no_numbers_are_an_error_not_a_token(
       self, temperature
   ):

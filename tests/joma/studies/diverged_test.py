@@ -53,6 +53,7 @@ class DivergedTest(parameterized.TestCase):
       module.STUDY.measure(config, folder)
 
   @parameterized.parameters(*_BY_DEFAULT)
+  @pytest.mark.by_default(0)
   def test_the_run_is_refused(self, name):
     self._check(name)
 

@@ -112,7 +112,7 @@ class FiguresTest(parameterized.TestCase):
       ("hblt", r"$\rho=0.95$", 1),
       ("stable_rank", "with attention", 2),
   )
-  @pytest.mark.by_default(0, 3)
+  @pytest.mark.by_default(1)
   def test_draws_a_summary_read_back_from_json(self, name, text, num_axes):
     figure = _STUDIES[name].draw(_summary(name))
     self.assertIn(text, _texts(figure))

@@ -2,6 +2,7 @@ from absl.testing import absltest
 import chex
 import jax
 import jax.numpy as jnp
+import pytest
 
 from joma.theory import dynamics
 from joma.theory import flow
@@ -39,6 +40,7 @@ class DescendTest(float64.TestCase):
         path.correction[1], 0.05 * shared.sum(axis=0), atol=_ATOL
     )
 
+  @pytest.mark.slow
   def test_records_are_every_so_many_steps(self):
     batch, params = problems.make(1)
     arguments = (params, batch, dynamics.Block(), problems.stationary_loss())

@@ -56,7 +56,7 @@ class VelocityTest(float64.TestCase):
   """The theorem against E[g phi'(v^T x + xi) x], averaged over x itself."""
 
   @parameterized.parameters(*problems.ACTIVATIONS)
-  @pytest.mark.by_default(0, 2)
+  @pytest.mark.by_default(1, 4)
   def test_gaussian_clouds(self, activation):
     generator = np.random.default_rng(0)
     centers = generator.normal(size=(2, 3))

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.theory import dynamics
 from joma.theory import flow
@@ -40,6 +41,7 @@ def _one_node(attention, delta, *, temperature=1.0, logits=0.0, v=0.0):
 class ErfTest(float64.TestCase):
 
   @parameterized.parameters((1.0, 1.0, 1.0), (2.0, 3.0, 0.5))
+  @pytest.mark.by_default(1)
   def test_relation_holds_along_the_real_flow(self, temperature, eta_w, eta_z):
     delta = jnp.array(_DELTA)
     sharpness = math.sqrt(eta_z / eta_w) / temperature
@@ -150,6 +152,7 @@ class LinearAttentionTest(float64.TestCase):
 
 class SoftmaxDirectionTest(float64.TestCase):
 
+  @pytest.mark.slow
   def test_approaches_the_real_direction_in_fourth_order(self):
     # All samples share one context, so that only the drift of b-bar is left.
     delta = jnp.array([0.5, 0.3, -0.2, 0.4])

@@ -50,7 +50,7 @@ class AttentionTest(parameterized.TestCase):
       dict(attn_logits_soft_cap=0.5, attn_scale=2.0),
       dict(use_qk_norm=True, positions="none"),
   )
-  @pytest.mark.by_default(0, 2)
+  @pytest.mark.by_default(0)
   def test_what_is_sown_gives_the_output(self, **changes):
     config = configs.TransformerConfig(**_SHAPE | changes)
     out, sown, params = _apply(config, self.x)

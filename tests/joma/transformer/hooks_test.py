@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems import names
@@ -243,6 +244,7 @@ class HooksTest(parameterized.TestCase):
     without = model.apply({"params": params}, tokens, mutable="losses")[1]
     self.assertNotIn("intermediates", without)
 
+  @pytest.mark.slow
   def test_layers_are_computed_anew_with_their_carry(self):
     model, params, tokens = _make("observed+shift")
     loss = lambda params, model: model.apply({"params": params}, tokens).sum()

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import mlp
@@ -35,6 +36,7 @@ class MlpTest(parameterized.TestCase):
   @parameterized.product(
       activation=tuple(_NUMPY), gated=(False, True), bias=(False, True)
   )
+  @pytest.mark.by_default(0, 3, 6, 9, 12, 15)
   def test_equals_numpy(self, activation, gated, bias):
     config = configs.TransformerConfig(
         embed_dim=8,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -75,6 +76,7 @@ class AttentionTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(None, 3)
+  @pytest.mark.by_default(1)
   def test_uniform_attention_measures_what_uniform_says(self, window):
     num_visible = probes.count_visible(8, window)
     keys = np.arange(8)
@@ -105,6 +107,7 @@ class AttentionTest(parameterized.TestCase):
       ),
       num_top=st.lists(st.integers(1, 7), min_size=2, max_size=2),
   )
+  @pytest.mark.slow
   def test_top_mass_sums_the_largest_whatever_the_ties(self, rows, num_top):
     values = np.array(rows, np.float32)
     values[values < np.finfo(np.float32).tiny] = 0  # Flushed on CPUs.
@@ -118,6 +121,7 @@ class AttentionTest(parameterized.TestCase):
 
 class ReadTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_sums_are_those_of_the_sown_weights(self):
     model, params, tokens = _tiny(windows=(3, 0))
     lengths = jnp.array([9, 4, 0])
@@ -152,6 +156,7 @@ class ReadTest(absltest.TestCase):
     )
     np.testing.assert_allclose(reading.loss, expected, rtol=_ATOL)
 
+  @pytest.mark.slow
   def test_maps_of_all_layers_are_never_held_at_once(self):
     sizes = []
     tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)

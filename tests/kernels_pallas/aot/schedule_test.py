@@ -115,7 +115,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEmpty(kernel.undecided)
 
   @parameterized.parameters(*chips.TPU_NAMES)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_a_product_takes_as_long_as_the_peak_rate_allows(self, name):
     chip = chips.get_chip(name)
     kernel = self._kernel(name, "matmul", block=_BLOCK)

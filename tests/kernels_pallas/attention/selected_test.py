@@ -87,12 +87,12 @@ def _run_case(implementation, name, dtype, options):
 class BlockSparseAttentionTest(parameterized.TestCase):
 
   @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
-  @pytest.mark.by_default(0, 5, 12)
+  @pytest.mark.by_default(5)
   def test_equals_the_oracle(self, implementation, case):
     _run_case(implementation, *case)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
-  @pytest.mark.by_default(1, 2)
+  @pytest.mark.by_default(1)
   def test_any_table_in_any_order(self, implementation):
     chosen = _random_selection(1, 160, 300, 32, 128)
     allowed = np.asarray(reference.allowed_pairs(chosen, 160, 300))

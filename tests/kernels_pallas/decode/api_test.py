@@ -107,6 +107,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
       *((name, *case) for name in ("reference", "xla") for case in _CASES),
       *(("pallas_tpu", *case) for case in _CASES[1:]),
   )
+  @pytest.mark.by_default(1, 2, 3, 4, 5)
   def test_equals_the_oracle(self, implementation, *case):
     _run_case(implementation, *case)
 
@@ -114,11 +115,12 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
   @parameterized.product(
       implementation=("reference", "xla", "pallas_tpu"), policy=[*_POLICIES]
   )
-  @pytest.mark.by_default(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14)
+  @pytest.mark.by_default(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
   def test_rules_of_policies_equal_the_oracle(self, implementation, policy):
     _run_case(implementation, "gqa", "float32", policy)
 
   @parameterized.parameters("xla", "pallas_tpu")
+  @pytest.mark.by_default(1)
   def test_int8_equals_the_reference(self, implementation):
     shape = shapes.TESTS["gqa"]
     case = oracle.draw(shape, 80)
@@ -133,6 +135,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     np.testing.assert_allclose(found[2].score, cache.score, atol=1e-3)
 
   @parameterized.parameters("reference", "xla")
+  @pytest.mark.by_default(1)
   def test_a_cache_may_be_narrower_than_the_query(self, implementation):
     case = oracle.draw(shapes.TESTS["mha"], 40)
     rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
@@ -150,6 +153,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     oracle.check(case, found, expected)
 
   @parameterized.parameters("reference", "xla")
+  @pytest.mark.by_default(1)
   def test_room_for_all_is_causal_attention(self, implementation):
     shape = shapes.TESTS["gqa"]
     case = oracle.draw(shape, shape.capacity, is_ragged=False)
@@ -165,6 +169,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     np.testing.assert_allclose(turn(out), whole, atol=1e-4)
 
   @parameterized.parameters("reference", "xla")
+  @pytest.mark.by_default(1)
   def test_inactive_sequences_stay_as_they_are(self, implementation):
     shape = shapes.TESTS["gqa"]
     case = oracle.draw(shape, 70)

@@ -143,6 +143,7 @@ class Int8Test(absltest.TestCase):
 class MemoryTest(absltest.TestCase):
   """In TPU interpret mode, which finds races and reads out of bounds."""
 
+  @pytest.mark.slow
   def test_is_used_without_races(self):
     shape = shapes.Shape(
         batch=3, num_heads=4, num_kv_heads=2, capacity=256, head_dim=16

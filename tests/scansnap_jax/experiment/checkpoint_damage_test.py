@@ -8,6 +8,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from scansnap_jax.experiment import checkpoint
 from tests.scansnap_jax.experiment import checkpoints
@@ -48,6 +49,7 @@ class DamageTest(checkpoints.TestCase):
     self.assertEqual((self.directory / "2").exists(), restored.step == 2)
 
   @parameterized.product(where=("first", "middle", "last", "any", "any other"))
+  @pytest.mark.by_default(1)
   def test_flipped_bit_in_any_file(self, where):
     generator = np.random.default_rng(len(where))
     for file in checkpoints.files(self.good / "2"):

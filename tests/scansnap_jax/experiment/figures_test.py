@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import matplotlib
 import numpy as np
+import pytest
 
 from scansnap_jax.experiment import figures
 
@@ -69,6 +70,7 @@ class SaveTest(parameterized.TestCase):
       second, _ = figures.save(_figure(), self._folder / "2", "a")
     self.assertEqual(first.read_bytes(), second.read_bytes())
 
+  @pytest.mark.slow
   def test_equal_bytes_in_every_process_without_pyplot(self):
     outputs = [
         subprocess.run(

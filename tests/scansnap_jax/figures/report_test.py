@@ -12,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import numpy as np
+import pytest
 
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
@@ -297,6 +298,7 @@ class WriteTest(parameterized.TestCase):
     self.assertEqual([t["holds"] for t in summary["theorems"]], [True, False])
 
   @parameterized.parameters(("figure6", True), ("sweep", False))
+  @pytest.mark.by_default(0)
   def test_table_has_the_authors_column_where_it_is_known(self, name, known):
     config = _small("figure6", num_seeds=2)
     workdir, html, summary = self._write(name, {name: config})

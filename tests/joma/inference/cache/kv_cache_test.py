@@ -105,7 +105,7 @@ class ModelTest(parameterized.TestCase):
       dict(rope_type="linear", factor=4.0),
       dict(rope_type="yarn", factor=4.0, original_max_len=8),
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_every_scaling_equals_the_model_without_a_cache(self, **rope):
     """One layer: later keys hold what earlier frequencies gave."""
     config = dataclasses.replace(
@@ -228,6 +228,7 @@ class PageTest(absltest.TestCase):
 class StorageTest(parameterized.TestCase):
 
   @parameterized.parameters((jnp.bfloat16, 2**-7), (jnp.int8, 2**-6))
+  @pytest.mark.by_default(1)
   def test_narrow_types_are_near_and_smaller(self, dtype, tolerance):
     # Policies that read no attention keep the same tokens.
     policy = window.StreamingLLM(num_sinks=2)
@@ -263,7 +264,7 @@ class KernelTest(parameterized.TestCase):
   )
   # Votes, gains, and heads of a layer together; the kernel's own tests see the
   # other options.
-  @pytest.mark.by_default(0, 1, 2)
+  @pytest.mark.by_default(1)
   def test_of(self, policy):
     self._check(policy, jnp.float32, 8)
 

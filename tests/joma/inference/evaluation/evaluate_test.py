@@ -88,7 +88,7 @@ def _batch(num_new=1):
 class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters("full_cache", "slots")
-  @pytest.mark.by_default(0)
+  @pytest.mark.by_default(1)
   def test_token_by_token_is_what_reading_at_once_gives(self, kind):
     if kind == "slots":
       kv_cache = _slots(full.Full(), _LENGTH)

@@ -135,7 +135,7 @@ def predicted(num):
 class AllTest(parameterized.TestCase):
 
   @parameterized.parameters(("swiglu", True), ("swiglu", False))
-  @pytest.mark.by_default(0)
+  @pytest.mark.by_default(1)
   def test_all_units_and_heads_are_the_dense_model_bitwise(self, name, cached):
     self._check(name, cached)
 
@@ -185,7 +185,7 @@ class DecodeTest(parameterized.TestCase):
       ("swiglu", "threshold, ahead"),
       ("swiglu", "prompt, zero"),
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.by_default(1)
   def test_a_text_decoded_is_the_text_measured(self, name, what):
     self._check(name, what)
 
@@ -212,6 +212,7 @@ class DecodeTest(parameterized.TestCase):
 
 class RecomputeTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_after_a_flush_nothing_is_missing(self):
     self._check("swiglu")
 

@@ -135,6 +135,7 @@ class ReferenceTest(parameterized.TestCase):
 class SeedsTest(parameterized.TestCase):
 
   @parameterized.parameters(("gaussian", 0.98), ("random", 0.87))
+  @pytest.mark.slow
   def test_correlation_stays_high(self, mode, least):
     correlation = _seeds()[mode].correlation
     np.testing.assert_allclose(correlation[:, 0], 1, atol=1e-6)

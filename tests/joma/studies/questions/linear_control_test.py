@@ -1,6 +1,7 @@
 import dataclasses
 
 from absl.testing import absltest
+import pytest
 
 from joma.studies.questions import linear_control
 
@@ -20,6 +21,7 @@ _CONFIG = linear_control.LinearControlConfig(
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_linear_bounces_only_if_its_gradient_fades_and_classes_overlap(self):
     summary = linear_control.measure(_CONFIG)
     fading = summary["rows"]["cross-entropy"]["identity"]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.by_attention import h2o
@@ -147,6 +148,7 @@ class LightningTest(parameterized.TestCase):
     self.assertLess(apart[0], _TOLERANCE)
     self.assertGreater(min(apart[1:]), 100 * _TOLERANCE)
 
+  @pytest.mark.slow
   def test_a_second_prompt_goes_on_from_the_first(self):
     model, params, tokens = _model()
     want = applied.logits(model, params, tokens)
@@ -220,6 +222,7 @@ class LightningTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "nothing to evict"):
       kv_cache.init(h2o.H2O(), model.config, 3, 12)
 
+  @pytest.mark.slow
   def test_a_pattern_mixes_it_with_softmax(self):
     model, params, tokens = _model("lightning", "softmax")
     self.assertNotIn("lightning", params["layers_1"]["attn"])

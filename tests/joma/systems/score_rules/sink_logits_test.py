@@ -108,6 +108,7 @@ class SinkLogitsTest(parameterized.TestCase):
     total = seen["attn_weights"].sum(axis=-1) + np.exp(sinks - lse)
     np.testing.assert_allclose(total, 1, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_sinks_learn_and_a_sink_behind_softmax_is_another_thing(self):
     """With n equal logits of 0 a sink of 0 leaves n / (n + 1).
 
@@ -132,7 +133,7 @@ class SinkLogitsTest(parameterized.TestCase):
       ("",), ("full",), ("h2o",), ("window",), ("snapkv",), ("keyformer",),
       ("quest:num_keys=16:page_size=8",),
   )  # fmt: skip
-  @pytest.mark.by_default(0, 1)
+  @pytest.mark.by_default(4)
   def test_every_cache_follows(self, policy):
     model, params, tokens = _model("sink_logits:start=1.5")
     want = applied.logits(model, params, tokens)
@@ -152,6 +153,7 @@ class SinkLogitsTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
 
   @parameterized.parameters(("adakv:snapkv",))
+  @pytest.mark.slow
   def test_a_cache_that_cannot_says_so(self, policy):
     model, params, tokens = _model("sink_logits")
     cache = kv_cache.init(policy_names.parse(policy), model.config, 2, 64)

@@ -119,6 +119,7 @@ def _recall(length, search, num_keys=1024, num_kept=32):
 class HipTest(parameterized.TestCase):
 
   @parameterized.parameters(4, 8)
+  @pytest.mark.by_default(1)
   def test_with_all_keys_it_is_dense(self, block):
     model, params, tokens = _model(f"hip:k=40:block={block}")
     plain, _, _ = _model("")
@@ -186,7 +187,7 @@ class HipTest(parameterized.TestCase):
       self.assertLen(listed, min(row + 1, 7))
 
   @parameterized.parameters((64, 8), (50, 7), (23, 5), (9, 9))
-  @pytest.mark.by_default(0, 2)
+  @pytest.mark.by_default(1, 3)
   def test_a_search_is_that_by_hand(self, num_blocks, num_kept):
     scores = _scores(3, num_blocks, 5)
     self.assertEqual(_search(scores, num_kept), _by_hand(scores, num_kept))
@@ -207,6 +208,7 @@ class HipTest(parameterized.TestCase):
     twin = lambda scores: _by_hand(scores[:-1], 2)
     self.assertNotEqual(set().union(*map(twin, needles)), set(range(16)))
 
+  @pytest.mark.slow
   def test_later_tokens_and_other_rows_do_not_matter(self):
     model, params, tokens = _model("hip:k=4:block=4")
     # A whole block of queries searches together: change what comes after it.
@@ -215,6 +217,7 @@ class HipTest(parameterized.TestCase):
     chex.assert_trees_all_equal(one[1], two[1])
     chex.assert_trees_all_close(one[0, :20], two[0, :20], atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_a_step_reads_as_many_keys_at_every_length(self):
     """Bytes of a step: a cache of 16 times the size adds steps of the search.
 
@@ -258,6 +261,7 @@ class HipTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "nothing to evict"):
       kv_cache.init(h2o.H2O(), model.config, 2, 32)
 
+  @pytest.mark.slow
   def test_with_sinks_of_its_own(self):
     model, params, tokens = _model("hip:k=40:block=4+sink_logits:start=1")
     plain, _, _ = _model("sink_logits:start=1")

@@ -180,6 +180,7 @@ class MeasureTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, "holds nan"):
       measure.measure_each(folders[1:], texts[1:], config)
 
+  @pytest.mark.slow
   def test_logits_are_written_whole(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     save_model(root / "model")

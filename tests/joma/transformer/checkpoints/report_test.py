@@ -8,6 +8,7 @@ import time
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from joma.transformer.checkpoints import drawing
 from joma.transformer.checkpoints import report
@@ -101,6 +102,7 @@ class NamesTest(absltest.TestCase):
 
 class WriteTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_every_number_is_written_and_every_figure_shown(self):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     models = [_model("step0"), _model("step8", seed=1)]

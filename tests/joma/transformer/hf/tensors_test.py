@@ -6,6 +6,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import model
 from joma.transformer.hf import tensors
@@ -59,6 +60,7 @@ class PatternTest(parameterized.TestCase):
 class TableTest(parameterized.TestCase):
 
   @parameterized.parameters(*tiny_models.NAMES)
+  @pytest.mark.by_default(1, 5, 9, 17)
   def test_leaves_are_those_of_the_model(self, name):
     config = tiny_models.config_of(name)
     shapes = jax.eval_shape(

@@ -8,6 +8,7 @@ import hypothesis
 from hypothesis import strategies as st
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer.rope import bounds
 from joma.transformer.rope import rotary
@@ -86,6 +87,7 @@ class InterpolationErrorBoundTest(parameterized.TestCase):
     bound = bounds.interpolation_error_bound(128, _THETA, 0.5)
     self.assertAlmostEqual(reached / bound, 128, delta=0.1)
 
+  @pytest.mark.slow
   def test_bound_holds_for_scores_of_rotated_queries_and_keys(self):
     rng = np.random.default_rng(0)
     query, key = rng.normal(size=(2, 64)).astype(np.float32)

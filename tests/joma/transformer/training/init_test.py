@@ -5,6 +5,7 @@ from absl.testing import absltest
 import chex
 import jax
 import numpy as np
+import pytest
 
 from joma.transformer import config as config_lib
 from joma.transformer import model as model_lib
@@ -60,6 +61,7 @@ class InitParamsTest(absltest.TestCase):
     query, key = attn["query"]["kernel"], attn["key"]["kernel"]
     self.assertGreater(np.abs(query - key).max(), 0.01)
 
+  @pytest.mark.slow
   def test_identical_layers_are_copies_of_the_first(self):
     params = _init(identical_layers=True)
     chex.assert_trees_all_equal(params["layers_0"], params["layers_1"])

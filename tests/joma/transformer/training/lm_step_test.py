@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as config_lib
 from joma.transformer.text import batches as batches_lib
@@ -109,6 +110,7 @@ class TrainTest(parameterized.TestCase):
     chex.assert_trees_all_close(state.params, self.state.params, atol=1e-5)
 
   @parameterized.parameters(dict(grad_accum=2), dict(use_remat=True))
+  @pytest.mark.by_default(0)
   def test_saving_memory_changes_nothing(self, **change):
     # The parts of an uneven batch count by their tokens.
     weights = self.batches.weights.at[:, 0, 2:].set(0)
@@ -118,6 +120,7 @@ class TrainTest(parameterized.TestCase):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     chex.assert_trees_all_close(state.params, expected_state.params, atol=1e-5)
 
+  @pytest.mark.slow
   def test_bfloat16_is_near_and_keeps_float32_parameters(self):
     state, losses = _train(_task(dtype="bfloat16"), self.batches)
     # 8 bits of mantissa.
@@ -200,6 +203,7 @@ class ProbeTest(absltest.TestCase):
           getattr(found, name), np.mean(parts, axis=0), rtol=1e-5
       )
 
+  @pytest.mark.slow
   def test_maps_are_of_the_first_sequence(self):
     task = _task()
     params = _jit_init(task=task).params

@@ -152,6 +152,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         rtol=1e-5,
     )
 
+  @pytest.mark.slow
   def test_divergence_names_rate_and_seed(self):
     config = dataclasses.replace(
         _SMALL,
@@ -263,6 +264,7 @@ class KillTest(absltest.TestCase):
         [row["step"] for row in rows], list(range(0, num_steps + 1, 2))
     )
 
+  @pytest.mark.slow
   def test_kills_leave_losses_and_parameters_bitwise(self):
     self._check(num_kills=2, num_steps=100)
 

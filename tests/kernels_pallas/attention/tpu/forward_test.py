@@ -88,6 +88,7 @@ class TilesTest(parameterized.TestCase):
       conformance.check_equal(one[0], other[0], 1e-6)
       conformance.check_equal(one[1], other[1], 2e-6)
 
+  @pytest.mark.slow
   def test_of_dense_attention(self):
     self._check_dense(
         (128, 128, "vmem", "strip"), (256, 128, "hbm", "two_pass")
@@ -110,6 +111,7 @@ class TilesTest(parameterized.TestCase):
     with interpret.interpreted():
       self._check([_attend(x, mask) for x in configs], _draw(shape))
 
+  @pytest.mark.slow
   def test_of_selected_blocks(self):
     # The same pairs as blocks of 256 x 256 and of 128 x 128.
     table = np.array([[[0, 0], [1, 0]], [[0, 0], [0, 1]]], np.int32)[None]
@@ -189,12 +191,13 @@ class MemoryTest(parameterized.TestCase):
     return races, found, expected
 
   @parameterized.parameters(*_KERNELS)
-  @pytest.mark.by_default(1, 2)
+  @pytest.mark.by_default(1)
   def test_is_used_without_races(self, col_mass):
     races, found, expected = self._races(col_mass)
     self.assertFalse(races)
     conformance.check_equal(expected, found, 1e-6)
 
+  @pytest.mark.slow
   def test_a_tile_that_is_not_waited_for_is_a_race(self):
     def read(self, i, high):
       self._copy(i).start()

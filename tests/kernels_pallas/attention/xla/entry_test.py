@@ -197,6 +197,7 @@ class EdgeTest(parameterized.TestCase):
       np.testing.assert_array_equal(gradient, 0)
 
   @parameterized.parameters(1.0, 1e4)
+  @pytest.mark.by_default(1)
   def test_one_key_gets_everything(self, size):
     (query, key, value), result, _ = self._check(None, 1, size)
     value = jnp.broadcast_to(value, result.out.shape)

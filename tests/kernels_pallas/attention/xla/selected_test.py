@@ -130,6 +130,7 @@ class AnyTableTest(parameterized.TestCase):
 
   @hypothesis.given(st.integers(0, 10**6))
   @hypothesis.settings(max_examples=25, deadline=None)
+  @pytest.mark.slow
   def test_equals_the_oracle(self, seed):
     chosen = _draw_selection(seed)
     allowed = np.asarray(reference.allowed_pairs(chosen, 37, 50))
@@ -154,6 +155,7 @@ class AnyTableTest(parameterized.TestCase):
     for zero in (result.out, result.col_mass, *gradients):
       np.testing.assert_array_equal(zero, 0)
 
+  @pytest.mark.slow
   def test_huge_logits_under_vmap(self):
     chosen = _draw_selection(3)
     draw = lambda key, *dims: jax.random.normal(key, (3, 2, *dims))

@@ -111,6 +111,7 @@ def _expected(case, granularity, score):
 class PagedTest(parameterized.TestCase):
 
   @parameterized.product(implementation=("reference", "xla"), variant=_VARIANTS)
+  @pytest.mark.by_default(1, 2, 3)
   def test_equals_plain_python(self, implementation, variant):
     self._check(implementation, variant)
 
@@ -218,6 +219,7 @@ class WrongCallTest(parameterized.TestCase):
       ({"num_pages": 0}, "from 1 to 3, .* found 0 to 0"),
       ({"num_recent": 20}, "protects 20 tokens, .* at most 15 may"),
   )
+  @pytest.mark.by_default(0)
   def test_debug_mode_finds_what_is_out_of_range(self, changed, message):
     options = {}
     for name, number in changed.items():

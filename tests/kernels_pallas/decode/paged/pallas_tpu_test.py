@@ -192,6 +192,7 @@ class EqualsReferenceTest(parameterized.TestCase):
 class LanesTest(parameterized.TestCase):
 
   @parameterized.parameters((8, 16), (24, 32), (8, 64), (16, 128), (8, 256))
+  @pytest.mark.by_default(1, 3)
   def test_rows_and_pages(self, num, size):
     pages = jnp.arange(num * size, dtype=jnp.int32).reshape(num, size)
     row = tpu_lanes.to_row(pages)
@@ -202,6 +203,7 @@ class LanesTest(parameterized.TestCase):
 class MemoryTest(absltest.TestCase):
   """In TPU interpret mode, which finds races and reads out of bounds."""
 
+  @pytest.mark.slow
   def test_is_used_without_races(self):
     arrays = _draw([[3, 2], [1, 1], [2, 3]], positions=[48, -1, 50])
     self._check(arrays)

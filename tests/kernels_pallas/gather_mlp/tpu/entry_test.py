@@ -138,6 +138,7 @@ class FitTest(parameterized.TestCase):
 class MemoryTest(parameterized.TestCase):
   """In TPU interpret mode, which finds races and reads out of bounds."""
 
+  @pytest.mark.slow
   def test_is_used_without_races(self):
     shape = shapes.Shape(batch=3, width=8, num_neurons=40, block_size=8)
     self._check(shape)

@@ -61,6 +61,7 @@ class CompiledTest(parameterized.TestCase):
     cls.reports = kernel_budgets.compile_cases(["v6e"])
 
   @parameterized.parameters(*kernel_budgets.CASES)
+  @pytest.mark.slow
   def test_figures_are_within_their_budgets(self, case):
     report = {(case, "v6e"): self.reports[case, "v6e"]}
     for sentences in _complaints(report).values():

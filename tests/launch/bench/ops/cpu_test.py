@@ -3,6 +3,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from kernels_pallas.attention.xla import schedule
 from launch.bench.ops import cpu as bench
@@ -47,6 +48,7 @@ class BenchKernelsCpuTest(parameterized.TestCase):
     self.assertEqual([row["length"] for row in rows], [256, 256])
     self.assertGreater(min(row["temp_mb"] for row in rows), 0)
 
+  @pytest.mark.slow
   def test_block_sparse(self):
     with mock.patch.object(schedule, "_NUM_TRACED_WIDTHS", 1):
       row = bench.sparse_row(64, block_q=16, block_kv=8, num_times=1)

@@ -1,5 +1,6 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from kernels_pallas.decode import shapes
 from launch.bench.ops import decode_cpu
@@ -7,6 +8,7 @@ from launch.bench.ops import decode_cpu
 
 class DecodeRowTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_times_both_caches_in_turns(self):
     shape = shapes.Shape(num_heads=2, num_kv_heads=1, capacity=0, head_dim=8)
     row = decode_cpu.decode_row(16, 32, shape=shape, num_times=3)

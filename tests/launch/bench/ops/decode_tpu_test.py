@@ -1,4 +1,5 @@
 from absl.testing import absltest
+import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
@@ -25,6 +26,7 @@ class SummaryTest(absltest.TestCase):
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_steps_take_the_time_of_their_bytes(self):
     rows = decode_tpu.measure(chips.get_chip("v5e"), (2,), (1024,), 1)
     decode, int8, pages, paged = rows

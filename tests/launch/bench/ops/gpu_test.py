@@ -9,6 +9,7 @@ from launch.bench.ops import memory_gpu
 
 class BenchKernelsGpuTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_a_peer_that_cannot_run_costs_its_rows_alone(self):
     self._check("jax_xla")
 

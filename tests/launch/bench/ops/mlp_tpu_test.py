@@ -1,4 +1,5 @@
 from absl.testing import absltest
+import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
@@ -25,6 +26,7 @@ class SummaryTest(absltest.TestCase):
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_copies_of_the_compiled_kernel_are_the_chosen_blocks(self):
     name = "llama3_8b_b16"
     rows = mlp_tpu.measure(chips.get_chip("v6e"), [name], 1)

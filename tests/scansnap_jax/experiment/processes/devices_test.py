@@ -11,6 +11,7 @@ from absl.testing import parameterized
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import pytest
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import devices
@@ -53,6 +54,7 @@ class SetUpTest(parameterized.TestCase):
       ("num_cpu_devices=3", "3 x cpu 0 1 4\n"),
       ("num_cpu_devices=1", "1 x cpu 0\n"),
   )
+  @pytest.mark.by_default(0)
   def test_splits_the_cpu_into_devices_that_compute(self, arguments, expected):
     process = subprocess.run(
         [sys.executable, "-c", _SPLIT.format(arguments=arguments)],
@@ -133,6 +135,7 @@ class SetUpTest(parameterized.TestCase):
       ("JAX_THREEFRY_PARTITIONABLE", "0"),
       ("JAX_DEFAULT_PRNG_IMPL", "rbg"),
   )
+  @pytest.mark.by_default(1)
   def test_the_environment_does_not_decide_the_bits(self, name, value):
     draw = """
 from scansnap_jax.experiment.processes import devices

@@ -9,6 +9,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity.study import capture
@@ -117,6 +118,7 @@ class CaptureTest(absltest.TestCase):
       with self.assertRaisesRegex(errors.UserError, "manifest.json"):
         capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
 
+  @pytest.mark.slow
   def test_another_capture_in_the_folder_is_named(self):
     capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
     other = dataclasses.replace(_CONFIG, label="magnitude")
@@ -127,6 +129,7 @@ class CaptureTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, "texts"):
       capture.write(_MODEL, self.params, _TEXTS[1:], self.folder, _CONFIG)
 
+  @pytest.mark.slow
   def test_bad_input_is_refused(self):
     cases: Any = (
         ({"block_size": 3}, _TEXTS, 1, "3 must divide the 20 neurons"),

@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import predictors
@@ -89,6 +90,7 @@ def recall_at_count(params, data):
 
 class PlantedTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_the_planted_rank_is_enough_and_a_quarter_is_not(self):
     data, learned = trained(_CONFIG)
     recall, density = recall_at_count(learned, data)
@@ -159,6 +161,7 @@ class CalibrateTest(parameterized.TestCase):
 
 class TrainTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_balance_finds_what_is_rare(self):
     # Without it, fewer of the units that fire one time in five are found.
     recalls = []
