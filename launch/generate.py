@@ -54,6 +54,12 @@ _POLICY = flags.DEFINE_string(
 _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "Slots of the KV cache a key head, where tokens leave.", 1
 )
+_ATTENTION = flags.DEFINE_list(
+    "attention",
+    [],
+    "Systems without parameters laid over the model, as hip:k=512: one entry,"
+    " one a layer, or a pattern that repeats.",
+)
 _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 
 
@@ -62,6 +68,7 @@ def main(_: list[str]) -> None:
   sampler, prompts = _SAMPLER(), _read_prompts()
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import stop_tokens
+  from joma.transformer import layer_hooks
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
   from joma.transformer.text import tokenizer as tokenizers
@@ -71,7 +78,10 @@ def main(_: list[str]) -> None:
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
+  attention = tuple(_ATTENTION.value)
+  layer_hooks.over(pretrained.read_config(_MODEL.value), attention)
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
+  config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)

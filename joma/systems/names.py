@@ -18,6 +18,7 @@ PLAIN = "softmax"
 # Module and class of each system.
 SYSTEMS: dict[str, str] = {
     "hip": "joma.systems.selectors.hip:Hip",
+    "key_bias": "joma.systems.score_rules.key_bias:KeyBias",
     "lightning": "joma.systems.mixers.lightning:Lightning",
     "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
 }

@@ -26,11 +26,10 @@ from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import sharding
 from joma.transformer.rope import rotary
+from joma.transformer.weighing import merged
+from joma.transformer.weighing import rows
 from kernels_pallas import implementations
-from kernels_pallas import logits
 from kernels_pallas import masks
-from kernels_pallas.attention import api
-from kernels_pallas.attention import reference
 
 
 class Attention(nn.Module):
@@ -77,9 +76,12 @@ class Attention(nn.Module):
     if route is not None:
       kv_cache = route.heads(x, kv_cache)
     carry = {} if carry is None else carry
-    query, key, value = self._project(x, route)
     own = layer_hooks.of_layer(self.config, self.layer)
     call = self._call(own, x, positions, carry, is_training, kv_cache)
+    read = (x, x, x)
+    if own.read is not None:
+      read = own.read.read(call.params[own.read.name], call)
+    query, key, value = self._project(read, route)
     if own.prepare is not None:
       query, key, value, kv_cache = layer_hooks.prepare(
           own.prepare, call, query, key, value, kv_cache
@@ -96,10 +98,10 @@ class Attention(nn.Module):
     return out, kv_cache, self._hand_on(own, call, made)
 
   def _project(
-      self, x: Array, route: hooks.Route | None
+      self, read: tuple[Array, Array, Array], route: hooks.Route | None
   ) -> tuple[Array, Array, Array]:
     config = self.config
-    dense = lambda name, num_heads: self._product(
+    dense = lambda name, x, num_heads: self._product(
         nn.DenseGeneral(
             (num_heads, config.head_dim),
             use_bias=config.use_qkv_bias,
@@ -110,8 +112,8 @@ class Attention(nn.Module):
         x,
         route,
     )
-    query = dense("query", config.num_heads)
-    key = dense("key", config.num_kv_heads)
+    query = dense("query", read[0], config.num_heads)
+    key = dense("key", read[1], config.num_kv_heads)
     if config.use_qk_norm:
       normalize = lambda name: norm.Norm(
           "rms_norm",
@@ -121,7 +123,7 @@ class Attention(nn.Module):
           name=name,
       )
       query, key = normalize("query_norm")(query), normalize("key_norm")(key)
-    return query, key, dense("value", config.num_kv_heads)
+    return query, key, dense("value", read[2], config.num_kv_heads)
 
   def _dense_out(self) -> nn.DenseGeneral:
     return nn.DenseGeneral(
@@ -175,14 +177,19 @@ class Attention(nn.Module):
       self,
       own: layer_hooks.LayerSystems,
       call: hooks.Call,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B S K H"],
+      query: Float[Array, "#B T N H"],
+      key: Float[Array, "#B S K H"],
       value: Float[Array, "B S K H"],
       mask: masks.Mask,
       kv_cache: PyTree,
   ) -> tuple[hooks.Made, PyTree]:
     """The heads' outputs: of a cache, of a mixer, or of attention."""
     options, rotate, where = call.options, call.rotate, None
+    if kv_cache is not None or own.mixer is not None or own.select is not None:
+      # These know each text by itself.
+      shape = (len(value), *query.shape[1:])
+      query = jnp.broadcast_to(query, shape)
+      key = jnp.broadcast_to(key, value.shape)
     if kv_cache is not None:
       head_out, kv_cache = layer_hooks.attend(
           own, call, query, key, value, kv_cache
@@ -192,13 +199,12 @@ class Attention(nn.Module):
       head_out = own.mixer.mix(params, call, query, key, value, mask)
     else:
       where = with_window(mask, query.shape[1], options.window)
-      query, key = rotate(query, call.positions), rotate(key, call.positions)
+      places = call.positions[: len(query)]
+      query, key = rotate(query, places), rotate(key, places)
       if own.select is not None:
         params = call.params[own.select.name]
         where = own.select.select(params, call, query, key, where)
-      head_out = self._attend(
-          query, key, value, where, options, call.is_training
-      )
+      head_out = self._attend(query, key, value, where, call)
     made = hooks.Made(
         query=query,
         key=key,
@@ -244,57 +250,40 @@ class Attention(nn.Module):
 
   def _attend(
       self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B S K H"],
+      query: Float[Array, "#B T N H"],
+      key: Float[Array, "#B S K H"],
       value: Float[Array, "B S K H"],
       where: hooks.Where,
-      options: hooks.AttentionOptions,
-      is_training: bool,
+      call: hooks.Call,
   ) -> Float[Array, "B T N H"]:
+    options, places = call.options, (call.positions[: len(query)],) * 2
     if self.is_mutable_collection("intermediates"):
-      attn_logits = masked_logits(query, key, where, options)
+      attn_logits = rows.masked_logits(query, key, where, options, places)
       self.sow("intermediates", "attn_logits", attn_logits)
-      weights = attn_weights(attn_logits, options.weights)
+      weights, _ = rows.of_logits(attn_logits, query, options)
       self.sow("intermediates", "attn_weights", weights)
-    is_dropping = is_training and self.config.attn_dropout
-    if is_dropping or not is_softmax(options.weights):
-      attn_logits = masked_logits(query, key, where, options)
-      weights = attn_weights(attn_logits, options.weights)
-      dropout = nn.Dropout(
-          self.config.attn_dropout, deterministic=not is_dropping
+    if call.is_training and self.config.attn_dropout:
+      drop = nn.Dropout(self.config.attn_dropout, deterministic=False)
+      return rows.attend_at_once(
+          query, key, value, where, options, places, drop
       )
-      return _weighted_values(dropout(weights), value)
-    attend = lambda *arrays: attend_where(options, *arrays)
-    return sharding.per_part(
-        attend, query, key, value, where, options.sink_logits
-    )
+    rule = options.weights
+    is_softmax = rule is None or rule.is_softmax
+    if rule is not None and not is_softmax:
+      layer_hooks.check_implementation(rule, options.implementation)
+    if not is_softmax or len(query) < len(value):
+      return rows.attend(query, key, value, where, options, places)
 
+    def attend(query: Array, key: Array, value: Array, *rest: Any) -> Array:
+      where, *of_heads = rest
+      ruled = options
+      if rule is not None and of_heads:
+        own = dataclasses.replace(rule, **of_heads[0])
+        ruled = dataclasses.replace(options, weights=own)
+      return merged.attend(query, key, value, where, ruled).out
 
-def attend_where(
-    options: hooks.AttentionOptions,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: hooks.Where,
-    sink_logits: Float[Array, "N"] | None = None,
-) -> Float[Array, "B T N H"]:
-  """The kernels' op, whatever says where to look.
-
-  Args:
-    options: Scale, soft cap and implementation; windows are part of `where`.
-    query: Rotated.
-    key: Rotated.
-    value: Of the keys.
-    where: A mask, or blocks of keys and a mask inside them.
-    sink_logits: Of a key of each head that has no value.
-  """
-  shared: Any = dict(
-      scale=options.scale,
-      logits_soft_cap=options.logits_soft_cap,
-      sink_logits=sink_logits,
-      implementation=options.implementation,
-  )
-  return api.attention(query, key, value, where=where, **shared).out
+    of_heads = None if rule is None else rule.of_heads
+    return sharding.per_part(attend, query, key, value, where, of_heads)
 
 
 def with_window(
@@ -304,63 +293,3 @@ def with_window(
   if window is None or window >= seq_len:
     return mask
   return mask & masks.sliding_window(seq_len, seq_len, window=window)
-
-
-def masked_logits(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    where: hooks.Where,
-    options: hooks.AttentionOptions,
-) -> Float[Array, "B N T S"]:
-  """Attention logits as one array, float32: to look at, or to drop from."""
-  attn_logits = logits.attention_logits(
-      query, key, options.scale, options.logits_soft_cap
-  )
-  allowed = reference.allowed_pairs(where, query.shape[1], key.shape[1])
-  return jnp.where(allowed, attn_logits, -jnp.inf)
-
-
-def attn_weights(
-    attn_logits: Float[Array, "B N T S"], rule: hooks.WeightRule | None
-) -> Float[Array, "B N T S"]:
-  """Weights of logits by a rule; None is softmax."""
-  if rule is not None and rule.normalize is not None:
-    return rule.normalize(attn_logits)
-  sinks = None if rule is None else rule.sink_logits
-  return softmax(attn_logits, None if sinks is None else sinks[:, None, None])
-
-
-def softmax(
-    attn_logits: Float[Array, "*b S"], sink_logits: Float[Array, "..."] | None
-) -> Float[Array, "*b S"]:
-  """Softmax over the last axis, with one more logit where there are sinks.
-
-  Args:
-    attn_logits: Logits, -inf where nothing is seen.
-    sink_logits: Of a key without value, of a shape that broadcasts to
-      `attn_logits[..., :1]`; None is none.
-  """
-  if sink_logits is None:
-    return jax.nn.softmax(attn_logits)
-  sinks = sink_logits.astype(attn_logits.dtype)
-  sinks = masks.to_rank(sinks, attn_logits.ndim)
-  sinks = jnp.broadcast_to(sinks, (*attn_logits.shape[:-1], 1))
-  both = jnp.concatenate([attn_logits, sinks], axis=-1)
-  return jax.nn.softmax(both)[..., :-1]
-
-
-def is_softmax(rule: hooks.WeightRule | None) -> bool:
-  """Whether the ops can follow a rule, which know softmax and its sinks."""
-  return rule is None or rule.normalize is None
-
-
-def _weighted_values(
-    attn_weights: Float[Array, "B N T S"], value: Float[Array, "B S K H"]
-) -> Float[Array, "B T N H"]:
-  batch, num_heads, num_queries, num_keys = attn_weights.shape
-  num_kv_heads, head_dim = value.shape[2:]
-  grouped = attn_weights.astype(value.dtype).reshape(
-      batch, num_kv_heads, -1, num_queries, num_keys
-  )
-  out = jnp.einsum("BKGTS,BSKH->BTKGH", grouped, value)
-  return out.reshape(batch, num_queries, num_heads, head_dim)

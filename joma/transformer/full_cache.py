@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
-from joma.transformer import one_by_one
 from joma.transformer import one_query
+from joma.transformer.weighing import merged
+from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from kernels_pallas import output
-from kernels_pallas.attention import api
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,7 @@ class FullCache:
   key: PyTree
   value: PyTree
   keeps_raw: bool = dataclasses.field(default=False, metadata={"static": True})
-  honours: ClassVar[tuple[str, ...]] = ("sinks",)
+  honours: ClassVar[tuple[str, ...]] = ("sinks", "keys", "weights")
 
   def kept_positions(self) -> None:
     """None: nothing leaves."""
@@ -58,31 +58,7 @@ class FullCache:
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
-    """Writes T positions, then attends to all up to each query's own.
-
-    A prompt has the frequencies of its end where they change with the length of
-    the text; one that goes on, for each token those of the text so far.
-    """
-    arguments = (query, key, value, positions, rotate, options)
-    if query.shape[1] == 1 or not self.keeps_raw:
-      return self._attend(*arguments)
-    return one_by_one.unless_new(
-        (positions[:, 0] <= 0).all(),
-        lambda: self._attend(*arguments),
-        FullCache.attend,
-        self,
-        *arguments,
-    )
-
-  def _attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
+    """Writes T positions, then attends to all up to each query's own."""
     query = rotate(query, positions)
     if not self.keeps_raw:
       key = rotate(key, positions)
@@ -90,8 +66,21 @@ class FullCache:
     turned = cache._turned(positions, rotate) if self.keeps_raw else cache
     if query.shape[1] == 1:
       return _attend_one(query, turned, positions, options), cache
-    result = attend_many(query, turned.key, turned.value, positions, options)
-    return result.out, cache
+    rule = options.weights
+    if rule is None or rule.is_softmax:
+      made = attend_many(query, turned.key, turned.value, positions, options)
+      return made.out, cache
+    layer_hooks.check_implementation(rule, options.implementation)
+    slots = jnp.arange(turned.key.shape[2])[None]
+    out = rows.attend(
+        query,
+        turned.key.swapaxes(1, 2).astype(query.dtype),
+        turned.value.swapaxes(1, 2).astype(query.dtype),
+        spans_up_to(positions, options.window),
+        options,
+        (positions, slots),
+    )
+    return out, cache
 
   def _turned(
       self, positions: Int[Array, "B T"], rotate: hooks.Rotate
@@ -179,21 +168,23 @@ def attend_many(
     options: Static.
     **returns: What else `api.attention` is to return.
   """
-  stops = (positions + 1).astype(jnp.int32)
-  starts = jnp.zeros_like(stops)
-  if options.window is not None:
-    starts = jnp.maximum(stops - options.window, 0)
-  return api.attention(
+  return merged.attend(
       query,
       key.swapaxes(1, 2).astype(query.dtype),
       value.swapaxes(1, 2).astype(query.dtype),
-      where=masks.Mask(starts[:, None], stops[:, None]),
-      scale=options.scale,
-      logits_soft_cap=options.logits_soft_cap,
-      sink_logits=options.sink_logits,
-      implementation=options.implementation,
+      spans_up_to(positions, options.window),
+      options,
       **returns,
   )
+
+
+def spans_up_to(positions: Int[Array, "B T"], window: int | None) -> masks.Mask:
+  """Keys s at positions s, up to each query's own; padding, -1, sees none."""
+  stops = (positions + 1).astype(jnp.int32)
+  starts = jnp.zeros_like(stops)
+  if window is not None:
+    starts = jnp.maximum(stops - window, 0)
+  return masks.Mask(starts[:, None], stops[:, None])
 
 
 def _attend_one(
@@ -207,7 +198,13 @@ def _attend_one(
   is_seen = slots <= last
   if options.window is not None:
     is_seen = is_seen & (slots > last - options.window)
+  rule, bias = options.weights, None
+  if rule is not None and rule.bias is not None:
+    bias = rule.bias(query, positions, slots)
+    shape = (*query.shape[:1], query.shape[2], 1, slots.shape[1])
+    bias = jnp.broadcast_to(bias, shape)
+    bias = bias.reshape(len(query), cache.key.shape[1], -1, slots.shape[1])
   out, _ = one_query.attend(
-      query, cache.key, cache.value, is_seen[:, None], options
+      query, cache.key, cache.value, is_seen[:, None], options, bias
   )
   return out

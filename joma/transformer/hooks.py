@@ -4,6 +4,7 @@ A system is a frozen dataclass of options with a `name` and the methods of one
 or more protocols below; a layer calls what its systems have and names none of
 them. `TransformerConfig.attention` chooses them. In the order of a call:
 
+  read      what the projections of query, key and value read
   prepare   query, key, value before rotation and cache
   select    which keys each query may read; at decode, a cache of its own
   weights   what takes the place of softmax
@@ -32,6 +33,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import config as configs
 from joma.transformer import mlp
+from joma.transformer.weighing import rule as weighing
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
@@ -39,6 +41,7 @@ from kernels_pallas import selection as selection_lib
 Rotate = Callable[[Array, Array], Array]
 Params = Mapping[str, Array]
 Where = masks.Mask | selection_lib.Selection
+WeightRule = weighing.WeightRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,27 +75,6 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightRule:
-  """How attention weights follow from logits.
-
-  Attributes:
-    name: Of the system, for messages.
-    sink_logits: Logits [N] of a key without value, in softmax; None is none.
-    normalize: Weights of logits [B, N, T, S], -inf where nothing is seen; None
-      is softmax. Others are computed as one array.
-  """
-
-  name: str
-  sink_logits: Float[Array, "N"] | None = None
-  normalize: Callable[[Array], Array] | None = None
-
-  @property
-  def kind(self) -> str:
-    """What a cache must list among its `honours` to follow the rule."""
-    return "sinks" if self.normalize is None else "weights"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
   """What attention needs besides keys, values and queries.
 
@@ -122,8 +104,8 @@ class AttentionOptions:
 class KVCache(Protocol):
   """Keys and values of one layer: what it keeps and what queries see of it.
 
-  A cache that follows more than softmax says so in a class attribute `honours`:
-  `sinks`, `weights`, or the name of the mixer or selector whose cache it is.
+  A cache that follows more than softmax says so in an attribute `honours`:
+  `sinks`, `keys`, `weights`, or the name of a mixer or selector.
   """
 
   def attend(
@@ -174,8 +156,8 @@ class Made:
     options: Of the call, with its weights.
   """
 
-  query: Float[Array, "B T N H"]
-  key: Float[Array, "B S K H"]
+  query: Float[Array, "#B T N H"]
+  key: Float[Array, "#B S K H"]
   value: Float[Array, "B S K H"]
   where: Where | None
   head_out: Float[Array, "B T N H"]
@@ -184,7 +166,11 @@ class Made:
 
 @runtime_checkable
 class System(Protocol):
-  """What every system has: its name in `names.SYSTEMS`."""
+  """What every system has: its name in `names.SYSTEMS`.
+
+  The project's have two more: `paper`, and `neutral`, an entry with which it is
+  softmax, empty where there is none.
+  """
 
   name: str
 
@@ -204,6 +190,26 @@ class Parametric(System, Protocol):
       self, key: Array, config: configs.TransformerConfig, layer: int
   ) -> dict[str, Array]:
     """Draws the parameters of one layer."""
+    ...
+
+
+@runtime_checkable
+class SeesLater(System, Protocol):
+  """Lets later tokens change what earlier ones give; `sees_later` says how."""
+
+  sees_later: str
+
+
+@runtime_checkable
+class Read(System, Protocol):
+  """Says what the projections read, in the place of the layer's input."""
+
+  def read(self, params: Params, call: Call) -> tuple[Array, Array, Array]:
+    """Returns what query, key and value are projections of, [B, T, D] each.
+
+    Where all texts share the first two, these are [1, T, D]: weights are then
+    computed once.
+    """
     ...
 
 

@@ -19,6 +19,9 @@ class InspectionConfig:
       starts at position 0. None is all of ids and 512 of a text, as far as the
       model's positions reach.
     max_windows: Windows of a text that are read; 0 is all.
+    attention: Systems laid over the models, without parameters of their own, as
+      in TransformerConfig: hip:k=512, one entry a layer, or a pattern. Empty
+      leaves the models as they are.
   """
 
   text: str | None = None
@@ -26,6 +29,7 @@ class InspectionConfig:
   logits_out: str | None = None
   window: int | None = None
   max_windows: int = 16
+  attention: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.window is not None:

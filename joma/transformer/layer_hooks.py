@@ -14,6 +14,7 @@ import numpy as np
 from joma.systems import names
 from joma.transformer import config as configs
 from joma.transformer import hooks
+from kernels_pallas import implementations
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
@@ -24,7 +25,8 @@ class LayerSystems:
 
   Attributes:
     systems: All of them, in the order of the entry.
-    prepare: Of that protocol, and so on.
+    read: Of that protocol, and so on.
+    prepare: Likewise.
     weights: Likewise.
     select: Likewise.
     mixer: Likewise.
@@ -34,6 +36,7 @@ class LayerSystems:
   """
 
   systems: tuple[Any, ...] = ()
+  read: hooks.Read | None = None
   prepare: hooks.Prepare | None = None
   weights: hooks.Weights | None = None
   select: hooks.Select | None = None
@@ -44,6 +47,7 @@ class LayerSystems:
 
 
 _PROTOCOLS: dict[str, Any] = {
+    "read": hooks.Read,
     "prepare": hooks.Prepare,
     "weights": hooks.Weights,
     "select": hooks.Select,
@@ -187,6 +191,64 @@ def check_causal(name: str, call: hooks.Call, mask: masks.Mask) -> None:
         f"{name} reads all that comes before a token: layer {call.layer} can"
         " follow no window and no mask but the causal one."
     )
+
+
+def check_implementation(
+    rule: hooks.WeightRule,
+    implementation: implementations.Implementation | None,
+) -> None:
+  """Raises UserError where kernels are named that cannot follow a rule."""
+  if implementation in ("pallas_tpu", "pallas_gpu"):
+    raise errors.UserError(
+        f"implementation={implementation} knows softmax alone and cannot follow"
+        f" {rule.name}: leave it out, or give xla."
+    )
+
+
+def check(config: configs.TransformerConfig) -> None:
+  """Raises UserError if a layer's systems do not go together."""
+  for layer in range(min(config.num_layers, len(config.attention))):
+    of_layer(config, layer)
+
+
+def over(
+    config: configs.TransformerConfig, attention: tuple[str, ...]
+) -> configs.TransformerConfig:
+  """Lays systems without parameters of their own over a model.
+
+  Args:
+    config: Of a model whose parameters are there.
+    attention: Entries as in `TransformerConfig`; none leaves all as it is.
+
+  Raises:
+    UserError: If one of them, or one that the model has, has parameters, or if
+      they do not go together.
+  """
+  if not attention:
+    return config
+  changed = dataclasses.replace(config, attention=attention)
+  for kind, has in (("lacks", changed), ("has and would not use", config)):
+    for layer in range(config.num_layers):
+      for system in of_layer(has, layer).systems:
+        if isinstance(system, hooks.Parametric):
+          raise errors.UserError(
+              f"attention={','.join(attention)}: {system.name} has parameters"
+              f" of its own, which this model {kind}: lay only systems without"
+              " parameters over a model, or train one with launch.train_lm"
+              " --model.attention."
+          )
+  return changed
+
+
+def check_trainable(config: configs.TransformerConfig) -> None:
+  """Raises UserError if a system would show a language model its targets."""
+  for layer in range(min(config.num_layers, len(config.attention))):
+    for system in of_layer(config, layer).systems:
+      if isinstance(system, hooks.SeesLater):
+        raise errors.UserError(
+            f"{system.name} lets later tokens change what earlier ones give"
+            f" ({system.sees_later}): no language model is trained with it."
+        )
 
 
 def with_weights(own: LayerSystems, call: hooks.Call) -> hooks.Call:

@@ -81,7 +81,6 @@ class Transformer(nn.Module):
     seq_len = tokens.shape[1]
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(seq_len)[None], tokens.shape)
-    mask = masks.causal(seq_len, seq_len) if mask is None else mask
     token_embed = nn.Embed(
         self.config.vocab_size,
         self.config.embed_proj_dim or self.config.embed_dim,
@@ -183,7 +182,7 @@ class Layer(nn.Module):
       self,
       x: Float[Array, "B T D"],
       positions: Int[Array, "B T"],
-      mask: masks.Mask,
+      mask: masks.Mask | None = None,
       kv_cache: PyTree = None,
       is_training: bool = False,
       carry: Mapping[str, Any] | None = None,
@@ -195,7 +194,8 @@ class Layer(nn.Module):
     Args:
       x: The stream before it.
       positions: As in `Transformer`.
-      mask: Likewise.
+      mask: Likewise; made here where it is None, as what is computed anew in
+        the backward pass knows nothing of its arguments while it is traced.
       kv_cache: The layer's.
       is_training: As in `Transformer`.
       carry: What earlier layers handed on.
@@ -203,6 +203,7 @@ class Layer(nn.Module):
       x_before: What the layer before read, for the router.
     """
     config = self.config
+    mask = masks.causal(x.shape[1]) if mask is None else mask
     attend = attention.Attention(
         config, self.layer, self.dtype, self.implementation, name="attn"
     )

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from joma.transformer import attention
 from joma.transformer import hooks
+from joma.transformer.weighing import rule as rules
 from kernels_pallas import logits
 
 
@@ -19,6 +19,7 @@ def attend(
     value: Float[Array, "B K C H"],
     is_seen: Bool[Array, "B #K C"],
     options: hooks.AttentionOptions,
+    bias: Float[Array, "B K G C"] | None = None,
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "B K G C"]]:
   """Two products along the cache; returns out, and the attention logits.
 
@@ -28,6 +29,7 @@ def attend(
     value: Of the keys.
     is_seen: The query's keys, at least one.
     options: Its window is the caller's matter: part of `is_seen`.
+    bias: Added to the logits, of a rule that has one.
 
   Returns:
     out, and the logits, float32: -inf where nothing is seen. `weights` of them
@@ -47,18 +49,34 @@ def attend(
   attn_logits = logits.soft_cap(
       options.scale * products.swapaxes(2, 3), options.logits_soft_cap
   )
+  if bias is not None:
+    attn_logits = attn_logits + bias
   attn_logits = jnp.where(is_seen[:, :, None], attn_logits, -jnp.inf)
-  attn_weights = weights(attn_logits, options).astype(value.dtype)
-  out = jnp.einsum("BKGC,BKCH->BKGH", attn_weights, value)
+  found, rest = _weights(attn_logits, query, options)
+  out = jnp.einsum("BKGC,BKCH->BKGH", found.astype(value.dtype), value)
+  extra = rules.extra_values(options.weights, value.swapaxes(1, 2))
+  if extra is not None and rest is not None:
+    out += jnp.einsum("BKGE,BEKH->BKGH", rest.astype(value.dtype), extra)
   out = out.reshape(batch, 1, num_heads, head_dim).astype(query.dtype)
   return out, attn_logits
 
 
 def weights(
-    attn_logits: Float[Array, "B K G C"], options: hooks.AttentionOptions
+    attn_logits: Float[Array, "B K G C"],
+    query: Float[Array, "B 1 N H"],
+    options: hooks.AttentionOptions,
 ) -> Float[Array, "B K G C"]:
-  """Softmax of the logits of `attend`, with the heads' sinks."""
-  sinks = options.sink_logits
-  if sinks is not None:
-    sinks = sinks.reshape(*attn_logits.shape[1:3], 1)
-  return attention.softmax(attn_logits, sinks)
+  """Weights of the logits of `attend` by the rule of the options."""
+  return _weights(attn_logits, query, options)[0]
+
+
+def _weights(
+    attn_logits: Float[Array, "B K G C"],
+    query: Float[Array, "B 1 N H"],
+    options: hooks.AttentionOptions,
+) -> tuple[Float[Array, "B K G C"], Float[Array, "B K G E"] | None]:
+  rule = options.weights
+  rest = rules.rest_logits(rule, query, options.scale, options.logits_soft_cap)
+  if rest is not None:
+    rest = rest.reshape(len(rest), *attn_logits.shape[1:3], -1)
+  return rules.weights(attn_logits, rule, rest)

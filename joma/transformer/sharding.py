@@ -146,14 +146,14 @@ def per_part(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     where: masks.Mask | selection.Selection,
-    of_heads: Float[Array, "N"] | None = None,
+    of_heads: PyTree = None,
 ) -> Float[Array, "B T N H"]:
   """Attends in parts of batch and heads, as kernels cannot be split by XLA.
 
   Under `jax.set_mesh` of a mesh of this module each device calls `attend` with
   the sequences and heads that are its own, or with all of an axis that the mesh
   does not divide. Without one it is `attend(query, key, value, where)`; where
-  `of_heads`, a number a query head, is given, it comes after those.
+  `of_heads`, arrays whose first axes are heads, is given, it comes after those.
   """
   extra = () if of_heads is None else (of_heads,)
   mesh = jax.sharding.get_abstract_mesh()
@@ -163,9 +163,10 @@ def per_part(
   batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
   heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
   arrays = P(batch, None, heads, None)
+  split = jax.tree.map(lambda _: P(heads), extra)
   in_parts = lambda attend, *places: jax.shard_map(
       attend,
-      in_specs=(arrays, arrays, arrays, *places, *(P(heads) for _ in extra)),
+      in_specs=(arrays, arrays, arrays, *places, *split),
       out_specs=arrays,
       check_vma=False,
   )

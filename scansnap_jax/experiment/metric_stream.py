@@ -141,14 +141,13 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   lines = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
     try:
-      text = line.decode()
-      row = json.loads(text)
+      row = json.loads(line)
       row["step"] + 0  # A row is an object with a step that is a number.
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
       if line and number < len(lines):
         logging.warning("%s: line %d is no row; left out.", path, number)
       continue
-    yield text, row
+    yield line.decode(), row
 
 
 def _scalar(name: str, value: Any) -> bool | int | float | None:

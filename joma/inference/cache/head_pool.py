@@ -26,7 +26,6 @@ from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 from joma.transformer import one_query
 from kernels_pallas.decode import slots as kernel_slots
 from kernels_pallas.decode.paged import api as paged
@@ -120,13 +119,7 @@ class PooledCache:
     """As `kv_cache.SlotCache.attend`."""
     new = tokens.Tokens(query, key, value, positions, rotate, options)
     if query.shape[1] > 1:
-      return one_by_one.unless_new(
-          (self.pool.pos < 0).all(),
-          lambda: self._read(new),
-          PooledCache.attend,
-          self,
-          *new.arguments,
-      )
+      return self._read(new)
     # Before a prompt has shared the slots out the bits are the base's.
     return jax.lax.cond(
         (self.budgets == self.capacity).all(),
@@ -306,7 +299,7 @@ class PooledCache:
   def _read(
       self, new: tokens.Tokens
   ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
-    """A first prompt."""
+    """A prompt, into an empty cache."""
     capacity, base = self.capacity, self.policy.base
     room = max(capacity, new.key.shape[1])
     result, prompt = prompts.read(
@@ -354,8 +347,10 @@ class PooledCache:
         aux=aux,
         state=state,
     )
+    # Prompts to a cache that holds something would drop what it holds.
+    out = jnp.where((self.pool.pos < 0).all(), result.out, jnp.nan)
     budgets = budgets.astype(jnp.int32)
-    return result.out, dataclasses.replace(self, pool=pool, budgets=budgets)
+    return out, dataclasses.replace(self, pool=pool, budgets=budgets)
 
   def _share(
       self, ranks: Float[Array, "B K R"], capacity: int

@@ -27,7 +27,6 @@ from joma.inference.cache import tokens
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
-from joma.transformer import one_by_one
 from scansnap_jax.experiment import require
 
 
@@ -36,7 +35,7 @@ from scansnap_jax.experiment import require
 class SlotCache(slot_arrays.SlotArrays):
   """Slots of one layer; a `hooks.KVCache`."""
 
-  honours: ClassVar[tuple[str, ...]] = ("sinks",)
+  honours: ClassVar[tuple[str, ...]] = ("sinks", "keys")
 
   def num_positions(self) -> int | None:
     """Its slots, where nothing leaves them."""
@@ -55,21 +54,15 @@ class SlotCache(slot_arrays.SlotArrays):
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "SlotCache"]:
-    """One token: a decode step. More: prompts.
+    """One token: a decode step. More: prompts, for an empty cache only.
 
-    First prompts attend to all of their own tokens; then the policy chooses
-    those that stay. Prompts to a cache that holds something are as their tokens
-    one by one.
+    Prompts attend to all of their own tokens; then the policy chooses those
+    that stay. Prompts to a cache that holds something give NaN: read what
+    follows token by token.
     """
     new = tokens.Tokens(query, key, value, positions, rotate, options)
     if query.shape[1] > 1:
-      return one_by_one.unless_new(
-          (self.pos < 0).all(),
-          lambda: _read(self, new),
-          SlotCache.attend,
-          self,
-          *new.arguments,
-      )
+      return _read(self, new)
     if slot_step.is_fused(self, options):
       return slot_step.decode_fused(self, new)
     return slot_step.decode(self, new)
@@ -251,7 +244,9 @@ def _read(
       capacity=capacity,
       is_raw=cache.options.keys == "raw",
   )
-  out, cache = result.out, _keep(cache, prompt)
+  was_empty = (cache.pos < 0).all()
+  cache = _keep(cache, prompt)
+  out = jnp.where(was_empty, result.out, jnp.nan)
   if not policy.evicts:
     overflows = prompt.lengths > capacity
     out = jnp.where(overflows[:, None, None, None], jnp.nan, out)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.transformer import hooks
+from joma.transformer.weighing import rule
 from kernels_pallas import logits
 from scansnap_jax.experiment import errors
 
@@ -67,7 +68,6 @@ class Token:
   Attributes:
     key: As it is kept.
     value: Of the token.
-    raw_key: Before rotation.
     raw_query: Before rotation.
     position: In the sequence; -1 where a sequence has no token.
     rotate: The model's rotary positions.
@@ -77,7 +77,6 @@ class Token:
 
   key: Float[Array, "B K H"]
   value: Float[Array, "B K H"]
-  raw_key: Float[Array, "B K H"]
   raw_query: Float[Array, "B K G H"]
   position: Int[Array, "B"]
   rotate: hooks.Rotate
@@ -109,7 +108,6 @@ class Prompt:
     key: As it is kept.
     rotated_key: As it meets the query.
     value: Of the same tokens.
-    raw_key: Before rotation.
     raw_query: Before rotation.
     positions: In the sequence; -1 is padding, at the end.
     lengths: Tokens of each prompt.
@@ -124,7 +122,6 @@ class Prompt:
   key: Float[Array, "B T K H"]
   rotated_key: Float[Array, "B T K H"]
   value: Float[Array, "B T K H"]
-  raw_key: Float[Array, "B T K H"]
   raw_query: Float[Array, "B T N H"]
   positions: Int[Array, "B T"]
   lengths: Int[Array, "B"]
@@ -160,8 +157,19 @@ class Prompt:
     attn_logits = jnp.where(is_seen, attn_logits, -jnp.inf)
     # Rows of nothing would be NaN.
     highest = jnp.max(attn_logits, axis=-1, keepdims=True, initial=-1e30)
+    more = rule.rest_logits(
+        self.options.weights,
+        query,
+        self.options.scale,
+        self.options.logits_soft_cap,
+    )
+    if more is not None:  # Sinks and learned keys have their share.
+      more = more.reshape(len(more), *groups, *more.shape[2:])
+      highest = jnp.maximum(highest, more.max(axis=-1, keepdims=True))
     unnormalized = jnp.exp(attn_logits - highest)
     total = unnormalized.sum(axis=-1, keepdims=True)
+    if more is not None:
+      total += jnp.exp(more - highest).sum(axis=-1, keepdims=True)
     return unnormalized / jnp.maximum(total, 1e-30), rows
 
 

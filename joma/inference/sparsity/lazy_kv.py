@@ -48,7 +48,7 @@ class LazyKV:
   missing: storage.Leaf
   num_steps: storage.Leaf
   step: storage.Leaf = None
-  honours: ClassVar[tuple[str, ...]] = ("sinks",)
+  honours: ClassVar[tuple[str, ...]] = full_cache.FullCache.honours
 
   @property
   def is_flush(self) -> Bool[Array, "1 1"]:

@@ -39,6 +39,8 @@ class Lightning:
   """
 
   name: ClassVar[str] = "lightning"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2401.04658"
+  neutral: ClassVar[str] = ""
   axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
       "scale": ("tensor", None)
   }

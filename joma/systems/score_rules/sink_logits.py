@@ -29,6 +29,8 @@ class SinkLogits:
   """
 
   name: ClassVar[str] = "sink_logits"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2508.10925"
+  neutral: ClassVar[str] = "sink_logits:start=-1e9"
   axes: ClassVar[dict[str, tuple[str | None, ...]]] = {"logits": ("tensor",)}
 
   start: float = 0.0

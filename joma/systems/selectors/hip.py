@@ -41,6 +41,9 @@ class Hip:
   """
 
   name: ClassVar[str] = "hip"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2406.09827"
+  neutral: ClassVar[str] = "hip:k=1048576"
+  sees_later: ClassVar[str] = "a block of queries searches for all of them"
 
   k: int = 512
   block: int = 128

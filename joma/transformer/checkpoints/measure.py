@@ -16,6 +16,8 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer import inspection
 from joma.transformer import inspection_config
+from joma.transformer import layer_hooks
+from joma.transformer import probes
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
@@ -72,7 +74,7 @@ def read_all(
     )
   found = []
   for folder in folders:
-    model = pretrained.read_config(folder)
+    model = _laid_over(folder, pretrained.read_config(folder), config)
     if config.ids is not None:
       ids = read_ids(config.ids)
     else:
@@ -172,6 +174,7 @@ def measure(
       NaN or infinite.
   """
   model, params = pretrained.load(folder)
+  model = _laid_over(folder, model, config)
   ids, window = fit(ids, model, config)
   num_windows = len(inspection.cut(ids.shape, window))
   shape = (*ids.shape, model.vocab_size)
@@ -189,7 +192,7 @@ def measure(
         write_logits=write_logits,
         on_progress=on_progress,
     )
-  _check_finite(folder, found)
+  _check_finite(folder, model, found)
   return {
       "name": folder.resolve().name,
       "folder": str(folder),
@@ -198,10 +201,22 @@ def measure(
   }
 
 
-def _check_finite(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
-  """Raises UserError if a measure is NaN or infinite, and names it."""
+def _check_finite(
+    folder: pathlib.Path,
+    model: configs.TransformerConfig,
+    found: Mapping[str, Any],
+) -> None:
+  """Raises UserError if a measure is NaN or infinite, and names it.
+
+  Layers whose systems have no attention weights have none to measure.
+  """
+  layers = range(model.num_layers)
+  has_none = [layer_hooks.of_layer(model, n).mixer is not None for n in layers]
+  of_weights = probes.Attention._fields
   for path, values in jax.tree_util.tree_leaves_with_path(dict(found)):
     is_good = np.isfinite(np.asarray(values, np.float64))
+    if len(path) == 1 and path[0].key in of_weights:
+      is_good[has_none] = True
     if not is_good.all():
       place = np.argwhere(~is_good)[0].tolist()
       name = " ".join(str(key.key) for key in path).replace("_", " ")
@@ -210,6 +225,17 @@ def _check_finite(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
           " infinite: the model's weights or activations are too large for"
           " float32."
       )
+
+
+def _laid_over(
+    folder: pathlib.Path,
+    model: configs.TransformerConfig,
+    config: InspectionConfig,
+) -> configs.TransformerConfig:
+  try:
+    return layer_hooks.over(model, config.attention)
+  except errors.UserError as error:
+    raise errors.UserError(f"{folder}: {error}") from error
 
 
 def fit(

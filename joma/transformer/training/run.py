@@ -9,6 +9,7 @@ import jax
 from jaxtyping import PyTree
 import numpy as np
 
+from joma.transformer import layer_hooks
 from joma.transformer.hf import config_json
 from joma.transformer.hf import pretrained
 from joma.transformer.text import corpus as corpus_lib
@@ -41,6 +42,7 @@ def check(
     config: lm_config.LmConfig, reference_csv: str | None, save_hf: bool
 ) -> None:
   """Raises UserError before the run for what would fail after it."""
+  layer_hooks.check_trainable(config.model)
   if reference_csv is not None:
     summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
   if save_hf:

@@ -14,9 +14,9 @@ _jit = functools.partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
 
 
 @_jit
-def logits(model, params, tokens):
+def logits(model, params, tokens, positions=None):
   """Of whole texts."""
-  return model.apply({"params": params}, tokens)
+  return model.apply({"params": params}, tokens, positions=positions)
 
 
 def _step(model, params, tokens, positions, cache):
@@ -34,11 +34,11 @@ def fresh_step():
 
 
 @_jit
-def loss_and_grads(model, params, tokens):
+def loss_and_grads(model, params, tokens, positions=None):
   """Mean square of the logits, which come third, and its gradients."""
 
   def loss(params):
-    found = model.apply({"params": params}, tokens)
+    found = model.apply({"params": params}, tokens, positions=positions)
     return (found**2).mean(), found
 
   (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params)

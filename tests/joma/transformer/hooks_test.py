@@ -204,12 +204,16 @@ class HooksTest(parameterized.TestCase):
     weights = seen["intermediates"]["layers_0"]["attn"]["attn_weights"][0]
     want = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
     np.testing.assert_allclose(weights[1, 2], want, atol=_TOLERANCE)
-    for cache in (
-        full_cache.init(model.config, 2, 8),
-        kv_cache.init(full.Full(), model.config, 2, 8),
-    ):
-      with self.assertRaisesRegex(errors.UserError, "cannot follow even"):
-        model.apply({"params": params}, tokens, kv_cache=cache)
+    want = model.apply({"params": params}, tokens)
+    got = _in_steps(model, params, tokens, full_cache.init(model.config, 2, 8))
+    chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
+    cache = kv_cache.init(full.Full(), model.config, 2, 8)
+    with self.assertRaisesRegex(errors.UserError, "cannot follow even"):
+      model.apply({"params": params}, tokens, kv_cache=cache)
+    kernel = model.clone(implementation="pallas_tpu")
+    message = "implementation=pallas_tpu knows softmax alone.* even"
+    with self.assertRaisesRegex(errors.UserError, message):
+      kernel.apply({"params": params}, tokens)
 
   def test_a_mixer_takes_the_place_of_attention(self):
     model, params, tokens = _make("mean", "softmax")

@@ -16,6 +16,7 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
+from joma.transformer.weighing import rule as weighing
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
@@ -116,7 +117,9 @@ class SinkLogitsTest(parameterized.TestCase):
     the law.
     """
     left = lambda weights: np.asarray(weights).sum(axis=-1)[0, 0]
-    rule = lambda n: attention.softmax(jnp.zeros((1, 1, n)), jnp.zeros((1, 1)))
+    rule = lambda n: weighing.softmax(jnp.zeros((1, 1, n)), jnp.zeros((1, 1)))[
+        0
+    ]
     twin = lambda n: jax.nn.softmax(jnp.zeros((1, 1, n))) / 2
     wants = {n: n / (n + 1) for n in (1, 4, 64)}
     errors_of = lambda form: max(

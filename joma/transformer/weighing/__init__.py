@@ -1,0 +1,1 @@
+"""How attention weights follow from logits: `rule`, and `rows` that use it."""

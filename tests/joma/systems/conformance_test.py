@@ -1,0 +1,322 @@
+"""What every attention system must do, run over all names.
+
+Each run draws two of the twelve pairs of key heads and positions a system, by
+its name and the day; `-m slow` runs all. A newcomer's line in `names.SYSTEMS`
+is enough for it to be tested here.
+"""
+
+import datetime
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from joma.inference.cache import kv_cache
+from joma.systems import names
+from joma.systems.cache_policies.by_place import full
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import layer_hooks
+from joma.transformer import model as models
+from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
+
+# Options with which twelve tokens are enough to choose among.
+_SMALL = {"hip": "hip:k=4:block=2"}
+_KV_HEADS = (1, 2, 4)
+_POSITIONS = ("rotary", "learned", "sinusoidal", "none")
+_PAIRS = tuple(itertools.product(_KV_HEADS, _POSITIONS))
+_LENGTH, _PROMPT = 12, 7
+
+
+_NAMES = tuple(sorted(names.SYSTEMS))
+_ALL = [(name, *pair) for name in _NAMES for pair in _PAIRS]
+
+
+def _order(what, num):
+  """Another one each day, the same on every worker."""
+  day = f"{what} {datetime.date.today()}"
+  seed = int(hashlib.sha256(day.encode()).hexdigest(), 16) % 2**32
+  return np.random.default_rng(seed).permutation(num)
+
+
+def _drawn(name, num):
+  return [_PAIRS[i] for i in _order(name, len(_PAIRS))[:num]]
+
+
+def _drawn_names(num):
+  return [_NAMES[i] for i in _order("names", len(_NAMES))[:num]]
+
+
+def _small(name):
+  return _SMALL.get(name, name)
+
+
+@functools.cache
+def _model(entry, num_kv_heads, positions):
+  config = configs.TransformerConfig(
+      vocab_size=11,
+      num_layers=1,
+      embed_dim=16,
+      num_heads=4,
+      num_kv_heads=num_kv_heads,
+      head_dim=8,
+      hidden_dim=16,
+      max_len=_LENGTH,
+      embed_scale=4.0,
+      positions=positions,
+      attention=(entry,) if entry else (),
+  )
+  model = models.Transformer(config, implementation="reference")
+  tokens = np.random.default_rng(1).integers(0, 11, (3, _LENGTH), np.int32)
+  return model, _params(model), tokens
+
+
+def _params(model):
+  """As a system starts, and numbers for the rest: nothing is compiled."""
+  draw, config = np.random.default_rng(0), model.config
+  tree = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), int))
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: (
+          np.ones(leaf.shape, np.float32)
+          if path[-1].key == "scale"
+          else draw.normal(0, 0.25, leaf.shape).astype(np.float32)
+      ),
+      tree["params"],
+  )
+  for layer in range(config.num_layers):
+    for system in layer_hooks.of_layer(config, layer).systems:
+      if isinstance(system, hooks.Parametric):
+        attn = params[f"layers_{layer}"]["attn"]
+        drawn = system.init_params(jax.random.key(layer), config, layer)
+        attn[system.name] = jax.device_get(drawn)
+  return params
+
+
+def _system(name):
+  (part,) = names.parts(name)
+  return names.make(part)
+
+
+def _steps(shape, lengths=None):
+  steps = np.broadcast_to(np.arange(shape[1], dtype=np.int32)[None], shape)
+  lengths = np.full(shape[0], shape[1]) if lengths is None else lengths
+  return np.where(steps < np.asarray(lengths)[:, None], steps, -1)
+
+
+def _logits(model, params, tokens, positions):
+  found = applied.logits(model, params, tokens, positions)
+  return jax.device_get(found)
+
+
+def _with_gradients(model, params, tokens, positions):
+  """Loss, gradients and logits."""
+  found = applied.loss_and_grads(model, params, tokens, positions)
+  return jax.device_get(found)
+
+
+class LawsTest(parameterized.TestCase):
+
+  def _check_rows(self, name, run, tokens, logits):
+    """Later tokens, padding and other rows change nothing."""
+    changed = tokens.copy()
+    changed[0, _PROMPT:] = (tokens[0, _PROMPT:] + 1) % 11
+    other = run(changed, _steps(tokens.shape))
+    chex.assert_trees_all_close(other[1:], logits[1:], atol=1e-6)
+    self.assertGreater(np.abs(other - logits)[0].max(), 1e-3)
+    if isinstance(_system(name), hooks.SeesLater):
+      return
+    chex.assert_trees_all_equal(other[0, :_PROMPT], logits[0, :_PROMPT])
+    padded = _steps(tokens.shape, (_PROMPT, _LENGTH, _LENGTH))
+    other = run(changed, padded)
+    chex.assert_trees_all_close(
+        other[0, :_PROMPT], logits[0, :_PROMPT], atol=1e-6
+    )
+    chex.assert_trees_all_close(other[1:], logits[1:], atol=1e-6)
+
+  def _check_with_gradients(self, name, num_kv_heads, positions):
+    model, params, tokens = _model(_small(name), num_kv_heads, positions)
+    run = functools.partial(_with_gradients, model, params)
+    _, grads, logits = run(tokens, _steps(tokens.shape))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+      where = jax.tree_util.keystr(path)
+      self.assertTrue(np.isfinite(leaf).all(), where)
+      self.assertGreater(np.abs(leaf).max(), 0, where)
+    self._check_rows(name, lambda *text: run(*text)[2], tokens, logits)
+
+  def _check_logits(self, name, num_kv_heads, positions):
+    model, params, tokens = _model(_small(name), num_kv_heads, positions)
+    run = functools.partial(_logits, model, params)
+    self._check_rows(name, run, tokens, run(tokens, _steps(tokens.shape)))
+
+  def _check_neutral(self, name, pair, run):
+    """Where there is a neutral setting it is softmax."""
+    neutral = _system(name).neutral
+    if not neutral:
+      return
+    model, params, tokens = _model(neutral, *pair)
+    plain, _, _ = _model("", *pair)
+    text = (tokens, _steps(tokens.shape))
+    got, want = (run(one, params, *text) for one in (model, plain))
+    chex.assert_trees_all_close(got, want, atol=1e-6)
+
+  @parameterized.parameters(*_NAMES)
+  def test_two_drawn_pairs(self, name):
+    first, second = _drawn(name, 2)
+    self._check_with_gradients(name, *first)
+    self._check_logits(name, *second)
+    self._check_neutral(name, second, _logits)
+
+  @parameterized.parameters(*_ALL)
+  @pytest.mark.slow
+  def test_all_pairs(self, name, *pair):
+    self._check_with_gradients(name, *pair)
+
+    def without_own(model, params, *text):
+      loss, grads, logits = _with_gradients(model, params, *text)
+      grads["layers_0"]["attn"].pop(name, None)
+      return loss, grads, logits
+
+    self._check_neutral(name, pair, without_own)
+    self._check_types(name, pair)
+
+  def _check_types(self, name, pair):
+    """Numbers in bfloat16; layers that are computed anew."""
+    model, params, tokens = _model(_small(name), *pair)
+    text = (tokens, _steps(tokens.shape))
+    chex.assert_tree_all_finite(
+        _with_gradients(model.clone(dtype=jnp.bfloat16), params, *text)
+    )
+    got, want = (
+        _with_gradients(one, params, *text)
+        for one in (model.clone(use_remat=True), model)
+    )
+    chex.assert_trees_all_close(got, want, atol=1e-6)
+
+  @parameterized.parameters(*_drawn_names(2))
+  def test_other_types_and_what_is_computed_anew(self, name):
+    self._check_types(name, _drawn(name, 1)[0])
+
+
+class CacheTest(parameterized.TestCase):
+
+  def _check(self, name, num_kv_heads, positions, num_caches=2):
+    """Prompts of several lengths, then single tokens; rows that end wait."""
+    entry = _small(name)
+    if isinstance(_system(name), hooks.SeesLater):
+      entry = _system(name).neutral
+    model, params, tokens = _model(entry, num_kv_heads, positions)
+    want = _logits(model, params, tokens, _steps(tokens.shape))
+    for cache in itertools.islice(self._caches(model), num_caches):
+      at = np.array([_PROMPT, 1, 4], np.int32)
+      padded = _steps((3, _PROMPT), at)
+      prompt = np.where(padded < 0, 0, tokens[:, :_PROMPT])
+      logits, cache = applied.step(model, params, prompt, padded, cache)
+      logits = jax.device_get(logits)
+      for row, length in enumerate(at):
+        chex.assert_trees_all_close(
+            logits[row, :length], want[row, :length], atol=1e-5
+        )
+      while (at < _LENGTH).any():
+        active = at < _LENGTH
+        one = tokens[np.arange(3), np.where(active, at, 0)][:, None]
+        where = np.where(active, at, -1).astype(np.int32)[:, None]
+        logits, cache = applied.step(model, params, one, where, cache)
+        logits = jax.device_get(logits)
+        for row in np.flatnonzero(active):
+          chex.assert_trees_all_close(
+              logits[row, 0], want[row, at[row]], atol=1e-5
+          )
+        at = at + active
+
+  def _caches(self, model):
+    """The cache that keeps everything, and slots where they can follow."""
+    yield full_cache.init(model.config, 3, _LENGTH)
+    slots = kv_cache.init(full.Full(), model.config, 3, _LENGTH)
+    one = jnp.zeros((3, 1), jnp.int32)
+    start = lambda cache: model.init(jax.random.key(0), one, kv_cache=cache)
+    try:
+      jax.eval_shape(start, slots)
+    except errors.UserError as error:  # It names who cannot be followed.
+      self.assertIn("cannot follow", str(error))
+    else:
+      yield slots
+
+  @parameterized.parameters(*_NAMES)
+  def test_prompts_and_steps_equal_one_pass(self, name):
+    self._check(name, *_drawn(name, 2)[1], num_caches=1)
+
+  @parameterized.parameters(*_ALL)
+  @pytest.mark.slow
+  def test_all_pairs_and_caches(self, *case):
+    self._check(*case)
+
+
+# Loss and gradients of each system on one device and on 2 x 2 x 2.
+_ON_EIGHT = """
+import json, sys
+import jax, jax.numpy as jnp
+from flax import linen as nn
+from joma.transformer import config, model, sharding
+found, entries = {}, json.loads(sys.argv[1])
+tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)
+mesh = sharding.make_mesh(2, 2)
+for entry in entries:
+  shape = config.TransformerConfig(
+      vocab_size=12, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2,
+      head_dim=8, hidden_dim=16, attention=(entry,))
+  module = model.Transformer(shape, implementation="xla")
+  params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
+
+  @jax.jit
+  def run(params, tokens):
+    def loss(params):
+      with nn.intercept_methods(sharding.keep_split):
+        return jnp.square(module.apply({"params": params}, tokens)).mean()
+    return jax.value_and_grad(loss)(params)
+
+  want = run(params, tokens)
+  with jax.set_mesh(mesh):
+    put = jax.device_put(params, sharding.shardings(params, mesh))
+    batch = jax.device_put(tokens, sharding.batch_sharding(mesh, 2, 0))
+    got = run(put, batch)
+  got, want = jax.device_get((got, want))
+  apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), got, want)
+  found[entry] = max(jax.tree.leaves(apart))
+print(json.dumps(found))
+"""
+
+
+class MeshTest(absltest.TestCase):
+
+  @pytest.mark.slow
+  def test_eight_devices_compute_what_one_does(self):
+    entries = [_small(name) for name in _NAMES]
+    flags = "--xla_force_host_platform_device_count=8"
+    printed = subprocess.check_output(
+        [sys.executable, "-c", _ON_EIGHT, json.dumps(entries)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=pathlib.Path(__file__).parents[3],
+        text=True,
+    )
+    found = json.loads(printed)
+    self.assertLen(found, len(entries))
+    for entry, error in found.items():
+      self.assertLess(error, 1e-6, entry)
+
+
+if __name__ == "__main__":
+  absltest.main()
