@@ -16,6 +16,7 @@ from absl import app
 from absl import flags
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import interrupts
 
 flags.disclaim_key_flags()
@@ -56,7 +57,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         raise errors.UserError(
             f"unexpected {argv[1:]}; flags are written --name=value"
         )
-      status = main(argv)
+      with progress.watch():
+        status = main(argv)
       sys.stdout.flush()
       return status
     except errors.UserError as error:

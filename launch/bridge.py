@@ -79,16 +79,19 @@ def _measure(
   print(described, flush=True)
   with progress.bar(
       "one layer",
-      num_runs=config.scansnap.num_runs,
-      steps_per_run=config.scansnap.num_steps,
+      total=config.scansnap.num_runs * config.scansnap.num_steps,
+      unit="runs",
+      per_step=1 / config.scansnap.num_steps,
   ) as on_progress:
     one_layer = bridge_one_layer.measure(
         config, workdir / "one_layer", on_progress
     )
+  num_runs = len(config.positions) * config.num_lm_seeds
   with progress.bar(
       "text",
-      num_runs=len(config.positions) * config.num_lm_seeds,
-      steps_per_run=config.lm.num_steps or 1,
+      total=num_runs * (config.lm.num_steps or 1),
+      unit="tokens",
+      per_step=config.lm.batch_size * config.lm.seq_len,
   ) as on_progress:
     text = bridge_text.measure(config, corpus, workdir / "text", on_progress)
   named = text.pop("named")

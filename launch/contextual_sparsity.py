@@ -50,9 +50,7 @@ def _measure(
 
   num_steps = config.predictor.num_steps
   num_steps += config.num_steps if config.model is None else 0
-  with progress.bar(
-      "training", num_runs=1, steps_per_run=num_steps
-  ) as on_progress:
+  with progress.bar("training", total=num_steps, unit="steps") as on_progress:
     return contextual_study.study(config, workdir, on_progress)
 
 

@@ -58,7 +58,10 @@ def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
 
   subject, training = _subject(config)
   with progress.bar(
-      "reading", num_runs=evaluate_grid.num_readings(config), steps_per_run=1
+      "reading",
+      total=evaluate_grid.num_readings(config),
+      unit="texts",
+      per_step=config.batch_size,
   ) as on_progress:
     rows = evaluate_grid.measure(config, subject, _DATA_DIR.value, on_progress)
   return {"tasks": rows, "training": training, "length": config.length}
@@ -81,7 +84,7 @@ def _subject(config: evaluate_config.EvaluateConfig):
   if _MODEL.value is not None:
     return evaluate_subject.load(config, _MODEL.value), None
   with progress.bar(
-      "training", num_runs=1, steps_per_run=config.train_steps
+      "training", total=config.train_steps, unit="steps"
   ) as on_progress:
     return evaluate_subject.train(config, on_progress)
 

@@ -168,12 +168,14 @@ def _timed_steps(
 
 def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:
   from joma.transformer.text import streaming
+  from scansnap_jax.experiment import progress
 
   print(prompts[0], end="", flush=True)
   ids = (int(tokens[0]) for tokens, _ in steps)
   prompt_ids = tokenizer.encode(prompts[0])
   for piece in streaming.stream_decode(tokenizer, ids, prompt_ids):
     print(piece, end="", flush=True)
+    progress.heard()
   print()
 
 

@@ -47,7 +47,7 @@ def _measure(
   from scansnap_jax.experiment import progress
 
   with progress.bar(
-      "training", num_runs=1, steps_per_run=config.num_steps
+      "training", total=config.num_steps, unit="steps"
   ) as on_progress:
     return extension.measure(config, workdir, on_progress)
 

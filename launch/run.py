@@ -166,6 +166,7 @@ def start(
   """
   started = time.monotonic()
   # Imported here, so that --help and wrong flags answer at once.
+  from scansnap_jax.experiment import progress
   from scansnap_jax.experiment.processes import devices
   from scansnap_jax.experiment.processes import preemption
 
@@ -175,6 +176,7 @@ def start(
       facts=_facts_of_all_hosts() if multihost else None,
       timeout=flags.FLAGS.multihost_timeout if multihost else 0,
   )
+  progress.set_main(devices.is_main_process())
   check()
   with _claimed(folder, peers) as workdir:
     facts = {"command": command(script), "devices": devices.describe()}

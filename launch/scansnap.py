@@ -67,7 +67,10 @@ def main(_: list[str]) -> None:
     results = {}
     for name, config in configs.items():
       with progress.bar(
-          name, num_runs=config.num_runs, steps_per_run=config.num_steps
+          name,
+          total=config.num_runs * config.num_steps,
+          unit="runs",
+          per_step=1 / config.num_steps,
       ) as on_progress:
         results[name] = train.train_and_evaluate(
             config, this.folder, experiment=name, on_progress=on_progress

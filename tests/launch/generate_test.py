@@ -90,7 +90,7 @@ class GenerateTest(absltest.TestCase):
     ):
       result = _run("--model=unused", *args)
       self.assertEqual(result.returncode, 2)
-      self.assertRegex(result.stderr, f"^error: {message}[^\n]*\n$")
+      self.assertRegex(result.stderr, f"(?m)^error: {message}[^\n]*\n\\Z")
 
   def test_a_line_of_a_prompt_file_ends_at_line_feeds_alone(self):
     path = pathlib.Path(self.create_tempdir().full_path) / "prompts.txt"

@@ -29,6 +29,7 @@ from joma.transformer import model as models
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import intervals
+from scansnap_jax.experiment import progress
 
 Config = evaluate_config.EvaluateConfig
 _WORD_SLACK = 4
@@ -204,6 +205,8 @@ def _grid(
     row["ms_per_step"] = float(np.median(times)) if is_timed else None
     row["failed"] = _failed(seen["quality"])
     rows.append(row)
+    mean = np.mean(seen["quality"])
+    progress.say(f"{name} with {number} slots: {mean:.4g}")
   if all(row["failed"] for row in rows):
     raise errors.UserError(
         f"no policy can be evaluated: {rows[0]['failed']}. The model's weights"

@@ -56,7 +56,10 @@ def measure(
     preemption.Stopped: If asked to stop.
   """
   with progress.bar(
-      "table1", num_runs=config.num_runs, steps_per_run=config.num_steps
+      "table1",
+      total=config.num_runs * config.num_steps,
+      unit="runs",
+      per_step=1 / config.num_steps,
   ) as on_progress:
     results = train.train_and_evaluate(config, workdir, on_progress=on_progress)
   return summarize(config, results)

@@ -181,7 +181,7 @@ def measure(
   with (
       _logits_file(config.logits_out, shape) as write_logits,
       progress.bar(
-          folder.name, num_runs=num_windows, steps_per_run=1
+          folder.name, total=num_windows, unit="tokens", per_step=window
       ) as on_progress,
   ):
     found = inspection.measure(

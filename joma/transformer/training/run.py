@@ -88,7 +88,10 @@ def train(
   text = train_lib.make_batches(config, corpus)
   num_steps = train_lib.num_steps(config, text.steps_per_epoch)
   with progress.bar(
-      config.corpus, num_runs=1, steps_per_run=num_steps
+      config.corpus,
+      total=num_steps,
+      unit="tokens",
+      per_step=config.batch_size * config.seq_len,
   ) as on_progress:
     result = train_lib.train_and_evaluate(
         config,

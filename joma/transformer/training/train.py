@@ -24,6 +24,7 @@ from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
+from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import preemption
 
 
@@ -131,6 +132,7 @@ def train_and_evaluate(
           *(interval.evaluation, interval.end),
       )
       recorder.write(interval.end, [trained | seen], losses[-1:])
+      progress.show(loss=float(losses[-1]))
       on_progress(len(interval.steps))
       stop = preemption.on_any_process(stop_requested())
       if stop or interval.is_saved:

@@ -7,9 +7,10 @@ import pty
 import re
 import subprocess
 import sys
+import time
+from unittest import mock
 
 from absl.testing import absltest
-from absl.testing import parameterized
 
 from scansnap_jax.experiment import progress
 
@@ -21,16 +22,18 @@ _SHOW = f"""
 import time
 from scansnap_jax.experiment import progress
 name = "figure9 [/] [red]x :smile: {{}}"  # A name of the user's, as it is.
-with progress.bar(name, num_runs=100, steps_per_run=50) as on_progress:
+with progress.bar(name, total=5000, unit="runs", per_step=1 / 50) as advance:
   for _ in range(5):
     time.sleep({_PACE})
-    on_progress(50)
+    progress.show(loss=2.5)
+    advance(50)
   time.sleep({_PACE})
-  on_progress(50 * 95)
+  progress.say("a line above")
+  advance(50 * 95)
 """
 _FRAME = re.compile(
-    r"figure9 \[/\] \[red\]x :smile: \{\} +\S+ +(\d+)% +(--|[\d.e+]+) runs/s"
-    r" +(\d+:\d\d:\d\d|-:--:--)"
+    r"figure9 \[/\] \[red\]x :smile: \{\} +\S+ +(\d+)% +"
+    r"(compiling|loss 2\.5(?:, ([\d.e+,]+) runs/s)?) +(\d+:\d\d:\d\d|-:--:--)"
 )
 
 
@@ -56,55 +59,170 @@ def _on_a_terminal():
 
 
 def _frames(written):
-  """Yields percentage, runs/s and seconds left of every redraw, or None."""
+  """Yields percentage, state, runs/s and seconds left of every redraw."""
   plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written)
-  for percent, rate, left in _FRAME.findall(plain):
+  for percent, state, rate, left in _FRAME.findall(plain):
     seconds = None
     if left[0] != "-":
       hours, minutes, rest = map(int, left.split(":"))
       seconds = 3600 * hours + 60 * minutes + rest
-    yield int(percent), None if rate == "--" else float(rate), seconds
+    yield int(percent), state, float(rate) if rate else None, seconds
 
 
-class BarTest(parameterized.TestCase):
-
-  def test_is_silent_where_stderr_is_no_terminal(self):
-    err, out = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
-      with progress.bar("name", num_runs=2, steps_per_run=3) as on_progress:
-        for num_run_steps in (0, 4, 2):
-          self.assertIsNone(on_progress(num_run_steps))
-    self.assertEqual((err.getvalue(), out.getvalue()), ("", ""))
+class TerminalTest(absltest.TestCase):
 
   def test_goes_to_stderr_and_leaves_stdout_to_the_program(self):
     code, printed, written = _on_a_terminal()
     self.assertEqual((code, printed), (0, b""), written)
     self.assertIn("figure9", written)
+    self.assertIn("a line above", written)
 
-  def test_starts_without_a_rate_and_reaches_a_hundred_percent(self):
+  def test_starts_by_compiling_and_reaches_a_hundred_percent(self):
     frames = [*_frames(_on_a_terminal()[2])]
-    self.assertEqual(frames[0], (0, None, None))
-    percent, _, left = frames[-1]
+    self.assertEqual(frames[0], (0, "compiling", None, None))
+    percent, state, _, left = frames[-1]
     self.assertEqual((percent, left), (100, 0))
+    self.assertStartsWith(state, "loss 2.5")
 
-  def test_rate_is_in_runs_and_fits_the_remaining_time(self):
-    on_the_way = [
-        frame
-        for frame in _frames(_on_a_terminal()[2])
-        if frame[1] is not None and frame[0] < 100
+  def test_rate_is_in_runs_and_fits_the_pace(self):
+    rates = [
+        rate
+        for percent, _, rate, _ in _frames(_on_a_terminal()[2])
+        if rate is not None and percent < 100
     ]
-    self.assertNotEmpty(on_the_way)
-    for percent, rate, left in on_the_way:
+    self.assertNotEmpty(rates)
+    for rate in rates:
       # Not faster than the pace; a busy machine may be much slower.
       self.assertBetween(rate, 0.1, 1 / _PACE)
-      # The rate has three digits, the time is rounded up to seconds.
-      expected = (100 - percent) / rate
-      self.assertBetween(left, 0.99 * expected, 1.01 * expected + 1)
 
   def test_gives_the_cursor_back(self):
     _, _, written = _on_a_terminal()
     self.assertIn("\x1b[?25l", written)
     self.assertGreater(written.rfind("\x1b[?25h"), written.rfind("\x1b[?25l"))
+
+
+class _Clock:
+  """Time that passes when it is told to."""
+
+  def __init__(self):
+    self.now = 1000.0
+
+  def monotonic(self):
+    return self.now
+
+
+class LinesTest(absltest.TestCase):
+  """Without a terminal."""
+
+  def setUp(self):
+    super().setUp()
+    self.clock = _Clock()
+    self.enter_context(mock.patch.object(progress, "time", self.clock))
+    self.voice = progress._Voice()
+    self.enter_context(mock.patch.object(progress, "_voice", self.voice))
+    self.err, self.out = io.StringIO(), io.StringIO()
+    self.enter_context(contextlib.redirect_stderr(self.err))
+    self.enter_context(contextlib.redirect_stdout(self.out))
+
+  def _pass(self, seconds):
+    """Lets time pass as the watching thread sees it; returns what was said."""
+    before = len(self.err.getvalue())
+    for _ in range(round(seconds)):
+      self.clock.now += 1
+      self.voice.tick()
+    return self.err.getvalue()[before:].splitlines()
+
+  def _compile(self, seconds):
+    self.voice._on_duration("/jax/core/compile/jaxpr_trace_duration", 2.0)
+    name = "/jax/core/compile/backend_compile_duration"
+    self.voice._on_duration(name, seconds)
+
+  def test_nobody_waits_longer_than_the_time_between_two_lines(self):
+    self.assertLen(self._pass(100), 5)
+    with progress.bar("lm", total=100, unit="tokens", per_step=8) as advance:
+      self.assertLen(self._pass(100), 5)
+      advance(10)
+      self.assertLen(self._pass(100), 5)
+    self.assertEqual(self.out.getvalue(), "")
+
+  def test_says_what_it_waits_for_and_how_far_it_is(self):
+    with progress.bar("lm", total=100, unit="tokens", per_step=8) as advance:
+      advance(0)
+      self.assertEqual(self._pass(20), ["lm: compiling, 20 s so far"])
+      self.clock.now += 9
+      self._compile(29.0)
+      self.assertEndsWith(self.err.getvalue(), "lm: compiled in 31 s\n")
+      self.assertEqual(self._pass(20), ["lm: working, 49 s so far"])
+      progress.show(loss=2.34567)
+      advance(20)
+      self.clock.now += 10
+      advance(20)
+      # Twenty steps in ten seconds: forty would take as long as twenty more.
+      self.assertEqual(
+          self._pass(10),
+          ["lm: 40 of 100, loss 2.346, 8 tokens/s, 1:00 left"],
+      )
+    self.assertEndsWith(
+        self.err.getvalue(),
+        "lm: done in 69.0 s, loss 2.346, 8 tokens/s\n",
+    )
+
+  def test_steps_of_before_a_resume_and_compilation_are_no_speed(self):
+    with progress.bar("lm", total=100, unit="steps") as advance:
+      advance(80)
+      self.clock.now += 30
+      self._compile(29.0)
+      self.clock.now += 1
+      advance(5)
+      self.clock.now += 10
+      advance(5)
+      self.clock.now += 10
+      self.assertEqual(
+          self._pass(1), ["lm: 90 of 100, 0.238 steps/s, 0:42 left"]
+      )
+
+  def test_a_small_program_is_not_worth_a_line(self):
+    with progress.bar("lm", total=100, unit="steps"):
+      self._compile(0.5)
+    self.assertEqual(self.err.getvalue().splitlines(), ["lm: done in 0.0 s"])
+
+  def test_the_innermost_work_is_told_and_other_hosts_are_silent(self):
+    with progress.bar("outer", total=2, unit="steps"):
+      with progress.bar("inner", total=2, unit="steps"):
+        self.assertStartsWith(self._pass(20)[0], "inner")
+      self.assertStartsWith(self._pass(20)[0], "outer")
+    progress.set_main(False)
+    with progress.bar("outer", total=2, unit="steps"):
+      self.assertEmpty(self._pass(40))
+    progress.say("a setting")
+    self.assertNotIn("a setting", self.err.getvalue())
+
+  def test_what_the_script_writes_itself_counts(self):
+    self._pass(15)
+    progress.heard()
+    self.assertEmpty(self._pass(15))
+
+  def test_a_closed_stderr_ends_nothing(self):
+    self.err.close()
+    progress.say("a line")
+
+
+class WatchTest(absltest.TestCase):
+
+  def test_a_thread_ticks_until_the_end(self):
+    err = io.StringIO()
+    with (
+        mock.patch.object(progress, "EVERY", 0.02),
+        contextlib.redirect_stderr(err),
+    ):
+      with progress.watch():
+        until = time.monotonic() + 20
+        while "working" not in err.getvalue() and time.monotonic() < until:
+          time.sleep(0.01)
+      said = err.getvalue()
+      time.sleep(0.1)
+    self.assertRegex(said, r"^working, \d+ s so far\n")
+    self.assertEqual(err.getvalue(), said)
 
 
 if __name__ == "__main__":
