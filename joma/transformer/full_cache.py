@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
+from joma.transformer import one_by_one
 from joma.transformer import one_query
 from joma.transformer.weighing import merged
 from joma.transformer.weighing import rows
@@ -58,7 +59,31 @@ class FullCache:
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
-    """Writes T positions, then attends to all up to each query's own."""
+    """Writes T positions, then attends to all up to each query's own.
+
+    A prompt has the frequencies of its end where they change with the length of
+    the text; one that goes on, for each token those of the text so far.
+    """
+    arguments = (query, key, value, positions, rotate, options)
+    if query.shape[1] == 1 or not self.keeps_raw:
+      return self._attend(*arguments)
+    return one_by_one.unless_new(
+        (positions[:, 0] <= 0).all(),
+        lambda: self._attend(*arguments),
+        FullCache.attend,
+        self,
+        *arguments,
+    )
+
+  def _attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "FullCache"]:
     query = rotate(query, positions)
     if not self.keeps_raw:
       key = rotate(key, positions)

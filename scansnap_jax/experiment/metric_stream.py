@@ -141,13 +141,14 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   lines = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
     try:
-      row = json.loads(line)
+      text = line.decode()
+      row = json.loads(text)
       row["step"] + 0  # A row is an object with a step that is a number.
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
       if line and number < len(lines):
         logging.warning("%s: line %d is no row; left out.", path, number)
       continue
-    yield line.decode(), row
+    yield text, row
 
 
 def _scalar(name: str, value: Any) -> bool | int | float | None:

@@ -198,10 +198,14 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
   """Writes a whole file or, if interrupted, nothing. Text is UTF-8.
 
   Raises:
-    UserError: It cannot be written: the disk is full, or the folder is gone or
-      read-only. What the file held before is still there.
+    UserError: It cannot be written: the disk is full, the folder is gone or
+      read-only, or the path is that of a folder, a pipe or a device. What the
+      file held before is still there.
   """
   path = pathlib.Path(path)
+  if os.path.exists(path):
+    # The new file would take its place: that of /dev/null too.
+    json_file.check_regular(path)
   data = content.encode() if isinstance(content, str) else content
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:

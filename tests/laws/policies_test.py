@@ -21,6 +21,9 @@ _SIZED = {
 _FIRST = ("window", "h2o", "keydiff", "snapkv", "adakv", "quest")
 _NAMES = (*policy_names.POLICIES, *policy_names.WRAPPERS)
 
+# Whose caches keep rotated keys alone.
+_OWN = ("adakv", "quest")
+
 
 def _ordered():
   return [*_FIRST, *(name for name in _NAMES if name not in _FIRST)]
@@ -35,3 +38,10 @@ class PolicyLawsTest(parameterized.TestCase):
     for law in policy_laws.LAWS:
       with self.subTest(law.__name__):
         law(policy)
+
+  @parameterized.parameters(*(n for n in _ordered() if n not in _OWN))
+  @pytest.mark.by_default(1)
+  def test_with_raw_keys_more_prompts_are_their_tokens_one_by_one(self, name):
+    policy = policy_names.parse(_SIZED.get(name, name))
+    law = policy_laws.more_prompts_are_their_tokens_one_by_one
+    law(policy, keys="raw")

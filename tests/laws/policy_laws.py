@@ -23,6 +23,7 @@ from joma.inference.cache import policy as policy_lib
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer.rope import rotary
 
 # Slots of a head, and slots that hold all of the longest text.
 FEW, ALL = 8, 32
@@ -146,6 +147,22 @@ def a_sequence_without_a_token_keeps_all_it_had(policy):
   chex.assert_trees_all_equal(paused.steps[:, 0], whole.steps[:, 0])
 
 
+def more_prompts_are_their_tokens_one_by_one(policy, **options):
+  """What goes on is read at once, and nobody can tell."""
+  turn = rotate if options else _plain
+  cache, arrays = init(policy, FEW, **options), draw()
+  # In two turns; a text may have nothing to say in one.
+  is_active = np.arange(STEPS)[:, None] % 10 < np.array([[4, 9, 7]])
+  is_active[10:, 1] = False
+  one_by_one = run(cache, arrays, is_active=is_active, rotate=turn)
+  at_once = _converse(cache, arrays, jnp.array(LENGTHS), is_active, turn)
+  chex.assert_trees_all_equal(at_once[1], one_by_one.cache)
+  active = lambda outs: np.asarray(outs)[:, :, 0][is_active]
+  chex.assert_trees_all_close(
+      active(at_once[0]), active(one_by_one.steps), atol=1e-6
+  )
+
+
 def no_method_that_does_something_is_replaced(policy):
   """A base class's method is to be given, or final; it is never overridden."""
   for kind in type(policy).__mro__:
@@ -164,8 +181,18 @@ LAWS = (
     what_is_protected_stays,
     a_step_is_one_trace,
     a_sequence_without_a_token_keeps_all_it_had,
+    more_prompts_are_their_tokens_one_by_one,
     no_method_that_does_something_is_replaced,
 )
+
+
+def _plain(x, positions):
+  return x
+
+
+def rotate(x, positions):
+  """Rotary positions."""
+  return rotary.rotate_by(x, positions, CONFIG.rope_of(0), CONFIG)
 
 
 @functools.cache
@@ -192,7 +219,7 @@ def draw(seed=0):
   return query, key + jax.random.normal(draws[3], (8,))[None, None, None], value
 
 
-def run(cache, arrays, lengths=LENGTHS, is_active=None) -> Seen:
+def run(cache, arrays, lengths=LENGTHS, is_active=None, rotate=_plain) -> Seen:
   """Reads prompts of three lengths, then a token a step.
 
   Args:
@@ -200,29 +227,26 @@ def run(cache, arrays, lengths=LENGTHS, is_active=None) -> Seen:
     arrays: As `draw` gives them.
     lengths: Of the prompts, up to the longest of `LENGTHS`.
     is_active: Who has a token at each step [S, B]; None is all.
+    rotate: Of queries and keys.
   """
   if is_active is None:
     is_active = jnp.ones((STEPS, len(lengths)), bool)
-  return _run(cache, arrays, jnp.array(lengths), is_active)
+  return _run(cache, arrays, jnp.array(lengths), jnp.asarray(is_active), rotate)
 
 
-def _plain(x, positions):
-  return x
-
-
-@jax.jit
-def _run(cache, arrays, lengths, is_active):
+@functools.partial(jax.jit, static_argnames="rotate")
+def _run(cache, arrays, lengths, is_active, rotate):
   steps = jnp.arange(max(LENGTHS))[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
   first = [x[:, : steps.shape[1]] for x in arrays]
-  out, cache = cache.attend(*first, positions, _plain, _OPTIONS)
+  out, cache = cache.attend(*first, positions, rotate, _OPTIONS)
   prompt = jnp.where((positions >= 0)[..., None, None], out, 0)
 
   def step(carry, is_active):
     cache, at = carry
     pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
     positions = jnp.where(is_active, at, -1)[:, None]
-    out, cache = cache.attend(*map(pick, arrays), positions, _plain, _OPTIONS)
+    out, cache = cache.attend(*map(pick, arrays), positions, rotate, _OPTIONS)
     return (cache, at + is_active), (out, cache.kept_positions())
 
   start = cache.kept_positions()
@@ -230,6 +254,26 @@ def _run(cache, arrays, lengths, is_active):
   if start is not None:
     kept = jnp.concatenate([start[None], kept])
   return Seen(prompt, outs, kept, cache)
+
+
+@functools.partial(jax.jit, static_argnames="rotate")
+def _converse(cache, arrays, lengths, is_active, rotate):
+  """A prompt, then what is active of ten steps as a prompt, then of ten."""
+  steps = jnp.arange(max(LENGTHS))[None]
+  positions = jnp.where(steps < lengths[:, None], steps, -1)
+  first = [x[:, : steps.shape[1]] for x in arrays]
+  _, cache = cache.attend(*first, positions, rotate, _OPTIONS)
+  outs, at = [], lengths
+  for turn in (is_active[:10].T, is_active[10:].T):
+    place = at[:, None] + jnp.cumsum(turn, axis=1) - 1
+    pick = lambda x, at=place: jnp.take_along_axis(
+        x, at[..., None, None], axis=1
+    )
+    positions = jnp.where(turn, place, -1)
+    out, cache = cache.attend(*map(pick, arrays), positions, rotate, _OPTIONS)
+    outs.append(out.swapaxes(0, 1)[:, :, None])
+    at = at + turn.sum(axis=1)
+  return jnp.concatenate(outs), cache
 
 
 def _sized(policy, capacity) -> policy_lib.Policy:

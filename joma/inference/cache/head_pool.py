@@ -26,6 +26,7 @@ from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
 from joma.transformer import hooks
+from joma.transformer import one_by_one
 from joma.transformer import one_query
 from kernels_pallas.decode import slots as kernel_slots
 from kernels_pallas.decode.paged import api as paged
@@ -119,7 +120,13 @@ class PooledCache:
     """As `kv_cache.SlotCache.attend`."""
     new = tokens.Tokens(query, key, value, positions, rotate, options)
     if query.shape[1] > 1:
-      return self._read(new)
+      return one_by_one.unless_new(
+          (self.pool.pos < 0).all(),
+          lambda: self._read(new),
+          PooledCache.attend,
+          self,
+          *new.arguments,
+      )
     # Before a prompt has shared the slots out the bits are the base's.
     return jax.lax.cond(
         (self.budgets == self.capacity).all(),
@@ -299,7 +306,7 @@ class PooledCache:
   def _read(
       self, new: tokens.Tokens
   ) -> tuple[Float[Array, "B T N H"], "PooledCache"]:
-    """A prompt, into an empty cache."""
+    """A first prompt."""
     capacity, base = self.capacity, self.policy.base
     room = max(capacity, new.key.shape[1])
     result, prompt = prompts.read(
@@ -347,10 +354,8 @@ class PooledCache:
         aux=aux,
         state=state,
     )
-    # Prompts to a cache that holds something would drop what it holds.
-    out = jnp.where((self.pool.pos < 0).all(), result.out, jnp.nan)
     budgets = budgets.astype(jnp.int32)
-    return out, dataclasses.replace(self, pool=pool, budgets=budgets)
+    return result.out, dataclasses.replace(self, pool=pool, budgets=budgets)
 
   def _share(
       self, ranks: Float[Array, "B K R"], capacity: int

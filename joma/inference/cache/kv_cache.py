@@ -27,6 +27,7 @@ from joma.inference.cache import tokens
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
+from joma.transformer import one_by_one
 from scansnap_jax.experiment import require
 
 
@@ -54,15 +55,21 @@ class SlotCache(slot_arrays.SlotArrays):
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "SlotCache"]:
-    """One token: a decode step. More: prompts, for an empty cache only.
+    """One token: a decode step. More: prompts.
 
-    Prompts attend to all of their own tokens; then the policy chooses those
-    that stay. Prompts to a cache that holds something give NaN: read what
-    follows token by token.
+    First prompts attend to all of their own tokens; then the policy chooses
+    those that stay. Prompts to a cache that holds something are as their tokens
+    one by one.
     """
     new = tokens.Tokens(query, key, value, positions, rotate, options)
     if query.shape[1] > 1:
-      return _read(self, new)
+      return one_by_one.unless_new(
+          (self.pos < 0).all(),
+          lambda: _read(self, new),
+          SlotCache.attend,
+          self,
+          *new.arguments,
+      )
     if slot_step.is_fused(self, options):
       return slot_step.decode_fused(self, new)
     return slot_step.decode(self, new)
@@ -244,9 +251,7 @@ def _read(
       capacity=capacity,
       is_raw=cache.options.keys == "raw",
   )
-  was_empty = (cache.pos < 0).all()
-  cache = _keep(cache, prompt)
-  out = jnp.where(was_empty, result.out, jnp.nan)
+  out, cache = result.out, _keep(cache, prompt)
   if not policy.evicts:
     overflows = prompt.lengths > capacity
     out = jnp.where(overflows[:, None, None, None], jnp.nan, out)

@@ -68,6 +68,7 @@ class Token:
   Attributes:
     key: As it is kept.
     value: Of the token.
+    raw_key: Before rotation.
     raw_query: Before rotation.
     position: In the sequence; -1 where a sequence has no token.
     rotate: The model's rotary positions.
@@ -77,6 +78,7 @@ class Token:
 
   key: Float[Array, "B K H"]
   value: Float[Array, "B K H"]
+  raw_key: Float[Array, "B K H"]
   raw_query: Float[Array, "B K G H"]
   position: Int[Array, "B"]
   rotate: hooks.Rotate
@@ -108,6 +110,7 @@ class Prompt:
     key: As it is kept.
     rotated_key: As it meets the query.
     value: Of the same tokens.
+    raw_key: Before rotation.
     raw_query: Before rotation.
     positions: In the sequence; -1 is padding, at the end.
     lengths: Tokens of each prompt.
@@ -122,6 +125,7 @@ class Prompt:
   key: Float[Array, "B T K H"]
   rotated_key: Float[Array, "B T K H"]
   value: Float[Array, "B T K H"]
+  raw_key: Float[Array, "B T K H"]
   raw_query: Float[Array, "B T N H"]
   positions: Int[Array, "B T"]
   lengths: Int[Array, "B"]

@@ -50,6 +50,7 @@ def read(
       key=new.key if is_raw else rotated_key,
       rotated_key=rotated_key,
       value=new.value,
+      raw_key=new.key,
       raw_query=new.query,
       positions=new.positions,
       lengths=lengths,

@@ -97,7 +97,7 @@ def decode_fused(
       value_scale=cache.value.scale,
       votes=bits(cache.aux, jnp.int32),
   )
-  out, kept, _ = api.decode_step(
+  out, kept, slot = api.decode_step(
       new.rotated_query[:, 0],
       new.rotated_key[:, 0],
       new.value[:, 0],
@@ -113,11 +113,30 @@ def decode_fused(
       cache,
       key=storage.Stored(kept.key, kept.key_scale),
       value=storage.Stored(kept.value, kept.value_scale),
-      score=kept.score,
+      score=_entered(cache, new, kept.score, slot),
       pos=kept.pos,
       aux=bits(kept.votes, jnp.uint32),
   )
   return out[:, None], cache
+
+
+def _entered(
+    cache: slot_arrays.SlotArrays,
+    new: tokens.Tokens,
+    score: Float[Array, "B K C"],
+    slot: Int[Array, "B K"],
+) -> Float[Array, "B K C"]:
+  """Gives new tokens the policy's score where the kernel makes its own.
+
+  The kernel sees a key after rotation, which has rounded its norm.
+  """
+  options = calls.kernel_options(cache.policy)
+  if options is None or options["score"] != "key_norm":
+    return score
+  token = new.one(cache.layer)
+  entering, _, _ = calls.enter(cache.policy, token, cache.state)
+  is_new = jnp.arange(cache.capacity)[None, None] == slot[..., None]
+  return jnp.where(is_new, entering[..., None], score)
 
 
 def decode(

@@ -5,6 +5,7 @@ H head size.
 """
 
 import dataclasses
+from typing import Any
 
 from jaxtyping import Array, Float, Int
 
@@ -33,6 +34,18 @@ class Tokens:
   options: hooks.AttentionOptions
 
   @property
+  def arguments(self) -> tuple[Any, ...]:
+    """As `attend` takes them."""
+    return (
+        self.query,
+        self.key,
+        self.value,
+        self.positions,
+        self.rotate,
+        self.options,
+    )
+
+  @property
   def rotated_query(self) -> Float[Array, "B T N H"]:
     """Queries as they meet keys."""
     return self.rotate(self.query, self.positions)
@@ -54,6 +67,7 @@ class Tokens:
     return policy_lib.Token(
         key=key[:, 0],
         value=self.value[:, 0],
+        raw_key=self.key[:, 0],
         raw_query=self.query.reshape(
             len(self.query), num_kv_heads, -1, self.query.shape[-1]
         ),

@@ -18,6 +18,7 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer import one_by_one
 from joma.transformer import one_query
 from joma.transformer.weighing import merged
 from kernels_pallas import masks
@@ -91,11 +92,31 @@ class BlockCache:
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
-    """One token: the chosen blocks. More: a prompt, for an empty cache only.
+    """One token: the chosen blocks. More: a prompt.
 
-    A prompt selects as a whole text does; one to a cache that holds something
-    gives NaN: read what follows token by token.
+    A first prompt selects as a whole text does, those that follow as their
+    tokens one by one.
     """
+    arguments = (query, key, value, positions, rotate, options)
+    if query.shape[1] == 1:
+      return self._attend(*arguments)
+    return one_by_one.unless_new(
+        (positions[:, 0] <= 0).all(),
+        lambda: self._attend(*arguments),
+        BlockCache.attend,
+        self,
+        *arguments,
+    )
+
+  def _attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
     query, key = rotate(query, positions), rotate(key, positions)
     kept = self.kept.write(key, value, positions)
     cache = dataclasses.replace(self, kept=kept)
@@ -112,9 +133,7 @@ class BlockCache:
         key,
         attention.with_window(mask, length, options.window),
     )
-    out = merged.attend(query, key, value, where, options).out
-    is_first = (positions[:, 0] <= 0)[:, None, None, None]
-    return jnp.where(is_first, out, jnp.nan), cache
+    return merged.attend(query, key, value, where, options).out, cache
 
   def _read(
       self,

@@ -122,10 +122,11 @@ class ResumeTest(MetricStreamTestCase):
     self._write([2], resume_below=2)
     self.assertEqual(self._steps(), [0, 1, 2])
 
-  def test_other_lines_are_dropped_with_a_warning(self):
+  @parameterized.parameters(b"[1]", b"[" * 100_000, b'"\xff"')
+  def test_other_lines_are_dropped_with_a_warning(self, other):
     self._write(range(2))
     first, second = self.path.read_bytes().splitlines(keepends=True)
-    self.path.write_bytes(first + b"[1]\n" + second)
+    self.path.write_bytes(first + other + b"\n" + second)
     with self.assertLogs(level="WARNING") as logs:
       self.assertEqual(self._steps(), [0, 1])
     self.assertRegex(logs.output[0], "metrics.jsonl: line 2 is no row")

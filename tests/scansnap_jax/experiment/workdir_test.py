@@ -230,6 +230,17 @@ class WriteAtomicTest(parameterized.TestCase):
         workdir.write_atomic(folder / "file", "new")
     self.assertEqual(_contents(folder), {"file": b"old"})
 
+  @parameterized.parameters("folder", "fifo", "device")
+  def test_what_is_no_file_keeps_its_place(self, kind):
+    path = pathlib.Path(self.create_tempdir().full_path) / "file"
+    if kind == "device":
+      path.symlink_to(os.devnull)  # What root could replace.
+    else:
+      _make_odd(path, kind)
+    with self.assertRaisesRegex(errors.UserError, f"{path} is .* file"):
+      workdir.write_atomic(path, "new")
+    self.assertFalse(path.is_file())
+
   def test_who_reads_meanwhile_reads_the_whole_old_file(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     (folder / "file").write_text("old")

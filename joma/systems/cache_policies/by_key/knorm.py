@@ -14,7 +14,11 @@ from joma.systems.cache_policies.by_key import directions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Knorm(policy_lib.Policy):
-  """Short keys stay: they get more attention (arXiv 2406.11430)."""
+  """Short keys stay: they get more attention (arXiv 2406.11430).
+
+  A rotation leaves a key's length as it is but for rounding, so that the length
+  is taken before: equal keys are equal wherever they stand.
+  """
 
   label: ClassVar[str] = "Knorm"
 
@@ -26,9 +30,9 @@ class Knorm(policy_lib.Policy):
     }
 
   def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
-    return -directions.norm(prompt.key).swapaxes(1, 2), None, None
+    return -directions.norm(prompt.raw_key).swapaxes(1, 2), None, None
 
   def enter(
       self, token: policy_lib.Token, state: rules.Arrays
   ) -> rules.Entered:
-    return -directions.norm(token.key), None, state
+    return -directions.norm(token.raw_key), None, state

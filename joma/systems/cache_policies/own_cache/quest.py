@@ -22,6 +22,7 @@ from joma.inference.cost import cache_plan
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer import one_by_one
 from joma.transformer import one_query
 from scansnap_jax.experiment import errors
 
@@ -136,7 +137,30 @@ class QuestCache:
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "QuestCache"]:
-    """Prompts attend to everything, single tokens to the chosen pages."""
+    """First prompts attend to everything, what follows to chosen pages."""
+    arguments = (query, key, value, positions, rotate, options)
+    num_pages = self.least.shape[2]
+    reads_all = num_pages * self.policy.page_size <= self.policy.num_keys
+    if query.shape[1] == 1 or reads_all:
+      return self._attend(*arguments)
+    return one_by_one.unless_new(
+        (positions[:, 0] <= 0).all(),
+        lambda: self._attend(*arguments),
+        QuestCache.attend,
+        self,
+        *arguments,
+    )
+
+  def _attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "QuestCache"]:
+    """Single tokens attend to the chosen pages, more to everything."""
     whole, kept = self.kept.attend(
         query, key, value, positions, rotate, options
     )

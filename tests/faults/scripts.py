@@ -1,0 +1,213 @@
+"""All scripts of `launch`, found by reading it, and their smallest work.
+
+A script that is new is found, and attacked with the flags that its names ask
+for, until it gets a line in `_SMALL`.
+"""
+
+import ast
+from collections.abc import Sequence
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.transformer import config as configs
+from joma.transformer import model as models
+from joma.transformer.hf import pretrained
+from joma.transformer.text import tokenizer
+from tests.faults import attacks
+
+_ROOT = pathlib.Path(__file__).parents[2]
+# A part of `launch.bench.kernels`, which starts it with arguments of its own.
+_INTERNAL = ("launch.bench.ops.cpu",)
+_MODEL = configs.TransformerConfig(
+    vocab_size=256,
+    num_layers=1,
+    embed_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    hidden_dim=16,
+    max_len=64,
+)
+TEXT = "to be or not to be, that is the question\n" * 40
+
+TRAIN_LM = (
+    *("--model.num_layers=1", "--model.embed_dim=8", "--model.num_heads=1"),
+    *("--model.num_kv_heads=1", "--model.head_dim=8", "--model.hidden_dim=8"),
+    *("--batch_size=2", "--seq_len=8", "--eval_batch_size=2"),
+)
+TABLE1 = (
+    *("--preset=table1_reduced", "--table1.num_classes=5"),
+    *("--table1.num_combinations=2", "--table1.num_latents_0=6"),
+    *("--table1.num_latents_1=7", "--table1.num_tokens=20"),
+    *("--table1.seq_len=9", "--table1.embed_dim=8", "--table1.num_seeds=2"),
+    *("--table1.num_unseen=5", "--table1.num_shuffles=2"),
+)
+SCANSNAP = (
+    *("--preset=sweep", "--num_last=1", "--lr_z=1", "--lr_ratio=2"),
+    *("--num_seeds=2", "--batch_size=4", "--data.seq_len=9"),
+)
+_BRIDGE = (
+    *("--scansnap.num_seeds=2", "--scansnap.num_steps=2"),
+    *("--scansnap.log_every=2", "--scansnap.data.seq_len=17"),
+    *("--scansnap.batch_size=4", "--num_sequences=4", "--num_windows=8"),
+    *("--num_lm_seeds=2", "--lm.tokenizer=bytes", "--lm.model.vocab_size=256"),
+    *("--lm.model.embed_dim=16", "--lm.model.head_dim=8", "--positions=none"),
+    *("--lm.model.hidden_dim=16", "--lm.seq_len=16", "--lm.num_steps=2"),
+    *("--lm.log_every=2", "--lm.eval_every=2", "--lm.checkpoint_every=2"),
+    *("--lm.map_steps=0,2", "--lm.corpus=text.txt"),
+)
+_SPARSITY = (
+    *("--num_layers=1", "--embed_dim=32", "--hidden_dim=16", "--num_steps=3"),
+    *("--batch_size=2", "--seq_len=8", "--num_texts=8", "--num_eval_texts=4"),
+    *("--eval_batch_size=2", "--capture.block_size=2", "--shares=0.5,1.0"),
+    *("--capture.batch_size=4", "--predictor.rank=4", "--head_shares=1.0"),
+    *("--predictor.num_steps=4", "--recalls=0.9"),
+)
+_ROPE = (
+    *("--window=4", "--factor=2", "--bin_size=2", "--num_layers=1"),
+    *("--embed_dim=32", "--num_steps=2", "--tuning_steps=2", "--batch_size=2"),
+    *("--num_texts=2", "--corpus=text.txt"),
+)
+_EVALUATE = (
+    *("--train_steps=2", "--train_batch=4", "--batch_size=2", "--length=16"),
+    *("--num_pairs=2", "--vocab_size=12", "--budgets=0.25", "--policies=h2o"),
+    *("--shape.num_layers=1", "--shape.embed_dim=8", "--shape.windows=0"),
+    *("--shape.hidden_dim=8", "--num_seeds=2"),
+)
+# The smallest work of each: a second or two. Benchmarks that start processes of
+# their own end at a refusal.
+_SMALL = {
+    "launch.scansnap": (*SCANSNAP, "--num_steps=2", "--log_every=2"),
+    "launch.joma": (*TABLE1, "--table1.num_steps=2", "--table1.log_every=2"),
+    "launch.train_lm": (
+        *(*TRAIN_LM, "--corpus=text.txt", "--num_steps=2", "--log_every=2"),
+        *("--eval_every=2", "--map_steps=0,2"),
+    ),
+    "launch.bridge": _BRIDGE,
+    "launch.contextual_sparsity": _SPARSITY,
+    "launch.rope_extension": _ROPE,
+    "launch.evaluate_cache": _EVALUATE,
+    "launch.generate": ("--model=model", "--prompt=a", "--max_new_tokens=3"),
+    "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
+    "launch.compare_lm": ("--runs=runs/a",),
+    "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
+    "launch.bench.generate": (
+        *("--model=model", "--nopeer", "--batch_sizes=1", "--prompt_len=4"),
+        *("--num_rounds=1", "--num_steps=1"),
+    ),
+    "launch.bench.inference": (
+        *("--nopeer", "--batch_sizes=1", "--length=8", "--capacity=4"),
+        *("--num_layers=1", "--num_rounds=1", "--num_steps=1"),
+    ),
+    "launch.bench.joma": (
+        *("--embed_dims=8", "--set_sizes=2", "--num_classes=5", "--notorch"),
+        *("--num_layers=2", "--seq_len=10", "--batch_size=4"),
+        *("--num_rounds=1", "--num_steps=1"),
+    ),
+    "launch.bench.lm": (
+        *("--notorch", "--vocab_size=32", "--embed_dim=8", "--batch_size=2"),
+        *("--seq_len=8", "--num_rounds=1", "--num_steps=1"),
+    ),
+    "launch.bench.house": ("--root=empty",),
+    "launch.bench.kernels": ("--target=abacus",),
+    "launch.bench_kernels": ("--target=abacus",),
+    "launch.bench.scansnap": ("--what=length", "--seq_lens=0"),
+}
+
+
+class Script(NamedTuple):
+  """A script of `launch`.
+
+  Attributes:
+    module: As `python -m` takes it.
+    argv: Flags of its smallest work, in a `World`.
+    has_workdir: Whether it wants a --workdir.
+  """
+
+  module: str
+  argv: Sequence[str]
+  has_workdir: bool
+
+
+def find(root: pathlib.Path = _ROOT) -> list[Script]:
+  """Reads all files of `launch`, below a tree's root, that can be run."""
+  found = []
+  for path in sorted((root / "launch").rglob("*.py")):
+    parts = path.relative_to(root).with_suffix("").parts
+    module = ".".join(parts).removesuffix(".__main__")
+    text = path.read_text()
+    if _is_run(ast.parse(text)) and module not in _INTERNAL:
+      found.append(_script(module, text))
+  return found
+
+
+def _is_run(tree: ast.Module) -> bool:
+  """Whether a file does something where it is __main__."""
+  return any(
+      isinstance(node, ast.If)
+      and ast.unparse(node.test) == "__name__ == '__main__'"
+      for node in tree.body
+  )
+
+
+def _script(module: str, text: str) -> Script:
+  has_workdir = "define_workdir(" in text
+  argv = _SMALL.get(module)
+  if argv is None:
+    argv = ("--model=model",) if '"model"' in text else ()
+  return Script(module, argv, has_workdir)
+
+
+class World(NamedTuple):
+  """A folder with what scripts read; they run in it.
+
+  Attributes:
+    folder: With `model`, `text.txt`, `classes.npz`, `empty` and `runs/a`.
+  """
+
+  folder: pathlib.Path
+
+  def argv(self, script: Script, workdir: str) -> list[str]:
+    """The flags of a script's smallest work, in a folder of its own."""
+    own = [f"--workdir={workdir}"] if script.has_workdir else []
+    return [*own, *script.argv]
+
+
+def make_world(folder: pathlib.Path) -> World:
+  """Makes a model, a text, classes and what one training left behind."""
+  (folder / "text.txt").write_text(TEXT)
+  (folder / "empty").mkdir()
+  save_classes(folder / "classes.npz")
+  save_model(folder / "model")
+  return World(folder)
+
+
+def add_run(world: World, zygote: attacks.Zygote) -> None:
+  """Adds runs/a, which `launch.compare_lm` reads."""
+  argv = [*_SMALL["launch.train_lm"], "--workdir=runs/a"]
+  ended = zygote.attack(
+      "launch.train_lm", *argv, cwd=world.folder, hooks=["undrawn"]
+  )
+  if ended.status:
+    raise RuntimeError(ended.err)
+
+
+def save_classes(path: pathlib.Path, seed: int = 0) -> None:
+  """Writes P(l|n) of four classes over nine tokens, one of them its own."""
+  probs = np.random.default_rng(seed).random((4, 9))
+  probs[:, :4] = np.eye(4)
+  probs /= probs.sum(1, keepdims=True)
+  np.savez(path, probs=probs, query=np.arange(4) % 2, label=np.arange(4))
+
+
+def save_model(folder: pathlib.Path) -> None:
+  """Writes a model of random numbers that reads bytes."""
+  folder.mkdir(exist_ok=True)
+  model = models.Transformer(_MODEL, implementation="reference")
+  params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+  pretrained.save(folder, _MODEL, params)
+  tokenizer.save(tokenizer.Bytes(), folder)
