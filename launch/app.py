@@ -17,6 +17,7 @@ from absl import flags
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import progress
+from scansnap_jax.experiment.processes import compilation_cache
 from scansnap_jax.experiment.processes import interrupts
 
 flags.disclaim_key_flags()
@@ -32,7 +33,9 @@ _OF_FILES = (
 _EXHAUSTED = "RESOURCE_EXHAUSTED: "
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(
+    main: Callable[[list[str]], int | None], *, keeps_compiled: bool = True
+) -> None:
   """Parses the command line and exits with what `main` returns.
 
   A flag that does not parse, a leftover argument or a `UserError` becomes
@@ -44,8 +47,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
   Args:
     main: The script. It takes argv, of which only the program name is left,
       and returns an exit status (None is 0).
+    keeps_compiled: Whether programs are kept for the next start, where
+      --compilation_cache says. Benchmarks compile anew.
   """
   interrupts.install()
+  if keeps_compiled:
+    _define_compilation_cache()
 
   def guarded(argv: list[str]) -> int | None:
     _open_closed_streams()
@@ -57,6 +64,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         raise errors.UserError(
             f"unexpected {argv[1:]}; flags are written --name=value"
         )
+      if keeps_compiled:
+        _keep_compiled()
       with progress.watch():
         status = main(argv)
       sys.stdout.flush()
@@ -84,6 +93,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       )
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _define_compilation_cache() -> None:
+  flags.DEFINE_string(
+      "compilation_cache",
+      None,
+      "Folder that keeps compiled programs, which makes the next start quick;"
+      " or off. By default one of this processor below ~/.cache/scansnap_jax.",
+  )
+
+
+def _keep_compiled() -> None:
+  trouble = compilation_cache.use(flags.FLAGS.compilation_cache)
+  if trouble is not None:
+    print(f"warning: {trouble}", file=sys.stderr)
 
 
 def _open_closed_streams() -> None:

@@ -229,7 +229,9 @@ def run(
 
 
 # Flags in which hosts may differ: where things lie on each.
-_OF_A_HOST = ("data_dir", "flagfile", "reference_csv", "workdir")
+_OF_A_HOST = (
+    *("compilation_cache", "data_dir", "flagfile", "reference_csv", "workdir"),
+)
 _DEPENDENCIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -67,7 +67,7 @@ def run(
     devices.set_up(num_cpu_devices=num_cpu_devices)
     write(measure(build()))
 
-  app.run(main)
+  app.run(main, keeps_compiled=False)
 
 
 def define_model(text: str, *, is_required: bool = False) -> flags.FlagHolder:

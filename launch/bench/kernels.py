@@ -122,4 +122,4 @@ def _length(text: str) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, keeps_compiled=False)
