@@ -9,6 +9,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -30,7 +31,7 @@ _OF_FILES = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
 )
-_EXHAUSTED = "RESOURCE_EXHAUSTED: "
+_EXHAUSTED = re.compile("(?:RESOURCE_EXHAUSTED: |(?=Out of memory ))(.*)")
 
 
 def run(
@@ -83,13 +84,16 @@ def run(
       _drop_stdout()
       return _complain(f"stdout cannot be written: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
+      told = " ".join(str(error).split())
       # jax's own error, which has no public name before jax is imported.
-      told = str(error).removeprefix(_EXHAUSTED)
-      if isinstance(error, RuntimeError) and told == str(error):
-        raise
+      found = _EXHAUSTED.search(told)
+      if isinstance(error, RuntimeError):
+        if found is None:
+          raise
+        told = found[1]
       return _complain(
-          f"there is not enough memory ({' '.join(told.split()) or 'none left'}"
-          "). Use smaller sizes."
+          f"there is not enough memory ({told or 'none is left'}). Use smaller"
+          " sizes."
       )
 
   app.run(guarded, flags_parser=_parse)

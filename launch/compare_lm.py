@@ -10,13 +10,12 @@ Below --workdir it writes report.html, summary.json (every number that the
 figures show) and figures/, flags.txt, config.json.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import app
 from launch import flag_config
 from launch import run
+from scansnap_jax.experiment import json_file
 
 _WORKDIR = run.define_workdir("Local folder of the report.")
 _RUNS = flags.DEFINE_list(
@@ -30,7 +29,7 @@ def main(_: list[str]) -> None:
   # Imported here, so that --help and wrong flags answer at once.
   from joma.transformer.training import report
 
-  runs = [pathlib.Path(folder).expanduser() for folder in _RUNS.value]
+  runs = [json_file.local_path(folder) for folder in _RUNS.value]
   check = lambda: [report.read_summary(folder) for folder in runs]
   with run.start("compare_lm", _folder, check=check) as this:
     this.finish(

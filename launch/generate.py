@@ -9,9 +9,8 @@ KV cache: see `joma.systems.cache_policies` for what may leave it. How fast it
 went goes to stderr, the compilation apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 import functools
-import pathlib
 import sys
 import time
 from typing import Any
@@ -67,6 +66,7 @@ def main(_: list[str]) -> None:
   """Loads the model, continues the prompts, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   # Imported here, so that --help and wrong flags answer at once.
+  from joma.inference import generate
   from joma.inference import stop_tokens
   from joma.transformer import layer_hooks
   from joma.transformer import model as models
@@ -94,7 +94,9 @@ def main(_: list[str]) -> None:
   )
   show = _show_one if len(prompts) == 1 else _show_many
   speed: list[str] = []
-  show(prompts, tokenizer, _timed_steps(model, params, ids, options, speed))
+  # What cannot be continued is refused before anything is shown.
+  steps = generate.stream(model, params, ids, **options)
+  show(prompts, tokenizer, _timed_steps(steps, speed))
   print(*speed, file=sys.stderr)
 
 
@@ -118,7 +120,7 @@ def _read_policy() -> Callable[..., Any] | None:
 def _read_prompts() -> list[str]:
   prompts = list(_PROMPT.value or ())
   if _PROMPT_FILE.value is not None:
-    path = pathlib.Path(_PROMPT_FILE.value).expanduser()
+    path = json_file.local_path(_PROMPT_FILE.value)
     try:
       lines = json_file.read_text(path).removesuffix("\n").split("\n")
     except errors.UserError as error:
@@ -140,19 +142,11 @@ def _warn_of_length(num_positions: int, max_len: int) -> None:
 
 
 def _timed_steps(
-    model: Any,
-    params: Any,
-    ids: list,
-    options: dict[str, Any],
-    speed: list[str],
-):
+    steps: Iterable[tuple[Any, Any]], speed: list[str]
+) -> Iterator[tuple[Any, Any]]:
   """Yields the steps of `generate.stream`, then appends how fast they came."""
-  from joma.inference import generate
-
   started, num_new, first = time.monotonic(), 0, None
-  for step, (tokens, is_new) in enumerate(
-      generate.stream(model, params, ids, **options)
-  ):
+  for step, (tokens, is_new) in enumerate(steps):
     # The first two steps compile: prefill and decode.
     if step == 2:
       first, num_new = time.monotonic(), 0

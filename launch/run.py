@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from absl import flags
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
 
 flags.disclaim_key_flags()  # --help lists the flags under the script.
@@ -271,7 +272,7 @@ def _claimed(
   with contextlib.ExitStack() as held:
     with devices.main_process_first():
       asked = folder()
-      workdir = pathlib.Path(asked.path).expanduser().absolute()
+      workdir = json_file.local_path(asked.path).absolute()
       if is_main:
         held.enter_context(workdir_lib.hold(*asked))
     if peers is not None:

@@ -15,7 +15,6 @@ Letters as in `scansnap_jax`.
 
 import dataclasses
 import functools
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ import numpy as np
 
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import npz_file
 
 _MOST_TOKENS = 200_000
@@ -229,7 +229,7 @@ def load_classes(path: str) -> SequenceClasses:
     UserError: If the file is missing, no .npz, incomplete or inconsistent.
   """
   try:
-    found = npz_file.read(pathlib.Path(path).expanduser())
+    found = npz_file.read(json_file.local_path(path))
   except errors.UserError as error:
     raise errors.UserError(f"data.classes_file={error}") from error
   missing = {"probs", "query", "label"} - found.keys()

@@ -91,6 +91,10 @@ class Table1Config:
     for name, least in _LEAST.items():
       require.at_least(name, getattr(self, name), least)
     require.seeds("first_seed", self.first_seed, self.num_seeds)
+    require.memory(
+        f"num_steps={self.num_steps} of {self.num_seeds} seeds",
+        4 * self.num_seeds * self.num_steps,
+    )
     require.positive("lr", self.lr)
     if not (0 <= self.weight_decay < math.inf):
       raise errors.UserError(

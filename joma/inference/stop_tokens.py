@@ -1,7 +1,6 @@
 """Tokens at which a model says that its text is over."""
 
 import os
-import pathlib
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
@@ -17,7 +16,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[int, ...]:
       of ids.
   """
   for name in ("generation_config.json", "config.json"):
-    path = pathlib.Path(folder).expanduser() / name
+    path = json_file.local_path(folder) / name
     if not path.exists():
       continue
     value = json_file.read_object(path).get("eos_token_id")

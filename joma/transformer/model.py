@@ -12,6 +12,8 @@ V vocabulary.
 """
 
 from collections.abc import Mapping
+import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +30,7 @@ from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 class Transformer(nn.Module):
@@ -278,3 +281,25 @@ def sinusoids(
   )
   both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
   return both.reshape(*positions.shape, -1)[..., :embed_dim]
+
+
+def check_memory(config: configs.TransformerConfig) -> None:
+  """Raises UserError if a model and its gradient are larger than all memory.
+
+  Of accelerators, each of which may hold a part, nothing is known.
+  """
+  if jax.default_backend() == "cpu":
+    number = _num_parameters(config)
+    require.memory(
+        f"a model of {number:,} parameters with its gradient", 8 * number
+    )
+
+
+@functools.lru_cache
+def _num_parameters(config: configs.TransformerConfig) -> int:
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  init = Transformer(config, implementation="reference").init
+  shapes = jax.eval_shape(
+      lambda tokens: init(jax.random.key(0), tokens), tokens
+  )
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

@@ -10,6 +10,7 @@ from scansnap_jax.experiment import errors
 
 # No config.json or tokenizer.json known comes near; a text or a model does.
 _MOST_BYTES = 256 * 2**20
+_MOST_DIGITS = 300
 
 
 def read_object(
@@ -37,7 +38,7 @@ def parse_object(text: str, source: object) -> dict[str, Any]:
     UserError: As `read_object`.
   """
   try:
-    value = json.loads(text)
+    value = json.loads(text, parse_int=_parse_int)
   except RecursionError as error:
     raise errors.UserError(f"{source} is nested too deeply to be read.") from (
         error
@@ -49,6 +50,13 @@ def parse_object(text: str, source: object) -> dict[str, Any]:
         f"{source} must hold a JSON object {{...}}, got {type(value).__name__}."
     )
   return value
+
+
+def _parse_int(digits: str) -> int:
+  """Refuses whole numbers that no float can hold: they are no setting."""
+  if len(digits) > _MOST_DIGITS:
+    raise ValueError(f"it has a whole number of {len(digits)} digits")
+  return int(digits)
 
 
 def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
@@ -69,6 +77,14 @@ def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
     raise errors.UserError(f"{path} is not UTF-8: {error}") from error
   except OSError as error:
     raise errors.UserError(f"{path}: {error.strerror}.") from error
+
+
+def local_path(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The path that a user's text means: `~` is the home folder.
+
+  `~nobody/x`, of whom there is none here, is a name like any other.
+  """
+  return pathlib.Path(os.path.expanduser(name))
 
 
 def check_regular(path: pathlib.Path) -> None:

@@ -9,12 +9,18 @@ import os
 from scansnap_jax.experiment import errors
 
 _LARGEST_SEED = 2**31 - 1
+# Indices and counters on devices are of int32.
+_LARGEST_COUNT = 2**31 - 1
 
 
 def at_least(name: str, value: int, least: int) -> None:
-  """Raises UserError if a number is smaller than `least`."""
+  """Raises UserError if a count is smaller than `least`, or beyond int32."""
   if value < least:
     raise errors.UserError(f"{name} must be at least {least}, got {value}.")
+  if value > _LARGEST_COUNT:
+    raise errors.UserError(
+        f"{name} may be up to {_LARGEST_COUNT}, got {value}."
+    )
 
 
 def between(name: str, value: int, least: int, most: int) -> None:
@@ -31,6 +37,11 @@ def seeds(name: str, first: int, count: int = 1) -> None:
   One range for every script: jax takes 2^32 for 0, and -1 for 2^32 - 1.
   """
   last = first + count - 1
+  if count > _LARGEST_SEED:
+    raise errors.UserError(
+        f"{name} and those after it are {count} seeds, and there are"
+        f" {_LARGEST_SEED + 1}."
+    )
   if first < 0 or last > _LARGEST_SEED:
     raise errors.UserError(
         f"{name} must be from 0 to {_LARGEST_SEED - count + 1}, got {first}."

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from unittest import mock
 
 from absl.testing import absltest
@@ -12,6 +13,7 @@ import pytest
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import npz_file
 
 # Six standard errors: a chance of 2e-9 for each of some hundred comparisons.
 _NUM_SIGMAS = 6
@@ -138,7 +140,8 @@ class LoadClassesTest(parameterized.TestCase):
   def test_what_unpacks_to_more_than_memory_is_refused_by_its_header(self):
     path = self.create_tempfile("classes.npz").full_path
     np.savez_compressed(path, probs=np.zeros((2, 1000)))
-    with mock.patch.object(data, "_MOST_BYTES", 10_000):
+    read = functools.partial(npz_file.read, most_bytes=10_000)
+    with mock.patch.object(npz_file, "read", read):
       with self.assertRaisesRegex(errors.UserError, "unpacks to 16128 bytes"):
         data.load_classes(path)
 

@@ -8,6 +8,9 @@ from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
+# Steps of training whose examples are drawn together.
+_TRAINED_AT_ONCE = 25
+
 Reading = Literal["tokens", "context", "prompt"]
 SYMBOLS = ("mqar", "induction", "copy")
 TEXTS = (
@@ -117,8 +120,8 @@ class EvaluateConfig:
     require.at_least("train_length", self.train_length, 0)
     require.seeds("first_seed", self.first_seed, self.num_seeds)
     require.seeds("train_seed", self.train_seed)
-    require.memory(f"length={self.length}", 8 * self.length)
     require.at_least("length", self.length, 2)
+    self._check_memory()
     require.positive("lr", self.lr)
     require.between("skip", self.skip, 1, self.length - 1)
     if not (self.slots or self.budgets):
@@ -136,6 +139,19 @@ class EvaluateConfig:
           "reading=prompt takes a text in at once, and mqar and copy ask within"
           " it: give reading=tokens or context."
       )
+
+  def _check_memory(self) -> None:
+    """Raises UserError for texts that no memory holds."""
+    # An example: tokens, targets and gold, as drawn and side by side.
+    for size, length, number in (
+        ("batch_size", self.length, self.num_seeds),
+        ("train_batch", self.train_length or self.length, _TRAINED_AT_ONCE),
+    ):
+      rows = getattr(self, size)
+      require.memory(
+          f"{size}={rows} of length={length}", 24 * rows * length * number
+      )
+    require.memory(f"train_steps={self.train_steps}", 4 * self.train_steps)
 
   def capacities(self) -> dict[int, float]:
     """Slots to budget, ascending."""

@@ -5,7 +5,6 @@ Letters: B texts, T tokens.
 
 from collections.abc import Callable
 import functools
-import pathlib
 from typing import Any
 
 from jaxtyping import Int
@@ -107,7 +106,7 @@ def _first(
     config: Config, tokenizer: tokenizer_lib.Tokenizer, path: str
 ) -> Int[np.ndarray, "T"]:
   try:
-    text = json_file.read_text(pathlib.Path(path).expanduser())
+    text = json_file.read_text(json_file.local_path(path))
   except errors.UserError as error:
     raise errors.UserError(f"texts={error}") from error
   ids = tokenizer.encode(text)[: config.length]

@@ -34,6 +34,7 @@ def check(config: Config, folder: str | None) -> None:
             f" tasks={','.join(config.tasks)}."
         )
     shape = _shape(config)
+    models.check_memory(shape)
     evaluate_data.drawer(config, config.tasks[0], shape.vocab_size, None)(
         np.random.default_rng(0)
     )

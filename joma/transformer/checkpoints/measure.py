@@ -41,16 +41,16 @@ def find_models(values: list[str]) -> list[pathlib.Path]:
   """
   folders = []
   # A folder whose own name has a comma or a bracket is meant as it is.
-  is_there = lambda name: pathlib.Path(name).expanduser().is_dir()
+  is_there = lambda name: json_file.local_path(name).is_dir()
   parts = [[v] if is_there(v) else v.split(",") for v in values]
   for value in itertools.chain.from_iterable(parts):
     found = [value]
     if glob.has_magic(value) and not is_there(value):
-      pattern = str(pathlib.Path(value).expanduser())
+      pattern = str(json_file.local_path(value))
       found = sorted(glob.glob(pattern), key=_numbers_by_value)
       if not found:
         raise errors.UserError(f"model={value} fits no folder.")
-    folders += [pathlib.Path(name).expanduser() for name in found]
+    folders += [json_file.local_path(name) for name in found]
   return folders
 
 
@@ -94,7 +94,7 @@ def read_ids(path: str) -> Int[np.ndarray, "B T"]:
     UserError: There is no such file or array, or it is no [B, T] of ints.
   """
   try:
-    found = npz_file.read(pathlib.Path(path).expanduser())
+    found = npz_file.read(json_file.local_path(path))
   except errors.UserError as error:
     raise errors.UserError(f"ids={error}") from error
   if "ids" not in found:
@@ -114,7 +114,7 @@ def _read_text(
     path: str, folder: pathlib.Path, first: pathlib.Path
 ) -> Int[np.ndarray, "B T"]:
   try:
-    text = json_file.read_text(pathlib.Path(path).expanduser())
+    text = json_file.read_text(json_file.local_path(path))
   except errors.UserError as error:
     raise errors.UserError(f"text={error}") from error
   if not text.strip():
@@ -275,7 +275,7 @@ def _logits_file(
   if name is None:
     yield None
     return
-  path = pathlib.Path(name).expanduser()
+  path = json_file.local_path(name)
   temporary = path.with_name(f".{path.name}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

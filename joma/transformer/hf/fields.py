@@ -11,6 +11,7 @@ from typing import Any
 
 from joma.transformer.config import TransformerConfig
 from joma.transformer.rope import config as rope_config
+from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
 Fields = Mapping[str, Any]
@@ -243,6 +244,7 @@ def read_gemma3(fields: Fields, known: Fields) -> Fields:
       fields, layer_type=_FULL, default_theta=1_000_000.0
   )
   period = fields.get("sliding_window_pattern", 6)
+  require.at_least("sliding_window_pattern", period, 1)
   return {
       **_read_query_scale(fields, known),
       **_read_attention_bias(fields),

@@ -129,7 +129,7 @@ def save(
   fields = config_json.to_hf(config, family)
   dtype = _checked_dtype(dtype)
   kept = _kept_fields(like_fields, fields)
-  folder = Path(folder).expanduser()
+  folder = json_file.local_path(folder)
   if fields["model_type"] == own_form.MODEL_TYPE:
     folder.mkdir(parents=True, exist_ok=True)
     name = own_tensors.save(folder, config, params, dtype, max_shard_bytes)
@@ -195,7 +195,7 @@ def _read_config(
 
 def _existing(folder: str | os.PathLike[str]) -> Path:
   """Returns the path of a folder with a config.json."""
-  folder = Path(folder).expanduser()
+  folder = json_file.local_path(folder)
   if folder.is_file():
     safetensors_folder.refuse_pickle(folder)
     raise UserError(f"{folder} is a file: give the folder that it lies in.")

@@ -21,6 +21,7 @@ import numpy as np
 
 from joma.transformer.text import corpus_text
 from joma.transformer.text import tokenizer as tokenizer_lib
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
 
@@ -96,7 +97,7 @@ def load(
     UserError: Text or tokenizer cannot be had, or are not what they should be.
   """
   text = corpus_text.find(name, data_dir=data_dir, fractions=fractions)
-  cache = None if cache_dir is None else pathlib.Path(cache_dir).expanduser()
+  cache = None if cache_dir is None else json_file.local_path(cache_dir)
   if cache is not None:
     workdir.make_folder(cache)
   if isinstance(tokenizer, str):
@@ -121,7 +122,7 @@ def _make_tokenizer(
   if kind == "bytes":
     return tokenizer_lib.Bytes()
   if kind not in tokenizer_lib.KINDS:
-    if not pathlib.Path(kind).expanduser().is_dir():
+    if not json_file.local_path(kind).is_dir():
       raise UserError(
           f"tokenizer={kind} is none of {', '.join(tokenizer_lib.KINDS)}, and"
           " no folder with a tokenizer.json."

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
@@ -147,7 +148,7 @@ def _find_wikitext(known: str, data_dir: str | os.PathLike[str] | None) -> Text:
     patterns = ("{}.txt", "wiki.{}.tokens")
   folders = []
   if data_dir is not None:
-    root = pathlib.Path(data_dir).expanduser()
+    root = json_file.local_path(data_dir)
     folders = [root / folder for folder in names]
     # The folder itself may be the corpus, unless its name says another one.
     if _known_name(root.resolve().name) in (None, known):
@@ -207,9 +208,9 @@ def _find_path(
     data_dir: str | os.PathLike[str] | None,
     fractions: Sequence[float],
 ) -> Text:
-  places = [pathlib.Path(name).expanduser()]
+  places = [json_file.local_path(name)]
   if data_dir is not None:
-    places.append(pathlib.Path(data_dir).expanduser() / name)
+    places.append(json_file.local_path(data_dir) / name)
   for path in places:
     if path.is_file():
       return _cut(name, {str(path): _read(path)}, fractions)

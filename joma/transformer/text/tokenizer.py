@@ -273,7 +273,7 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   Raises:
     UserError: There is none, or it cannot be read.
   """
-  path = pathlib.Path(folder).expanduser() / _FILE
+  path = json_file.local_path(folder) / _FILE
   if not path.exists():
     found = sorted(p.name for p in path.parent.glob("*"))
     listing = ", ".join(found[:12]) if found else "nothing"

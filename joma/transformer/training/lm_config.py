@@ -124,6 +124,7 @@ class LmConfig:
     if self.entropy_chunk is not None:
       require.at_least("entropy_chunk", self.entropy_chunk, 0)
     require.seeds("seed", self.seed)
+    require.at_least("num_steps", self.num_steps or 0, 0)
     require.memory(f"num_steps={self.num_steps}", 4 * (self.num_steps or 0))
     require.memory(
         f"batch_size={self.batch_size} of seq_len={self.seq_len}",

@@ -114,7 +114,7 @@ def compare(
 def _reference(reference_csv: str | None) -> dict[Any, Any]:
   if reference_csv is None:
     return {}
-  return summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
+  return summary_lib.read_reference(json_file.local_path(reference_csv))
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from joma.transformer.training import report
 from joma.transformer.training import summary as summary_lib
 from joma.transformer.training import train as train_lib
 from scansnap_jax.experiment import inputs
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import devices
@@ -44,7 +45,7 @@ def check(
   """Raises UserError before the run for what would fail after it."""
   layer_hooks.check_trainable(config.model)
   if reference_csv is not None:
-    summary_lib.read_reference(pathlib.Path(reference_csv).expanduser())
+    summary_lib.read_reference(json_file.local_path(reference_csv))
   if save_hf:
     config_json.to_hf(config.model)
 

@@ -16,6 +16,7 @@ import jax
 from jaxtyping import Float, Int, PyTree
 import numpy as np
 
+from joma.transformer import model as models
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
@@ -236,7 +237,8 @@ def num_steps(config: lm_config.LmConfig, steps_per_epoch: int) -> int:
 def check_vocabulary(
     config: lm_config.LmConfig, corpus: corpus_lib.Corpus
 ) -> None:
-  """Raises UserError if the model has no embedding for some token."""
+  """Raises UserError if a token has no embedding, or no memory the model."""
+  models.check_memory(config.model)
   if config.model.vocab_size < corpus.vocab_size:
     raise errors.UserError(
         f"model.vocab_size={config.model.vocab_size} is less than the"

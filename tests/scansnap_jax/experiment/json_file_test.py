@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -60,6 +61,19 @@ class ReadObjectTest(parameterized.TestCase):
     for name in ("x" * 10_000, "a\0b"):
       with self.assertRaisesRegex(UserError, "cannot be read"):
         json_file.read_object(self.path.with_name("y") / name)
+
+
+class NamesTest(absltest.TestCase):
+
+  def test_the_home_of_nobody_is_a_name_like_others(self):
+    with mock.patch.dict(os.environ, HOME="/home/me"):
+      for name, path in (("~/a", "/home/me/a"), ("~nobody_here/a",) * 2):
+        self.assertEqual(json_file.local_path(name), pathlib.Path(path))
+
+  def test_whole_numbers_that_no_float_holds_are_refused(self):
+    self.assertEqual(json_file.parse_object('{"a": 12}', "x"), {"a": 12})
+    with self.assertRaisesRegex(UserError, "x is .* of 400 digits"):
+      json_file.parse_object('{"a": %s}' % ("9" * 400), "x")
 
 
 if __name__ == "__main__":

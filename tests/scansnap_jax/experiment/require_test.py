@@ -11,6 +11,8 @@ class RequireTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (lambda: require.at_least("steps", 0, 1), "steps .* at least 1, got 0"),
+      (lambda: require.at_least("steps", 2**31, 1), "up to 2147483647, got"),
+      (lambda: require.seeds("seed", 0, 10**12), "1000000000000 seeds, and"),
       (lambda: require.between("rho", -1, 0, 1), "rho .* 0 to 1, got -1"),
       (lambda: require.between("rho", 2, 0, 1), "rho .* 0 to 1, got 2"),
       (lambda: require.seeds("seed", -1), "seed .* 0 to 2147483647, got -1"),
@@ -36,6 +38,7 @@ class RequireTest(parameterized.TestCase):
     require.seeds("first", 2**31 - 3, 3)
     require.memory("num_steps=9", 36)
     require.at_least("steps", 1, 1)
+    require.at_least("steps", 2**31 - 1, 1)
     require.between("rho", 0, 0, 1)
     require.between("rho", 1, 0, 1)
     require.positive("rate", 1e-30)

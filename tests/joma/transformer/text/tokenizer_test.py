@@ -1,5 +1,7 @@
 import json
+import os
 import pathlib
+import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -254,6 +256,28 @@ class JsonTest(absltest.TestCase):
     fields = json.loads(words.to_json())
     self.assertEqual(fields["words"], ["<unk>", "日本", "ω"])
     self.assertIn("日本", words.to_json())
+
+
+class PanicTest(absltest.TestCase):
+
+  def test_a_panic_is_one_sentence_and_nothing_else_is_shown(self):
+    """Rust's panic writes a page to the process's standard error by itself."""
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE(vocab={"a": 0}, merges=[]))
+    made.normalizer = library.normalizers.Replace(library.Regex("(a+)+$"), "b")
+    tokenizer = tokenizer_lib.from_json(made.to_str())
+    with tempfile.TemporaryFile() as shown:
+      kept = os.dup(2)
+      os.dup2(shown.fileno(), 2)
+      try:
+        with self.assertRaisesRegex(errors.UserError, "it fails: Onig"):
+          tokenizer.encode("a" * 40 + "c")
+        os.write(2, b"still there")
+      finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+      shown.seek(0)
+      self.assertEqual(shown.read(), b"still there")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class ReportLmTest(absltest.TestCase):
     self.assertLen(summary["final_entropy"], 2)
     self.assertEqual(path.read_text().count("<img"), 3)
     self.assertIn("2 layers, lr 1e-3", path.read_text())
-    self.assertNotIn("flags.txt", path.read_text())
+    self.assertIn("flags.txt", path.read_text())
 
   def test_a_folder_without_a_run_is_named(self):
     (self.folder / "summary.json").write_text('{"figure4": {}}')

@@ -111,12 +111,12 @@ class CaptureTest(absltest.TestCase):
       self.assertEqual(is_kept, name.startswith("00000"), name)
 
   def test_a_manifest_that_is_none_is_one_sentence(self):
-    capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
+    self.folder.mkdir()
     path = self.folder / capture.MANIFEST
     for text in ("[" * 100_000, "[]", "{}", '{"of": 3}'):
       path.write_text(text)
       with self.assertRaisesRegex(errors.UserError, "manifest.json"):
-        capture.write(_MODEL, self.params, _TEXTS, self.folder, _CONFIG)
+        capture.load(self.folder)
 
   @pytest.mark.slow
   def test_another_capture_in_the_folder_is_named(self):
