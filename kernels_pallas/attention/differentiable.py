@@ -15,6 +15,7 @@ flows through it.
 """
 
 import dataclasses
+import functools
 import types
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -22,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import derivatives
 from kernels_pallas import implementations
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
@@ -126,6 +129,7 @@ def attend(
   `row_weights` broadcasts to [B, N, T]. An implementation without `backward`
   is differentiated by jax.
   """
+  inputs = manual_axes.align(inputs)
   if inputs.row_weights is not None:
     inputs = inputs._replace(row_weights=_full_weights(inputs))
   if not hasattr(implementation, "backward"):
@@ -142,12 +146,21 @@ def attend(
   is_wide = inputs.sink_logits is not None
   wide_spec = dataclasses.replace(spec, is_out_wide=is_wide)
 
+  # Lists that are traced make loops of lengths that are.
+  once = functools.partial(
+      derivatives.run, "attention", implementation, is_by_jax=not is_traced
+  )
+
+  def run(given: Inputs, spec: AttentionSpec) -> output.AttentionOutput:
+    forward = lambda given: implementation.forward(whole(given), spec)
+    return once(forward, given)
+
   @jax.custom_vjp
   def call(given: Inputs) -> output.AttentionOutput:
-    return implementation.forward(whole(given), spec)
+    return run(given, spec)
 
   def forward(given: Inputs) -> tuple[output.AttentionOutput, _Kept]:
-    result = implementation.forward(whole(given), wide_spec)
+    result = run(given, wide_spec)
     assert result.lse is not None
     # Weights of rows are for `col_mass`, which has no gradient.
     kept = given._replace(row_weights=None), result.out, result.lse
@@ -158,16 +171,19 @@ def attend(
     d_out, d_lse, _ = cotangents
     delta = _delta(d_out, out, d_lse)
     query, key, value = given[:3]
-    d_query, d_key, d_value = implementation.backward(
-        Saved(query, key, value, place_of(given), lse, delta, d_out), spec
+    saved = Saved(query, key, value, given.where, lse, delta, d_out)
+    back = lambda saved: implementation.backward(
+        saved._replace(where=place_of(saved)), spec
     )
+    d_query, d_key, d_value = once(back, saved)
     d_sink = None
     if given.sink_logits is not None:
       d_sink = _d_sink(given.sink_logits, lse, delta)
     return (Inputs(d_query, d_key, d_value, None, d_sink, None),)
 
   call.defvjp(forward, backward)
-  return call(inputs if is_traced else inputs._replace(where=None))
+  given = inputs if is_traced else inputs._replace(where=None)
+  return derivatives.reverse_only("attention", call, given)
 
 
 def _full_weights(inputs: Inputs) -> jax.Array:

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import arguments
+from kernels_pallas import derivatives
 from kernels_pallas import implementations
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
@@ -113,9 +115,12 @@ def decode_step(
   chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
-  return _module(chosen).step(
-      slots_lib.Token(query, key, value, positions), cache, rule
+  given = manual_axes.align(
+      (slots_lib.Token(query, key, value, positions), cache)
   )
+  module = _module(chosen)
+  step = lambda token, cache: module.step(token, cache, rule)
+  return derivatives.run("decode_step", module, step, *given)
 
 
 def make_rule(query: masks.AnyArray, **options: Any) -> rule_lib.Rule:

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
@@ -143,7 +144,7 @@ def attend(
       copied_groups=num_groups + -num_groups % _ROWS_OF_COPY,
   )
   gpu_layout.check_smem("heavy_hitter_decode", sizes.smem_bytes, sizes)
-  array, heads = jax.ShapeDtypeStruct, sizes.copied_groups
+  array, heads = manual_axes.struct, sizes.copied_groups
   results = gpu_layout.launch(
       functools.partial(_kernel, rule=rule, sizes=sizes),
       "heavy_hitter_decode",

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
@@ -64,7 +65,7 @@ def step(
   # Stored keys and values are outputs that stay in HBM: only the rows around
   # the slots are written, by copies of the kernel's own.
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
-  slot = jax.ShapeDtypeStruct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
+  slot = manual_axes.struct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
   outputs = [query, slot, *small.values(), cache.key, cache.value]
   out, slot, *new = pl.pallas_call(
       functools.partial(_kernel, rule, sizes, tuple(small)),
@@ -81,7 +82,7 @@ def step(
           ],
           scratch_shapes=tpu_refs.scratch_of(sizes, cache.key.dtype),
       ),
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+      out_shape=[manual_axes.struct(x.shape, x.dtype) for x in outputs],
       # Operands are counted from the positions on.
       input_output_aliases={4 + i: 2 + i for i in range(len(small) + 2)},
       compiler_params=pltpu.CompilerParams(

@@ -15,6 +15,8 @@ import types
 import jax
 from jaxtyping import Array, Float
 
+from kernels_pallas import derivatives
+from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 
 _Kept = tuple[jax.Array, parts.Weights, parts.Plan]
@@ -30,9 +32,11 @@ def apply(
   """The op by `implementation`, in the type of the sums."""
   if not hasattr(implementation, "backward"):
     return implementation.forward(parts.Given(x, weights, plan), spec)
+  x, weights, plan = manual_axes.align((x, weights, plan))
   call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
   call.defvjp(_forward_and_kept, _backward)
-  return call(implementation, spec, x, weights, plan)
+  given = (implementation, spec, x, weights, plan)
+  return derivatives.reverse_only("gather_mlp", call, *given)
 
 
 def _forward(
@@ -42,7 +46,10 @@ def _forward(
     weights: parts.Weights,
     plan: parts.Plan,
 ) -> jax.Array:
-  return implementation.forward(parts.Given(x, weights, plan), spec)
+  run = lambda *given: implementation.forward(parts.Given(*given), spec)
+  return derivatives.run(
+      "gather_mlp", implementation, run, x, weights, plan, is_by_jax=False
+  )
 
 
 def _forward_and_kept(
@@ -63,7 +70,12 @@ def _backward(
     d_out: jax.Array,
 ) -> tuple[jax.Array, parts.Weights, None]:
   x, weights, _ = kept
-  d_x, d_weights = implementation.backward(parts.Given(*kept), d_out, spec)
+  back = lambda kept, d_out: implementation.backward(
+      parts.Given(*kept), d_out, spec
+  )
+  d_x, d_weights = derivatives.run(
+      "gather_mlp", implementation, back, kept, d_out, is_by_jax=False
+  )
   # Sums are wide; cotangents have the type of what they belong to.
   d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
   return d_x.astype(x.dtype), d_weights, None

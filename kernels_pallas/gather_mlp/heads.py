@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from kernels_pallas import arguments
+from kernels_pallas import derivatives
 from kernels_pallas import implementations
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import checks
@@ -115,9 +117,11 @@ def _project(
 
   Of heads past `plan.num`, results are anything, and what is given must be 0.
   """
+  rows, kernel, plan = manual_axes.align((rows, kernel, plan))
   call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
   call.defvjp(_forward_and_kept, _backward)
-  return call(module, config, is_into, rows, kernel, plan)
+  given = (module, config, is_into, rows, kernel, plan)
+  return derivatives.reverse_only("a projection of heads", call, *given)
 
 
 def _forward(
@@ -128,8 +132,10 @@ def _forward(
     kernel: jax.Array,
     plan: parts.Plan,
 ) -> jax.Array:
-  run = module.into_heads if is_into else module.out_of_heads
-  return run(parts.GivenHeads(rows, kernel, plan), config)
+  project = module.into_heads if is_into else module.out_of_heads
+  run = lambda *given: project(parts.GivenHeads(*given), config)
+  op = "a projection of heads"
+  return derivatives.run(op, module, run, rows, kernel, plan, is_by_jax=False)
 
 
 def _forward_and_kept(

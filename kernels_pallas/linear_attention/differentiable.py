@@ -1,12 +1,15 @@
 """Linear attention that is differentiated by sweeps, see `sweep`."""
 
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import derivatives
 from kernels_pallas import implementations
+from kernels_pallas import manual_axes
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import sweep as sweep_lib
 from kernels_pallas.linear_attention import xla
@@ -25,7 +28,9 @@ def attend(
   """Linear attention by sweeps of `implementation`, forward and backward."""
   call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
   call.defvjp(_forward_and_kept, _backward)
-  result = call(implementation, scale, config, query, key, value, decay, state)
+  arrays = manual_axes.align((query, key, value, decay, state))
+  given = (implementation, scale, config, *arrays)
+  result = derivatives.reverse_only("linear_attention", call, *given)
   return output.LinearAttentionOutput(*result)
 
 
@@ -41,9 +46,9 @@ def _forward(
 ) -> sweep_lib.Swept:
   sweep = sweep_lib.Sweep(out_scale=scale, config=config)
   log_decay = sweep_lib.log_of(decay)
-  return implementation.run(
-      sweep_lib.Operands(query, key, value, log_decay, state), sweep
-  )
+  operands = sweep_lib.Operands(query, key, value, log_decay, state)
+  run = lambda operands: implementation.run(operands, sweep)
+  return derivatives.run("linear_attention", implementation, run, operands)
 
 
 def _forward_and_kept(
@@ -56,6 +61,19 @@ def _forward_and_kept(
 
 
 def _backward(
+    implementation: sweep_lib.Implementation,
+    scale: float,
+    config: implementations.Config,
+    arrays: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, ...]:
+  back = functools.partial(_cotangents, implementation, scale, config)
+  return derivatives.run(
+      "linear_attention", implementation, back, arrays, cotangents
+  )
+
+
+def _cotangents(
     implementation: sweep_lib.Implementation,
     scale: float,
     config: implementations.Config,

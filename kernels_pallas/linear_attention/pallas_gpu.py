@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.hardware import gpu_chip
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
@@ -60,8 +61,8 @@ def run(
   out, state = plgpu.kernel(
       body,
       out_type=(
-          jax.ShapeDtypeStruct(out_shape, dtype),
-          jax.ShapeDtypeStruct(state.shape, jnp.float32),
+          manual_axes.struct(out_shape, dtype),
+          manual_axes.struct(state.shape, jnp.float32),
       ),
       scratch_types={
           "queries": tile(2, _CHUNK, width),

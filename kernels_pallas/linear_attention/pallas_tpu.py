@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
@@ -90,8 +91,8 @@ def run(
           ],
       ),
       out_shape=[
-          jax.ShapeDtypeStruct(out_shape, out_dtype),
-          jax.ShapeDtypeStruct(state.shape, state.dtype),
+          manual_axes.struct(out_shape, out_dtype),
+          manual_axes.struct(state.shape, state.dtype),
       ],
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "parallel", "arbitrary"),

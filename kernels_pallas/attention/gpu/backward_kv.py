@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import manual_axes
 from kernels_pallas.attention.gpu import stream
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
@@ -63,7 +64,7 @@ def backward_kv(
   batch, num_queries, _, head_dim = query.shape
   num_keys, num_kv_heads = key.shape[1:3]
   gpu_layout.check_smem("backward_kv", smem_bytes(config, head_dim), config)
-  like = jax.ShapeDtypeStruct(key.shape, key.dtype)
+  like = manual_axes.struct(key.shape, key.dtype)
   results = gpu_layout.launch(
       functools.partial(_kernel, task),
       "attention_backward_kv",

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import manual_axes
 from kernels_pallas.attention.gpu import stream
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
@@ -59,7 +60,7 @@ def backward_q(
       functools.partial(_kernel, task),
       "attention_backward_q",
       arrays.inputs_of(task),
-      {"d_query": jax.ShapeDtypeStruct(query.shape, query.dtype)},
+      {"d_query": manual_axes.struct(query.shape, query.dtype)},
       _scratch(config, head_dim, key.dtype),
       {
           "batch": batch,

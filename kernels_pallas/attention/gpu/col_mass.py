@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import manual_axes
 from kernels_pallas.attention.gpu import stream
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
@@ -81,7 +82,7 @@ def col_mass(
           "lse": gpu_layout.log2_lse(lse, config.block_q),
           "row_weights": row_weights,
       },
-      {"col_mass": jax.ShapeDtypeStruct(shape, jnp.float32)},
+      {"col_mass": manual_axes.struct(shape, jnp.float32)},
       _scratch(config, head_dim, query.dtype, row_weights is not None),
       {"batch": batch, "head": num_heads, "tile": num_tiles},
       config.block_kv // _ROWS,

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels_pallas import manual_axes
 from kernels_pallas.attention.gpu import stream
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
@@ -78,8 +79,8 @@ def forward(
       "attention_forward",
       task.inputs_of(query, key) | {"value": value, "sink": sink_logits},
       {
-          "out": jax.ShapeDtypeStruct(query.shape, query.dtype),
-          "lse": jax.ShapeDtypeStruct(lse_shape, jnp.float32),
+          "out": manual_axes.struct(query.shape, query.dtype),
+          "lse": manual_axes.struct(lse_shape, jnp.float32),
       },
       _scratch(config, head_dim, query.dtype),
       {"batch": batch, "head": num_heads, "tile": num_tiles},

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import backward_blocks as blocks_lib
@@ -122,7 +123,7 @@ def _pallas_call(
 ) -> Callable[[kernel_lib.Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
   sizes, block_kv = plan.sizes, plan.tiles.block_kv
   dtype = inputs.query.dtype
-  key_sums = jax.ShapeDtypeStruct(
+  key_sums = manual_axes.struct(
       (
           sizes.batch,
           plan.num_units,
@@ -144,7 +145,7 @@ def _pallas_call(
       in_specs=(blocks,),
       out_specs=(blocks.query, key_sums_block, key_sums_block),
       out_shape=(
-          jax.ShapeDtypeStruct(inputs.query.shape, dtype),
+          manual_axes.struct(inputs.query.shape, dtype),
           key_sums,
           key_sums,
       ),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import forward
@@ -59,7 +60,7 @@ def col_mass(
       grid=(batch, num_heads, key.shape[2] // block),
       in_specs=[spec for _, spec in inputs.values()],
       out_specs=pl.BlockSpec((1, 1, 1, block), lambda b, n, c: (b, n, 0, c)),
-      out_shape=jax.ShapeDtypeStruct(
+      out_shape=manual_axes.struct(
           (batch, num_heads, 1, key.shape[2]), jnp.float32
       ),
       scratch_shapes=list(scratch.values()),

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import layout
@@ -166,7 +167,7 @@ def _outputs(
     query: jax.Array, num_keys: int, plan: Plan
 ) -> dict[str, tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
   batch, num_heads, num_queries, head_dim = query.shape
-  struct, lanes = jax.ShapeDtypeStruct, plan.tiles.lanes_q
+  struct, lanes = manual_axes.struct, plan.tiles.lanes_q
   lse = struct((batch, num_heads, 1, num_queries), jnp.float32)
   col_mass = struct((batch, num_heads, 1, num_keys), jnp.float32)
   out = pl.BlockSpec((1, 1, lanes, head_dim), lambda b, n, r: (b, n, r, 0))

@@ -15,7 +15,9 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas import derivatives
 from kernels_pallas import implementations
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.decode import api
 from kernels_pallas.decode import rule as rule_lib
@@ -128,13 +130,13 @@ def decode_step(
   chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
   _check_values(pool, page_table, num_pages, rule)
   module = importlib.import_module(f"{__package__}.{chosen}")
-  return module.step(
+  given = manual_axes.align((
       slots_lib.Token(query, key, value, positions),
       pool,
       paged_rule.PageTable(page_table, num_pages),
-      granularity == "page",
-      rule,
-  )
+  ))
+  step = lambda *given: module.step(*given, granularity == "page", rule)
+  return derivatives.run("decode_step", module, step, *given)
 
 
 def _check_pool(

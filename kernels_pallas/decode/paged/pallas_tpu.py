@@ -24,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
@@ -58,7 +59,7 @@ def step(
   small = pool.small
   pools = [*small.values(), pool.key, pool.value]
   vectors = [query, key, value]
-  slot = jax.ShapeDtypeStruct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
+  slot = manual_axes.struct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
   outputs = [query, slot, *pools]
   # Where a page lies is only known from the table: the kernel copies it itself.
   anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * len(pools)
@@ -75,7 +76,7 @@ def step(
           ],
           scratch_shapes=tpu_refs.scratch_of(sizes, small, pool.key.dtype),
       ),
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+      out_shape=[manual_axes.struct(x.shape, x.dtype) for x in outputs],
       # Operands are counted from the page table on.
       input_output_aliases={6 + i: 2 + i for i in range(len(pools))},
       compiler_params=pltpu.CompilerParams(

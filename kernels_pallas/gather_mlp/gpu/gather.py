@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import types as hw_types
@@ -227,7 +228,7 @@ def _launch(
   kernel.__name__ = name
   return plgpu.kernel(
       kernel,
-      out_type=jax.ShapeDtypeStruct(out_shape, jnp.float32),
+      out_type=manual_axes.struct(out_shape, jnp.float32),
       scratch_types={
           "tiles": gpu_layout.tile_buffer(stages, TILE, TILE, few.dtype),
           "copies": gpu_layout.tile_buffer(

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.gpu import gather
 from kernels_pallas.hardware import gpu_layout
@@ -83,7 +84,7 @@ def outer(
       kernel,
       "scatter_outer",
       {"entries": entries(plan, num_blocks), "hidden": hidden, "few": few},
-      {"out": jax.ShapeDtypeStruct((num_blocks * size, width), few.dtype)},
+      {"out": manual_axes.struct((num_blocks * size, width), few.dtype)},
       {
           "hidden": buffer(len(few), TILE),
           "few": buffer(len(few), columns),

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import activations
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.tpu import config as tpu_config
@@ -52,7 +53,7 @@ def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
   out = call.run(
       functools.partial(_forward_kernel, call),
       [call.x],
-      out_shape=[jax.ShapeDtypeStruct(call.totals, jnp.float32)],
+      out_shape=[manual_axes.struct(call.totals, jnp.float32)],
       out_specs=[call.total_spec],
       scratch=[],
       name="gather_mlp",
@@ -82,9 +83,9 @@ def backward(
       [call.x, call.pad(d_out.astype(x.dtype))],
       sums=zeros,
       out_shape=[
-          jax.ShapeDtypeStruct(call.totals, jnp.float32),
-          *(jax.ShapeDtypeStruct(lists, jnp.float32) for _ in call.biases),
-          *(jax.ShapeDtypeStruct(z.shape, z.dtype) for z in zeros),
+          manual_axes.struct(call.totals, jnp.float32),
+          *(manual_axes.struct(lists, jnp.float32) for _ in call.biases),
+          *(manual_axes.struct(z.shape, z.dtype) for z in zeros),
       ],
       out_specs=[
           call.total_spec,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
+from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.tpu import config as tpu_config
 from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
@@ -87,7 +88,7 @@ def _run(
           ),
           scratch_shapes=tpu_stream.scratch([kernel], size),
       ),
-      out_shape=jax.ShapeDtypeStruct((num_cores, *made), jnp.float32),
+      out_shape=manual_axes.struct((num_cores, *made), jnp.float32),
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=("parallel", "arbitrary"),
           vmem_limit_bytes=tpu_config.limit(),

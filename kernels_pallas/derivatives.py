@@ -1,0 +1,82 @@
+"""What a kernel cannot be differentiated by is said in one sentence.
+
+Ops have a derivative of their own, in reverse mode and once. jax differentiates
+XLA's implementations a second time; kernels it cannot.
+"""
+
+from collections.abc import Callable
+import types
+from typing import Any, TypeVar
+
+import jax
+
+from kernels_pallas import manual_axes
+
+_ResultT = TypeVar("_ResultT")
+
+_KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+_KERNELS |= {name: name for name in _KERNELS.values()}
+
+
+def run(
+    op: str,
+    implementation: types.ModuleType | object,
+    function: Callable[..., _ResultT],
+    *args: Any,
+    is_by_jax: bool = True,
+) -> _ResultT:
+  """function(*args), also inside `shard_map`, see `manual_axes.isolated`.
+
+  Args:
+    op: Its name, for the error.
+    implementation: The module that `function` calls. Where it is one of
+      kernels, the derivative of this call is refused.
+    function: Of arrays and trees of them.
+    *args: All become traced, if anything is.
+    is_by_jax: Whether jax can differentiate `function` where it is XLA's: a
+      loop whose length is known when it runs it cannot.
+  """
+  kernel = _kernel_of(implementation)
+  if kernel is None and is_by_jax and not manual_axes.are_varying(args):
+    return function(*args)
+
+  @jax.custom_jvp
+  def call(*args: Any) -> _ResultT:
+    return manual_axes.isolated(function, *args)
+
+  @call.defjvp
+  def refuse(primals: Any, tangents: Any) -> Any:
+    del primals, tangents
+    by = f"implementation={kernel or 'xla'!r}"
+    raise ValueError(
+        f"{op} has no such derivative by {by}, for these arguments only a"
+        " gradient of first order, if any; use implementation='reference'"
+    )
+
+  return call(*args)
+
+
+def reverse_only(
+    op: str, call: Callable[..., _ResultT], *args: Any
+) -> _ResultT:
+  """call(*args) of a `jax.custom_vjp`.
+
+  Raises:
+    ValueError: In forward mode.
+  """
+  try:
+    return call(*args)
+  except TypeError as error:
+    if "forward-mode" not in str(error):
+      raise
+    raise ValueError(
+        f"{op} has no derivative in forward mode (jvp, jacfwd, linearize);"
+        " use reverse mode (vjp, grad), or implementation='reference'"
+    ) from error
+
+
+def _kernel_of(implementation: types.ModuleType | object) -> str | None:
+  """The implementation's name, if it is one of kernels."""
+  parts = getattr(implementation, "__name__", "").split(".")
+  found = [_KERNELS[part] for part in parts if part in _KERNELS]
+  return found[0] if found else None

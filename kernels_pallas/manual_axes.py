@@ -1,0 +1,111 @@
+"""Ops inside `jax.shard_map` as jax has it by default, with `check_vma=True`.
+
+There each array says over which axes of the mesh it differs ("varies"), and
+loops want their carry to say the same before and after. An op of this package
+communicates with no other device: it is traced as if there were no such axes,
+and all of its results vary over all axes that an argument varies over.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.extend import core
+from jax.interpreters import batching
+from jax.interpreters import mlir
+import numpy as np
+
+_TreeT = TypeVar("_TreeT")
+
+
+def struct(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.ShapeDtypeStruct:
+  """A result of a kernel, which is `isolated` and so varies over no axis."""
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=_none())
+
+
+def align(tree: _TreeT) -> _TreeT:
+  """Lets all of jax's arrays vary over what one of them varies over.
+
+  Its derivative adds up what the devices found of an array that they share.
+  NumPy arrays, which are known while tracing, stay as they are.
+  """
+  axes = _axes(jax.tree.leaves(tree))
+
+  def spread(leaf: Any) -> Any:
+    missing = axes - _axes([leaf])
+    if not missing or not isinstance(leaf, jax.Array):
+      return leaf
+    return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+
+  return jax.tree.map(spread, tree) if axes else tree
+
+
+def are_varying(tree: Any) -> bool:
+  """Whether any array differs between devices of a manual axis."""
+  return bool(_axes(jax.tree.leaves(tree)))
+
+
+def isolated(function: Callable[..., _TreeT], *args: Any) -> _TreeT:
+  """function(*args), traced as if outside of `shard_map`.
+
+  Args:
+    function: Of arrays and trees of them; calls no collectives. Without manual
+      axes it is called as it is. It is not differentiated: who calls has its
+      own rule.
+    *args: From `align`.
+  """
+  leaves, tree = jax.tree.flatten(align(args))
+  if not _axes(leaves):
+    return function(*args)
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+  flat = lambda *leaves: function(*jax.tree.unflatten(tree, leaves))
+  jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+  results = _call.bind(*align([jax.numpy.asarray(x) for x in leaves]), of=jaxpr)
+  return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def _axes(leaves: list[Any]) -> frozenset[Any]:
+  """The axes that an array of them varies over."""
+  arrays = (leaf for leaf in leaves if isinstance(leaf, jax.Array))
+  none = frozenset()
+  return none.union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+
+
+def _none() -> Any:
+  """The type of what varies over no axis, which jax has no public name for."""
+  return jax.typeof(np.int32(0)).manual_axis_type
+
+
+def _results(*args: Any, of: core.ClosedJaxpr) -> list[Any]:
+  axes, mesh = args[0].manual_axis_type, args[0].sharding.mesh
+  # Kernels may have said nothing of a mesh.
+  whole = lambda aval: jax.sharding.NamedSharding(
+      mesh, jax.P(*[None] * aval.ndim)
+  )
+  return [
+      aval.update(manual_axis_type=axes, sharding=whole(aval))
+      for aval in of.out_avals
+  ]
+
+
+def _lower(ctx: Any, *args: Any, of: core.ClosedJaxpr) -> Any:
+  without = lambda avals: [x.update(manual_axis_type=_none()) for x in avals]
+  ctx = ctx.replace(
+      avals_in=without(ctx.avals_in), avals_out=without(ctx.avals_out)
+  )
+  call = core.jaxpr_as_fun(of)
+  return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
+
+
+def _batch(args: Any, axes: Any, *, of: core.ClosedJaxpr) -> Any:
+  results = isolated(jax.vmap(core.jaxpr_as_fun(of), axes), *args)
+  return results, [0] * len(results)
+
+
+_call = core.Primitive("isolated")
+_call.multiple_results = True
+_call.def_abstract_eval(_results)
+mlir.register_lowering(_call, _lower)
+batching.primitive_batchers[_call] = _batch
