@@ -59,7 +59,7 @@ def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
   subject, training = _subject(config)
   with progress.bar(
       "reading",
-      total=evaluate_grid.num_readings(config),
+      total=evaluate_grid.num_readings(config, subject.model.config),
       unit="texts",
       per_step=config.batch_size,
   ) as on_progress:

@@ -9,14 +9,31 @@ import numpy as np
 
 from joma.inference.cache import calls
 from joma.inference.cache import kv_cache as kv_cache_lib
+from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cost_model
 from joma.inference.evaluation import evaluate_config
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
 Config = evaluate_config.EvaluateConfig
+
+
+def names_of(
+    config: Config, shape: configs.TransformerConfig
+) -> tuple[str, ...]:
+  """Policies that are evaluated.
+
+  Where a layer's system keeps what it needs itself, nothing evicts from it: of
+  the policies that always stand beside, those that evict are left out.
+  """
+  layers = [layer_hooks.of_layer(shape, n) for n in range(shape.num_layers)]
+  if not any(own.mixer or own.select for own in layers):
+    return config.all_policies()
+  always, *others = config.all_policies()
+  return (always, *(name for name in others if name in config.policies))
 
 
 def make(
@@ -46,10 +63,7 @@ def make(
   Raises:
     UserError: The policy does not fit so few slots.
   """
-  policy, named = policy_names.parse(name), policy_names.settings(name)
-  if policy.draws and "seed" not in named:
-    policy = dataclasses.replace(policy, seed=seed)
-  policy = calls.fitted(policy, slots, named)
+  policy = _fitted(name, slots, seed)
   if policy.reads_part:
     slots = config.length + num_new
   try:
@@ -65,6 +79,13 @@ def make(
     raise errors.UserError(
         f"policies={name}, {slots} slots: {error}"
     ) from error
+
+
+def _fitted(name: str, slots: int, seed: int = 0) -> policy_lib.Policy:
+  policy, named = policy_names.parse(name), policy_names.settings(name)
+  if policy.draws and "seed" not in named:
+    policy = dataclasses.replace(policy, seed=seed)
+  return calls.fitted(policy, slots, named)
 
 
 def cost(
@@ -86,8 +107,12 @@ def cost(
   batch_size, length = text_shape
   caches = make(config, model.config, name, slots, batch_size)
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
-  capacities = tuple(cache.capacity for cache in caches)
-  plan = calls.plan(caches[0].policy, capacities, name)
+  # What a layer's system keeps itself is as long as the text.
+  is_prepared = lambda cache: isinstance(cache, layer_hooks.PreparedCache)
+  inner = [c.kv_cache if is_prepared(c) else c for c in caches]
+  capacities = tuple(getattr(cache, "capacity", length) for cache in inner)
+  policy = getattr(inner[0], "policy", None) or _fitted(name, slots)
+  plan = calls.plan(policy, capacities, name)
   dtype = np.dtype(model.dtype).name
   load = cost_model.Load(
       batch_size=batch_size,

@@ -68,6 +68,9 @@ class EvaluateConfig:
     shape: Shape of the model that is trained here where none is given. By
       default its first layer sees a token and the one before alone, as short
       convolutions do, with which recall is learned in minutes.
+    attention: Systems laid over a model that is given, without parameters of
+      their own, as in TransformerConfig: hip:k=512, one entry a layer, or a
+      pattern. A model that is trained here has those of `shape`.
     train_steps: Steps of training the model, where none is given.
     train_batch: Examples of a training step.
     train_length: Tokens of a training example; 0 is `length`.
@@ -101,6 +104,7 @@ class EvaluateConfig:
       hidden_dim=128,
       windows=(2, 0),
   )
+  attention: tuple[str, ...] = ()
   train_steps: int = 400
   train_batch: int = 32
   train_length: int = 0

@@ -25,6 +25,7 @@ from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import tasks
 from joma.systems.cache_policies import names as policy_names
+from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
@@ -52,7 +53,7 @@ class Subject:
 
 def check(config: Config, subject: Subject) -> None:
   """Raises UserError where a policy, a budget or the length cannot be."""
-  for name in config.all_policies():
+  for name in evaluate_caches.names_of(config, subject.model.config):
     for slots in config.capacities():
       make = functools.partial(
           evaluate_caches.make,
@@ -132,9 +133,14 @@ def _batches(
   ])
 
 
-def num_readings(config: Config) -> int:
+def num_readings(
+    config: Config, shape: configs.TransformerConfig | None = None
+) -> int:
   """Batches that `measure` reads."""
-  settings = 1 + (len(config.all_policies()) - 1) * len(config.capacities())
+  names = config.all_policies()
+  if shape is not None:
+    names = evaluate_caches.names_of(config, shape)
+  settings = 1 + (len(names) - 1) * len(config.capacities())
   seeds = 1 if config.texts else config.num_seeds
   return settings * seeds * len(config.tasks)
 
@@ -165,7 +171,7 @@ def _grid(
     on_progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
   settings = [(policy_names.REFERENCE, 1.0, None)]
-  for name in config.all_policies()[1:]:
+  for name in evaluate_caches.names_of(config, subject.model.config)[1:]:
     settings += [
         (name, budget, slots) for slots, budget in config.capacities().items()
     ]
@@ -355,7 +361,7 @@ def _perplexity(
 
 def _kept_mass(kv_cache: PyTree, position: Int[np.ndarray, "B"]) -> np.ndarray:
   """Share of attention so far that is on what is kept, mean over layers."""
-  if not isinstance(kv_cache[0], kv_cache_lib.SlotCache):
+  if not all(isinstance(c, kv_cache_lib.SlotCache) for c in kv_cache):
     return np.full(len(position), np.nan)
   masses = [
       kv_cache_lib.stats(cache, jnp.asarray(position))["kept_mass"]

@@ -10,6 +10,7 @@ from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import evaluate_grid
 from joma.inference.evaluation import task_training
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer as tokenizer_lib
@@ -33,13 +34,18 @@ def check(config: Config, folder: str | None) -> None:
             f" {', '.join(evaluate_config.SYMBOLS)}; got"
             f" tasks={','.join(config.tasks)}."
         )
+    if config.attention:
+      raise errors.UserError(
+          f"attention={','.join(config.attention)} is laid over a --model;"
+          " without one give shape.attention."
+      )
     shape = _shape(config)
     models.check_memory(shape)
     evaluate_data.drawer(config, config.tasks[0], shape.vocab_size, None)(
         np.random.default_rng(0)
     )
   else:
-    shape = pretrained.read_config(folder)
+    shape = layer_hooks.over(pretrained.read_config(folder), config.attention)
     if set(config.tasks) - set(evaluate_config.SYMBOLS):
       tokenizer_lib.from_folder(folder)
   subject = evaluate_grid.Subject(model=models.Transformer(shape), params=None)
@@ -53,6 +59,7 @@ def load(config: Config, folder: str) -> evaluate_grid.Subject:
     UserError: As `pretrained.load`.
   """
   shape, params = pretrained.load(folder)
+  shape = layer_hooks.over(shape, config.attention)
   reads_text = set(config.tasks) - set(evaluate_config.SYMBOLS)
   return evaluate_grid.Subject(
       model=models.Transformer(shape),

@@ -18,6 +18,7 @@ from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import evaluate_grid
 from joma.inference.evaluation import evaluate_subject
 from joma.inference.evaluation import tasks
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
@@ -63,6 +64,25 @@ def _measured():
 
 
 class GridTest(absltest.TestCase):
+
+  def test_a_selector_is_read_through_its_own_cache(self):
+    """With all keys it is the full cache; nothing evicts from it."""
+    subject, rows, _ = _measured()
+    shape = layer_hooks.over(subject.model.config, ("hip:k=256",))
+    laid = dataclasses.replace(subject, model=models.Transformer(shape))
+    config = dataclasses.replace(_CONFIG, policies=("full",))
+    (row,) = evaluate_grid.measure(config, laid)["mqar"]
+    self.assertEqual(evaluate_grid.num_readings(config, shape), 2)
+    self.assertEqual(row["policy"], "full")
+    self.assertEqual(row["quality"], rows["full"]["quality"])
+    message = "H2O has nothing to evict from in layer 0, where hip keeps"
+    with self.assertRaisesRegex(errors.UserError, message):
+      evaluate_grid.check(_CONFIG, laid)
+
+  def test_what_is_laid_over_a_model_wants_one(self):
+    config = dataclasses.replace(_CONFIG, attention=("hip",))
+    with self.assertRaisesRegex(errors.UserError, "hip is laid over a --model"):
+      evaluate_subject.check(config, None)
 
   def test_rows_of_a_task(self):
     subject, rows, told = _measured()
