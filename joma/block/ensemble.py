@@ -106,15 +106,13 @@ def train(
   measure = layout.map(score, setting=setting) if score else lambda *_: ()
   # In spans, so that nodes are scored on the way without a score in the
   # compiled steps.
-  losses, seen, scores = [], [], [layout.gather(measure(state, ()))]
+  observed, scores = [], [layout.gather(measure(state, ()))]
   for _ in range(num_scores):
-    state, *observed = advance(state, ())
-    more_losses, more_seen = layout.gather(observed)
-    losses.append(more_losses)
-    seen.append(more_seen)
+    state, *seen = advance(state, ())
+    observed.append(layout.gather(seen))
     scores.append(layout.gather(measure(state, ())))
-  shape = (len(settings), len(seeds))
-  split = lambda leaf: leaf.reshape(*shape, *leaf.shape[1:])
+  losses, seen = zip(*observed, strict=True)
+  split = lambda x: x.reshape(len(settings), len(seeds), *x.shape[1:])
   runs = BlockRuns(
       tuple(settings),
       every * np.arange(num_records + 1),

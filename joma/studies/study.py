@@ -13,9 +13,9 @@ import pathlib
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from etils import epy
-from jaxtyping import Shaped
 
 with epy.lazy_imports():
+  import jaxtyping
   from matplotlib import figure as mpl_figure
   import numpy as np
 
@@ -78,7 +78,7 @@ def _stream(
 def emit(
     on_metrics: OnMetrics | None,
     steps: Iterable[SupportsIndex],
-    curves: Mapping[str, Shaped[Any, "S"] | Sequence[SupportsFloat]],
+    curves: Mapping[str, jaxtyping.Shaped[Any, "S"] | Sequence[SupportsFloat]],
 ) -> None:
   """Streams curves, one row a time.
 

@@ -86,6 +86,7 @@ class Attention(nn.Module):
       query, key, value, kv_cache = layer_hooks.prepare(
           own.prepare, call, query, key, value, kv_cache
       )
+    # Positions are turned in there: caches that keep raw keys turn them anew.
     made, kv_cache = self._mix(own, call, query, key, value, mask, kv_cache)
     if own.gate is not None:
       params = call.params[own.gate.name]
@@ -201,6 +202,7 @@ class Attention(nn.Module):
       where = with_window(mask, query.shape[1], options.window)
       places = call.positions[: len(query)]
       query, key = rotate(query, places), rotate(key, places)
+      # After rotation: a selector scores keys as attention will.
       if own.select is not None:
         params = call.params[own.select.name]
         where = own.select.select(params, call, query, key, where)

@@ -93,6 +93,22 @@ class Transformer(nn.Module):
     x = self._embed(token_embed, tokens, positions, is_training)
     self.sow("intermediates", "resid_embed", x)
     caches = kv_cache or (None,) * self.config.num_layers
+    x, caches = self._layers(x, positions, mask, caches, is_training, router)
+    if logits_at is not None:
+      x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
+    logits = self._logits(token_embed, x)
+    return logits if kv_cache is None else (logits, caches)
+
+  def _layers(
+      self,
+      x: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      mask: masks.Mask,
+      caches: tuple[Any, ...],
+      is_training: bool,
+      router: hooks.Router | None,
+  ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    """The residual stream after all layers, and their caches."""
     # Attributes of static arguments: self is 0, is_training the last.
     layer_class = (
         nn.remat(Layer, static_argnums=(5,)) if self.use_remat else Layer
@@ -113,10 +129,7 @@ class Transformer(nn.Module):
       )(x, positions, mask, cache, is_training, carry, router, x_before)
       new_caches.append(cache)
       x_before = x_in if router is not None else None
-    if logits_at is not None:
-      x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
-    logits = self._logits(token_embed, x)
-    return logits if kv_cache is None else (logits, tuple(new_caches))
+    return x, tuple(new_caches)
 
   def _embed(
       self,

@@ -32,7 +32,9 @@ AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern that the end of a path matches holds.
+# The first pattern that the end of a path matches holds. Of two products in a
+# row the first is split over tensor by its outputs, the second by its inputs:
+# heads and hidden units stay where they are, and one sum follows the pair.
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"token_embed/embedding", ("tensor", "fsdp")),
     (r"position_embed/embedding", (None, "fsdp")),
@@ -132,6 +134,7 @@ def keep_split(
   num_parts = num_batch_parts(mesh)
 
   def keep(leaf: Array) -> Array:
+    # Streams [B, T, D] alone: of heads and their like XLA knows best.
     if leaf.ndim != 3 or leaf.shape[0] % num_parts:
       return leaf
     free = (P.UNCONSTRAINED,) * (leaf.ndim - 1)
@@ -161,6 +164,7 @@ def per_part(
     return attend(query, key, value, where, *extra)
   num_parts = num_batch_parts(mesh)
   batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
+  # By key heads: query heads go with the key head that they share.
   heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
   arrays = P(batch, None, heads, None)
   split = jax.tree.map(lambda _: P(heads), extra)
@@ -168,6 +172,7 @@ def per_part(
       attend,
       in_specs=(arrays, arrays, arrays, *places, *split),
       out_specs=arrays,
+      # Kernels do not say over which axes of the mesh their outputs vary.
       check_vma=False,
   )
   if isinstance(where, selection.Selection):

@@ -21,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 import numpy as np
@@ -172,6 +172,46 @@ def take_turns(
       turn()
       seconds[name].append((time.perf_counter() - started) / num_steps)
   return {name: np.array(x[num_warm_ups:]) for name, x in seconds.items()}
+
+
+class Contestant(NamedTuple):
+  """One way to take steps of training.
+
+  Attributes:
+    loss: Of the common batch at the common parameters, nothing dropped.
+    turn: Takes the steps of a turn.
+  """
+
+  loss: float
+  turn: Callable[[], object]
+
+
+def compare(
+    contestants: Mapping[str, Contestant],
+    beside: Iterable[str],
+    num_rounds: int,
+    num_steps: int,
+) -> list[Row]:
+  """Times contestants in turns; returns a table.
+
+  Args:
+    contestants: By the names of their rows.
+    beside: Names of rows whose time is set against that of each.
+    num_rounds: Rounds that count.
+    num_steps: Steps of a turn.
+  """
+  turns = {name: contestant.turn for name, contestant in contestants.items()}
+  seconds = take_turns(turns, num_rounds, num_steps=num_steps, pause_s=0.05)
+  return [
+      {
+          "row": name,
+          "loss": contestant.loss,
+          "step_ms": 1e3 * float(np.median(seconds[name])),
+          "least_ms": 1e3 * float(seconds[name].min()),
+      }
+      | {f"{x} over it": ratio(seconds[x], seconds[name]) for x in beside}
+      for name, contestant in contestants.items()
+  ]
 
 
 def quartiles_ms(seconds: np.ndarray, prefix: str = "") -> Row:

@@ -23,7 +23,8 @@ How it counts:
                   functions included
   names           strings that are a name or `name:...`, docstrings aside, and
                   identifiers or imports of its class; tables are of this tree,
-                  and names that are ordinary words are left out
+                  and names that are ordinary words are left out, as are those
+                  of a file's own parameters, whose messages name them
 """
 
 import argparse
@@ -160,6 +161,12 @@ def figures(house: House) -> dict[str, str]:
       "functions above 50 lines": str(
           sum(n > _MOST_FUNCTION_LINES for n in lengths)
       ),
+      "those above without their docstring": str(
+          sum(
+              f.num_lines - f.num_doc_lines > _MOST_FUNCTION_LINES
+              for f in all_functions
+          )
+      ),
       "annotated parameters, public": sources_lib.annotated(
           f for f in all_functions if f.is_public
       ),
@@ -183,7 +190,9 @@ def details(house: House) -> Iterator[str]:
       yield f"{source.path} has {source.num_lines} lines"
   for function in house.functions:
     if function.num_lines > _MOST_FUNCTION_LINES:
-      yield f"{function.where} has {function.num_lines} lines"
+      doc = function.num_doc_lines
+      told = f", {doc} of them its docstring" if doc > 1 else ""
+      yield f"{function.where} has {function.num_lines} lines{told}"
   for cycle in house.cycles:
     yield f"cycle: {', '.join(cycle)}"
   for name, paths in house.named.items():
@@ -240,7 +249,8 @@ def _words(tree: ast.Module) -> set[str]:
       found.add(f"class {node.attr}")
     elif isinstance(node, ast.ImportFrom):
       found |= {f"class {alias.name}" for alias in node.names}
-  return found
+  parameters = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+  return found - parameters
 
 
 def spread(numbers: Sequence[int]) -> str:

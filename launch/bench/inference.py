@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
+from joma.systems.cache_policies import names
 from joma.transformer import config as configs
 from launch.bench import harness
 from scansnap_jax.experiment import errors
@@ -33,7 +34,7 @@ from scansnap_jax.experiment import require
 
 _PAUSE_S = 0.2
 # All keys, and the policy that keeps some.
-_OURS = ("full", "h2o")
+_OURS = (names.REFERENCE, names.COMPARED[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,15 +168,14 @@ def _caches(
 ) -> PyTree:
   """Caches that hold noise, a token in every slot but those to be written."""
   from joma.inference.cache import kv_cache
-  from joma.systems.cache_policies.by_attention import h2o
   from joma.transformer import full_cache
 
   noise = lambda x: jax.random.normal(jax.random.key(config.seed), x.shape)
   num_steps = (config.num_rounds + 1) * config.num_steps
-  if name == "full":
+  if name == names.REFERENCE:
     caches = full_cache.init(shape, batch_size, config.length + num_steps)
     return jax.tree.map(noise, caches)
-  policy = h2o.H2O(num_sinks=4)
+  policy = names.from_name(name, num_sinks=4)
   caches = kv_cache.init(policy, shape, batch_size, config.capacity)
   first = config.length - config.capacity
   return tuple(
@@ -278,13 +278,12 @@ def start_peer(
   is_cut = name == "kvpress"
   length = config.capacity if is_cut else config.length
   sizes = model.config
-  cache = transformers.DynamicCache(config=sizes)
-  noise = torch.randn(
-      batch_size,
+  heads, head_dim = (
       sizes.num_key_value_heads,
-      length,
       sizes.hidden_size // sizes.num_attention_heads,
   )
+  cache = transformers.DynamicCache(config=sizes)
+  noise = torch.randn(batch_size, heads, length, head_dim)
   for layer in range(sizes.num_hidden_layers):
     cache.update(noise.clone(), noise.clone(), layer)
   press = kvpress.DecodingPress(

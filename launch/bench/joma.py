@@ -13,10 +13,9 @@ saving at a time and then all of them, in PyTorch too:
   all      the three together
 
 Rows take turns, see `launch.bench.harness`; each has all cores. Every row
-starts from the same parameters; `first_loss` is its loss of the same batch.
+starts from the same parameters; `loss` is its loss of the same batch.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import importlib
@@ -33,8 +32,6 @@ from joma.hierarchy import model as hierarchy_model
 from joma.hierarchy import run as hierarchy_train
 from launch.bench import harness
 from launch.bench import torch_peer
-
-_PAUSE_S = 0.05
 
 
 class Savings(NamedTuple):
@@ -84,18 +81,6 @@ class BenchConfig:
   seed: int = 1
 
 
-class Contestant(NamedTuple):
-  """One way to take steps.
-
-  Attributes:
-    first_loss: Loss of the common first batch at the common parameters.
-    turn: Takes the steps of a turn.
-  """
-
-  first_loss: float
-  turn: Callable[[], object]
-
-
 def measure(config: BenchConfig) -> harness.Row:
   """Makes and prints the measurements of each width and set size.
 
@@ -107,40 +92,18 @@ def measure(config: BenchConfig) -> harness.Row:
   harness.tell("machine", results["machine"])
   for width, size in itertools.product(config.embed_dims, config.set_sizes):
     name = f"d={width}, sets of {size}"
-    results[name] = take_turns(make_rows(config, width, size), config)
+    rows = make_rows(config, width, size)
+    plain = [row for row in rows if row.endswith(" plain")]
+    results[name] = harness.compare(
+        rows, plain, config.num_rounds, config.num_steps
+    )
     harness.tell(name, results[name])
   return results
 
 
-def take_turns(
-    rows: Mapping[str, Contestant], config: BenchConfig
-) -> list[harness.Row]:
-  """Times the rows in turns; returns a table, ratios to the plain rows."""
-  seconds = harness.take_turns(
-      {name: row.turn for name, row in rows.items()},
-      config.num_rounds,
-      num_steps=config.num_steps,
-      pause_s=_PAUSE_S,
-  )
-  plain = [name for name in rows if name.endswith(" plain")]
-  return [
-      {
-          "row": name,
-          "first_loss": row.first_loss,
-          "step_ms": 1e3 * float(np.median(seconds[name])),
-          "least_ms": 1e3 * float(seconds[name].min()),
-      }
-      | {
-          f"{other} over it": harness.ratio(seconds[other], seconds[name])
-          for other in plain
-      }
-      for name, row in rows.items()
-  ]
-
-
 def make_rows(
     config: BenchConfig, width: int, set_size: int
-) -> dict[str, Contestant]:
+) -> dict[str, harness.Contestant]:
   """Builds what is to be timed."""
   latents = data.make_hierarchy(
       config.seed,
@@ -184,7 +147,7 @@ def _jax(
     model: hierarchy_model.HierarchyTransformer,
     run: hierarchy_train.TableRun,
     savings: Savings,
-) -> Contestant:
+) -> harness.Contestant:
   state = jax.jit(functools.partial(hierarchy_train.init, model=model))(run)
   descend = functools.partial(
       hierarchy_train.descend,
@@ -197,7 +160,9 @@ def _jax(
   # Every turn starts anew: the state is not donated.
   compiled = jax.jit(descend).lower(state).compile()
   first_loss = float(compiled(state)[1][0])
-  return Contestant(first_loss, lambda: jax.block_until_ready(compiled(state)))
+  return harness.Contestant(
+      first_loss, lambda: jax.block_until_ready(compiled(state))
+  )
 
 
 def _torch(
@@ -205,7 +170,7 @@ def _torch(
     model: hierarchy_model.HierarchyTransformer,
     run: hierarchy_train.TableRun,
     savings: Savings,
-) -> Contestant:
+) -> harness.Contestant:
   torch = torch_peer.load()
   init = jax.jit(functools.partial(hierarchy_train.init, model=model))
   params = torch_peer.trainable(init(run).params)
@@ -235,7 +200,7 @@ def _torch(
       run.seed, jnp.int32(0), num_classes, config.batch_size
   )
   first_loss = loss_of(torch.tensor(np.array(first), dtype=torch.long)).item()
-  return Contestant(first_loss, turn)
+  return harness.Contestant(first_loss, turn)
 
 
 def torch_logits(
@@ -258,19 +223,15 @@ def torch_logits(
     attn_logits = query @ key.transpose(1, 2) / width**0.5
     attn_logits = attn_logits + (bias[-1:] if is_cut else bias)
     attended = torch.softmax(attn_logits, dim=2) @ (stream @ p["W_V"])
-    middle = _torch_norm(p, "norm_1", ending + attended)
+    middle = torch_peer.layer_norm(
+        ending + attended, p["norm_1_scale"], p["norm_1_bias"]
+    )
     hidden = torch.relu(middle @ p["mlp_in_w"] + p["mlp_in_b"])
     output = hidden @ p["mlp_out_w"] + p["mlp_out_b"]
-    stream = _torch_norm(p, "norm_2", middle + output)
+    stream = torch_peer.layer_norm(
+        middle + output, p["norm_2_scale"], p["norm_2_bias"]
+    )
   return stream[:, -1] @ params["classes_w"] + params["classes_b"]
-
-
-def _torch_norm(
-    params: dict[str, Any], name: str, inputs: torch_peer.Tensor
-) -> torch_peer.Tensor:
-  torch = importlib.import_module("torch")
-  scale, bias = params[f"{name}_scale"], params[f"{name}_bias"]
-  return torch.nn.functional.layer_norm(inputs, scale.shape, scale, bias)
 
 
 if __name__ == "__main__":

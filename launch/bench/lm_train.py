@@ -7,7 +7,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import importlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +22,6 @@ from launch.bench import harness
 from launch.bench import lm_sizes
 from launch.bench import torch_peer
 
-_PAUSE_S = 0.05
-
-
-class Contestant(NamedTuple):
-  """One way to take steps.
-
-  Attributes:
-    loss: Of the common batch at the common parameters, nothing dropped.
-    turn: Takes the steps of a turn.
-  """
-
-  loss: float
-  turn: Callable[[], object]
-
 
 def measure(config: lm_sizes.LmBenchConfig) -> list[harness.Row]:
   """Times the rows in turns; returns a table."""
@@ -48,24 +33,12 @@ def measure(config: lm_sizes.LmBenchConfig) -> list[harness.Row]:
   if config.torch:
     rows["torch"] = _torch(settings, state.params, text)
   rows["jax"] = _jax(task, state, text)  # Gives the state up.
-  seconds = harness.take_turns(
-      {name: row.turn for name, row in rows.items()},
-      config.num_rounds,
-      num_steps=config.num_steps,
-      pause_s=_PAUSE_S,
-  )
-  first = next(iter(seconds.values()))
+  first = next(iter(rows))
+  found = harness.compare(rows, [first], config.num_rounds, config.num_steps)
   num_tokens = config.batch_size * config.seq_len
   return [
-      {
-          "row": name,
-          "loss": row.loss,
-          "step_ms": 1e3 * float(np.median(seconds[name])),
-          "least_ms": 1e3 * float(seconds[name].min()),
-          "tokens_per_sec": num_tokens / float(np.median(seconds[name])),
-          "first over it": harness.ratio(first, seconds[name]),
-      }
-      for name, row in rows.items()
+      row | {"tokens_per_sec": 1e3 * num_tokens / row["step_ms"]}
+      for row in found
   ]
 
 
@@ -121,15 +94,15 @@ def _settings(config: lm_sizes.LmBenchConfig) -> lm_config.LmConfig:
 
 def _jax(
     task: lm_step.Task, state: lm_step.TrainState, text: batches_lib.Batch
-) -> Contestant:
+) -> harness.Contestant:
   evaluate = jax.jit(functools.partial(lm_step.evaluate, task=task))
   loss = float(evaluate(state.params, jax.tree.map(lambda x: x[:1], text)))
-  return Contestant(loss, turn_of(task, state, text))
+  return harness.Contestant(loss, turn_of(task, state, text))
 
 
 def _torch(
     settings: lm_config.LmConfig, params: PyTree, text: batches_lib.Batch
-) -> Contestant:
+) -> harness.Contestant:
   torch = torch_peer.load()
   params = torch_peer.trainable(params)
   leaves = jax.tree.leaves(params)
@@ -159,7 +132,7 @@ def _torch(
 
   with torch.no_grad():
     loss = loss_of(0, 0.0).item()
-  return Contestant(loss, turn)
+  return harness.Contestant(loss, turn)
 
 
 def torch_logits(
@@ -172,6 +145,9 @@ def torch_logits(
   torch = importlib.import_module("torch")
   functional = torch.nn.functional
   drop = lambda x: functional.dropout(x, dropout, training=dropout > 0)
+  norm = lambda x, p: torch_peer.layer_norm(
+      x, p["scale"], p["bias"], model.norm_epsilon
+  )
   embedded = functional.embedding(tokens, params["token_embed"]["embedding"])
   places = jnp.arange(tokens.shape[1])[None]
   sinusoids = np.array(model_lib.sinusoids(places, model.embed_dim))
@@ -188,20 +164,9 @@ def torch_logits(
         is_causal=True,
     )
     update = out[:, 0] @ attn["out"]["kernel"][0] + attn["out"]["bias"]
-    stream = _torch_norm(model, p["attn_norm"], stream + drop(update))
+    stream = norm(stream + drop(update), p["attn_norm"])
     hidden = stream @ mlp["up"]["kernel"] + mlp["up"]["bias"]
     hidden = drop(torch.relu(hidden))
     update = hidden @ mlp["down"]["kernel"] + mlp["down"]["bias"]
-    stream = _torch_norm(model, p["mlp_norm"], stream + drop(update))
+    stream = norm(stream + drop(update), p["mlp_norm"])
   return stream @ params["output"]["kernel"] + params["output"]["bias"]
-
-
-def _torch_norm(
-    model: config_lib.TransformerConfig,
-    params: dict[str, torch_peer.Tensor],
-    x: torch_peer.Tensor,
-) -> torch_peer.Tensor:
-  torch = importlib.import_module("torch")
-  return torch.nn.functional.layer_norm(
-      x, x.shape[-1:], params["scale"], params["bias"], model.norm_epsilon
-  )

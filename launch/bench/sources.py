@@ -47,6 +47,15 @@ class Function:
     """From `def` to the last line."""
     return (self.node.end_lineno or 0) - self.node.lineno + 1
 
+  @property
+  def num_doc_lines(self) -> int:
+    """Lines of the docstring: what a caller reads instead of the function."""
+    first = self.node.body[0]
+    is_doc = isinstance(first, ast.Expr) and isinstance(
+        first.value, ast.Constant
+    )
+    return (first.end_lineno or 0) - first.lineno + 1 if is_doc else 0
+
 
 def read(root: pathlib.Path, packages: Iterable[str]) -> list[Source]:
   """Reads the Python files of packages, by path."""

@@ -24,6 +24,14 @@ def load(num_threads: int | None = None) -> types.ModuleType:
   return torch
 
 
+def layer_norm(
+    x: Tensor, scale: Tensor, bias: Tensor, epsilon: float = 1e-5
+) -> Tensor:
+  """LayerNorm over the last axis."""
+  functional = importlib.import_module("torch").nn.functional
+  return functional.layer_norm(x, x.shape[-1:], scale, bias, epsilon)
+
+
 def trainable(params: PyTree) -> PyTree:
   """Copies a tree of parameters into trainable tensors."""
   torch = importlib.import_module("torch")

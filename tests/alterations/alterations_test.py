@@ -22,11 +22,14 @@ class RowsTest(absltest.TestCase):
 
   def test_each_names_tests_that_are_there(self):
     for row in apply.rows():
-      for test in row.tests:
-        path, *parts = test.split("::")
-        text = (apply.ROOT / path).read_text()
-        for part in parts:
-          self.assertIn(f" {part}(", text, row.name)
+      texts = ""
+      for place in row.places:
+        path, *classes = place.split("::")
+        texts += (apply.ROOT / path).read_text()
+        for name in classes:
+          self.assertIn(f"class {name}(", texts, row.name)
+      for name in row.names:
+        self.assertIn(f"def {name}(", texts, row.name)
 
   def test_they_are_many_and_each_its_own(self):
     rows = apply.rows()
@@ -36,13 +39,16 @@ class RowsTest(absltest.TestCase):
   def test_what_stands_in_a_table_is_what_is_planted(self):
     (row,) = apply.parse(
         "a/b.py\n-   one\n-   two\n+   three\n? why\n@ tests/c_test.py::D"
+        "\n@ test_e\n@ test_f"
     )
     self.assertEqual(row.before, "  one\n  two")
     self.assertEqual(row.after, "  three")
-    self.assertEqual(row.tests, ("tests/c_test.py::D",))
+    self.assertEqual(
+        row.tests, ["tests/c_test.py::D", "-k", "test_e or test_f"]
+    )
     (row,) = apply.parse("a/b.py\n- x\n+ \n? gone")
     self.assertEqual(row.after, "")
-    self.assertEqual(row.tests, ("tests/a/b_test.py",))
+    self.assertEqual(row.tests, ["tests/a/b_test.py"])
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ by it. The tables are the other modules of this folder, one a package:
   + the text with the fault
   ? why it is one
   @ a test file or file::Class, where it is not the file's mirror
+  @ test_that_fails, of which all variants run; all tests where none is named
 
   python -m tests.alterations.apply          applies all, two at a time
   python -m tests.alterations.apply theory   those of files with that word
@@ -35,7 +36,11 @@ _PRELOADED = (
     *("jax", "flax.linen", "optax", "chex", "beartype", "hypothesis", "pytest"),
     *("orbax.checkpoint", "matplotlib.pyplot", "jax.experimental.pallas.tpu"),
 )
-_PYTEST = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line")
+_PYTEST = (
+    *("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line"),
+    # Whichever tests are slow by now, a row means those that it names.
+    *("-m", "slow or not slow"),
+)
 # A test that hangs by the fault has not failed.
 _TIMEOUT = 500
 # What pytest returns when tests ran and some failed.
@@ -51,14 +56,21 @@ class Row:
     before: What stands there; once.
     after: What is planted.
     why: What is wrong then.
-    tests: What pytest is called with; its mirror where nothing is named.
+    places: Test files or classes; its mirror where nothing is named.
+    names: Of the tests there that fail by it; none is all.
   """
 
   path: str
   before: str
   after: str
   why: str
-  tests: tuple[str, ...]
+  places: tuple[str, ...]
+  names: tuple[str, ...]
+
+  @property
+  def tests(self) -> list[str]:
+    """What pytest is called with."""
+    return [*self.places, *(["-k", " or ".join(self.names)] * bool(self.names))]
 
   @property
   def name(self) -> str:
@@ -78,7 +90,9 @@ def parse(table: str) -> Iterator[Row]:
         "\n".join(before),
         "\n".join(after),
         " ".join(why),
-        tests or (f"tests/{path.removesuffix('.py')}_test.py",),
+        tuple(test for test in tests if not test.startswith("test_"))
+        or (f"tests/{path.removesuffix('.py')}_test.py",),
+        tuple(test for test in tests if test.startswith("test_")),
     )
 
 

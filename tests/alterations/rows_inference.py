@@ -5,11 +5,13 @@ joma/inference/generate.py
 - tokens = jnp.where(state.is_done, state.tokens, tokens)
 + tokens = jnp.where(state.is_done, tokens, state.tokens)
 ? sequences that are not done repeat their token
+@ test_a_sequence_ends_at_its_end_of_text
 
 joma/inference/generate.py
 - is_done=state.is_done | _is_eos(tokens, eos_ids),
 + is_done=state.is_done,
 ? a stop token stops nothing
+@ test_a_sequence_ends_at_its_end_of_text
 
 joma/inference/generate.py
 - tokens = sampling.sample(logits[:, 0], sampler, state.num_new)
@@ -25,11 +27,13 @@ joma/inference/sampling.py
 - is_kept = probs.cumsum(axis=-1) - probs < config.top_p
 + is_kept = probs.cumsum(axis=-1) < config.top_p
 ? the token that reaches top_p is left out
+@ test_draws_have_the_probabilities
 
 joma/inference/sampling.py
 - logits = keep_top(logits / config.temperature, config)
 + logits = keep_top(logits, config)
 ? the temperature has no effect
+@ test_draws_have_the_probabilities
 
 joma/inference/sampling.py
 - logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -37,158 +41,167 @@ joma/inference/sampling.py
 + logits = jnp.where(logits <= least, -jnp.inf, logits)
 +   if config.top_p < 1:
 ? one token less than top_k is kept
+@ test_draws_have_the_probabilities
 
 joma/inference/stop_tokens.py
 - for name in ("generation_config.json", "config.json"):
 + for name in ("config.json", "generation_config.json"):
 ? the model's stop token goes before that of its chats
+@ test_generation_config_goes_first
 
 joma/inference/evaluation/evaluate.py
 - loss = jnp.where(time + 1 < lengths, loss, 0.0)
 + loss = jnp.where(time < lengths, loss, 0.0)
 ? the loss at the last token, which predicts none, counts
-@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+@ test_token_by_token_is_what_reading_at_once_gives
 
 joma/inference/evaluation/evaluate.py
 - layers.append(kept / number)
 + layers.append(kept / jnp.maximum(number, 2))
 ? recall of one gold token is half of it
-@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+@ test_a_window_has_the_last_tokens
 
 joma/inference/evaluation/evaluate.py
 - is_kept = (pos[..., None] == gold[:, None, None]).any(axis=2)
 + is_kept = (pos[..., None] >= gold[:, None, None]).any(axis=2)
 ? a token counts as kept when a later one is
-@ tests/joma/inference/evaluation/evaluate_test.py::ReadTest
+@ test_a_window_has_the_last_tokens
 
 joma/inference/evaluation/evaluate.py
 - found[row, start:] = values[row, : length - start]
 + found[row, : length - start] = values[row, : length - start]
 ? what is seen after a context is noted at its start
-@ tests/joma/inference/evaluation/evaluate_test.py::AnswerTest
+@ test_a_context_is_compressed_before_it_is_asked
 
 joma/inference/evaluation/evaluate_grid.py
 - key: np.stack([part.mean(axis=0) for part in np.split(x, num_draws)])
 + key: x
 ? texts of one draw count as draws of their own
-@ tests/joma/inference/evaluation/evaluate_grid_test.py::GridTest
+@ tests/joma/inference/evaluation/evaluate_grid_test.py::SumUpTest
 
 joma/inference/evaluation/evaluate_grid.py
 - row["recall_by_layer"] = by_layer.mean(axis=0).tolist()
 + row["recall_by_layer"] = by_layer.mean(axis=1).tolist()
 ? recall by layer is recall by text
-@ tests/joma/inference/evaluation/evaluate_grid_test.py::GridTest
+@ test_rows_of_a_task
 
 joma/inference/evaluation/tasks.py
 - targets[row, query.position] = query.answer[0]
 + targets[row, query.position] = query.answer[-1]
 ? the last token of an answer is asked for first
-@ tests/joma/inference/evaluation/tasks_test.py
+@ test_an_answer_of_several_tokens_begins_with_its_first
 
 joma/inference/evaluation/tasks_needles.py
 - first = round(place * rounds)
 + first = round((1 - place) * rounds)
 ? the depth of a needle counts from the end
 @ tests/joma/inference/evaluation/tasks_test.py
+@ test_a_pass_key_lies_where_it_is_told_to
 
 joma/inference/evaluation/tasks_needles.py
 - number if is_asked else "",
 + number,
 ? numbers that nobody asks for are gold
 @ tests/joma/inference/evaluation/tasks_test.py
+@ test_gold_of_needles_are_the_numbers_asked
 
 joma/inference/cost/cost_model.py
 - return kept if self.is_shared else 1 - (1 - kept) ** batch_size
 + return kept
 ? a batch of sequences reads no more than one
-@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+@ test_contextual_sparsity_reads_what_it_keeps_and_the_predictors
 
 joma/inference/cost/cost_model.py
 - min(slot, config.window_of(layer) or slot)
 + slot
 ? layers with windows read everything
-@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+@ test_windows_of_layers_are_read_and_no_more
 
 joma/inference/cost/cost_model.py
 - scale = _SCALE_BYTES if load.cache_dtype == "int8" else 0
 + scale = 0
 ? scales of int8 vectors take no room
-@ tests/joma/inference/cost/cost_model_test.py::CostModelTest
+@ test_int8_stores_a_scale_with_each_vector
 
 joma/inference/cost/cost_model.py
 - return "memory" if moving >= computing else "arithmetic"
 + return "memory" if moving <= computing else "arithmetic"
 ? the bound is the other one
-@ tests/joma/inference/cost/cost_model_test.py
-@ tests/joma/inference/cost/cost_table_test.py
+@ test_the_bound_is_what_takes_longer
 
 joma/inference/cost/cache_plan.py
 - num_full = math.ceil(full_fraction * heads)
 + num_full = math.floor(full_fraction * heads)
 ? fewer heads than asked keep everything
-@ tests/joma/inference/cost/cost_model_test.py::CachePlanTest
+@ tests/joma/inference/cost/cost_model_test.py
+@ test_split_heads
 
 joma/inference/cost/cache_plan.py
 - tuple(min(slot, most) for slot in row)
 + tuple(most for slot in row)
 ? a step reads slots that are not there
 @ tests/joma/inference/cost/cost_model_test.py
+@ test_no_more_is_read_than_is_there
 
 joma/inference/cost/chips.py
 - return max(num_bytes / self.bytes_per_sec, flops / self.flops_per_sec)
 + return num_bytes / self.bytes_per_sec + flops / self.flops_per_sec
 ? bytes and products do not overlap
+@ test_the_slower_of_memory_and_arithmetic_counts
 
 joma/inference/cost/model_size.py
 - num_norms = config.num_layers * (4 if sandwich else 2)
 + num_norms = config.num_layers * 2
 ? Gemma's norms after each part are not counted
+@ test_total_is_that_of_an_initialization
 
 joma/inference/cost/model_size.py
 - rows = config.max_len + config.position_offset
 + rows = config.max_len
 ? OPT's two rows before the first position are not counted
+@ test_total_is_that_of_an_initialization
 
 joma/inference/cost/cost_table.py
 - "speed_up": base["ms"] / ms if base and base["fits"] else None,
 + "speed_up": ms / base["ms"] if base and base["fits"] else None,
 ? a gain is written as a loss
+@ test_eviction_pays_where_caches_outweigh_weights
 
 joma/inference/bridge/recall.py
 - return above + equal * free / equal.sum(axis=-1, keepdims=True)
 + return above + equal * 1.0
 ? tokens of one score are all kept
-@ tests/joma/inference/bridge/recall_test.py::RecallTest
+@ test_random_scores_find_k_of_n
 
 joma/inference/bridge/recall.py
 - return attn_weights[..., middle:, :middle].sum(axis=-2)
 + return attn_weights[..., :middle].sum(axis=-2)
 ? the future holds the past
-@ tests/joma/inference/bridge/recall_test.py::MassTest
+@ test_halves_of_attention_derived_by_hand
 
 joma/inference/bridge/recall.py
 - return total / np.arange(middle, 0, -1) if is_mean else total
 + return total / np.arange(1, middle + 1) if is_mean else total
 ? early tokens are divided by few queries
-@ tests/joma/inference/bridge/recall_test.py::MassTest
+@ test_halves_of_attention_derived_by_hand
 
 joma/inference/bridge/recall.py
 - return (np.cumsum(count) - (count - 1) / 2)[place]
 + return np.cumsum(count)[place]
 ? equal values have their highest rank
-@ tests/joma/inference/bridge/recall_test.py::PartialRankCorrelationTest
+@ test_finds_what_the_third_does_not_explain_and_nothing_else
 
 joma/inference/bridge/one_layer.py
 - frequency = classes.class_probs @ classes.probs
 + frequency = classes.probs.sum(axis=0)
 ? a token's frequency forgets how frequent its classes are
-@ tests/joma/inference/bridge/one_layer_test.py
+@ test_frequency_is_that_of_all_texts
 
 joma/inference/bridge/one_layer.py
 - jax.random.fold_in(jax.random.key(seed), 1),  # Training uses the key.
 + jax.random.key(seed),
 ? the texts that are measured are those of training
-@ tests/joma/inference/bridge/one_layer_test.py
+@ test_texts_are_not_those_that_training_draws
 
 joma/inference/bridge/text.py
 - starts = np.linspace(0, len(text) - length, number).astype(np.int64)
@@ -205,34 +218,36 @@ joma/inference/sparsity/sparsity_labels.py
 - return jnp.sqrt(jnp.square(to_blocks(hidden, block_size)).sum(axis=-1))
 + return jnp.sqrt(jnp.square(to_blocks(hidden, block_size)).max(axis=-1))
 ? a block is as strong as its strongest neuron
-@ tests/joma/inference/sparsity/sparsity_labels_test.py::StrengthsTest
+@ test_blocks_against_loops
 
 joma/inference/sparsity/sparsity_labels.py
 - return (bits > least) | (is_equal & (is_equal.cumsum(-1) + num_above <= num))
 + return bits >= least
 ? ties are all kept
-@ tests/joma/inference/sparsity/sparsity_labels_test.py::KeepTopTest
+@ test_as_many_as_asked_by_score_then_by_place
 
 joma/inference/sparsity/sparsity_metrics.py
 - has_both = counted[:, 1:] & counted[:, :-1]
 + has_both = counted[:, 1:]
 ? the first counted token has one before it
+@ test_the_first_counted_token_has_none_before_it
 
 joma/inference/sparsity/predictors.py
 - return x * jax.lax.rsqrt(mean_square + 1e-12)
 + return x
 ? predictors read the stream as large as it is
 @ tests/joma/inference/sparsity/study/predictor_training_test.py
+@ test_the_loss_is_the_weighted_cross_entropy
 
 joma/inference/sparsity/study/predictor_training.py
 - return np.arange(self.train_rows, self.shards.num_rows)
 + return np.arange(self.shards.num_rows)
 ? thresholds are calibrated on what was trained on
-@ tests/joma/inference/sparsity/study/predictor_training_test.py
+@ test_held_out_texts_are_never_trained_on
 
 joma/inference/sparsity/study/predictor_training.py
 - order = np.maximum(np.arange(layer_in.shape[1]) - is_ahead, 0)
 + order = np.maximum(np.arange(layer_in.shape[1]), 0)
 ? heads that are predicted ahead learn from their own layer
-@ tests/joma/inference/sparsity/study/predictor_training_test.py
+@ test_look_ahead_reads_a_layer_before
 """

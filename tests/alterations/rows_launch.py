@@ -60,19 +60,23 @@ joma/inference/evaluation/report.py
 - best = (min if key == "perplexity" else max)(
 + best = max(
 ? of perplexities the greatest is best
+@ test_of_perplexities_the_least_is_best
 
 joma/inference/evaluation/report.py
 - half = (parts["high"] - parts["low"]) / 2
 + half = parts["high"] - parts["low"]
 ? intervals are written twice as wide
+@ test_writes_a_report_of_all_tasks
 
 joma/transformer/training/summary.py
 - steps = sorted(set.intersection(*(set(run["steps"]) for run in runs)))
 + steps = sorted(set.union(*(set(run["steps"]) for run in runs)))
 ? runs are compared where one of them was not measured
+@ test_runs_meet_at_the_steps_that_all_have
 
 joma/transformer/training/summary.py
 - "rebound": end - low,
 + "rebound": start - low,
 ? the rebound of entropy is its fall
+@ test_extremes
 """

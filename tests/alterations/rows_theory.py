@@ -132,13 +132,13 @@ joma/theory/cooccurrence.py
 - mean = rho * mean[parents]
 + mean = mean[parents]
 ? the mean does not fade down the tree
-@ tests/joma/theory/cooccurrence_test.py::ExactTest
+@ test_equals_enumeration_in_an_irregular_tree
 
 joma/theory/data.py
 - keeps = jnp.broadcast_to((1 + jnp.asarray(rho)) / 2, shape)
 + keeps = jnp.broadcast_to(jnp.asarray(rho), shape)
 ? a child agrees with its parent too rarely
-@ tests/joma/theory/data_test.py::SampleHbltTest
+@ test_frequencies_are_the_trees_probabilities
 
 joma/theory/data.py
 - return jnp.where(is_token, order - shift, num_tokens)

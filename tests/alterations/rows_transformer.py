@@ -27,77 +27,80 @@ joma/transformer/full_cache.py
 - starts = jnp.maximum(stops - options.window, 0)
 + starts = jnp.maximum(stops - options.window - 1, 0)
 ? a window is one token too long
-@ tests/joma/transformer/full_cache_test.py
+@ test_pieces_of_any_length_give_what_the_whole_gives
 
 joma/transformer/full_cache.py
 - slots = jnp.where(positions < 0, capacity, positions)
 + slots = jnp.where(positions < 0, 0, positions)
 ? padding is written over the first token
-@ tests/joma/transformer/full_cache_test.py
+@ test_padding_is_neither_kept_nor_seen
 
 joma/transformer/rope/rotary.py
 - turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 + turned = jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
 ? positions turn the other way
-@ tests/joma/transformer/rope/rotary_test.py::RotateTest
+@ test_quarter_turns_pair_the_halves_and_leave_the_rest
 
 joma/transformer/rope/rotary.py
 - stretch = stretch * _longer(seq_len, max_len) - (stretch - 1)
 + stretch = stretch * _longer(seq_len, max_len)
 ? dynamic scaling stretches within the trained length
-@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+@ test_dynamic_base_grows_with_the_text
 
 joma/transformer/rope/rotary.py
 - return plain * (1 - ramp) + plain / _stretch(config, max_len) * ramp
 + return plain * ramp + plain / _stretch(config, max_len) * (1 - ramp)
 ? YaRN stretches the fast pairs
-@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+@ test_yarn_ramp_derived_by_hand
 
 joma/transformer/rope/rotary.py
 - seq_len = positions.max(axis=1) + 1
 + seq_len = positions.max(axis=1)
 ? the length of a text is its last position
-@ tests/joma/transformer/rope/rotary_test.py
+@ test_each_sequence_turns_by_its_own_length_under_one_compilation
 
 joma/transformer/rope/config.py
 - return rotary_dim / (rotary_dim - 2)
 + return (rotary_dim - 2) / rotary_dim
 ? NTK's exponent is upside down
-@ tests/joma/transformer/rope/rotary_test.py::FrequenciesTest
+@ tests/joma/transformer/rope/rotary_test.py
+@ test_dynamic_base_grows_with_the_text
 
 joma/transformer/rope/config.py
 - if self.factor is not None and self.factor < 1:
 + if self.factor is not None and self.factor < 0:
 ? positions may be compressed below the trained ones
+@ test_setting_that_cannot_be_meant_is_refused
 
 joma/transformer/rope/bounds.py
 - return squares * fraction * (1 - fraction) / 2
 + return squares * fraction * (1 - fraction)
 ? the bound is twice the theorem's
+@ test_bound_is_nearly_reached
 
 joma/transformer/text/batches.py
 - return Batch(ids[:, :-1], ids[:, 1:], weights)
 + return Batch(ids[:, :-1], ids[:, :-1], weights)
 ? the targets are the inputs
-@ tests/joma/transformer/text/batches_test.py
+@ test_targets_come_next_and_shapes_are_the_same
 
 joma/transformer/text/batches.py
 - length = min(self.seq_len, self._stretch - 1 - first)
 + length = min(self.seq_len, self._stretch - first - 2)
 ? the last token of a stretch is never predicted
-@ tests/joma/transformer/text/batches_test.py::SequentialTest
+@ test_a_stretch_that_fills_its_batches_has_no_empty_one
 
 joma/transformer/text/batches.py
 - return Batch(pad(ids[:, :-1]), pad(ids[:, 1:]), pad(weights))
 + return Batch(pad(ids[:, :-1]), pad(ids[:, 1:]), np.ones_like(pad(weights)))
 ? padding counts in the loss
-@ tests/joma/transformer/text/batches_test.py::SequentialTest
+@ test_evaluation_counts_every_target_once
 
 joma/transformer/text/batches.py
 - return slice(process_index * share, (process_index + 1) * share)
 + return slice(process_index, process_index + share)
 ? processes read rows of each other
-@ tests/joma/transformer/text/batches_test.py
+@ test_rows_of_all_processes_are_the_batch
 
 joma/transformer/text/corpus.py
 - dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
@@ -115,14 +118,13 @@ joma/transformer/text/corpus_text.py
 - second = round((fractions[0] + fractions[1]) * len(data))
 + second = round(fractions[1] * len(data))
 ? the validation text is cut from the wrong place
-@ tests/joma/transformer/text/corpus_text_test.py::EmbeddedTest
-@ tests/joma/transformer/text/corpus_text_test.py::PathTest
+@ test_a_file_is_cut_at_line_ends_and_nothing_is_lost
 
 joma/transformer/text/corpus_text.py
 - is_published = tuple(text.files.values()) == expected
 + is_published = bool(expected)
 ? any files pass for the published ones
-@ tests/joma/transformer/text/corpus_text_test.py::WikitextTest
+@ test_published_names_are_found
 
 joma/transformer/text/tokenizer.py
 - ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -134,19 +136,21 @@ joma/transformer/text/streaming.py
 - self._sent = len(self._tokenizer.decode(self._context))
 + self._sent = 0
 ? streamed text repeats itself
-@ tests/joma/transformer/text/tokenizer_test.py::StreamTest
+@ tests/joma/transformer/text/tokenizer_test.py
+@ test_a_character_comes_whole_with_its_last_byte
 
 joma/transformer/text/tokenizer.py
 - wrong = array[(array < 0) | (array >= vocab_size)]
 + wrong = array[array > vocab_size]
 ? an id beyond the vocabulary is decoded
-@ tests/joma/transformer/text/tokenizer_test.py
+@ test_an_id_outside_of_the_vocabulary_is_named
 
 joma/transformer/hf/fields.py
 - window = fields.get("sliding_window", 4096) if use_window else None
 + window = fields.get("sliding_window", 4096)
 ? Qwen's window is on where config.json has it off
 @ tests/joma/transformer/hf/config_json_test.py
+@ test_what_it_cannot_describe_is_named
 
 joma/transformer/hf/fields.py
 - "rope": rope_config.from_hf(fields),
@@ -155,30 +159,31 @@ joma/transformer/hf/fields.py
 +       "embed_scale": 1.0,
 ? Gemma's embeddings are not scaled
 @ tests/joma/transformer/hf/config_json_test.py
-@ tests/joma/transformer/hf/pretrained_test.py
+@ test_what_a_family_cannot_say_is_named
 
 joma/transformer/hf/fields.py
 - "attn_logits_soft_cap": fields.get("attn_logit_softcapping", 50.0),
 + "attn_logits_soft_cap": fields.get("final_logit_softcapping", 50.0),
 ? attention is capped like the output
 @ tests/joma/transformer/hf/config_json_test.py
-@ tests/joma/transformer/hf/pretrained_test.py
+@ test_a_family_is_found_that_can_describe_it
 
 joma/transformer/hf/fields.py
 - _SLIDING if window and layer >= first else _FULL
 + _SLIDING if window and layer > first else _FULL
 ? the first layer with a window has none
 @ tests/joma/transformer/hf/config_json_test.py
+@ test_silence_means_what_transformers_takes_it_for
 
 joma/transformer/hf/config_json.py
 - known.setdefault("num_kv_heads", known["num_heads"])
 + known.setdefault("num_kv_heads", 1)
 ? a file without KV heads is read as multi-query
-@ tests/joma/transformer/hf/config_json_test.py
+@ test_sizes_that_are_absent_are_derived
 
 joma/transformer/hf/config_json.py
 - known.setdefault("hidden_dim", 4 * known["embed_dim"])
 + known.setdefault("hidden_dim", known["embed_dim"])
 ? GPT-2 without n_inner has a narrow MLP
-@ tests/joma/transformer/hf/config_json_test.py
+@ test_sizes_that_are_absent_are_derived
 """

@@ -155,20 +155,16 @@ def decode(
   sparsity = sparsity or ContextualSparsity()
   states = mixer_states.numbers(config)
   slots = _kept_slots(plan.slots(config, load.length), states)
-  read = sum(
-      min(slot, config.window_of(layer) or slot)
-      for layer, heads in enumerate(
-          _kept_slots(plan.read_slots(config, load.length), states)
-      )
-      for slot in heads
+  read = _num_read(
+      config, _kept_slots(plan.read_slots(config, load.length), states)
   )
-  vector = _vector_bytes(config, load)
-  per_sequence = read * (2 * vector + plan.slot_traffic)
   num_pages = _num_pages(plan, slots)
-  # Least and largest key of each page.
-  per_sequence += 2 * vector * num_pages
+  vector = _vector_bytes(config, load)
+  # Least and largest key of each page are read as keys are; a new key and value
+  # are written by each layer that has no state.
   num_writing = config.num_layers - len(states)
-  per_sequence += 2 * vector * num_writing * config.num_kv_heads
+  per_sequence = read * (2 * vector + plan.slot_traffic)
+  per_sequence += 2 * vector * (num_pages + num_writing * config.num_kv_heads)
   # A state is read and written whole, whatever the text's length.
   per_sequence += 2 * _STATE_BYTES * sum(states.values())
   group = config.num_heads // config.num_kv_heads
@@ -291,6 +287,15 @@ def _kept_slots(
   """Slots [L, K], none in the layers that have a state in their place."""
   return tuple(
       () if layer in states else heads for layer, heads in enumerate(slots)
+  )
+
+
+def _num_read(config: Config, slots: tuple[tuple[int, ...], ...]) -> int:
+  """Slots that a step reads in all layers, no more than windows show."""
+  return sum(
+      min(slot, config.window_of(layer) or slot)
+      for layer, heads in enumerate(slots)
+      for slot in heads
   )
 
 

@@ -94,14 +94,7 @@ def read(
     picked = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
     loss = jax.nn.logsumexp(logits, axis=1) - picked
     loss = jnp.where(time + 1 < lengths, loss, 0.0)
-    # Recall takes time, and most tokens ask nothing.
-    recall = jax.lax.cond(
-        ((gold >= 0) & is_read[:, None]).any(),
-        lambda cache: gold_recall(cache, gold),
-        lambda cache: jnp.full((len(gold), len(cache)), jnp.nan),
-        kv_cache,
-    )
-    recall = jnp.where(is_read[:, None], recall, jnp.nan)
+    recall = _recall_where_asked(kv_cache, gold, is_read)
     return kv_cache, (_most_likely(logits), loss, recall)
 
   by_time = lambda x: x.swapaxes(0, 1)
@@ -112,6 +105,20 @@ def read(
   )
   next_tokens, losses, recall = map(by_time, found)
   return Reading(next_tokens, losses, recall, kv_cache)
+
+
+def _recall_where_asked(
+    kv_cache: PyTree, gold: Int[Array, "B M"], is_read: Bool[Array, "B"]
+) -> Float[Array, "B L"]:
+  """`gold_recall` of the texts that go on; NaN where nothing is asked."""
+  # Recall takes time, and most tokens ask nothing.
+  recall = jax.lax.cond(
+      ((gold >= 0) & is_read[:, None]).any(),
+      lambda cache: gold_recall(cache, gold),
+      lambda cache: jnp.full((len(gold), len(cache)), jnp.nan),
+      kv_cache,
+  )
+  return jnp.where(is_read[:, None], recall, jnp.nan)
 
 
 def gold_recall(
@@ -221,47 +228,79 @@ def answer(
   """
   num_new = batch.num_new if num_new is None else num_new
   check(model, batch.tokens, num_new)
-  is_asked = batch.targets >= 0
-  shape = batch.tokens.shape
-  ms_per_step = None
-  rows, ends = np.arange(shape[0]), batch.lengths - 1
   if reading == "prompt":
-    first, kv_cache = read_at_once(
-        model, params, batch.tokens, batch.lengths, kv_cache
-    )
-    first = np.asarray(first)
-    predicted = np.full(shape, -1, np.int32)
-    predicted[rows, ends] = first
-    layers = gold_recall(kv_cache, jnp.asarray(batch.gold[rows, ends]))
-    recall = np.full((*shape, layers.shape[1]), np.nan, np.float32)
-    recall[rows, ends] = layers
+    seen = _read_prompts(model, params, batch, kv_cache)
   else:
-    starts = np.zeros_like(batch.lengths)
-    if reading == "context":
-      starts = batch.num_context
-      # All but the context's tokens are padding here.
-      _, kv_cache = read_at_once(
-          model, params, batch.tokens[:, : starts.max()], starts, kv_cache
-      )
-    tokens, gold = _from(batch.tokens, starts), _from(batch.gold, starts)
-    seen, ms_per_step = timed_read(
-        model, params, tokens, starts, batch.lengths - starts, gold, kv_cache
-    )
-    kv_cache = seen.kv_cache
-    predicted = _back(np.asarray(seen.next_tokens), starts, shape[1], -1)
-    recall = _back(np.asarray(seen.recall), starts, shape[1], np.nan)
-    first = predicted[rows, ends]
-  is_finite = ((predicted != _NO_TOKEN) | ~is_asked).all(axis=1)
+    is_split = reading == "context"
+    seen = _read_by_token(model, params, batch, kv_cache, is_split)
+  first = seen.predicted[np.arange(len(batch.lengths)), batch.lengths - 1]
   generated, kv_cache, found, goes_on = _continue(
-      model, params, first, batch.lengths, num_new, kv_cache
+      model, params, first, batch.lengths, num_new, seen.kv_cache
   )
-  ms_per_step = found if ms_per_step is None else ms_per_step
-  predicted = np.where(is_asked, predicted, -1)
+  is_asked = batch.targets >= 0
+  is_finite = ((seen.predicted != _NO_TOKEN) | ~is_asked).all(axis=1)
   return Answers(
-      *(predicted, generated, recall, ms_per_step),
-      is_finite & goes_on,
-      kv_cache,
+      predicted=np.where(is_asked, seen.predicted, -1),
+      generated=generated,
+      recall=seen.recall,
+      ms_per_step=found if seen.ms_per_step is None else seen.ms_per_step,
+      is_finite=is_finite & goes_on,
+      kv_cache=kv_cache,
   )
+
+
+class _Seen(NamedTuple):
+  """What reading alone showed; as in `Answers`, where nothing is asked too."""
+
+  predicted: Int[np.ndarray, "B T"]
+  recall: Float[np.ndarray, "B T L"]
+  ms_per_step: float | None
+  kv_cache: PyTree
+
+
+def _read_prompts(
+    model: models.Transformer,
+    params: PyTree,
+    batch: tasks.Batch,
+    kv_cache: PyTree,
+) -> _Seen:
+  """Reads texts in one go; only what follows the last token is seen."""
+  shape = batch.tokens.shape
+  last = np.arange(shape[0]), batch.lengths - 1
+  first, kv_cache = read_at_once(
+      model, params, batch.tokens, batch.lengths, kv_cache
+  )
+  predicted = np.full(shape, -1, np.int32)
+  predicted[last] = first
+  layers = gold_recall(kv_cache, jnp.asarray(batch.gold[last]))
+  recall = np.full((*shape, layers.shape[1]), np.nan, np.float32)
+  recall[last] = layers
+  return _Seen(predicted, recall, None, kv_cache)
+
+
+def _read_by_token(
+    model: models.Transformer,
+    params: PyTree,
+    batch: tasks.Batch,
+    kv_cache: PyTree,
+    is_split: bool,
+) -> _Seen:
+  """Reads token by token; where split, what follows a context read at once."""
+  starts = np.zeros_like(batch.lengths)
+  if is_split:
+    starts = batch.num_context
+    # All but the context's tokens are padding here.
+    _, kv_cache = read_at_once(
+        model, params, batch.tokens[:, : starts.max()], starts, kv_cache
+    )
+  tokens, gold = _from(batch.tokens, starts), _from(batch.gold, starts)
+  seen, ms_per_step = timed_read(
+      model, params, tokens, starts, batch.lengths - starts, gold, kv_cache
+  )
+  length = batch.tokens.shape[1]
+  predicted = _back(np.asarray(seen.next_tokens), starts, length, -1)
+  recall = _back(np.asarray(seen.recall), starts, length, np.nan)
+  return _Seen(predicted, recall, ms_per_step, seen.kv_cache)
 
 
 def timed_read(

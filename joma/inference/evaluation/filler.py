@@ -4,7 +4,7 @@ A text is made of pieces that are encoded one by one, so that it is known which
 ids each became: pieces begin with a space or a new line, where tokenizers cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -184,15 +184,7 @@ def surround(
         f"length={length} is too short: what must be said takes"
         f" {length - room} tokens."
     )
-  draw = _drawer(generator, kind)
-  filler, last = [], 0
-  while True:
-    piece = Piece(draw())
-    last = encoder.count(piece)
-    if last > room:
-      break
-    room -= last
-    filler.append(piece)
+  filler = _fill(encoder, _drawer(generator, kind), room)
   if depths is None:
     depths = np.sort(generator.random(len(needles))).tolist()
   text, start = [*before], 0
@@ -203,7 +195,18 @@ def surround(
   return [*text, *filler[start:], *after]
 
 
-def _drawer(generator: np.random.Generator, kind: str):
+def _fill(encoder: Encoder, draw: Callable[[], str], room: int) -> list[Piece]:
+  """Pieces as they are drawn, up to the first for which there is no room."""
+  found = []
+  while True:
+    piece = Piece(draw())
+    room -= encoder.count(piece)
+    if room < 0:
+      return found
+    found.append(piece)
+
+
+def _drawer(generator: np.random.Generator, kind: str) -> Callable[[], str]:
   if kind == "sentences":
     return lambda: sentence(generator)
   if kind != "shakespeare":

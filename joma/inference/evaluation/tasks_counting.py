@@ -8,9 +8,11 @@ long_generation     a chain of sums: the running totals are to be written
 Each function draws one example; what the gold tokens are is said there.
 """
 
+from collections.abc import Iterable, Sequence
 import itertools
 import string
 
+from jaxtyping import Int
 import numpy as np
 
 from joma.inference.evaluation import filler
@@ -50,15 +52,7 @@ def variable_tracking(
   require.at_least("num_hops", num_hops, 0)
   chains = _draw_chains(generator, num_chains, num_hops + 1)
   numbers = 10_000 + generator.choice(90_000, num_chains, replace=False)
-  told, depths = [], []
-  for chain, number in zip(chains, numbers, strict=True):
-    sources = [str(number), *chain]
-    for name, source in zip(chain, sources, strict=False):
-      said = f"VAR {name} = {source}"
-      told.append(Piece(f" {said}.", said if chain is chains[0] else ""))
-    depths += np.sort(generator.random(num_hops + 1)).tolist()
-  # Chains run through each other; each keeps its order.
-  order = np.argsort(depths, kind="stable")
+  told, depths = _tell(generator, chains, numbers)
   before = [Piece("Variables are assigned in this text. Follow them.")]
   after = [
       Piece(
@@ -70,11 +64,11 @@ def variable_tracking(
       encoder,
       generator,
       before,
-      [told[i] for i in order],
+      told,
       after,
       length=length,
       kind=kind,
-      depths=[depths[i] for i in order],
+      depths=depths,
   )
   return tasks_needles.make(encoder, text[:-1], after, tuple(chains[0]))
 
@@ -101,6 +95,24 @@ def _draw_chains(
       [names[i] for i in chosen[c * per_chain : (c + 1) * per_chain]]
       for c in range(num_chains)
   ]
+
+
+def _tell(
+    generator: np.random.Generator,
+    chains: list[list[str]],
+    numbers: Int[np.ndarray, "chains"],
+) -> tuple[list[Piece], list[float]]:
+  """Assignments by their depths; those of the first chain are gold."""
+  told, depths = [], []
+  for chain, number in zip(chains, numbers, strict=True):
+    sources = [str(number), *chain]
+    for name, source in zip(chain, sources, strict=False):
+      said = f"VAR {name} = {source}"
+      told.append(Piece(f" {said}.", said if chain is chains[0] else ""))
+    depths += np.sort(generator.random(len(chain))).tolist()
+  # Chains run through each other; each keeps its order.
+  order = np.argsort(depths, kind="stable")
+  return [told[i] for i in order], [depths[i] for i in order]
 
 
 def common_words(
@@ -135,15 +147,9 @@ def common_words(
   words = [filler.WORDS[i] for i in generator.permutation(len(filler.WORDS))]
   common, others = words[:num_common], words[num_common:]
   before = [Piece("Words are listed here. Some occur more often.")]
-  after = [
-      Piece(
-          f" Which {num_common} words are the most common? The most common"
-          " words are"
-      )
-  ]
-  widest = max(encoder.count(_entry(999, word, True)) for word in words)
-  room = length - len(encoder.front)
-  room = (room - sum(map(encoder.count, [*before, *after]))) // widest
+  after = [_which(num_common, "common")]
+  widest = [_entry(999, word, True) for word in words]
+  room = _room(encoder, length, [*before, *after], widest)
   # At least as many of the others as of the common ones.
   need = num_common * (times_common + times_other)
   if room < need:
@@ -154,14 +160,31 @@ def common_words(
         f"length={length} is too short for {num_common} common words."
     )
   num_others = (room - num_common * times_common) // times_other
-  listed = common * times_common
-  listed += others[:num_others] * times_other
+  listed = common * times_common + others[:num_others] * times_other
   order = generator.permutation(len(listed))
   entries = [
       _entry(place, listed[i], listed[i] in common)
       for place, i in enumerate(order, start=1)
   ]
   return tasks_needles.make(encoder, [*before, *entries], after, tuple(common))
+
+
+def _which(number: int, what: str) -> Piece:
+  """The question, and how its answer begins."""
+  return Piece(
+      f" Which {number} words are the most {what}? The most {what} words are"
+  )
+
+
+def _room(
+    encoder: filler.Encoder,
+    length: int,
+    fixed: Sequence[Piece],
+    entries: Iterable[Piece],
+) -> int:
+  """Entries that fit beside what is said anyway, were all of the widest."""
+  room = length - len(encoder.front) - sum(map(encoder.count, fixed))
+  return room // max(map(encoder.count, entries))
 
 
 def frequent_words(
@@ -192,15 +215,9 @@ def frequent_words(
   require.between("num_asked", num_asked, 1, 10)
   words = [filler.WORDS[i] for i in generator.permutation(len(filler.WORDS))]
   before = [Piece("Words are written here, some more often than others.")]
-  after = [
-      Piece(
-          f" Which {num_asked} words are the most frequent? The most frequent"
-          " words are"
-      )
-  ]
-  widest = max(encoder.count(Piece(" " + word)) for word in words)
-  room = length - len(encoder.front)
-  room = (room - sum(map(encoder.count, [*before, *after]))) // widest
+  after = [_which(num_asked, "frequent")]
+  listed = (Piece(f" {word}") for word in words)
+  room = _room(encoder, length, [*before, *after], listed)
   if room < 8 * num_asked:
     raise errors.UserError(
         f"length={length} is too short to tell {num_asked} words by their"

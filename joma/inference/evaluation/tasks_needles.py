@@ -153,18 +153,8 @@ def needles(
   require.between("num_asked", num_asked, 1, num_keys)
   chosen = generator.choice(len(filler.WORDS), num_keys, replace=False)
   words = [filler.WORDS[i] for i in chosen]
-  asked, told, answers = words[:num_asked], [], []
-  for word in words:
-    for _ in range(num_values):
-      number = _number(generator, 5)
-      is_asked = word in asked
-      answers += [number] * is_asked
-      told.append(
-          Piece(
-              f" The number of the {word} is {number}.",
-              number if is_asked else "",
-          )
-      )
+  asked = words[:num_asked]
+  told, answers = _tell(generator, words, asked, num_values)
   order = generator.permutation(len(told))
   told = [told[i] for i in order]
   before = [Piece("Some words have numbers. Remember them.")]
@@ -182,6 +172,28 @@ def needles(
       kind=kind,
   )
   return make(encoder, text[: -len(after)], after, tuple(answers))
+
+
+def _tell(
+    generator: np.random.Generator,
+    words: Sequence[str],
+    asked: Sequence[str],
+    num_values: int,
+) -> tuple[list[Piece], list[str]]:
+  """Says the numbers of words; those that are asked are gold and answers."""
+  told, answers = [], []
+  for word in words:
+    for _ in range(num_values):
+      number = _number(generator, 5)
+      is_asked = word in asked
+      answers += [number] * is_asked
+      told.append(
+          Piece(
+              f" The number of the {word} is {number}.",
+              number if is_asked else "",
+          )
+      )
+  return told, answers
 
 
 def make(

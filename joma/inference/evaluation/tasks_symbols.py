@@ -43,13 +43,7 @@ def mqar(
   Raises:
     UserError: The sizes do not fit together.
   """
-  require.at_least("num_pairs", num_pairs, 1)
-  if length < 4 * num_pairs:
-    raise errors.UserError(
-        f"length={length} must be at least 4 num_pairs, {4 * num_pairs}: a pair"
-        " and a place for its query each."
-    )
-  require.at_least("vocab_size", vocab_size, 2 * num_pairs + 4)
+  _check_pairs(length, num_pairs, vocab_size)
   half = vocab_size // 2
   keys = 1 + generator.choice(half - 1, num_pairs, replace=False)
   values = generator.integers(half, vocab_size, num_pairs)
@@ -74,6 +68,17 @@ def mqar(
   return tasks.Example(
       tokens=tokens, queries=tuple(queries), num_context=num_context
   )
+
+
+def _check_pairs(length: int, num_pairs: int, vocab_size: int) -> None:
+  """Raises UserError where there is no room for pairs, or too few symbols."""
+  require.at_least("num_pairs", num_pairs, 1)
+  if length < 4 * num_pairs:
+    raise errors.UserError(
+        f"length={length} must be at least 4 num_pairs, {4 * num_pairs}: a pair"
+        " and a place for its query each."
+    )
+  require.at_least("vocab_size", vocab_size, 2 * num_pairs + 4)
 
 
 def induction(

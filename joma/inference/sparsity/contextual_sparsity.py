@@ -136,6 +136,7 @@ def init_cache(model: SparseTransformer, kv_cache: tuple[Any, ...]) -> Any:
   if num is None:
     raise errors.UserError("Griffin decodes with a number of blocks: give num.")
   batch = jax.tree.leaves(kv_cache[0])[0].shape[0]
+  # Any blocks, for their shape: the prompt chooses.
   ids = jnp.broadcast_to(jnp.arange(num)[None], (batch, num))
   return tuple(LayerState(cache, ids) for cache in kv_cache)
 
@@ -287,6 +288,8 @@ class PlanRoute:
     """Computes the chosen neurons, or drops the others from all of them."""
     if self._plan.mlp is None:
       return apply_mlp(mlp_in)
+    # Blocks ahead of time are chosen by what was there before attention; so are
+    # those of an MLP beside attention, which reads nothing else.
     if self._plan.lookahead or self._call.config.use_parallel_residual:
       resid = self._layer_in
     if self._is_decoding:
@@ -298,6 +301,7 @@ class PlanRoute:
       update = apply_mlp(mlp_in, product=prompt.product)
       self._block_ids = prompt.block_ids
       return update
+    # All is computed, then dropped: one pass measures every token of a text.
     neurons = sparse_mlp.Measured(self._call, mlp_in, resid)
     update = apply_mlp(neurons.masked_inputs(), product=neurons.product)
     neurons.sow(apply_mlp, update)

@@ -81,6 +81,7 @@ def scores(
     x: What is read, not normalized.
     nonlinearity: f.
   """
+  # The stream grows over the layers; scores and thresholds should not.
   hidden = normalize(x) @ predictor["project"]
   if nonlinearity == "gelu":
     hidden = jax.nn.gelu(hidden)

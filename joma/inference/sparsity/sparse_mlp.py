@@ -184,6 +184,7 @@ def decode(
   """
   num_units = call.config.hidden_dim // call.plan.block_size
   rule = call.plan.mlp
+  # All blocks: there is nothing to gather.
   if rule.num == num_units:
     return apply_mlp(x)
   num_valid = None
@@ -221,6 +222,8 @@ def _choose(
     raise errors.UserError("Random decodes with a number of blocks: give num.")
   else:
     found = rule.scores(call.arrays, resid)
+  # One choice for the batch reads its weights once; by the largest score, so
+  # that no sequence loses what it wants most.
   found = found.max(axis=0) if plan.is_shared else found
   if rule.num is not None:
     return selection.top_blocks(found, rule.num)

@@ -81,11 +81,14 @@ def keep_top(
   """
   bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
   top_bit = jnp.uint32(1 << 31)
+  # Of negative floats those of larger bits are smaller: they are turned round,
+  # and come before the others.
   bits = jnp.where(bits & top_bit, ~bits, bits | top_bit)
 
   def set_bit(
       i: Int[Array, ""], least: UInt32[Array, "*b"]
   ) -> UInt32[Array, "*b"]:
+    # From the highest bit down: it is set if enough scores are left above.
     trial = least | (top_bit >> i.astype(jnp.uint32))
     num_above = (bits >= trial[..., None]).sum(axis=-1)
     return jnp.where(num_above >= num, trial, least)
@@ -94,6 +97,7 @@ def keep_top(
   least = jax.lax.fori_loop(0, 32, set_bit, least)[..., None]
   is_equal = bits == least
   num_above = (bits > least).sum(axis=-1, keepdims=True)
+  # Ties go to the first: exactly `num`, whatever is alike.
   return (bits > least) | (is_equal & (is_equal.cumsum(-1) + num_above <= num))
 
 

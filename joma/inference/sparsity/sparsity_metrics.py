@@ -77,6 +77,7 @@ def count(
   counted = is_counted[..., None]
   chosen, positive = chosen & counted, positive & counted
   mass = jnp.where(counted, mass.astype(jnp.float32), 0)
+  # A prompt's last token is not counted, and is no predecessor either.
   has_both = counted[:, 1:] & counted[:, :-1]
   square = lambda x: jnp.square(jnp.where(counted, x, 0).astype(jnp.float32))
   total = lambda x: x.sum(dtype=jnp.float32)

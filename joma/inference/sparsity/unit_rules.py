@@ -192,6 +192,7 @@ class Griffin(_Blocks):
   ) -> Float[Array, "B U"]:
     """Squares of the statistic, of each block."""
     hidden = jnp.where(is_prompt[..., None], hidden.astype(jnp.float32), 0)
+    # Each token's activations at length 1: no token outweighs the others.
     squares = jnp.square(hidden)
     squares = squares / jnp.maximum(
         squares.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny
@@ -357,6 +358,7 @@ class HeadRule:
     num = self.number(arrays)
     if num is not None:
       return sparsity_labels.keep_top(scores, num)
+    # One at least: a layer without a head would have no output to read.
     return (scores > 0) | sparsity_labels.keep_top(scores, 1)
 
 

@@ -15,13 +15,13 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import study as study_lib
 from joma.studies.figures import figure2
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import context_runs

@@ -16,7 +16,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -27,6 +26,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.theory import convergence
   from scansnap_jax.experiment import figures
@@ -77,17 +77,7 @@ def measure(
     update; `mu`; for the figure `curve`: steps, v [S, J] and entropy [S] before
     each; and the finding.
   """
-  path = jax.device_get(
-      jax.jit(
-          lambda mu: convergence.figure4_path(
-              mu,
-              initial=config.initial,
-              temperature=config.temperature,
-              step_size=config.step_size,
-              num_steps=config.num_steps,
-          )
-      )(jnp.array(config.mu, jnp.float32))
-  )
+  path = _iterate(config)
   entropy = path.entropy[:-1]
   # Rounded up: at most that many points, whatever the number of steps.
   every = -(-config.num_steps // _CURVE_POINTS)
@@ -111,6 +101,18 @@ def measure(
   }
   ends = float(entropy[0]), float(entropy[-1])
   return {**summary, "finding": _finding(summary, *ends)}
+
+
+def _iterate(config: Figure4Config) -> convergence.ReducedPath:
+  """The state before each step and after the last, on the host."""
+  iterate = lambda mu: convergence.figure4_path(
+      mu,
+      initial=config.initial,
+      temperature=config.temperature,
+      step_size=config.step_size,
+      num_steps=config.num_steps,
+  )
+  return jax.device_get(jax.jit(iterate)(jnp.array(config.mu, jnp.float32)))
 
 
 def _finding(summary: dict[str, Any], first: float, last: float) -> str:

@@ -22,7 +22,6 @@ import pathlib
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.hierarchy import config as config_lib
 from joma.studies import study as study_lib
@@ -30,6 +29,7 @@ from joma.studies import study as study_lib
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import axes as mpl_axes
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.hierarchy import data
   from joma.hierarchy import train

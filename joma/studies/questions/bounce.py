@@ -29,8 +29,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -38,7 +36,9 @@ from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.block import ensemble
@@ -197,7 +197,7 @@ def _experiments(
   ]
 
 
-def class_probs(config: Any) -> Float[np.ndarray, "K M"]:
+def class_probs(config: Any) -> jaxtyping.Float[np.ndarray, "K M"]:
   """P(l|n) of the configured classes."""
   return data.class_probs(
       num_classes=config.num_classes,
@@ -290,10 +290,10 @@ def _law_error(
     block: observe.BlockObservation, attention: dynamics.Attention
 ) -> float:
   def error(
-      z: Float[jax.Array, "S Q M"],
-      v: Float[jax.Array, "S M F"],
-      correction: Float[jax.Array, "S M"],
-  ) -> Float[jax.Array, ""]:
+      z: jaxtyping.Float[jax.Array, "S Q M"],
+      v: jaxtyping.Float[jax.Array, "S M F"],
+      correction: jaxtyping.Float[jax.Array, "S M"],
+  ) -> jaxtyping.Float[jax.Array, ""]:
     exact = dict(correction=correction) if attention == "softmax" else {}
     check = invariants.check_invariant(z, v, attention=attention, **exact)
     return check.relative_error[-1]

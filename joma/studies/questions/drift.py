@@ -23,8 +23,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -33,7 +31,9 @@ from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.block import ensemble
@@ -149,8 +149,8 @@ def _train(config: DriftConfig) -> ensemble.BlockRuns:
 
 
 def relative_drift(
-    attended: Float[Any, "R S M"],
-) -> Float[np.ndarray, "R S"]:
+    attended: jaxtyping.Float[Any, "R S M"],
+) -> jaxtyping.Float[np.ndarray, "R S"]:
   """Computes |b-bar(t) - b-bar(0)| / |b-bar(0)|."""
   start = attended[:, :1]
   change = np.linalg.norm(attended - start, axis=-1)
@@ -187,7 +187,9 @@ def _summarize(block: observe.BlockObservation) -> dict[str, Any]:
   }
 
 
-def rank_correlation(a: Float[Any, "S"], b: Float[Any, "S"]) -> float:
+def rank_correlation(
+    a: jaxtyping.Float[Any, "S"], b: jaxtyping.Float[Any, "S"]
+) -> float:
   """Computes Spearman's correlation of values without ties."""
   rank_a, rank_b = (np.argsort(np.argsort(x)) for x in (a, b))
   return float(np.corrcoef(rank_a, rank_b)[0, 1])

@@ -32,8 +32,6 @@ import dataclasses
 from typing import Any, Literal
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -43,7 +41,9 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.block import ensemble
@@ -209,10 +209,10 @@ def printed_check(
 
 def _embedding_errors(
     blocks: observe.BlockObservation,
-) -> Float[jax.Array, "R S"]:
+) -> jaxtyping.Float[jax.Array, "R S"]:
   """Relative error of the embedding law, run by run."""
 
-  def error(block: observe.BlockObservation) -> Float[jax.Array, "S"]:
+  def error(block: observe.BlockObservation) -> jaxtyping.Float[jax.Array, "S"]:
     # If U trains too, |u_l|^2 / 2 takes the place of sum_k v_k^2 / 2.
     growth = (block.embedding_norms - block.embedding_norms[:1]) / 2
     measured = block.attn_logits[:, 0] - block.attn_logits[:1, 0]

@@ -23,7 +23,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -32,6 +31,7 @@ from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.studies import drawing

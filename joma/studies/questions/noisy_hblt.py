@@ -22,7 +22,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -30,6 +29,7 @@ from scansnap_jax.experiment import errors
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.block import ensemble

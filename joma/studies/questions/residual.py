@@ -26,8 +26,6 @@ import functools
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -36,8 +34,10 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import axes as mpl_axes
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data
   from joma.block import ensemble
@@ -176,8 +176,8 @@ def _train(
 
 
 def query_distance(
-    attn_logits: Float[jax.Array, "S Q M"],
-) -> Float[jax.Array, "S"]:
+    attn_logits: jaxtyping.Float[jax.Array, "S Q M"],
+) -> jaxtyping.Float[jax.Array, "S"]:
   """Computes the mean total variation between softmax(z_q) of two queries."""
   probs = jax.nn.softmax(attn_logits, axis=-1)
   gaps = jnp.abs(probs[:, :, None] - probs[:, None]).sum(axis=-1) / 2
@@ -187,11 +187,11 @@ def query_distance(
 
 
 def law_errors(
-    attn_logits: Float[jax.Array, "S Q M"],
-    v: Float[jax.Array, "S M F"],
-    correction: Float[jax.Array, "S M"],
+    attn_logits: jaxtyping.Float[jax.Array, "S Q M"],
+    v: jaxtyping.Float[jax.Array, "S M F"],
+    correction: jaxtyping.Float[jax.Array, "S M"],
     attention: dynamics.Attention,
-) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
+) -> tuple[jaxtyping.Float[jax.Array, ""], jaxtyping.Float[jax.Array, ""]]:
   """Computes the last relative errors of Theorem 1, exact second term.
 
   Args:

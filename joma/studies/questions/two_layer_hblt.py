@@ -26,7 +26,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -35,7 +34,9 @@ from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
+  from matplotlib import axes as mpl_axes
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.block import data as block_data
   from joma.block import ensemble
@@ -240,28 +241,8 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   ]
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.9)
-    bars, course, share = figure.subplots(1, 3)
-    floors = {
-        "learned": cases["learned"]["scores"],
-        "frozen": cases["frozen"]["scores"],
-        "untrained": cases["learned"]["scores"],
-        "shuffled labels": cases["shuffled"]["scores"],
-        "other samples": cases["learned"]["chance"],
-    }
-    looks = drawing.looks_of([*floors])
-    shifts = drawing.shifts(len(floors))
-    for shift, (name, parts) in zip(shifts, floors.items(), strict=True):
-      time = 0 if name == "untrained" else -1
-      values = _at(parts, time, places)
-      x = np.arange(len(places)) + shift
-      look = looks[name]._replace(linestyle="")
-      drawing.draw_points(bars, x, values, look, name)
-    bars.set(title="end of training", ylabel="correlation", ylim=(0, 1))
-    bars.set_xticks(range(len(places)))
-    bars.set_xticklabels(
-        [f"layer {layer + 1}\ndepth {depth}" for layer, depth in places],
-        fontsize=6,
-    )
+    ends, course, share = figure.subplots(1, 3)
+    looks = _draw_ends(ends, cases, places)
     curves = drawing.looks_of([str(place) for place in places])
     for layer, depth in places:
       parts = {
@@ -277,8 +258,38 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       strong = cases[case]["strong_share"]
       drawing.draw_interval(share, steps, strong, looks[case], case)
     share.set(title="attention on strong leaves", xlabel="step", ylim=(0, 1))
-    figures.put_legend_above(figure, figures.legend_entries(bars))
+    figures.put_legend_above(figure, figures.legend_entries(ends))
   return figure
+
+
+def _draw_ends(
+    axes: mpl_axes.Axes,
+    cases: Mapping[str, Any],
+    places: Sequence[tuple[int, int]],
+) -> dict[str, figures.CurveStyle]:
+  """Draws the last scores beside what chance gives; returns the looks."""
+  floors = {
+      "learned": cases["learned"]["scores"],
+      "frozen": cases["frozen"]["scores"],
+      "untrained": cases["learned"]["scores"],
+      "shuffled labels": cases["shuffled"]["scores"],
+      "other samples": cases["learned"]["chance"],
+  }
+  looks = drawing.looks_of([*floors])
+  shifts = drawing.shifts(len(floors))
+  for shift, (name, parts) in zip(shifts, floors.items(), strict=True):
+    time = 0 if name == "untrained" else -1
+    values = _at(parts, time, places)
+    x = np.arange(len(places)) + shift
+    look = looks[name]._replace(linestyle="")
+    drawing.draw_points(axes, x, values, look, name)
+  axes.set(title="end of training", ylabel="correlation", ylim=(0, 1))
+  axes.set_xticks(range(len(places)))
+  axes.set_xticklabels(
+      [f"layer {layer + 1}\ndepth {depth}" for layer, depth in places],
+      fontsize=6,
+  )
+  return looks
 
 
 def _at(

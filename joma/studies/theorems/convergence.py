@@ -16,8 +16,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -27,7 +25,9 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import convergence
@@ -115,7 +115,7 @@ def measure(
 
 
 def _compare(
-    config: ConvergenceConfig, gaps: Float[jax.Array, "S J"], j: int
+    config: ConvergenceConfig, gaps: jaxtyping.Float[jax.Array, "S J"], j: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Ratio, its limit, lambda and its limit, of a component and the next one."""
   gap_j, gap_k = gaps[:, j], gaps[:, j + 1]

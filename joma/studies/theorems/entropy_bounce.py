@@ -16,7 +16,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -27,6 +26,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import convergence

@@ -20,8 +20,6 @@ import math
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
@@ -30,7 +28,9 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import winner
@@ -126,7 +126,7 @@ def measure(
   return {**summary, "finding": _finding(summary)}
 
 
-def _clock(config: ErfConfig) -> Float[jax.Array, "S"]:
+def _clock(config: ErfConfig) -> jaxtyping.Float[jax.Array, "S"]:
   """The winner's value at each of the times, by the law, and at the end.
 
   The law only spaces the points: the times that come out are the flow's own.

@@ -15,8 +15,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
@@ -25,7 +23,9 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import cooccurrence
@@ -200,8 +200,8 @@ def _sample(
 
 
 def _draw_batch(
-    key: jax.Array, tree: data.Hblt, pairs: Float[jax.Array, "H M M"]
-) -> tuple[Float[jax.Array, "B H"], Float[jax.Array, "B"]]:
+    key: jax.Array, tree: data.Hblt, pairs: jaxtyping.Float[jax.Array, "H M M"]
+) -> tuple[jaxtyping.Float[jax.Array, "B H"], jaxtyping.Float[jax.Array, "B"]]:
   """Averages y_l y_m over the pairs of each depth, and y_m over leaves."""
   leaves = data.sample_hblt(key, tree, batch_size=_BATCH).nodes[-1]
   # As numbers, so that a mean over all pairs of a depth is one contraction.

@@ -19,8 +19,6 @@ import functools
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors as errors_lib
@@ -29,9 +27,11 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import axes as mpl_axes
   from matplotlib import figure as mpl_figure
   from matplotlib import lines as mpl_lines
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import dynamics
@@ -163,7 +163,8 @@ def _check_all(
   phis = [*dynamics.ACTIVATIONS.values()]
 
   def check(
-      weights: Float[jax.Array, "phi"], step_size: Float[jax.Array, ""]
+      weights: jaxtyping.Float[jax.Array, "phi"],
+      step_size: jaxtyping.Float[jax.Array, ""],
   ) -> dict[str, invariants.InvariantCheck]:
     # One program for all activations: the weights choose.
     mixture = lambda h: functools.reduce(

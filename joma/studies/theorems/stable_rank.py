@@ -22,8 +22,6 @@ import dataclasses
 from typing import Any
 
 from etils import epy
-from jaxtyping import Float
-import numpy as np
 
 from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
@@ -33,7 +31,9 @@ from scansnap_jax.experiment import require
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
   import jax.numpy as jnp
+  import jaxtyping
   from matplotlib import figure as mpl_figure
+  import numpy as np
 
   from joma.studies import drawing
   from joma.theory import convergence
@@ -119,20 +119,7 @@ def measure(
         "target": np.asarray(metrics.stable_rank(targets)),
     }
     for name in ("with", "without"):
-      gaps = convergence.integrate(
-          jnp.append(0.0, times),
-          *(jnp.asarray(salience), jnp.zeros(config.num_tokens)),
-          has_attention=name == "with",
-      )[1:]
-      lengths = convergence.components(gaps, jnp.asarray(salience))
-      # Rows keep their direction, so that Theorem 4 of their lengths is the
-      # whole solution; `integrate` is what tests hold it against.
-      reached = -jnp.expm1(-gaps)
-      layers = reached[None, :, :, None] * targets[:, None]
-      summary[name] = {
-          "stable_rank": np.asarray(metrics.stable_rank(layers)),
-          "entropy": np.asarray(convergence.attention_entropy(lengths, 2.0)),
-      }
+      summary[name] = _course(times, salience, targets, name == "with")
   curves = {"time": times}
   for name in ("with", "without"):
     curves[f"stable_rank_{name}"] = summary[name]["stable_rank"].mean(axis=0)
@@ -141,9 +128,32 @@ def measure(
   return {**summary, "finding": _finding(summary)}
 
 
+def _course(
+    times: jaxtyping.Float[np.ndarray, "S"],
+    salience: jaxtyping.Float[np.ndarray, "M"],
+    targets: jaxtyping.Float[jax.Array, "R M F"],
+    has_attention: bool,
+) -> dict[str, np.ndarray]:
+  """Stable rank and entropy over time, from 0, of all draws of U."""
+  gaps = convergence.integrate(
+      jnp.append(0.0, times),
+      *(jnp.asarray(salience), jnp.zeros(len(salience))),
+      has_attention=has_attention,
+  )[1:]
+  lengths = convergence.components(gaps, jnp.asarray(salience))
+  # Rows keep their direction, so that Theorem 4 of their lengths is the whole
+  # solution; `integrate` is what tests hold it against.
+  reached = -jnp.expm1(-gaps)
+  layers = reached[None, :, :, None] * targets[:, None]
+  return {
+      "stable_rank": np.asarray(metrics.stable_rank(layers)),
+      "entropy": np.asarray(convergence.attention_entropy(lengths, 2.0)),
+  }
+
+
 def draw_targets(
-    seed: int, salience: Float[np.ndarray, "M"], num_hidden: int
-) -> Float[jax.Array, "M F"]:
+    seed: int, salience: jaxtyping.Float[np.ndarray, "M"], num_hidden: int
+) -> jaxtyping.Float[jax.Array, "M F"]:
   """Draws U: rows of random direction and given length."""
   rows = np.random.default_rng(seed).normal(size=(len(salience), num_hidden))
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -151,13 +161,14 @@ def draw_targets(
 
 
 def integrate(
-    times: Float[jax.Array, "S"], targets: Float[jax.Array, "M F"]
-) -> Float[jax.Array, "S M F"]:
+    times: jaxtyping.Float[jax.Array, "S"],
+    targets: jaxtyping.Float[jax.Array, "M F"],
+) -> jaxtyping.Float[jax.Array, "S M F"]:
   """Integrates dV/dt itself from 0, without use of Theorem 4."""
 
   def slope(
-      v: Float[jax.Array, "M F"], _: Float[jax.Array, ""]
-  ) -> Float[jax.Array, "M F"]:
+      v: jaxtyping.Float[jax.Array, "M F"], _: jaxtyping.Float[jax.Array, ""]
+  ) -> jaxtyping.Float[jax.Array, "M F"]:
     attention = jnp.exp(jnp.sum(v**2, axis=1, keepdims=True) / 2)
     return attention * (targets - v)
 

@@ -44,6 +44,8 @@ BESIDE = (REFERENCE, "window", "random")
 DEFAULT = ("h2o", "tova", "streaming_llm", "keydiff")
 # What goes by attention, and the one by place that it must beat.
 COMPARED = ("h2o", "streaming_llm")
+# What heads keep that need sinks and the last tokens alone.
+STREAMING = "streaming_llm"
 # By which a wrapper shares slots out where it stands alone.
 _WRAPPED = "h2o"
 

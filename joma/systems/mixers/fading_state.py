@@ -126,6 +126,8 @@ class FadingState:
         return_state=True,
         implementation=options.implementation,
     )
+    # A query after n tokens of this call finds decay^n of the state before it.
+    # Padding at the end counts as the last token, and nobody reads it.
     counts = jnp.cumsum(is_token, axis=1).astype(jnp.float32)
     left = lambda n: jnp.exp(jnp.einsum("...,N->...N", n, jnp.log(decay)))
     read = jnp.einsum("BTNH,BNHJ->BTNJ", query.astype(jnp.float32), self.state)

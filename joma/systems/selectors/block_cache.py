@@ -153,6 +153,7 @@ class BlockCache:
     if options.window is not None:
       oldest = position - options.window
       is_seen &= place > oldest[:, None, None, None]
+    # One slice a block, whose rows lie together, instead of a gather by key.
     flat = lambda x: x.reshape(batch, num_kv_heads, -1)
     gather = lambda x: slices(x, blocks * size, size).reshape(
         batch, num_kv_heads, -1, head_dim

@@ -69,12 +69,15 @@ class Hip:
     """Returns what is found for every block of queries, and the mask."""
     size, (batch, length, num_heads, _) = self.block, query.shape
     num_blocks = -(-length // size)
+    # A choice has no gradient: what is chosen gets its own from attention.
+    # Copies of the last row at the end leave the max over a block as it is.
     fill = lambda x: jnp.pad(
         jax.lax.stop_gradient(x),
         ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
         mode="edge",
     )
     query = fill(query).reshape(batch, num_blocks, size, num_heads, -1)
+    # One key speaks for its block.
     middles = fill(key)[:, size // 2 :: size]
     middles = jnp.repeat(middles, num_heads // key.shape[2], axis=2)
     middles = middles.swapaxes(1, 2)  # [B, N, C, H]
@@ -83,11 +86,13 @@ class Hip:
       flat = index.reshape(batch, num_heads, -1, 1)
       found = jnp.take_along_axis(middles, flat, axis=2)
       found = found.reshape(*index.shape, -1)
+      # A block of queries reads what any of them wants.
       return jnp.einsum("BRTNH,BNRWH->BNRTW", query, found).max(axis=3)
 
     newest = jnp.arange(num_blocks)[None, None]
     newest = jnp.broadcast_to(newest, (batch, num_heads, num_blocks))
     blocks, is_valid = self.find(score, newest, num_blocks)
+    # Selections list the valid blocks first, and say how many those are.
     order = jnp.argsort(~is_valid, axis=-1, stable=True)
     return selection.Selection(
         jnp.take_along_axis(blocks, order, axis=-1),
@@ -108,6 +113,7 @@ class Hip:
 
     def score(index: Array) -> Array:
       middles = index * self.block + self.block // 2
+      # Reads these keys, not the cache: bytes do not grow with the text.
       found = block_cache.slices(key, middles, 1)[:, :, :, 0]
       return jnp.einsum("BKGH,BKWH->BKGW", query, found).max(axis=2)
 
@@ -129,6 +135,8 @@ class Hip:
     )
     first = masks.to_rank(jnp.arange(self.sinks), newest.ndim + 1)
     first = jnp.broadcast_to(first, (*newest.shape, self.sinks))
+    # The search is for what lies between first and newest blocks, so that no
+    # block is read twice.
     num_kept = min(self.k // self.block, num_blocks)
     found, is_found = tree_search.search(
         score,
@@ -141,6 +149,7 @@ class Hip:
     is_valid = jnp.concatenate(
         [first <= newest[..., None], near >= self.sinks, is_found], axis=-1
     )
+    # What does not count is looked up all the same: block 0 is always there.
     return jnp.where(is_valid, blocks, 0).astype(jnp.int32), is_valid
 
   def init_cache(

@@ -44,12 +44,16 @@ def search(
   part = masks.to_rank(jnp.arange(num_kept), first.ndim + 1)
   first = first[..., None]
   span = jnp.maximum(stop[..., None] - first, 0)
+  # Lengths differ by one at most; with fewer blocks than chunks some of these
+  # are empty, and stay so.
   starts = first + span * part // num_kept
   stops = first + span * (part + 1) // num_kept
   for _ in range(num_steps):
+    # Rounded up: a chunk of one block is its own first half.
     middles = (starts + stops + 1) // 2
     starts = jnp.concatenate([starts, middles], axis=-1)
     stops = jnp.concatenate([middles, stops], axis=-1)
+    # An empty chunk asks some block, and its score does not count.
     centres = jnp.minimum((starts + stops) // 2, stops - 1)
     scores = score(jnp.maximum(centres, 0))
     scores = jnp.where(starts < stops, scores, -jnp.inf)

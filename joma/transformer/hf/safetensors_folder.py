@@ -133,7 +133,6 @@ def write(
     tensors: Name and contiguous array; taken one shard at a time.
     max_shard_bytes: A file holds more only if one tensor does.
   """
-  save_file = _safetensors("safetensors.numpy").save_file
   shards = _shards(shapes, dtype_of, max_shard_bytes)
   files = [SINGLE]
   if len(shards) > 1:
@@ -142,15 +141,10 @@ def write(
         for i in range(len(shards))
     ]
   for file, names in zip(files, shards, strict=True):
-    partial = folder / f"{file}.partial"
-    partial.touch()
-    mode = partial.stat().st_mode
     held = dict(next(tensors) for _ in names)
-    # transformers reads files of this format alone.
-    save_file(held, partial, metadata={"format": "pt"})
+    _save(folder / f"{file}.partial", held)
+    # Before the next shard is taken: only one is in memory.
     del held
-    # The package makes files that nobody else can read.
-    partial.chmod(mode)
   shards_before = folder.glob("model-*-of-*.safetensors")
   for stale in (folder / SINGLE, folder / INDEX, *shards_before):
     stale.unlink(missing_ok=True)
@@ -165,6 +159,17 @@ def write(
     }
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / INDEX, index)
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+  """Writes one file, which whoever may read the folder can read."""
+  save_file = _safetensors("safetensors.numpy").save_file
+  path.touch()
+  mode = path.stat().st_mode
+  # transformers reads files of this format alone.
+  save_file(tensors, path, metadata={"format": "pt"})
+  # The package makes files that nobody else can read.
+  path.chmod(mode)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

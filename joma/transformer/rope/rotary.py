@@ -65,6 +65,35 @@ def frequencies(
   """
   if isinstance(config, Mapping):
     config = rope_config.from_hf(config)
+  exponents = _exponents(rotary_dim)
+  plain = config.rope_theta**-exponents
+  stretch = _stretch(config, max_len)
+  match config.rope_type:
+    case "linear":
+      inv_freq = plain / stretch
+    case "ntk" | "dynamic":
+      if config.rope_type == "dynamic":
+        stretch = stretch * _longer(seq_len, max_len) - (stretch - 1)
+      power = rope_config.ntk_power(rotary_dim)
+      inv_freq = plain * stretch ** (-power * exponents)
+    case "yarn":
+      inv_freq = _yarn(config, plain, max_len)
+    case "longrope":
+      divisors = _longrope_divisors(config, len(plain), max_len, seq_len)
+      inv_freq = plain / divisors
+    case "llama3":
+      inv_freq = _llama3(config, plain, max_len)
+    case _:
+      inv_freq = plain
+  return jnp.asarray(inv_freq, jnp.float32), _attn_factor(config, max_len)
+
+
+def _exponents(rotary_dim: int) -> Float[np.ndarray, "R"]:
+  """2 j / d of each pair.
+
+  Raises:
+    UserError: If d is not even.
+  """
   if rotary_dim < 2 or rotary_dim % 2:
     raise errors.UserError(
         f"rotary positions turn pairs: got rotary_dim={rotary_dim}."
@@ -74,31 +103,7 @@ def frequencies(
   exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(
       rotary_dim
   )
-  exponents = exponents.astype(np.float64)
-  plain = config.rope_theta**-exponents
-  stretch, attn_factor = _stretch(config, max_len), 1.0
-  match config.rope_type:
-    case "linear":
-      inv_freq = plain / stretch
-    case "ntk":
-      power = rope_config.ntk_power(rotary_dim)
-      inv_freq = plain * stretch ** (-power * exponents)
-    case "dynamic":
-      power = rope_config.ntk_power(rotary_dim)
-      stretch = stretch * _longer(seq_len, max_len) - (stretch - 1)
-      inv_freq = plain * stretch ** (-power * exponents)
-    case "yarn":
-      inv_freq = _yarn(config, plain, max_len)
-      attn_factor = _yarn_attn_factor(config, stretch)
-    case "longrope":
-      divisors = _longrope_divisors(config, len(plain), max_len, seq_len)
-      inv_freq = plain / divisors
-      attn_factor = _longrope_attn_factor(config, max_len)
-    case "llama3":
-      inv_freq = _llama3(config, plain, max_len)
-    case _:
-      inv_freq = plain
-  return jnp.asarray(inv_freq, jnp.float32), attn_factor
+  return exponents.astype(np.float64)
 
 
 def rotate(
@@ -195,6 +200,17 @@ def _yarn(
   width = high - low or 1e-3
   ramp = np.clip((np.arange(num_pairs) - low) / width, 0, 1)
   return plain * (1 - ramp) + plain / _stretch(config, max_len) * ramp
+
+
+def _attn_factor(config: rope_config.RopeConfig, max_len: int) -> float:
+  """Of cos and sin; the text's length does not change it."""
+  match config.rope_type:
+    case "yarn":
+      return _yarn_attn_factor(config, _stretch(config, max_len))
+    case "longrope":
+      return _longrope_attn_factor(config, max_len)
+    case _:
+      return 1.0
 
 
 def _yarn_attn_factor(config: rope_config.RopeConfig, stretch: float) -> float:

@@ -106,6 +106,8 @@ def _token_losses_backward(
     residuals: tuple[Array, Array, Array], cotangents: Float[Array, "B T"]
 ) -> tuple[Array, None]:
   logits, lse, targets = residuals
+  # A comparison with a counter fuses with the rest; a one-hot array would be
+  # one more of the logits' size.
   vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
   is_target = vocabulary == targets[..., None]
   error = jnp.exp(logits - lse[..., None]) - is_target
@@ -203,10 +205,14 @@ def _loss_and_grads(
     axis_name: str | None,
 ) -> tuple[Float[Array, ""], PyTree]:
   """Mean loss of a batch and its gradient, over all devices and parts."""
+  # Of seed and step alone, so that a restart drops the same; 1 keeps the
+  # stream apart from that of the first values.
   key = jax.random.fold_in(jax.random.key(task.config.seed), 1)
   key = jax.random.fold_in(key, state.step)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+  # All tokens of the step, before the parts: the mean over tokens is no mean
+  # of the parts' means where they have unlike numbers.
   total = _sum_over(batch.weights.sum(), axis_name)
   num_parts = task.config.grad_accum
   grad_of = jax.value_and_grad(
@@ -291,6 +297,7 @@ def probe(
   start = (jnp.zeros((3, *shape)), jnp.zeros(()))
   sums, total = _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
   entropy, effective_support, sink_mass = sums / total
+  # Parameters are the same in every batch: looked at once.
   kernels = [
       params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
       for layer in range(shape[0])

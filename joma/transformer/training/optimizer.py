@@ -43,10 +43,13 @@ class Optimizer(NamedTuple):
   ) -> tuple[PyTree, PyTree]:
     """Returns the parameters and the state after a step."""
     if self.config.reset_optimizer_every_epoch:
+      # Zeros are what `init` gives. In the compiled step, for an interval may
+      # have the first step of an epoch inside.
       is_kept = step % self.steps_per_epoch != 0
       opt_state = jax.tree.map(
           lambda x: jnp.where(is_kept, x, jnp.zeros_like(x)), opt_state
       )
+    # The rule knows no rate: MLPs may have one of their own.
     direction, opt_state = self.rule.update(grads, opt_state, params)
     lr = learning_rate(self.config, step, self.num_steps)
     scale = (self.config.lr_mlp or self.config.lr) / self.config.lr
@@ -74,6 +77,7 @@ def make_optimizer(
       if config.weight_decay
       else optax.identity()
   )
+  # Decay before the moments is in them (L2); behind, it is beside (AdamW).
   rule = {
       "sgd": (clip, decay),
       "adam": (clip, decay, scale_by_adam),
@@ -93,6 +97,7 @@ def learning_rate(
   step = jnp.asarray(step, jnp.float32)
   rate = jnp.ones(())
   if config.schedule == "cosine":
+    # The last step, not the one behind it, has lr_end.
     length = max(1, num_steps - 1 - config.warmup_steps)
     done = jnp.clip((step - config.warmup_steps) / length, 0, 1)
     rate = (

@@ -8,6 +8,7 @@ Letters: E rows, L layers, M maps, N heads, T positions.
 """
 
 from collections.abc import Callable
+import functools
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -117,21 +118,19 @@ def train_and_evaluate(
     state = init() if start == 0 else layout.from_saved(saved)
     on_progress(start)
     for interval in schedule.intervals(start):
-      before = (
-          observer.observe(state.params, 0) if interval.start == 0 else None
-      )
+      is_first = interval.start == 0
+      before = observer.observe(state.params, 0) if is_first else None
       batches = observe.draw(text, config.seed, interval.steps)
       state, losses, tokens_per_sec = train(state, batches)
       after = observer.observe(state.params, interval.end)
       history.losses[interval.steps] = losses = layout.gather(losses)
       recorder.check_finite(interval, recorded.losses, layouts.is_finite(after))
+      # Rows after the check: a run that diverged leaves none behind.
+      record = functools.partial(_record, history, observer.map_steps)
       if before is not None:
-        recorder.write(0, [_record(history, observer.map_steps, before, 0, 0)])
+        recorder.write(0, [record(before, 0, 0)])
       trained = _trained_row(losses, tokens_per_sec)
-      seen = _record(
-          *(history, observer.map_steps, after),
-          *(interval.evaluation, interval.end),
-      )
+      seen = record(after, interval.evaluation, interval.end)
       recorder.write(interval.end, [trained | seen], losses[-1:])
       progress.show(loss=float(losses[-1]))
       on_progress(len(interval.steps))

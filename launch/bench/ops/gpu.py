@@ -173,7 +173,7 @@ def _errors_of_variants(length: int) -> Iterator[gpu_rows.Job]:
   selection = programs.random_selection(length, 4, 128, 128, density=0.3)
   variants: dict[str, dict[str, Any]] = {
       "no mask": {},
-      "two spans, soft cap, sinks": capped | {"sink_logits": sink_logits},
+      "two spans, soft cap, sinks": dict(capped, sink_logits=sink_logits),
       "two spans, ids": {"where": near & masks.hash_sparse(ids, ids)},
       "selection": {"where": selection},
   }

@@ -86,8 +86,7 @@ def gradients(variant: str, head_dim: int, group: int) -> programs.Program:
     ids = np.arange(_LENGTH) % 7
     near = masks.streaming(_LENGTH, window=300, num_sinks=4)
     options["where"] = masks.hash_sparse(ids, ids) & near
-    options["logits_soft_cap"] = 30.0
-    options["sink_logits"] = jnp.zeros(group)
+    options.update(logits_soft_cap=30.0, sink_logits=jnp.zeros(group))
 
   def loss(*arrays: Array) -> tuple[Array, PyTree]:
     result = api.attention(*arrays, **options)

@@ -28,6 +28,8 @@ _CONFIG = configs.TransformerConfig(
 )
 _MODEL = models.Transformer(_CONFIG, implementation="reference")
 _PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9]]
+# So hot that all tokens are alike: what is drawn is the key's alone.
+_HOT = sampling_config.SamplingConfig(temperature=1e6, seed=1)
 
 
 @functools.cache
@@ -92,15 +94,33 @@ class GenerateTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_draws_do_not_depend_on_neighbours(self):
-    options = dict(
-        max_new_tokens=8,
-        sampler=sampling_config.SamplingConfig(temperature=1.0, seed=1),
-    )
+    options = dict(max_new_tokens=8, sampler=_HOT)
     run = functools.partial(generate.generate, _MODEL, _params(), **options)
     together, alone = run(_PROMPTS), run(_PROMPTS[:1])
     self.assertEqual(together[0].tolist(), alone[0].tolist())
     greedy = _greedy(tuple(_PROMPTS[0]), 8)
     self.assertNotEqual(together[0].tolist(), greedy)
+
+  def test_each_token_is_drawn_with_a_key_of_its_own(self):
+    got = generate.generate(
+        _MODEL, _params(), _PROMPTS, max_new_tokens=8, sampler=_HOT
+    )
+    for row in got:
+      self.assertGreater(len(set(row.tolist())), 4)
+
+  def test_padding_of_a_prompt_is_not_kept(self):
+    lengths = jnp.array([2, 5])
+    policy = policy_names.parse("streaming_llm")
+    state = generate.prefill(
+        _MODEL,
+        _params(),
+        jnp.ones((2, 8), jnp.int32),
+        lengths,
+        kv_cache.init(policy, _CONFIG, 2, 8),
+    )
+    for cache in state.kv_cache:
+      last = cache.kept_positions().max(axis=(1, 2))
+      np.testing.assert_array_equal(last, lengths - 1)
 
   @parameterized.parameters(
       ([], "There is no prompt"),

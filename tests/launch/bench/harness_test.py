@@ -64,6 +64,36 @@ class StatisticsTest(absltest.TestCase):
     np.testing.assert_array_equal(seconds, [2, 1])
 
 
+class CompareTest(absltest.TestCase):
+
+  def test_ratios_are_of_times_a_step(self):
+    now = [0.0]
+
+    def lasting(seconds):
+      def turn():
+        now[0] += seconds
+
+      return turn
+
+    rows = {
+        "jax plain": harness.Contestant(1.5, lasting(0.08)),
+        "jax all": harness.Contestant(1.5, lasting(0.02)),
+        "torch plain": harness.Contestant(1.5, lasting(0.16)),
+    }
+    with (
+        mock.patch.object(harness.time, "perf_counter", lambda: now[0]),
+        mock.patch.object(harness.time, "sleep"),
+    ):
+      beside = ["jax plain", "torch plain"]
+      _, row, _ = harness.compare(rows, beside, 3, 2)
+    self.assertEqual((row["row"], row["loss"]), ("jax all", 1.5))
+    self.assertAlmostEqual(row["step_ms"], 10)
+    self.assertAlmostEqual(row["least_ms"], 10)
+    self.assertAlmostEqual(row["jax plain over it"], 4)
+    self.assertAlmostEqual(row["torch plain over it"], 8)
+    self.assertLen(row, 6)
+
+
 class TableTest(absltest.TestCase):
 
   def test_what_a_row_lacks_is_empty(self):

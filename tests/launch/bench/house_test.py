@@ -68,6 +68,7 @@ _EXPECTED = {
     # bump 4, inner 2, late 3, __call__ 2, make 3, _hide 2.
     "function lines, median / p90 / max": "2.5 / 4 / 4",
     "functions above 50 lines": "0",
+    "those above without their docstring": "0",
     # x of __call__; rest, not a, of make; x and y, not z, of bump.
     "annotated parameters, public": "66.7 %",
     # k of inner, not x and y of _hide.
@@ -103,6 +104,8 @@ class FiguresTest(parameterized.TestCase):
         "joma/long.py": "x = 1\n" * 401,
         "tests/long_test.py": "x = 1\n" * 402,
         "launch/big.py": "class A:\n  def f(self):\n" + "    pass\n" * 50,
+        "launch/says.py": 'def f():\n  """A.' + "\n" * 50 + '"""\n  return 1\n',
+        "launch/takes.py": "def f(hip): raise ValueError('hip')\n",
     }
     root = _write(self.create_tempdir().full_path, files)
     found = house.survey(root, house.systems(root))
@@ -113,6 +116,7 @@ class FiguresTest(parameterized.TestCase):
             "joma/long.py has 401 lines",
             "tests/long_test.py has 402 lines",
             "launch/big.py:2 A.f has 51 lines",
+            "launch/says.py:1 f has 53 lines, 51 of them its docstring",
             "cycle: joma.main, joma.other",
             "hip is named by launch/uses.py",
             "h2o is named by joma/other.py",
@@ -121,7 +125,8 @@ class FiguresTest(parameterized.TestCase):
     figures = house.figures(found)
     self.assertEqual(figures["folders above 14 files"], "1")
     self.assertEqual(figures["files above 400 lines"], "1")
-    self.assertEqual(figures["functions above 50 lines"], "1")
+    self.assertEqual(figures["functions above 50 lines"], "2")
+    self.assertEqual(figures["those above without their docstring"], "1")
 
   def test_what_is_at_its_limit_does_not_stand_out(self):
     files = {f"joma/f{i}.py": "x = 1\n" * 400 for i in range(14)}

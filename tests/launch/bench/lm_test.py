@@ -33,7 +33,7 @@ class TrainTest(absltest.TestCase):
       np.testing.assert_allclose(
           row["tokens_per_sec"], 10 / (row["step_ms"] / 1e3), rtol=1e-6
       )
-    self.assertEqual(found[0]["first over it"], 1)
+    self.assertEqual(found[0]["torch over it"], 1)
 
 
 class GpuTrainTest(absltest.TestCase):

@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from jaxtyping import PyTree
 import numpy as np
 
 from joma.inference.sparsity import contextual_config
@@ -56,16 +57,8 @@ def study(
   shards = capture.write(
       model, subject.params, subject.texts.train, workdir / "capture", settings
   )
-  data = predictor_training.split(
-      shards, config.predictor, config.held_out_fraction
-  )
-  learned = predictor_training.train(data, workdir / "predictors", on_progress)
-  predictors.save(
-      workdir / "predictors.npz",
-      learned,
-      dataclasses.asdict(config.predictor)
-      | {"block_size": settings.block_size, "label": settings.label},
-  )
+  facts = {"block_size": settings.block_size, "label": settings.label}
+  data, learned = _learn(config, shards, facts, workdir, on_progress)
   bench = contextual_bench.Bench(config, subject, settings, learned, data)
   dense = bench.measure(None, None, {})
   rows = [*bench.unit_rows(dense), *bench.head_rows(dense)]
@@ -73,8 +66,7 @@ def study(
       "finding": _finding(rows, dense),
       "dense": contextual_bench.perplexity(dense.losses),
       "rows": rows,
-      "label": settings.label,
-      "block_size": settings.block_size,
+      **facts,
       "num_eval_tokens": (
           dense.losses.size * (config.seq_len - config.prompt_len - 1)
       ),
@@ -82,6 +74,23 @@ def study(
       "capture_tokens": shards.num_rows,
       "facts": subject.facts,
   }
+
+
+def _learn(
+    config: Config,
+    shards: capture.Shards,
+    facts: dict[str, Any],
+    workdir: pathlib.Path,
+    on_progress: Callable[[int], None],
+) -> tuple[predictor_training.Data, PyTree]:
+  """Trains the predictors, and keeps them with what they were made for."""
+  data = predictor_training.split(
+      shards, config.predictor, config.held_out_fraction
+  )
+  learned = predictor_training.train(data, workdir / "predictors", on_progress)
+  described = dataclasses.asdict(config.predictor) | facts
+  predictors.save(workdir / "predictors.npz", learned, described)
+  return data, learned
 
 
 def _finding(

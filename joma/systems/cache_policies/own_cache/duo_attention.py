@@ -16,8 +16,8 @@ from joma.inference.cache import cache_options
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cost import cache_plan
+from joma.systems.cache_policies import names
 from joma.systems.cache_policies.by_place import full
-from joma.systems.cache_policies.by_place import window
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from scansnap_jax.experiment import errors
@@ -62,11 +62,11 @@ class DuoAttention(policy_lib.Policy):
           f" be key heads from 0 to {config.num_kv_heads - 1}."
       )
     streaming = tuple(head for head in known if head not in retrieval)
-    streaming_llm = window.StreamingLLM(num_sinks=self.num_sinks)
+    near = names.from_name(names.STREAMING, num_sinks=self.num_sinks)
     buckets = []
     for heads, kind, size in (
         (retrieval, full.Full(), capacity),
-        (streaming, streaming_llm, min(self.window_capacity, capacity)),
+        (streaming, near, min(self.window_capacity, capacity)),
     ):
       if heads:
         shape = (batch_size, len(heads), size, config.head_dim)

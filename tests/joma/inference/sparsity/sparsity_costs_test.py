@@ -86,6 +86,19 @@ class SharesTest(parameterized.TestCase):
       self.assertAlmostEqual(found.weights, (rest + read) / total)
       self.assertAlmostEqual(found.flops, (rest + made) / total)
 
+  def test_predicted_heads_read_their_predictor_too(self):
+    _, total = _weights(_MODEL)
+    config = contextual_config.PredictorConfig(rank=3, head_rank=2)
+    learned = predictors.init(config, 2, 8, 6, 4)
+    size = sum(leaf.size for leaf in jax.tree.leaves(learned["heads"]))
+    oracle = unit_rules.HeadRule(chosen_by="oracle", missing_kv="zero", rank=2)
+    predicted = dataclasses.replace(oracle, chosen_by="predicted")
+    kept = [costs.KeptHeads(0.25, 0.5)] * 2
+    found = costs.shares(_MODEL, None, (), predicted, kept)
+    known = costs.shares(_MODEL, None, (), oracle, kept)
+    self.assertAlmostEqual(found.weights, known.weights + size / total)
+    self.assertAlmostEqual(found.flops, known.flops + size / total)
+
   def test_all_is_the_dense_model(self):
     kept = [unit_rules.Kept(1.0)] * 2
     for rule in (unit_rules.Griffin(), unit_rules.Cats(), unit_rules.Teal()):

@@ -85,6 +85,11 @@ class CorpusTest(parameterized.TestCase):
     np.testing.assert_array_equal(corpus.train, expected.train)
     self.assertEqual(corpus.facts(), expected.facts())
 
+  def test_another_tokenizer_does_not_find_the_ids_of_the_first(self):
+    self._load("bytes", cache_dir=self.cache)
+    corpus = self._load("words", cache_dir=self.cache)
+    np.testing.assert_array_equal(corpus.train, self._load("words").train)
+
   def test_a_file_cut_short_is_written_anew(self):
     expected = np.array(self._load("bytes", cache_dir=self.cache).train)
     for path in self.cache.glob("*.npy"):
