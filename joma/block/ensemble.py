@@ -104,14 +104,7 @@ def train(
   spans = dict(num_steps=num_steps // num_scores, record_every=every)
   advance = layout.map(train_lib.train, setting=setting, **spans)
   measure = layout.map(score, setting=setting) if score else lambda *_: ()
-  # In spans, so that nodes are scored on the way without a score in the
-  # compiled steps.
-  observed, scores = [], [layout.gather(measure(state, ()))]
-  for _ in range(num_scores):
-    state, *seen = advance(state, ())
-    observed.append(layout.gather(seen))
-    scores.append(layout.gather(measure(state, ())))
-  losses, seen = zip(*observed, strict=True)
+  losses, seen, scores = _in_spans(layout, state, advance, measure, num_scores)
   split = lambda x: x.reshape(len(settings), len(seeds), *x.shape[1:])
   runs = BlockRuns(
       tuple(settings),
@@ -122,6 +115,28 @@ def train(
   )
   _check(runs, members, seeds)
   return runs
+
+
+def _in_spans(
+    layout: ensemble.Ensemble,
+    state: PyTree,
+    advance: Callable[..., PyTree],
+    measure: Callable[..., PyTree],
+    num_spans: int,
+) -> tuple[list[PyTree], list[PyTree], list[PyTree]]:
+  """Losses, records and scores; one score more, from before the first span.
+
+  In spans, so that nodes are scored on the way without a score in the compiled
+  steps.
+  """
+  losses, seen, scores = [], [], [layout.gather(measure(state, ()))]
+  for _ in range(num_spans):
+    state, *observed = advance(state, ())
+    more_losses, more_seen = layout.gather(observed)
+    losses.append(more_losses)
+    seen.append(more_seen)
+    scores.append(layout.gather(measure(state, ())))
+  return losses, seen, scores
 
 
 def _check(

@@ -87,6 +87,7 @@ class FullCache:
     query = rotate(query, positions)
     if not self.keeps_raw:
       key = rotate(key, positions)
+    # Written first: a token sees itself, and a prompt its own tokens.
     cache = self.write(key, value, positions)
     turned = cache._turned(positions, rotate) if self.keeps_raw else cache
     if query.shape[1] == 1:

@@ -77,6 +77,7 @@ def of_layer(config: configs.TransformerConfig, layer: int) -> LayerSystems:
             f" are of the kind {kind}; a layer has one at most."
         )
       found[kind] = system
+  # A mixer has no logits: nothing to choose blocks or weights by.
   if "mixer" in found:
     for kind in ("select", "weights"):
       if kind in found and found[kind] is not found["mixer"]:

@@ -94,6 +94,7 @@ class Transformer(nn.Module):
     self.sow("intermediates", "resid_embed", x)
     caches = kv_cache or (None,) * self.config.num_layers
     x, caches = self._layers(x, positions, mask, caches, is_training, router)
+    # Before the output layer, which for a whole prompt is the largest product.
     if logits_at is not None:
       x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
     logits = self._logits(token_embed, x)
@@ -128,6 +129,7 @@ class Transformer(nn.Module):
           name=f"layers_{layer}",
       )(x, positions, mask, cache, is_training, carry, router, x_before)
       new_caches.append(cache)
+      # For a router alone: remat would keep it for every layer.
       x_before = x_in if router is not None else None
     return x, tuple(new_caches)
 

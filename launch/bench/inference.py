@@ -278,12 +278,9 @@ def start_peer(
   is_cut = name == "kvpress"
   length = config.capacity if is_cut else config.length
   sizes = model.config
-  heads, head_dim = (
-      sizes.num_key_value_heads,
-      sizes.hidden_size // sizes.num_attention_heads,
-  )
-  cache = transformers.DynamicCache(config=sizes)
-  noise = torch.randn(batch_size, heads, length, head_dim)
+  head_dim = sizes.hidden_size // sizes.num_attention_heads
+  shape = (batch_size, sizes.num_key_value_heads, length, head_dim)
+  cache, noise = transformers.DynamicCache(config=sizes), torch.randn(shape)
   for layer in range(sizes.num_hidden_layers):
     cache.update(noise.clone(), noise.clone(), layer)
   press = kvpress.DecodingPress(
@@ -299,24 +296,20 @@ def start_peer(
     nonlocal tokens, position
     with press(model) if is_cut else contextlib.nullcontext():
       for _ in range(config.num_steps):
-        at = torch.full((batch_size, 1), position)
-        tokens = (
-            model(
-                tokens,
-                past_key_values=cache,
-                position_ids=at,
-                cache_position=torch.tensor([position]),
-                use_cache=True,
-            )
-            .logits[:, -1:]
-            .argmax(dim=-1)
-        )
+        logits = model(
+            tokens,
+            past_key_values=cache,
+            position_ids=torch.full((batch_size, 1), position),
+            cache_position=torch.tensor([position]),
+            use_cache=True,
+        ).logits
+        tokens = logits[:, -1:].argmax(dim=-1)
         position += 1
 
-  # Between two cuts it grows by as many keys.
-  keys = length + (config.peer_interval if is_cut else 0)
-  heads = sizes.num_hidden_layers * batch_size * sizes.num_key_value_heads
-  return Decoder(turn, 2 * 4 * heads * keys * noise.shape[-1])
+  # Between two cuts it grows by as many keys; keys and values, float32.
+  grown = (length + (config.peer_interval if is_cut else 0)) / length
+  num_floats = 2 * sizes.num_hidden_layers * noise.numel()
+  return Decoder(turn, round(4 * num_floats * grown))
 
 
 def _save_random_model(folder: str, config: BenchConfig) -> None:

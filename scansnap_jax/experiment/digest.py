@@ -41,6 +41,7 @@ def to_array(leaf: Any) -> Plain:
   if not hasattr(leaf, "dtype"):
     return np.asarray(leaf)
   if not is_key(leaf):
+    # Checksums are of bytes: the same numbers must have the same ones.
     swapped = isinstance(leaf, np.ndarray) and not leaf.dtype.isnative
     return leaf.astype(leaf.dtype.newbyteorder("=")) if swapped else leaf
   if isinstance(leaf, jax.Array):
@@ -84,6 +85,8 @@ def digest(tree: PyTree) -> list[dict[str, Any]]:
     entry["key_impl"] = str(jax.random.key_impl(leaf)) if is_key(leaf) else None
     arrays.append(to_array(leaf))
   indices = [_all_indices(array) for array in arrays]
+  # One exchange for all leaves, in the order that all processes have alike: a
+  # collective a leaf would cost a round trip each.
   names = [
       entry["name"]
       for entry, shards in zip(entries, indices, strict=True)
@@ -133,6 +136,7 @@ def is_intact(array: Plain, entry: dict[str, Any]) -> bool:
   Shards that this process cannot see pass; its peers check them.
   """
   saved = {_to_index(index): crc for index, crc in entry["shards"]}
+  # Of the shards that were saved, however the array lies today.
   found = _checksums(array, list(saved))
   pairs = zip(found, saved.values(), strict=True)
   return all(crc is None or crc == expected for crc, expected in pairs)

@@ -207,7 +207,7 @@ joma/inference/bridge/text.py
 - starts = np.linspace(0, len(text) - length, number).astype(np.int64)
 + starts = np.linspace(0, len(text), number).astype(np.int64)
 ? the last stretch runs out of the text
-@ tests/joma/inference/bridge/text_test.py::CutTest
+@ test_stretches_spread_over_the_text
 
 joma/inference/sparsity/sparsity_costs.py
 - saved = predictor - (1 - kept.query) * query_out

@@ -24,13 +24,13 @@ kernels_pallas/masks.py
 - stops = xp.where(xp.asarray(segment_ids) < 0, starts, stops)
 + stops = xp.where(xp.asarray(segment_ids) < -1, starts, stops)
 ? padding attends to padding
-@ tests/kernels_pallas/masks_test.py::DocumentTest
+@ test_negative_ids_are_padding
 
 kernels_pallas/masks.py
 - own = xp.arange(1, stops.shape[-1] + 1, dtype=xp.int32)
 + own = xp.arange(stops.shape[-1], dtype=xp.int32)
 ? a token of a document does not see itself
-@ tests/kernels_pallas/masks_test.py::DocumentTest
+@ test_an_id_that_returns_is_another_document
 
 kernels_pallas/masks.py
 - key_ids=xp.where(is_token, 0, -1).astype(xp.int32),
@@ -49,92 +49,103 @@ kernels_pallas/spans.py
 + a1 = xp.where(touch, b1, a1)
 ? a span within another cuts it short
 @ tests/kernels_pallas/masks_test.py
+@ test_equals_its_predicate
 
 kernels_pallas/selection.py
 - covers = covers & (first + block_kv <= num_keys)
 + covers = covers & (first <= num_keys)
 ? a block that runs over the end is read without its mask
-@ tests/kernels_pallas/selection_test.py::TileStatesTest
+@ test_a_ragged_last_tile_of_keys_is_never_full
 
 kernels_pallas/selection.py
 - touches, covers = touches & ~apart, covers & same
 + touches, covers = touches & ~apart, covers & ~apart
 ? a tile of mixed ids counts as full
-@ tests/kernels_pallas/selection_test.py::IdsTest
+@ test_a_tile_is_full_where_all_ids_are_one
 
 kernels_pallas/selection.py
 - heavy = (threshold_rank < num_heavy) & (candidates >= 0)
 + heavy = (threshold_rank <= num_heavy) & (candidates >= 0)
 ? one block more than asked is heavy
-@ tests/kernels_pallas/selection_test.py::HeavyHittersTest
+@ test_keeps_always_and_the_heaviest_of_the_rest
 
 kernels_pallas/output.py
 - col_mass = grouped.sum(axis=2)
 + col_mass = grouped.mean(axis=2)
 ? the mass of a KV head is a mean over its queries' heads
 @ tests/kernels_pallas/attention/col_mass_test.py
+@ test_is_the_value_cotangent_of_a_one_hot_channel
 
 kernels_pallas/output.py
 - safe = jnp.where(jnp.isneginf(highest), 0.0, highest)
 + safe = highest
 ? rows that no part sees become NaN
-@ tests/kernels_pallas/output_test.py
+@ test_parts_without_keys_add_nothing
 
 kernels_pallas/logits.py
 - return logits if cap is None else cap * jnp.tanh(logits / cap)
 + return logits if cap is None else jnp.tanh(logits / cap)
 ? capped logits are lost in scale
+@ test_a_cap_bounds_and_keeps_what_is_small
 
 kernels_pallas/arguments.py
 - if logits_soft_cap is not None and not logits_soft_cap > 0:
 + if logits_soft_cap is not None and not logits_soft_cap >= 0:
 ? a cap of 0 divides by it
+@ test_arguments
 
 kernels_pallas/arguments.py
 - if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
 + if num_kv_heads == 0 or num_heads == 0:
 ? query heads that no KV head serves are let in
+@ test_arguments
 
 kernels_pallas/linear_attention/cost.py
 - states = 2 * 4 * heads * shape.head_dim**2
 + states = 4 * heads * shape.head_dim**2
 ? the state is read and not written
+@ test_hand_count_of_the_backward
 
 kernels_pallas/linear_attention/reference.py
 - until = jnp.exp(log_decay[None, :] * (length - 1 - position[:, None]))
 + until = jnp.exp(log_decay[None, :] * (length - position[:, None]))
 ? the last token has decayed in the state
 @ tests/kernels_pallas/linear_attention/api_test.py
+@ test_equals_the_oracle
 
 kernels_pallas/linear_attention/xla.py
 - kept = jnp.exp(log_decay * length)[None, :, None, None] * state
 + kept = jnp.exp(log_decay * position.size)[None, :, None, None] * state
 ? decay runs over the padding of the last chunk
 @ tests/kernels_pallas/linear_attention/api_test.py
-@ tests/kernels_pallas/linear_attention/xla_test.py
+@ test_any_decays_and_values
 
 kernels_pallas/linear_attention/differentiable.py
 - return by_out + by_state
 + return by_out
 ? decay has no gradient through the state
 @ tests/kernels_pallas/linear_attention/api_test.py
+@ test_equals_the_oracle
 
 kernels_pallas/gather_mlp/parts.py
 - chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].max(is_valid)
 + chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].set(is_valid)
 ? padding of a list takes a chosen block away
 @ tests/kernels_pallas/gather_mlp/api_test.py
+@ test_any_blocks_and_values
 
 kernels_pallas/gather_mlp/reference.py
 - return activations.ACTIVATIONS[activation](gate) * hidden
 + return activations.ACTIVATIONS[activation](hidden) * gate
 ? the gate and what it gates are swapped
-@ tests/kernels_pallas/gather_mlp/api_test.py
+@ tests/kernels_pallas/gather_mlp/api_test.py::GatherMlpTest
+@ test_equals_the_oracle
 
 kernels_pallas/gather_mlp/selection.py
 - return _list(scores, scores > threshold, max_blocks)
 + return _list(scores, scores >= threshold, max_blocks)
 ? a score at the threshold is above it
+@ test_of_none_above
 
 kernels_pallas/gather_mlp/cost.py
 - products = (num_matrices - 1) * num_chosen * width + 2 * neurons
@@ -146,12 +157,13 @@ kernels_pallas/gather_mlp/xla.py
 + total, slab, index, axis=0
 ? gradients land on the wrong neurons
 @ tests/kernels_pallas/gather_mlp/api_test.py
+@ test_any_blocks_and_values
 
 kernels_pallas/hardware/gpu_math.py
 - return weights * (1 - tanh * tanh)
 + return weights * (1 - tanh)
 ? the slope of a soft cap is wrong
-@ tests/kernels_pallas/hardware/gpu_math_test.py
+@ test_gradient_of_a_tile
 
 kernels_pallas/hardware/tpu_tile.py
 - is_inside &= position >= starts[p : p + 1] - first_key
@@ -162,11 +174,13 @@ kernels_pallas/attention/cost.py
 - flops=10 * shape.head_dim * pairs * shape.num_heads,
 + flops=8 * shape.head_dim * pairs * shape.num_heads,
 ? the backward pass has five products
+@ test_hand_count
 
 kernels_pallas/attention/cost.py
 - lengths = (where.stops - where.starts).clip(min=0)
 + lengths = where.stops - where.starts
 ? an empty span takes pairs away
+@ test_a_span_that_is_empty_has_no_pairs
 
 kernels_pallas/decode/cost.py
 - row = stored * shape.head_dim + (4 if stored == 1 else 0)
@@ -183,10 +197,12 @@ kernels_pallas/decode/rule.py
 + return (pos < rule.num_sinks) | (pos > position - rule.num_recent)
 ? one recent token less is protected
 @ tests/kernels_pallas/decode/api_test.py
+@ test_protected_tokens_stay
 
 kernels_pallas/decode/rule.py
 - is_seen &= pos > position - rule.window
 + is_seen &= pos >= position - rule.window
 ? a window sees one token more
 @ tests/kernels_pallas/decode/api_test.py
+@ test_rules_of_policies_equal_the_oracle
 """

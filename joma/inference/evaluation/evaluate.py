@@ -98,6 +98,7 @@ def read(
     return kv_cache, (_most_likely(logits), loss, recall)
 
   by_time = lambda x: x.swapaxes(0, 1)
+  # One compilation for texts of all lengths; what has ended is padding.
   kv_cache, found = jax.lax.scan(
       step,
       kv_cache,

@@ -190,12 +190,7 @@ def _grid(
       )
       parts.append(ask(subject, batch, caches))
       on_progress(1)
-    # The first batch compiles.
-    times = [part.pop("ms_per_step") for part in parts][1:]
-    seen = {
-        key: np.concatenate([np.asarray(part[key]) for part in parts])
-        for key in parts[0]
-    }
+    seen, times = _joined(parts)
     compilations = _num_compiled() - before
     row = {"policy": name, "budget": budget, "slots": number}
     # One draw has no interval of its own; its texts have.
@@ -219,6 +214,16 @@ def _grid(
         " or activations are not finite."
     )
   return rows
+
+
+def _joined(
+    parts: list[dict[str, Any]],
+) -> tuple[dict[str, np.ndarray], list[float]]:
+  """What was seen of all texts; milliseconds a step of each timed batch."""
+  # The first batch compiles.
+  times = [part.pop("ms_per_step") for part in parts][1:]
+  joined = lambda key: np.concatenate([np.asarray(part[key]) for part in parts])
+  return {key: joined(key) for key in parts[0]}, times
 
 
 def _failed(values: Float[np.ndarray, "B"]) -> str | None:

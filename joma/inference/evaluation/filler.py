@@ -189,6 +189,7 @@ def surround(
     depths = np.sort(generator.random(len(needles))).tolist()
   text, start = [*before], 0
   for depth, needle in zip(depths, needles, strict=True):
+    # Depths are of the filler: what is asked does not move what is around it.
     stop = round(depth * len(filler))
     text += [*filler[start:stop], needle]
     start = max(start, stop)

@@ -57,12 +57,7 @@ def train(
   """
   model = models.Transformer(config)
   generator = np.random.default_rng(seed)
-  schedule = optax.warmup_cosine_decay_schedule(
-      0.0, lr, max(int(_WARMUP_FRACTION * num_steps), 1), num_steps
-  )
-  optimizer = optax.chain(
-      optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
-  )
+  optimizer = _make_optimizer(lr, num_steps)
   example = draw(np.random.default_rng(seed))
   start = jax.jit(model.init)(
       jax.random.key(seed), jnp.asarray(example.tokens)[None]
@@ -71,10 +66,8 @@ def train(
   losses = []
   for first in range(0, num_steps, _STEPS_AT_ONCE):
     steps = min(_STEPS_AT_ONCE, num_steps - first)
-    drawn = [
-        tasks.stack([draw(generator) for _ in range(batch_size)])
-        for _ in range(steps)
-    ]
+    make = lambda: tasks.stack([draw(generator) for _ in range(batch_size)])
+    drawn = [make() for _ in range(steps)]
     tokens = np.stack([batch.tokens for batch in drawn])
     targets = np.stack([batch.targets for batch in drawn])
     state, found = _advance(state, tokens, targets, model, optimizer)
@@ -85,6 +78,16 @@ def train(
   if not layouts.is_finite(state[0]).all():
     _check_finite(np.array([np.nan]), num_steps - 1)
   return state[0], np.concatenate(losses)
+
+
+def _make_optimizer(lr: float, num_steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping, warm-up and a cosine to 0."""
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, lr, max(int(_WARMUP_FRACTION * num_steps), 1), num_steps
+  )
+  return optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
+  )
 
 
 def _check_finite(losses: Float[np.ndarray, "S"], first: int) -> None:

@@ -150,11 +150,9 @@ def common_words(
   after = [_which(num_common, "common")]
   widest = [_entry(999, word, True) for word in words]
   room = _room(encoder, length, [*before, *after], widest)
-  # At least as many of the others as of the common ones.
-  need = num_common * (times_common + times_other)
-  if room < need:
-    times_other = max(room * times_other // need, 1)
-    times_common = room // num_common - times_other
+  times_common, times_other = _times(
+      room, num_common, times_common, times_other
+  )
   if times_common <= times_other:
     raise errors.UserError(
         f"length={length} is too short for {num_common} common words."
@@ -167,6 +165,18 @@ def common_words(
       for place, i in enumerate(order, start=1)
   ]
   return tasks_needles.make(encoder, [*before, *entries], after, tuple(common))
+
+
+def _times(
+    room: int, num_common: int, common: int, other: int
+) -> tuple[int, int]:
+  """How often words of both kinds occur: less in proportion without room."""
+  # At least as many of the others as of the common ones.
+  need = num_common * (common + other)
+  if room < need:
+    other = max(room * other // need, 1)
+    common = room // num_common - other
+  return common, other
 
 
 def _which(number: int, what: str) -> Piece:

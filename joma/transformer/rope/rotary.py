@@ -133,6 +133,7 @@ def rotate(
   cos, sin = attn_factor * jnp.cos(angles), attn_factor * jnp.sin(angles)
   first, second, rest = jnp.split(x, [num_pairs, 2 * num_pairs], axis=-1)
   a, b = first.astype(jnp.float32), second.astype(jnp.float32)
+  # Complex numbers a + i b times exp(i angle), written out.
   turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 

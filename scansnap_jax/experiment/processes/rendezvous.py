@@ -45,6 +45,8 @@ class Peers:
     self._connections = list(connections)
     self._inboxes = [queue.Queue() for _ in connections]
     self._is_leaving = threading.Event()
+    # A thread a peer: its end is seen while this process computes, or waits in
+    # a collective that can never end. Daemons, for no thread holds up an exit.
     for place in range(len(self._connections)):
       threading.Thread(target=self._listen, args=(place,), daemon=True).start()
 
@@ -55,6 +57,8 @@ class Peers:
 
   def gather(self, value: Any) -> list[Any]:
     """Returns what all processes gave to this call, on all of them."""
+    # All go through process 0: each needs one address alone, and all get the
+    # same list.
     if self.index == 0:
       values = [value, *(inbox.get() for inbox in self._inboxes)]
       for connection in self._connections:
@@ -86,6 +90,7 @@ class Peers:
 
   def leave(self) -> None:
     """Says that this process has done its work: it may end from now on."""
+    # Before the word is sent: the peer may close before it is out.
     self._is_leaving.set()
     for connection in self._connections:
       with contextlib.suppress(OSError):  # It has left, too.
@@ -101,6 +106,7 @@ class Peers:
         message = json.loads(line)
         has_left = has_left or message == _BYE
         self._inboxes[place].put(message)
+    # A socket that closes without a word is a process that died.
     if not (has_left or self._is_leaving.is_set()):
       _end(place + 1 if self.index == 0 else 0)
 
@@ -172,6 +178,7 @@ def _receive_all(port: int, count: int, wait: _Wait) -> list[socket.socket]:
         " alone the id 0."
     ) from error
   with server, contextlib.ExitStack() as on_failure:
+    # Short waits, so that a missing process is told and the time kept.
     server.settimeout(_RETRY)
     while len(found) < count - 1:
       wait.check(count - 1 - len(found))
@@ -187,6 +194,7 @@ def _receive_all(port: int, count: int, wait: _Wait) -> list[socket.socket]:
             _send(peer, {"error": problem})
         raise errors.UserError(problem)
     on_failure.pop_all()
+  # Only now: a process that is let in must not start while one may be refused.
   in_order = [found[process] for process in range(1, count)]
   for connection in in_order:
     _send(connection, {"error": None})
