@@ -24,8 +24,8 @@ joma/transformer/norm.py
 ? a row of zeros becomes NaN
 
 joma/transformer/full_cache.py
-- starts = jnp.maximum(stops - options.window, 0)
-+ starts = jnp.maximum(stops - options.window - 1, 0)
+- starts = jnp.maximum(stops - window, 0)
++ starts = jnp.maximum(stops - window - 1, 0)
 ? a window is one token too long
 @ test_pieces_of_any_length_give_what_the_whole_gives
 
