@@ -104,7 +104,7 @@ class Transformer(nn.Module):
       self,
       x: Float[Array, "B T D"],
       positions: Int[Array, "B T"],
-      mask: masks.Mask,
+      mask: masks.Mask | None,
       caches: tuple[Any, ...],
       is_training: bool,
       router: hooks.Router | None,
