@@ -17,10 +17,18 @@ PLAIN = "softmax"
 
 # Module and class of each system.
 SYSTEMS: dict[str, str] = {
+    "convolved": "joma.systems.score_rules.convolved:Convolved",
+    "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "hip": "joma.systems.selectors.hip:Hip",
     "key_bias": "joma.systems.score_rules.key_bias:KeyBias",
     "lightning": "joma.systems.mixers.lightning:Lightning",
+    "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
+    "pointwise": "joma.systems.score_rules.pointwise:Pointwise",
+    "positional": "joma.systems.score_rules.positional:Positional",
+    "self_gating": "joma.systems.mixers.self_gating:SelfGating",
     "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
+    "ssa": "joma.systems.score_rules.ssa:Ssa",
+    "static_qk": "joma.systems.score_rules.static_qk:StaticQk",
 }
 
 

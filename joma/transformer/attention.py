@@ -154,10 +154,11 @@ class Attention(nn.Module):
     make = lambda system: self.param(
         system.name, system.init_params, self.config, self.layer
     )
+    has_params = lambda system: layer_hooks.has_params(
+        system, self.config, self.layer
+    )
     params = {
-        system.name: (
-            make(system) if isinstance(system, hooks.Parametric) else {}
-        )
+        system.name: make(system) if has_params(system) else {}
         for system in own.systems
     }
     call = hooks.Call(
@@ -200,7 +201,7 @@ class Attention(nn.Module):
       head_out = own.mixer.mix(params, call, query, key, value, mask)
     else:
       where = with_window(mask, query.shape[1], options.window)
-      places = call.positions[: len(query)]
+      places = _places(call, query)
       query, key = rotate(query, places), rotate(key, places)
       # After rotation: a selector scores keys as attention will.
       if own.select is not None:
@@ -258,7 +259,7 @@ class Attention(nn.Module):
       where: hooks.Where,
       call: hooks.Call,
   ) -> Float[Array, "B T N H"]:
-    options, places = call.options, (call.positions[: len(query)],) * 2
+    options, places = call.options, (_places(call, query),) * 2
     if self.is_mutable_collection("intermediates"):
       attn_logits = rows.masked_logits(query, key, where, options, places)
       self.sow("intermediates", "attn_logits", attn_logits)
@@ -286,6 +287,15 @@ class Attention(nn.Module):
 
     of_heads = None if rule is None else rule.of_heads
     return sharding.per_part(attend, query, key, value, where, of_heads)
+
+
+def _places(
+    call: hooks.Call, query: Float[Array, "#B T N H"]
+) -> Int[Array, "#B T"]:
+  """Positions of queries; those that all texts share stand at 0, 1, ..."""
+  if len(query) == len(call.positions):
+    return call.positions
+  return jnp.arange(query.shape[1])[None]
 
 
 def with_window(

@@ -5,6 +5,7 @@ Letters as in `hooks`.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -212,6 +213,16 @@ def check(config: configs.TransformerConfig) -> None:
     of_layer(config, layer)
 
 
+def has_params(
+    system: hooks.System, config: configs.TransformerConfig, layer: int
+) -> bool:
+  """Whether a system, with its options, has parameters in a layer."""
+  if not isinstance(system, hooks.Parametric):
+    return False
+  draw = functools.partial(system.init_params, config=config, layer=layer)
+  return bool(jax.eval_shape(draw, jax.random.key(0)))
+
+
 def over(
     config: configs.TransformerConfig, attention: tuple[str, ...]
 ) -> configs.TransformerConfig:
@@ -231,7 +242,7 @@ def over(
   for kind, has in (("lacks", changed), ("has and would not use", config)):
     for layer in range(config.num_layers):
       for system in of_layer(has, layer).systems:
-        if isinstance(system, hooks.Parametric):
+        if has_params(system, has, layer):
           raise errors.UserError(
               f"attention={','.join(attention)}: {system.name} has parameters"
               f" of its own, which this model {kind}: lay only systems without"

@@ -85,7 +85,11 @@ def attend_at_once(
     drop: Of the weights, those of learned keys too.
   """
   attn_logits = masked_logits(query, key, where, options, places)
+  # Rows of nothing give 0, and no gradient that is no number.
+  is_empty = jnp.isneginf(attn_logits.max(axis=-1, keepdims=True))
+  attn_logits = jnp.where(is_empty, 0.0, attn_logits)
   weights, rest = of_logits(attn_logits, query, options)
+  weights = jnp.where(is_empty, 0.0, weights)
   extra = rules.extra_values(options.weights, value)
   if rest is not None and extra is not None:
     weights = jnp.concatenate([weights, rest], axis=-1)
