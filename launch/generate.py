@@ -59,6 +59,7 @@ _ATTENTION = flags.DEFINE_list(
     "Systems without parameters laid over the model, as hip:k=512: one entry,"
     " one a layer, or a pattern that repeats.",
 )
+_MUCH_WORK = 1e12  # Flop; some ten seconds of two cores.
 _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 
 
@@ -85,6 +86,7 @@ def main(_: list[str]) -> None:
   model = models.Transformer(config, _DTYPE.value)
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)
+  _warn_of_work(params, config, [len(tokens) for tokens in ids])
   options = dict(
       max_new_tokens=_MAX_NEW_TOKENS.value,
       sampler=sampler,
@@ -137,6 +139,24 @@ def _warn_of_length(num_positions: int, max_len: int) -> None:
     print(
         f"warning: up to {num_positions} positions, and the model was made for"
         f" {max_len}",
+        file=sys.stderr,
+    )
+
+
+def _warn_of_work(params: Any, config: Any, lengths: list[int]) -> None:
+  """Says what long prompts cost before they are read.
+
+  2 flop a parameter and token, and for attention 2 T^2 N H in each layer: the
+  two products of queries with keys, and of weights with values, half masked.
+  """
+  import jax
+
+  number = sum(leaf.size for leaf in jax.tree.leaves(params))
+  width = config.num_layers * config.num_heads * config.head_dim
+  flop = sum(2 * number * t + 2 * width * t**2 for t in lengths)
+  if flop > _MUCH_WORK:
+    print(
+        f"reading {sum(lengths):,} tokens takes about {flop / 1e12:,.1f} Tflop",
         file=sys.stderr,
     )
 

@@ -11,6 +11,7 @@ step before it is used.
 
 from collections.abc import Generator, Mapping
 import contextlib
+import errno
 import gc
 import json
 import logging as python_logging
@@ -34,6 +35,8 @@ from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
 
 _RESUMES = "resumes.jsonl"
+# What a disk may be.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class Restored(NamedTuple):
@@ -178,8 +181,10 @@ class Checkpointer:
     try:
       yield
     except (OSError, ValueError, RuntimeError) as error:
+      is_there = self._directory.is_dir()
+      reason = _shorten(error) if is_there else "the folder is gone"
       raise errors.UserError(
-          f"cannot write a checkpoint to {self._directory}: {_shorten(error)}"
+          f"cannot write a checkpoint to {self._directory}: {reason}"
       ) from error
 
   def _restore(self, step: int, template: PyTree) -> Restored:
@@ -274,8 +279,9 @@ def _aside(path: pathlib.Path, count: int) -> pathlib.Path:
 class _OrbaxNoise(python_logging.Filter):
   """Drops what orbax logs at every step, and all of it where told so.
 
-  A failed restore logs hundreds of lines, and leaves reads behind that complain
-  that their event loop is closed; the caller reports it in one line.
+  A failed restore, or a full disk, logs hundreds of lines, and leaves reads
+  behind that complain that their event loop is closed; it is raised too, and
+  the caller reports it in one line.
   """
 
   def __init__(self):
@@ -309,7 +315,8 @@ class _OrbaxNoise(python_logging.Filter):
 
   def filter(self, record: python_logging.LogRecord) -> bool:
     is_noise = record.name == "asyncio" or "orbax" in record.pathname
-    return record.levelno >= self._level or not is_noise
+    is_raised = record.levelno >= python_logging.ERROR
+    return not is_noise or (record.levelno >= self._level and not is_raised)
 
   def _hook(self, unraisable: Any) -> None:
     is_late = str(unraisable.exc_value) == "Event loop is closed"
@@ -374,6 +381,9 @@ def _crc32(body: Mapping[str, Any]) -> int:
 
 def _shorten(error: Exception) -> str:
   text = " ".join(str(error).split()) or type(error).__name__
+  for number in _DISK:  # What matters of a page of tensorstore's.
+    if os.strerror(number) in text:
+      return os.strerror(number)
   return text if len(text) <= 200 else text[:200] + "..."
 
 
