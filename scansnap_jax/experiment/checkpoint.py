@@ -109,6 +109,8 @@ class Checkpointer:
     }
     arrays = [digest.to_array(leaf) for leaf in jax.tree.leaves(tree)]
     with self._writing():
+      if not self._directory.is_dir():  # Orbax would make it anew.
+        raise FileNotFoundError(self._directory)
       self._manager.save(
           step,
           args=ocp.args.Composite(

@@ -9,6 +9,7 @@ twice.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import errno
 import importlib
 import json
 import math
@@ -100,6 +101,9 @@ class MetricStream:
       self._file.write(json.dumps(row, allow_nan=False) + "\n")
       # Row by row: who watches a run, or kills it, sees what was measured.
       self._file.flush()
+      if not os.fstat(self._file.fileno()).st_nlink:
+        # Writing goes on, to a file that nobody finds.
+        raise FileNotFoundError(errno.ENOENT, "it was removed")
     except OSError as error:
       raise errors.UserError(
           f"{self._path} cannot be written: {error.strerror or error}."

@@ -2,6 +2,7 @@ import contextlib
 import logging
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,14 +201,23 @@ class FaultTest(checkpoints.TestCase):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
       with self.assertRaisesRegex(
-          errors.UserError, "cannot write a checkpoint"
+          errors.UserError, "cannot write a checkpoint to .*: File too large$"
       ):
-        checkpointer.save(2, {"w": np.ones(2**20)})
-        checkpointer.wait()
+        with self.assertNoLogs(level=logging.ERROR):
+          checkpointer.save(2, {"w": np.ones(2**20)})
+          checkpointer.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     self.assertRestoredIs(checkpointer.restore_latest(checkpoints.tree(0)), 1)
     checkpointer.close()
+
+  def test_directory_that_was_removed_is_not_made_anew(self):
+    checkpointer = checkpoint.Checkpointer(self.directory)
+    shutil.rmtree(self.directory)
+    with self.assertRaisesRegex(errors.UserError, "the folder is gone$"):
+      checkpointer.save(1, checkpoints.tree(1))
+    checkpointer.close()
+    self.assertFalse(self.directory.exists())
 
   def test_directory_that_cannot_be_made_is_the_users_error(self):
     file = self.create_tempfile().full_path

@@ -82,6 +82,14 @@ class WriteTest(MetricStreamTestCase):
         stream.write(0, values, layer=1)
     self.assertEqual(self.path.read_bytes(), b"")
 
+  def test_a_file_that_was_removed_is_told(self):
+    """Rows would go on to a file that nobody finds."""
+    with self._open() as stream:
+      stream.write(0, {"loss": 0.1})
+      self.path.unlink()
+      with self.assertRaisesRegex(errors.UserError, "written: it was removed"):
+        stream.write(1, {"loss": 0.1})
+
 
 class ResumeTest(MetricStreamTestCase):
 
