@@ -17,6 +17,7 @@ PLAIN = "softmax"
 
 # Module and class of each system.
 SYSTEMS: dict[str, str] = {
+    "act": "joma.systems.score_rules.act:Act",
     "convolved": "joma.systems.score_rules.convolved:Convolved",
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "hip": "joma.systems.selectors.hip:Hip",

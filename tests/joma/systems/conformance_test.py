@@ -276,7 +276,7 @@ tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)
 mesh = sharding.make_mesh(2, 2)
 for entry in entries:
   shape = config.TransformerConfig(
-      vocab_size=12, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2,
+      vocab_size=12, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2,
       head_dim=8, hidden_dim=16, attention=(entry,))
   module = model.Transformer(shape, implementation="xla")
   params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
