@@ -24,7 +24,7 @@ How it counts:
   names           strings that are a name or `name:...`, docstrings aside, and
                   identifiers or imports of its class; tables are of this tree,
                   and names that are ordinary words are left out, as are those
-                  of a file's own parameters, whose messages name them
+                  of a file's own parameters and fields, which messages name
 """
 
 import argparse
@@ -249,8 +249,12 @@ def _words(tree: ast.Module) -> set[str]:
       found.add(f"class {node.attr}")
     elif isinstance(node, ast.ImportFrom):
       found |= {f"class {alias.name}" for alias in node.names}
-  parameters = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-  return found - parameters
+  for node in ast.walk(tree):
+    if isinstance(node, ast.arg):
+      found.discard(node.arg)
+    elif isinstance(node, ast.AnnAssign):
+      found.discard(ast.unparse(node.target))
+  return found
 
 
 def spread(numbers: Sequence[int]) -> str:

@@ -17,11 +17,13 @@ joma/inference/generate.py
 - tokens = sampling.sample(logits[:, 0], sampler, state.num_new)
 + tokens = sampling.sample(logits[:, 0], sampler)
 ? every token is drawn with the same key
+@ test_each_token_is_drawn_with_a_key_of_its_own
 
 joma/inference/generate.py
 - positions = jnp.where(steps < lengths[:, None], steps, -1)
 + positions = jnp.where(steps <= lengths[:, None], steps, -1)
 ? one padding token of a prompt is read
+@ test_padding_of_a_prompt_is_not_kept
 
 joma/inference/sampling.py
 - is_kept = probs.cumsum(axis=-1) - probs < config.top_p
@@ -77,7 +79,7 @@ joma/inference/evaluation/evaluate_grid.py
 - key: np.stack([part.mean(axis=0) for part in np.split(x, num_draws)])
 + key: x
 ? texts of one draw count as draws of their own
-@ tests/joma/inference/evaluation/evaluate_grid_test.py::SumUpTest
+@ test_texts_of_one_draw_of_a_policy_are_one_draw
 
 joma/inference/evaluation/evaluate_grid.py
 - row["recall_by_layer"] = by_layer.mean(axis=0).tolist()
@@ -213,6 +215,7 @@ joma/inference/sparsity/sparsity_costs.py
 - saved = predictor - (1 - kept.query) * query_out
 + saved = -(1 - kept.query) * query_out
 ? predictors of heads cost nothing
+@ test_predicted_heads_read_their_predictor_too
 
 joma/inference/sparsity/sparsity_labels.py
 - return jnp.sqrt(jnp.square(to_blocks(hidden, block_size)).sum(axis=-1))

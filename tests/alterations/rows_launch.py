@@ -5,31 +5,37 @@ launch/flag_config.py
 - elif not flag_values[name].using_default_value:
 + elif flag_values[name].value:
 ? a flag's default overrides what the preset says
+@ test_given_flags_are_laid_over_the_base_and_no_others
 
 launch/flag_config.py
 - return None if text.lower() == "none" else inner.parse(text)
 + return inner.parse(text) if text else None
 ? none is no word for nothing
+@ test_text_becomes_the_value_of_the_field_type
 
 launch/flag_config.py
 - if not line.isprintable() or line.strip() != line:
 + if not line.isprintable():
 ? a space at a value's end is lost in a flagfile
+@ test_value_without_text_is_refused_by_name
 
 launch/flag_config.py
 - if math.isnan(value):
 + if math.isnan(value) and text == "NaN":
 ? nan passes for a number
+@ test_error_names_flag_value_and_what_would_be_right
 
 launch/flag_config.py
 - return repr(value) if isinstance(value, float) else str(value)
 + return f"{value:g}" if isinstance(value, float) else str(value)
 ? a flagfile rounds numbers
+@ test_replay_builds_an_equal_config_whatever_the_base
 
 launch/app.py
 - except BrokenPipeError:
 + except ConnectionAbortedError:
 ? a closed pipe shows a traceback
+@ test_a_reader_that_goes_away_ends_it_quietly
 
 launch/app.py
 - if error.filename is not None and error.errno in _OF_FILES:
@@ -40,6 +46,7 @@ launch/app.py
 - print(f"error: {message}", file=sys.stderr)
 + print(f"error: {message}")
 ? errors go where results go
+@ test_user_error_is_one_line_and_status_2
 
 launch/bench/harness.py
 - "" if row.get(name) is None else _cell(form(row[name]))
@@ -50,11 +57,13 @@ launch/run.py
 - held.enter_context(workdir_lib.hold(*asked))
 + workdir_lib.claim(*asked)
 ? two runs may be at work in one folder
+@ test_measures_in_a_claimed_and_locked_folder_then_reports
 
 launch/run.py
 - except preemption.Stopped as stopped:
 + except KeyboardInterrupt as stopped:
 ? a run that was asked to stop fails
+@ test_a_stop_is_told_and_reports_nothing
 
 joma/inference/evaluation/report.py
 - best = (min if key == "perplexity" else max)(

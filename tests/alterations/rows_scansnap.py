@@ -5,97 +5,98 @@ scansnap_jax/data.py
 - return occurs & (occurs.sum(axis=0) == 1)
 + return occurs & (occurs.sum(axis=0) <= 2)
 ? a token of two classes counts as distinct
-@ tests/scansnap_jax/data_test.py::MakeClassesTest
+@ test_a_class_without_distinct_tokens_is_refused
 
 scansnap_jax/data.py
 - counts = jax.random.multinomial(key, seq_len - 1, probs)
 + counts = jax.random.multinomial(key, seq_len, probs)
 ? the context has T tokens, not T - 1
-@ tests/scansnap_jax/data_test.py::SampleBatchTest
+@ test_counts_are_multinomial
 
 scansnap_jax/data.py
 - class_cdf, uniform, side="right", method="compare_all"
 + class_cdf, 1 - uniform**2, side="right", method="compare_all"
 ? classes are not drawn by P(n)
-@ tests/scansnap_jax/data_test.py::SampleBatchTest
+@ test_classes_follow_their_probabilities_and_padding_is_never_drawn
 
 scansnap_jax/data.py
 - counts=counts.at[rows, tokens].add(batch.counts),
 + counts=counts.at[rows, tokens].set(batch.counts),
 ? padding with token 0 overwrites its count
-@ tests/scansnap_jax/data_test.py
+@ test_what_unpacks_to_more_than_memory_is_refused_by_its_header
 
 scansnap_jax/data.py
 - one_hot = jax.nn.one_hot(tokens[:, :-1], num_tokens)
 + one_hot = jax.nn.one_hot(tokens, num_tokens)
 ? the query counts as context
-@ tests/scansnap_jax/data_test.py::SampleSequencesTest
+@ test_sequences_hold_query_last_and_count_like_the_classes
 
 scansnap_jax/model.py
 - "Z": jnp.einsum("md,ld->ml", query, key) / width**0.5,
 + "Z": jnp.einsum("md,ld->lm", query, key) / width**0.5,
 ? Z has tokens in its rows, queries in its columns
-@ tests/scansnap_jax/model_test.py::OriginalLayerTest
+@ test_equals_its_reparametrization
 
 scansnap_jax/model.py
 - features = dynamics.l2_normalize(attn_weights) if use_l2 else attn_weights
 + features = attn_weights
 ? attention is not normalized
-@ tests/scansnap_jax/model_test.py
+@ test_equals_the_equations_over_positions
 
 scansnap_jax/model.py
 - return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 + return nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 ? parameters start sqrt(3) times too wide
-@ tests/scansnap_jax/model_test.py
+@ test_uniform_start_has_the_width_of_a_linear_layer
 
 scansnap_jax/metrics.py
 - return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
 + return -jax.scipy.special.xlogy(probs, probs).sum(axis=-1) / jnp.log(2)
 ? entropy in bits where nats are said
-@ tests/scansnap_jax/metrics_test.py::EntropyTest
+@ test_start_value_of_figure_4
 
 scansnap_jax/metrics.py
 - return entropy(mass / jnp.where(total > 0, total, 1)).mean()
 + return entropy(mass).mean()
 ? the distinct part of attention is not renormalized
-@ tests/scansnap_jax/metrics_test.py
+@ test_start_value_of_figure_4
 
 scansnap_jax/metrics.py
 - above = attended[:, :, None] > thresholds[None, None, :]
 + above = attended[:, :, None] >= thresholds[None, None, :]
 ? attention at the threshold counts as above it
-@ tests/scansnap_jax/metrics_test.py::DistinctRecallTest
+@ test_what_only_reaches_a_threshold_is_not_above_it
 
 scansnap_jax/metrics.py
 - return (times[steepest] + times[steepest + 1]) / 2
 + return times[steepest]
 ? the snapping time is where the interval starts
-@ tests/scansnap_jax/metrics_test.py::SnappingTimeTest
+@ test_is_the_middle_of_the_steepest_interval
 
 scansnap_jax/flow.py
 - jax.tree.map(lambda d, v: d - (1 - momentum) * v, slopes, speeds),
 + jax.tree.map(lambda d, v: d - momentum * v, slopes, speeds),
 ? friction grows with momentum
-@ tests/scansnap_jax/flow_test.py::FlowTest
+@ test_flow_with_momentum_is_the_limit_of_small_momentum_steps
 
 scansnap_jax/flow.py
 - return dz, eta_z * dynamics.xi(features, gamma(t))
 + return dz, dynamics.xi(features, gamma(t))
 ? the exponent lacks the learning rate
-@ tests/scansnap_jax/gains_test.py::Theorem3Test
+@ tests/scansnap_jax/gains_test.py
+@ test_gain_grows_by_chi_along_the_attention_flow
 
 scansnap_jax/ensemble.py
 - return -(-per_device // self.group_size) * self.group_size
 + return per_device // self.group_size * self.group_size
 ? members that fill no group are lost
-@ tests/scansnap_jax/ensemble_test.py::EnsembleTest
+@ test_equals_one_call_a_member
 
 scansnap_jax/ensemble.py
 - is_good &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
 + is_good &= np.isfinite(leaf).reshape(len(leaf), -1).any(axis=1)
 ? a member with one finite number is finite
-@ tests/scansnap_jax/ensemble_test.py::EnsembleTest
+@ test_one_number_that_is_not_finite_makes_its_member_so
 
 scansnap_jax/experiment/checkpoint.py
 - for step in reversed(self.all_steps()):
@@ -141,53 +142,55 @@ scansnap_jax/experiment/workdir.py
 - return a == b and isinstance(a, bool) == isinstance(b, bool)
 + return a == b
 ? 1 and true are one setting
-@ tests/scansnap_jax/experiment/workdir_test.py::DescribeDifferenceTest
+@ test_lines_name_the_field_and_both_values
 
 scansnap_jax/experiment/workdir.py
 - os.replace(temporary, path)
 + path.write_bytes(data)
 ? a kill leaves half a file
-@ tests/scansnap_jax/experiment/workdir_test.py::WriteAtomicTest
+@ test_who_reads_meanwhile_reads_the_whole_old_file
 
 scansnap_jax/experiment/workdir.py
 - fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 + fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 ? two runs share a folder
-@ tests/scansnap_jax/experiment/workdir_test.py::LockTest
+@ test_a_folder_of_something_else_gets_no_lock
 
 scansnap_jax/experiment/metric_stream.py
 - if row["step"] < below or not self._tags.items() <= row.items()
 + if row["step"] <= below or not self._tags.items() <= row.items()
 ? the step that is written again is kept too
-@ tests/scansnap_jax/experiment/metric_stream_test.py::ResumeTest
+@ test_resumed_file_equals_that_of_one_run
 
 scansnap_jax/experiment/metric_stream.py
 - return float(number) if math.isfinite(number) else None
 + return float(number)
 ? NaN is written where JSON has null
-@ tests/scansnap_jax/experiment/metric_stream_test.py::WriteTest
+@ test_number_of_any_library_and_null_for_what_json_lacks
 
 scansnap_jax/experiment/require.py
 - if not (value > 0 and math.isfinite(value)):
 + if not value > 0:
 ? infinity is a finite number
+@ test_names_setting_bound_and_value
 
 scansnap_jax/experiment/require.py
 - if not least <= value <= most:
 + if not least <= value < most:
 ? the largest value that is allowed is refused
+@ test_takes_the_bounds
 
 scansnap_jax/experiment/intervals.py
 - error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
 + error = values.std(axis=0) / np.sqrt(len(values))
 ? the spread of few runs is taken too small
-@ tests/scansnap_jax/experiment/intervals_test.py::IntervalTest
+@ test_covers_the_mean_as_often_as_it_says
 
 scansnap_jax/experiment/intervals.py
 - half = t_quantile(len(values) - 1) * error
 + half = 1.96 * error
 ? the interval of few runs is that of infinitely many
-@ tests/scansnap_jax/experiment/intervals_test.py::IntervalTest
+@ test_covers_the_mean_as_often_as_it_says
 
 scansnap_jax/experiment/report.py
 - return _plain(_INDEX.sub(r"\\1<sub>\\2\\3</sub>", html.escape(text)))
@@ -198,4 +201,5 @@ scansnap_jax/experiment/report.py
 - ' class="number"' if all(map(_NUMBER.fullmatch, column)) else ""
 + ' class="number"' if any(map(_NUMBER.fullmatch, column)) else ""
 ? a column of words stands to the right for one number
+@ test_columns_of_numbers_are_aligned
 """

@@ -5,50 +5,53 @@ joma/theory/dynamics.py
 - shared = b * jnp.sum(b * back, axis=-1, keepdims=True)
 + shared = b * jnp.mean(b * back, axis=-1, keepdims=True)
 ? the shared term of softmax is a mean, not a sum
-@ tests/joma/theory/dynamics_test.py::ReducedVelocityTest
+@ test_closed_form_equals_automatic_differentiation
 
 joma/theory/dynamics.py
 - back = gh @ state.v.T / block.temperature
 + back = gh @ state.v.T
 ? the temperature has no part in the slope
-@ tests/joma/theory/dynamics_test.py::ReducedVelocityTest
+@ test_closed_form_equals_automatic_differentiation
 
 joma/theory/dynamics.py
 - return jax.tree.map(jnp.negative, jax.grad(total)(params))
 + return jax.grad(total)(params)
 ? the loss is climbed
 @ tests/joma/theory/flow_test.py
+@ test_reduced_flow_is_the_same_without_the_width
 
 joma/theory/dynamics.py
 - "quadratic": lambda h: h**2 / 2,
 + "quadratic": lambda h: h**2,
 ? the theory's quadratic has slope h, this one 2 h
 @ tests/joma/theory/isotropic_test.py
-@ tests/joma/theory/dynamics_test.py
+@ test_quadrature_equals_closed_form
 
 joma/theory/flow.py
 - eta_z * slope.attn_logits,
 + eta_w * slope.attn_logits,
 ? attention learns at the rate of the weights
-@ tests/joma/theory/invariants_test.py::FlowTest
+@ tests/joma/theory/invariants_test.py
+@ test_holds_while_the_layer_above_trains
 
 joma/theory/flow.py
 - return scaled, eta_z * shared.sum(axis=0)
 + return scaled, shared.sum(axis=0)
 ? the correction of softmax lacks the rate of attention
-@ tests/joma/theory/invariants_test.py::FlowTest
+@ tests/joma/theory/invariants_test.py
+@ test_holds_while_the_layer_above_trains
 
 joma/theory/invariants.py
 - change = rate_ratio / (2 * temperature) * growth
 + change = rate_ratio / 2 * growth
 ? the law has no temperature
-@ tests/joma/theory/invariants_test.py::FlowTest
+@ test_holds_while_the_layer_above_trains
 
 joma/theory/invariants.py
 - middle = (attended[1:] + attended[:-1]) / 2
 + middle = attended[:-1]
 ? attention is integrated by its left ends
-@ tests/joma/theory/invariants_test.py::SoftmaxTest
+@ test_one_context_leaves_the_drift_of_b_bar_as_the_only_error
 
 joma/theory/invariants.py
 - terms = attn_logits**2 if attention == "linear" else attn_logits
@@ -60,73 +63,73 @@ joma/theory/isotropic.py
 - return jnp.stack([terms.sum(axis=1), (y * terms).sum(axis=1)])
 + return jnp.stack([terms.sum(axis=1), terms.sum(axis=1)])
 ? the second moment is the first
-@ tests/joma/theory/isotropic_test.py::ClosedFormTest
+@ test_quadrature_equals_closed_form
 
 joma/theory/isotropic.py
 - return (amounts * along_center) @ centers + amounts @ along_v / norm * v
 + return (amounts * along_center) @ centers + amounts @ along_v * v
 ? the part along v grows with its norm
-@ tests/joma/theory/isotropic_test.py::VelocityTest
+@ test_clouds_need_not_be_gaussian
 
 joma/theory/metrics.py
 - return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., -1])
 + return _ratio(trace, jnp.linalg.eigvalsh(gram)[..., 0])
 ? the stable rank divides by the least eigenvalue
-@ tests/joma/theory/metrics_test.py::StableRankTest
+@ test_by_hand
 
 joma/theory/metrics.py
 - return jnp.where(error == 0, 0, error / jnp.linalg.norm(measured))
 + return jnp.where(error == 0, 0, error / jnp.linalg.norm(predicted))
 ? the error is relative to the prediction
-@ tests/joma/theory/metrics_test.py::AgreementTest
+@ test_by_hand
 
 joma/theory/metrics.py
 - pooled = activations.max(axis=1)
 + pooled = activations.mean(axis=1)
 ? nodes are pooled by the mean over tokens
-@ tests/joma/theory/metrics_test.py::LatentScoresTest
+@ test_best_pooled_node_counts
 
 joma/theory/winner.py
 - return delta * jnp.exp((sharpness * v) ** 2 / 2)
 + return delta * jnp.exp((sharpness * v) ** 2)
 ? attention sharpens twice as fast
-@ tests/joma/theory/winner_test.py::ErfTest
+@ test_relation_holds_along_the_real_flow
 
 joma/theory/winner.py
 - return math.sqrt(math.pi / 2) / (sharpness * jnp.abs(delta).max())
 + return math.sqrt(math.pi / 2) / (sharpness * jnp.abs(delta).min())
 ? the slowest component blows up first
-@ tests/joma/theory/winner_test.py::BlowUpTest
+@ test_time_and_limits_scale_with_sharpness
 
 joma/theory/winner.py
 - return v * cosh + attn_logits * sinh, attn_logits * cosh + v * sinh
 + return v * cosh + attn_logits * sinh, attn_logits * cosh - v * sinh
 ? linear attention turns where it should grow
-@ tests/joma/theory/winner_test.py::LinearAttentionTest
+@ test_closed_form_is_the_flow
 
 joma/theory/convergence.py
 - return jnp.exp(jnp.asarray(mu_j**2 - mu_k**2) / 2)
 + return jnp.exp(jnp.asarray(mu_k**2 - mu_j**2) / 2)
 ? the ratio's limit is upside down
-@ tests/joma/theory/convergence_test.py::RatioTest
+@ test_lambda_tends_to_its_limit
 
 joma/theory/convergence.py
 - return -jnp.log1p(-v / jnp.broadcast_to(mu, v.shape))
 + return -jnp.log(v / jnp.broadcast_to(mu, v.shape))
 ? what is reached is taken for the gap
-@ tests/joma/theory/convergence_test.py::FlowTest
+@ test_agrees_with_an_integration_of_v
 
 joma/theory/convergence.py
 - return metrics.attention_entropy(v**2 / temperature)
 + return metrics.attention_entropy(v**2 / (2 * temperature))
 ? attention is less sharp than figure 4's
-@ tests/joma/theory/convergence_test.py
+@ test_falls_then_rises_only_with_attention
 
 joma/theory/cooccurrence.py
 - between = polarity ** (2 * (num_depths - 1 - depth))
 + between = polarity ** (2 * (num_depths - depth))
 ? two leaves are one edge pair further apart
-@ tests/joma/theory/cooccurrence_test.py::FormulaTest
+@ test_equals_enumeration_at_every_depth
 
 joma/theory/cooccurrence.py
 - mean = rho * mean[parents]
@@ -144,31 +147,31 @@ joma/theory/data.py
 - return jnp.where(is_token, order - shift, num_tokens)
 + return jnp.where(is_token, order, num_tokens)
 ? packed ids are moved by the padding
-@ tests/joma/theory/data_test.py::PackTokensTest
+@ test_random_order_moves_tokens_but_not_padding
 
 joma/hierarchy/data.py
 - return np.asarray(held.any(axis=0) & ~held.all(axis=0))
 + return np.asarray(held.any(axis=0))
 ? a latent that all classes hold counts as used
-@ tests/joma/hierarchy/data_test.py
+@ test_latents_of_no_class_or_of_all_are_not_used
 
 joma/hierarchy/data.py
 - found = found[_first_of_each(found)]
 + found = found[: len(found)]
 ? two latents may be one set
-@ tests/joma/hierarchy/data_test.py::MakeHierarchyTest
+@ test_fraction_of_unused_latents
 
 joma/hierarchy/data.py
 - rows = np.concatenate([seen, hierarchy.tokens_of(drawn)])
 + rows = np.concatenate([seen[:0], hierarchy.tokens_of(drawn)])
 ? unseen classes may have been seen
-@ tests/joma/hierarchy/data_test.py::UnseenClassesTest
+@ test_are_all_there_are_if_more_are_asked_for
 
 joma/hierarchy/model.py
 - mask = jnp.tril(jnp.ones((length, length), bool))[-ending.shape[1] :]
 + mask = jnp.ones((length, length), bool)[-ending.shape[1] :]
 ? tokens see those after them
-@ tests/joma/hierarchy/model_test.py
+@ test_equal_those_of_loops_over_positions
 
 joma/hierarchy/model.py
 - log_copies = jnp.log(jnp.asarray(num_padding, attn_logits.dtype))

@@ -106,6 +106,7 @@ class FiguresTest(parameterized.TestCase):
         "launch/big.py": "class A:\n  def f(self):\n" + "    pass\n" * 50,
         "launch/says.py": 'def f():\n  """A.' + "\n" * 50 + '"""\n  return 1\n',
         "launch/takes.py": "def f(hip): raise ValueError('hip')\n",
+        "launch/has.py": "class A:\n  hip: int\n  names = 'hip',\n",
     }
     root = _write(self.create_tempdir().full_path, files)
     found = house.survey(root, house.systems(root))
