@@ -28,6 +28,7 @@ class RowsTest(absltest.TestCase):
         texts += (apply.ROOT / path).read_text()
         for name in classes:
           self.assertIn(f"class {name}(", texts, row.name)
+      self.assertNotEmpty(row.names, row.name)
       for name in row.names:
         self.assertIn(f"def {name}(", texts, row.name)
 

@@ -5,20 +5,19 @@ kernels_pallas/masks.py
 - stops = (spans.positions(num_queries, offset) + 1).clip(0, num_keys)
 + stops = spans.positions(num_queries, offset).clip(0, num_keys)
 ? a token does not see itself
-@ tests/kernels_pallas/masks_test.py::FamiliesTest
+@ test_equals_its_predicate
 
 kernels_pallas/masks.py
 - starts = positions - (reach - 1 if is_causal else reach)
 + starts = positions - reach
 ? a causal window is one token too long
-@ tests/kernels_pallas/masks_test.py::FamiliesTest
+@ test_equals_its_predicate
 
 kernels_pallas/masks.py
 - stops = spans.number("num_sinks", num_sinks, 0).clip(0, num_keys)
 + stops = spans.number("num_sinks", num_sinks, 0)
 ? there are more sinks than keys
-@ tests/kernels_pallas/masks_test.py
-@ tests/kernels_pallas/selection_test.py
+@ test_there_are_no_more_sinks_than_keys
 
 kernels_pallas/masks.py
 - stops = xp.where(xp.asarray(segment_ids) < 0, starts, stops)
@@ -36,13 +35,13 @@ kernels_pallas/masks.py
 - key_ids=xp.where(is_token, 0, -1).astype(xp.int32),
 + key_ids=xp.zeros_like(ids, xp.int32),
 ? the last block reads the padding between demonstrations
-@ tests/kernels_pallas/masks_test.py::PaddingTest
+@ test_a_negative_id_sees_nothing_and_is_seen_by_nothing
 
 kernels_pallas/masks.py
 - stop = xp.where(pieces < 0, start, xp.minimum(stop, group_stop))
 + stop = xp.minimum(stop, group_stop)
 ? padding reads the question of its group
-@ tests/kernels_pallas/masks_test.py::PaddingTest
+@ test_a_negative_id_sees_nothing_and_is_seen_by_nothing
 
 kernels_pallas/spans.py
 - a1 = xp.where(touch, xp.maximum(a1, b1), a1)
@@ -151,6 +150,7 @@ kernels_pallas/gather_mlp/cost.py
 - products = (num_matrices - 1) * num_chosen * width + 2 * neurons
 + products = 2 * neurons
 ? the backward pass does not make the hidden values anew
+@ test_hand_count_of_a_gated_backward
 
 kernels_pallas/gather_mlp/xla.py
 - total, slab, index * spec.block_size, axis=0
@@ -169,6 +169,7 @@ kernels_pallas/hardware/tpu_tile.py
 - is_inside &= position >= starts[p : p + 1] - first_key
 + is_inside &= position > starts[p : p + 1] - first_key
 ? the first key of a span is not read
+@ test_a_key_is_read_from_start_to_before_stop
 
 kernels_pallas/attention/cost.py
 - flops=10 * shape.head_dim * pairs * shape.num_heads,
@@ -186,11 +187,13 @@ kernels_pallas/decode/cost.py
 - row = stored * shape.head_dim + (4 if stored == 1 else 0)
 + row = stored * shape.head_dim
 ? scales of int8 rows are not read
+@ test_hand_count_of_int8
 
 kernels_pallas/decode/slots.py
 - scale = jnp.abs(x).max(axis=-1) * (1 / 127)
 + scale = jnp.abs(x).max(axis=-1) * (1 / 128)
 ? the largest number of a row is clipped
+@ test_is_off_by_half_a_step_at_most
 
 kernels_pallas/decode/rule.py
 - return (pos < rule.num_sinks) | (pos >= position - rule.num_recent)

@@ -41,6 +41,7 @@ launch/app.py
 - if error.filename is not None and error.errno in _OF_FILES:
 + if error.filename == "":
 ? an error of one of the run's files is blamed on stdout
+@ test_what_the_machine_lacks_is_one_line
 
 launch/app.py
 - print(f"error: {message}", file=sys.stderr)
@@ -52,6 +53,7 @@ launch/bench/harness.py
 - "" if row.get(name) is None else _cell(form(row[name]))
 + _cell(form(row[name])) if row.get(name) else ""
 ? a cell of 0 stays empty
+@ test_nothing_is_written_as_nothing_and_zero_as_zero
 
 launch/run.py
 - held.enter_context(workdir_lib.hold(*asked))

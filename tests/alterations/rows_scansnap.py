@@ -23,7 +23,7 @@ scansnap_jax/data.py
 - counts=counts.at[rows, tokens].add(batch.counts),
 + counts=counts.at[rows, tokens].set(batch.counts),
 ? padding with token 0 overwrites its count
-@ test_what_unpacks_to_more_than_memory_is_refused_by_its_header
+@ test_padding_of_a_short_class_leaves_the_count_of_token_0
 
 scansnap_jax/data.py
 - one_hot = jax.nn.one_hot(tokens[:, :-1], num_tokens)
@@ -196,6 +196,7 @@ scansnap_jax/experiment/report.py
 - return _plain(_INDEX.sub(r"\\1<sub>\\2\\3</sub>", html.escape(text)))
 + return _plain(_INDEX.sub(r"\\1<sub>\\2\\3</sub>", text))
 ? text of a run becomes markup of the report
+@ test_a_name_of_the_users_is_shown_as_it_is
 
 scansnap_jax/experiment/report.py
 - ' class="number"' if all(map(_NUMBER.fullmatch, column)) else ""

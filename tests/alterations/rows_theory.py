@@ -57,7 +57,7 @@ joma/theory/invariants.py
 - terms = attn_logits**2 if attention == "linear" else attn_logits
 + terms = attn_logits
 ? the law of linear attention is that of exp
-@ tests/joma/theory/invariants_test.py
+@ test_error_falls_linearly
 
 joma/theory/isotropic.py
 - return jnp.stack([terms.sum(axis=1), (y * terms).sum(axis=1)])
@@ -177,23 +177,23 @@ joma/hierarchy/model.py
 - log_copies = jnp.log(jnp.asarray(num_padding, attn_logits.dtype))
 + log_copies = jnp.asarray(num_padding, attn_logits.dtype) - 1
 ? merged padding weighs more than its copies
-@ tests/joma/hierarchy/model_test.py
+@ test_a_merged_token_carries_what_its_copies_do
 
 joma/hierarchy/scores.py
 - centered = values - weights @ values[None]
 + centered = values - values.mean(axis=0, keepdims=True)
 ? weighted correlations are centred without weights
-@ tests/joma/hierarchy/scores_test.py
+@ test_weights_are_repetitions
 
 joma/hierarchy/scores.py
 - shuffled=jax.lax.map(shuffle, keys).mean(axis=0),
 + shuffled=jax.lax.map(shuffle, keys).max(axis=0),
 ? the null score is the best of the shuffles
-@ tests/joma/hierarchy/scores_test.py::ScoreTest
+@ test_shuffled_is_the_best_node_for_permuted_latents
 
 joma/hierarchy/scores.py
 - transferred=jnp.take_along_axis(unseen, best, axis=1)[:, 0],
 + transferred=unseen.max(axis=1),
 ? transferred scores choose their node anew
-@ tests/joma/hierarchy/scores_test.py::ScoreTest
+@ test_a_network_that_found_the_latents_stands_out
 """
