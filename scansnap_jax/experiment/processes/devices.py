@@ -8,6 +8,7 @@ import contextlib
 import glob
 import os
 import sys
+import tempfile
 from typing import Any
 
 import jax
@@ -67,16 +68,40 @@ def set_up(
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
   peers = _join(facts or {}, timeout) if multihost else None
   try:
-    jax.devices()
-  except RuntimeError as error:
+    with _telling_only_if_well():
+      jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    # Of a platform whose plugin sees no device jax asserts that there is one.
     config: Any = jax.config
+    reason = str(error).splitlines() or ["no device of it was found"]
     raise errors.UserError(
-        f"JAX_PLATFORMS={config.jax_platforms} cannot be used here:"
-        f" {str(error).splitlines()[0]}"
+        f"JAX_PLATFORMS={config.jax_platforms} cannot be used here: {reason[0]}"
     ) from error
   if peers is not None:
     peers.compare({"the kind and number of local devices": _describe_local()})
   return peers
+
+
+@contextlib.contextmanager
+def _telling_only_if_well() -> Iterator[None]:
+  """Drops what a driver writes to standard error before the block raises.
+
+  That of a TPU that is not there writes a page.
+  """
+  try:
+    kept = os.dup(2)
+  except OSError:  # It was closed.
+    yield
+    return
+  with tempfile.TemporaryFile() as said:
+    os.dup2(said.fileno(), 2)
+    try:
+      yield
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+    said.seek(0)
+    os.write(2, said.read())
 
 
 def _join(facts: Mapping[str, Any], timeout: int) -> rendezvous.Peers | None:

@@ -119,6 +119,35 @@ class SetUpTest(parameterized.TestCase):
         ],
     )
 
+  def test_a_platform_without_a_device_is_one_sentence(self):
+    """jax asserts that there is one; a driver writes a page before."""
+    read, write = os.pipe()
+    kept = os.dup(2)
+    os.dup2(write, 2)
+
+    def fail():
+      os.write(2, b"a page")
+      raise AssertionError
+
+    try:
+      with (
+          mock.patch.object(jax.config, "update"),
+          mock.patch.object(jax, "devices", side_effect=fail),
+          self.assertRaisesRegex(
+              errors.UserError, "no device of it was found$"
+          ),
+      ):
+        devices.set_up()
+      with mock.patch.object(jax, "devices", lambda: os.write(2, b"kept")):
+        with mock.patch.object(jax.config, "update"):
+          devices.set_up()
+    finally:
+      os.dup2(kept, 2)
+      for number in (kept, write):
+        os.close(number)
+    with os.fdopen(read, "rb") as shown:
+      self.assertEqual(shown.read(), b"kept")
+
   def test_a_platform_that_is_absent_is_named(self):
     failed = RuntimeError("Unable to initialize backend 'cuda'\nmore\nlines")
     with (
