@@ -180,25 +180,29 @@ def check_selection(
     if not jnp.issubdtype(dtype, jnp.integer):
       raise ValueError(f"selection.{name} is {dtype}; it must be int32")
   check_mask(selection.mask, query, key)
-  _check_table(selection, query)
+  _check_table(selection, query, key)
 
 
-def _check_table(selection: selection_lib.Selection, query: AnyArray) -> None:
+def _check_table(
+    selection: selection_lib.Selection, query: AnyArray, key: AnyArray
+) -> None:
   table, num_valid = selection.block_table, selection.num_valid
   batch, num_queries, num_heads = query.shape[:3]
   num_rows = -(-num_queries // selection.block_q)
+  heads = sorted({1, key.shape[2], num_heads}, reverse=True)
   if (
       table.ndim != 4
       or table.shape[:3] != num_valid.shape
       or table.shape[0] not in (1, batch)
-      or table.shape[1] not in (1, num_heads)
+      or table.shape[1] not in heads
       or table.shape[2] != num_rows
   ):
     raise ValueError(
         f"selection has a block_table of shape {table.shape} and num_valid of"
         f" {num_valid.shape}; with {num_queries} queries in blocks of"
-        f" {selection.block_q} they must be [{batch} or 1, {num_heads} or 1,"
-        f" {num_rows}, width] and the same without width"
+        f" {selection.block_q} they must be [{batch} or 1,"
+        f" {' or '.join(map(str, heads))}, {num_rows}, width] and the same"
+        " without width"
     )
 
 

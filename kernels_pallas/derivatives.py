@@ -9,6 +9,7 @@ import types
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from kernels_pallas import manual_axes
 
@@ -42,7 +43,12 @@ def run(
 
   @jax.custom_jvp
   def call(*args: Any) -> _ResultT:
-    return manual_axes.isolated(function, *args)
+    if kernel is None:
+      return manual_axes.isolated(function, *args)
+    # Chips have no 64-bit types: with jax_enable_x64 each Python number of a
+    # kernel would be one.
+    args = jax.tree.map(_narrow, args)
+    return manual_axes.isolated(function, *args, is_narrow=True)
 
   @call.defjvp
   def refuse(primals: Any, tangents: Any) -> Any:
@@ -73,6 +79,12 @@ def reverse_only(
         f"{op} has no derivative in forward mode (jvp, jacfwd, linearize);"
         " use reverse mode (vjp, grad), or implementation='reference'"
     ) from error
+
+
+def _narrow(array: jax.Array) -> jax.Array:
+  """int32 for int64; kernels refuse wide floats themselves."""
+  is_wide = array.dtype in (np.int64, np.uint64)
+  return array.astype(np.int32) if is_wide else array
 
 
 def _kernel_of(implementation: types.ModuleType | object) -> str | None:

@@ -7,6 +7,7 @@ and all of its results vary over all axes that an argument varies over.
 """
 
 from collections.abc import Callable
+import contextlib
 from typing import Any, TypeVar
 
 import jax
@@ -47,7 +48,9 @@ def are_varying(tree: Any) -> bool:
   return bool(_axes(jax.tree.leaves(tree)))
 
 
-def isolated(function: Callable[..., _TreeT], *args: Any) -> _TreeT:
+def isolated(
+    function: Callable[..., _TreeT], *args: Any, is_narrow: bool = False
+) -> _TreeT:
   """function(*args), traced as if outside of `shard_map`.
 
   Args:
@@ -55,15 +58,24 @@ def isolated(function: Callable[..., _TreeT], *args: Any) -> _TreeT:
       axes it is called as it is. It is not differentiated: who calls has its
       own rule.
     *args: From `align`.
+    is_narrow: Whether it is traced and compiled as without `jax_enable_x64`.
+      No argument may have a 64-bit type that it uses.
   """
   leaves, tree = jax.tree.flatten(align(args))
-  if not _axes(leaves):
+  is_narrow = is_narrow and jax.config.read("jax_enable_x64")
+  if not _axes(leaves) and not is_narrow:
     return function(*args)
   shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
   flat = lambda *leaves: function(*jax.tree.unflatten(tree, leaves))
-  jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-  results = _call.bind(*align([jax.numpy.asarray(x) for x in leaves]), of=jaxpr)
+  with _numbers(is_narrow):
+    jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+  arrays = align([jax.numpy.asarray(x) for x in leaves])
+  results = _call.bind(*arrays, of=jaxpr, is_narrow=is_narrow)
   return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def _numbers(is_narrow: bool) -> contextlib.AbstractContextManager[Any]:
+  return jax.enable_x64(False) if is_narrow else contextlib.nullcontext()
 
 
 def _axes(leaves: list[Any]) -> frozenset[Any]:
@@ -78,7 +90,8 @@ def _none() -> Any:
   return jax.typeof(np.int32(0)).manual_axis_type
 
 
-def _results(*args: Any, of: core.ClosedJaxpr) -> list[Any]:
+def _results(*args: Any, of: core.ClosedJaxpr, is_narrow: bool) -> list[Any]:
+  del is_narrow
   axes, mesh = args[0].manual_axis_type, args[0].sharding.mesh
   # Kernels may have said nothing of a mesh.
   whole = lambda aval: jax.sharding.NamedSharding(
@@ -90,22 +103,29 @@ def _results(*args: Any, of: core.ClosedJaxpr) -> list[Any]:
   ]
 
 
-def _lower(ctx: Any, *args: Any, of: core.ClosedJaxpr) -> Any:
+def _lower(ctx: Any, *args: Any, of: core.ClosedJaxpr, is_narrow: bool) -> Any:
   without = lambda avals: [x.update(manual_axis_type=_none()) for x in avals]
   ctx = ctx.replace(
       avals_in=without(ctx.avals_in), avals_out=without(ctx.avals_out)
   )
   call = core.jaxpr_as_fun(of)
-  return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
+  with _numbers(is_narrow):
+    return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
 
 
-def _batch(args: Any, axes: Any, *, of: core.ClosedJaxpr) -> Any:
-  results = isolated(jax.vmap(core.jaxpr_as_fun(of), axes), *args)
+def _batch(
+    args: Any, axes: Any, *, of: core.ClosedJaxpr, is_narrow: bool
+) -> Any:
+  several = jax.vmap(core.jaxpr_as_fun(of), axes)
+  results = isolated(several, *args, is_narrow=is_narrow)
   return results, [0] * len(results)
 
 
 _call = core.Primitive("isolated")
 _call.multiple_results = True
 _call.def_abstract_eval(_results)
+_call.def_impl(
+    lambda *args, **of: jax.jit(lambda *x: _call.bind(*x, **of))(*args)
+)
 mlir.register_lowering(_call, _lower)
 batching.primitive_batchers[_call] = _batch

@@ -19,6 +19,7 @@ import numpy as np
 from kernels_pallas import array_types
 from kernels_pallas import lists
 from kernels_pallas import masks
+from kernels_pallas import spans
 
 # What a tile of queries and keys holds: no allowed pair, some, or all.
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -31,7 +32,8 @@ class Selection:
 
   Attributes:
     block_table: int32 [B, N, R, W], without repetitions among the valid ones.
-      Entries past `num_valid` are ignored. B and N may be 1: shared.
+      Entries past `num_valid` are ignored. B and N may be 1: shared; N may be
+      the KV heads: shared by the query heads of a group.
     num_valid: int32 [B, N, R].
     mask: What is allowed inside the blocks; None allows all.
     block_q: Queries in a block; R = ceil(T / block_q).
@@ -163,6 +165,24 @@ def heavy_hitters(
   if isinstance(kept, np.ndarray):
     width = min(int(kept.sum(axis=-1).max()) + num_heavy, kept.shape[-1])
   return _select(chosen, mask, block_q, block_kv, width)
+
+
+def by_query_head(selection: Selection, num_heads: int) -> Selection:
+  """The selection with a list a query head, or one that all share.
+
+  Args:
+    selection: Its N may be the KV heads, whose groups then share a list.
+    num_heads: Query heads.
+  """
+  given = selection.block_table.shape[1]
+  if given in (1, num_heads):
+    return selection
+  repeat = lambda x: spans.numpy_of(x).repeat(x, num_heads // given, axis=1)
+  return dataclasses.replace(
+      selection,
+      block_table=repeat(selection.block_table),
+      num_valid=repeat(selection.num_valid),
+  )
 
 
 def check(selection: Selection, num_queries: int, num_keys: int) -> None:

@@ -87,6 +87,9 @@ def attention(
   arguments.check_config(config, chosen, _module(chosen))
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
+  if isinstance(where, selection_lib.Selection) and chosen != "xla":
+    # XLA computes the heads of a group together, kernels one by one.
+    where = selection_lib.by_query_head(where, query.shape[2])
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,

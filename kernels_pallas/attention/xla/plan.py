@@ -107,7 +107,7 @@ def _of_selection(
   num_queries, num_heads = query.shape[1:3]
   num_keys, num_kv_heads = key.shape[1:3]
   # Heads that share a key head and a table are computed together.
-  is_shared = where.block_table.shape[1] == 1
+  is_shared = where.block_table.shape[1] in (1, num_kv_heads)
   num_units = num_kv_heads if is_shared else num_heads
   layout = _layout(query, key, num_units, where.block_q, where.block_kv)
   # Without a mask inside, only the ends of a last block need one.

@@ -1,3 +1,5 @@
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -157,6 +159,62 @@ class BlockSparseAttentionTest(parameterized.TestCase):
 
 
 @pytest.mark.slow
+class KeyHeadsTest(parameterized.TestCase):
+
+  @parameterized.parameters("reference", "xla", "pallas_tpu")
+  @pytest.mark.by_default(0, 1)
+  def test_a_group_may_share_a_list(self, implementation):
+    rng = np.random.default_rng(0)
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((1, 96, n, 16)), jnp.float32)
+        for n in (4, 2, 2)
+    )
+    mask = masks.causal(96)
+    by_heads = {}
+    for heads in ("kv", "query"):
+      col_mass = api.attention(
+          query,
+          key,
+          value,
+          where=mask,
+          return_col_mass=True,
+          col_mass_heads=heads,
+          implementation="reference",
+      ).col_mass
+      by_heads[heads] = col_mass
+    choose = lambda col_mass: selection_lib.heavy_hitters(
+        col_mass, mask, num_queries=96, num_heavy=1, block_q=32, block_kv=32
+    )
+    # TPUs want tiles of 128 keys, or one of all.
+    wide = implementation == "pallas_tpu"
+    shared = choose(by_heads["kv"])
+    self.assertEqual(shared.block_table.shape[1], 2)
+    if wide:
+      shared = dataclasses.replace(
+          shared, block_table=0 * shared.block_table[..., :1], block_kv=96
+      )
+      shared = dataclasses.replace(
+          shared, num_valid=jnp.minimum(shared.num_valid, 1).at[0, 1, 2].set(0)
+      )
+    repeated = selection_lib.by_query_head(shared, 4)
+    self.assertEqual(repeated.block_table.shape[1], 4)
+    with modes.mode_of(implementation):
+      found = api.attention(
+          query, key, value, where=shared, implementation=implementation
+      ).out
+    expected = api.attention(
+        query, key, value, where=repeated, implementation="reference"
+    ).out
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+  def test_another_number_of_heads_is_refused(self):
+    x = jnp.zeros((1, 96, 6, 16))
+    table = np.zeros((1, 2, 3, 1), np.int32)
+    where = selection_lib.Selection(table, table[..., 0], None, 32, 32)
+    with self.assertRaisesRegex(ValueError, "6 or 3 or 1"):
+      api.attention(x, x[:, :, :3], x[:, :, :3], where=where)
+
+
 class EveryCombinationTest(parameterized.TestCase):
 
   @parameterized.product(

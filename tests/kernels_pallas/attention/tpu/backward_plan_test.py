@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
@@ -123,8 +125,10 @@ class CompileTest(parameterized.TestCase):
           **blocks,
       )
 
+    # As the op calls it, also with jax_enable_x64.
+    narrow = functools.partial(manual_axes.isolated, call, is_narrow=True)
     compiled = compile_lib.compile_for(
-        chip, call, query, key, key, lse, lse, query
+        chip, narrow, query, key, key, lse, lse, query
     )
     self.assertEqual(compiled.num_custom_calls, 1)
     (name,) = compiled.scoped_vmem_bytes

@@ -1,0 +1,98 @@
+"""With jax_enable_x64 kernels compile, and compute, as without."""
+
+import os
+import subprocess
+import sys
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import masks
+from kernels_pallas.aot import compile as compile_lib
+from kernels_pallas.aot import topology
+from kernels_pallas.attention import api
+from kernels_pallas.decode import api as decode_lib
+from kernels_pallas.decode import slots
+from tests.kernels_pallas import modes
+
+_TESTS = (
+    "attention/tpu",
+    "gather_mlp/tpu",
+    "linear_attention/pallas_tpu_test.py",
+    "decode/pallas_tpu_test.py",
+    "decode/paged/pallas_tpu_test.py",
+)
+
+
+def _loss(query, key, lengths):
+  where = masks.key_lengths(query.shape[1], lengths)
+  result = api.attention(
+      query, key, key, where=where, implementation="pallas_tpu"
+  )
+  return result.out.astype(jnp.float32).sum()
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class CompileTest(absltest.TestCase):
+
+  def test_both_passes_of_attention(self):
+    struct = jax.ShapeDtypeStruct
+    query, key = (struct((1, 257, n, 64), jnp.bfloat16) for n in (4, 2))
+    with jax.enable_x64(True):
+      compiled = compile_lib.compile_for(
+          "v5e",
+          jax.grad(_loss, (0, 1)),
+          query,
+          key,
+          struct((1,), jnp.int64),
+      )
+    self.assertLen(compiled.scoped_vmem_bytes, 2)
+
+  @pytest.mark.slow
+  def test_all_that_compiles_for_the_v5e(self):
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    paths = [f"tests/kernels_pallas/{name}" for name in _TESTS]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-k", "CompileTest"]
+        + paths,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    self.assertEqual(done.returncode, 0, done.stdout[-4000:])
+    self.assertIn("passed", done.stdout)
+
+
+class ValuesTest(absltest.TestCase):
+
+  @pytest.mark.slow
+  def test_gradients_and_their_types(self):
+    query, key = (jnp.ones((1, 8, n, 16), jnp.float32) for n in (2, 1))
+    query += jnp.arange(16, dtype=jnp.float32)[None, None, None]
+    with modes.mode_of("pallas_tpu"):
+      narrow = jax.jit(jax.grad(_loss, (0, 1)))(query, key, jnp.array([5]))
+      with jax.enable_x64(True):
+        wide = jax.jit(jax.grad(_loss, (0, 1)))(query, key, jnp.array([5]))
+    for one, two in zip(narrow, wide, strict=True):
+      self.assertEqual(two.dtype, jnp.float32)
+      np.testing.assert_array_equal(one, two)
+
+  @pytest.mark.slow
+  def test_decode_steps(self):
+    query, key = (jnp.ones((1, n, 16), jnp.float32) for n in (2, 1))
+    cache, at = slots.empty(1, 1, 16, 16), jnp.zeros(1, jnp.int32)
+    step = lambda: decode_lib.decode_step(
+        query, key, key, cache, at, implementation="pallas_tpu"
+    )
+    with modes.mode_of("pallas_tpu"):
+      narrow = step()
+      with jax.enable_x64(True):
+        wide = step()
+    jax.tree.map(np.testing.assert_array_equal, narrow, wide)
+
+
+if __name__ == "__main__":
+  absltest.main()
