@@ -1,5 +1,6 @@
 import functools
 
+from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
@@ -163,6 +164,17 @@ class TransformerTest(parameterized.TestCase):
     self.assertEqual(shapes["token_embed"]["embedding"], (50, 8))
     self.assertEqual(shapes["embed_proj"]["kernel"], (8, 16))
     self.assertEqual(shapes["output_proj"]["kernel"], (16, 8))
+
+
+class MemoryTest(absltest.TestCase):
+
+  def test_a_model_that_no_memory_holds_is_refused_by_its_size(self):
+    config = configs.TransformerConfig(embed_dim=2**31 - 2)
+    with self.assertRaisesRegex(
+        errors.UserError, r"a model of [\d,]{17,} parameters with its gradient"
+    ):
+      models.check_memory(config)
+    models.check_memory(configs.TransformerConfig())
 
 
 class SinusoidsTest(parameterized.TestCase):

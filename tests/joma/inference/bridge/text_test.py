@@ -1,6 +1,8 @@
 """Tests of the bridge on text."""
 
 import functools
+import json
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -121,6 +123,23 @@ class SubjectTest(absltest.TestCase):
     self.assertAlmostEqual(found["h2o"], expected, delta=1e-12)
     self.assertAlmostEqual(found["random"], 1 / 4, delta=1e-12)
     self.assertBetween(found["partial"], -1, 1)
+
+
+class RowTest(absltest.TestCase):
+
+  def test_a_row_that_is_not_what_was_written_is_named(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / "recall_5.json"
+    row = {"theory": 0.25, "chance": 0.1}
+    written = json.dumps({"row": row, "crc32": bridge_text._crc32(row)})
+    path.write_text(written)
+    self.assertEqual(bridge_text._read_row(path), row)
+    for text in (written.replace("0.25", "0.75"), "{}", "[]", written[:-1]):
+      path.write_text(text)
+      with self.assertRaisesRegex(errors.UserError, "recall_5.json is damaged"):
+        bridge_text._read_row(path)
+    path.unlink()
+    with self.assertRaisesRegex(errors.UserError, "No such file"):
+      bridge_text._read_row(path)
 
 
 if __name__ == "__main__":
