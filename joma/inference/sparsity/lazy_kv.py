@@ -98,6 +98,7 @@ class LazyKV:
     _, computed = self.step
     is_due = self.missing & computed[:, None] & (self.positions >= 0)[..., None]
     capacity = self.full.key.shape[2]
+    # What is not due falls outside and is dropped.
     slots = jnp.where(is_due, self.positions[..., None], capacity)
     slots = slots.swapaxes(1, 2)  # [B, K, R]
     batch, num_kv_heads, _ = slots.shape
@@ -122,6 +123,7 @@ class LazyKV:
       position: Int[Array, "B"],
       computed: Bool[Array, "B K"],
   ) -> "LazyKV":
+    # A ring: the oldest input is overwritten; the flush made what it lacked.
     slot = self.num_steps % self.x.shape[1]
     missing = self.missing & ~computed[:, None]
     return LazyKV(

@@ -67,6 +67,7 @@ class Measured:
       return dense(x)
     kernel = dense.variables["params"]["kernel"]
     strengths = sparsity_labels.head_strengths(x, kernel, self._call.plan.label)
+    # An oracle chooses by the outputs, which are here for the first time.
     chosen = self._chosen
     chosen = self._keep(strengths) if chosen is None else chosen
     masked = jnp.where(chosen[..., None], x, 0)
@@ -119,6 +120,7 @@ class Decoded:
     self._ids, self._valid = _list(self.chosen, self._num)
     kept = unit_rules.kv_heads(self.chosen, call.config.num_kv_heads)
     self._kv = kept
+    # At a flush all heads are made: their inputs are overwritten from now on.
     if isinstance(cache, lazy_kv.LazyKV):
       self._kv = kept | cache.is_flush
     elif self._rule.missing_kv == "recompute":
@@ -138,6 +140,7 @@ class Decoded:
     is_dense = self._num == self._call.config.num_heads
     if dense.name in ("key", "value"):
       return self._key_or_value(dense, x)
+    # All heads by number: nothing to gather. Above a threshold may be fewer.
     if is_dense and self._rule.num is not None:
       return dense(x)
     return self._out(dense, x) if dense.name == "out" else self._in(dense, x)
@@ -177,6 +180,7 @@ class Decoded:
     assert isinstance(self._cache, lazy_kv.LazyKV)  # Or it was refused.
     cache = self._cache
     x = jnp.concatenate([cache.x.astype(x.dtype), x], axis=1)
+    # One dense product at a flush, instead of a list that names every head.
     return jax.lax.cond(
         cache.is_flush[0, 0],
         lambda: _plus_bias(_project(x, kernel), dense, self._kv),
@@ -193,6 +197,7 @@ class Decoded:
     batch, num_tokens = x.shape[:2]
     num_kv_heads = kernel.shape[0]
     ids, valid = _list(self._kv, min(self._num, num_kv_heads))
+    # A row a token: each has the list of its sequence.
     many = lambda y: jnp.repeat(y, num_tokens, axis=0)
     found = gather_heads.project_in(
         x.reshape(batch * num_tokens, -1),

@@ -125,6 +125,7 @@ class Shards:
     found = None
     for shard in np.unique(shards):
       path = self.folder / _file(int(shard), name)
+      # Mapped: a batch reads its rows, not the shard.
       held = np.load(path, mmap_mode="r", allow_pickle=False)
       where = np.flatnonzero(shards == shard)
       part = held[ids[where] - starts[shard]]
@@ -176,6 +177,7 @@ def write(
           name: _save(folder / _file(shard, name), np.asarray(values))
           for name, values in fields.items()
       }
+      # After the files: a shard counts when all of them are whole.
       finished = sorted(map(int, checksums))
       _write_manifest(
           folder, {**manifest, "finished": finished, "crc32": checksums}

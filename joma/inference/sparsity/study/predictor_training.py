@@ -63,6 +63,7 @@ class Data(NamedTuple):
     layer_in, num_heads = held["layer_in"], held["heads"].shape[-1]
     num_top = contextual_config.count(self.config.head_fraction, num_heads)
     is_ahead = self.config.lookahead == 1
+    # A layer ahead: heads by what the layer before them read, if there is one.
     order = np.maximum(np.arange(layer_in.shape[1]) - is_ahead, 0)
     ranked = np.argsort(-held["heads"], axis=-1, kind="stable")
     heads = np.zeros(ranked.shape, bool)
@@ -77,6 +78,7 @@ class Data(NamedTuple):
 
   def batch(self, step: int) -> Examples:
     """The batch of a step, drawn from the rows to train on."""
+    # A pure function of seed and step: a restart needs the step alone.
     rng = np.random.default_rng((self.config.seed, step))
     size = min(self.config.batch_size, self.train_rows)
     return self.examples(rng.integers(self.train_rows, size=size))
@@ -104,6 +106,7 @@ def split(
         f"held_out_fraction={held_out_fraction} of {num_texts} texts leaves"
         " none to train on: capture more texts, or hold out fewer."
     )
+  # Whole texts: tokens of one text on both sides would be nearly the same rows.
   seq_len = shards.num_rows // num_texts
   return Data(shards, config, (num_texts - num_held) * seq_len)
 
@@ -151,6 +154,7 @@ def train(
         if end % config.checkpoint_every == 0 or end == config.num_steps:
           _record(stream, end, losses)
           checkpointer.save(end, state)
+        # Between two checkpoints: saved, and no row is written twice.
         elif stop:
           _check_finite(end, losses)
           checkpointer.save(end, state)
@@ -204,6 +208,8 @@ def _class_weights(data: Data) -> ByKind:
     }
   weights = {}
   for kind, found in is_positive.items():
+    # Both classes weigh a half together, however rare one is; bounded, for a
+    # class that some rows never show.
     share = np.clip(found.mean(axis=(0, 2)), 1e-4, 1 - 1e-4)
     weights[kind] = jnp.asarray(np.stack([0.5 / (1 - share), 0.5 / share]))
   return weights
