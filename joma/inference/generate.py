@@ -1,24 +1,25 @@
-"""Prompts to continuations: one prefill, then decode steps of one token each.
+"""Prompts to continuations: prompts are read, then one token follows another.
 
-Both are compiled once for all prompts of a padded length and all continuations:
-the cache has a fixed capacity and is donated from step to step.
+The programs are those of `decode_steps`. Caches that keep everything are of few
+sizes and read prompts piece by piece, so that few programs serve all lengths;
+those that evict choose among whole prompts, which are padded to few lengths.
 
 Letters: B batch, T prompt tokens after padding, C capacity.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Int, PyTree
 import numpy as np
 
-from joma.inference import sampling
+from joma.inference import decode_steps
+from joma.inference import prompt_ids
 from joma.inference import sampling_config
-from joma.inference.cache import storage
+from joma.inference import text_sizes
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -26,136 +27,31 @@ from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-  """Between two decode steps.
-
-  Attributes:
-    tokens: Newest token of each sequence, int32 [B].
-    positions: Where it stands, int32 [B].
-    is_done: Whether the sequence has ended, bool [B].
-    num_new: Tokens generated so far, of the longest, int32.
-    is_finite: Whether the logits of the newest token were numbers, bool [B].
-    kv_cache: A cache a layer.
-  """
-
-  tokens: storage.Leaf
-  positions: storage.Leaf
-  is_done: storage.Leaf
-  num_new: storage.Leaf
-  is_finite: storage.Leaf
-  kv_cache: PyTree
-
-
-def state_of(
-    tokens: Int[Array, "B"],
-    positions: Int[Array, "B"],
-    kv_cache: PyTree,
-    eos_ids: tuple[int, ...] = (),
-    is_finite: Bool[Array, "B"] | None = None,
-) -> DecodeState:
-  """Returns the state in which each sequence has its first new token.
-
-  Args:
-    tokens: The first new ones.
-    positions: Where they stand.
-    kv_cache: Of what comes before them.
-    eos_ids: Tokens that end a sequence.
-    is_finite: Whether the tokens' logits were numbers; None is yes.
-  """
-  if is_finite is None:
-    is_finite = jnp.ones(tokens.shape, bool)
-  is_done = _is_eos(tokens, eos_ids)
-  return DecodeState(
-      tokens, positions, is_done, jnp.int32(1), is_finite, kv_cache
-  )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "sampler", "eos_ids"))
-def prefill(
-    model: models.Transformer,
-    params: PyTree,
-    prompts: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
-    kv_cache: PyTree,
-    sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
-    eos_ids: tuple[int, ...] = (),
-) -> DecodeState:
-  """Reads prompts of any length up to T and draws their next tokens.
-
-  Args:
-    model: Static.
-    params: Of the model.
-    prompts: Padded at their ends.
-    lengths: Tokens of each prompt, at least 1.
-    kv_cache: Empty, of a capacity of at least T.
-    sampler: How tokens are chosen.
-    eos_ids: Tokens that end a sequence.
-  """
-  steps = jnp.arange(prompts.shape[1])[None]
-  positions = jnp.where(steps < lengths[:, None], steps, -1)
-  logits, kv_cache = model.apply(
-      {"params": params},
-      prompts,
-      positions=positions,
-      kv_cache=kv_cache,
-      logits_at=lengths - 1,
-  )
-  tokens = sampling.sample(logits[:, 0], sampler)
-  is_finite = _are_finite(logits[:, 0], tokens)
-  return state_of(tokens, lengths, kv_cache, eos_ids, is_finite)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "sampler", "eos_ids"),
-    donate_argnames="state",
-)
-def decode_step(
-    model: models.Transformer,
-    params: PyTree,
-    state: DecodeState,
-    sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
-    eos_ids: tuple[int, ...] = (),
-) -> DecodeState:
-  """Takes in the newest tokens and draws the next ones.
-
-  A sequence that has ended repeats its last token. The state is donated.
-  """
-  logits, kv_cache = model.apply(
-      {"params": params},
-      state.tokens[:, None],
-      positions=state.positions[:, None],
-      kv_cache=state.kv_cache,
-  )
-  tokens = sampling.sample(logits[:, 0], sampler, state.num_new)
-  tokens = jnp.where(state.is_done, state.tokens, tokens)
-  return DecodeState(
-      tokens=tokens,
-      positions=state.positions + 1,
-      is_done=state.is_done | _is_eos(tokens, eos_ids),
-      num_new=state.num_new + 1,
-      is_finite=state.is_done | _are_finite(logits[:, 0], tokens),
-      kv_cache=kv_cache,
-  )
+DecodeState = decode_steps.DecodeState
+state_of = decode_steps.state_of
+prefill = decode_steps.prefill
+decode_step = decode_steps.decode_step
+# Tokens [B], and whether they are new.
+Shown = tuple[np.ndarray, np.ndarray]
 
 
 def stream(
     model: models.Transformer,
     params: PyTree,
-    prompts: Sequence[Sequence[int] | np.ndarray],
+    prompts: prompt_ids.Prompts,
     *,
     max_new_tokens: int,
     sampler: sampling_config.SamplingConfig = sampling_config.GREEDY,
     eos_ids: tuple[int, ...] = (),
     kv_cache: PyTree = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    starts: Sequence[int] | Int[np.ndarray, "B"] | None = None,
+    prefill_chunk: int | None = None,
+) -> Generator[Shown, None, DecodeState]:
   """Yields (tokens, is_new), both [B], a step at a time.
 
   `is_new` is False for sequences that ended before: their token is to be
-  ignored. The token that ends a sequence is yielded.
+  ignored. The token that ends a sequence is yielded. Returns the last state,
+  from which a conversation goes on.
 
   Args:
     model: Of which `params` are.
@@ -164,7 +60,11 @@ def stream(
     max_new_tokens: At most so many steps, from 1.
     sampler: How tokens are chosen.
     eos_ids: Tokens that end a sequence.
-    kv_cache: Empty caches; None keeps everything.
+    kv_cache: A cache a layer; None keeps everything.
+    starts: Position of each prompt's first token, for caches that hold what
+      comes before; None is 0.
+    prefill_chunk: Tokens that are worked on at a time while prompts are read,
+      which bounds the memory of long ones; None is a size that fits.
 
   Raises:
     UserError: If prompt and continuation do not fit into a cache that nothing
@@ -174,38 +74,77 @@ def stream(
       not finite, which no token can be drawn from.
   """
   require.at_least("max_new_tokens", max_new_tokens, 1)
-  padded, lengths = pad_prompts(prompts, model.config)
-  capacity = padded.shape[1] + max_new_tokens
-  models.check_learned_positions(
-      model.config, int(lengths.max()) + max_new_tokens - 1
-  )
-  if kv_cache is None:
-    _check_memory(model, len(lengths), capacity)
-    kv_cache = full_cache.init(
-        model.config, len(lengths), capacity, model.dtype
-    )
+  require.at_least("prefill_chunk", prefill_chunk or 1, 1)
+  lengths = prompt_ids.lengths_of(prompts, model.config)
+  starts = _starts_of(starts, lengths)
   # The last token is never taken in.
-  check_fits(kv_cache, int(lengths.max()) + max_new_tokens - 1)
+  num_positions = int((starts + lengths).max()) + max_new_tokens - 1
+  models.check_learned_positions(model.config, num_positions)
+  if kv_cache is None:
+    kv_cache = _empty_caches(model, len(lengths), num_positions + 1)
+  elif _take_pieces(kv_cache):
+    # They are donated from piece to piece; the caller keeps what it gave.
+    kv_cache = jax.tree.map(jnp.copy, kv_cache)
+  check_fits(kv_cache, num_positions)
+  read = _read_in_pieces if _take_pieces(kv_cache) else _read_at_once
   return _steps(
-      functools.partial(
-          prefill, model, params, padded, lengths, kv_cache, sampler, eos_ids
+      lambda: read(
+          model,
+          params,
+          prompts,
+          (lengths, starts),
+          kv_cache,
+          prefill_chunk,
+          sampler=sampler,
+          eos_ids=eos_ids,
       ),
-      lambda state: decode_step(model, params, state, sampler, eos_ids),
+      lambda state: decode_steps.advance(
+          model,
+          params,
+          dataclasses.replace(state, kv_cache=None),
+          state.kv_cache,
+          sampler,
+          eos_ids,
+      ),
       max_new_tokens,
   )
 
 
-def _check_memory(
-    model: models.Transformer, batch_size: int, capacity: int
-) -> None:
-  """Raises UserError before keys and values are allocated in vain."""
-  config = model.config
-  heads = batch_size * config.num_layers * config.num_kv_heads
-  itemsize = jnp.dtype(model.dtype).itemsize
-  require.memory(
-      f"a cache of {capacity} positions (prompt and max_new_tokens)",
-      2 * itemsize * heads * capacity * config.head_dim,
-  )
+def generate(
+    model: models.Transformer,
+    params: PyTree,
+    prompts: prompt_ids.Prompts,
+    **options: Any,
+) -> list[np.ndarray]:
+  """Returns the new tokens of each prompt; see `stream` for the arguments."""
+  new_tokens = [[] for _ in prompts]
+  for tokens, is_new in stream(model, params, prompts, **options):
+    for row in np.flatnonzero(is_new):
+      new_tokens[row].append(tokens[row])
+  return [np.array(row, np.int32) for row in new_tokens]
+
+
+def pad_prompts(
+    prompts: prompt_ids.Prompts,
+    config: configs.TransformerConfig,
+    multiple: int = 64,
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+  """Returns prompts padded at their ends, and their lengths.
+
+  Args:
+    prompts: Token ids.
+    config: The model's.
+    multiple: T is the next one of it, so that few lengths are compiled for,
+      but not beyond the model's learned positions.
+
+  Raises:
+    UserError: As in `stream`.
+  """
+  lengths = prompt_ids.lengths_of(prompts, config)
+  seq_len = -(-int(lengths.max()) // multiple) * multiple
+  if config.positions == "learned":
+    seq_len = min(seq_len, max(config.max_len, int(lengths.max())))
+  return prompt_ids.padded(prompts, seq_len), lengths
 
 
 def check_fits(kv_cache: PyTree, num_positions: int) -> None:
@@ -227,89 +166,128 @@ def check_fits(kv_cache: PyTree, num_positions: int) -> None:
       )
 
 
-def generate(
+def _starts_of(
+    starts: Sequence[int] | Int[np.ndarray, "B"] | None,
+    lengths: Int[np.ndarray, "B"],
+) -> Int[np.ndarray, "B"]:
+  if starts is None:
+    return np.zeros_like(lengths)
+  places = np.asarray(starts, np.int32)
+  if places.shape != lengths.shape or places.min() < 0:
+    raise errors.UserError(
+        f"starts must be {len(lengths)} positions from 0, one a prompt, got"
+        f" {starts!r:.80}."
+    )
+  return places
+
+
+def _empty_caches(
+    model: models.Transformer, batch_size: int, num_positions: int
+) -> PyTree:
+  """Returns caches that keep everything, of few sizes."""
+  config = model.config
+  heads = batch_size * config.num_layers * config.num_kv_heads
+  capacity = text_sizes.capacity(num_positions, config)
+  num_bytes = 2 * jnp.dtype(model.dtype).itemsize * heads * config.head_dim
+  require.memory(
+      f"a cache of {capacity} positions ({num_positions} of prompt and"
+      " max_new_tokens)",
+      num_bytes * capacity,
+  )
+  make = lambda: full_cache.init(config, batch_size, capacity, model.dtype)
+  caches = jax.eval_shape(make)
+  if not _take_pieces(caches):
+    return make()
+  # Zeros from the host: no program for each of their shapes.
+  zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype), may_alias=False)
+  return jax.tree.map(zeros, caches)
+
+
+def _take_pieces(kv_cache: PyTree) -> bool:
+  return all(
+      isinstance(cache, hooks.TakesPieces) and cache.takes_pieces()
+      for cache in kv_cache
+  )
+
+
+def _read_in_pieces(
     model: models.Transformer,
     params: PyTree,
-    prompts: Sequence[Sequence[int] | np.ndarray],
+    prompts: prompt_ids.Prompts,
+    where: tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]],
+    kv_cache: PyTree,
+    prefill_chunk: int | None,
     **options: Any,
-) -> list[np.ndarray]:
-  """Returns the new tokens of each prompt; see `stream` for the arguments."""
-  new_tokens = [[] for _ in prompts]
-  for tokens, is_new in stream(model, params, prompts, **options):
-    for row in np.flatnonzero(is_new):
-      new_tokens[row].append(tokens[row])
-  return [np.array(row, np.int32) for row in new_tokens]
+) -> DecodeState:
+  """Piece by piece, into caches to which that is all the same."""
+  (lengths, starts), longest = where, int(where[0].max())
+  size = prefill_chunk or text_sizes.piece(_capacity(kv_cache, longest))
+  if model.config.positions == "learned":
+    size = min(size, model.config.max_len)
+  rows = prompt_ids.padded(prompts, -(-longest // size) * size)
+  found = np.zeros(len(rows), np.int32), np.ones(len(rows), bool)
+  state = None
+  for place in range(0, longest, size):
+    state = decode_steps.read_piece(
+        model,
+        params,
+        rows[:, place : place + size],
+        np.int32(place),
+        lengths,
+        starts,
+        found,
+        kv_cache,
+        **options,
+    )
+    found, kv_cache = (state.tokens, state.is_finite), state.kv_cache
+  assert state is not None  # Every prompt has a token.
+  return state
 
 
-def pad_prompts(
-    prompts: Sequence[Sequence[int] | np.ndarray],
-    config: configs.TransformerConfig,
-    multiple: int = 64,
-) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
-  """Returns prompts padded at their ends, and their lengths.
+def _capacity(kv_cache: PyTree, longest: int) -> int:
+  """Positions of the least cache, or of the text where none is bounded."""
+  sizes = [c.num_positions() for c in kv_cache if isinstance(c, hooks.Bounded)]
+  return min((size for size in sizes if size is not None), default=longest)
 
-  Args:
-    prompts: Token ids.
-    config: The model's.
-    multiple: T is the next one of it, so that few lengths are compiled for,
-      but not beyond the model's learned positions.
 
-  Raises:
-    UserError: As in `stream`.
-  """
-  if not len(prompts):
-    raise errors.UserError("There is no prompt to continue: give at least one.")
-  _check_are_ids(prompts)
-  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  seq_len = -(-lengths.max() // multiple) * multiple
-  if config.positions == "learned":
-    seq_len = min(seq_len, max(config.max_len, lengths.max()))
-  padded = np.zeros((len(prompts), seq_len), np.int32)
-  for row, prompt in enumerate(prompts):
-    if not lengths[row]:
-      raise errors.UserError(
-          f"Prompt {row} has no tokens: a continuation needs at least one."
-      )
-    if not (0 <= np.min(prompt) and np.max(prompt) < config.vocab_size):
-      raise errors.UserError(
-          f"Prompt {row} has token ids from {np.min(prompt)} to"
-          f" {np.max(prompt)}; the model knows 0 to {config.vocab_size - 1}."
-      )
-    padded[row, : lengths[row]] = prompt
-  return padded, lengths
+def _read_at_once(
+    model: models.Transformer,
+    params: PyTree,
+    prompts: prompt_ids.Prompts,
+    where: tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]],
+    kv_cache: PyTree,
+    prefill_chunk: int | None,
+    **options: Any,
+) -> DecodeState:
+  """Whole prompts, of which only what each token has alone is in pieces."""
+  lengths, starts = where
+  size = text_sizes.length(int(lengths.max()), model.config)
+  rows = prompt_ids.padded(prompts, size)
+  if prefill_chunk is not None:
+    model = model.clone(mlp_piece=min(prefill_chunk, size))
+  return decode_steps.prefill(
+      model, params, rows, lengths, kv_cache, starts=starts, **options
+  )
 
 
 def _steps(
     start: Callable[[], DecodeState],
     advance: Callable[[DecodeState], DecodeState],
     max_new_tokens: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[Shown, None, DecodeState]:
   """Steps are dispatched one ahead of what is read: devices never wait."""
   state, was_done = start(), None
   for step in range(max_new_tokens):
     seen = state.tokens, state.is_done, state.is_finite
     if step + 1 < max_new_tokens:
-      # The state is donated: what is still to be read is copied first.
-      seen = jax.tree.map(jnp.copy, seen)
       state = advance(state)
     tokens, is_done, is_finite = map(np.asarray, seen)
     _check_are_finite(is_finite, step)
     yield tokens, np.ones_like(is_done) if was_done is None else ~was_done
     if is_done.all():
-      return
+      break
     was_done = is_done
-
-
-def _are_finite(
-    logits: Float[Array, "B V"], tokens: Int[Array, "B"]
-) -> Bool[Array, "B"]:
-  """Whether tokens were drawn from numbers.
-
-  A NaN counts as the largest logit wherever one is drawn, by argmax as by
-  Gumbel noise, so that it is enough to look at the logit of the token.
-  """
-  drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
-  return jnp.isfinite(drawn[:, 0])
+  return state
 
 
 def _check_are_finite(is_finite: Bool[np.ndarray, "B"], step: int) -> None:
@@ -320,25 +298,3 @@ def _check_are_finite(is_finite: Bool[np.ndarray, "B"], step: int) -> None:
         " has no slot left, or the model's parameters or activations are not"
         " finite."
     )
-
-
-def _check_are_ids(prompts: Sequence[object]) -> None:
-  for row, prompt in enumerate(prompts):
-    if isinstance(prompt, str):
-      raise errors.UserError(
-          f"Prompt {row} is the text {prompt!r:.40}: give token ids, as"
-          " tokenizer.encode returns them."
-      )
-    array = np.asarray(prompt)
-    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-      raise errors.UserError(
-          f"Prompt {row} must be one row of integers, token ids, got"
-          f" {array.dtype} of shape {array.shape}."
-      )
-
-
-def _is_eos(tokens: Int[Array, "B"], eos_ids: tuple[int, ...]) -> Array:
-  is_eos = jnp.zeros(tokens.shape, bool)
-  for eos in eos_ids:
-    is_eos = is_eos | (tokens == eos)
-  return is_eos

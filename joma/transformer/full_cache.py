@@ -50,6 +50,10 @@ class FullCache:
     """Its slots: what comes behind them is lost."""
     return self.key.shape[2]
 
+  def takes_pieces(self) -> bool:
+    """Whether all frequencies are known before the text has ended."""
+    return not self.keeps_raw
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

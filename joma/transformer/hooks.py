@@ -142,6 +142,15 @@ class Bounded(Protocol):
     ...
 
 
+@runtime_checkable
+class TakesPieces(Protocol):
+  """A cache that may be given a prompt piece by piece."""
+
+  def takes_pieces(self) -> bool:
+    """Whether that gives what the prompt gives at once."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
   """What a layer's attention has made, for `carry` and `probe`.

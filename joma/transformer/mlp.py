@@ -69,6 +69,29 @@ class Mlp(nn.Module):
     return dense(hidden, config.embed_dim, "down", kernel_init=init)
 
 
+def in_pieces(
+    apply_mlp: Mlp, x: Float[Array, "B T D"], size: int
+) -> Float[Array, "B T D"]:
+  """Applies an MLP to `size` positions at a time, to need less memory.
+
+  Args:
+    apply_mlp: What has parameters already.
+    x: What it reads.
+    size: Above 0; the last piece is filled up.
+  """
+  batch, length, width = x.shape
+  count = -(-length // size)
+  x = jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0)))
+  pieces = x.reshape(batch, count, size, width).swapaxes(0, 1)
+  over = nn.scan(
+      lambda module, carry, piece: (carry, module(piece)),
+      variable_broadcast="params",
+      split_rngs={"params": False},
+  )
+  _, out = over(apply_mlp, None, pieces)
+  return out.swapaxes(0, 1).reshape(x.shape)[:, :length]
+
+
 def kernel_init(
     config: configs.TransformerConfig, *, into_residual: bool = False
 ) -> nn.initializers.Initializer:

@@ -45,12 +45,15 @@ class Transformer(nn.Module):
     implementation: Of attention, see `kernels_pallas.implementations`.
     use_remat: Whether the backward pass computes each layer anew instead of
       keeping its activations.
+    mlp_piece: Positions that an MLP takes at a time, so that long texts need
+      less memory; None is all.
   """
 
   config: configs.TransformerConfig
   dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
   use_remat: bool = False
+  mlp_piece: int | None = None
 
   @nn.compact
   def __call__(
@@ -126,6 +129,7 @@ class Transformer(nn.Module):
           layer,
           self.dtype,
           self.implementation,
+          self.mlp_piece,
           name=f"layers_{layer}",
       )(x, positions, mask, cache, is_training, carry, router, x_before)
       new_caches.append(cache)
@@ -188,12 +192,14 @@ class Layer(nn.Module):
     layer: Which layer, from 0.
     dtype: As in `Transformer`.
     implementation: As in `Transformer`.
+    mlp_piece: As in `Transformer`.
   """
 
   config: configs.TransformerConfig
   layer: int
   dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
+  mlp_piece: int | None = None
 
   @nn.compact
   def __call__(
@@ -240,7 +246,9 @@ class Layer(nn.Module):
     self.sow("intermediates", "resid_attn", attn_resid)
     resid = x if config.use_parallel_residual else attn_resid
     mlp_in = self._norm("mlp_norm", resid) if before else resid
-    if route is None:
+    if route is None and self.mlp_piece is not None:
+      update = mlp.in_pieces(apply_mlp, mlp_in, self.mlp_piece)
+    elif route is None:
       update = apply_mlp(mlp_in, is_training)
     else:
       update = route.mlp(apply_mlp, mlp_in, resid)

@@ -66,6 +66,10 @@ class FadingState:
     """Its mixer."""
     return (self.system.name,)
 
+  def takes_pieces(self) -> bool:
+    """Always: the state of a text so far is all that there is."""
+    return True
+
   def attend(
       self,
       query: Float[Array, "B T N H"],
