@@ -7,10 +7,16 @@ are continued as one batch and printed one after the other. Greedy by default;
 --temperature, --top_k and --top_p draw. --policy=h2o --capacity=1024 bounds the
 KV cache: see `joma.systems.cache_policies` for what may leave it. How fast it
 went goes to stderr, the compilation apart.
+
+  python -m launch.generate --model=DIR --chat
+
+answers the lines of stdin one after the other, by the model's chat template,
+until stdin ends. Each line is read once: the cache holds what came before.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 import functools
+import io
 import sys
 import time
 from typing import Any
@@ -59,12 +65,22 @@ _ATTENTION = flags.DEFINE_list(
     "Systems without parameters laid over the model, as hip:k=512: one entry,"
     " one a layer, or a pattern that repeats.",
 )
+_PREFILL_CHUNK = flags.DEFINE_integer(
+    "prefill_chunk",
+    None,
+    "Tokens of a prompt that are worked on at a time, which bounds the memory"
+    " of long ones; by default a size that fits the cache.",
+    1,
+)
+_CHAT = flags.DEFINE_boolean(
+    "chat", False, "Answers lines of stdin by the model's chat template."
+)
 _MUCH_WORK = 1e12  # Flop; some ten seconds of two cores.
 _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 
 
 def main(_: list[str]) -> None:
-  """Loads the model, continues the prompts, prints."""
+  """Loads the model, continues the prompts or chats, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import generate
@@ -76,6 +92,7 @@ def main(_: list[str]) -> None:
   from scansnap_jax.experiment.processes import devices
 
   make_cache = _read_policy()
+  template = _read_template()
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
@@ -84,13 +101,18 @@ def main(_: list[str]) -> None:
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
+  options = dict(
+      sampler=sampler, eos_ids=eos_ids, prefill_chunk=_PREFILL_CHUNK.value
+  )
+  if template is not None:
+    begin = _beginning(model, params, make_cache, options)
+    _chat(begin, template, tokenizer, eos_ids)
+    return
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)
   _warn_of_work(params, config, [len(tokens) for tokens in ids])
-  options = dict(
+  options |= dict(
       max_new_tokens=_MAX_NEW_TOKENS.value,
-      sampler=sampler,
-      eos_ids=eos_ids,
       kv_cache=make_cache
       and make_cache(config, batch_size=len(ids), dtype=_DTYPE.value),
   )
@@ -100,6 +122,59 @@ def main(_: list[str]) -> None:
   steps = generate.stream(model, params, ids, **options)
   show(prompts, tokenizer, _timed_steps(steps, speed))
   print(*speed, file=sys.stderr)
+
+
+def _read_template() -> Any:
+  if not _CHAT.value:
+    return None
+  from joma.transformer.text import chat_template
+
+  return chat_template.read(_MODEL.value)
+
+
+def _beginning(
+    model: Any, params: Any, make_cache: Any, options: dict[str, Any]
+) -> Callable[[int], Any]:
+  """Returns what begins a conversation with room for so many tokens."""
+  from joma.inference import conversation
+  from joma.inference import generate
+
+  def begin(num_tokens: int) -> conversation.Conversation:
+    if make_cache is None:
+      caches = generate.empty_caches(model, 1, num_tokens)
+    else:
+      caches = make_cache(model.config, batch_size=1, dtype=_DTYPE.value)
+    return conversation.Conversation(model, params, caches, **options)
+
+  return begin
+
+
+def _chat(
+    begin: Callable[[int], Any],
+    template: Any,
+    tokenizer: Any,
+    eos_ids: tuple[int, ...],
+) -> None:
+  """Answers line by line; what is no UTF-8 is refused by the tokenizer."""
+  from joma.inference import chat
+
+  talk = chat.Chat(begin, template, tokenizer, eos_ids)
+  is_terminal = sys.stdin.isatty()
+  if isinstance(sys.stdin, io.TextIOWrapper):
+    sys.stdin.reconfigure(errors="surrogateescape")
+  while True:
+    if is_terminal:
+      print("> ", end="", flush=True)
+    line = sys.stdin.readline()
+    if not line:
+      break
+    if not line.strip():
+      continue
+    for piece in talk.ask(line.removesuffix("\n"), _MAX_NEW_TOKENS.value):
+      print(piece, end="", flush=True)
+    print(flush=True)
+  if is_terminal:
+    print()
 
 
 def _read_policy() -> Callable[..., Any] | None:
@@ -121,6 +196,12 @@ def _read_policy() -> Callable[..., Any] | None:
 
 def _read_prompts() -> list[str]:
   prompts = list(_PROMPT.value or ())
+  if _CHAT.value:
+    if prompts or _PROMPT_FILE.value is not None:
+      raise errors.UserError(
+          "--chat reads stdin: leave --prompt and --prompt_file out."
+      )
+    return []
   if _PROMPT_FILE.value is not None:
     path = json_file.local_path(_PROMPT_FILE.value)
     try:

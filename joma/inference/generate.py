@@ -7,7 +7,7 @@ those that evict choose among whole prompts, which are padded to few lengths.
 Letters: B batch, T prompt tokens after padding, C capacity.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -35,6 +35,52 @@ decode_step = decode_steps.decode_step
 Shown = tuple[np.ndarray, np.ndarray]
 
 
+class Steps(Iterator[Shown]):
+  """Steps are dispatched one ahead of what is read: devices never wait.
+
+  Attributes:
+    last: State of the newest step; None before the first.
+    is_last_shown: Whether its token has been yielded.
+  """
+
+  def __init__(
+      self,
+      start: Callable[[], DecodeState],
+      advance: Callable[[DecodeState], DecodeState],
+      max_new_tokens: int,
+  ):
+    """Nothing is computed before the first `next`."""
+    self.last: DecodeState | None = None
+    self.is_last_shown = False
+    self._steps = self._run(start, advance, max_new_tokens)
+
+  def __next__(self) -> Shown:
+    return next(self._steps)
+
+  def _run(
+      self,
+      start: Callable[[], DecodeState],
+      advance: Callable[[DecodeState], DecodeState],
+      max_new_tokens: int,
+  ) -> Iterator[Shown]:
+    self.last, was_done = start(), None
+    for step in range(max_new_tokens):
+      state = self.last
+      if step + 1 < max_new_tokens:
+        self.last = advance(state)
+      tokens, is_done, is_finite = (
+          np.asarray(x) for x in (state.tokens, state.is_done, state.is_finite)
+      )
+      _check_are_finite(is_finite, step)
+      # Sequences that have ended take in nothing more.
+      is_over = bool(is_done.all())
+      self.is_last_shown = is_over or step + 1 == max_new_tokens
+      yield tokens, np.ones_like(is_done) if was_done is None else ~was_done
+      if is_over:
+        return
+      was_done = is_done
+
+
 def stream(
     model: models.Transformer,
     params: PyTree,
@@ -46,12 +92,12 @@ def stream(
     kv_cache: PyTree = None,
     starts: Sequence[int] | Int[np.ndarray, "B"] | None = None,
     prefill_chunk: int | None = None,
-) -> Generator[Shown, None, DecodeState]:
+    donate_cache: bool = False,
+) -> Steps:
   """Yields (tokens, is_new), both [B], a step at a time.
 
   `is_new` is False for sequences that ended before: their token is to be
-  ignored. The token that ends a sequence is yielded. Returns the last state,
-  from which a conversation goes on.
+  ignored. The token that ends a sequence is yielded.
 
   Args:
     model: Of which `params` are.
@@ -65,6 +111,7 @@ def stream(
       comes before; None is 0.
     prefill_chunk: Tokens that are worked on at a time while prompts are read,
       which bounds the memory of long ones; None is a size that fits.
+    donate_cache: Whether what is given as `kv_cache` may be written over.
 
   Raises:
     UserError: If prompt and continuation do not fit into a cache that nothing
@@ -81,13 +128,13 @@ def stream(
   num_positions = int((starts + lengths).max()) + max_new_tokens - 1
   models.check_learned_positions(model.config, num_positions)
   if kv_cache is None:
-    kv_cache = _empty_caches(model, len(lengths), num_positions + 1)
-  elif _take_pieces(kv_cache):
-    # They are donated from piece to piece; the caller keeps what it gave.
+    kv_cache = empty_caches(model, len(lengths), num_positions + 1)
+  elif _take_pieces(kv_cache) and not donate_cache:
+    # They are donated from piece to piece.
     kv_cache = jax.tree.map(jnp.copy, kv_cache)
   check_fits(kv_cache, num_positions)
   read = _read_in_pieces if _take_pieces(kv_cache) else _read_at_once
-  return _steps(
+  return Steps(
       lambda: read(
           model,
           params,
@@ -181,10 +228,19 @@ def _starts_of(
   return places
 
 
-def _empty_caches(
+def empty_caches(
     model: models.Transformer, batch_size: int, num_positions: int
 ) -> PyTree:
-  """Returns caches that keep everything, of few sizes."""
+  """Returns caches that keep everything, of few sizes.
+
+  Args:
+    model: Of one type of numbers.
+    batch_size: B.
+    num_positions: Of the longest text, prompt and continuation.
+
+  Raises:
+    UserError: If no memory holds them.
+  """
   config = model.config
   heads = batch_size * config.num_layers * config.num_kv_heads
   capacity = text_sizes.capacity(num_positions, config)
@@ -268,26 +324,6 @@ def _read_at_once(
   return decode_steps.prefill(
       model, params, rows, lengths, kv_cache, starts=starts, **options
   )
-
-
-def _steps(
-    start: Callable[[], DecodeState],
-    advance: Callable[[DecodeState], DecodeState],
-    max_new_tokens: int,
-) -> Generator[Shown, None, DecodeState]:
-  """Steps are dispatched one ahead of what is read: devices never wait."""
-  state, was_done = start(), None
-  for step in range(max_new_tokens):
-    seen = state.tokens, state.is_done, state.is_finite
-    if step + 1 < max_new_tokens:
-      state = advance(state)
-    tokens, is_done, is_finite = map(np.asarray, seen)
-    _check_are_finite(is_finite, step)
-    yield tokens, np.ones_like(is_done) if was_done is None else ~was_done
-    if is_done.all():
-      break
-    was_done = is_done
-  return state
 
 
 def _check_are_finite(is_finite: Bool[np.ndarray, "B"], step: int) -> None:

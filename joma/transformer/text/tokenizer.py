@@ -56,8 +56,14 @@ class Tokenizer(Protocol):
     """V."""
     ...
 
-  def encode(self, text: str) -> Int[np.ndarray, "T"]:
-    """Returns the int32 ids of a text."""
+  def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
+    """Returns the int32 ids of a text.
+
+    Args:
+      text: Any.
+      special: Whether tokens that mark the ends of a text are added, where the
+        tokenizer has some.
+    """
     ...
 
   def decode(self, ids: Ids) -> str:
@@ -76,8 +82,9 @@ class Bytes:
   name = "bytes"
   vocab_size = 256
 
-  def encode(self, text: str) -> Int[np.ndarray, "T"]:
-    """Returns the bytes of the text as int32."""
+  def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
+    """Returns the bytes of the text as int32; none is special."""
+    del special
     check_text(text)
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
@@ -116,8 +123,9 @@ class Words:
     """V, <unk> included."""
     return len(self.words)
 
-  def encode(self, text: str) -> Int[np.ndarray, "T"]:
-    """Returns the ids of the words of a text."""
+  def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
+    """Returns the ids of the words of a text; none is special."""
+    del special
     check_text(text)
     ids = (self._index.get(word, 0) for word in basic_english(text))
     return np.fromiter(ids, np.int32)
@@ -159,15 +167,20 @@ class Bpe:
     """V: one more than the largest id, added tokens included."""
     return 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)
 
-  def encode(self, text: str) -> Int[np.ndarray, "T"]:
+  def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
     """Returns ids, with the special tokens that tokenizer.json adds itself.
+
+    Args:
+      text: Any; special tokens that it spells out are taken as such.
+      special: Whether any are added.
 
     Raises:
       UserError: The text has lone surrogates, or the tokenizer fails on it.
     """
     check_text(text)
     with _panics_as_errors():
-      return np.asarray(self._tokenizer.encode(text).ids, np.int32)
+      found = self._tokenizer.encode(text, add_special_tokens=special)
+      return np.asarray(found.ids, np.int32)
 
   def decode(self, ids: Ids) -> str:
     """Returns the text without special tokens and ids that stand for nothing.

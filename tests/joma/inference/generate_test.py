@@ -1,8 +1,10 @@
+import contextlib
 import dataclasses
 import functools
 import inspect
 
 from absl.testing import parameterized
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,15 @@ def _greedy(prompt, num_new):
   return ids[len(prompt) :]
 
 
+@contextlib.contextmanager
+def _listening(listener):
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    yield
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+
+
 class GenerateTest(parameterized.TestCase):
 
   def test_ragged_prompts_continue_as_each_alone_by_full_passes(self):
@@ -60,18 +71,65 @@ class GenerateTest(parameterized.TestCase):
     for row, prompt in zip(got, _PROMPTS, strict=True):
       self.assertEqual(row.tolist(), _greedy(tuple(prompt), 12))
 
-  def test_one_compilation_for_prompts_of_any_length(self):
-    run = functools.partial(
-        generate.generate, _MODEL, _params(), max_new_tokens=12
+  @parameterized.parameters(
+      ((5, 64, 65, 300, 480),), ((5, 600, 2290, 2310, 5000, 8180),)
+  )
+  @pytest.mark.by_default(0)
+  def test_few_programs_for_texts_of_any_length(self, lengths):
+    """All compilations are counted, those of single operations too."""
+    rng, programs = np.random.default_rng(0), []
+    count = lambda event, _, **__: programs.append(event)
+    prompts = [rng.integers(0, 50, length) for length in lengths]
+    wanted = [
+        generate.generate(
+            _MODEL,
+            _params(),
+            [prompt],
+            max_new_tokens=1 + len(prompt) % 7,
+            # Of just the size, and read at once.
+            kv_cache=full_cache.init(_CONFIG, 1, len(prompt) + 7),
+            prefill_chunk=len(prompt),
+        )
+        for prompt in prompts[:2]
+    ]
+    jax.clear_caches()
+    with _listening(count):
+      found = [
+          generate.generate(
+              _MODEL, _params(), [prompt], max_new_tokens=1 + len(prompt) % 7
+          )
+          for prompt in prompts
+      ]
+    np.testing.assert_equal(found[:2], wanted)
+    self.assertLessEqual(
+        programs.count("/jax/core/compile/backend_compile_duration"),
+        2 if max(lengths) < 512 else 8,
     )
-    run(_PROMPTS)
-    sizes = [f._cache_size() for f in (generate.prefill, generate.decode_step)]
-    run([[1] * 60, [2] * 3, [7]])
-    run([[1], [2], [7]])
-    after = [f._cache_size() for f in (generate.prefill, generate.decode_step)]
-    self.assertEqual(after, sizes)
 
-  @pytest.mark.slow
+  @parameterized.parameters(None, "h2o", "snapkv", "quest:num_keys=16")
+  @pytest.mark.by_default(0, 1)
+  def test_prompts_in_pieces_are_as_at_once(self, policy):
+    prompts = [np.arange(45) % 50, np.arange(7) * 3]
+    params = jax.tree.map(lambda x: x / 3, _params())  # As at the start.
+
+    def run(chunk):
+      cache = None
+      if policy is not None:
+        cache = kv_cache.init(policy_names.parse(policy), _CONFIG, 2, 64)
+      steps = generate.stream(
+          _MODEL,
+          params,
+          prompts,
+          max_new_tokens=3,
+          kv_cache=cache,
+          prefill_chunk=chunk,
+      )
+      return [tokens for tokens, _ in steps], steps.last.kv_cache
+
+    (tokens, cache), (wanted, whole) = run(8), run(50)
+    np.testing.assert_array_equal(tokens, wanted)
+    chex.assert_trees_all_close(cache, whole, atol=1e-5)
+
   def test_a_sequence_ends_at_its_end_of_text(self):
     texts = [_greedy(tuple(prompt), 12) for prompt in _PROMPTS]
     stop = texts[0][3]

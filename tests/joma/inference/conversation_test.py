@@ -1,0 +1,100 @@
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from joma.inference import conversation
+from joma.inference.cache import kv_cache
+from joma.systems.cache_policies import names as policy_names
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import model as models
+from joma.transformer.rope import config as rope_config
+from scansnap_jax.experiment import errors
+
+_CONFIG = configs.TransformerConfig(
+    vocab_size=50,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_dim=24,
+    max_len=16,
+    rope=rope_config.RopeConfig(rope_type="dynamic", factor=4.0),
+)
+_MODEL = models.Transformer(_CONFIG, implementation="reference")
+_TURNS = ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9], [3, 2, 3, 8])
+
+
+@functools.cache
+def _params():
+  params = jax.jit(_MODEL.init)(jax.random.key(1), jnp.zeros((1, 4), int))
+  return params["params"]
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _take(token, position, caches):
+  return _MODEL.apply(
+      {"params": _params()},
+      token.reshape(1, 1),
+      positions=position.reshape(1, 1),
+      kv_cache=caches,
+  )
+
+
+def _caches(policy):
+  if policy is None:
+    return full_cache.init(_CONFIG, 1, 64)
+  return kv_cache.init(policy_names.parse(policy), _CONFIG, 1, 12)
+
+
+class ConversationTest(parameterized.TestCase):
+
+  # Frequencies change with the text beyond 16 tokens: keys are kept raw.
+  @parameterized.parameters(None, "h2o", "keydiff", "streaming_llm")
+  @pytest.mark.by_default(1)
+  def test_three_turns_are_their_tokens_one_by_one(self, policy):
+    talk = conversation.Conversation(_MODEL, _params(), _caches(policy))
+    first = list(talk.say(_TURNS[0], 4))
+    # The first prompt is read at once; all that follows one by one here.
+    alone = conversation.Conversation(_MODEL, _params(), _caches(policy))
+    self.assertEqual(list(alone.say(_TURNS[0], 4)), first)
+    cache, position = alone.kv_cache, alone.num_taken_in
+    ids = [*alone.waiting]
+    for turn in _TURNS[1:]:
+      answer = list(talk.say(turn, 4))
+      ids += turn
+      for _ in range(4):
+        for token in ids:
+          logits, cache = _take(jnp.array(token), jnp.array(position), cache)
+          position += 1
+        ids = [int(logits[0, 0].argmax())]
+        self.assertEqual(answer.pop(0), ids[0])
+    self.assertEqual(talk.num_taken_in, position)
+    self.assertEqual(talk.waiting, tuple(ids))
+    chex.assert_trees_all_close(talk.kv_cache, cache, atol=1e-5)
+    if policy is not None:
+      for mine, other in zip(talk.kv_cache, cache, strict=True):
+        np.testing.assert_array_equal(mine.pos, other.pos)
+
+  def test_who_leaves_in_the_middle_goes_on_from_what_was_shown(self):
+    talk, other = (
+        conversation.Conversation(_MODEL, _params(), _caches("h2o"))
+        for _ in range(2)
+    )
+    steps = talk.say(_TURNS[0], 4)
+    shown = [next(steps), next(steps)]
+    steps.close()
+    self.assertEqual(talk.num_taken_in, len(_TURNS[0]) + 2)
+    self.assertEqual(list(other.say(_TURNS[0], 2)), shown)
+    self.assertEqual(list(talk.say([7], 3)), list(other.say([7], 3)))
+
+  def test_nothing_to_answer_is_refused(self):
+    talk = conversation.Conversation(_MODEL, _params(), _caches("h2o"))
+    with self.assertRaisesRegex(errors.UserError, "say something"):
+      talk.say([], 3)
