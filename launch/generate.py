@@ -101,7 +101,7 @@ def main(_: list[str]) -> None:
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
-  options = dict(
+  options: dict[str, Any] = dict(
       sampler=sampler, eos_ids=eos_ids, prefill_chunk=_PREFILL_CHUNK.value
   )
   if template is not None:
