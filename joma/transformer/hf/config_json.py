@@ -75,6 +75,7 @@ _FIELDS_OF_TYPE = {
     "a list": ("layer_types",),
     "a dictionary": ("rope_parameters", "rope_scaling"),
 }
+_OWN_CAN = f"model_type={own_form.MODEL_TYPE}, the project's own form, can"
 # Where null is a value; elsewhere it is the default.
 _NULLABLE = (
     "sliding_window",
@@ -146,7 +147,7 @@ def to_hf(
     )
   if unsaid := _unsaid(config, family):
     values = ", ".join(f"{name}={getattr(config, name)}" for name in unsaid)
-    raise UserError(f"model_type={family} cannot say {values}.")
+    raise UserError(f"model_type={family} cannot say {values}; {_OWN_CAN}.")
   return _write(config, family)
 
 
@@ -162,7 +163,7 @@ def family_of(config: TransformerConfig) -> str:
     values = [f"{name}={getattr(config, name)}" for name in unsaid[nearest]]
     raise UserError(
         "No supported model_type can describe this model; the nearest,"
-        f" {nearest}, cannot say {', '.join(values)}."
+        f" {nearest}, cannot say {', '.join(values)}; {_OWN_CAN}."
     )
   return nearest
 

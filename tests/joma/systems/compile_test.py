@@ -20,6 +20,8 @@ from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
 
 _ENTRIES = ("sink_logits", "lightning", "hip:k=256:block=128")
+# Whose products are those of plain attention, or of XLA alone.
+_OTHERS = ("key_bias", "self_gating")
 
 
 def _model(entry):
@@ -85,6 +87,13 @@ class CompileTest(parameterized.TestCase):
   @pytest.mark.by_default(1)
   def test_a_step_of_training_compiles_for_v5e(self, entry):
     self._check_training(entry, "v5e", 4)
+
+  @parameterized.product(entry=_OTHERS, chip=("v5e", "v6e"))
+  @pytest.mark.slow
+  def test_a_step_of_other_systems_compiles(self, entry, chip):
+    """What adds to softmax alone runs on the kernels."""
+    program = _train(entry, chip, 4).as_text()
+    self.assertEqual("tpu_custom_call" in program, entry == "key_bias")
 
   @parameterized.parameters(*((entry,) for entry in _ENTRIES))
   @pytest.mark.slow

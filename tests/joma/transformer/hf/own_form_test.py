@@ -66,7 +66,9 @@ class OwnFormTest(parameterized.TestCase):
     self.assertEqual(halves["token_embed"]["embedding"].dtype, jnp.bfloat16)
 
   def test_a_family_cannot_say_it(self):
-    with self.assertRaisesRegex(errors.UserError, "cannot say .*attention="):
+    with self.assertRaisesRegex(
+        errors.UserError, "cannot say .*attention=.*; model_type=joma"
+    ):
       config_json.to_hf(_CONFIG, "llama")
 
   @parameterized.parameters(
