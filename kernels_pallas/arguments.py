@@ -15,8 +15,21 @@ from kernels_pallas.masks import AnyArray
 _FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-def check_arrays(query: AnyArray, key: AnyArray, value: AnyArray) -> None:
-  """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together."""
+def check_arrays(
+    query: AnyArray,
+    key: AnyArray,
+    value: AnyArray,
+    *,
+    is_value_alike: bool = True,
+) -> None:
+  """Raises ValueError unless [B, T, N, H], [B, S, K, H] x 2 fit together.
+
+  Args:
+    query: [B, T, N, H].
+    key: [B, S, K, H].
+    value: As key.
+    is_value_alike: Whether its last axis must be that of key, too.
+  """
   for name, array in (("query", query), ("key", key), ("value", value)):
     check_float_array(name, array)
     if array.ndim != 4:
@@ -24,8 +37,12 @@ def check_arrays(query: AnyArray, key: AnyArray, value: AnyArray) -> None:
           f"{name} has shape {array.shape}; it must have 4 axes: batch,"
           " position, head, head_dim"
       )
-  if key.shape != value.shape:
-    raise ValueError(f"key {key.shape} and value {value.shape} must be alike")
+  shared = 4 if is_value_alike else 3
+  if key.shape[:shared] != value.shape[:shared]:
+    but = "" if is_value_alike else ", but for the last axis"
+    raise ValueError(
+        f"key {key.shape} and value {value.shape} must be alike{but}"
+    )
   if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
     raise ValueError(
         f"query {query.shape} and key {key.shape} must have equal first (batch)"
@@ -44,6 +61,8 @@ def check_arrays(query: AnyArray, key: AnyArray, value: AnyArray) -> None:
     )
   if query.shape[3] == 0:
     raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
+  if value.shape[3] == 0:
+    raise ValueError(f"value {value.shape} must have a head_dim of 1 or more")
 
 
 def check_where(where: object, query: AnyArray, key: AnyArray) -> None:

@@ -9,6 +9,8 @@ import importlib
 import types
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import arguments
@@ -28,7 +30,7 @@ _ENTRIES = {
 def attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
+    value: Float[Array, "B S K J"],
     *,
     where: differentiable.Where = None,
     scale: float | None = None,
@@ -50,7 +52,8 @@ def attention(
   Args:
     query: Any float type; logits and sums are float32 (float64 for float64).
     key: K divides N; head n reads key head n // (N / K), never repeated.
-    value: As key.
+    value: As key; its heads may be of another size J, which `out` then has.
+      The smaller ones are padded.
     where: A `masks.Mask`; a `selection.Selection` of key blocks per head and
       query block, with a mask inside them; None attends to every key.
     scale: Factor of the logits; None is H ** -0.5.
@@ -76,32 +79,47 @@ def attention(
       implementation is unknown or not for this platform, or a block is out of
       range with `debug`.
   """
-  arguments.check_arrays(query, key, value)
+  arguments.check_arrays(query, key, value, is_value_alike=False)
   arguments.check_where(where, query, key)
   arguments.check_options(
       query, scale, logits_soft_cap, sink_logits, row_weights, return_col_mass
   )
   if debug and isinstance(where, selection_lib.Selection):
     selection_lib.check(where, query.shape[1], key.shape[1])
-  chosen = implementations.choose_for(implementation, _module, query, where)
+  widest = query if query.shape[-1] >= value.shape[-1] else value
+  widest = jax.ShapeDtypeStruct(
+      (*query.shape[:3], widest.shape[-1]), query.dtype
+  )
+  chosen = implementations.choose_for(implementation, _module, widest, where)
   arguments.check_config(config, chosen, _module(chosen))
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
   if isinstance(where, selection_lib.Selection) and chosen != "xla":
     # XLA computes the heads of a group together, kernels one by one.
     where = selection_lib.by_query_head(where, query.shape[2])
+  value_dim = value.shape[-1]
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,
       logits_soft_cap=logits_soft_cap,
       return_col_mass=return_col_mass,
       config=config,
   )
+  # Zeros change no product of queries and keys, and are cut off of values.
+  size = max(query.shape[-1], value_dim)
+  query, key, value = (_widen(x, size) for x in (query, key, value))
   result = differentiable.attend(
       _module(chosen),
       differentiable.Inputs(query, key, value, where, sink_logits, row_weights),
       spec,
   )
+  result = result._replace(out=result.out[..., :value_dim])
   return output.finish(result, key.shape[2], return_lse, col_mass_heads)
+
+
+def _widen(x: Float[Array, "B T N H"], size: int) -> jax.Array:
+  """Zeros at the end of each head."""
+  padding = size - x.shape[-1]
+  return jnp.pad(x, [(0, 0)] * 3 + [(0, padding)]) if padding else x
 
 
 def _module(implementation: implementations.Implementation) -> types.ModuleType:

@@ -162,11 +162,11 @@ _WRONG_SELECTIONS = {
     ),
     "rows": (
         _selection(block_table=_ints(1, 4, 3, 2)),
-        r"shape \(1, 4, 3, 2\) .* \[2 or 1, 4 or 1, 2, width\]",
+        r"shape \(1, 4, 3, 2\) .* \[2 or 1, 4 or 2 or 1, 2, width\]",
     ),
-    "kv_heads": (
-        _selection(block_table=_ints(1, 2, 2, 2), num_valid=_ints(1, 2, 2)),
-        r"shape \(1, 2, 2, 2\)",
+    "no_heads_of_ours": (
+        _selection(block_table=_ints(1, 3, 2, 2), num_valid=_ints(1, 3, 2)),
+        r"shape \(1, 3, 2, 2\)",
     ),
 }
 
