@@ -203,13 +203,23 @@ class FaultTest(checkpoints.TestCase):
       with self.assertRaisesRegex(
           errors.UserError, "cannot write a checkpoint to .*: File too large$"
       ):
-        with self.assertNoLogs(level=logging.ERROR):
-          checkpointer.save(2, {"w": np.ones(2**20)})
-          checkpointer.wait()
+        checkpointer.save(2, {"w": np.ones(2**20)})
+        checkpointer.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     self.assertRestoredIs(checkpointer.restore_latest(checkpoints.tree(0)), 1)
     checkpointer.close()
+
+  def test_orbax_logs_no_page_of_what_it_raises_too(self):
+    noise = checkpoint._OrbaxNoise()
+    for level, path, is_shown in (
+        (logging.ERROR, "/x/orbax/checkpoint/future.py", False),
+        (logging.WARNING, "/x/orbax/checkpoint/future.py", True),
+        (logging.INFO, "/x/orbax/checkpoint/future.py", False),
+        (logging.ERROR, "/x/ours.py", True),
+    ):
+      record = logging.LogRecord("absl", level, path, 1, "text", (), None)
+      self.assertEqual(noise.filter(record), is_shown)
 
   def test_directory_that_was_removed_is_not_made_anew(self):
     checkpointer = checkpoint.Checkpointer(self.directory)
