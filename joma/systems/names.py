@@ -27,6 +27,7 @@ SYSTEMS: dict[str, str] = {
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",
     "positional": "joma.systems.score_rules.positional:Positional",
     "self_gating": "joma.systems.mixers.self_gating:SelfGating",
+    "moba": "joma.systems.selectors.moba:Moba",
     "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
     "ssa": "joma.systems.score_rules.ssa:Ssa",
     "static_qk": "joma.systems.score_rules.static_qk:StaticQk",

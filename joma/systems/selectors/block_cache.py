@@ -58,6 +58,20 @@ class Chooser(Protocol):
     ...
 
 
+@runtime_checkable
+class ByMeans(Chooser, Protocol):
+  """A chooser that looks at the mean key of each block alone."""
+
+  def choose_by_means(
+      self,
+      query: Float[Array, "B K G H"],
+      means: Float[Array, "B K C H"],
+      position: Int[Array, "B"],
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """As `choose`; means of blocks behind the position are arbitrary."""
+    ...
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockCache:
@@ -65,10 +79,13 @@ class BlockCache:
 
   Attributes:
     kept: `full_cache.FullCache` of whole blocks.
+    sums: Of each block's keys [B, K, C, H], for a system that looks at means;
+      else None. A step adds one key and reads none.
     system: The selector, static.
   """
 
   kept: full_cache.FullCache
+  sums: Float[Array, "B K C H"] | None
   system: Chooser = dataclasses.field(metadata={"static": True})
 
   @property
@@ -119,7 +136,9 @@ class BlockCache:
   ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
     query, key = rotate(query, positions), rotate(key, positions)
     kept = self.kept.write(key, value, positions)
-    cache = dataclasses.replace(self, kept=kept)
+    cache = dataclasses.replace(
+        self, kept=kept, sums=self._add_to_sums(key, positions)
+    )
     if query.shape[1] == 1:
       return cache._read(query, positions, options), cache
     call = options.call
@@ -145,9 +164,7 @@ class BlockCache:
     size, position = self.system.block, positions[:, 0]
     grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
     key = self.kept.key
-    blocks, is_valid = self.system.choose(
-        grouped.astype(key.dtype), key, position
-    )
+    blocks, is_valid = self._choose(grouped.astype(key.dtype), position)
     place = blocks[..., None] * size + jnp.arange(size)[None, None, None]
     is_seen = is_valid[..., None] & (place <= position[:, None, None, None])
     if options.window is not None:
@@ -162,6 +179,31 @@ class BlockCache:
         query, gather(key), gather(self.kept.value), flat(is_seen), options
     )
     return out
+
+  def _choose(
+      self, query: Float[Array, "B K G H"], position: Int[Array, "B"]
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    if self.sums is None:
+      return self.system.choose(query, self.kept.key, position)
+    assert isinstance(self.system, ByMeans)  # `init` made the sums for it.
+    size = self.system.block
+    first = jnp.arange(self.sums.shape[2])[None] * size
+    count = jnp.clip(position[:, None] + 1 - first, 1, size)
+    means = self.sums / count[:, None, :, None]
+    return self.system.choose_by_means(query, means, position)
+
+  def _add_to_sums(
+      self, key: Float[Array, "B T K H"], positions: Int[Array, "B T"]
+  ) -> Float[Array, "B K C H"] | None:
+    if self.sums is None:
+      return None
+    # Padding's block, -1, would be the last one.
+    num_blocks = self.sums.shape[2]
+    block = jnp.where(positions < 0, num_blocks, positions // self.system.block)
+    add = lambda sums, block, key: sums.at[:, block].add(
+        key.swapaxes(0, 1).astype(sums.dtype), mode="drop"
+    )
+    return jax.vmap(add)(self.sums, block, key)
 
 
 def slices(
@@ -196,4 +238,8 @@ def init(
   size = -(-capacity // system.block) * system.block
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
   empty = lambda: jnp.zeros(shape, dtype)
-  return BlockCache(full_cache.FullCache(empty(), empty()), system)
+  sums = None
+  if isinstance(system, ByMeans):
+    num_blocks = size // system.block
+    sums = jnp.zeros((*shape[:2], num_blocks, shape[3]), jnp.float32)
+  return BlockCache(full_cache.FullCache(empty(), empty()), sums, system)

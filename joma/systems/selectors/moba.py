@@ -1,0 +1,134 @@
+"""MoBA: each query reads its own block of keys and the blocks like it.
+
+A block's score is the product of the query with the mean of the block's keys;
+the k - 1 best of the complete blocks before it are read besides its own
+(https://arxiv.org/abs/2502.13189, equations 5 to 7). Keys are rotated when
+their mean is taken. Under grouped queries the heads of a group sum their scores
+and share the blocks, so that a decode step reads each block once.
+
+Every query chooses for itself: blocks of queries are of one query, which the
+kernels of TPUs and GPUs do not take; it runs on XLA. At decode the sums of the
+blocks' keys are kept, and a step reads k blocks and one mean a block.
+
+Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
+N / K, H head size, C blocks, R runs of queries, W blocks that are read.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from joma.systems.selectors import block_cache
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas import masks
+from kernels_pallas import selection
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Moba:
+  """A selector.
+
+  Attributes:
+    k: Blocks that a query reads, its own included.
+    block: Keys of a block.
+  """
+
+  name: ClassVar[str] = "moba"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2502.13189"
+  neutral: ClassVar[str] = "moba:k=1048576"
+
+  k: int = 4
+  block: int = 128
+
+  def __post_init__(self):
+    if self.k < 1 or self.block < 1:
+      raise errors.UserError(
+          f"moba: k={self.k} and block={self.block} must not be below 1."
+      )
+
+  def select(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      mask: masks.Mask,
+  ) -> selection.Selection:
+    """Returns the blocks of each query by itself."""
+    batch, length, num_heads, head_dim = query.shape
+    num_kv_heads, size = key.shape[2], self.block
+    num_blocks = -(-length // size)
+    fill = lambda x: jnp.pad(
+        jax.lax.stop_gradient(x).astype(jnp.float32),
+        ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
+    )
+    means = fill(key).reshape(batch, num_blocks, size, num_kv_heads, head_dim)
+    means = means.mean(axis=2).transpose(0, 2, 1, 3)  # [B, K, C, H]
+    shape = (batch, num_blocks, size, num_kv_heads, -1, head_dim)
+    runs = jnp.moveaxis(fill(query).reshape(shape).sum(axis=4), 1, 0)
+
+    def find(run: tuple[Array, Array]) -> tuple[Array, Array]:
+      # One block of queries at a time: no array is of queries by blocks.
+      number, query = run
+      scores = jnp.einsum("BTKH,BKCH->BKTC", query, means)
+      own = jnp.broadcast_to(number, scores.shape[:-1])
+      return self._best(scores, own)
+
+    blocks, is_valid = jax.lax.map(find, (jnp.arange(num_blocks), runs))
+    join = lambda x: jnp.repeat(
+        jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1]),
+        num_heads // num_kv_heads,
+        axis=1,
+    )[:, :, :length]
+    count = join(is_valid).sum(axis=-1).astype(jnp.int32)
+    return selection.Selection(join(blocks), count, mask, 1, size)
+
+  def choose(
+      self,
+      query: Float[Array, "B K G H"],
+      key: Float[Array, "B K S H"],
+      position: Int[Array, "B"],
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """Returns what one query a sequence reads, by means of all keys."""
+    shape = (*key.shape[:2], -1, self.block, key.shape[-1])
+    return self.choose_by_means(query, key.reshape(shape).mean(3), position)
+
+  def choose_by_means(
+      self,
+      query: Float[Array, "B K G H"],
+      means: Float[Array, "B K C H"],
+      position: Int[Array, "B"],
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """Returns what one query a sequence reads."""
+    query = query.astype(jnp.float32).sum(axis=2)
+    scores = jnp.einsum("BKH,BKCH->BKC", query, means.astype(jnp.float32))
+    own = (position // self.block)[:, None]
+    return self._best(scores, jnp.broadcast_to(own, scores.shape[:2]))
+
+  def _best(
+      self, scores: Float[Array, "*b C"], own: Int[Array, "*b"]
+  ) -> tuple[Int[Array, "*b W"], Bool[Array, "*b W"]]:
+    """The best blocks before each query's own, and its own."""
+    num_blocks = scores.shape[-1]
+    block = masks.to_rank(jnp.arange(num_blocks), scores.ndim)
+    own = own[..., None]
+    scores = jnp.where(block < own, scores, -jnp.inf)
+    scores = jnp.where(block == own, jnp.inf, scores)
+    best, blocks = jax.lax.top_k(scores, min(self.k, num_blocks))
+    return blocks.astype(jnp.int32), best > -jnp.inf
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns an empty cache of whole blocks and their sums."""
+    return block_cache.init(self, config, batch_size, capacity, dtype)
