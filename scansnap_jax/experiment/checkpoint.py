@@ -33,6 +33,7 @@ import orbax.checkpoint as ocp
 
 from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import workdir
 
 _RESUMES = "resumes.jsonl"
 # What a disk may be.
@@ -70,8 +71,12 @@ class Checkpointer:
       directory: Where the steps lie, one folder each.
       max_to_keep: How many steps remain; the oldest go first. None keeps all.
         With 1, nothing lies behind a damaged step.
+
+    Raises:
+      UserError: It cannot be made.
     """
     self._directory = pathlib.Path(os.path.abspath(directory))
+    workdir.make_folder(self._directory)  # Orbax would log a traceback.
     self._noise = _OrbaxNoise()
     self._noise.attach()
     try:

@@ -229,11 +229,12 @@ class FaultTest(checkpoints.TestCase):
     checkpointer.close()
     self.assertFalse(self.directory.exists())
 
-  def test_directory_that_cannot_be_made_is_the_users_error(self):
+  @parameterized.parameters("", "/steps")
+  def test_directory_that_cannot_be_made_is_the_users_error(self, below):
     file = self.create_tempfile().full_path
     filters = list(logging.getLogger("absl").filters)
-    with self.assertRaises(errors.UserError):
-      checkpoint.Checkpointer(f"{file}/steps")
+    with self.assertNoLogs(), self.assertRaises(errors.UserError):
+      checkpoint.Checkpointer(file + below)
     self.assertEqual(logging.getLogger("absl").filters, filters)
 
 
