@@ -7,6 +7,7 @@ if __name__ == "__main__":
 from collections.abc import Callable, Iterable
 import difflib
 import errno
+import io
 import logging
 import os
 import re
@@ -56,7 +57,7 @@ def run(
     _define_compilation_cache()
 
   def guarded(argv: list[str]) -> int | None:
-    _open_closed_streams()
+    _prepare_streams()
     # absl shows what every library logs at INFO: fonts subset, TPUs not found.
     for library in ("fontTools", "jax", "matplotlib", "orbax"):
       logging.getLogger(library).setLevel(logging.WARNING)
@@ -114,15 +115,18 @@ def _keep_compiled() -> None:
     print(f"warning: {trouble}", file=sys.stderr)
 
 
-def _open_closed_streams() -> None:
+def _prepare_streams() -> None:
   """Gives output that was closed (`2>&-`) a place where nothing is kept.
 
   Otherwise `print(file=sys.stderr)` would write to stdout, and the next file
-  that is opened would be taken for the stream.
+  that is opened would be taken for the stream. What a stream's encoding lacks
+  (a plus-minus sign where LC_ALL=C) is escaped, as stderr has it.
   """
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:
       setattr(sys, name, open(os.devnull, "w"))  # For the process's whole life.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _drop_stdout() -> None:

@@ -204,7 +204,7 @@ def systems(root: pathlib.Path) -> list[System]:
   """Reads the names tables of a tree, without importing them."""
   found = []
   for path, variables in _TABLES.items():
-    tree = ast.parse((root / path).read_text())
+    tree = ast.parse((root / path).read_text(encoding="utf-8"))
     for node in tree.body:
       if not isinstance(node, ast.AnnAssign) or node.value is None:
         continue

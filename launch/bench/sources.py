@@ -60,7 +60,10 @@ class Function:
 def read(root: pathlib.Path, packages: Iterable[str]) -> list[Source]:
   """Reads the Python files of packages, by path."""
   paths = [p for package in packages for p in (root / package).rglob("*.py")]
-  texts = {p.relative_to(root).as_posix(): p.read_text() for p in sorted(paths)}
+  texts = {
+      p.relative_to(root).as_posix(): p.read_text(encoding="utf-8")
+      for p in sorted(paths)
+  }
   return [Source(path, text, ast.parse(text)) for path, text in texts.items()]
 
 

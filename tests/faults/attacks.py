@@ -18,6 +18,7 @@ _GB = 2**30
 # Libraries reserve far more than they use; what counts is `Ended.memory`.
 _ADDRESSES = 16 * _GB
 RIGHT, CLEAR, CUT = "right", "clear error", "still at work"
+_TOLD_EVERY = 20
 TRACEBACK, SILENT, HANG = "traceback", "silent", "hang"
 OUTCOMES = (RIGHT, CLEAR, CUT, TRACEBACK, SILENT, HANG)
 _TRACEBACK = re.compile(
@@ -229,6 +230,8 @@ class Tally:
     outcome = outcome or ended.outcome
     self._counts[kind][outcome] += 1
     self.memory = max(self.memory, ended.memory)
+    if not self.tries % _TOLD_EVERY:
+      print(f"{self.tries} attacks", flush=True)
     if outcome in (TRACEBACK, SILENT, HANG):
       tail = "\n    ".join(ended.err.strip().splitlines()[-6:])
       self.failures.append(

@@ -51,6 +51,8 @@ def main(argv):
   if config.num_steps < 0:
     raise ValueError("a bug")
   print(config.num_steps)
+  if config.num_steps == 8:
+    print("2 ± 1, \\udcff")
   print("a remark", file=sys.stderr)
   if config.num_steps > 99:
     print("much\\n" * 100_000)
@@ -140,14 +142,22 @@ class SuggestTest(parameterized.TestCase):
 class StreamsTest(absltest.TestCase):
   """What a shell does with the streams of a script."""
 
-  def _shell(self, tail, *args):
+  def test_what_an_encoding_lacks_is_escaped(self):
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for env, text in ((plain, r"2 \xb1 1"), ({"PYTHONUTF8": "1"}, "2 ± 1")):
+      result = self._shell("", "--num_steps=8", **env)
+      self.assertEqual(
+          (result.returncode, result.stdout), (7, f"8\n{text}, \\udcff\n")
+      )
+
+  def _shell(self, tail, *args, **env):
     script = self.create_tempfile("script.py", content=_SCRIPT).full_path
     command = shlex.join([sys.executable, script, *args])
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} {tail}"],
-        env={"PYTHONPATH": str(pathlib.Path(app.__file__).parents[1])},
+        env={"PYTHONPATH": str(pathlib.Path(app.__file__).parents[1]), **env},
+        encoding="utf-8",
         capture_output=True,
-        text=True,
         check=False,
     )
 
