@@ -41,7 +41,7 @@ class SpoilerTest(absltest.TestCase):
     good = _contents(root / "good")
     for kind in hostile_folders.KINDS:
       seen = []
-      for seed in range(3):
+      for seed in range(9):
         folder = root / "bad"
         shutil.copytree(root / "good", folder)
         random = np.random.default_rng(seed)
@@ -60,10 +60,11 @@ class FoldersTest(absltest.TestCase):
     (root / "text.txt").write_text("to be or not to be that is\n" * 20)
     for family in hostile_folders.FAMILIES:
       hostile_folders.make(family, root / family)
-    tally, random = attacks.Tally(), np.random.default_rng(_SEED)
+    tally = attacks.Tally()
     with attacks.Zygote() as zygote:
-      for kind in hostile_folders.KINDS:
+      for place, kind in enumerate(hostile_folders.KINDS):
         for number in range(_EACH):
+          random = np.random.default_rng([_SEED, place, number])
           _attack(root, kind, number, random, zygote, tally)
     wrong = attacks.report(tally, "Hostile folders")
     self.assertEmpty(wrong, wrong)
