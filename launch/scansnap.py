@@ -19,7 +19,6 @@ from launch import flag_config
 from launch import run
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
 
 # What each preset trains; theory alone where that is nothing.
@@ -121,7 +120,7 @@ def _folder(configs: Mapping[str, config_lib.ScanSnapConfig]) -> run.Folder:
       "preset": _PRESET.value,
       "experiments": workdir_lib.config_to_json(configs),
       "classes_sha256": {
-          name: inputs.sha256(json_file.local_path(config.data.classes_file))
+          name: inputs.named_sha256(config.data.classes_file)
           for name, config in configs.items()
           if config.data.classes_file is not None
       },

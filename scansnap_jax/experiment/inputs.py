@@ -41,6 +41,15 @@ def record(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:
         workdir_lib.write_atomic(path, text + "\n")
 
 
+def named_sha256(path: str) -> str:
+  """A file's name as a user gave it, and its sha256, for settings that differ.
+
+  Raises:
+    UserError: As `sha256`, or its home is nobody's.
+  """
+  return f"{path}, sha256 {sha256(json_file.local_path(path))}"
+
+
 def sha256(path: pathlib.Path) -> str:
   """The sha256 of a regular file, in hex.
 

@@ -213,7 +213,7 @@ def _describe_flags() -> None:
 
   from launch import app
 
-  def describe(_) -> None:
+  def describe(_, **options) -> None:
     keys = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     found = [
         {

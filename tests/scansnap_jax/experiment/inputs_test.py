@@ -57,6 +57,11 @@ class Sha256Test(absltest.TestCase):
     path.write_bytes(data)
     self.assertEqual(inputs.sha256(path), hashlib.sha256(data).hexdigest())
 
+  def test_a_name_stands_before_it_as_it_was_given(self):
+    file = self.create_tempfile(content="abc").full_path
+    digest = hashlib.sha256(b"abc").hexdigest()
+    self.assertEqual(inputs.named_sha256(file), f"{file}, sha256 {digest}")
+
   def test_a_folder_is_refused(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, "is a folder"):
