@@ -380,8 +380,11 @@ def _measure_or_be_child(child: str | None, config: BenchConfig) -> harness.Row:
 
 
 if __name__ == "__main__":
-  _CHILD = flags.DEFINE_string(
-      "child", None, "Internal: what to measure in this process."
+  _CHILD = flags.DEFINE_enum(
+      "child",
+      None,
+      [*_MEASUREMENTS],
+      "Internal: what to measure in this process.",
   )
   harness.run(
       BenchConfig(),
