@@ -4,7 +4,9 @@ if __name__ == "__main__":
   app.run(main)
 """
 
+import atexit
 from collections.abc import Callable, Iterable
+import contextlib
 import difflib
 import errno
 import io
@@ -25,7 +27,7 @@ from scansnap_jax.experiment.processes import interrupts
 flags.disclaim_key_flags()
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # What is wrong with a file or its disk, never with the program.
 _OF_FILES = (
     *_FULL,
@@ -127,6 +129,16 @@ def _prepare_streams() -> None:
       setattr(sys, name, open(os.devnull, "w"))  # For the process's whole life.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
+  atexit.register(_drop_full_stderr)
+
+
+def _drop_full_stderr() -> None:
+  """A remark that nobody can read does not change the exit status."""
+  try:
+    sys.stderr.flush()
+  except (OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _drop_stdout() -> None:
@@ -162,5 +174,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _complain(message: str) -> int:
-  print(f"error: {message}", file=sys.stderr)
+  # One line, though a flag's value may have several.
+  with contextlib.suppress(OSError):
+    print("error: " + " ".join(message.splitlines()), file=sys.stderr)
   return 2

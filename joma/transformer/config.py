@@ -146,6 +146,10 @@ class TransformerConfig:
           "use_parallel_residual wants norm_placement=pre, got"
           f" {self.norm_placement}."
       )
+    if not 0 <= self.rotary_fraction <= 1:
+      raise UserError(
+          f"rotary_fraction must lie in [0, 1], got {self.rotary_fraction}."
+      )
     if self.positions == "rotary" and self.rotary_dim % 2:
       raise UserError(
           f"rotary positions turn pairs: head_dim={self.head_dim} x"

@@ -14,6 +14,7 @@ import inspect
 import numpy as np
 
 from launch.bench import harness
+from scansnap_jax.experiment import require
 
 _PAUSE_S = 0.2
 
@@ -37,6 +38,15 @@ class BenchConfig:
   num_rounds: int = 5
   num_steps: int = 32
   seed: int = 0
+
+  def __post_init__(self):
+    for name in ("prompt_len", "num_rounds", "num_steps"):
+      require.at_least(name, getattr(self, name), 1)
+    require.seeds("seed", self.seed)
+    require.memory(
+        f"a cache of prompt_len + (num_rounds + 1) num_steps={self.capacity}",
+        4 * self.capacity,
+    )
 
   @property
   def capacity(self) -> int:

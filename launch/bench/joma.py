@@ -32,6 +32,7 @@ from joma.hierarchy import model as hierarchy_model
 from joma.hierarchy import run as hierarchy_train
 from launch.bench import harness
 from launch.bench import torch_peer
+from scansnap_jax.experiment import require
 
 
 class Savings(NamedTuple):
@@ -79,6 +80,15 @@ class BenchConfig:
   num_rounds: int = 5
   num_steps: int = 2
   seed: int = 1
+
+  def __post_init__(self):
+    for name in ("num_layers", "batch_size", "num_rounds", "num_steps"):
+      require.at_least(name, getattr(self, name), 1)
+    require.seeds("seed", self.seed)
+    require.memory(
+        f"batch_size={self.batch_size} of seq_len={self.seq_len}",
+        4 * self.batch_size * self.seq_len,
+    )
 
 
 def measure(config: BenchConfig) -> harness.Row:

@@ -140,7 +140,7 @@ class Zygote:
     }
     return Started(self, self._ask(order)["pid"], out, err)
 
-  def attack(self, module: str, *argv: str, wall_s: float = 120, **options):
+  def attack(self, module: str, *argv: str, wall_s: float = 300, **options):
     """Runs a script to its end; `options` are those of `start`."""
     return self.start(module, argv, **options).end(wall_s)
 

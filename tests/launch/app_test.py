@@ -83,6 +83,7 @@ class RunTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("--num_steps=0", "num_steps is 0"),
+      ("--num_steps=a\nb", "flag --num_steps=a b: expected an int, such as 3"),
       ("--num_steps=x", "flag --num_steps=x: expected an int, such as 3"),
       ("--num_stpes=3", "unknown flag --num_stpes; did you mean --num_steps?"),
       (
@@ -175,6 +176,14 @@ class StreamsTest(absltest.TestCase):
           result.stderr,
           "^a remark\nerror: stdout cannot be written: No space left[^\n]*\n$",
       )
+
+  def test_an_error_that_nobody_reads_keeps_its_status(self):
+    self.assertEqual(self._shell("2> /dev/full", "--num_steps=0").returncode, 2)
+
+  def test_a_stdout_that_may_not_be_written_is_one_line(self):
+    result = self._shell("> >(:) 1< /dev/null")
+    self.assertEqual(result.returncode, 2)
+    self.assertIn("error: stdout cannot be written: Bad file", result.stderr)
 
   def test_remarks_never_get_into_the_results(self):
     result = self._shell("2>&-")
