@@ -21,7 +21,13 @@ from kernels_pallas.aot import topology
 
 _ENTRIES = ("sink_logits", "lightning", "hip:k=256:block=128")
 # Whose products are those of plain attention, or of XLA alone.
-_OTHERS = ("key_bias", "self_gating")
+_OTHERS = (
+    "key_bias",
+    "self_gating",
+    "pointwise",
+    "distance_bias",
+    "positional",
+)
 
 
 def _model(entry):
