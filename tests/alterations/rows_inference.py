@@ -1,28 +1,35 @@
 """Faults in `joma.inference`: sampling, evaluation, costs, bridge, sparsity."""
 
 TABLE = """
-joma/inference/generate.py
+joma/inference/decode_steps.py
 - tokens = jnp.where(state.is_done, state.tokens, tokens)
 + tokens = jnp.where(state.is_done, tokens, state.tokens)
 ? sequences that are not done repeat their token
+@ tests/joma/inference/generate_test.py
 @ test_a_sequence_ends_at_its_end_of_text
 
-joma/inference/generate.py
+joma/inference/decode_steps.py
 - is_done=state.is_done | _is_eos(tokens, eos_ids),
 + is_done=state.is_done,
 ? a stop token stops nothing
+@ tests/joma/inference/generate_test.py
 @ test_a_sequence_ends_at_its_end_of_text
 
-joma/inference/generate.py
+joma/inference/decode_steps.py
 - tokens = sampling.sample(logits[:, 0], sampler, state.num_new)
 + tokens = sampling.sample(logits[:, 0], sampler)
 ? every token is drawn with the same key
+@ tests/joma/inference/generate_test.py
 @ test_each_token_is_drawn_with_a_key_of_its_own
 
-joma/inference/generate.py
-- positions = jnp.where(steps < lengths[:, None], steps, -1)
-+ positions = jnp.where(steps <= lengths[:, None], steps, -1)
+joma/inference/decode_steps.py
+- steps = jnp.arange(prompts.shape[1])[None]
+-   positions = jnp.where(steps < lengths[:, None], starts[:, None] + steps, -1)
++ steps = jnp.arange(prompts.shape[1])[None]
++   is_read = steps <= lengths[:, None]
++   positions = jnp.where(is_read, starts[:, None] + steps, -1)
 ? one padding token of a prompt is read
+@ tests/joma/inference/generate_test.py
 @ test_padding_of_a_prompt_is_not_kept
 
 joma/inference/sampling.py
