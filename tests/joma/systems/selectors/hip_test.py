@@ -1,6 +1,7 @@
 """HiP: what it finds, what it costs, and what it is when it keeps all."""
 
 import functools
+from importlib import metadata
 import itertools
 import math
 import re
@@ -306,7 +307,8 @@ class _Taken(NamedTuple):
 
 def _taken(entry, length):
   # As users compile: without these a scatter and its index are taken apart.
-  options = {"xla_cpu_use_fusion_emitters": True}
+  is_old = metadata.version("jaxlib") < "0.11"  # 0.11 knows no other way.
+  options = {"xla_cpu_use_fusion_emitters": True} if is_old else {}
   program = _lowered_step(entry, length).compile(compiler_options=options)
   program = program.as_text()
   shape = (2, 2, length, 8)  # Two sequences, two heads of 8.
