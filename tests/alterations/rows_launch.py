@@ -44,8 +44,8 @@ launch/app.py
 @ test_what_the_machine_lacks_is_one_line
 
 launch/app.py
-- print(f"error: {message}", file=sys.stderr)
-+ print(f"error: {message}")
+- print("error: " + " ".join(message.splitlines()), file=sys.stderr)
++ print("error: " + " ".join(message.splitlines()))
 ? errors go where results go
 @ test_user_error_is_one_line_and_status_2
 
