@@ -39,15 +39,33 @@ def keep_top(
     logits: Float[Array, "B V"], config: sampling_config.SamplingConfig
 ) -> Float[Array, "B V"]:
   """Puts -inf where top_k or top_p leave a token out."""
-  num_kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
-  if num_kept < logits.shape[-1]:
-    least = jax.lax.top_k(logits, num_kept)[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if 0 < config.top_k < logits.shape[-1]:
+    logits = _of_greatest(logits, jnp.ones_like(logits), config.top_k)
   if config.top_p < 1:
-    ordered = jax.lax.top_k(logits, num_kept)[0]
-    probs = jax.nn.softmax(ordered)
     # A token stays if those before it have not reached top_p yet.
-    is_kept = probs.cumsum(axis=-1) - probs < config.top_p
-    least = jnp.where(is_kept, ordered, jnp.inf).min(axis=-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    logits = _of_greatest(logits, jax.nn.softmax(logits), config.top_p)
   return logits
+
+
+def _of_greatest(
+    logits: Float[Array, "B V"], weights: Float[Array, "B V"], goal: float | int
+) -> Float[Array, "B V"]:
+  """Keeps the fewest greatest logits whose weights sum to the goal.
+
+  Equal logits stay together. Instead of a sort, bit by bit, the greatest number
+  is found that leaves enough weight at and above it: 32 sums.
+  """
+  # Unsigned integers in the order of floats; -0 is 0.
+  bits = jax.lax.bitcast_convert_type(
+      logits.astype(jnp.float32) + 0.0, jnp.uint32
+  )
+  order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+  def set_bit(i: Int[Array, ""], least: Array) -> Array:
+    higher = least | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+    weight = jnp.where(order >= higher, weights, 0).sum(axis=-1, keepdims=True)
+    return jnp.where(weight >= goal, higher, least)
+
+  start = jnp.zeros((logits.shape[0], 1), jnp.uint32)
+  least = jax.lax.fori_loop(0, 32, set_bit, start)
+  return jnp.where(order < least, -jnp.inf, logits)

@@ -33,9 +33,9 @@ joma/inference/decode_steps.py
 @ test_padding_of_a_prompt_is_not_kept
 
 joma/inference/sampling.py
-- is_kept = probs.cumsum(axis=-1) - probs < config.top_p
-+ is_kept = probs.cumsum(axis=-1) < config.top_p
-? the token that reaches top_p is left out
+- jnp.where(order >= higher, weights, 0)
++ jnp.where(order > higher, weights, 0)
+? of equal tokens none counts, and one token too many is kept
 @ test_draws_have_the_probabilities
 
 joma/inference/sampling.py
@@ -45,10 +45,8 @@ joma/inference/sampling.py
 @ test_draws_have_the_probabilities
 
 joma/inference/sampling.py
-- logits = jnp.where(logits < least, -jnp.inf, logits)
--   if config.top_p < 1:
-+ logits = jnp.where(logits <= least, -jnp.inf, logits)
-+   if config.top_p < 1:
+- return jnp.where(order < least, -jnp.inf, logits)
++ return jnp.where(order <= least, -jnp.inf, logits)
 ? one token less than top_k is kept
 @ test_draws_have_the_probabilities
 
