@@ -18,8 +18,10 @@ from joma.inference import sampling
 from joma.inference import sampling_config
 from launch import app
 
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 49152, "V.", 2)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.", 1)
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", 49152, "Tokens of the vocabulary.", 2
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences of a batch.", 1)
 _REPEATS = flags.DEFINE_integer("repeats", 50, "Draws, of which the least.", 1)
 
 _Config = functools.partial(sampling_config.SamplingConfig, temperature=1.0)
@@ -58,4 +60,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, keeps_compiled=False)

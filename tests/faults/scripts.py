@@ -115,6 +115,7 @@ _SMALL = {
     "launch.bench.house": ("--root=empty",),
     "launch.bench.kernels": ("--target=abacus",),
     "launch.bench_kernels": ("--target=abacus",),
+    "launch.bench.sampling": ("--vocab_size=16", "--repeats=1"),
     "launch.bench.scansnap": ("--what=length", "--seq_lens=0"),
 }
 
