@@ -73,6 +73,7 @@ class DescendTest(float64.TestCase):
 
 class IntegrateTest(float64.TestCase):
 
+  @pytest.mark.slow
   def test_reduced_flow_is_the_same_without_the_width(self):
     batch, params = problems.make(3)
     block = dynamics.Block(activation="gelu", temperature=0.7)

@@ -158,6 +158,7 @@ class HooksTest(parameterized.TestCase):
     super().setUp()
     self.enterContext(mock.patch.dict(names.SYSTEMS, _TABLE))
 
+  @pytest.mark.slow
   def test_a_prepared_state_follows_the_tokens(self):
     model, params, tokens = _make("shift")
     self.assertEqual(float(params["layers_1"]["attn"]["shift"]["half"]), 0.5)
@@ -179,6 +180,7 @@ class HooksTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "shift carries something"):
       model.apply({"params": params}, tokens, kv_cache=cache)
 
+  @pytest.mark.slow
   def test_a_selection_of_everything_changes_nothing(self):
     model, params, tokens = _make("everything")
     plain, _, _ = _make()

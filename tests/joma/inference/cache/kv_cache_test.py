@@ -128,7 +128,7 @@ class ModelTest(parameterized.TestCase):
       window.StreamingLLM(num_sinks=2),
       h2o.H2O(),
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_keys_kept_before_rotation_give_the_same(self, policy):
     make = functools.partial(kv_cache.init, policy, _CONFIG, 3, 8)
     want, _ = _read_and_decode(make())

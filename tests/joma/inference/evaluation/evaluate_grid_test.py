@@ -236,6 +236,7 @@ class SubjectTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "diverged at step [12]: use"):
       evaluate_subject.train(config)
 
+  @pytest.mark.slow
   def test_trains_on_the_task(self):
     config = dataclasses.replace(
         _CONFIG, train_steps=25, train_batch=8, lr=1e-2

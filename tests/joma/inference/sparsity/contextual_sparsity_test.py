@@ -250,6 +250,7 @@ class RecomputeTest(parameterized.TestCase):
 
 class GatherTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_all_found_by_a_threshold_are_the_dense_model(self):
     params, tokens = dict(make_params("swiglu")), make_tokens()
     none = {"mlp_threshold": -jnp.inf, "heads_threshold": -jnp.inf}

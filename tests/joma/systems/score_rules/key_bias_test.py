@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies import names as policy_names
@@ -96,6 +97,7 @@ class KeyBiasTest(parameterized.TestCase):
       error = np.abs(got[1, :, 3] - want).max()
       (self.assertLess if is_it else self.assertGreater)(error, 1e-4)
 
+  @pytest.mark.slow
   def test_a_key_of_nothing_is_a_sink_of_nothing(self):
     model, params, tokens = _model("key_bias:start=0")
     sinks, _, _ = _model("sink_logits:start=0")
@@ -119,6 +121,7 @@ class KeyBiasTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("xla", "pallas_tpu")
+  @pytest.mark.by_default(1)
   def test_every_implementation_gives_value_and_gradient(self, name):
     model, params, tokens = _model("key_bias:start=1.0:values=true")
     params = _with_values(params)
@@ -165,6 +168,7 @@ class KeyBiasTest(parameterized.TestCase):
     chex.assert_trees_all_close(score, want, atol=_TOLERANCE)
     self.assertLess(float(want.sum()), 2 * 4 * 7 - 1)
 
+  @pytest.mark.slow
   def test_dropping_concerns_the_learned_keys_too(self):
     model, params, tokens = _model("key_bias:start=2.0:values=true")
     params = _with_values(params)

@@ -129,6 +129,7 @@ class HipTest(parameterized.TestCase):
     )
     chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_with_all_keys_decoding_is_dense(self):
     model, params, tokens = _model("hip:k=40:block=4")
     plain, _, _ = _model("")

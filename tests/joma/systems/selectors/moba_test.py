@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.selectors import block_cache
 from joma.systems.selectors import moba
@@ -73,11 +74,13 @@ class MobaTest(parameterized.TestCase):
           differs += set(blocks) != twin
     self.assertGreater(differs, 20)  # One key does not stand for its block.
 
-  def test_with_all_blocks_it_is_dense(self):
+  @parameterized.parameters("reference", "xla")
+  @pytest.mark.by_default(0)
+  def test_with_all_blocks_it_is_dense(self, implementation):
     query, key, value = _draw()
     where = _select(query, key, k=100)
     read = lambda where, *arrays: api.attention(
-        *map(jnp.asarray, arrays), where=where, implementation="xla"
+        *map(jnp.asarray, arrays), where=where, implementation=implementation
     ).out
     grad = lambda where: jax.grad(
         lambda *arrays: (read(where, *arrays) ** 2).sum(), argnums=(0, 1, 2)

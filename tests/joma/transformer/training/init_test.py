@@ -56,6 +56,7 @@ class InitParamsTest(absltest.TestCase):
     np.testing.assert_array_equal(layer["attn_norm"]["scale"], 1)
     np.testing.assert_array_equal(layer["attn_norm"]["bias"], 0)
 
+  @pytest.mark.slow
   def test_no_two_parameters_are_one_draw(self):
     attn = _init()["layers_0"]["attn"]
     query, key = attn["query"]["kernel"], attn["key"]["kernel"]

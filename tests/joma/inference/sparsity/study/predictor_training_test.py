@@ -106,6 +106,7 @@ class PlantedTest(absltest.TestCase):
 
 class CalibrateTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_a_threshold_reaches_its_recall_on_texts_not_seen(self):
     small = dataclasses.replace(_CONFIG, rank=_RANK // 4)
     data, learned = trained(small)
@@ -153,6 +154,7 @@ class CalibrateTest(parameterized.TestCase):
     scores = np.array([1, 1, 1, 2], np.float32)
     self.assertLess(training.threshold(scores, 0.5), 1)
 
+  @pytest.mark.slow
   def test_a_recall_that_is_none_is_refused(self):
     data, learned = trained(_CONFIG)
     with self.assertRaisesRegex(errors.UserError, "recall must lie in"):
