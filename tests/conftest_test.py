@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import pytest
 
 _FILE = """
 import pytest

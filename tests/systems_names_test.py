@@ -14,11 +14,8 @@ _LIST = "joma/systems/cache_policies/names.py"
 _ORDINARY = {"full", "window", "random"}
 # Where names stand nevertheless, and why.
 _MAY = {
-    # The kernels' argument of that name, which systems use.
-    "launch/bench/ops/gpu.py": {"sink_logits"},
-    "launch/bench/ops/h100.py": {"sink_logits"},
-    # A benchmark of one policy's step beside a full cache's.
-    "launch/bench/inference.py": {"h2o"},
+    # The kernels' argument of that name.
+    "joma/transformer/weighing/rule.py": {"sink_logits"},
 }
 # Where policies are asked which of its protocols they follow.
 _CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"
@@ -145,8 +142,8 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(found.draws, "seed" in found.__dataclass_fields__)
 
   def test_a_policy_imports_no_other(self):
-    # A wrapper of two policies by definition.
-    composed = {"duo_attention.py": {"full", "window"}}
+    # A wrapper of another policy by definition.
+    composed = {"duo_attention.py": {"full"}}
     modules = {
         entry.partition(":")[0].rpartition(".")[2]
         for entry in policy_names.POLICIES.values()

@@ -4,6 +4,7 @@ Letters: B prompts, T tokens after padding.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Int
 import numpy as np
@@ -15,7 +16,7 @@ Prompts = Sequence[Sequence[int] | np.ndarray]
 
 
 def lengths_of(
-    prompts: Prompts, config: configs.TransformerConfig
+    prompts: Sequence[Any], config: configs.TransformerConfig
 ) -> Int[np.ndarray, "B"]:
   """Returns the tokens of each prompt.
 
