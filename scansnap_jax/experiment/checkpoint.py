@@ -36,7 +36,6 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
 
 _RESUMES = "resumes.jsonl"
-# What a disk may be.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 

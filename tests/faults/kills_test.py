@@ -49,7 +49,7 @@ class JudgeTest(absltest.TestCase):
     self.assertEqual(_outcome(ended, False, True), attacks.RIGHT)
     self.assertEqual(_outcome(ended, False, False), attacks.SILENT)
     told = ended._replace(err="error: process 1 ended before")
-    self.assertEqual(_outcome(told, False, False), attacks.CLEAR)
+    self.assertEqual(_outcome(told, False, False), attacks.SILENT)
     damaged = ended._replace(err="DAMAGED CHECKPOINT")
     self.assertEqual(_outcome(damaged, True, True), attacks.SILENT)
 
@@ -165,8 +165,6 @@ def _outcome(ended, is_killed, has_victims):
     return attacks.SILENT
   if is_killed or ended.status == (_LOST if has_victims else 143):
     return attacks.RIGHT
-  if ended.status == _LOST and ended.last_line.startswith("error: process "):
-    return attacks.CLEAR  # Who is asked to stop may be gone before the others.
   # A peer that was killed early never came.
   return ended.outcome if has_victims else attacks.SILENT
 
