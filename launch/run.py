@@ -170,6 +170,7 @@ def start(
   from scansnap_jax.experiment import progress
   from scansnap_jax.experiment.processes import devices
   from scansnap_jax.experiment.processes import preemption
+  from scansnap_jax.experiment.processes import rendezvous
 
   peers = devices.set_up(
       multihost=multihost,
@@ -179,7 +180,10 @@ def start(
   )
   progress.set_main(devices.is_main_process())
   check()
-  with _claimed(folder, peers) as workdir:
+  with (
+      rendezvous.heard_out(peers),
+      _claimed(folder, peers) as workdir,
+  ):
     facts = {"command": command(script), "devices": devices.describe()}
     try:
       yield Run(workdir, facts, started)

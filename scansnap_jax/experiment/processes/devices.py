@@ -68,7 +68,10 @@ def set_up(
   jax.config.update("jax_num_cpu_devices", num_cpu_devices or cores)
   peers = _join(facts or {}, timeout) if multihost else None
   try:
-    with _telling_only_if_well():
+    with (
+        rendezvous.heard_out(peers),
+        _telling_only_if_well(),
+    ):
       jax.devices()
   except (RuntimeError, AssertionError) as error:
     # Of a platform whose plugin sees no device jax asserts that there is one.
@@ -115,9 +118,11 @@ def _join(facts: Mapping[str, Any], timeout: int) -> rendezvous.Peers | None:
         where["process_id"],
         timeout=timeout,
     )
-    peers.compare(facts)
+    with rendezvous.heard_out(peers):
+      peers.compare(facts)
   try:
-    jax.distributed.initialize(**given)  # What it detects says more.
+    with rendezvous.heard_out(peers):
+      jax.distributed.initialize(**given)  # What it detects says more.
   except ValueError as error:
     raise errors.UserError(
         f"--multihost finds no cluster ({error}). Set JAX_COORDINATOR_ADDRESS,"

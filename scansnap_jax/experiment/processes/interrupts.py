@@ -8,6 +8,8 @@ compilation of half a minute, or a library that catches every exception, would
 delay or swallow it. So a thread waits for the signal too.
 """
 
+import collections
+from collections.abc import Callable
 import contextlib
 import os
 import signal
@@ -20,6 +22,11 @@ from typing import NoReturn
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # A progress bar hides it.
 _leaving = threading.Lock()
+# How many signals of a kind the main thread took and the other has yet to see.
+# Less than zero: the other saw them first.
+_taken: collections.Counter[int] = collections.Counter()
+# Called with the signal's number before the process ends by it.
+_farewells: list[Callable[[int], object]] = []
 # The process's standard error, whoever stands in for it at the time.
 _standard_error: int | None = None
 
@@ -40,6 +47,25 @@ def install() -> None:
   threading.Thread(target=_watch, args=(arrived,), daemon=True).start()
 
 
+def take(number: int) -> None:
+  """Says that the main thread has taken a signal, which nobody may act on.
+
+  Args:
+    number: Of the signal. Its handler may be `leave` again by the time that
+      the thread which waits for signals sees it.
+  """
+  _taken[number] += 1
+
+
+def before_leaving(farewell: Callable[[int], object]) -> None:
+  """Lets a function know of the signal that ends the process, before it does.
+
+  Args:
+    farewell: Takes the signal's number, in any thread, and does not wait.
+  """
+  _farewells.append(farewell)
+
+
 def leave(number: int, frame: types.FrameType | None = None) -> NoReturn:
   """Ends the process as a shell expects of one that a signal ended.
 
@@ -51,20 +77,41 @@ def leave(number: int, frame: types.FrameType | None = None) -> NoReturn:
   if not _leaving.acquire(blocking=False):
     while True:  # The other thread is about to end the process.
       time.sleep(1)
-  name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-  text = f"stopped by {name}.\n"
+  for farewell in _farewells:
+    with contextlib.suppress(Exception):  # Nothing may keep the process.
+      farewell(number)
+  end(f"stopped by {name_of(number)}.", 128 + number)
+
+
+def name_of(number: int) -> str:
+  """Returns what a user calls a signal."""
+  return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def end(line: str, status: int) -> NoReturn:
+  """Ends the process at once, whatever its threads wait for.
+
+  Args:
+    line: What standard error is told, without its end.
+    status: The exit status.
+  """
   try:
     if sys.stderr is not None:
-      text = (_SHOW_CURSOR if sys.stderr.isatty() else "") + text
+      line = (_SHOW_CURSOR if sys.stderr.isatty() else "") + line
     # Buffers may be locked by who was interrupted.
-    os.write(2 if _standard_error is None else _standard_error, text.encode())
+    place = 2 if _standard_error is None else _standard_error
+    os.write(place, f"{line}\n".encode())
   except (OSError, ValueError):
     pass  # It was closed.
-  os._exit(128 + number)
+  os._exit(status)
 
 
 def _watch(arrived: int) -> None:
   """Acts on signals that nobody holds back, whatever the main thread does."""
-  while number := os.read(arrived, 1):
-    if signal.getsignal(number[0]) is leave:
-      leave(number[0])
+  while arrival := os.read(arrived, 1):
+    (number,) = arrival
+    # A loop's handler gives its place back to `leave` at once: a signal that it
+    # took must not end the process because this thread is late.
+    if signal.getsignal(number) is leave and _taken[number] <= 0:
+      leave(number)
+    _taken[number] -= 1

@@ -11,6 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from scansnap_jax.experiment.processes import interrupts
+
 # Of the process, as signals are; what asked for the last stop.
 _last_signal: int = signal.SIGTERM
 
@@ -39,6 +41,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     global _last_signal
     _last_signal = signal_number
     requested.set()
+    interrupts.take(signal_number)
     signal.signal(signal_number, previous[signal_number])
 
   for number in (signal.SIGTERM, signal.SIGINT):

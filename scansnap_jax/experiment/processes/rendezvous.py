@@ -11,22 +11,24 @@ A message is one line of JSON. Process 0 relays: what each sends to `gather`
 comes back to all as a list, in the order of processes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
-import os
 import queue
 import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import interrupts
 
 _PATIENCE = 10.0  # Seconds until a wait is said.
 _RETRY = 0.2
+_NEWS = 10.0  # Seconds in which a closed socket is seen, on a busy machine.
 _BYE = "bye"
+_STOPPED = "stopped by "  # And the number of the signal.
 # A peer died, and not this process: temporary, so that a scheduler may retry.
 LOST_STATUS = 75
 
@@ -47,6 +49,7 @@ class Peers:
     self._is_leaving = threading.Event()
     # A thread a peer: its end is seen while this process computes, or waits in
     # a collective that can never end. Daemons, for no thread holds up an exit.
+    interrupts.before_leaving(self._tell_of_signal)
     for place in range(len(self._connections)):
       threading.Thread(target=self._listen, args=(place,), daemon=True).start()
 
@@ -97,18 +100,61 @@ class Peers:
         _send(connection, _BYE)
         connection.shutdown(socket.SHUT_WR)
 
+  def _tell_of_signal(self, number: int) -> None:
+    """Lets the others end by the same signal: they cannot go on alone."""
+    for connection in self._connections:
+      with contextlib.suppress(OSError):
+        _send(connection, f"{_STOPPED}{number}")
+
   def _listen(self, place: int) -> None:
     """Puts messages into an inbox; ends the process if the peer is lost."""
     has_left = False
+    process = place + 1 if self.index == 0 else 0
     connection = self._connections[place]
     with connection, connection.makefile(encoding="utf-8") as lines:
       while line := _read_line(lines.readline):
-        message = json.loads(line)
+        message = _parse(line)
         has_left = has_left or message == _BYE
+        if isinstance(message, str) and message.startswith(_STOPPED):
+          self._end_by_signal(process, int(message.removeprefix(_STOPPED)))
         self._inboxes[place].put(message)
     # A socket that closes without a word is a process that died.
     if not (has_left or self._is_leaving.is_set()):
-      _end(place + 1 if self.index == 0 else 0)
+      interrupts.end(
+          f"error: process {process} ended before the run was done; its own"
+          " output says why. The same command continues from the last"
+          " checkpoint.",
+          LOST_STATUS,
+      )
+
+  def _end_by_signal(self, process: int, number: int) -> None:
+    """Ends this process as a signal ended another, and passes it on."""
+    if self._is_leaving.is_set():
+      return
+    self._tell_of_signal(number)
+    name = interrupts.name_of(number)
+    interrupts.end(f"process {process} was stopped by {name}.", 128 + number)
+
+
+@contextlib.contextmanager
+def heard_out(peers: Peers | None) -> Iterator[None]:
+  """Lets the word of a lost peer come before the error of what it broke.
+
+  A collective fails in this thread while another learns from the socket who is
+  gone, and ends the process in one line.
+
+  Args:
+    peers: The processes of a run on several hosts, otherwise None.
+  """
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:
+    is_of_a_file = getattr(error, "filename", None) is not None
+    if peers is not None and not is_of_a_file:
+      time.sleep(_NEWS)  # Nobody was lost if this ends.
+    raise
 
 
 def meet(address: str, count: int, index: int, *, timeout: int) -> Peers:
@@ -293,14 +339,9 @@ def _read_line(readline: Callable[[], str]) -> str:
     return ""
 
 
-def _end(process: int) -> NoReturn:
-  """Ends this process, whatever it waits for, as a peer is lost."""
-  text = (
-      f"error: process {process} ended before the run was done; its own output"
-      " says why. The same command continues from the last checkpoint.\n"
-  )
+def _parse(line: str) -> Any:
+  """A message, or nothing where a signal broke into one."""
   try:
-    os.write(2, text.encode())
-  except OSError:
-    pass  # It was closed.
-  os._exit(LOST_STATUS)
+    return json.loads(line)
+  except ValueError:
+    return None

@@ -26,6 +26,23 @@ with preemption.stop_requests() as stop_requested:
     print("alive", stop_requested(), flush=True)
 """
 
+# The thread that waits for signals is late: the main thread keeps the
+# interpreter until the handler of the loop has gone.
+_LATE_THREAD = """
+import os, signal, sys, time
+from scansnap_jax.experiment.processes import interrupts
+from scansnap_jax.experiment.processes import preemption
+interrupts.install()
+sys.setswitchinterval(60)
+with preemption.stop_requests() as stop_requested:
+  for _ in range(int(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not stop_requested():
+      pass
+    time.sleep(0.2)
+  print("saved", flush=True)
+"""
+
 
 def _send(number):
   os.kill(os.getpid(), number)
@@ -95,6 +112,18 @@ class StopRequestsTest(parameterized.TestCase):
     )
     self.assertEqual(process.returncode, -signal.SIGTERM, process.stderr)
     self.assertEqual(process.stdout, "alive True\n")
+
+  @parameterized.parameters((1, 0, "saved\n"), (2, 143, ""))
+  def test_a_signal_that_was_noted_ends_nothing_later(self, times, code, out):
+    process = subprocess.run(
+        [sys.executable, "-c", _LATE_THREAD, str(times)],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        check=False,
+        timeout=60,
+    )
+    self.assertEqual((process.returncode, process.stdout), (code, out))
 
   @parameterized.parameters(0, 1)
   def test_handlers_are_restored_after_an_error(self, num_signals):

@@ -18,12 +18,20 @@ from scansnap_jax.experiment.processes import rendezvous
 _ROOT = pathlib.Path(__file__).parents[4]
 
 _PEER = """
-import sys, time
+import os, signal, sys, time
+from scansnap_jax.experiment.processes import interrupts
 from scansnap_jax.experiment.processes import rendezvous
+interrupts.install()
 address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 peers = rendezvous.meet(address, count, index, timeout=20)
 print("met", peers.gather(peers.index), flush=True)
 time.sleep(float(sys.argv[4]))
+if sys.argv[5] == "signal":
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
+if sys.argv[5] == "fails":
+  with rendezvous.heard_out(peers):
+    raise RuntimeError("Connection reset by peer")
 if sys.argv[5] == "leaves":
   peers.leave()
   time.sleep(float(sys.argv[6]))
@@ -205,6 +213,21 @@ class LostTest(parameterized.TestCase):
     for index in {0, 1, 2} - {lost}:
       self.assertEqual(codes[index], rendezvous.LOST_STATUS)
       self.assertRegex(said[index], r"^error: process \d ended before .*\n$")
+
+  @parameterized.parameters(0, 1)
+  def test_a_signal_to_one_ends_all_as_it_does_one(self, stopped):
+    peers = [("30", "leaves", "0")] * 3
+    peers[stopped] = ("0.2", "signal", "0")
+    codes, said = self._run(*peers)
+    self.assertEqual(codes, [143] * 3)
+    self.assertEqual(said[stopped], "stopped by SIGTERM.\n")
+    for index in {0, 1, 2} - {stopped}:
+      self.assertRegex(said[index], r"^process \d was stopped by SIGTERM\.\n$")
+
+  def test_a_collective_that_fails_waits_for_the_word_of_who_is_lost(self):
+    codes, said = self._run(("0", "fails", "0"), ("1", "dies", "0"))
+    self.assertEqual(codes, [rendezvous.LOST_STATUS, 0])
+    self.assertRegex(said[0], r"^error: process 1 ended before .*\n$")
 
   def test_a_process_that_is_done_may_end(self):
     codes, said = self._run(
