@@ -31,6 +31,7 @@ SYSTEMS: dict[str, str] = {
     "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
     "ssa": "joma.systems.score_rules.ssa:Ssa",
     "static_qk": "joma.systems.score_rules.static_qk:StaticQk",
+    "xattention": "joma.systems.selectors.xattention:XAttention",
 }
 
 

@@ -215,6 +215,7 @@ class Attention(nn.Module):
         where=where,
         head_out=head_out,
         options=options,
+        kv_cache=kv_cache,
     )
     return made, kv_cache
 

@@ -57,7 +57,7 @@ class Call:
     options: As a cache gets them, without this call.
     params: Of each of the layer's systems, by its name.
     carry: What earlier layers handed on, by name; `resid_embed` is what the
-      first layer reads.
+      first layer reads. Leaves of tokens are [B, T, ...].
     is_training: Whether the layer drops.
     has_cache: Whether keys come from a cache.
   """
@@ -163,6 +163,7 @@ class Made:
     where: Mask or selection; None with a cache or a mixer.
     head_out: Heads' outputs [B, T, N, H], after the gate.
     options: Of the call, with its weights.
+    kv_cache: With what the call has written; None without a cache.
   """
 
   query: Float[Array, "#B T N H"]
@@ -171,6 +172,7 @@ class Made:
   where: Where | None
   head_out: Float[Array, "B T N H"]
   options: AttentionOptions
+  kv_cache: PyTree = None
 
 
 @runtime_checkable
@@ -265,8 +267,11 @@ class Select(System, Protocol):
       query: Float[Array, "B T N H"],
       key: Float[Array, "B S K H"],
       mask: masks.Mask,
-  ) -> selection_lib.Selection:
-    """Returns blocks of keys, all allowed by the mask; arrays are rotated."""
+  ) -> Where:
+    """Returns blocks of keys, all allowed by the mask, or the mask itself.
+
+    Arrays are rotated.
+    """
     ...
 
   def init_cache(

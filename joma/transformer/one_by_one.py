@@ -9,6 +9,7 @@ size.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, TypeVar
 
 import jax
@@ -60,12 +61,33 @@ def attend(
         one(value),
         one(positions),
         rotate,
-        options,
+        _one_token(options, one, query.shape[1]),
     )
     row = row.astype(out.dtype)
     return jax.lax.dynamic_update_slice_in_dim(out, row, at, axis=1), cache
 
   return jax.lax.fori_loop(0, stop, step, (jnp.zeros_like(query), cache))
+
+
+def _one_token(
+    options: hooks.AttentionOptions,
+    one: Callable[[Array], Array],
+    length: int,
+) -> hooks.AttentionOptions:
+  """Options whose call, if any, is that of the one token."""
+  call = options.call
+  if call is None:
+    return options
+  has_tokens = lambda x: x.ndim > 1 and x.shape[1] == length
+  call = dataclasses.replace(
+      call,
+      x=one(call.x),
+      positions=one(call.positions),
+      carry=jax.tree.map(
+          lambda x: one(x) if has_tokens(x) else x, dict(call.carry)
+      ),
+  )
+  return dataclasses.replace(options, call=call)
 
 
 def unless_new(

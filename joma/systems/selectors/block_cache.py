@@ -12,23 +12,24 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer import layer_hooks
 from joma.transformer import one_by_one
 from joma.transformer import one_query
 from joma.transformer.weighing import merged
+from joma.transformer.weighing import rows
 from kernels_pallas import masks
-from kernels_pallas import selection
 from scansnap_jax.experiment import errors
 
 
 @runtime_checkable
-class Chooser(Protocol):
-  """A selector that can choose for one query a sequence."""
+class Selecting(Protocol):
+  """A selector of blocks."""
 
   name: ClassVar[str]
 
@@ -44,9 +45,14 @@ class Chooser(Protocol):
       query: Float[Array, "B T N H"],
       key: Float[Array, "B S K H"],
       mask: masks.Mask,
-  ) -> selection.Selection:
+  ) -> hooks.Where:
     """As `hooks.Select`, of whole prompts."""
     ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+  """A selector that can choose for one query a sequence by all keys."""
 
   def choose(
       self,
@@ -59,16 +65,33 @@ class Chooser(Protocol):
 
 
 @runtime_checkable
-class ByMeans(Chooser, Protocol):
-  """A chooser that looks at the mean key of each block alone."""
+class Summarizing(Protocol):
+  """A system that chooses by what it keeps of the keys, or of the call."""
 
-  def choose_by_means(
+  def init_summary(
+      self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
+  ) -> PyTree:
+    """Returns what is kept of an empty cache, leaves [B, ...]; None is none."""
+    ...
+
+  def summarize(
+      self,
+      summary: PyTree,
+      call: hooks.Call,
+      key: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+  ) -> PyTree:
+    """Adds new tokens; keys are rotated, and those at -1 are padding."""
+    ...
+
+  def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      means: Float[Array, "B K C H"],
+      summary: PyTree,
       position: Int[Array, "B"],
-  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
-    """As `choose`; means of blocks behind the position are arbitrary."""
+      call: hooks.Call,
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
+    """As `Chooser.choose`; None reads everything."""
     ...
 
 
@@ -79,19 +102,20 @@ class BlockCache:
 
   Attributes:
     kept: `full_cache.FullCache` of whole blocks.
-    sums: Of each block's keys [B, K, C, H], for a system that looks at means;
-      else None. A step adds one key and reads none.
+    summary: What a `Summarizing` system chooses by; None for others. A step
+      adds its token to it.
     system: The selector, static.
   """
 
   kept: full_cache.FullCache
-  sums: Float[Array, "B K C H"] | None
-  system: Chooser = dataclasses.field(metadata={"static": True})
+  summary: PyTree
+  system: Selecting = dataclasses.field(metadata={"static": True})
 
   @property
   def honours(self) -> tuple[str, ...]:
-    """Its selector, sinks and learned keys."""
-    return (self.system.name, "sinks", "keys")
+    """Its selector, with weights of its own if any; sinks and learned keys."""
+    own = ("weights",) if isinstance(self.system, hooks.Weights) else ()
+    return (self.system.name, "sinks", "keys", *own)
 
   def num_positions(self) -> int:
     """Those of what it keeps."""
@@ -136,13 +160,14 @@ class BlockCache:
   ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
     query, key = rotate(query, positions), rotate(key, positions)
     kept = self.kept.write(key, value, positions)
-    cache = dataclasses.replace(
-        self, kept=kept, sums=self._add_to_sums(key, positions)
-    )
-    if query.shape[1] == 1:
-      return cache._read(query, positions, options), cache
     call = options.call
     assert call is not None  # A layer gives it to the caches of its systems.
+    summary = self.summary
+    if isinstance(self.system, Summarizing):
+      summary = self.system.summarize(summary, call, key, positions)
+    cache = dataclasses.replace(self, kept=kept, summary=summary)
+    if query.shape[1] == 1:
+      return cache._read(query, positions, options), cache
     length = query.shape[1]
     mask = masks.causal(length)
     where = self.system.select(
@@ -152,7 +177,12 @@ class BlockCache:
         key,
         attention.with_window(mask, length, options.window),
     )
-    return merged.attend(query, key, value, where, options).out, cache
+    rule = options.weights
+    if rule is None or rule.is_softmax:
+      return merged.attend(query, key, value, where, options).out, cache
+    layer_hooks.check_implementation(rule, options.implementation)
+    places = (positions, positions)
+    return rows.attend(query, key, value, where, options, places), cache
 
   def _read(
       self,
@@ -160,50 +190,42 @@ class BlockCache:
       positions: Int[Array, "B 1"],
       options: hooks.AttentionOptions,
   ) -> Float[Array, "B 1 N H"]:
-    batch, num_kv_heads, _, head_dim = self.kept.key.shape
+    key, value = self.kept.key, self.kept.value
+    batch, num_kv_heads, capacity, head_dim = key.shape
     size, position = self.system.block, positions[:, 0]
     grouped = query.reshape(batch, num_kv_heads, -1, head_dim)
-    key = self.kept.key
-    blocks, is_valid = self._choose(grouped.astype(key.dtype), position)
-    place = blocks[..., None] * size + jnp.arange(size)[None, None, None]
+    chosen = self._choose(grouped.astype(key.dtype), position, options.call)
+    if chosen is None:
+      place = jnp.arange(capacity)[None, None, None]
+      is_valid = jnp.ones((1, 1, 1), bool)
+    else:
+      blocks, is_valid = chosen
+      place = blocks[..., None] * size + jnp.arange(size)[None, None, None]
+      # One slice a block, whose rows lie together, not a gather by key.
+      key, value = (
+          slices(x, blocks * size, size).reshape(
+              batch, num_kv_heads, -1, head_dim
+          )
+          for x in (key, value)
+      )
     is_seen = is_valid[..., None] & (place <= position[:, None, None, None])
     if options.window is not None:
       oldest = position - options.window
       is_seen &= place > oldest[:, None, None, None]
-    # One slice a block, whose rows lie together, instead of a gather by key.
-    flat = lambda x: x.reshape(batch, num_kv_heads, -1)
-    gather = lambda x: slices(x, blocks * size, size).reshape(
-        batch, num_kv_heads, -1, head_dim
-    )
-    out, _ = one_query.attend(
-        query, gather(key), gather(self.kept.value), flat(is_seen), options
-    )
-    return out
+    is_seen = is_seen.reshape(*is_seen.shape[:2], -1)
+    return one_query.attend(query, key, value, is_seen, options)[0]
 
   def _choose(
-      self, query: Float[Array, "B K G H"], position: Int[Array, "B"]
-  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
-    if self.sums is None:
-      return self.system.choose(query, self.kept.key, position)
-    assert isinstance(self.system, ByMeans)  # `init` made the sums for it.
-    size = self.system.block
-    first = jnp.arange(self.sums.shape[2])[None] * size
-    count = jnp.clip(position[:, None] + 1 - first, 1, size)
-    means = self.sums / count[:, None, :, None]
-    return self.system.choose_by_means(query, means, position)
-
-  def _add_to_sums(
-      self, key: Float[Array, "B T K H"], positions: Int[Array, "B T"]
-  ) -> Float[Array, "B K C H"] | None:
-    if self.sums is None:
-      return None
-    # Padding's block, -1, would be the last one.
-    num_blocks = self.sums.shape[2]
-    block = jnp.where(positions < 0, num_blocks, positions // self.system.block)
-    add = lambda sums, block, key: sums.at[:, block].add(
-        key.swapaxes(0, 1).astype(sums.dtype), mode="drop"
-    )
-    return jax.vmap(add)(self.sums, block, key)
+      self,
+      query: Float[Array, "B K G H"],
+      position: Int[Array, "B"],
+      call: hooks.Call | None,
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
+    if isinstance(self.system, Summarizing):
+      assert call is not None  # As above.
+      return self.system.choose_by(query, self.summary, position, call)
+    assert isinstance(self.system, Chooser)  # `init` takes one of the two.
+    return self.system.choose(query, self.kept.key, position)
 
 
 def slices(
@@ -216,7 +238,7 @@ def slices(
 
 
 def init(
-    system: Chooser,
+    system: Selecting,
     config: configs.TransformerConfig,
     batch_size: int,
     capacity: int,
@@ -238,8 +260,8 @@ def init(
   size = -(-capacity // system.block) * system.block
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
   empty = lambda: jnp.zeros(shape, dtype)
-  sums = None
-  if isinstance(system, ByMeans):
+  summary = None
+  if isinstance(system, Summarizing):
     num_blocks = size // system.block
-    sums = jnp.zeros((*shape[:2], num_blocks, shape[3]), jnp.float32)
-  return BlockCache(full_cache.FullCache(empty(), empty()), sums, system)
+    summary = system.init_summary(config, batch_size, num_blocks)
+  return BlockCache(full_cache.FullCache(empty(), empty()), summary, system)

@@ -88,25 +88,42 @@ class Moba:
     count = join(is_valid).sum(axis=-1).astype(jnp.int32)
     return selection.Selection(join(blocks), count, mask, 1, size)
 
-  def choose(
-      self,
-      query: Float[Array, "B K G H"],
-      key: Float[Array, "B K S H"],
-      position: Int[Array, "B"],
-  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
-    """Returns what one query a sequence reads, by means of all keys."""
-    shape = (*key.shape[:2], -1, self.block, key.shape[-1])
-    return self.choose_by_means(query, key.reshape(shape).mean(3), position)
+  def init_summary(
+      self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
+  ) -> Float[Array, "B K C H"]:
+    """Sums of the blocks' keys: a step adds one key and reads none."""
+    heads, size = config.num_kv_heads, config.head_dim
+    return jnp.zeros((batch_size, heads, num_blocks, size))
 
-  def choose_by_means(
+  def summarize(
+      self,
+      summary: Float[Array, "B K C H"],
+      call: hooks.Call,
+      key: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+  ) -> Float[Array, "B K C H"]:
+    """Adds new keys to the sums of their blocks."""
+    # Padding's block, -1, would be the last one.
+    num_blocks = summary.shape[2]
+    block = jnp.where(positions < 0, num_blocks, positions // self.block)
+    add = lambda sums, block, key: sums.at[:, block].add(
+        key.swapaxes(0, 1).astype(sums.dtype), mode="drop"
+    )
+    return jax.vmap(add)(summary, block, key)
+
+  def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      means: Float[Array, "B K C H"],
+      summary: Float[Array, "B K C H"],
       position: Int[Array, "B"],
+      call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
-    """Returns what one query a sequence reads."""
+    """Returns what one query a sequence reads, by the blocks' means."""
+    first = jnp.arange(summary.shape[2])[None] * self.block
+    count = jnp.clip(position[:, None] + 1 - first, 1, self.block)
+    means = summary / count[:, None, :, None]
     query = query.astype(jnp.float32).sum(axis=2)
-    scores = jnp.einsum("BKH,BKCH->BKC", query, means.astype(jnp.float32))
+    scores = jnp.einsum("BKH,BKCH->BKC", query, means)
     own = (position // self.block)[:, None]
     return self._best(scores, jnp.broadcast_to(own, scores.shape[:2]))
 

@@ -35,7 +35,11 @@ from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
 
 # Options with which twelve tokens are enough to choose among.
-_SMALL = {"hip": "hip:k=4:block=2", "moba": "moba:k=2:block=2"}
+_SMALL = {
+    "hip": "hip:k=4:block=2",
+    "moba": "moba:k=2:block=2",
+    "xattention": "xattention:stride=1:block=2:threshold=0.5",
+}
 _KV_HEADS = (1, 2, 4)
 _POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 _PAIRS = tuple(itertools.product(_KV_HEADS, _POSITIONS))

@@ -35,14 +35,12 @@ def _by_hand(query, key, t, mean=lambda block: block.mean(axis=0)):
   return {own, *best}
 
 
-def _select(query, key, k=_K):
-  system = moba.Moba(k=k, block=_SIZE)
-  mask = masks.causal(query.shape[1])
-  call = hooks.Call(
+def _call(length):
+  return hooks.Call(
       config=configs.TransformerConfig(),
       layer=0,
-      x=jnp.zeros((2, query.shape[1], 1)),
-      positions=jnp.zeros((2, query.shape[1]), jnp.int32),
+      x=jnp.zeros((2, length, 1)),
+      positions=jnp.zeros((2, length), jnp.int32),
       rotate=lambda x, positions: x,
       options=hooks.AttentionOptions(scale=1.0),
       params={},
@@ -50,6 +48,12 @@ def _select(query, key, k=_K):
       is_training=False,
       has_cache=False,
   )
+
+
+def _select(query, key, k=_K):
+  system = moba.Moba(k=k, block=_SIZE)
+  mask = masks.causal(query.shape[1])
+  call = _call(query.shape[1])
   select = jax.jit(lambda q, k: system.select({}, call, q, k, mask))
   return select(query, key)
 
@@ -103,13 +107,15 @@ class MobaTest(parameterized.TestCase):
     )
     system = moba.Moba(k=_K, block=_SIZE)
     cache = block_cache.init(system, config, 2, 24, jnp.float32)
-    self.assertEqual(cache.sums.shape, (2, 2, 6, 8))
+    self.assertEqual(cache.summary.shape, (2, 2, 6, 8))
     # A prompt padded at its end, and the rest one by one.
     position = jnp.where(jnp.arange(23) <= t, jnp.arange(23), -1)
-    sums = cache._add_to_sums(jnp.asarray(key), jnp.stack([position] * 2))
-    cache = block_cache.BlockCache(cache.kept, sums, system)
+    call = _call(23)
+    sums = system.summarize(
+        cache.summary, call, jnp.asarray(key), jnp.stack([position] * 2)
+    )
     grouped = jnp.asarray(query[:, t].reshape(2, 2, 2, 8))
-    blocks, is_valid = cache._choose(grouped, jnp.full(2, t))
+    blocks, is_valid = system.choose_by(grouped, sums, jnp.full(2, t), call)
     for b in range(2):
       for head in range(2):
         number = int(found.num_valid[b, 2 * head, t])
