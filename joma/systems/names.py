@@ -20,6 +20,7 @@ SYSTEMS: dict[str, str] = {
     "act": "joma.systems.score_rules.act:Act",
     "convolved": "joma.systems.score_rules.convolved:Convolved",
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
+    "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "hip": "joma.systems.selectors.hip:Hip",
     "key_bias": "joma.systems.score_rules.key_bias:KeyBias",
     "lightning": "joma.systems.mixers.lightning:Lightning",

@@ -36,6 +36,7 @@ from tests.joma.transformer import applied
 
 # Options with which twelve tokens are enough to choose among.
 _SMALL = {
+    "duo_gates": "duo_gates:sinks=1:recent=2:start=0.5",
     "hip": "hip:k=4:block=2",
     "moba": "moba:k=2:block=2",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
