@@ -97,7 +97,11 @@ def main(_: list[str]) -> None:
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
   attention = tuple(_ATTENTION.value)
-  layer_hooks.over(pretrained.read_config(_MODEL.value), attention)
+  config = layer_hooks.over(pretrained.read_config(_MODEL.value), attention)
+  if make_cache is not None:
+    # Before the weights are read, which may take long.
+    make = functools.partial(make_cache, config, batch_size=1)
+    generate.check_follows(models.Transformer(config), 1, make)
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)

@@ -35,6 +35,13 @@ _SAVE_HF = flags.DEFINE_boolean(
     "Write the model at each of map_steps as a Hugging Face folder, hf/step0"
     " and so on, which inspect_lm and generate read.",
 )
+_SAVE_OWN = flags.DEFINE_boolean(
+    "save_own",
+    False,
+    "Write the model at each of map_steps as a folder of the project's own"
+    " form, own/step0 and so on: it describes every model, and inspect_lm,"
+    " generate and evaluate_cache read it.",
+)
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
@@ -54,9 +61,8 @@ def main(_: list[str]) -> None:
   def measure(this: run.Run) -> Any:
     from joma.transformer.training import run as training_run
 
-    return training_run.train(
-        config, this.folder, _DATA_DIR.value, _SAVE_HF.value
-    )
+    forms = ["hf"] * _SAVE_HF.value + ["own"] * _SAVE_OWN.value
+    return training_run.train(config, this.folder, _DATA_DIR.value, forms)
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:
     from joma.transformer.training import run as training_run

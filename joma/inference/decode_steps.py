@@ -7,6 +7,7 @@ Letters: B batch, T prompt tokens after padding, P tokens of a piece, V
 vocabulary.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -214,6 +215,24 @@ def advance(
   """
   state = dataclasses.replace(state, kv_cache=kv_cache)
   return _decode(model, params, state, sampler, eos_ids)
+
+
+def check_follows(
+    model: models.Transformer, batch_size: int, init: Callable[[], PyTree]
+) -> None:
+  """Raises UserError if a cache would pass over one of the model's systems.
+
+  A token is traced; neither parameters nor caches are made.
+
+  Args:
+    model: The model.
+    batch_size: B, of the caches.
+    init: Makes a cache a layer.
+  """
+  if not model.config.attention:
+    return
+  token = jnp.zeros((batch_size, 1), jnp.int32)
+  jax.eval_shape(lambda: model.init(jax.random.key(0), token, kv_cache=init()))
 
 
 def _are_finite(

@@ -9,6 +9,7 @@ Letters: B batch, T prompt tokens after padding, C capacity.
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ DecodeState = decode_steps.DecodeState
 state_of = decode_steps.state_of
 prefill = decode_steps.prefill
 decode_step = decode_steps.decode_step
+check_follows = decode_steps.check_follows
 # Tokens [B], and whether they are new.
 Shown = tuple[np.ndarray, np.ndarray]
 
@@ -114,11 +116,12 @@ def stream(
     donate_cache: Whether what is given as `kv_cache` may be written over.
 
   Raises:
-    UserError: If prompt and continuation do not fit into a cache that nothing
-      leaves; if a prompt is empty, is no array of integers, or has an id
-      outside of the vocabulary; if prompt and continuation are longer than the
-      model's learned positions; and, at the step where it is so, if logits are
-      not finite, which no token can be drawn from.
+    UserError: If a cache cannot follow one of the model's systems; if prompt
+      and continuation do not fit into a cache that nothing leaves; if a prompt
+      is empty, is no array of integers, or has an id outside of the vocabulary;
+      if prompt and continuation are longer than the model's learned positions;
+      and, at the step where it is so, if logits are not finite, which no token
+      can be drawn from.
   """
   require.at_least("max_new_tokens", max_new_tokens, 1)
   require.at_least("prefill_chunk", prefill_chunk or 1, 1)
@@ -127,6 +130,8 @@ def stream(
   # The last token is never taken in.
   num_positions = int((starts + lengths).max()) + max_new_tokens - 1
   models.check_learned_positions(model.config, num_positions)
+  if kv_cache is not None:
+    check_follows(model, len(lengths), functools.partial(tuple, kv_cache))
   if kv_cache is None:
     kv_cache = empty_caches(model, len(lengths), num_positions + 1)
   elif _take_pieces(kv_cache) and not donate_cache:

@@ -52,11 +52,24 @@ class Part:
 
 
 def check(attention: tuple[str, ...], num_layers: int) -> None:
-  """Raises UserError if an entry cannot be read or there are too many."""
+  """Raises UserError if an entry cannot be read, or their number does not fit.
+
+  Args:
+    attention: Entries, as in `TransformerConfig`.
+    num_layers: L, a multiple of their number.
+  """
   if len(attention) > num_layers:
     raise errors.UserError(
         f"attention has {len(attention)} entries, but the model has"
         f" {num_layers} layers: give one, one a layer, or a shorter pattern."
+    )
+  # A pattern cut short would put other systems into the last layers than its
+  # writer counted on.
+  if attention and num_layers % len(attention):
+    raise errors.UserError(
+        f"attention has {len(attention)} entries, a pattern that does not fit"
+        f" {num_layers} layers: give one entry, one a layer, or a number of"
+        f" them that divides {num_layers}."
     )
   for entry in attention:
     parts(entry)

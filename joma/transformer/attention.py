@@ -28,6 +28,7 @@ from joma.transformer import sharding
 from joma.transformer.rope import rotary
 from joma.transformer.weighing import merged
 from joma.transformer.weighing import rows
+from joma.transformer.weighing import rule as rules
 from kernels_pallas import implementations
 from kernels_pallas import masks
 
@@ -37,7 +38,8 @@ class Attention(nn.Module):
 
   Sows `attn_logits` and `attn_weights` [B, N, T, S], float32, and `head_out`
   [B, T, N, H], the heads' outputs before the output projection; the first two
-  only where there is no cache.
+  only where there is no cache. `attn_shares` are the weights of a rule whose
+  rows need not sum to 1, divided so that they do.
 
   Attributes:
     config: The model's.
@@ -266,6 +268,9 @@ class Attention(nn.Module):
       self.sow("intermediates", "attn_logits", attn_logits)
       weights, _ = rows.of_logits(attn_logits, query, options)
       self.sow("intermediates", "attn_weights", weights)
+      if options.weights is not None and options.weights.normalize is not None:
+        # Such rows may sum to anything: shares are what can be compared.
+        self.sow("intermediates", "attn_shares", rules.shares(weights))
     if call.is_training and self.config.attn_dropout:
       drop = nn.Dropout(self.config.attn_dropout, deterministic=False)
       return rows.attend_at_once(

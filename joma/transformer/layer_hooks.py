@@ -296,7 +296,8 @@ def attend(
     if kind not in honours:
       raise errors.UserError(
           f"{type(inner).__name__} cannot follow {name}, which layer"
-          f" {call.layer} has: use the caches of `full_cache.init`."
+          f" {call.layer} has: leave the policy out and keep everything, as"
+          " `full_cache.init` does."
       )
   options = call.options
   if own.systems:

@@ -200,6 +200,8 @@ def weights_of(
 ) -> Float[Array, "B N T T"]:
   """Attention weights of a layer; NaN where its mixer has none.
 
+  Those of a rule whose rows need not sum to 1 are divided so that they do.
+
   Args:
     seen: What a Transformer has sown.
     layer: Which, from 0.
@@ -207,8 +209,9 @@ def weights_of(
     shape: Of the tokens, (B, T).
   """
   attn: Any = seen["intermediates"][f"layers_{layer}"]["attn"]
-  if "attn_weights" in attn:
-    return attn["attn_weights"][0]
+  for name in ("attn_shares", "attn_weights"):
+    if name in attn:
+      return attn[name][0]
   batch, length = shape
   return jnp.full((batch, config.num_heads, length, length), jnp.nan)
 

@@ -52,7 +52,10 @@ class Subject:
 
 
 def check(config: Config, subject: Subject) -> None:
-  """Raises UserError where a policy, a budget or the length cannot be."""
+  """Raises UserError where a policy, a budget or the length cannot be.
+
+  So it does where a cache would pass over a system of the model.
+  """
   for name in evaluate_caches.names_of(config, subject.model.config):
     for slots in config.capacities():
       make = functools.partial(
@@ -64,6 +67,7 @@ def check(config: Config, subject: Subject) -> None:
           1,
       )
       jax.eval_shape(make)
+      generate.check_follows(subject.model, 1, make)
   positions = np.zeros((1, config.length), np.int32)
   evaluate.check(subject.model, positions, 1)
 

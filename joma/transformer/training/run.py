@@ -1,6 +1,6 @@
 """The parts of `train_lm`: check, train, write."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from joma.transformer import layer_hooks
 from joma.transformer.hf import config_json
+from joma.transformer.hf import own_form
 from joma.transformer.hf import pretrained
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import tokenizer as tokenizer_lib
@@ -18,6 +19,7 @@ from joma.transformer.training import lm_config
 from joma.transformer.training import report
 from joma.transformer.training import summary as summary_lib
 from joma.transformer.training import train as train_lib
+from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import inputs
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import metric_stream
@@ -47,14 +49,20 @@ def check(
   if reference_csv is not None:
     summary_lib.read_reference(json_file.local_path(reference_csv))
   if save_hf:
-    config_json.to_hf(config.model)
+    try:
+      config_json.family_of(config.model)
+    except errors.UserError as error:
+      raise errors.UserError(
+          f"--save_hf: {error} Give --save_own in its place, which writes"
+          " folders of that form."
+      ) from error
 
 
 def train(
     config: lm_config.LmConfig,
     workdir: pathlib.Path,
     data_dir: str | None,
-    save_hf: bool,
+    forms: Sequence[str] = (),
 ) -> Run:
   """Loads the corpus, says which it is, and trains from the last checkpoint.
 
@@ -62,8 +70,8 @@ def train(
     config: The run.
     workdir: Its folder.
     data_dir: Where the corpus may lie.
-    save_hf: Whether to write the model at each of `map_steps` as a Hugging
-      Face folder, hf/step0 and so on.
+    forms: In which to write the model at each of `map_steps`: `hf`, a Hugging
+      Face folder hf/step0 and so on, or `own`, the project's own likewise.
 
   Raises:
     UserError: As `corpus.load` and `train.train_and_evaluate`.
@@ -99,19 +107,23 @@ def train(
         corpus,
         workdir,
         on_progress=on_progress,
-        on_map=_save_steps(config, corpus, workdir) if save_hf else None,
+        on_map=_save_steps(config, corpus, workdir, forms) if forms else None,
     )
   return Run(config, corpus, result)
 
 
 def _save_steps(
-    config: lm_config.LmConfig, corpus: corpus_lib.Corpus, workdir: pathlib.Path
+    config: lm_config.LmConfig,
+    corpus: corpus_lib.Corpus,
+    workdir: pathlib.Path,
+    forms: Sequence[str],
 ) -> Callable[[int, Any], None]:
 
   def save(step: int, params: PyTree) -> None:
-    if devices.is_main_process():
-      folder = workdir / "hf" / f"step{step}"
-      pretrained.save(folder, config.model, params)
+    for form in forms if devices.is_main_process() else ():
+      folder = workdir / form / f"step{step}"
+      family = own_form.MODEL_TYPE if form == "own" else None
+      pretrained.save(folder, config.model, params, family=family)
       tokenizer_lib.save(corpus.tokenizer, folder)
 
   return save

@@ -128,6 +128,17 @@ def weights(
   return softmax(attn_logits, rest)
 
 
+def shares(attn_weights: Float[Array, "*b S"]) -> Float[Array, "*b S"]:
+  """Absolute weights divided by their sum: what stands in for softmax's.
+
+  A proxy, by which weights without row sums are compared with those of softmax
+  (https://arxiv.org/abs/2410.10781). A row of zeros stays one.
+  """
+  size = jnp.abs(attn_weights)
+  total = size.sum(axis=-1, keepdims=True)
+  return size / jnp.where(total == 0, 1, total)
+
+
 def extra_values(
     rule: WeightRule | None, like: Float[Array, "B T #N H"]
 ) -> Float[Array, "B E K H"] | None:

@@ -66,6 +66,20 @@ def _listening(listener):
 
 class GenerateTest(parameterized.TestCase):
 
+  def test_a_cache_that_cannot_follow_a_system_is_refused_first(self):
+    """Nothing of the prompt is shown, and no parameter looked at."""
+    config = dataclasses.replace(_CONFIG, attention=("pointwise", "softmax"))
+    model = _MODEL.clone(config=config)
+    make = functools.partial(
+        kv_cache.init, policy_names.parse("h2o"), config, 1, 8
+    )
+    generate.check_follows(_MODEL, 1, make)
+    follow = "SlotCache cannot follow pointwise, which layer 0 has"
+    with self.assertRaisesRegex(errors.UserError, follow):
+      generate.check_follows(model, 1, make)
+    with self.assertRaisesRegex(errors.UserError, follow):
+      generate.stream(model, None, [[1]], max_new_tokens=2, kv_cache=make())
+
   def test_ragged_prompts_continue_as_each_alone_by_full_passes(self):
     got = generate.generate(_MODEL, _params(), _PROMPTS, max_new_tokens=12)
     for row, prompt in zip(got, _PROMPTS, strict=True):

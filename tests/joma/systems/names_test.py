@@ -44,8 +44,8 @@ class NamesTest(parameterized.TestCase):
 
   def test_a_pattern_repeats(self):
     pattern = ("loud", "loud", "softmax")
-    entries = [names.entry_of(pattern, layer) for layer in range(7)]
-    self.assertEqual(entries, [*pattern, *pattern, "loud"])
+    entries = [names.entry_of(pattern, layer) for layer in range(6)]
+    self.assertEqual(entries, [*pattern, *pattern])
     self.assertEqual(names.entry_of((), 3), "softmax")
 
   @parameterized.parameters(
@@ -72,6 +72,14 @@ class NamesTest(parameterized.TestCase):
   def test_more_entries_than_layers_are_refused(self):
     with self.assertRaisesRegex(errors.UserError, "2 entries.* 1 layers"):
       configs.TransformerConfig(num_layers=1, attention=("loud", "calm"))
+
+  def test_a_pattern_is_not_cut_short(self):
+    pattern = ("loud", "calm", "softmax")
+    configs.TransformerConfig(num_layers=6, attention=pattern)
+    for num_layers in (4, 5):
+      message = f"3 entries.*not fit {num_layers} layers.*divides {num_layers}"
+      with self.assertRaisesRegex(errors.UserError, message):
+        configs.TransformerConfig(num_layers=num_layers, attention=pattern)
 
   def test_configs_import_no_jax(self):
     code = (

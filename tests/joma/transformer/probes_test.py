@@ -50,6 +50,18 @@ def _tiny(**changes):
 
 class AttentionTest(parameterized.TestCase):
 
+  def test_weights_without_row_sums_are_measured_by_their_shares(self):
+    """Else the effective support of many small weights is infinite."""
+    model, params, tokens = _tiny(attention=("pointwise:form=identity",))
+    apply = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+    _, seen = apply({"params": params}, tokens)
+    made = seen["intermediates"]["layers_1"]["attn"]["attn_weights"][0]
+    found = probes.weights_of(seen, 1, model.config, tokens.shape)
+    size = np.abs(np.asarray(made))
+    want = size / size.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    self.assertGreater(np.abs(size - want).max(), 1e-3)
+
   def test_measures_derived_by_hand(self):
     # Query 0 sees one key, query 3 four, of which ceil(.8) = 1 is the top.
     attn_weights = np.zeros((1, 1, 4, 5), np.float32)
