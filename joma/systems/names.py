@@ -32,6 +32,7 @@ SYSTEMS: dict[str, str] = {
     "sink_logits": "joma.systems.score_rules.sink_logits:SinkLogits",
     "ssa": "joma.systems.score_rules.ssa:Ssa",
     "static_qk": "joma.systems.score_rules.static_qk:StaticQk",
+    "superlinear": "joma.systems.mixers.superlinear:Superlinear",
     "xattention": "joma.systems.selectors.xattention:XAttention",
 }
 

@@ -150,7 +150,7 @@ def per_part(
     value: Float[Array, "B S K H"],
     where: masks.Mask | selection.Selection,
     of_heads: PyTree = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T _ H"]:
   """Attends in parts of batch and heads, as kernels cannot be split by XLA.
 
   Under `jax.set_mesh` of a mesh of this module each device calls `attend` with

@@ -39,6 +39,7 @@ _SMALL = {
     "duo_gates": "duo_gates:sinks=1:recent=2:start=0.5",
     "hip": "hip:k=4:block=2",
     "moba": "moba:k=2:block=2",
+    "superlinear": "superlinear:k=2:s=1:behind=0.5",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
 }
 _KV_HEADS = (1, 2, 4)
