@@ -23,6 +23,7 @@ SYSTEMS: dict[str, str] = {
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "hip": "joma.systems.selectors.hip:Hip",
     "key_bias": "joma.systems.score_rules.key_bias:KeyBias",
+    "landmark": "joma.systems.selectors.landmark:Landmark",
     "lightning": "joma.systems.mixers.lightning:Lightning",
     "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",

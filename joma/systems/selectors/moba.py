@@ -11,7 +11,7 @@ kernels of TPUs and GPUs do not take; it runs on XLA. At decode the sums of the
 blocks' keys are kept, and a step reads k blocks and one mean a block.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
-N / K, H head size, C blocks, R runs of queries, W blocks that are read.
+N / K, H head size, C blocks, W blocks that are read.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.systems.selectors import best_blocks
 from joma.systems.selectors import block_cache
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -60,33 +61,12 @@ class Moba:
       mask: masks.Mask,
   ) -> selection.Selection:
     """Returns the blocks of each query by itself."""
-    batch, length, num_heads, head_dim = query.shape
-    num_kv_heads, size = key.shape[2], self.block
-    num_blocks = -(-length // size)
-    fill = lambda x: jnp.pad(
-        jax.lax.stop_gradient(x).astype(jnp.float32),
-        ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
-    )
-    means = fill(key).reshape(batch, num_blocks, size, num_kv_heads, head_dim)
-    means = means.mean(axis=2).transpose(0, 2, 1, 3)  # [B, K, C, H]
-    shape = (batch, num_blocks, size, num_kv_heads, -1, head_dim)
-    runs = jnp.moveaxis(fill(query).reshape(shape).sum(axis=4), 1, 0)
-
-    def find(run: tuple[Array, Array]) -> tuple[Array, Array]:
-      # One block of queries at a time: no array is of queries by blocks.
-      number, query = run
-      scores = jnp.einsum("BTKH,BKCH->BKTC", query, means)
-      own = jnp.broadcast_to(number, scores.shape[:-1])
-      return self._best(scores, own)
-
-    blocks, is_valid = jax.lax.map(find, (jnp.arange(num_blocks), runs))
-    join = lambda x: jnp.repeat(
-        jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1]),
-        num_heads // num_kv_heads,
-        axis=1,
-    )[:, :, :length]
-    count = join(is_valid).sum(axis=-1).astype(jnp.int32)
-    return selection.Selection(join(blocks), count, mask, 1, size)
+    fill = -key.shape[1] % self.block
+    wide = lambda x: jax.lax.stop_gradient(x).astype(jnp.float32)
+    padded = jnp.pad(wide(key), ((0, 0), (0, fill), (0, 0), (0, 0)))
+    shape = (len(key), -1, self.block, *key.shape[2:])
+    means = padded.reshape(shape).mean(axis=2).swapaxes(1, 2)
+    return best_blocks.select(wide(query), means, mask, self.block, self.k)
 
   def init_summary(
       self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
@@ -125,19 +105,8 @@ class Moba:
     query = query.astype(jnp.float32).sum(axis=2)
     scores = jnp.einsum("BKH,BKCH->BKC", query, means)
     own = (position // self.block)[:, None]
-    return self._best(scores, jnp.broadcast_to(own, scores.shape[:2]))
-
-  def _best(
-      self, scores: Float[Array, "*b C"], own: Int[Array, "*b"]
-  ) -> tuple[Int[Array, "*b W"], Bool[Array, "*b W"]]:
-    """The best blocks before each query's own, and its own."""
-    num_blocks = scores.shape[-1]
-    block = masks.to_rank(jnp.arange(num_blocks), scores.ndim)
-    own = own[..., None]
-    scores = jnp.where(block < own, scores, -jnp.inf)
-    scores = jnp.where(block == own, jnp.inf, scores)
-    best, blocks = jax.lax.top_k(scores, min(self.k, num_blocks))
-    return blocks.astype(jnp.int32), best > -jnp.inf
+    own = jnp.broadcast_to(own, scores.shape[:2])
+    return best_blocks.best(scores, own, self.k)
 
   def init_cache(
       self,

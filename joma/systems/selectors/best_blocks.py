@@ -1,0 +1,64 @@
+"""Each query's own block of keys, and the best of those before it.
+
+Letters: B batch, T queries, N query heads, K key and value heads, H head size,
+C blocks, W blocks that are read.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas import masks
+from kernels_pallas import selection
+
+
+def best(
+    scores: Float[Array, "*b C"], own: Int[Array, "*b"], k: int
+) -> tuple[Int[Array, "*b W"], Bool[Array, "*b W"]]:
+  """Returns a query's own block and the k - 1 best before it, its own first."""
+  num_blocks = scores.shape[-1]
+  block = masks.to_rank(jnp.arange(num_blocks), scores.ndim)
+  own = own[..., None]
+  scores = jnp.where(block < own, scores, -jnp.inf)
+  scores = jnp.where(block == own, jnp.inf, scores)
+  greatest, blocks = jax.lax.top_k(scores, min(k, num_blocks))
+  return blocks.astype(jnp.int32), greatest > -jnp.inf
+
+
+def select(
+    query: Float[Array, "B T N H"],
+    spokesmen: Float[Array, "B K C H"],
+    mask: masks.Mask,
+    size: int,
+    k: int,
+) -> selection.Selection:
+  """Selects for each query by itself; the heads of a group sum their scores.
+
+  Args:
+    query: Rotated; without gradient.
+    spokesmen: One key for each block.
+    mask: What holds inside the blocks.
+    size: Keys of a block.
+    k: Blocks that a query reads, its own included.
+  """
+  batch, length, num_heads, head_dim = query.shape
+  num_kv_heads, num_blocks = spokesmen.shape[1:3]
+  fill = num_blocks * size - length
+  query = jnp.pad(query, ((0, 0), (0, fill), (0, 0), (0, 0)))
+  shape = (batch, num_blocks, size, num_kv_heads, -1, head_dim)
+  runs = jnp.moveaxis(query.reshape(shape).sum(axis=4), 1, 0)
+
+  def find(run: tuple[Array, Array]) -> tuple[Array, Array]:
+    # One block of queries at a time: no array is of queries by blocks.
+    number, query = run
+    scores = jnp.einsum("BTKH,BKCH->BKTC", query, spokesmen)
+    return best(scores, jnp.broadcast_to(number, scores.shape[:-1]), k)
+
+  blocks, is_valid = jax.lax.map(find, (jnp.arange(num_blocks), runs))
+  join = lambda x: jnp.repeat(
+      jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1]),
+      num_heads // num_kv_heads,
+      axis=1,
+  )[:, :, :length]
+  count = join(is_valid).sum(axis=-1).astype(jnp.int32)
+  return selection.Selection(join(blocks), count, mask, 1, size)
