@@ -7,8 +7,8 @@ repeated. The queries of a group of heads stay in VMEM, with their dQ, while all
 tiles of keys go by.
 
 If they do not fit they are cut into parts, each a number of heads and a chunk
-of positions; then dK and dV of the parts are added outside, in float32. Time is
-that of the tiles visited, whatever the parts.
+of positions, which add to dK and dV in HBM one after the other
+(`backward_sums`). Time is that of the tiles visited, whatever the parts.
 
 Letters: B batch, N query heads, K key heads, T queries, S keys, P spans; U
 units, the parts of the heads of all groups; G heads of a unit; R query tiles,
@@ -21,7 +21,6 @@ import functools
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import interpret
@@ -31,6 +30,7 @@ from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import backward_blocks as blocks_lib
 from kernels_pallas.attention.tpu import backward_kernel as kernel_lib
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.attention.tpu import backward_sums as sums_lib
 from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
@@ -54,6 +54,7 @@ def backward(
     block_q: int,
     block_kv: int,
     vmem_limit_bytes: int | None = None,
+    num_cores: int | None = None,
 ) -> tuple[
     Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S H"]
 ]:
@@ -79,6 +80,7 @@ def backward(
     block_q: Queries of a tile, a multiple of 128.
     block_kv: Keys of a tile, a multiple of 128.
     vmem_limit_bytes: VMEM that the kernel may take; None takes 15/16 of it.
+    num_cores: Cores that work as one; None asks the chip.
 
   Returns:
     dQ, dK and dV in the types of query, key and value; 0 for queries and keys
@@ -97,6 +99,7 @@ def backward(
       num_spans=spans[0].shape[1],
       has_ids=query_ids is not None,
       limit=vmem_limit_bytes or _default_limit(),
+      num_cores=num_cores or tpu_layout.tpu_info().num_cores,
   )
   inputs = kernel_lib.Inputs(
       **blocks_lib.lists_of(plan, columns),
@@ -109,10 +112,13 @@ def backward(
       **blocks_lib.spans_of(plan, spans, query_ids, key_ids),
   )
   call = _pallas_call(plan, inputs, plan_lib.cost(plan, columns), logits)
-  d_query, d_key, d_value = call(inputs)
+  d_query, d_key, d_value, *_ = call(inputs)
   # Tiles of a head lie one after the other: the reshape copies nothing.
   d_query = d_query.reshape(query.shape)
-  return d_query, _add_parts(d_key, key), _add_parts(d_value, value)
+  if plan.num_parts > 1:
+    total = functools.partial(sums_lib.total, dtype=query.dtype)
+    d_key, d_value = total(d_key), total(d_value)
+  return d_query, d_key, d_value
 
 
 def _pallas_call(
@@ -120,39 +126,31 @@ def _pallas_call(
     inputs: kernel_lib.Inputs,
     cost: pl.CostEstimate,
     logits: tpu_tile.Logits,
-) -> Callable[[kernel_lib.Inputs], tuple[jax.Array, jax.Array, jax.Array]]:
-  sizes, block_kv = plan.sizes, plan.tiles.block_kv
+) -> Callable[[kernel_lib.Inputs], list[jax.Array]]:
   dtype = inputs.query.dtype
-  key_sums = manual_axes.struct(
-      (
-          sizes.batch,
-          plan.num_units,
-          plan.num_chunks,
-          sizes.num_keys,
-          sizes.head_dim,
-      ),
-      dtype if plan.num_parts == 1 else jnp.float32,
-  )
-  key_sums_block = pl.BlockSpec(
-      (None, None, None, block_kv, sizes.head_dim),
-      lambda b, u, p, c: (b, u, p, c, 0),
-  )
   blocks = blocks_lib.blocks_of(plan, inputs)
+  scratch = blocks_lib.scratch_of(plan, dtype)
+  if plan.num_parts == 1:
+    semantics = ("parallel", "parallel", "parallel", "arbitrary")
+    sums = [manual_axes.struct(inputs.key.shape, dtype)] * 2
+    sums_blocks = [blocks.key] * 2
+  else:
+    # Parts are added one after the other; what cores share comes first.
+    semantics = ("parallel",) + ("arbitrary",) * 5
+    sums = sums_lib.outputs(plan, dtype)
+    sums_blocks = [pl.BlockSpec(memory_space=pl.ANY)] * len(sums)
+    scratch += sums_lib.scratch(plan, dtype)
   return pl.pallas_call(
-      functools.partial(_kernel, logits=logits),
+      functools.partial(_kernel, logits=logits, plan=plan),
       name="attention_backward",
-      grid=(sizes.batch, plan.num_units, plan.num_chunks, plan.num_key_tiles),
+      grid=plan.grid,
       in_specs=(blocks,),
-      out_specs=(blocks.query, key_sums_block, key_sums_block),
-      out_shape=(
-          manual_axes.struct(inputs.query.shape, dtype),
-          key_sums,
-          key_sums,
-      ),
-      scratch_shapes=blocks_lib.scratch_of(plan, dtype),
+      out_specs=[blocks.query, *sums_blocks],
+      out_shape=[manual_axes.struct(inputs.query.shape, dtype), *sums],
+      scratch_shapes=scratch,
+      input_output_aliases=_aliases(plan),
       compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-          vmem_limit_bytes=plan.limit,
+          dimension_semantics=semantics, vmem_limit_bytes=plan.limit
       ),
       cost_estimate=cost,
       interpret=interpret.mode(),
@@ -162,30 +160,36 @@ def _pallas_call(
 def _kernel(
     inputs: kernel_lib.Inputs,
     d_query: hw_types.Ref,
-    d_key: hw_types.Ref,
-    d_value: hw_types.Ref,
-    *scratch: hw_types.Ref,
+    *refs: hw_types.Ref,
     logits: tpu_tile.Logits,
+    plan: plan_lib.Plan,
 ) -> None:
   """Names what `pallas_call` gives in order."""
-  num_absent = len(kernel_lib.Scratch._fields) - len(scratch)
-  kernel_lib.kernel(
-      inputs,
-      kernel_lib.Outputs(d_query, d_key, d_value),
-      kernel_lib.Scratch(*scratch, *[None] * num_absent),
-      logits=logits,
-  )
+  num_scratch = 4 + plan.has_ids
+  if plan.num_parts == 1:
+    d_key, d_value, *scratch = refs
+    outputs = kernel_lib.Outputs(d_query, d_key, d_value)
+  else:
+    # The sums' arrays, then the kernel's scratch, then the sums' buffers.
+    first = sums_lib.num_outputs(plan, inputs.query.dtype)
+    scratch = refs[first : first + num_scratch]
+    sums = sums_lib.named((*refs[:first], *refs[first + num_scratch :]))
+    outputs = kernel_lib.Outputs(d_query, None, None, sums)
+  scratch = kernel_lib.Scratch(*scratch, *[None] * (not plan.has_ids))
+  kernel_lib.kernel(inputs, outputs, scratch, logits=logits, plan=plan)
 
 
-def _add_parts(
-    parts: Float[Array, "B U chunks S H"], like: Float[Array, "B K S H"]
-) -> Float[Array, "B K S H"]:
-  """Sums what units and chunks found of the same keys."""
-  batch, num_kv_heads, *rest = like.shape
-  parts = parts.reshape(batch, num_kv_heads, -1, *rest)
-  if parts.shape[2] == 1:
-    return parts[:, :, 0]
-  return parts.sum(axis=2).astype(like.dtype)
+def _aliases(plan: plan_lib.Plan) -> dict[int, int]:
+  """Lets dQ take the place of d_out, where that is a copy in any case.
+
+  Where heads fill sublanes, arrays come with heads next to head_dim, and are
+  copied to be tiled; others come as they are needed and would be copied for
+  this. No block of d_out is read after its dQ is written.
+  """
+  num_heads = plan.sizes.num_heads
+  is_copy = num_heads % 8 == 0 or num_heads in (2, 4)
+  d_out = kernel_lib.Inputs._fields.index("d_out")
+  return {d_out: 0} if is_copy else {}
 
 
 def _sizes(query: Array, key: Array) -> layout.Sizes:

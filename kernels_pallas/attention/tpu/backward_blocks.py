@@ -106,26 +106,26 @@ def blocks_of(
   # Queries depend on unit and chunk alone: their block stays in VMEM while the
   # innermost axis, tiles of keys, goes by.
   group, rows = plan.units_of_group, (plan.chunk, block_q)
-  of_group = lambda b, u, p, c: (b, u, 0, p, 0, 0)
+  of_group = _placed(plan, lambda b, u, p, c: (b, u, 0, p, 0, 0))
   query = pl.BlockSpec((None, None, plan.heads, *rows, head_dim), of_group)
   statistics = pl.BlockSpec((None, None, plan.heads, None, *rows), of_group)
   key = pl.BlockSpec(
       (None, None, block_kv, head_dim),
-      lambda b, u, p, c: (b, u // group, c, 0),
+      _placed(plan, lambda b, u, p, c: (b, u // group, c, 0)),
   )
   span = pl.BlockSpec(
       (None, plan.num_spans, None, *rows),
-      _shared(inputs.offsets, lambda b, u, p, c: (b, 0, p, 0, 0)),
+      _shared(plan, inputs.offsets, lambda b, u, p, c: (b, 0, p, 0, 0)),
   )
   return kernel_lib.Inputs(
       table=pl.BlockSpec(
           (None, None, None, *inputs.table.shape[3:]),
-          _shared(inputs.table, lambda b, u, p, c: (b, u, c, 0, 0)),
+          _shared(plan, inputs.table, lambda b, u, p, c: (b, u, c, 0, 0)),
           memory_space=_SMEM,
       ),
       ranges=pl.BlockSpec(
           (None, None, None, None, *inputs.ranges.shape[4:]),
-          _shared(inputs.ranges, lambda b, u, p, c: (b, u, c, p, 0, 0)),
+          _shared(plan, inputs.ranges, lambda b, u, p, c: (b, u, c, p, 0, 0)),
           memory_space=_SMEM,
       ),
       query=query,
@@ -163,20 +163,29 @@ def _id_blocks(
   return {
       "query_ids": pl.BlockSpec(
           (None, None, plan.chunk, block_q),
-          _shared(inputs.query_ids, lambda b, u, p, c: (b, p, 0, 0)),
+          _shared(plan, inputs.query_ids, lambda b, u, p, c: (b, p, 0, 0)),
       ),
       "key_ids": pl.BlockSpec(
           (None, None, 1, block_kv),
-          _shared(inputs.key_ids, lambda b, u, p, c: (b, c, 0, 0)),
+          _shared(plan, inputs.key_ids, lambda b, u, p, c: (b, c, 0, 0)),
       ),
   }
 
 
-def _shared(array: jax.Array, index: _BlockIndex) -> _BlockIndex:
+def _placed(plan: plan_lib.Plan, index: _BlockIndex) -> _BlockIndex:
+  """The index by (b, u, p, c), of a step of the plan's grid."""
+  return lambda *step: index(*plan.place(*step))
+
+
+def _shared(
+    plan: plan_lib.Plan, array: jax.Array, index: _BlockIndex
+) -> _BlockIndex:
   """Leaves those of b and u at 0 whose axis is 1."""
   # A product by 0 or 1, as index maps may not branch.
   own_batch, own_unit = (int(size > 1) for size in array.shape[:2])
-  return lambda b, u, p, c: index(b * own_batch, u * own_unit, p, c)
+  return _placed(
+      plan, lambda b, u, p, c: index(b * own_batch, u * own_unit, p, c)
+  )
 
 
 def _by_chunk(plan: plan_lib.Plan, x: jax.Array) -> jax.Array:

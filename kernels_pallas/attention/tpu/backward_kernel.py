@@ -7,7 +7,7 @@ unit spreads over sublanes for nothing. dQ is kept transposed as well, [head,
 queries] = K^T dS^T, so that no tile of logits is ever transposed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.attention.tpu import backward_sums as sums_lib
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
 
@@ -61,11 +63,19 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """Of a grid step; `d_query` stays while the tiles of keys go by."""
+  """Of a grid step; `d_query` stays while the tiles of keys go by.
 
-  d_query: hw_types.Ref  # [G, R, block_q, H]
-  d_key: hw_types.Ref  # [block_kv, H]
-  d_value: hw_types.Ref  # [block_kv, H]
+  Attributes:
+    d_query: [G, R, block_q, H].
+    d_key: [block_kv, H]; None where sums go to HBM.
+    d_value: As `d_key`.
+    sums: Where they go; None where one part is all.
+  """
+
+  d_query: hw_types.Ref
+  d_key: hw_types.Ref
+  d_value: hw_types.Ref
+  sums: sums_lib.Sums | None = None
 
 
 class Scratch(NamedTuple):
@@ -86,9 +96,14 @@ def kernel(
     scratch: Scratch,
     *,
     logits: tpu_tile.Logits,
+    plan: plan_lib.Plan,
 ) -> None:
-  """Adds one tile of keys; the grid is [.., chunk, tile of keys]."""
-  chunk, key_tile = pl.program_id(2), pl.program_id(3)
+  """Adds one tile of keys."""
+  ids = [pl.program_id(axis) for axis in range(len(plan.grid))]
+  _, _, chunk, key_tile = plan.place(*ids)
+  sums, step = outputs.sums, _step_of_sums(plan, ids)
+  if sums is not None and step is not None:
+    sums_lib.begin(sums, step)
 
   @pl.when(key_tile == 0)
   def _():
@@ -101,12 +116,31 @@ def kernel(
   )
   _visit(inputs, add_tile)
   scale = logits.scale
-  outputs.d_key[...] = (scale * scratch.d_key[...]).astype(outputs.d_key.dtype)
-  outputs.d_value[...] = scratch.d_value[...].astype(outputs.d_value.dtype)
+  if sums is not None and step is not None:
+    sums_lib.end(sums, step, (scratch.d_key, scratch.d_value), scale)
+  else:
+    d_key, d_value = scale * scratch.d_key[...], scratch.d_value[...]
+    outputs.d_key[...] = d_key.astype(outputs.d_key.dtype)
+    outputs.d_value[...] = d_value.astype(outputs.d_value.dtype)
 
-  @pl.when(key_tile == pl.num_programs(3) - 1)
+  @pl.when(key_tile == plan.num_key_tiles - 1)
   def _():
     _write_d_query(outputs, scratch, scale)
+
+
+def _step_of_sums(
+    plan: plan_lib.Plan, ids: Sequence[hw_types.Index]
+) -> sums_lib.Step | None:
+  """Where in the sums of a head a step is; None where one part is all."""
+  if plan.num_parts == 1:
+    return None
+  core, *places, key_tile = ids
+  batch, head, *_ = plan.own(core, *places)
+  # Of this core: chunks of a unit are neighbours.
+  part = places[2] * plan.grid[4] + places[3]
+  parts = part, plan.parts_of_core
+  tiles = key_tile, plan.num_key_tiles
+  return sums_lib.Step(core, batch, head, *parts, *tiles)
 
 
 def _prepare_keys(inputs: Inputs, scratch: Scratch) -> None:

@@ -19,6 +19,8 @@ from kernels_pallas.hardware import tpu_layout
 _LANES = tpu_layout.LANES
 _SUBLANES = 8
 _MIB = 1 << 20
+# Of query, key, value and d_out together, what sums of cores may take.
+_SMALL = 0.75
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Plan:
     num_spans: P.
     has_ids: Whether queries and keys have ids.
     limit: Bytes of VMEM that may be taken.
+    num_cores: Cores that share a kernel's grid.
   """
 
   sizes: Sizes
@@ -42,6 +45,7 @@ class Plan:
   num_spans: int
   has_ids: bool
   limit: int
+  num_cores: int = 1
 
   @property
   def num_units(self) -> int:
@@ -65,8 +69,89 @@ class Plan:
 
   @property
   def num_parts(self) -> int:
-    """Partial sums that dK and dV are left in."""
+    """Parts that add to the same dK and dV, one after the other."""
     return self.units_of_group * self.num_chunks
+
+  @property
+  def axes(self) -> tuple[int, int, int, int]:
+    """Sequences, key heads, units of a group, chunks: what cores may share."""
+    sizes = self.sizes
+    return (
+        sizes.batch,
+        sizes.num_kv_heads,
+        self.units_of_group,
+        self.num_chunks,
+    )
+
+  @property
+  def shared_axis(self) -> int | None:
+    """Which of `axes` is divided among the cores, if one is.
+
+    Cores that share the queries of a head have a dK and a dV each, in float32:
+    only where those are small beside the other arrays.
+    """
+    if self.num_cores == 1:
+      return None
+    sizes = self.sizes
+    keys = sizes.num_keys * sizes.num_kv_heads
+    queries = sizes.num_queries * sizes.num_heads
+    arrays = 2 * sizes.itemsize * (queries + keys)
+    is_small = 2 * 4 * self.num_cores * keys <= _SMALL * arrays
+    for axis, size in enumerate(self.axes[: 4 if is_small else 2]):
+      if size % self.num_cores == 0:
+        return axis
+    return None
+
+  @property
+  def num_used_cores(self) -> int:
+    """Cores that have a part of the work."""
+    return 1 if self.shared_axis is None else self.num_cores
+
+  @property
+  def num_sums(self) -> int:
+    """How many dK and dV of a head are summed side by side."""
+    return self.num_used_cores if self.shared_axis in (2, 3) else 1
+
+  @property
+  def num_slots(self) -> int:
+    """Buffers of sums: those of a step are stored during the next."""
+    return min(2, self.num_key_tiles)
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Steps: (b, u, p, c) in one part; in several (core, b, k, u, p, c)."""
+    if self.num_parts == 1:
+      return self.sizes.batch, self.num_units, 1, self.num_key_tiles
+    return self.num_used_cores, *self._own_axes, self.num_key_tiles
+
+  @property
+  def parts_of_core(self) -> int:
+    """Parts that a core adds up."""
+    return self._own_axes[2] * self._own_axes[3]
+
+  @property
+  def _own_axes(self) -> tuple[int, int, int, int]:
+    """`axes` of one core."""
+    batch, heads, units, chunks = (
+        size // (self.num_used_cores if axis == self.shared_axis else 1)
+        for axis, size in enumerate(self.axes)
+    )
+    return batch, heads, units, chunks
+
+  def place(self, *step: Any) -> tuple[Any, Any, Any, Any]:
+    """Sequence, unit, chunk and tile of keys of a step of the grid."""
+    if self.num_parts == 1:
+      b, u, p, c = step
+      return b, u, p, c
+    b, k, u, p = self.own(*step[:5])
+    return b, k * self.units_of_group + u, p, step[5]
+
+  def own(self, core: Any, *places: Any) -> list[Any]:
+    """Places of a core along its part of `axes`, among all of `axes`."""
+    found = list(places)
+    if self.shared_axis is not None:
+      found[self.shared_axis] += core * self._own_axes[self.shared_axis]
+    return found
 
   @property
   def num_key_tiles(self) -> int:
@@ -81,7 +166,8 @@ class Plan:
     chunk = self.heads * self.chunk
     rows = 4 * block_q * tpu_layout.round_up(self.chunk, _SUBLANES)
     num_rows = 2 * self.heads + 2 * self.num_spans + self.has_ids
-    out_itemsize = sizes.itemsize if self.num_parts == 1 else 4
+    # Two blocks of each that leave by themselves; or `num_slots` of sums.
+    out_bytes = 4 * sizes.itemsize if self.num_parts == 1 else 16
     return {
         "query, d_out and d_query": (
             6 * chunk * block_q * lanes * sizes.itemsize
@@ -89,7 +175,7 @@ class Plan:
         "sum of d_query": 4 * chunk * block_q * sublanes,
         "lse, delta and spans": 2 * rows * num_rows,
         "key and value": block_kv * (4 * lanes + sublanes) * sizes.itemsize,
-        "d_key and d_value": block_kv * lanes * (4 * out_itemsize + 8),
+        "d_key and d_value": block_kv * lanes * (out_bytes + 8),
         "key ids": 4 * block_kv * _LANES * self.has_ids,
         # As the compiler lays them out: logits and weights in float32, both
         # once more as operands, and three products. Products of float32 are
@@ -122,7 +208,10 @@ def make(sizes: Sizes, tiles: Tiles, **rest: Any) -> Plan:
         dataclasses.replace(whole, heads=heads, chunk=-(-num_tiles // n))
         for n in range(1, num_tiles + 1)
     )
-    fitting.extend(itertools.islice(filter(_fits, plans), 1))
+    longest = list(itertools.islice(filter(_fits, plans), 2))
+    # An odd number of chunks may leave a core without work where one more does
+    # not.
+    fitting.extend(sorted(longest, key=_idle_cores)[:1])
   if not fitting:
     least = dataclasses.replace(whole, heads=1, chunk=1)
     raise ValueError(_too_large(least))
@@ -143,9 +232,9 @@ def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
     visited = num_pairs * plan.num_key_tiles * width
   logits = visited * block_q * block_kv
   queries = num_pairs * sizes.num_queries
-  # Every part reads all keys and values and writes a dK and a dV of its own.
+  # Every part reads all keys and values, and adds to dK and dV in HBM.
   keys = sizes.batch * sizes.num_kv_heads * sizes.num_keys * sizes.head_dim
-  out_itemsize = sizes.itemsize if plan.num_parts == 1 else 4
+  out_itemsize = sizes.itemsize if plan.num_parts == 1 else 8
   return pl.CostEstimate(
       flops=10 * sizes.head_dim * logits,
       transcendentals=logits,
@@ -156,6 +245,10 @@ def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
 
 def _fits(plan: Plan) -> bool:
   return sum(plan.vmem().values()) <= plan.limit
+
+
+def _idle_cores(plan: Plan) -> int:
+  return 0 if plan.num_parts == 1 else plan.num_cores - plan.num_used_cores
 
 
 def _too_large(least: Plan) -> str:

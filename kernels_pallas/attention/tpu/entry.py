@@ -87,6 +87,11 @@ def backward(
   from kernels_pallas.attention.tpu import backward as tpu_backward
 
   query, key, value, where, lse, delta, d_out = saved
+  # Else XLA keeps a second copy of the queries, laid out as here, through the
+  # forward pass.
+  query, key, value, lse, delta, d_out = jax.lax.optimization_barrier(
+      (query, key, value, lse, delta, d_out)
+  )
   sizes = layout.sizes_of(query, key)
   tiles = plan_lib.backward_tiles(spec.config or Config(), sizes, where)
   columns = visits_lib.by_key(_states(where, sizes, tiles))

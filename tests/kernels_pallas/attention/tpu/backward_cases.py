@@ -38,6 +38,7 @@ class Case:
   scale: float | None = None
   states: Any = None
   limit: int = _LARGE
+  num_cores: int = 1
 
   def arrays(self, dtype):
     """The oracle's case, with values that the dtype has, and d_out."""
@@ -135,6 +136,7 @@ def both_gradients(case, dtype=jnp.float32):
           block_q=case.block_q,
           block_kv=case.block_kv,
           vmem_limit_bytes=case.limit,
+          num_cores=case.num_cores,
       )
   )
   found = call(query, key, value, lse, delta, d_out)
@@ -166,6 +168,7 @@ def plan_of(case, dtype=jnp.float32, **cut):
       num_spans=mask.starts.shape[-2],
       has_ids=mask.query_ids is not None,
       limit=case.limit,
+      num_cores=case.num_cores,
       **cut,
   )
 
@@ -175,6 +178,7 @@ def cut_of(case, **cut):
   plan = plan_of(case, **cut)
   limit = sum(plan.vmem().values())
   rest = {"num_spans": plan.num_spans, "has_ids": plan.has_ids}
+  rest["num_cores"] = case.num_cores
   made = plan_lib.make(plan.sizes, plan.tiles, limit=limit, **rest)
   assert (made.heads, made.chunk) == (cut["heads"], cut["chunk"]), made
   return dataclasses.replace(case, limit=limit)
@@ -232,6 +236,9 @@ CASES = {
         num_keys=300,
     ),
     "chunks_of_2_of_3_tiles": cut_of(GROUP, heads=4, chunk=2),
+    "cores_with_sums_of_their_own": cut_of(
+        dataclasses.replace(GROUP, num_heads=4, num_cores=2), heads=2, chunk=2
+    ),
     "parts_of_1_head": cut_of(
         dataclasses.replace(GROUP, num_kv_heads=2, block_q=384),
         heads=1,
@@ -245,4 +252,5 @@ LEAD = (
     "soft_cap",
     "heads_with_lists_of_their_own",
     "chunks_of_2_of_3_tiles",
+    "cores_with_sums_of_their_own",
 )

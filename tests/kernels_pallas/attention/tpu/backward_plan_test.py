@@ -12,9 +12,11 @@ from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
+from kernels_pallas.attention import api
 from kernels_pallas.attention import visits
 from kernels_pallas.attention.tpu import backward
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
+from kernels_pallas.attention.tpu import backward_sums as sums_lib
 from tests.kernels_pallas.attention.tpu import backward_cases as cases
 
 _MIB = 1 << 20
@@ -27,7 +29,7 @@ class PlanTest(parameterized.TestCase):
     case = dataclasses.replace(cases.GROUP, num_queries=9 * 128, num_kv_heads=4)
     limit = sum(cases.plan_of(case, heads=1, chunk=5).vmem().values()) - 1
     plan = cases.plan_of(case, heads=1, chunk=9)
-    rest = {"num_spans": 1, "has_ids": False, "limit": limit}
+    rest = {"num_spans": 1, "has_ids": False, "limit": limit, "num_cores": 1}
     plan = plan_lib.make(plan.sizes, plan.tiles, **rest)
     self.assertEqual((plan.heads, plan.chunk, plan.num_parts), (1, 3, 3))
 
@@ -43,6 +45,37 @@ class PlanTest(parameterized.TestCase):
   def test_tiles_that_are_no_multiple_of_lanes_are_refused(self):
     with self.assertRaisesRegex(ValueError, "block_q=64 must be a multiple"):
       cases.both_gradients(cases.Case(block_q=64))
+
+  @parameterized.product(
+      num_cores=(1, 2), num_heads=(1, 2, 5, 8, 32), num_kv_heads=(1, 2, 8)
+  )
+  def test_sums_are_small_beside_the_arrays(
+      self, num_cores, num_heads, num_kv_heads
+  ):
+    if num_heads % num_kv_heads:
+      self.skipTest("no whole groups")
+    case = cases.Case(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        num_queries=1 << 17,
+        num_keys=1 << 17,
+        head_dim=128,
+        block_q=512,
+        block_kv=512,
+        num_cores=num_cores,
+    )
+    for dtype in (jnp.bfloat16, jnp.float32):
+      plan = cases.plan_of(case, dtype, heads=1, chunk=16)
+      outputs = sums_lib.outputs(plan, jnp.dtype(dtype))
+      taken = sum(x.size * x.dtype.itemsize for x in outputs)
+      keys, queries = (
+          2 * n * (1 << 17) * 128 * jnp.dtype(dtype).itemsize
+          for n in (num_kv_heads, num_heads)
+      )
+      # Two of them are dK and dV.
+      is_shared = plan.num_sums > 1
+      temporary = taken if is_shared else taken - keys
+      self.assertLessEqual(temporary, 0.75 * (keys + queries))
 
   def test_cost_is_that_of_visited_tiles(self):
     case = cases.GROUP
@@ -93,6 +126,29 @@ class CompileTest(parameterized.TestCase):
   def test_the_smallest_memory_takes(self, case, dtype):
     case = dataclasses.replace(case, head_dim=max(case.head_dim, 64))
     self._compile("v4", case, dtype)
+
+  @parameterized.parameters(
+      ("v4", 131_072, 5, 1), ("v4", 32_768, 32, 32), ("v5e", 65_536, 16, 8)
+  )
+  @pytest.mark.slow
+  def test_temporaries_of_both_passes_are_smaller_than_the_arrays(
+      self, chip, length, num_heads, num_kv_heads
+  ):
+    query, key = (
+        jax.ShapeDtypeStruct((1, length, n, 128), jnp.bfloat16)
+        for n in (num_heads, num_kv_heads)
+    )
+
+    def gradients(query, key, value, d_out):
+      attend = lambda *arrays: api.attention(
+          *arrays, where=masks.causal(length), implementation="pallas_tpu"
+      ).out
+      return jax.vjp(attend, query, key, value)[1](d_out)
+
+    arrays = (query, key, key, query)
+    compiled = compile_lib.compile_for(chip, gradients, *arrays)
+    size = sum(x.size * x.dtype.itemsize for x in arrays)
+    self.assertLess(compiled.temp_bytes, size)
 
   def _compile(self, chip, case, dtype=jnp.bfloat16):
     length = 4096 if case.mask is None else case.mask.starts.shape[-1]

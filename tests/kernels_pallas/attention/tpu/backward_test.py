@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import chex
 import jax
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from kernels_pallas import interpret
 from kernels_pallas import masks
 from kernels_pallas.attention import visits
 from kernels_pallas.attention.tpu import backward
+from kernels_pallas.attention.tpu import backward_sums as sums_lib
 from tests.kernels_pallas.attention.tpu import backward_cases as cases
 
 # Ten times the error of float32 products of 400 terms, of values of size 1; and
@@ -70,6 +72,29 @@ class BackwardTest(parameterized.TestCase):
       differs = np.asarray(whole[name] != parts[name])
       self.assertLess(differs.mean(), 1e-3, name)
 
+  def test_halves_of_a_sum_are_all_of_its_bits(self):
+    shape = (1, 2, 16, 128)
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    values *= 2.0 ** np.random.default_rng(1).integers(-90, 90, shape)
+
+    def kernel(values, whole, upper, lower):
+      sums = sums_lib.Sums(None, None, lower, upper, lower, None)
+      for i in range(2):
+        sums_lib.store(sums, 0, i, values[0, i], False)
+        whole[0, i] = sums_lib.load(sums, 0, i)
+
+    with interpret.interpreted():
+      found, *_ = pl.pallas_call(
+          kernel,
+          out_shape=(
+              jax.ShapeDtypeStruct(shape, jnp.float32),
+              jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+              jax.ShapeDtypeStruct((1, 2, 8, 128), jnp.int32),
+          ),
+          interpret=interpret.mode(),
+      )(values)
+    np.testing.assert_array_equal(found, values)
+
   @pytest.mark.slow  # As api_test has it through the op.
   def test_what_meets_nothing_has_gradient_0(self):
     # Queries 128.. see no key; keys 60.. are seen by none.
@@ -114,6 +139,7 @@ class BackwardTest(parameterized.TestCase):
         scale=0.2,
         logits_soft_cap=None,
         vmem_limit_bytes=cases.CASES["chunks_of_2_of_3_tiles"].limit,
+        num_cores=1,
         **_BLOCKS,
     )
     traced = jax.tree.map(jnp.asarray, arguments)
@@ -132,11 +158,9 @@ class BackwardTest(parameterized.TestCase):
     chex.assert_trees_all_equal(found, jax.tree.map(jnp.zeros_like, found))
 
   def test_memory_of_a_tpu_is_used_without_races(self):
-    # 9 steps on 2 cores: one of them would begin within a chunk.
-    case = dataclasses.replace(
-        cases.GROUP,
-        mask=masks.streaming(384, window=100, num_sinks=20),
-        num_heads=1,
+    # 4 steps of each head, which has a core of its own; sums in 2 buffers.
+    case = cases.Case(
+        mask=masks.streaming(256, window=100, num_sinks=20), num_cores=2
     )
     case = cases.cut_of(case, heads=1, chunk=1)
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
