@@ -94,11 +94,20 @@ class Attention(nn.Module):
       params = call.params[own.gate.name]
       head_out, losses = own.gate.gate(params, call, made.head_out)
       made = dataclasses.replace(made, head_out=head_out)
-      for name, loss in losses.items():
-        self.sow("losses", f"{own.gate.name}_{name}", loss)
+      self._add_losses(own.gate, losses)
+    counts = self.is_mutable_collection("losses") and not call.has_cache
+    if own.losses is not None and counts:
+      params = call.params[own.losses.name]
+      self._add_losses(own.losses, own.losses.losses(params, call, made))
     self.sow("intermediates", "head_out", made.head_out)
     out = self._product(self._dense_out(), made.head_out, route)
     return out, kv_cache, self._hand_on(own, call, made)
+
+  def _add_losses(
+      self, system: hooks.System, losses: Mapping[str, Array]
+  ) -> None:
+    for name, loss in losses.items():
+      self.sow("losses", f"{system.name}_{name}", loss)
 
   def _project(
       self, read: tuple[Array, Array, Array], route: hooks.Route | None

@@ -10,6 +10,7 @@ them. `TransformerConfig.attention` chooses them. In the order of a call:
   weights   what takes the place of softmax
   mixer     what takes the place of attention, with a cache of its own
   gate      the heads' outputs, and losses beside the cross-entropy
+  losses    losses of what was made
   carry     what is handed to later layers
   probe     what is sown to be looked at
 
@@ -322,6 +323,17 @@ class Gate(System, Protocol):
       self, params: Params, call: Call, head_out: Float[Array, "B T N H"]
   ) -> tuple[Float[Array, "B T N H"], Mapping[str, Float[Array, ""]]]:
     """Returns the outputs, and losses by name that training adds."""
+    ...
+
+
+@runtime_checkable
+class Losses(System, Protocol):
+  """Has losses of what was made; called where these count, without a cache."""
+
+  def losses(
+      self, params: Params, call: Call, made: Made
+  ) -> Mapping[str, Float[Array, ""]]:
+    """Returns losses by name that training adds."""
     ...
 
 

@@ -32,6 +32,7 @@ class LayerSystems:
     select: Likewise.
     mixer: Likewise.
     gate: Likewise.
+    losses: Likewise.
     carry: Likewise.
     probe: Likewise.
   """
@@ -43,6 +44,7 @@ class LayerSystems:
   select: hooks.Select | None = None
   mixer: hooks.Mixer | None = None
   gate: hooks.Gate | None = None
+  losses: hooks.Losses | None = None
   carry: hooks.Carry | None = None
   probe: hooks.Probe | None = None
 
@@ -54,6 +56,7 @@ _PROTOCOLS: dict[str, Any] = {
     "select": hooks.Select,
     "mixer": hooks.Mixer,
     "gate": hooks.Gate,
+    "losses": hooks.Losses,
     "carry": hooks.Carry,
     "probe": hooks.Probe,
 }

@@ -38,6 +38,7 @@ from tests.joma.transformer import applied
 _SMALL = {
     "duo_gates": "duo_gates:sinks=1:recent=2:start=0.5",
     "hip": "hip:k=4:block=2",
+    "indexer": "indexer:k=4",
     "landmark": "landmark:block=3:k=2",
     "moba": "moba:k=2:block=2",
     "superlinear": "superlinear:k=2:s=1:behind=0.5",

@@ -9,6 +9,8 @@ import functools
 
 import jax
 
+from joma.transformer.training import lm_step
+
 _OPTIONS = {"xla_backend_optimization_level": "0"}
 _jit = functools.partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
 
@@ -35,11 +37,17 @@ def fresh_step():
 
 @_jit
 def loss_and_grads(model, params, tokens, positions=None):
-  """Mean square of the logits, which come third, and its gradients."""
+  """Mean square of the logits, which come third, and its gradients.
+
+  Gradients, not the mean square, have those of the systems' losses with them.
+  """
 
   def loss(params):
-    found = model.apply({"params": params}, tokens, positions=positions)
-    return (found**2).mean(), found
+    found, extra = lm_step.apply_with_losses(
+        model, params, tokens, positions=positions
+    )
+    value = (found**2).mean()
+    return value + (0 if extra is None else extra), (value, found)
 
-  (value, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  (_, (value, found)), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return value, grads, found

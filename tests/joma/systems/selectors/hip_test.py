@@ -1,11 +1,7 @@
 """HiP: what it finds, what it costs, and what it is when it keeps all."""
 
 import functools
-from importlib import metadata
 import itertools
-import math
-import re
-from typing import NamedTuple
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,20 +19,17 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.systems.selectors import taken
 from tests.joma.transformer import applied
 
 _TOLERANCE = 1e-6  # The acceptance.
-# Of compiled programs: name, dimensions, kind and operands.
-_INSTRUCTION = re.compile(
-    r"%([\w.-]+) = \w+\[([\d,]*)\]\S* ([\w-]+)\(([^)]*)\)"
-)
 
 
 @functools.cache
-def _model(entry, num_layers=2):
+def _model(entry):
   config = configs.TransformerConfig(
       vocab_size=17,
-      num_layers=num_layers,
+      num_layers=2,
       embed_dim=16,
       num_heads=4,
       num_kv_heads=2,
@@ -226,8 +219,8 @@ class HipTest(parameterized.TestCase):
     By XLA's account of the program as it is compiled, but before fusion: within
     a fusion it takes a gather to read all of its operand.
     """
-    small, large = (_step_bytes("hip:k=512", n) for n in (4096, 65_536))
-    dense = [_step_bytes("", n) for n in (4096, 65_536)]
+    small, large = (taken.step_bytes("hip:k=512", n) for n in (4096, 65_536))
+    dense = [taken.step_bytes("", n) for n in (4096, 65_536)]
     # log2(16) more steps, of 2 m keys each.
     self.assertLess(large, 1.1 * small)
     self.assertGreater(dense[1], 12 * dense[0])
@@ -242,19 +235,19 @@ class HipTest(parameterized.TestCase):
     the compiled program; the new key is scattered in place. The twin is dense
     attention, whose products have all of the cache as operand.
     """
-    small, large = (_taken("hip:k=512", n) for n in (4096, 65_536))
-    for taken in (small, large):
-      self.assertEqual(taken.others, {"scatter"})
+    small, large = (taken.taken("hip:k=512", n) for n in (4096, 65_536))
+    for found in (small, large):
+      self.assertEqual(found.others, {"scatter"})
     # A key and a value of m + 2 blocks of 128 in each of 2 x 2 heads, and in
     # each step of the search 2 m keys; log2(C / 512) steps.
     blocks = 2 * 2 * (4 + 2) * 128
-    for taken, num_steps in ((small, 3), (large, 7)):
+    for found, num_steps in ((small, 3), (large, 7)):
       searched = 2 * 2 * 2 * 4 * num_steps
-      self.assertEqual(taken.elements, 8 * (2 * blocks + searched))
+      self.assertEqual(found.elements, 8 * (2 * blocks + searched))
     self.assertLess(large.elements, 1.1 * small.elements)
     # No array beside the caches, such as scores of all keys, grows with them.
     self.assertEqual(small.largest, large.largest)
-    self.assertIn("dot", _taken("", 4096).others)
+    self.assertIn("dot", taken.taken("", 4096).others)
 
   def test_what_does_not_fit_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "multiple of block=128"):
@@ -272,60 +265,6 @@ class HipTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=2 * _TOLERANCE)
     got = _steps(model, params, tokens, 20)
     chex.assert_trees_all_close(got, want, atol=10 * _TOLERANCE)
-
-
-@functools.cache
-def _lowered_step(entry, length):
-  model, params, _ = _model(entry, num_layers=1)
-  cache = jax.eval_shape(lambda: full_cache.init(model.config, 2, length))
-  step = jax.jit(
-      lambda tokens, positions, cache: model.apply(
-          {"params": params}, tokens, positions=positions, kv_cache=cache
-      ),
-      donate_argnums=2,
-  )
-  one = jax.ShapeDtypeStruct((2, 1), jnp.int32)
-  return step.lower(one, one, cache)
-
-
-def _step_bytes(entry, length):
-  return _lowered_step(entry, length).cost_analysis()["bytes accessed"]
-
-
-class _Taken(NamedTuple):
-  """What a compiled step does with its caches.
-
-  Attributes:
-    elements: That gathers and slices take out of them.
-    others: Other instructions that have one of them as operand.
-    largest: Elements of the largest array that is none of them.
-  """
-
-  elements: int
-  others: set[str]
-  largest: int
-
-
-def _taken(entry, length):
-  # As users compile: without these a scatter and its index are taken apart.
-  is_old = metadata.version("jaxlib") < "0.11"  # 0.11 knows no other way.
-  options = {"xla_cpu_use_fusion_emitters": True} if is_old else {}
-  program = _lowered_step(entry, length).compile(compiler_options=options)
-  program = program.as_text()
-  shape = (2, 2, length, 8)  # Two sequences, two heads of 8.
-  shapes, calls = {}, []
-  for name, dims, kind, operands in _INSTRUCTION.findall(program):
-    shapes[name] = tuple(int(n) for n in dims.split(",") if n)
-    calls.append((name, kind, re.findall(r"%([\w.-]+)", operands)))
-  elements, others = 0, set()
-  for name, kind, operands in calls:
-    if any(shapes.get(operand) == shape for operand in operands):
-      if kind in ("gather", "dynamic-slice"):
-        elements += math.prod(shapes[name])
-      elif kind != "fusion":  # Its instructions are listed on their own.
-        others.add(kind)
-  rest = [math.prod(x) for x in shapes.values() if x != shape]
-  return _Taken(elements, others, max(rest))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,219 @@
+"""The lightning indexer of DeepSeek's sparse attention chooses keys by tokens.
+
+  I_ts = (J E)^-1/2 sum_j w_tj ReLU(q_tj k_s),   q, k, w projections of x
+
+A query reads the keys of greatest I, the same for all heads
+(https://arxiv.org/abs/2512.02556). Of one key a token and few heads the choice
+is cheap, though every token is looked at; a decode step keeps these keys and
+reads `k` of the others. Its parameters learn from a loss of their own, the
+distance of softmax(I) to what attention gave each key, summed over heads, over
+the keys that were read:
+
+  loss = mean over t of KL(mean over heads of weights_t | softmax of I_t)
+
+x and weights are without gradient there. Ours differs in small things: no norm
+of the index keys, rotary positions on all of them.
+
+Letters: B batch, T queries, D width, S keys, N query heads, K key and value
+heads, G = N / K, J heads of the indexer, E = H head size, C blocks, W blocks
+that are read.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from joma.systems.selectors import block_cache
+from joma.systems.selectors import indexer_loss
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas import masks
+from kernels_pallas import selection
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
+
+# Queries that choose at a time.
+_SIZE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Indexer:
+  """A selector.
+
+  Attributes:
+    k: Keys that a query reads, a multiple of `block`.
+    block: Keys that are read together, by the best of them.
+    heads: J.
+  """
+
+  name: ClassVar[str] = "indexer"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2512.02556"
+  neutral: ClassVar[str] = "indexer:k=1048576"
+  axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
+      "query": ("fsdp", None, None),
+      "key": ("fsdp", None),
+      "weight": ("fsdp", None),
+  }
+
+  k: int = 2048
+  block: int = 1
+  heads: int = 4
+
+  def __post_init__(self):
+    require.at_least("indexer: heads", self.heads, 1)
+    if self.block < 1 or self.k < self.block or self.k % self.block:
+      raise errors.UserError(
+          f"indexer: k={self.k} must be a multiple of block={self.block}."
+      )
+
+  def init_params(
+      self, key: Array, config: configs.TransformerConfig, layer: int
+  ) -> dict[str, Array]:
+    """Returns `query` [D, J, E], `key` [D, E] and `weight` [D, J]."""
+    width, size = config.embed_dim, config.head_dim
+    shapes = {
+        "query": (width, self.heads, size),
+        "key": (width, size),
+        "weight": (width, self.heads),
+    }
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: width**-0.5 * jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+  def keys(
+      self, params: hooks.Params, call: hooks.Call
+  ) -> Float[Array, "B T E"]:
+    """Index keys, rotated, float32."""
+    found = jnp.einsum("BTD,DE->BTE", _input(call), params["key"])
+    return call.rotate(found[:, :, None], call.positions)[:, :, 0]
+
+  def queries(
+      self, params: hooks.Params, call: hooks.Call
+  ) -> tuple[Float[Array, "B T J E"], Float[Array, "B T J"]]:
+    """Index queries, rotated, and the weights of their heads; float32."""
+    query = jnp.einsum("BTD,DJE->BTJE", _input(call), params["query"])
+    weight = jnp.einsum("BTD,DJ->BTJ", _input(call), params["weight"])
+    factor = (query.shape[-1] * self.heads) ** -0.5
+    return call.rotate(query, call.positions), factor * weight
+
+  def select(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B S K H"],
+      mask: masks.Mask,
+  ) -> selection.Selection:
+    """Returns the blocks of each query, the same for all heads."""
+    index_key = self.keys(params, call)
+    batch, length, _ = index_key.shape
+    size = min(_SIZE, length)
+    cut = (
+        lambda x: jnp.pad(
+            x, ((0, 0), (0, -length % size)) + ((0, 0),) * (x.ndim - 2)
+        )
+        .reshape(batch, -1, size, *x.shape[2:])
+        .swapaxes(0, 1)
+    )
+    vectors = map(cut, self.queries(params, call))
+    starts = jnp.arange(0, length, size)
+
+    def find(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+      query, weight, start = part
+      last = jnp.broadcast_to(start + jnp.arange(size)[None], (batch, size))
+      scores = index_scores(query, weight, index_key)
+      return self._best(scores, last)
+
+    blocks, is_valid = jax.lax.map(find, (*vectors, starts))
+    join = lambda x: x.swapaxes(0, 1).reshape(batch, 1, -1, x.shape[-1])
+    count = join(is_valid)[:, :, :length].sum(axis=-1).astype(jnp.int32)
+    return selection.Selection(
+        join(blocks)[:, :, :length], count, mask, 1, self.block
+    )
+
+  def _best(
+      self, scores: Float[Array, "B T S"], last: Int[Array, "B T"]
+  ) -> tuple[Int[Array, "B T W"], Bool[Array, "B T W"]]:
+    """Blocks of the greatest scores of keys up to each query's last."""
+    scores = jax.lax.stop_gradient(scores)
+    place = jnp.arange(scores.shape[-1])[None, None]
+    scores = jnp.where(place <= last[..., None], scores, -jnp.inf)
+    fill = ((0, 0), (0, 0), (0, -scores.shape[-1] % self.block))
+    scores = jnp.pad(scores, fill, constant_values=-jnp.inf)
+    of_blocks = scores.reshape(*last.shape, -1, self.block).max(axis=-1)
+    width = min(self.k // self.block, of_blocks.shape[-1])
+    greatest, blocks = jax.lax.top_k(of_blocks, width)
+    return blocks.astype(jnp.int32), greatest > -jnp.inf
+
+  def losses(
+      self, params: hooks.Params, call: hooks.Call, made: hooks.Made
+  ) -> dict[str, Float[Array, ""]]:
+    """Returns how far the index is from attention."""
+    index = (*self.queries(params, call), self.keys(params, call))
+    return {"index": indexer_loss.distance(index_scores, index, call, made)}
+
+  def init_summary(
+      self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
+  ) -> Float[Array, "B S E"]:
+    """Index keys of all tokens."""
+    shape = (batch_size, num_blocks * self.block, config.head_dim)
+    return jnp.zeros(shape)
+
+  def summarize(
+      self,
+      summary: Float[Array, "B S E"],
+      call: hooks.Call,
+      key: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+  ) -> Float[Array, "B S E"]:
+    """Adds the index keys of new tokens."""
+    new = self.keys(call.params[self.name], call)
+    place = jnp.where(positions < 0, summary.shape[1], positions)
+    rows = jnp.arange(len(summary))[:, None]
+    return summary.at[rows, place].set(new, mode="drop")
+
+  def choose_by(
+      self,
+      query: Float[Array, "B K G H"],
+      summary: Float[Array, "B S E"],
+      position: Int[Array, "B"],
+      call: hooks.Call,
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+    """Returns what one query a sequence reads, the same for all heads."""
+    own = self.queries(call.params[self.name], call)
+    scores = index_scores(*own, summary)
+    found = self._best(scores, position[:, None])
+    shape = (*query.shape[:2], found[0].shape[-1])
+    blocks, is_valid = (jnp.broadcast_to(x, shape) for x in found)
+    return blocks, is_valid
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns an empty cache of keys, values and index keys."""
+    return block_cache.init(self, config, batch_size, capacity, dtype)
+
+
+def index_scores(
+    query: Float[Array, "B T J E"],
+    weight: Float[Array, "B T J"],
+    key: Float[Array, "B S E"],
+) -> Float[Array, "B T S"]:
+  """I, of every pair."""
+  products = jnp.einsum("BTJE,BSE->BTJS", query, key)
+  return jnp.einsum("BTJ,BTJS->BTS", weight, jax.nn.relu(products))
+
+
+def _input(call: hooks.Call) -> Float[Array, "B T D"]:
+  """What the layer reads: the index is no reason for it to change."""
+  return jax.lax.stop_gradient(call.x).astype(jnp.float32)
