@@ -18,8 +18,11 @@ from launch import run
 from scansnap_jax.experiment import json_file
 
 _WORKDIR = run.define_workdir("Local folder of the report.")
-_RUNS = flags.DEFINE_list(
-    "runs", None, "Folders of finished runs.", required=True
+_RUNS = flags.DEFINE_string(
+    "runs",
+    None,
+    "Folders of finished runs, with commas between.",
+    required=True,
 )
 _REFERENCE_CSV = run.define_reference_csv()
 
@@ -29,7 +32,8 @@ def main(_: list[str]) -> None:
   # Imported here, so that --help and wrong flags answer at once.
   from joma.transformer.training import report
 
-  runs = [json_file.local_path(folder) for folder in _RUNS.value]
+  names = json_file.split_paths(_RUNS.value)
+  runs = [json_file.local_path(name) for name in names]
   check = lambda: [report.read_summary(folder) for folder in runs]
   with run.start("compare_lm", _folder, check=check) as this:
     this.finish(
@@ -44,10 +48,7 @@ def main(_: list[str]) -> None:
 
 
 def _folder() -> run.Folder:
-  given = {
-      "runs": ",".join(_RUNS.value),
-      "reference_csv": _REFERENCE_CSV.value,
-  }
+  given = {"runs": _RUNS.value, "reference_csv": _REFERENCE_CSV.value}
   lines = flag_config.lines_of(given)
   return run.Folder(_WORKDIR.value, given, "".join(lines))
 

@@ -29,6 +29,7 @@ import numpy as np
 from launch import app
 from launch import flag_config
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 
 flags.disclaim_key_flags()  # --help lists the flags under the script.
@@ -86,10 +87,11 @@ def writer(path: str | None) -> Callable[[object], None]:
   """
   if path is None:
     return lambda result: None
-  if not pathlib.Path(path).absolute().parent.is_dir():
+  file = json_file.local_path(path)
+  if not file.absolute().parent.is_dir():
     raise errors.UserError(f"--output={path} is in no folder that exists")
   return lambda result: workdir.write_atomic(
-      path, json.dumps(result, indent=2) + "\n"
+      file, json.dumps(result, indent=2) + "\n"
   )
 
 

@@ -60,7 +60,9 @@ def _parse_int(digits: str) -> int:
 
 
 def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
-  """Returns the text of a regular UTF-8 file.
+  """Returns the text of a regular UTF-8 file, its line ends as they are.
+
+  A byte order mark at its beginning is no text.
 
   Raises:
     UserError: As `read_object`, JSON aside.
@@ -72,7 +74,7 @@ def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
       raise errors.UserError(
           f"{path} has {size} bytes; at most {most_bytes} are read."
       )
-    return path.read_text(encoding="utf-8-sig")
+    return path.read_bytes().decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise errors.UserError(f"{path} is not UTF-8: {error}") from error
   except OSError as error:
@@ -85,6 +87,22 @@ def local_path(name: str | os.PathLike[str]) -> pathlib.Path:
   `~nobody/x`, of whom there is none here, is a name like any other.
   """
   return pathlib.Path(os.path.expanduser(name))
+
+
+def split_paths(text: str) -> list[str]:
+  """Cuts a list of paths at its commas, but never a path that is there.
+
+  Of two ways to read `a,b` the longer path counts. Spaces around a path go,
+  unless it has them itself.
+  """
+  parts, found = text.split(","), []
+  while parts:
+    starts = [",".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    names = (name for start in starts for name in (start, start.strip()))
+    there = (name for name in names if os.path.exists(local_path(name)))
+    found.append(next(there, parts[0].strip()))
+    parts = parts[1 + found[-1].count(",") :]
+  return found
 
 
 def check_regular(path: pathlib.Path) -> None:

@@ -135,10 +135,10 @@ joma/transformer/text/tokenizer.py
 @ test_ids_are_by_falling_frequency_then_by_characters
 
 joma/transformer/text/streaming.py
-- self._sent = len(self._tokenizer.decode(self._context))
-+ self._sent = 0
+- self._shown = self._tokenizer.decode(self._context)
++ self._shown = ""
 ? streamed text repeats itself
-@ tests/joma/transformer/text/tokenizer_test.py
+@ tests/joma/transformer/text/streaming_test.py
 @ test_a_character_comes_whole_with_its_last_byte
 
 joma/transformer/text/tokenizer.py

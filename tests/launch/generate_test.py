@@ -95,11 +95,13 @@ class GenerateTest(absltest.TestCase):
   def test_a_line_of_a_prompt_file_ends_at_line_feeds_alone(self):
     path = pathlib.Path(self.create_tempdir().full_path) / "prompts.txt"
     path.write_bytes(
-        b"\xef\xbb\xbfone\r\n" + "two\u2028\x0cand a half\nthree".encode()
+        b"\xef\xbb\xbfone\r\n"
+        + "two\u2028\x0cand a\rhalf\x85\u2029\nthree".encode()
     )
     with flagsaver.flagsaver(prompt_file=str(path)):
       self.assertEqual(
-          generate._read_prompts(), ["one", "two\u2028\x0cand a half", "three"]
+          generate._read_prompts(),
+          ["one", "two\u2028\x0cand a\rhalf\x85\u2029", "three"],
       )
     path.write_bytes(b"caf\xe9\n")
     with flagsaver.flagsaver(prompt_file=str(path)):

@@ -81,9 +81,9 @@ def texts(
     UserError: A file or corpus is not there, or too short.
   """
   if config.texts:
-    return [
-        np.stack([_first(config, tokenizer, path) for path in config.texts])
-    ]
+    # The flag was cut at its commas, of which a path may have some itself.
+    paths = json_file.split_paths(",".join(config.texts))
+    return [np.stack([_first(config, tokenizer, path) for path in paths])]
   corpus = corpus_lib.load(
       config.corpus, tokenizer=tokenizer, data_dir=data_dir
   )

@@ -6,6 +6,8 @@ Any here, for their type would be an import.
 
 import dataclasses
 import importlib
+import types
+import typing
 from typing import Any
 
 from scansnap_jax.experiment import errors
@@ -46,6 +48,13 @@ DEFAULT = ("h2o", "tova", "streaming_llm", "keydiff")
 COMPARED = ("h2o", "streaming_llm")
 # What heads keep that need sinks and the last tokens alone.
 STREAMING = "streaming_llm"
+_PLAIN = {
+    bool: "true or false",
+    int: "an int",
+    float: "a float",
+    str: "a name",
+    type(None): "none",
+}
 # By which a wrapper shares slots out where it stands alone.
 _WRAPPED = "h2o"
 
@@ -130,7 +139,8 @@ def from_name(name: str, **fields: Any) -> Any:
     **fields: Of its class.
 
   Raises:
-    UserError: If the name or a field is unknown.
+    UserError: If the name or a field is unknown, or a value of another type
+      than its field.
   """
   known = all_policies()
   if name not in known:
@@ -146,7 +156,29 @@ def from_name(name: str, **fields: Any) -> Any:
         f"policy={name!r} has no {unknown[0]!r}; it has"
         f" {', '.join(sorted(names))}."
     )
+  hints = typing.get_type_hints(policy)
+  for field, value in fields.items():
+    fields[field] = _typed(f"policy={name!r}", field, value, hints[field])
   return policy(**fields)
+
+
+def _typed(policy: str, field: str, value: object, hint: Any) -> object:
+  """Returns a setting as its field has it: beta=1 is meant as beta=1.0.
+
+  Raises:
+    UserError: If it is of another type.
+  """
+  kinds = typing.get_args(hint) if _is_union(hint) else (hint,)
+  if float in kinds and type(value) is int:
+    return float(value)
+  if {*kinds} <= {*_PLAIN} and type(value) not in kinds:
+    wanted = " or ".join(_PLAIN[kind] for kind in kinds)
+    raise errors.UserError(f"{policy}: {field}={value} must be {wanted}.")
+  return value
+
+
+def _is_union(hint: Any) -> bool:
+  return isinstance(hint, types.UnionType)
 
 
 def all_policies() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import glob
 import itertools
+import os
 import pathlib
 import re
 from typing import Any
@@ -40,18 +41,24 @@ def find_models(values: list[str]) -> list[pathlib.Path]:
     UserError: A pattern fits nothing.
   """
   folders = []
-  # A folder whose own name has a comma or a bracket is meant as it is.
-  is_there = lambda name: json_file.local_path(name).is_dir()
-  parts = [[v] if is_there(v) else v.split(",") for v in values]
-  for value in itertools.chain.from_iterable(parts):
-    found = [value]
-    if glob.has_magic(value) and not is_there(value):
-      pattern = str(json_file.local_path(value))
-      found = sorted(glob.glob(pattern), key=_numbers_by_value)
+  for value in itertools.chain.from_iterable(
+      map(json_file.split_paths, values)
+  ):
+    found, path = [value], json_file.local_path(value)
+    if glob.has_magic(value) and not path.exists():
+      found = sorted(glob.glob(_pattern(path)), key=_numbers_by_value)
       if not found:
         raise errors.UserError(f"model={value} fits no folder.")
     folders += [json_file.local_path(name) for name in found]
   return folders
+
+
+def _pattern(path: pathlib.Path) -> str:
+  """A pattern for glob; folders that are there are meant as they are."""
+  there = [p for p in path.parents if p.exists()]
+  if not there:
+    return str(path)
+  return os.path.join(glob.escape(str(there[0])), path.relative_to(there[0]))
 
 
 def _numbers_by_value(name: str) -> list[tuple[int, int, str]]:

@@ -76,7 +76,7 @@ def read(folder: str | os.PathLike[str]) -> ChatTemplate:
   Raises:
     UserError: There is none, it is no template, or Jinja is not installed.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = json_file.local_path(folder)
   path = folder / "tokenizer_config.json"
   config = json_file.read_object(path) if path.exists() else {}
   source, text = _find(folder, config)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 import operator
+import os
 from typing import SupportsIndex
 
 from joma.transformer.text import tokenizer as tokenizer_lib
@@ -14,7 +15,9 @@ class StreamDecoder:
   """Turns ids into text piece by piece; no character is ever cut.
 
   The pieces, `finish` included, make what `decode` gives of all ids of a text
-  at once. What ends in a character that may lack bytes is held back.
+  at once. What later ids may change is held back: the end of a character that
+  may lack bytes, and tokens of single bytes as long as more of them come, for
+  one that is no UTF-8 makes replacement characters of all its neighbours.
   """
 
   def __init__(
@@ -34,29 +37,54 @@ class StreamDecoder:
     # first group of them is context: decoders treat the start of a text apart.
     self._context = [operator.index(token) for token in prompt_ids]
     self._pending: list[int] = []
-    text = tokenizer.decode(self._context) if self._context else ""
-    self._sent = len(text.rstrip(_REPLACEMENT))
+    self._shown = tokenizer.decode(self._context) if self._context else ""
+    self._is_at_prompt = bool(self._context)
 
   def push(self, *ids: SupportsIndex) -> str:
     """Takes ids that come next and returns the text that is now certain."""
     self._pending += map(operator.index, ids)
-    text = self._tokenizer.decode(self._context + self._pending)
-    # All of them: some decoders show a run of bytes so while its end is open.
-    certain = text.rstrip(_REPLACEMENT)
+    text = self._decode()
+    certain = self._certain(text)
     piece = self._advance(certain)
     if piece and certain == text:
       self._context, self._pending = self._pending, []
-      self._sent = len(self._tokenizer.decode(self._context))
+      self._shown = self._tokenizer.decode(self._context)
     return piece
 
   def finish(self) -> str:
     """Returns what was held back, incomplete as it is."""
-    return self._advance(self._tokenizer.decode(self._context + self._pending))
+    return self._advance(self._decode())
+
+  def _decode(self, *more: int) -> str:
+    return self._tokenizer.decode([*self._context, *self._pending, *more])
+
+  def _certain(self, text: str) -> str:
+    """Returns what of a text no id can change that may come."""
+    spoiler = self._tokenizer.spoiler
+    if spoiler is not None:
+      text = os.path.commonprefix([text, self._decode(spoiler)])
+    # All of them: some decoders show a run of bytes so while its end is open.
+    return text.rstrip(_REPLACEMENT)
 
   def _advance(self, text: str) -> str:
-    piece = text[self._sent :]
-    self._sent = max(self._sent, len(text))
+    if self._shown.startswith(text):
+      return ""
+    if not text.startswith(self._shown):
+      text = self._after_other(text)
+    piece = text[len(self._shown) :]
+    self._shown, self._is_at_prompt = text, False
     return piece
+
+  def _after_other(self, text: str) -> str:
+    """Returns the text to go on with where it is no longer what was shown."""
+    common = os.path.commonprefix([self._shown, text])
+    is_open = common == self._shown.rstrip(_REPLACEMENT)
+    if self._is_at_prompt and not is_open:
+      # Bytes that spoil those of the prompt, which stands as it is.
+      self._context, self._shown = [], ""
+      return self._decode()
+    self._shown = common  # A character that began in the prompt is whole now.
+    return text
 
 
 def stream_decode(

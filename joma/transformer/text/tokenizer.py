@@ -44,6 +44,8 @@ class Tokenizer(Protocol):
   Attributes:
     name: `bytes`, `words` or `bpe`.
     vocab_size: V; ids lie in [0, V).
+    spoiler: Id of a byte that makes single bytes right before it, which would
+      be text, replacement characters; None where no token does.
   """
 
   @property
@@ -54,6 +56,11 @@ class Tokenizer(Protocol):
   @property
   def vocab_size(self) -> int:
     """V."""
+    ...
+
+  @property
+  def spoiler(self) -> int | None:
+    """What may change the text of ids before it."""
     ...
 
   def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
@@ -81,6 +88,7 @@ class Bytes:
 
   name = "bytes"
   vocab_size = 256
+  spoiler = None
 
   def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
     """Returns the bytes of the text as int32; none is special."""
@@ -107,6 +115,7 @@ class Words:
 
   words: tuple[str, ...]
   name = "words"
+  spoiler = None
 
   def __post_init__(self):
     if not self.words or self.words[0] != UNKNOWN:
@@ -166,6 +175,13 @@ class Bpe:
   def vocab_size(self) -> int:
     """V: one more than the largest id, added tokens included."""
     return 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)
+
+  @functools.cached_property
+  def spoiler(self) -> int | None:
+    """A byte that begins a character: none is whole that ends with it."""
+    names = (f"<0x{byte:02X}>" for byte in range(0xFF, 0xBF, -1))
+    ids = map(self._tokenizer.token_to_id, names)
+    return next((token for token in ids if token is not None), None)
 
   def encode(self, text: str, *, special: bool = True) -> Int[np.ndarray, "T"]:
     """Returns ids, with the special tokens that tokenizer.json adds itself.

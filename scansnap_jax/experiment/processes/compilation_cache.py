@@ -13,6 +13,8 @@ import platform
 import sys
 import warnings
 
+from scansnap_jax.experiment import json_file
+
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 # A program that takes less is compiled again sooner than it is read.
@@ -40,7 +42,7 @@ def use(asked: str | None) -> str | None:
     return None
   if asked is None and os.environ.get(_FOLDER):
     return None
-  folder = pathlib.Path(asked).expanduser() if asked else default(os.environ)
+  folder = json_file.local_path(asked) if asked else default(os.environ)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -158,6 +158,12 @@ class WriterTest(absltest.TestCase):
     harness.writer(str(path))({"a": [1]})
     self.assertEqual(json.loads(path.read_text()), {"a": [1]})
 
+  def test_the_home_folder_is_found(self):
+    root = self.create_tempdir().full_path
+    with mock.patch.dict(os.environ, HOME=root):
+      harness.writer("~/bench [1], 2.json")({})
+    self.assertEqual(os.listdir(root), ["bench [1], 2.json"])
+
   def test_a_folder_that_does_not_exist_is_told_before_anything_is_measured(
       self,
   ):

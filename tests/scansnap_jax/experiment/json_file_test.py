@@ -70,6 +70,24 @@ class NamesTest(absltest.TestCase):
       for name, path in (("~/a", "/home/me/a"), ("~nobody_here/a",) * 2):
         self.assertEqual(json_file.local_path(name), pathlib.Path(path))
 
+  def test_lists_of_paths_are_cut_at_commas_that_are_no_name(self):
+    root = self.create_tempdir().full_path
+    for name in ("a", "a,b", "c, d,e", "f[1]"):
+      os.mkdir(os.path.join(root, name))
+    with mock.patch.dict(os.environ, HOME=root):
+      for text, want in (
+          ("~/a, ~/x ,~/f[1]", ["~/a", "~/x", "~/f[1]"]),
+          ("~/a,b,~/c, d,e", ["~/a,b", "~/c, d,e"]),
+          ("~nobody_here/a,b", ["~nobody_here/a", "b"]),
+          ("x" * 5000 + ",\0", ["x" * 5000, "\0"]),
+      ):
+        self.assertEqual(json_file.split_paths(text), want)
+
+  def test_a_text_is_read_as_it_is_without_its_byte_order_mark(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / "text"
+    path.write_bytes(b"\xef\xbb\xbfa\rb\r\nc\n")
+    self.assertEqual(json_file.read_text(path), "a\rb\r\nc\n")
+
   def test_whole_numbers_that_no_float_holds_are_refused(self):
     self.assertEqual(json_file.parse_object('{"a": 12}', "x"), {"a": 12})
     with self.assertRaisesRegex(UserError, "x is .* of 400 digits"):

@@ -31,12 +31,18 @@ class ParseTest(parameterized.TestCase):
     self.assertEqual(found, h2o.H2O(score="ema", decay=0.9))
     found = policy_names.parse("streaming_llm:num_sinks=2")
     self.assertEqual(found.num_sinks, 2)
+    found = policy_names.parse("pyramidkv:beta=1")
+    self.assertIsInstance(found.beta, float)
 
   @parameterized.parameters(
       ("h3o", "h3o.*h2o"),
       ("h2o:colour=red", "colour"),
       ("h2o:score=worst", "worst"),
       ("h2o:score", "written :name=value"),
+      ("h2o:decay=abc", "decay=abc must be a float"),
+      ("snapkv:window=1.5", "window=1.5 must be an int"),
+      ("h2o:num_sinks=true", "num_sinks=True must be an int"),
+      ("adakv:window:num_recent=x", "num_recent=x must be an int or none"),
   )
   def test_policies_that_are_none(self, name, message):
     with self.assertRaisesRegex(errors.UserError, message):

@@ -61,6 +61,16 @@ class FindModelsTest(absltest.TestCase):
       found = measure.find_models([str(root / name)])
       self.assertEqual(found, [root / name])
 
+  def test_among_others_and_around_patterns_names_are_what_is_there(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    for name in ("a,b", "a", "c[1]/step2", "c[1]/step10", "c1/step3"):
+      (root / name).mkdir(parents=True)
+    value = f"{root}/a, {root}/a,b,{root}/c[1]/step*"
+    self.assertEqual(
+        measure.find_models([value]),
+        [root / n for n in ("a", "a,b", "c[1]/step2", "c[1]/step10")],
+    )
+
   def test_the_home_folder_is_found(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     (root / "step1").mkdir()

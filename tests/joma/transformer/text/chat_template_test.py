@@ -62,6 +62,8 @@ class ChatTemplateTest(parameterized.TestCase):
   def test_a_folder_without_one_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "has no chat template: "):
       self._read(tokenizer_config__json={"chat_template": 3})
+    with self.assertRaisesRegex(errors.UserError, "~nobody_here has no chat"):
+      chat_template.read("~nobody_here")
 
   @parameterized.parameters(
       ("{{ raise_exception('only users') }}", "fails: only users"),

@@ -8,7 +8,6 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from joma.transformer.text import streaming
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 
@@ -22,7 +21,7 @@ def _bpe(vocab_size=300, text=_TEXT * 3):
   return tokenizer_lib.learn_bpe([text], vocab_size)
 
 
-def _byte_fallback():
+def byte_fallback():
   """As Llama's: a few pieces, other characters byte by byte."""
   library = pytest.importorskip("tokenizers")
   pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -110,7 +109,7 @@ class BpeTest(parameterized.TestCase):
       tokenizer_lib.learn_bpe([_TEXT], 255)
 
   def test_special_tokens_are_those_of_the_file_and_nothing_is_cut(self):
-    library = _byte_fallback()
+    library = byte_fallback()
     library.enable_truncation(3)
     library.enable_padding(length=20)
     bpe = tokenizer_lib.Bpe(library.to_str())
@@ -159,80 +158,7 @@ class SaveTest(parameterized.TestCase):
       tokenizer_lib.from_folder(folder)
 
 
-def _with_decoder(name):
-  """Three ways in which spaces are put back, on words as tokens."""
-  library = pytest.importorskip("tokenizers")
-  vocab = {"[UNK]": 0}
-  start = "" if name == "wordpiece" else "\u2581"
-  for word in ("The", "king", "is", "in", "Paris"):
-    vocab[start + word] = len(vocab)
-  made = library.Tokenizer(library.models.WordLevel(vocab, unk_token="[UNK]"))
-  if name == "wordpiece":
-    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
-    made.decoder = library.decoders.WordPiece()
-  else:
-    made.pre_tokenizer = library.pre_tokenizers.Metaspace()
-    made.decoder = library.decoders.Metaspace()
-  if name == "strip":
-    made.decoder = library.decoders.Sequence([
-        library.decoders.Replace("\u2581", " "),
-        library.decoders.ByteFallback(),
-        library.decoders.Fuse(),
-        library.decoders.Strip(" ", 1, 0),
-    ])
-  return tokenizer_lib.Bpe(made.to_str())
-
-
-class StreamTest(parameterized.TestCase):
-
-  def _assert_streams(self, tokenizer, ids):
-    pieces = list(streaming.stream_decode(tokenizer, ids))
-    self.assertNotIn("", pieces)
-    self.assertEqual("".join(pieces), tokenizer.decode(ids))
-    return pieces
-
-  @parameterized.parameters("bytes", "words", "bpe", "byte_fallback")
-  def test_pieces_make_the_text(self, kind):
-    tokenizer = {
-        "bytes": tokenizer_lib.Bytes,
-        "words": lambda: tokenizer_lib.learn_words([_TEXT]),
-        "bpe": lambda: _bpe(256),
-        "byte_fallback": lambda: tokenizer_lib.Bpe(_byte_fallback().to_str()),
-    }[kind]()
-    ids = tokenizer.encode(_TEXT)
-    pieces = self._assert_streams(tokenizer, ids)
-    self.assertNotIn("\ufffd", "".join(pieces))
-
-  @parameterized.parameters("bytes", "byte_fallback")
-  def test_a_character_comes_whole_with_its_last_byte(self, kind):
-    if kind == "bytes":
-      tokenizer, shift = tokenizer_lib.Bytes(), 0
-    else:
-      tokenizer, shift = tokenizer_lib.Bpe(_byte_fallback().to_str()), 2
-    decoder = streaming.StreamDecoder(tokenizer)
-    pieces = [decoder.push(byte + shift) for byte in "é🙂x".encode()]
-    self.assertEqual(pieces, ["", "é", "", "", "", "🙂", "x"])
-    self.assertEqual(decoder.finish(), "")
-
-  def test_bytes_that_are_no_text_make_what_decode_makes(self):
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-      ids = rng.choice([65, 66, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xFF], size=12)
-      self._assert_streams(tokenizer_lib.Bytes(), ids)
-
-  def test_special_tokens_leave_the_space_after_them(self):
-    tokenizer = tokenizer_lib.Bpe(_byte_fallback().to_str())
-    self._assert_streams(tokenizer, [1, 261, 1, 1, 262, 1])
-
-  @parameterized.parameters("strip", "metaspace", "wordpiece")
-  def test_behind_a_prompt_pieces_go_on_its_text(self, decoder):
-    bpe = _with_decoder(decoder)
-    text = "The king is in Paris"
-    ids = bpe.encode(text).tolist()
-    whole = bpe.decode(ids)
-    for cut in range(1, len(ids)):
-      pieces = streaming.stream_decode(bpe, ids[cut:], ids[:cut])
-      self.assertEqual(bpe.decode(ids[:cut]) + "".join(pieces), whole)
+class RefusedTest(parameterized.TestCase):
 
   @parameterized.parameters("bytes", "words", "bpe")
   def test_lone_surrogates_are_refused(self, kind):
@@ -243,10 +169,6 @@ class StreamTest(parameterized.TestCase):
     }
     with self.assertRaisesRegex(errors.UserError, "lone surrogates"):
       learned[kind]().encode("a \udcff b")
-
-  def test_an_unfinished_character_comes_with_the_end(self):
-    pieces = self._assert_streams(tokenizer_lib.Bytes(), [65, 0xF0, 0x9F])
-    self.assertEqual(pieces, ["A", "\ufffd"])
 
 
 class JsonTest(absltest.TestCase):
