@@ -56,17 +56,18 @@ def choose_for(
     module_of: Callable[[Implementation], types.ModuleType],
     *workload: object,
 ) -> Implementation:
-  """As `choose`, where the GPU's kernels may say that they lack something.
+  """As `choose`, where kernels may say that they lack something.
 
   Args:
     implementation: What the user asked for.
-    module_of: The op's module by name; that of "pallas_gpu" has `why_not`.
+    module_of: The op's module by name; that of kernels may have `why_not`.
     *workload: Arguments of `why_not`, which returns None where it can.
   """
   chosen = choose(implementation, {"tpu": "pallas_tpu", "gpu": "pallas_gpu"})
-  if implementation is None and chosen == "pallas_gpu":
-    # Hopper's tensor cores have no float32, among other things.
-    return "xla" if module_of(chosen).why_not(*workload) else chosen
+  if implementation is None and chosen.startswith("pallas"):
+    # Hopper's tensor cores have no float32, a TPU's lanes no block of 64 keys.
+    why_not = getattr(module_of(chosen), "why_not", None)
+    return "xla" if why_not is not None and why_not(*workload) else chosen
   return chosen
 
 

@@ -22,6 +22,7 @@ from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 
 Config = plan_lib.AttentionTpuConfig
+why_not = plan_lib.why_not
 
 
 def forward(

@@ -7,6 +7,7 @@ that a program can be made for a chip that is not there.
 import dataclasses
 from typing import Literal
 
+import jax
 from jax.experimental import pallas as pl
 import numpy as np
 
@@ -157,6 +158,24 @@ def check(config: object) -> None:
         f"block_kv={block_kv} must be a multiple of the {_LANES} lanes of a"
         f" TPU, such as {memory.round_up(block_kv)}"
     )
+
+
+def why_not(
+    query: jax.Array | jax.ShapeDtypeStruct,
+    where: differentiable.Where = None,
+) -> str | None:
+  """Says why a TPU cannot tile keys as a selection has them; None if it can.
+
+  Args:
+    query: Any; asked for by all platforms alike.
+    where: A mask is tiled in any case.
+  """
+  del query
+  if not isinstance(where, selection_lib.Selection):
+    return None
+  if where.block_kv % _LANES == 0:
+    return None
+  return f"selection.block_kv={where.block_kv} is no multiple of {_LANES} lanes"
 
 
 def _selection_tiles(

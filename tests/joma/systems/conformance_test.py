@@ -38,12 +38,15 @@ from tests.joma.transformer import applied
 _SMALL = {
     "duo_gates": "duo_gates:sinks=1:recent=2:start=0.5",
     "hip": "hip:k=4:block=2",
+    "hylra": "hylra:full=0:k=4:block=2",
     "indexer": "indexer:k=4",
     "landmark": "landmark:block=3:k=2",
     "moba": "moba:k=2:block=2",
     "superlinear": "superlinear:k=2:s=1:behind=0.5",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
 }
+# Systems of layers that take from the one before.
+_TWO_LAYERS = ("hylra",)
 _KV_HEADS = (1, 2, 4)
 _POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 _PAIRS = tuple(itertools.product(_KV_HEADS, _POSITIONS))
@@ -74,10 +77,10 @@ def _small(name):
 
 
 @functools.cache
-def _model(entry, num_kv_heads, positions):
+def _model(entry, num_kv_heads, positions, num_layers=1):
   config = configs.TransformerConfig(
       vocab_size=11,
-      num_layers=1,
+      num_layers=num_layers,
       embed_dim=16,
       num_heads=4,
       num_kv_heads=num_kv_heads,
@@ -112,6 +115,10 @@ def _params(model):
         drawn = system.init_params(jax.random.key(layer), config, layer)
         attn[system.name] = jax.device_get(drawn)
   return params
+
+
+def _num_layers(name):
+  return 2 if name in _TWO_LAYERS else 1
 
 
 def _system(name):
@@ -156,7 +163,9 @@ class LawsTest(parameterized.TestCase):
     chex.assert_trees_all_close(other[1:], logits[1:], atol=1e-6)
 
   def _check_with_gradients(self, name, num_kv_heads, positions):
-    model, params, tokens = _model(_small(name), num_kv_heads, positions)
+    model, params, tokens = _model(
+        _small(name), num_kv_heads, positions, _num_layers(name)
+    )
     run = functools.partial(_with_gradients, model, params)
     _, grads, logits = run(tokens, _steps(tokens.shape))
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -166,7 +175,9 @@ class LawsTest(parameterized.TestCase):
     self._check_rows(name, lambda *text: run(*text)[2], tokens, logits)
 
   def _check_logits(self, name, num_kv_heads, positions):
-    model, params, tokens = _model(_small(name), num_kv_heads, positions)
+    model, params, tokens = _model(
+        _small(name), num_kv_heads, positions, _num_layers(name)
+    )
     run = functools.partial(_logits, model, params)
     self._check_rows(name, run, tokens, run(tokens, _steps(tokens.shape)))
 
@@ -175,8 +186,8 @@ class LawsTest(parameterized.TestCase):
     neutral = _system(name).neutral
     if not neutral:
       return
-    model, params, tokens = _model(neutral, *pair)
-    plain, _, _ = _model("", *pair)
+    model, params, tokens = _model(neutral, *pair, _num_layers(name))
+    plain, _, _ = _model("", *pair, _num_layers(name))
     text = (tokens, _steps(tokens.shape))
     got, want = (run(one, params, *text) for one in (model, plain))
     chex.assert_trees_all_close(got, want, atol=1e-6)
@@ -195,7 +206,8 @@ class LawsTest(parameterized.TestCase):
 
     def without_own(model, params, *text):
       loss, grads, logits = _with_gradients(model, params, *text)
-      grads["layers_0"]["attn"].pop(name, None)
+      for layer in range(_num_layers(name)):
+        grads[f"layers_{layer}"]["attn"].pop(name, None)
       return loss, grads, logits
 
     self._check_neutral(name, pair, without_own)
@@ -203,7 +215,7 @@ class LawsTest(parameterized.TestCase):
 
   def _check_types(self, name, pair):
     """Numbers in bfloat16; layers that are computed anew."""
-    model, params, tokens = _model(_small(name), *pair)
+    model, params, tokens = _model(_small(name), *pair, _num_layers(name))
     text = (tokens, _steps(tokens.shape))
     chex.assert_tree_all_finite(
         _with_gradients(model.clone(dtype=jnp.bfloat16), params, *text)
@@ -226,7 +238,8 @@ class CacheTest(parameterized.TestCase):
     entry = _small(name)
     if isinstance(_system(name), hooks.SeesLater):
       entry = _system(name).neutral
-    model, params, tokens = _model(entry, num_kv_heads, positions)
+    num_layers = _num_layers(name)
+    model, params, tokens = _model(entry, num_kv_heads, positions, num_layers)
     want = _logits(model, params, tokens, _steps(tokens.shape))
     for cache in itertools.islice(self._caches(model), num_caches):
       at = np.array([_PROMPT, 1, 4], np.int32)
@@ -282,10 +295,10 @@ from joma.transformer import config, model, sharding
 found, entries = {}, json.loads(sys.argv[1])
 tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)
 mesh = sharding.make_mesh(2, 2)
-for entry in entries:
+for entry, num_layers in entries:
   shape = config.TransformerConfig(
-      vocab_size=12, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2,
-      head_dim=8, hidden_dim=16, attention=(entry,))
+      vocab_size=12, num_layers=num_layers, embed_dim=16, num_heads=4,
+      num_kv_heads=2, head_dim=8, hidden_dim=16, attention=(entry,))
   module = model.Transformer(shape, implementation="xla")
   params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
 
@@ -312,7 +325,7 @@ class MeshTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_eight_devices_compute_what_one_does(self):
-    entries = [_small(name) for name in _NAMES]
+    entries = [(_small(name), _num_layers(name)) for name in _NAMES]
     flags = "--xla_force_host_platform_device_count=8"
     printed = subprocess.check_output(
         [sys.executable, "-c", _ON_EIGHT, json.dumps(entries)],

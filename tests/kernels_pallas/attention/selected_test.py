@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import api
@@ -263,6 +265,24 @@ class CostTest(parameterized.TestCase):
     self.assertEqual(forward.flops, 2 * 640 * 16)
     self.assertEqual(forward.bytes_accessed, 2 * 32 * 4 * 6 + 4 * 2 * 32)
     self.assertEqual(cost.backward(shape, 640).flops, 2 * 640 * 40)
+
+
+class PlatformTest(parameterized.TestCase):
+
+  @parameterized.parameters((128, "pallas_tpu"), (1, "xla"), (64, "xla"))
+  def test_a_tpu_leaves_to_xla_what_its_lanes_cannot_tile(self, block, wanted):
+    """Unless it is asked for by name, which is an error where it runs."""
+    table = np.zeros((1, 1, 512, 2), np.int32)
+    where = selection_lib.Selection(table, table[..., 0], None, 1, block)
+    query = jax.ShapeDtypeStruct((1, 512, 2, 128), jnp.bfloat16)
+    choose = lambda asked: implementations.choose_for(
+        asked, api._module, query, where
+    )
+    with mock.patch.object(
+        implementations, "current_platform", return_value="tpu"
+    ):
+      self.assertEqual(choose(None), wanted)
+      self.assertEqual(choose("pallas_tpu"), "pallas_tpu")
 
 
 if __name__ == "__main__":
