@@ -6,22 +6,23 @@
 
 with C slots read, b bytes a number, a bytes of scores and positions a slot, and
 the second 2 H b for the new token. Bytes count every array once, which kernels
-that fuse well come close to; no figure here is measured. Layers with a mixer
-have its state in the place of slots, read and written by every step; a prefill
-is counted as if they attended. Imports no jax for models without systems.
+that fuse well come close to; no figure here is measured. Attention systems add
+what `system_costs` counts of their own code. Imports no jax for models without
+systems.
 
 Letters: B batch, T tokens so far, C slots, L layers, N query heads, K key and
 value heads, H head size, D width, F hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 import dataclasses
+import math
 from typing import Literal
 
 from joma.inference.cost import cache_plan
 from joma.inference.cost import chips
-from joma.inference.cost import mixer_states
 from joma.inference.cost import model_size
+from joma.inference.cost import system_costs
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -31,8 +32,6 @@ Dtype = Literal["float32", "bfloat16", "int8"]
 ITEMSIZE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 # A stored vector of int8 numbers has one float32 scale.
 _SCALE_BYTES = 4
-# States of mixers are float32, whatever keys are kept as.
-_STATE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,12 +106,14 @@ class Cost:
     flops: Of the matrix products, a multiplication and an addition being two.
     memory_bytes: Parameters and caches, for as long as the sequences live.
       Activations come on top: megabytes in a step.
+    unknown: What of the attention systems the figures leave out, in words.
   """
 
   weight_bytes: chips.Number
   cache_bytes: chips.Number
   flops: chips.Number
   memory_bytes: chips.Number
+  unknown: tuple[str, ...] = ()
 
   @property
   def num_bytes(self) -> chips.Number:
@@ -153,25 +154,25 @@ def decode(
     UserError: If the plan does not fit config or length.
   """
   sparsity = sparsity or ContextualSparsity()
-  states = mixer_states.numbers(config)
-  slots = _kept_slots(plan.slots(config, load.length), states)
+  arguments = (config, load.length, load.cache_dtype)
+  systems = system_costs.of_step(*arguments)
+  owners = system_costs.of_cache(*arguments).owners
+  slots = _kept_slots(plan.slots(config, load.length), owners)
   read = _num_read(
-      config, _kept_slots(plan.read_slots(config, load.length), states)
+      config, _kept_slots(plan.read_slots(config, load.length), owners)
   )
   num_pages = _num_pages(plan, slots)
   vector = _vector_bytes(config, load)
   # Least and largest key of each page are read as keys are; a new key and value
-  # are written by each layer that has no state.
-  num_writing = config.num_layers - len(states)
+  # are written by each layer that has no cache of its own.
+  num_writing = config.num_layers - len(owners)
   per_sequence = read * (2 * vector + plan.slot_traffic)
   per_sequence += 2 * vector * (num_pages + num_writing * config.num_kv_heads)
-  # A state is read and written whole, whatever the text's length.
-  per_sequence += 2 * _STATE_BYTES * sum(states.values())
+  per_sequence += systems.moved
   group = config.num_heads // config.num_kv_heads
   # Each page's two bounds are multiplied with the query, as a key and a value.
   attention = 4 * group * config.head_dim * (read + num_pages)
-  # The new key's outer product with its value, and the query's with the state.
-  attention += 4 * sum(states.values())
+  attention += systems.flops
   size = model_size.count(config)
   return Cost(
       weight_bytes=_weight_bytes(config, load, sparsity, counts_lookup),
@@ -179,6 +180,7 @@ def decode(
       flops=load.batch_size
       * (2 * _multiplied(config, size, sparsity, 1) + attention),
       memory_bytes=memory_bytes(config, load, plan),
+      unknown=systems.unknown,
   )
 
 
@@ -199,27 +201,32 @@ def prefill(
     UserError: As in `decode`.
   """
   length, size = load.length, model_size.count(config)
-  slots = plan.slots(config, length)
   per_pair = 2 * config.num_heads * config.head_dim
+  systems = system_costs.of_pass(config, length)
+  kept = system_costs.of_cache(config, length, load.cache_dtype)
+  slots = _kept_slots(plan.slots(config, length), kept.owners)
   pairs = [
       _num_pairs(length, length, config.window_of(layer))
-      for layer in range(config.num_layers)
+      for layer in systems.plain
   ]
-  flops = 2 * sum(pairs) * per_pair
+  flops = 2 * sum(pairs) * per_pair + systems.flops
   queries = plan.scored_queries
   queries = length if queries is None else min(queries, length)
   flops += per_pair * sum(
       _num_pairs(queries, length, config.window_of(layer))
-      for layer in range(config.num_layers)
+      for layer in systems.plain
   )
-  flops += 2 * (length * (size.multiplied - size.output) + size.output)
+  # Products of the systems' own parameters are among theirs.
+  each = size.multiplied - size.output - size.systems
+  flops += 2 * (length * each + size.output)
   vector = _vector_bytes(config, load)
-  heads = config.num_layers * config.num_kv_heads
+  num_slotted = config.num_layers - len(kept.owners)
   # Written, read by attention; what is kept is moved once more.
-  moved = 2 * vector * heads * length * 2
+  moved = 2 * vector * num_slotted * config.num_kv_heads * length * 2
+  moved += 2 * kept.held
   if plan.evicts:
-    kept = sum(slot for layer in slots for slot in layer)
-    moved += kept * (2 * vector + plan.slot_state)
+    num_kept = sum(slot for layer in slots for slot in layer)
+    moved += num_kept * (2 * vector + plan.slot_state)
   layer_of_prompt = 2 * vector * config.num_kv_heads * length
   return Cost(
       weight_bytes=_weight_bytes(
@@ -229,6 +236,7 @@ def prefill(
       flops=load.batch_size * flops,
       memory_bytes=memory_bytes(config, load, plan)
       + load.batch_size * layer_of_prompt * plan.evicts,
+      unknown=systems.unknown,
   )
 
 
@@ -244,29 +252,39 @@ def cache_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
   Raises:
     UserError: As in `decode`.
   """
-  states = mixer_states.numbers(config)
-  slots = _kept_slots(plan.slots(config, load.length), states)
+  systems = system_costs.of_cache(config, load.length, load.cache_dtype)
+  slots = _kept_slots(plan.slots(config, load.length), systems.owners)
   vector = _vector_bytes(config, load)
   total = sum(slot for heads in slots for slot in heads)
   total *= 2 * vector + plan.slot_state
   total += 2 * vector * _num_pages(plan, slots)
-  total += _STATE_BYTES * sum(states.values())
+  total += systems.held
   return load.batch_size * total
 
 
 def break_even_tokens(config: Config, load: Load) -> float:
   """Tokens in all sequences, B T, at which a full cache is all the weights.
 
-  Below it a step is mostly weights, and no eviction can halve its time.
+  Below it a step is mostly weights, and no eviction can halve its time. It is
+  infinite where no layer's cache grows.
   """
   size = model_size.count(config).total * ITEMSIZE[load.weight_dtype]
-  return size / token_bytes(config, load)
+  each = token_bytes(config, load)
+  return size / each if each else math.inf
 
 
-def token_bytes(config: Config, load: Load) -> int:
-  """Bytes of the keys and values of one token, all layers."""
-  heads = config.num_layers * config.num_kv_heads
-  return 2 * heads * _vector_bytes(config, load)
+def token_bytes(config: Config, load: Load) -> chips.Number:
+  """Bytes of the keys and values of one token, all layers.
+
+  What systems keep grows in blocks, or not at all: on average over long texts.
+  """
+  few, many = (
+      system_costs.of_cache(config, length, load.cache_dtype)
+      for length in (2**14, 2**15)
+  )
+  heads = (config.num_layers - len(few.owners)) * config.num_kv_heads
+  systems = (many.held - few.held) / 2**14 if few.owners else 0
+  return 2 * heads * _vector_bytes(config, load) + systems
 
 
 def largest_batch(
@@ -282,11 +300,11 @@ def largest_batch(
 
 
 def _kept_slots(
-    slots: tuple[tuple[int, ...], ...], states: Mapping[int, int]
+    slots: tuple[tuple[int, ...], ...], owners: Collection[int]
 ) -> tuple[tuple[int, ...], ...]:
-  """Slots [L, K], none in the layers that have a state in their place."""
+  """Slots [L, K], none in the layers that have a cache of their own."""
   return tuple(
-      () if layer in states else heads for layer, heads in enumerate(slots)
+      () if layer in owners else heads for layer, heads in enumerate(slots)
   )
 
 
@@ -357,7 +375,7 @@ def _weight_bytes(
     counts_lookup: bool,
 ) -> chips.Number:
   size = model_size.count(config)
-  number = _multiplied(config, size, sparsity, load.batch_size)
+  number = _multiplied(config, size, sparsity, load.batch_size) + size.systems
   if counts_lookup:
     number += size.lookup
   return number * ITEMSIZE[load.weight_dtype]

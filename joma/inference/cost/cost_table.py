@@ -6,6 +6,7 @@ each chip. What a policy costs is its own to say.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from joma.inference.cost import cache_plan
@@ -63,7 +64,7 @@ def make(config: cost_table_config.CostTableConfig) -> dict[str, Any]:
       "model": model,
       "rows": rows,
       "chips": machines,
-      "finding": findings(model, rows),
+      "finding": findings(model, rows) + _left_out(rows),
   }
 
 
@@ -91,11 +92,14 @@ def plans(
 
 def findings(model: Mapping[str, Any], rows: list[Row]) -> list[str]:
   """Says when eviction pays, in sentences."""
-  found = [
-      f"Weights are {model['weight_gb']:.2f} GB, a token's keys and values"
-      f" {model['token_kib']:.4g} KiB: a full cache is as much as the weights"
-      f" at batch x length = {model['break_even_tokens']:,.0f} tokens."
-  ]
+  weights = f"Weights are {model['weight_gb']:.2f} GB"
+  found = [f"{weights}; no layer's cache grows with the text."]
+  if model["break_even_tokens"] is not None:
+    found = [
+        f"{weights}, a token's keys and values {model['token_kib']:.4g} KiB: a"
+        " full cache is as much as the weights at batch x length ="
+        f" {model['break_even_tokens']:,.0f} tokens."
+    ]
   changed = [row for row in rows if row["policy"] != policy_names.REFERENCE]
   gains = [
       (chip["speed_up"], name, row)
@@ -124,6 +128,18 @@ def findings(model: Mapping[str, Any], rows: list[Row]) -> list[str]:
         f" per second: {row['policy']} at {row['length']:,} tokens on {name}."
     )
   return found
+
+
+def _left_out(rows: list[Row]) -> list[str]:
+  """Says what no figure of the attention systems holds."""
+  unknown = [
+      what
+      for row in rows
+      for call in ("decode", "prefill")
+      for what in row[call]["unknown"]
+  ]
+  named = ", ".join(dict.fromkeys(unknown))
+  return [f"Not counted, and not nothing: {named}."] if named else []
 
 
 def verdict(row: Row) -> str:
@@ -156,12 +172,13 @@ def _model(config: cost_table_config.CostTableConfig) -> dict[str, Any]:
   )
   size = model_size.count(config.shape)
   itemsize = cost_model.ITEMSIZE[config.weight_dtype]
+  tokens = cost_model.break_even_tokens(config.shape, load)
   return {
       "parameters": size.total,
       "weight_gb": size.total * itemsize / 1e9,
       "lookup_gb": size.lookup * itemsize / 1e9,
       "token_kib": cost_model.token_bytes(config.shape, load) / 1024,
-      "break_even_tokens": cost_model.break_even_tokens(config.shape, load),
+      "break_even_tokens": None if math.isinf(tokens) else tokens,
   }
 
 
@@ -205,6 +222,7 @@ def _numbers(cost: cost_model.Cost) -> dict[str, Any]:
       "cache_bytes": round(cost.cache_bytes),
       "flops": round(cost.flops),
       "memory_bytes": round(cost.memory_bytes),
+      "unknown": list(cost.unknown),
   }
 
 

@@ -1,6 +1,7 @@
 """How many parameters a model has, by what a decode step does with them.
 
-Counted from the config alone: no array is made, and no jax is imported.
+Counted from the config alone: no array is made, and no jax is imported for a
+model without attention systems.
 
 Letters: V vocabulary, D width, F hidden width, N query heads, K key and value
 heads, H head size.
@@ -8,6 +9,7 @@ heads, H head size.
 
 import dataclasses
 
+from joma.inference.cost import system_costs
 from joma.transformer import config as configs
 
 
@@ -24,6 +26,7 @@ class ModelSize:
     norms: Scales and biases of norms.
     output: The output layer, be it the embedding or its own, and projections
       between it, the embedding and the residual stream.
+    systems: Parameters of attention systems.
   """
 
   lookup: int
@@ -32,6 +35,7 @@ class ModelSize:
   mlp: int
   norms: int
   output: int
+  systems: int = 0
 
   @property
   def total(self) -> int:
@@ -42,7 +46,7 @@ class ModelSize:
   def multiplied(self) -> int:
     """Those that every step reads whole: all but the tables."""
     attention = self.query_out + self.key_value
-    return attention + self.mlp + self.norms + self.output
+    return attention + self.mlp + self.norms + self.output + self.systems
 
 
 def count(config: configs.TransformerConfig) -> ModelSize:
@@ -60,6 +64,7 @@ def count(config: configs.TransformerConfig) -> ModelSize:
       mlp=layers * _mlp(config),
       norms=_norms(config),
       output=_output(config),
+      systems=system_costs.num_params(config),
   )
 
 
