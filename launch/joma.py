@@ -11,11 +11,6 @@ that train for long, checkpoints/. The same command continues an interrupted
 run; --flagfile=OLD/flags.txt --workdir=NEW repeats one.
 """
 
-import pathlib
-from typing import Any
-
-from absl import flags
-
 from joma.hierarchy import config as table1_config
 from joma.studies.figures import figure2
 from joma.studies.figures import figure3
@@ -35,10 +30,7 @@ from joma.studies.theorems import hblt
 from joma.studies.theorems import invariants
 from joma.studies.theorems import stable_rank
 from launch import app
-from launch import flag_config
-from launch import run
-from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import workdir as workdir_lib
+from launch import study_run
 
 _STUDIES = {
     "figure2": figure2.STUDY,
@@ -62,65 +54,14 @@ _STUDIES = {
 # Presets are the studies, and these with settings of their own.
 _VARIANTS = {"table1_reduced": ("table1", table1_config.table1_reduced())}
 
-_WORKDIR = run.define_workdir()
-_PRESET = flags.DEFINE_enum(
-    "preset", "figure4", [*_STUDIES, *_VARIANTS], "What to run."
+_RUN = study_run.define(
+    "joma", "preset", _STUDIES, "figure4", variants=_VARIANTS, multihost=True
 )
-_MULTIHOST = run.define_multihost()
-_NUM_CPU_DEVICES = run.define_num_cpu_devices()
-_CONFIGS = {
-    name: flag_config.define(study.config, prefix=f"{name}.")
-    for name, study in _STUDIES.items()
-}
 
 
 def main(_: list[str]) -> None:
   """Runs the study and writes the report."""
-  name, base = _VARIANTS.get(_PRESET.value, (_PRESET.value, None))
-  _check_flags(name)
-  study, config = _STUDIES[name], _CONFIGS[name](base)
-
-  with run.start(
-      "joma",
-      lambda: _folder(name, config),
-      multihost=_MULTIHOST.value,
-      num_cpu_devices=_NUM_CPU_DEVICES.value,
-  ) as this:
-    summary = study.measure(config, this.folder)
-
-    def report() -> pathlib.Path:
-      from joma.studies import study_report
-
-      path = study_report.write(
-          this.folder, name, study, summary, this.facts, this.started
-      )
-      print(summary["finding"])
-      return path
-
-    this.finish(report)
-
-
-def _check_flags(name: str) -> None:
-  """Refuses flags of other studies, which would have no effect."""
-  for other, study in _STUDIES.items():
-    given = flag_config.given_to_flagfile(study.config, {}, prefix=f"{other}.")
-    if given and other != name:
-      raise errors.UserError(
-          f"--preset={_PRESET.value} runs {name}, so that {given.split()} have"
-          " no effect. Leave them out."
-      )
-
-
-def _folder(name: str, config: Any) -> run.Folder:
-  """What makes the workdir this run's."""
-  described = {
-      "preset": _PRESET.value,
-      name: workdir_lib.config_to_json(config),
-  }
-  flagfile = flag_config.to_flagfile(
-      config, {"preset": _PRESET.value}, prefix=f"{name}."
-  )
-  return run.Folder(_WORKDIR.value, described, flagfile)
+  _RUN()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ _ARROWS = {
     "joma": {"scansnap_jax"},
     "joma/transformer": {"scansnap_jax", "kernels_pallas"},
     "joma/systems": {"scansnap_jax", "kernels_pallas"},
+    "joma/studies/systems": {"scansnap_jax", "kernels_pallas"},
     "joma/inference": {"scansnap_jax", "kernels_pallas"},
     "kernels_pallas": set(),
     "launch": {"scansnap_jax", "joma", "kernels_pallas"},

@@ -16,6 +16,8 @@ _ORDINARY = {"full", "window", "random"}
 _MAY = {
     # The kernels' argument of that name.
     "joma/transformer/weighing/rule.py": {"sink_logits"},
+    # The study of that name.
+    "launch/attention.py": {"positional"},
 }
 # Where policies are asked which of its protocols they follow.
 _CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"
@@ -82,7 +84,9 @@ def _files():
   for package in ("joma", "launch"):
     for path in sorted((_ROOT / package).rglob("*.py")):
       relative = str(path.relative_to(_ROOT))
-      if relative != _LIST and not relative.startswith("joma/systems/"):
+      # A study of a system names it.
+      own = ("joma/systems/", "joma/studies/systems/")
+      if relative != _LIST and not relative.startswith(own):
         yield relative, path.read_text()
 
 

@@ -143,3 +143,15 @@ def sizes_of_trees(config: _OnTrees) -> dict[str, int]:
   }
   num_tokens = config.num_roots * math.prod(config.branching)
   return {"num_tokens": num_tokens, **sizes}
+
+
+def require_choices(
+    name: str, values: tuple[str, ...], known: tuple[str, ...]
+) -> None:
+  """Raises UserError unless there is one value or more, all of them known."""
+  wrong = [value for value in values if value not in known]
+  if wrong or not values or len(set(values)) < len(values):
+    raise errors.UserError(
+        f"{name} must be one or more of {', '.join(known)}, each once; got"
+        f" {', '.join(values) or 'none'}."
+    )

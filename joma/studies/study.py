@@ -19,6 +19,7 @@ with epy.lazy_imports():
   from matplotlib import figure as mpl_figure
   import numpy as np
 
+  from joma.studies import parts
   from scansnap_jax.experiment import errors
   from scansnap_jax.experiment import metric_stream
   from scansnap_jax.experiment.processes import devices
@@ -40,6 +41,7 @@ class Study(NamedTuple):
     draw: Summary, as measured or as read back from summary.json, to figure. It
       writes nothing.
     caption: What the figure shows.
+    report_title: Heading of the report.
   """
 
   title: str
@@ -47,6 +49,7 @@ class Study(NamedTuple):
   measure: Callable[[Any, pathlib.Path], dict[str, Any]]
   draw: Callable[[Summary], mpl_figure.Figure]
   caption: str
+  report_title: str = "JoMA: joint dynamics of MLP and attention"
 
 
 def streamed(
@@ -73,6 +76,27 @@ def _stream(
       workdir / "metrics.jsonl", resume_below=None, tags={"experiment": name}
   ) as stream:
     return measure(config, on_metrics=stream.write)
+
+
+def in_parts(
+    name: str, measure: Callable[..., dict[str, Any]]
+) -> Callable[[Any, pathlib.Path], dict[str, Any]]:
+  """Lets a measurement of minutes keep its parts, to go on from them.
+
+  Args:
+    name: Name of the study, which tags its rows in metrics.jsonl.
+    measure: Takes the settings and a `parts.Part`.
+  """
+  return functools.partial(_in_parts, name, measure)
+
+
+def _in_parts(
+    name: str,
+    measure: Callable[..., dict[str, Any]],
+    config: Any,
+    workdir: pathlib.Path,
+) -> dict[str, Any]:
+  return parts.measure(name, measure, config, workdir)
 
 
 def emit(

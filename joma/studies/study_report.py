@@ -39,8 +39,7 @@ def write(
   items = [report.Figure(study.caption, png), *tables(summary)]
   section = report.Section(study.title, summary["finding"], items)
   facts = {**facts, **report.run_facts(started)}
-  title = "JoMA: joint dynamics of MLP and attention"
-  return report.write(workdir, title, facts, [section])
+  return report.write(workdir, study.report_title, facts, [section])
 
 
 def tables(summary: Mapping[str, Any]) -> list[report.Table]:

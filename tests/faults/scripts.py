@@ -72,6 +72,12 @@ _ROPE = (
     *("--embed_dim=32", "--num_steps=2", "--tuning_steps=2", "--batch_size=2"),
     *("--num_texts=2", "--corpus=text.txt"),
 )
+_ATTENTION = (
+    *("--positional.tasks=sort", "--positional.num_seeds=2"),
+    *("--positional.num_steps=2", "--positional.num_records=1"),
+    *("--positional.num_inputs=4", "--positional.width=8"),
+    *("--positional.batch_size=4", "--positional.num_test=8"),
+)
 _EVALUATE = (
     *("--train_steps=2", "--train_batch=4", "--batch_size=2", "--length=16"),
     *("--num_pairs=2", "--vocab_size=12", "--budgets=0.25", "--policies=h2o"),
@@ -83,6 +89,7 @@ _EVALUATE = (
 _SMALL = {
     "launch.scansnap": (*SCANSNAP, "--num_steps=2", "--log_every=2"),
     "launch.joma": (*TABLE1, "--table1.num_steps=2", "--table1.log_every=2"),
+    "launch.attention": _ATTENTION,
     "launch.train_lm": (
         *(*TRAIN_LM, "--corpus=text.txt", "--num_steps=2", "--log_every=2"),
         *("--eval_every=2", "--map_steps=0,2"),
@@ -156,7 +163,7 @@ def _is_run(tree: ast.Module) -> bool:
 
 
 def _script(module: str, text: str) -> Script:
-  has_workdir = "define_workdir(" in text
+  has_workdir = "define_workdir(" in text or "study_run.define(" in text
   argv = _SMALL.get(module)
   if argv is None:
     argv = ("--model=model",) if '"model"' in text else ()

@@ -1,0 +1,1 @@
+"""Studies of attention systems: what their papers claim, one study a file."""

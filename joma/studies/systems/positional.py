@@ -1,0 +1,432 @@
+"""Do weights of positions alone carry over to numbers of another size?
+
+Positional Attention (https://arxiv.org/abs/2410.01686) learns algorithms on
+lists of numbers, with queries and keys of positions alone, and keeps its error
+where the numbers are larger than any it was trained on; attention whose weights
+depend on the numbers does not. Layers are
+
+  attended = attention(x),   x <- W_2 relu(W_1 [x, attended])
+
+without residual, not causal, without biases, and log2 n + 1 of them; lists of n
+numbers from [-2, 2] become their sorted list, or running sums or minima. The
+paper's scratch node is left out. Standard attention reads x with a learned
+table of positions added.
+
+The figure shows the mean squared error on numbers from [-2 c, 2 c].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+from etils import epy
+
+from joma.studies import settings as settings_lib
+from joma.studies import study as study_lib
+from scansnap_jax.experiment import require
+
+with epy.lazy_imports():  # --help imports this file, and waits for no jax.
+  import jax
+  import jax.numpy as jnp
+  from matplotlib import figure as mpl_figure
+  import numpy as np
+
+  from joma.studies import claims
+  from joma.studies import drawing
+  from joma.studies import parts
+  from joma.studies import training
+  from joma.transformer import attention
+  from joma.transformer import config as configs
+  from kernels_pallas import masks
+  from scansnap_jax.experiment import figures
+  from scansnap_jax.experiment import intervals
+
+KINDS = ("positional", "standard")
+TASKS = ("sort", "sum", "min")
+SCALES = (1, 3, 5, 10)
+_GATE = 5  # Scale at which the claim is decided.
+# Medians over ten runs, from the result files of the paper's code, by scale.
+_PUBLISHED: dict[tuple[str, str], dict[int, float]] = {
+    ("sort", "positional"): {1: 1.2e-4, 3: 4.6e-3, 5: 2.4e-2, 10: 0.146},
+    ("sort", "standard"): {1: 9.1e-4, 3: 2.1, 5: 11, 10: 54.5},
+    ("sum", "positional"): {1: 1.7e-5, 3: 1.6e-3, 5: 8.6e-3, 10: 0.059},
+    ("sum", "standard"): {1: 1.1e-5, 3: 1.9, 5: 11.6, 10: 87.6},
+    ("min", "positional"): {10: 0.043},
+    ("min", "standard"): {10: 19.7},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionalConfig:
+  """Do weights of positions alone carry over to larger numbers?
+
+  Attributes:
+    num_seeds: Runs of each task and kind of attention.
+    first_seed: The seeds are first_seed, first_seed + 1, ...
+    tasks: What is learned, of sort, sum and min.
+    num_inputs: Numbers n of a list, a power of two.
+    width: Width of the residual-free layers.
+    num_steps: Steps of training, a multiple of num_records.
+    num_records: Records of each run.
+    batch_size: Lists of a step.
+    rate: Highest learning rate.
+    num_test: Lists that are tested at each scale.
+  """
+
+  num_seeds: int = 4
+  first_seed: int = 0
+  tasks: tuple[str, ...] = TASKS
+  num_inputs: int = 8
+  width: int = 32
+  num_steps: int = 1500
+  num_records: int = 15
+  batch_size: int = 128
+  rate: float = 3e-3
+  num_test: int = 2000
+
+  def __post_init__(self):
+    settings_lib.check_runs(self)
+    require.between("num_inputs", self.num_inputs, 2, 64)
+    for name in ("width", "batch_size", "num_test"):
+      require.at_least(name, getattr(self, name), 1)
+    require.positive("rate", self.rate)
+    settings_lib.require_choices("tasks", self.tasks, TASKS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """The network of one task, as `training.Problem`; its score is - loss.
+
+  Attributes:
+    kind: Of KINDS.
+    task: Of TASKS.
+    num_inputs: n.
+    width: D.
+    batch_size: Lists of a step.
+  """
+
+  kind: str
+  task: str
+  num_inputs: int
+  width: int
+  batch_size: int
+
+  @property
+  def num_layers(self) -> int:
+    """As many as halvings of a list, and one."""
+    return math.ceil(math.log2(self.num_inputs)) + 1
+
+  @property
+  def attend(self) -> attention.Attention:
+    """Attention of every layer."""
+    config = configs.TransformerConfig(
+        num_layers=1,
+        embed_dim=self.width,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=self.num_inputs + 1,
+        max_len=self.num_inputs,
+        positions="none",
+        attention=("positional",) if self.kind == "positional" else (),
+    )
+    return attention.Attention(config, 0, implementation="reference")
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Draws the parameters; those of layers have them as their first axis."""
+    width, layers = self.width, self.num_layers
+    x = jnp.zeros((1, self.num_inputs, width))
+    make = lambda: self.attend.init(key, x, *self._where(1))["params"]
+    shapes = {
+        "embed": (1, width),
+        "out": (width, 1),
+        "places": (self.num_inputs, width),
+        "up": (layers, 2 * width, width),
+        "down": (layers, width, width),
+        "attn": jax.tree.map(
+            lambda leaf: (layers, *leaf.shape), jax.eval_shape(make)
+        ),
+    }
+    # All at once: to draw each by itself takes seconds to compile.
+    is_shape = lambda x: isinstance(x, tuple)
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=is_shape)
+    sizes = [math.prod(shape) for shape in leaves]
+    ends = np.cumsum(sizes)[:-1].tolist()
+    drawn = jnp.split(jax.random.normal(key, (sum(sizes),)), ends)
+    # Of kernels [.., D, N, H] and [.., D, F] alike, D is the fan-in.
+    fan_in = lambda shape: shape[1] if len(shape) > 3 else shape[-2]
+    scaled = [
+        (2 / fan_in(shape)) ** 0.5 * values.reshape(shape)
+        for shape, values in zip(leaves, drawn, strict=True)
+    ]
+    return jax.tree.unflatten(tree, scaled)
+
+  def _where(self, batch: int) -> tuple[Any, ...]:
+    """Positions and mask: all see all."""
+    size = self.num_inputs
+    places = jnp.broadcast_to(jnp.arange(size)[None], (batch, size))
+    return places, masks.full(size, size)
+
+  def apply(self, params: Mapping[str, Any], numbers: jax.Array) -> jax.Array:
+    """Returns what the network makes of lists of numbers [B, n]."""
+    x = numbers[..., None] @ params["embed"]
+    if self.kind == "standard":
+      x = x + params["places"][None]
+    where = self._where(len(numbers))
+
+    def layer(
+        x: jax.Array, weights: tuple[Any, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+      attn, up, down = weights
+      attended = self.attend.apply({"params": attn}, x, *where)[0]
+      both = jnp.concatenate([x, attended], axis=-1)
+      return jax.nn.relu(both @ up) @ down, None
+
+    weights = tuple(params[name] for name in ("attn", "up", "down"))
+    x, _ = jax.lax.scan(layer, x, weights)
+    return (x @ params["out"])[..., 0]
+
+  def loss(
+      self, params: Mapping[str, Any], key: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Mean squared error of new lists."""
+    loss = self.error(params, key, 1.0, self.batch_size)
+    return loss, -loss
+
+  def error(
+      self,
+      params: Mapping[str, Any],
+      key: jax.Array,
+      scale: float | jax.Array,
+      num_lists: int,
+  ) -> jax.Array:
+    """Mean squared error on lists of numbers from [-2 scale, 2 scale]."""
+    numbers = draw_lists(key, (num_lists, self.num_inputs), scale)
+    missed = self.apply(params, numbers) - answer(self.task, numbers)
+    return jnp.square(missed).mean()
+
+
+def draw_lists(
+    key: jax.Array, shape: tuple[int, int], scale: float | jax.Array
+) -> jax.Array:
+  """Draws lists of numbers from [-2 scale, 2 scale]."""
+  return jax.random.uniform(key, shape, minval=-2, maxval=2) * scale
+
+
+def answer(task: str, numbers: jax.Array) -> jax.Array:
+  """What a task makes of lists of numbers [B, n]."""
+  if task == "sort":
+    return jnp.sort(numbers, axis=1)
+  if task == "sum":
+    return jnp.cumsum(numbers, axis=1)
+  return jax.lax.cummin(numbers, axis=1)
+
+
+def measure(
+    config: PositionalConfig, *, part: parts.Part | None = None
+) -> dict[str, Any]:
+  """Trains both kinds on all tasks and tests them on larger numbers.
+
+  Args:
+    config: Sizes.
+    part: Keeps what is done.
+
+  Returns:
+    "errors" of each task, kind and scale, geometric mean over seeds and its
+    interval; "ratios" of standard to positional at the deciding scale;
+    "linearity", |f(5 x) - 5 f(x)| / |f(5 x)| over all lists, of the worst run;
+    "flops" of a call; "claims" and "finding".
+  """
+  part = part or parts.at_once
+  runs = {
+      f"{task} {kind}": part(
+          f"{task} {kind}",
+          lambda kind=kind, task=task: _run(
+              config, _network(config, kind, task)
+          ),
+      )
+      for task in config.tasks
+      for kind in KINDS
+  }
+  ratios = {
+      task: intervals.interval(
+          np.divide(*(
+              np.array(runs[f"{task} {kind}"]["errors"][str(_GATE)])
+              for kind in KINDS[::-1]
+          )),
+          is_positive=True,
+      )
+      for task in config.tasks
+  }
+  errors = {
+      task: {
+          kind: {
+              scale: intervals.interval(np.array(values), is_positive=True)
+              for scale, values in runs[f"{task} {kind}"]["errors"].items()
+          }
+          for kind in KINDS
+      }
+      for task in config.tasks
+  }
+  linearity = {
+      kind: max(runs[f"{task} {kind}"]["linearity"] for task in config.tasks)
+      for kind in KINDS
+  }
+  flops = {kind: _flops(_network(config, kind, "sort")) for kind in KINDS}
+  rows = _claims(ratios, linearity, flops)
+  return {
+      "scales": list(SCALES),
+      "num_seeds": config.num_seeds,
+      "errors": errors,
+      "ratios": ratios,
+      "linearity": linearity,
+      "flops": flops,
+      "claims": rows,
+      "finding": claims.finding(rows),
+  }
+
+
+def _network(config: PositionalConfig, kind: str, task: str) -> Network:
+  return Network(
+      kind=kind,
+      task=task,
+      num_inputs=config.num_inputs,
+      width=config.width,
+      batch_size=config.batch_size,
+  )
+
+
+def _run(config: PositionalConfig, network: Network) -> dict[str, Any]:
+  seeds = settings_lib.seeds(config)
+  trained = training.train(
+      network,
+      seeds,
+      schedule=training.Schedule(
+          num_steps=config.num_steps, num_records=config.num_records
+      ),
+      rate=config.rate,
+  )
+  test = jax.jit(network.error, static_argnums=3)
+  every = [trained.params_of(run) for run in range(len(seeds))]
+  # No seed of training.
+  keys = [jax.random.fold_in(jax.random.key(seed), 7) for seed in seeds]
+  found = {
+      str(scale): [
+          float(test(params, key, float(scale), config.num_test))
+          for params, key in zip(every, keys, strict=True)
+      ]
+      for scale in SCALES
+  }
+  x = draw_lists(keys[0], (config.num_test, config.num_inputs), 1.0)
+  apply = jax.jit(network.apply)
+  far = [apply(params, _GATE * x) for params in every]
+  near = [_GATE * apply(params, x) for params in every]
+  return {
+      "errors": found,
+      "linearity": max(
+          float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a))
+          for a, b in zip(far, near, strict=True)
+      ),
+      "steps": trained.steps,
+      "curves": trained.curves(),
+  }
+
+
+def _flops(network: Network) -> dict[str, float]:
+  """FLOPs of a call: for each list, and once whatever their number."""
+  params = jax.eval_shape(network.init, jax.random.key(0))
+  count = {}
+  for batch in (64, 128):
+    lists = jax.ShapeDtypeStruct((batch, network.num_inputs), jnp.float32)
+    compiled = jax.jit(network.apply).lower(params, lists).compile()
+    cost: Any = compiled.cost_analysis()
+    count[batch] = float(cost["flops"])
+  each = (count[128] - count[64]) / 64
+  return {"each": each, "once": count[64] - 64 * each}
+
+
+def _claims(
+    ratios: dict[str, dict[str, float]],
+    linearity: dict[str, float],
+    flops: dict[str, dict[str, float]],
+) -> list[claims.Row]:
+  rows = [
+      claims.row(
+          f"{task}: on numbers {_GATE} times as large the error of standard"
+          " attention is many times that of positional",
+          "at least 100 times",
+          f"{intervals.text(ratio, 0)} times (geometric mean)",
+          ratio["mean"] >= 100,
+      )
+      for task, ratio in ratios.items()
+  ]
+  rows.append(
+      claims.row(
+          "f(c x) = c f(x) of a trained positional network without biases",
+          "at most 1e-6 (relative norm), standard more than 1e-3",
+          f"{linearity['positional']:.1e}, standard"
+          f" {linearity['standard']:.1e}",
+          linearity["positional"] <= 1e-6 and linearity["standard"] > 1e-3,
+      )
+  )
+  saved = flops["standard"]["each"] - flops["positional"]["each"]
+  rows.append(
+      claims.row(
+          "weights are computed once a call, not once a list",
+          "FLOPs of weights stand once, and each list needs fewer",
+          f"once {flops['positional']['once']:.0f} (standard"
+          f" {flops['standard']['once']:.0f}), {saved:.0f} fewer a list",
+          flops["positional"]["once"] > 0.5 * saved > 0,
+      )
+  )
+  return rows
+
+
+def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
+  """Draws the error against the size of the numbers, a panel a task."""
+  scales = np.array(summary["scales"], float)
+  tasks = list(summary["errors"])
+  looks = dict(zip(KINDS, (drawing.WITH, drawing.WITHOUT), strict=True))
+  with figures.style():
+    figure, panels = figures.make_panels(len(tasks), "mean squared error")
+    for axes, task in zip(panels, tasks, strict=True):
+      for kind, look in looks.items():
+        found = summary["errors"][task][kind]
+        values = drawing.points([found[str(c)] for c in summary["scales"]])
+        drawing.draw_points(axes, scales, values, look, f"{kind} attention")
+        known = _PUBLISHED[task, kind]
+        figures.draw_known_points(
+            axes,
+            np.array([*known], float),
+            np.array([*known.values()]),
+            look=look._replace(linestyle=""),
+        )
+      axes.set(
+          title=task,
+          xlabel="size of the numbers $c$",
+          xscale="log",
+          yscale="log",
+      )
+      axes.set_xticks(scales, [f"{c:g}" for c in scales], minor=False)
+      axes.set_xticks([], minor=True)
+    entries = figures.legend_entries(panels[0])
+    entries["paper"] = figures.known_entry()
+    figures.put_legend_above(figure, entries)
+  return figure
+
+
+STUDY = study_lib.Study(
+    title="Positional attention: numbers of another size",
+    config=PositionalConfig(),
+    measure=study_lib.in_parts("positional", measure),
+    draw=draw,
+    caption=(
+        "Mean squared error of networks trained on lists of numbers from"
+        " [-2, 2] and tested on [-2 c, 2 c]: geometric mean over seeds and its"
+        " 95 % interval (Student's t). Open markers: medians over ten runs of"
+        " the paper's code."
+    ),
+    report_title="Attention systems",
+)

@@ -1,0 +1,34 @@
+"""Runs one study of an attention system, from flags to a report.
+
+  python -m launch.attention --study=positional --workdir=runs/positional
+
+Each study holds a paper's claims against small models that it trains, in
+minutes on a CPU; `--help` lists the studies with their flags, which begin with
+the name of the study, as `--positional.rate`. Below --workdir it writes
+report.html, with every claim expected beside measured, summary.json (every
+number that the figure shows), figures/, metrics.jsonl, flags.txt, config.json
+and parts/, what is done already. The same command continues an interrupted run;
+--flagfile=OLD/flags.txt --workdir=NEW repeats one.
+"""
+
+from joma.studies.systems import conv
+from joma.studies.systems import length
+from joma.studies.systems import positional
+from launch import app
+from launch import study_run
+
+_STUDIES = {
+    "conv": conv.STUDY,
+    "length": length.STUDY,
+    "positional": positional.STUDY,
+}
+_RUN = study_run.define("attention", "study", _STUDIES, "positional")
+
+
+def main(_: list[str]) -> None:
+  """Runs the study and writes the report."""
+  _RUN()
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,101 @@
+"""Small studies of systems: each run once, for all that is asked of it.
+
+Where nothing is said of training, which `training_test` is about, models stay
+as they are drawn: to compile the steps of each would take the longest.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+
+from joma.studies import training
+from joma.studies.systems import conv
+from joma.studies.systems import length
+from joma.studies.systems import positional
+from scansnap_jax.experiment import figures
+
+_FEW = dict(num_seeds=2, num_steps=2, num_records=2)
+STUDIES = {
+    "conv": (
+        conv.STUDY,
+        dict(
+            batch_size=2,
+            seq_len=8,
+            num_pairs=2,
+            num_keys=4,
+            num_values=4,
+            width=8,
+            **_FEW,
+        ),
+    ),
+    "length": (
+        length.STUDY,
+        dict(
+            batch_size=2,
+            length=8,
+            num_parts=3,
+            num_values=4,
+            width=8,
+            num_test=4,
+            **_FEW,
+        ),
+    ),
+    "positional": (
+        positional.STUDY,
+        dict(
+            tasks=("sort",),
+            num_inputs=4,
+            width=8,
+            batch_size=4,
+            num_test=8,
+            **_FEW,
+        ),
+    ),
+}
+
+
+def _untrained(problem, seeds, *, schedule, rate, decay=0.0):
+  drawn = [problem.init(jax.random.key(seed)) for seed in seeds]
+  steps = np.arange(1, schedule.num_records + 1)
+  # Falls as if it had learned.
+  curve = np.broadcast_to(1.0 / steps, (len(seeds), len(steps)))
+  return training.Trained(
+      jax.tree.map(lambda *x: np.stack(x), *drawn),
+      steps,
+      losses=curve,
+      scores=1 - curve,
+      num_steps=np.full(len(seeds), schedule.num_steps),
+  )
+
+
+@functools.cache
+def measured(name, is_trained=False):
+  """The summary of a small study, as it is read back from summary.json."""
+  study, changes = STUDIES[name]
+  config = dataclasses.replace(study.config, **changes)
+  train = training.train if is_trained else _untrained
+  with (
+      tempfile.TemporaryDirectory() as folder,
+      mock.patch.object(training, "train", train),
+  ):
+    summary = study.measure(config, pathlib.Path(folder))
+  to_list = lambda x: x.tolist()
+  return json.loads(json.dumps(summary, default=to_list, allow_nan=False))
+
+
+def drawn(name):
+  """The figure of a small study, and all that it says."""
+  figure = STUDIES[name][0].draw(measured(name))
+  with figures.style():
+    figure.draw_without_rendering()
+  texts = []
+  for axes in figure.axes:
+    texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+    texts += axes.get_legend_handles_labels()[1]
+  return figure, texts
