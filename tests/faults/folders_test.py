@@ -35,6 +35,7 @@ _SCRIPTS = (
 
 class SpoilerTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_every_kind_makes_another_folder(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     hostile_folders.make("llama", root / "good")

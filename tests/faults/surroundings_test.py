@@ -67,6 +67,7 @@ _BROKEN_PIPE = 141
 
 class StreamsTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_script_that_is_quick_with_some_streams(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     argv = ("--lengths=512", "--batch_sizes=1", "--chips=v5e")

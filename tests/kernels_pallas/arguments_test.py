@@ -275,6 +275,7 @@ class RightCallTest(parameterized.TestCase):
   @parameterized.product(
       op=_OPS, implementation=("reference", "xla"), axis=(0, 1)
   )
+  @pytest.mark.by_default(0, 1)
   def test_empty_arrays(self, op, implementation, axis):
     arrays = {n: jnp.take(x, _ints(0), axis) for n, x in _arrays().items()}
     where = {}

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import spans
@@ -202,6 +203,7 @@ _PADDED_FAMILIES = {
 class PaddingTest(parameterized.TestCase):
 
   @parameterized.parameters(*_PADDED_FAMILIES)
+  @pytest.mark.by_default(0, 1)
   def test_a_negative_id_sees_nothing_and_is_seen_by_nothing(self, family):
     make = _PADDED_FAMILIES[family]
     got = masks.allowed(make(_PADDED), 14)

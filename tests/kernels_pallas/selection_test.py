@@ -6,6 +6,7 @@ import jax
 from jax.experimental import checkify
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -56,6 +57,7 @@ class TileStatesTest(parameterized.TestCase):
       st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40)
   )
   @hypothesis.settings(max_examples=8, deadline=None)
+  @pytest.mark.slow
   def test_are_the_same_for_a_traced_mask(self, seed, bq, bk):
     rng = np.random.default_rng(seed)
     num_queries, num_keys = rng.integers(1, 40, 2).tolist()
@@ -163,6 +165,7 @@ class HeavyHittersTest(parameterized.TestCase):
     self.assertFalse(((np.asarray(states) > 0) & (allowed == 0)).any())
     self.assertTrue((np.asarray(states) > 0).any(axis=-1).all())
 
+  @pytest.mark.slow
   def test_under_jit_and_with_more_blocks_than_there_are(self):
     make = jax.jit(
         lambda c: selection.heavy_hitters(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import pytest
 
 from scansnap_jax.experiment import workdir
 
@@ -51,6 +52,7 @@ class CostTableTest(absltest.TestCase):
     self.assertLen(written["rows"], 12)
     self.assertEqual(written["model"]["parameters"], 8_030_261_248)
 
+  @pytest.mark.slow
   def test_a_name_is_printed_as_it_is_and_a_folder_locked(self):
     """No colour, no smile; and no second run beside the first."""
     folder = (
@@ -64,6 +66,7 @@ class CostTableTest(absltest.TestCase):
       refused = _run(*flags, status=2)
     self.assertIn("error: another run is at work", refused.stderr)
 
+  @pytest.mark.slow
   def test_reads_the_config_of_a_folder(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     fields = {

@@ -8,6 +8,7 @@ import sys
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from tests.joma.transformer.checkpoints import measure_test
 
@@ -27,6 +28,7 @@ def _run(*args):
 
 class InspectLmTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_two_models_read_a_text(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     for seed in (0, 1):

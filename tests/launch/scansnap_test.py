@@ -95,7 +95,7 @@ class ScanSnapTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("figure3", "figure8", "figure9")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_theory_presets_draw(self, preset):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     _run(f"--preset={preset}", f"--workdir={workdir}")

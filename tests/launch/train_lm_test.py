@@ -6,6 +6,7 @@ import sys
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
@@ -65,6 +66,7 @@ class TrainLmTest(absltest.TestCase):
     flags = (workdir / "flags.txt").read_text()
     self.assertIn("--model.embed_dim=8\n", flags)
 
+  @pytest.mark.slow
   def test_what_would_fail_at_the_end_fails_at_once(self):
     workdir = self.create_tempdir().full_path
     for arguments, message in (

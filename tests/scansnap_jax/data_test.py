@@ -185,7 +185,7 @@ class LoadClassesTest(parameterized.TestCase):
 class SampleBatchTest(parameterized.TestCase):
 
   @parameterized.parameters(2, 128, 100_000)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_counts_are_multinomial(self, seq_len):
     classes = data.make_classes(config_lib.DataConfig(num_next_per_last=2), 1)
     batch_size = 4000
@@ -245,6 +245,7 @@ class SampleBatchTest(parameterized.TestCase):
     )
     self.assertEqual(frequency[3], 0)
 
+  @pytest.mark.slow
   def test_infinite_length_gives_the_probabilities(self):
     classes = data.make_classes(config_lib.DataConfig(num_next_per_last=2), 3)
     batch = _sample(classes, batch_size=32, seq_len=None)

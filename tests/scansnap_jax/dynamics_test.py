@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax import dynamics
 from scansnap_jax import gains
@@ -64,6 +65,7 @@ class FloatTypeTest(float64.TestCase):
       (np.float32(0.5), jnp.float32),
       (np.float64(0.5), jnp.float64),
   )
+  @pytest.mark.by_default(0, 1)
   def test_h_has_the_type_of_the_rate(self, eta_y, dtype):
     setting = dict(num_tokens=50, eta_y=jnp.asarray(eta_y))
     chex.assert_type(growth.h_discrete(3, **setting), dtype)
@@ -252,6 +254,7 @@ class Lemma4Test(float64.TestCase):
 
 class Theorem2Test(float64.TestCase):
 
+  @pytest.mark.slow
   def test_distinct_tokens_gain_and_the_common_token_loses(self):
     features = dynamics.l2_normalize(jnp.asarray(attention.one_common()))
     query = np.zeros(3, int)

@@ -98,6 +98,7 @@ class FlowTest(float64.TestCase):
     # First order: half the step, half the error.
     np.testing.assert_allclose(coarse / fine, 2, rtol=0.05)
 
+  @pytest.mark.slow
   def test_attention_flow_follows_lemma_4_and_counts_the_pressure(self):
     start = np.random.default_rng(0).normal(size=(8, 8))
 

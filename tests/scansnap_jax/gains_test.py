@@ -2,6 +2,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax import dynamics
 from scansnap_jax import flow
@@ -57,6 +58,7 @@ class StochasticTest(parameterized.TestCase):
       (1.0, 0.1, 0.0, [0.033, 0.004, 0.004]),
       (1.0, 0.1, 0.9, [0.070, 0.021, 0.005]),
   )
+  @pytest.mark.by_default(0, 1)
   def test_gain_departs_from_chi_as_rates_grow(
       self, eta_y, eta_z, momentum, expected
   ):
@@ -85,6 +87,7 @@ class Theorem4Test(float64.TestCase):
       (2.0, 26.3, 691),
       (5.0, 18.0, 324),
   )
+  @pytest.mark.by_default(0, 1)
   def test_heights_of_figure_3_by_either_reading(self, eta_y, chi, normalizer):
     run = growth.TheoryRun(
         num_tokens=1000, num_classes=10, eta_y=eta_y, eta_z=0.5

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax import dynamics
 from scansnap_jax import gains
@@ -72,6 +73,7 @@ class Lemma6Test(float64.TestCase):
 class Lemma7Test(float64.TestCase):
 
   @parameterized.product(num_tokens=(50, 1000), eta_y=(0.1, 1.0, 2.0))
+  @pytest.mark.by_default(0, 1)
   def test_discrete_and_continuous_h_stay_within_the_bound(
       self, num_tokens, eta_y
   ):

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax import config as config_lib
 from scansnap_jax import model
@@ -87,6 +88,7 @@ class ReparametrizedLayerTest(parameterized.TestCase):
       own = attn_weights[jnp.arange(5), query]
       np.testing.assert_array_equal(own > 0, in_context)
 
+  @pytest.mark.slow
   def test_empty_context_has_finite_value_and_gradient(self):
     layer = model.ReparametrizedLayer(12, _RANDOM)
     counts, query = jnp.zeros((2, 12)), jnp.array([0, 1])
@@ -104,6 +106,7 @@ class ReparametrizedLayerTest(parameterized.TestCase):
     logits = layer.apply(params, counts, jnp.array([0, 0]))
     np.testing.assert_array_equal(logits, [[0, 1, 0], [1, 0, 0]])
 
+  @pytest.mark.slow
   def test_uniform_start_has_the_width_of_a_linear_layer(self):
     layer = model.ReparametrizedLayer(100, _RANDOM)
     params = layer.init(
@@ -118,6 +121,7 @@ class ReparametrizedLayerTest(parameterized.TestCase):
 class OriginalLayerTest(parameterized.TestCase):
 
   @parameterized.product(use_residual=(False, True), embed_dim=(4, 16))
+  @pytest.mark.by_default(0)
   def test_equals_its_reparametrization(self, use_residual, embed_dim):
     config = dataclasses.replace(
         _RANDOM, use_residual=use_residual, embed_dim=embed_dim

@@ -124,7 +124,7 @@ class TrainTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("momentum", "sgd", "adam")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_equals_a_plain_loop_over_steps(self, name):
     config = config_lib.ScanSnapConfig(
         data=_SMALL,
@@ -176,6 +176,7 @@ class TrainTest(parameterized.TestCase):
     still = np.setdiff1d(np.arange(classes.num_tokens), classes.query)
     np.testing.assert_array_equal(state.params["Z"][still], 0)
 
+  @pytest.mark.slow
   def test_observes_the_state_before_and_after(self):
     config = config_lib.ScanSnapConfig(data=_SMALL)
     classes = data.make_classes(config.data, 2)

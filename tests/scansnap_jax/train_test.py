@@ -296,6 +296,7 @@ class BitRotTest(parameterized.TestCase):
 
 class LayoutTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_groups_of_runs_equal_single_runs(self):
     config = dataclasses.replace(_SMALL, num_steps=4)
     classes = train.data.make_classes(config.data, 2)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.block import model
 from joma.theory import dynamics
@@ -64,6 +65,7 @@ class JomaBlockTest(parameterized.TestCase):
     chex.assert_trees_all_equal(hidden, sown["hidden"][0])
 
   @parameterized.parameters("identity", "orthonormal", "trained")
+  @pytest.mark.by_default(0, 1)
   def test_is_the_block_of_the_theory(self, embedding):
     block = _block(embedding=embedding, embed_dim=6)
     variables, hidden, _ = _apply(block)
@@ -82,6 +84,7 @@ class JomaBlockTest(parameterized.TestCase):
     )
     chex.assert_trees_all_close(named, given, atol=_ATOL)
 
+  @pytest.mark.slow
   def test_an_empty_context_has_finite_gradients(self):
     block = _block()
     variables, _, _ = _apply(block)
@@ -120,6 +123,7 @@ class JomaStackTest(parameterized.TestCase):
 class TrainingTest(parameterized.TestCase):
   """Theorem 1 on a module that trains together with a layer above it."""
 
+  @pytest.mark.slow
   def test_invariant_holds_in_a_real_run(self):
     kind = dynamics.Block(attention="exp", activation="gelu")
     block = _block(kind=kind, embedding="orthonormal", z_scale=0.1)

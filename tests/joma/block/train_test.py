@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.block import data as block_data
 from joma.block import ensemble
@@ -97,6 +98,7 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(losses.shape, (20,))
     same(seen.loss[:2], losses[::10])
 
+  @pytest.mark.slow
   def test_a_rate_of_zero_freezes(self):
     run = _member(lr_z=0.0, lr_readout=0.0)
     start, (end, _, seen) = _train(run, _setting())
@@ -130,6 +132,7 @@ class TrainTest(parameterized.TestCase):
     self.assertBetween(scaled[-1], 0.3 * limit, limit)
     self.assertTrue(np.isfinite(seen.loss).all())
 
+  @pytest.mark.slow
   def test_fresh_batches_are_a_function_of_seed_and_step(self):
     probs = block_data.class_probs(num_classes=4, num_distinct=4, num_common=4)
     setting = _setting(

@@ -113,6 +113,7 @@ class LogitsTest(parameterized.TestCase):
     np.testing.assert_array_equal(streams[0][:, :-1], streams[1][:, :-1])
     self.assertGreater(np.abs(streams[0][:, -1] - streams[1][:, -1]).max(), 0.1)
 
+  @pytest.mark.slow
   def test_initial_values_are_uniform_up_to_one_over_the_root_of_fan_in(self):
     model = _model(embed_dim=64, hidden_dim=100)
     init = jax.jit(model.init, compiler_options=_FAST_COMPILE)
@@ -159,10 +160,11 @@ class SavingsTest(parameterized.TestCase):
     chex.assert_trees_all_close(found, plain, rtol=0, atol=atol)
     return tokens, merged, num_padding, plain
 
-  @pytest.mark.slow  # float64 stands for it.
+  @pytest.mark.slow
   def test_loss_and_gradient_are_equal_in_float32(self):
     self._check(np.float32, _ATOL)
 
+  @pytest.mark.slow
   def test_loss_and_gradient_are_equal_in_float64(self):
     with jax.enable_x64():
       tokens, merged, num_padding, plain = self._check(

@@ -110,6 +110,7 @@ class ClassCountingTest(parameterized.TestCase):
       )
       self.assertGreater(abs(even[0] - batch[0]), 1e-3)
 
+  @pytest.mark.slow
   def test_training_takes_the_same_steps_with_and_without(self):
     with jax.enable_x64():
       sizes = dict(batch_size=16, num_steps=3)
@@ -220,6 +221,7 @@ class DescendTest(absltest.TestCase):
 
 class ObserveTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_scores_are_those_of_each_level_and_its_block(self):
     state = _start(model=_MODEL)
     run = state.run

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.hierarchy import scores
 
@@ -46,6 +47,7 @@ class CorrelationsTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(0.0, 0.3, 7.7)
+  @pytest.mark.by_default(0, 1)
   def test_a_constant_node_or_latent_scores_zero(self, value):
     pooled, activity = _draw(num_sequences=19)
     # The padding that all sequences share may be the maximum of a node in all.

@@ -64,6 +64,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
   def _workdir(self):
     return pathlib.Path(self.create_tempdir().full_path)
 
+  @pytest.mark.slow
   def test_a_stop_is_continued_bitwise_and_the_end_is_read_back(self):
     whole = self._workdir()
     undisturbed = train.train_and_evaluate(_SMALL, whole)

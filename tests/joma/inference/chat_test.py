@@ -1,6 +1,7 @@
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
+import pytest
 
 from joma.inference import chat
 from joma.inference import conversation
@@ -70,6 +71,7 @@ class ChatTest(absltest.TestCase):
     second = self._alone([*ids, *first, *rest], 2)
     self.assertEqual(begun[0].waiting, tuple(second[-1:]))
 
+  @pytest.mark.slow
   def test_a_template_that_rewrites_is_read_again(self):
     talk, begun = self._chat(_REWRITING.replace("upper", "reverse"))
     "".join(talk.ask("abc", 2))

@@ -88,7 +88,7 @@ class GenerateTest(parameterized.TestCase):
   @parameterized.parameters(
       ((5, 64, 65, 300, 480),), ((5, 600, 2290, 2310, 5000, 8180),)
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_few_programs_for_texts_of_any_length(self, lengths):
     """All compilations are counted, those of single operations too."""
     rng, programs = np.random.default_rng(0), []
@@ -121,7 +121,7 @@ class GenerateTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(None, "h2o", "snapkv", "quest:num_keys=16")
-  @pytest.mark.by_default(0, 1)
+  @pytest.mark.by_default(0)
   def test_prompts_in_pieces_are_as_at_once(self, policy):
     prompts = [np.arange(45) % 50, np.arange(7) * 3]
     params = jax.tree.map(lambda x: x / 3, _params())  # As at the start.
@@ -173,6 +173,7 @@ class GenerateTest(parameterized.TestCase):
     greedy = _greedy(tuple(_PROMPTS[0]), 8)
     self.assertNotEqual(together[0].tolist(), greedy)
 
+  @pytest.mark.slow
   def test_each_token_is_drawn_with_a_key_of_its_own(self):
     got = generate.generate(
         _MODEL, _params(), _PROMPTS, max_new_tokens=8, sampler=_HOT
@@ -264,6 +265,7 @@ class GenerateTest(parameterized.TestCase):
     state = generate.decode_step(_MODEL, _params(), broken)
     self.assertEqual(state.is_finite.tolist(), [True, False])
 
+  @pytest.mark.slow
   def test_learned_positions_bound_the_text(self):
     config = configs.TransformerConfig(
         vocab_size=50,

@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference import sampling
 from joma.inference import sampling_config
@@ -44,6 +45,7 @@ class SampleTest(parameterized.TestCase):
       (dict(), list(_PROBS)),
       (dict(temperature=0.5), list(_PROBS**2 / (_PROBS**2).sum())),
   )
+  @pytest.mark.by_default(0, 1)
   def test_draws_have_the_probabilities(self, changes, want):
     config = sampling_config.SamplingConfig(**{"temperature": 1.0} | changes)
     num = 20_000

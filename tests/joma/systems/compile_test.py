@@ -97,7 +97,7 @@ class CompileTest(parameterized.TestCase):
     self.assertGreaterEqual(program.count("tpu_custom_call"), 2)
 
   @parameterized.parameters(*((entry,) for entry in _ENTRIES))
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_a_step_of_training_compiles_for_v5e(self, entry):
     self._check_training(entry, "v5e", 4)
 

@@ -193,6 +193,7 @@ class LawsTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=1e-6)
 
   @parameterized.parameters(*_NAMES)
+  @pytest.mark.by_default(0)
   def test_two_drawn_pairs(self, name):
     first, second = _drawn(name, 2)
     self._check_with_gradients(name, *first)
@@ -227,6 +228,7 @@ class LawsTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=1e-6)
 
   @parameterized.parameters(*_drawn_names(2))
+  @pytest.mark.by_default(0)
   def test_other_types_and_what_is_computed_anew(self, name):
     self._check_types(name, _drawn(name, 1)[0])
 
@@ -277,6 +279,7 @@ class CacheTest(parameterized.TestCase):
       yield slots
 
   @parameterized.parameters(*_NAMES)
+  @pytest.mark.by_default(0)
   def test_prompts_and_steps_equal_one_pass(self, name):
     self._check(name, *_drawn(name, 2)[1], num_caches=1)
 

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.mixers import self_gating
 from joma.transformer import attention
@@ -61,6 +62,7 @@ class StaticTest(absltest.TestCase):
 class PositionalTest(parameterized.TestCase):
 
   @parameterized.parameters("positional", "positional:learned=false")
+  @pytest.mark.slow
   def test_weights_do_not_depend_on_what_is_said(self, entry):
     model, params, tokens = _model(entry)
     one, two = (
@@ -71,6 +73,7 @@ class PositionalTest(parameterized.TestCase):
     np.testing.assert_array_equal(one, two)
     self.assertGreater(float(jnp.abs(one - one.mean()).max()), 0.05)
 
+  @pytest.mark.slow
   def test_outputs_are_linear_in_what_is_said(self):
     """f(c x) = c f(x); the twin adds x to the positions."""
     config = configs.TransformerConfig(**_SHAPE, attention=("positional",))
@@ -86,6 +89,7 @@ class PositionalTest(parameterized.TestCase):
       bound = 20 * _TOLERANCE
       (self.assertLess if is_linear else self.assertGreater)(error, bound)
 
+  @pytest.mark.slow
   def test_weights_are_computed_once_a_call(self):
     """FLOPs less those that every text needs do not grow with the texts."""
     flops = {}

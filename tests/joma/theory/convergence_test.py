@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.theory import convergence
 from joma.theory import published
@@ -60,6 +61,7 @@ class FlowTest(float64.TestCase):
         gap, start[None] + jnp.array([[1.0], [5.0], [64.0]]), rtol=_RTOL_FLOW
     )
 
+  @pytest.mark.slow
   def test_time_to_reach_inverts_the_flow(self):
     times = jnp.array([0.2, 0.7, 2.0, 64.0])
     gap = _path(times)
@@ -101,6 +103,7 @@ class AttentionEntropyTest(float64.TestCase):
       (True, [1.0983, 0.9298, 0.0062, 0.0165, 0.0432]),
       (False, [1.0984, 1.0319, 0.7850, 0.5022, 0.0433]),
   )
+  @pytest.mark.by_default(0)
   def test_falls_then_rises_only_with_attention(self, has_attention, expected):
     times = np.linspace(0.1, 8.0, 80)
     gap = _path(times, has_attention=has_attention)
@@ -140,6 +143,7 @@ class Figure4Test(parameterized.TestCase):
   @parameterized.parameters(
       dict(temperature=2.0), dict(step_size=0.021), dict(initial=0.06)
   )
+  @pytest.mark.by_default(0, 1)
   def test_every_constant_matters(self, **changes):
     entropy = convergence.figure4_path(
         jnp.array(published.FIGURE4_MU), **changes

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.theory import cooccurrence
 from joma.theory import data
@@ -146,6 +147,7 @@ class PackTokensTest(parameterized.TestCase):
       (3, [[3, 0, 2], [3, 3, 3]]),
       (1, [[2], [3]]),
   )
+  @pytest.mark.by_default(0, 1)
   def test_right_aligned_in_order(self, seq_len, expected):
     is_present = jnp.array([[True, False, True], [False, False, False]])
     tokens = data.pack_tokens(is_present, seq_len)

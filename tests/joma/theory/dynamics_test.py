@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import chex
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.theory import dynamics
 from tests.joma import problems
@@ -64,6 +65,7 @@ class HiddenTest(float64.TestCase):
       expected = (np.asarray(params.lower).T @ f) ** 2 / 2
       np.testing.assert_allclose(actual[i], expected, atol=_ATOL)
 
+  @pytest.mark.slow
   def test_activation_may_be_any_function(self):
     batch, params = problems.make(1)
     by_name, by_function = (
@@ -80,6 +82,7 @@ class ReducedVelocityTest(float64.TestCase):
       activation=problems.ACTIVATIONS,
       has_residual=(True, False),
   )
+  @pytest.mark.by_default(0, 1)
   def test_closed_form_equals_automatic_differentiation(
       self, attention, activation, has_residual
   ):

@@ -53,6 +53,7 @@ class DescendTest(float64.TestCase):
         coarse, jax.tree.map(lambda x: x[::3], fine), atol=_ATOL
     )
 
+  @pytest.mark.slow
   def test_observations_are_of_the_recorded_state(self):
     batch, params = problems.make(3)
     block = dynamics.Block(attention="exp", temperature=0.7)
@@ -88,6 +89,7 @@ class IntegrateTest(float64.TestCase):
         atol=_ATOL_FLOW,
     )
 
+  @pytest.mark.slow
   def test_descent_tends_to_the_flow_linearly_in_the_step(self):
     batch, params = problems.make(1)
     arguments = (params, batch, dynamics.Block(), problems.stationary_loss())

@@ -55,7 +55,7 @@ class StepSizeTest(float64.TestCase):
   @parameterized.product(
       attention=("linear", "exp", "softmax"), num_queries=(1, 3)
   )
-  @pytest.mark.by_default(0, 1)
+  @pytest.mark.by_default(0)
   def test_error_falls_linearly(self, attention, num_queries):
     errors = _errors(attention, num_queries)
     for i, activation in enumerate(problems.ACTIVATIONS):
@@ -97,7 +97,7 @@ class FlowTest(float64.TestCase):
     )
 
   @parameterized.parameters("linear", "exp", "softmax")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_holds_while_the_layer_above_trains(self, attention):
     path = _path(attention)
     check = self._check(attention, path)
@@ -136,6 +136,7 @@ class FlowTest(float64.TestCase):
       check = self._check(attention, path._replace(params=params))
       self.assertGreater(check.relative_error[-1], 0.1)
 
+  @pytest.mark.slow
   def test_logits_trained_per_query_count_by_their_probability(self):
     batch, params = problems.make(3)
     block = dynamics.Block(attention="exp")
@@ -170,6 +171,7 @@ class SoftmaxTest(float64.TestCase):
     return flow.integrate(times, params, batch, block, loss)
 
   @parameterized.parameters("identity", "silu")
+  @pytest.mark.by_default(0)
   def test_printed_law_has_the_direction_and_misses_the_scale(self, activation):
     path = self._path(activation)
     check, first_alone = (
@@ -186,6 +188,7 @@ class SoftmaxTest(float64.TestCase):
     self.assertLess(abs(first_alone.correlation - check.correlation)[-1], 0.01)
     self.assertGreater(first_alone.relative_error[-1], check.relative_error[-1])
 
+  @pytest.mark.slow
   def test_one_context_leaves_the_drift_of_b_bar_as_the_only_error(self):
     # With the same x in every sample E[gh b b^T] = b-bar E[gh b]^T exactly.
     batch, params = problems.make(1)

@@ -42,6 +42,7 @@ class ClosedFormTest(float64.TestCase):
     )
 
   @parameterized.parameters("gelu", "silu")
+  @pytest.mark.by_default(0)
   def test_second_moment_is_the_slope_of_the_first(self, activation):
     # Stein: E[y f(y)] = std^2 E[f'(y)] for f(y) = phi'(r + |v| y).
     first = lambda r: _gaussian_moments(activation, r[None], 1.7)[0][0]

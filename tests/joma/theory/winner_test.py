@@ -41,7 +41,7 @@ def _one_node(attention, delta, *, temperature=1.0, logits=0.0, v=0.0):
 class ErfTest(float64.TestCase):
 
   @parameterized.parameters((1.0, 1.0, 1.0), (2.0, 3.0, 0.5))
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_relation_holds_along_the_real_flow(self, temperature, eta_w, eta_z):
     delta = jnp.array(_DELTA)
     sharpness = math.sqrt(eta_z / eta_w) / temperature

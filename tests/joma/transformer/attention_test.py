@@ -87,6 +87,7 @@ class AttentionTest(parameterized.TestCase):
     )
     self.assertBetween(float(jnp.abs(finite).max()), 0.09, 0.1 + 1e-6)
 
+  @pytest.mark.slow
   def test_dropped_weights_keep_their_mean(self):
     config = configs.TransformerConfig(**_SHAPE, attn_dropout=0.5)
     plain, _, params = _apply(config, self.x)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -54,6 +55,7 @@ class FullCacheTest(parameterized.TestCase):
   @parameterized.parameters(
       ((0, 12),), ((0, 6, 12),), ((0, 6, *range(7, 13)),), ((0, 1, 7, 12),)
   )
+  @pytest.mark.by_default(0, 1)
   def test_pieces_of_any_length_give_what_the_whole_gives(self, cuts):
     kv_cache, pieces = full_cache.init(_CONFIG, 3, 16), []
     for start, stop in itertools.pairwise(cuts):
@@ -64,6 +66,7 @@ class FullCacheTest(parameterized.TestCase):
     got = jnp.concatenate(pieces, axis=1)
     chex.assert_trees_all_close(got, _want(), atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_padding_is_neither_kept_nor_seen(self):
     lengths = jnp.array([6, 2, 4])
     steps = _positions(0, 6)
@@ -83,6 +86,7 @@ class FullCacheTest(parameterized.TestCase):
     logits, _ = _apply(_TOKENS, _positions(0, 12), dirty)
     chex.assert_trees_all_close(logits, _want(), atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_decoding_writes_the_donated_cache_in_place(self):
     step = jax.jit(
         lambda params, tokens, positions, kv_cache: _MODEL.apply(

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import inspection
@@ -114,6 +115,7 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(np.shape(found["sink_rate"]), (2,))
     self.assertEqual(sorted(found["stable_rank"]), ["down", "gate", "up"])
 
+  @pytest.mark.slow
   def test_single_token_has_no_loss(self):
     found = inspection.measure(_CONFIG, _params(), np.array([[3]]), 1)
     self.assertIsNone(found["loss"])

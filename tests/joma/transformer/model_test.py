@@ -121,6 +121,7 @@ class TransformerTest(parameterized.TestCase):
     want = jnp.stack([every[0, 3:4], every[1, 8:9]])
     chex.assert_trees_all_close(some, want, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_implementations_agree(self):
     model = _model(**_KINDS["sandwich"])
     params = _params(model)
@@ -158,6 +159,7 @@ class TransformerTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "has 12 learned positions"):
       model.init(jax.random.key(0), _tokens(13))
 
+  @pytest.mark.slow
   def test_embeddings_may_be_narrower_than_the_stream(self):
     model = _model(embed_proj_dim=8)
     shapes = jax.tree.map(jnp.shape, _params(model))

@@ -191,6 +191,7 @@ class SinkRateTest(absltest.TestCase):
 
 class StableRanksTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_ranks_are_those_of_the_singular_values(self):
     _, params, _ = _tiny()
     found = probes.stable_ranks(params)

@@ -136,6 +136,7 @@ class ReportTest(parameterized.TestCase):
     self.assertGreater(spilling.spills, 50)
     self.assertGreater(spilling.fills, 50)
 
+  @pytest.mark.slow
   def test_bundles_that_rise_break_the_budget(self):
     lean = self._kernel("v5e", "normalize", rows=256)
     rolled = self._kernel("v5e", "normalize", rows=256, rolled=True)
@@ -159,6 +160,7 @@ class ReportTest(parameterized.TestCase):
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class FailureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_program_that_fails_is_named(self):
     failing = [
         _job("v5e", "fail"),

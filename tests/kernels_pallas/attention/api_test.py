@@ -138,12 +138,12 @@ class FlashAttentionTest(parameterized.TestCase):
   @parameterized.parameters(
       (name, _CASES[i]) for name, lead in _LEAD.items() for i in lead
   )
-  @pytest.mark.by_default(1, 3, 7, 10)
+  @pytest.mark.by_default(1)
   def test_equals_the_oracle(self, implementation, case):
     _run_case(implementation, *case)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_a_traced_mask_is_as_good_as_a_known_one(self, implementation):
     shape = shapes.TESTS["ragged_gqa"]
     mask = masks.document(_ids(shape))

@@ -91,12 +91,12 @@ def _run_case(implementation, name, dtype, options):
 class BlockSparseAttentionTest(parameterized.TestCase):
 
   @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
-  @pytest.mark.by_default(5)
+  @pytest.mark.slow
   def test_equals_the_oracle(self, implementation, case):
     _run_case(implementation, *case)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_any_table_in_any_order(self, implementation):
     chosen = _random_selection(1, 160, 300, 32, 128)
     allowed = np.asarray(reference.allowed_pairs(chosen, 160, 300))
@@ -114,7 +114,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     conformance.check(call, inputs, implementation)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
-  @pytest.mark.by_default(1, 2)
+  @pytest.mark.by_default(1)
   def test_all_blocks_are_dense_attention(self, implementation):
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 256, 1, 64))
     mask = masks.causal(256)
@@ -134,6 +134,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     chex.assert_trees_all_close(sparse, dense, atol=1e-4, rtol=1e-5)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
+  @pytest.mark.by_default(0, 1)
   def test_blocks_that_are_not_listed_are_not_read(self, implementation):
     # Key block 1 is NaN and in no list: it must not reach any result.
     table = jnp.zeros((1, 1, 2, 1), jnp.int32)
@@ -225,6 +226,7 @@ class EveryCombinationTest(parameterized.TestCase):
       dtype=("float32", "bfloat16"),
       options=(_PLAIN, _ALL),
   )
+  @pytest.mark.by_default(0)
   def test_equals_the_oracle(self, implementation, name, dtype, options):
     _run_case(implementation, name, dtype, options)
 

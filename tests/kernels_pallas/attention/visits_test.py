@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -26,6 +27,7 @@ def _lists(plan):
 class VisitsTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
+  @pytest.mark.by_default(0)
   def test_lists_full_then_partial_tiles_in_ascending_order(self, traced):
     states = _RNG.integers(0, 3, (2, 3, 5, 7)).astype(np.int8)
     given = jnp.asarray(states) if traced else states

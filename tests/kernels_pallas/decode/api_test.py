@@ -107,7 +107,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
       *((name, *case) for name in ("reference", "xla") for case in _CASES),
       *(("pallas_tpu", *case) for case in _CASES[1:]),
   )
-  @pytest.mark.by_default(1, 2, 3, 4, 5)
+  @pytest.mark.by_default(1)
   def test_equals_the_oracle(self, implementation, *case):
     _run_case(implementation, *case)
 
@@ -115,12 +115,12 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
   @parameterized.product(
       implementation=("reference", "xla", "pallas_tpu"), policy=[*_POLICIES]
   )
-  @pytest.mark.by_default(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+  @pytest.mark.by_default(0, 1)
   def test_rules_of_policies_equal_the_oracle(self, implementation, policy):
     _run_case(implementation, "gqa", "float32", policy)
 
   @parameterized.parameters("xla", "pallas_tpu")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_int8_equals_the_reference(self, implementation):
     shape = shapes.TESTS["gqa"]
     case = oracle.draw(shape, 80)
@@ -185,6 +185,7 @@ class HeavyHitterDecodeTest(parameterized.TestCase):
     )
     self.assertTrue((kept.score[1] != after.score[1]).any())
 
+  @pytest.mark.slow
   def test_2000_steps_choose_as_plain_python(self):
     shape = shapes.Shape(
         batch=2, num_heads=4, num_kv_heads=1, capacity=24, head_dim=8
@@ -329,6 +330,7 @@ class DebugTest(parameterized.TestCase):
       (3, 2, None),
       (-1, 9, None),
   )
+  @pytest.mark.by_default(0, 1)
   def test_positions(self, position, newest, message):
     arguments = _arguments(
         positions=jnp.full(1, position, jnp.int32),

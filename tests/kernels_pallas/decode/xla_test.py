@@ -6,6 +6,7 @@ import hypothesis
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
+import pytest
 
 from kernels_pallas.decode import api
 from kernels_pallas.decode import shapes
@@ -46,6 +47,7 @@ class AnyTokensTest(parameterized.TestCase):
       st.integers(0, 10**6), st.sampled_from(("sum", "mean", "ema"))
   )
   @hypothesis.settings(max_examples=8, deadline=None)
+  @pytest.mark.slow
   def test_equals_the_oracle(self, seed, score):
     case = oracle.draw(_SHAPE, 30, seed=seed)
     options = _OPTIONS | {"score": score, "decay": 0.8}

@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import shapes
@@ -29,6 +30,7 @@ class XlaTest(parameterized.TestCase):
   @parameterized.product(
       name=("one", "swiglu_bias"), kind=("shared", "shuffled", "per_sequence")
   )
+  @pytest.mark.by_default(0, 1)
   def test_all_blocks_are_the_dense_mlp_bit_by_bit(self, name, kind):
     shape = shapes.TESTS[name]
     case = oracle.draw(shape, "float32")

@@ -46,7 +46,7 @@ class ArithmeticTest(parameterized.TestCase):
     assert total[1] == 0
 
   @parameterized.parameters(None, 3.0)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_gradient_of_a_tile(self, soft_cap):
     rng = np.random.default_rng(1)
     products, d_weights = rng.standard_normal((2, 8, 16))

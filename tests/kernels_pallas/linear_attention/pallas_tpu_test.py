@@ -90,7 +90,7 @@ class MemoryTest(parameterized.TestCase):
   """In TPU interpret mode, which finds races and reads out of bounds."""
 
   @parameterized.parameters(False, True)
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_is_used_without_races(self, is_reversed):
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     try:

@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kernels_pallas.linear_attention import api
 from kernels_pallas.linear_attention import shapes
@@ -14,6 +15,7 @@ from tests.kernels_pallas.linear_attention import oracle
 
 class XlaTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_results_do_not_depend_on_the_chunk(self):
     case = oracle.draw(shapes.TESTS["ragged_gqa"], "float32", "mixed")
 
@@ -27,6 +29,7 @@ class XlaTest(parameterized.TestCase):
     conformance.check_equal(one[0], other[0], 1e-6)
     conformance.check_equal(one[1], other[1], 2e-6)
 
+  @pytest.mark.slow
   def test_memory_grows_as_the_length(self):
     def temp_bytes(length):
       shape = shapes.Shape(
@@ -65,6 +68,7 @@ class XlaTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "chunk=0 must be at least 1"):
       xla.Config(chunk=0)
 
+  @pytest.mark.slow
   def test_a_decay_of_one_forgets_nothing(self):
     # Unit keys and values: out counts the positions so far.
     ones = jnp.ones((1, 300, 1, 1))

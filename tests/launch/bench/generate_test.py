@@ -22,6 +22,7 @@ class BenchGenerateTest(absltest.TestCase):
     self.folder = self.create_tempdir().full_path
     generate_test.save_model(pathlib.Path(self.folder))
 
+  @pytest.mark.slow
   def test_a_row_has_the_figures_of_its_turns(self):
     with mock.patch.object(generate, "_PAUSE_S", 0.0):
       (batch,) = generate.measure(self.folder, _SMALL)["batches"]
@@ -42,6 +43,7 @@ class BenchGenerateTest(absltest.TestCase):
     ours, theirs = (np.concatenate([x.steps(), x.steps()]) for x in writers)
     np.testing.assert_array_equal(ours, theirs)
 
+  @pytest.mark.slow
   def test_a_missing_peer_is_named(self):
     config = generate.BenchConfig(peer=True)
     with mock.patch.object(importlib.util, "find_spec", lambda name: None):

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
@@ -169,6 +170,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 class FaultTest(checkpoints.TestCase):
 
+  @pytest.mark.slow
   def test_kill_while_saving_leaves_the_step_before_on_other_devices_too(self):
     root = pathlib.Path(checkpoint.__file__).parents[2]
     process = subprocess.run(

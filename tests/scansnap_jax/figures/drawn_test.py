@@ -21,7 +21,7 @@ class LayoutTest(parameterized.TestCase):
       ("9", lambda: made_up.drawn(theory.figure9)),
       ("11", lambda: sparsity.figure11([made_up.medium(n) for n in (1, 3)])),
   )
-  @pytest.mark.by_default(3, 6, 9)
+  @pytest.mark.by_default(3, 6)
   def test_nothing_overlaps_and_every_axis_is_named(self, draw):
     figure = draw()
     figure.draw_without_rendering()

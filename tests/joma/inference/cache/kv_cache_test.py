@@ -93,6 +93,7 @@ def _rolled():
 
 class ModelTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_with_room_for_all_a_model_gives_the_bits_of_a_full_cache(self):
     model = models.Transformer(_CONFIG, implementation="xla")
     want, _ = _read_and_decode(full_cache.init(_CONFIG, 3, 32), model=model)
@@ -187,6 +188,7 @@ class CompilationTest(absltest.TestCase):
 class RankTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2)
+  @pytest.mark.by_default(0)
   def test_ranks_stay_in_the_order_of_positions(self, page_size):
     cache = _rolled()
     if page_size == 2:
@@ -259,7 +261,7 @@ class KernelTest(parameterized.TestCase):
   )
   # A gain, and scores of the policy's own; the kernel's own tests see the other
   # options.
-  @pytest.mark.by_default(1, 3)
+  @pytest.mark.by_default(1)
   def test_of(self, policy):
     self._check(policy, jnp.float32, 8)
 
@@ -348,6 +350,7 @@ class StatsTest(absltest.TestCase):
     np.testing.assert_array_equal(stats["max_age"], want)
     np.testing.assert_allclose(stats["mean_age"], (want + 1) / 2)
 
+  @pytest.mark.slow
   def test_what_leaves_takes_its_mass_along(self):
     mass = lambda policy: kv_cache.stats(
         policy_laws.read(policy, policy_laws.FEW).cache, _NEXT

@@ -136,6 +136,7 @@ class GridTest(absltest.TestCase):
     found = rows["h2o"]["gold_in_sinks"]
     self.assertAlmostEqual(found, (gold == 1).mean())
 
+  @pytest.mark.slow
   def test_a_model_whose_logits_are_no_numbers_has_no_accuracy(self):
     """NaN has a largest logit, by argmax: a wrong answer like any other."""
     subject, _, _ = _measured()

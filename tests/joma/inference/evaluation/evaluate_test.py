@@ -88,7 +88,7 @@ def _batch(num_new=1):
 class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters("full_cache", "slots")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_token_by_token_is_what_reading_at_once_gives(self, kind):
     if kind == "slots":
       kv_cache = _slots(full.Full(), _LENGTH)
@@ -138,6 +138,7 @@ class ReadTest(parameterized.TestCase):
     none = evaluate.gold_recall(caches, jnp.array([[-1]]))
     self.assertTrue(np.isnan(none).all())
 
+  @pytest.mark.slow
   def test_a_compilation_reads_all_texts_of_a_length(self):
     before = evaluate.read._cache_size()
     for _ in range(3):
@@ -171,6 +172,7 @@ class AnswerTest(parameterized.TestCase):
         np.testing.assert_array_equal(answers.recall[row, end], [1])
       self.assertEqual((answers.predicted >= 0).sum(), 2)
 
+  @pytest.mark.slow
   def test_a_context_is_compressed_before_it_is_asked(self):
     # Four slots: of six and four tokens of context the last four, then three
     # tokens more each, of which the last asks for positions 1 and 4.

@@ -6,6 +6,7 @@ import pathlib
 import time
 
 from absl.testing import absltest
+import pytest
 
 from joma.inference.evaluation import drawing
 from joma.inference.evaluation import report
@@ -83,6 +84,7 @@ class ReportTest(absltest.TestCase):
     self.assertNotIn("0.30 against 0.30", said)
     self.assertIn("0.79 against 0.80 with 32 slots", said)
 
+  @pytest.mark.slow
   def test_writes_a_report_of_all_tasks(self):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     summary = {

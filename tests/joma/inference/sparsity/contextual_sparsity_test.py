@@ -135,7 +135,7 @@ def predicted(num):
 class AllTest(parameterized.TestCase):
 
   @parameterized.parameters(("swiglu", True), ("swiglu", False))
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_all_units_and_heads_are_the_dense_model_bitwise(self, name, cached):
     self._check(name, cached)
 
@@ -341,6 +341,7 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       sparsity.check(SWIGLU, plan, is_measured=False)
 
+  @pytest.mark.slow
   def test_caches_that_evict_are_not_filled_in(self):
     with self.assertRaisesRegex(errors.UserError, "wants a FullCache"):
       lazy_kv.init(object(), 4, 16)

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import unit_rules
@@ -55,6 +56,7 @@ class RuleTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("oracle", "random")
+  @pytest.mark.by_default(0)
   def test_a_number_may_be_traced(self, name):
     rule = {"oracle": unit_rules.Oracle(), "random": unit_rules.Random()}[name]
 

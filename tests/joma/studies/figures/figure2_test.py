@@ -103,6 +103,7 @@ def _seeds():
 class ReferenceTest(parameterized.TestCase):
 
   @parameterized.parameters("gaussian", "random")
+  @pytest.mark.by_default(0)
   def test_replays_the_authors_run(self, mode):
     seeds = slice(0, 3) if mode == "gaussian" else slice(3, 6)
     for name, expected in _REFERENCE[mode].items():
@@ -143,6 +144,7 @@ class SeedsTest(parameterized.TestCase):
     self.assertGreater(correlation[:, -1].min(), least)
 
   @parameterized.parameters("gaussian", "random")
+  @pytest.mark.by_default(0)
   def test_scale_is_lost_but_by_the_exact_law(self, mode):
     runs = _seeds()[mode]
     self.assertLess(runs.printed.slope[:, -1].max(), 0.35)

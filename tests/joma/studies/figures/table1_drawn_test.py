@@ -3,6 +3,7 @@ import pathlib
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.figures import table1
 from scansnap_jax.experiment import figures
@@ -54,6 +55,7 @@ class Table1Test(absltest.TestCase):
     labels = [tick.get_text() for tick in panels[-1].get_xticklabels()]
     self.assertEqual(labels[0], "20, 2, 10+20")
 
+  @pytest.mark.slow
   def test_is_written(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     paths = figures.save(table1.draw(make_summary()), folder, "t1")

@@ -121,7 +121,7 @@ _SUMMARIES = dict(
 class FigureTest(parameterized.TestCase):
 
   @parameterized.parameters(*_SUMMARIES)
-  @pytest.mark.by_default(2)
+  @pytest.mark.slow
   def test_draws_a_summary_read_back(self, name):
     study, make, num_panels = _SUMMARIES[name]
     summary = make() | dict(steps=[0, 10, 20, 30], num_seeds=2)

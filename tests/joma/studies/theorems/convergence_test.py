@@ -2,6 +2,7 @@ import math
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.theorems import convergence
 
@@ -34,6 +35,7 @@ class MeasureTest(absltest.TestCase):
     self.assertIn("reach their limits", summary["finding"])
     self.assertLen(rows, 6)
 
+  @pytest.mark.slow
   def test_finding_says_so_if_it_is_too_early(self):
     config = convergence.ConvergenceConfig(num_times=2, end_time=0.5)
     self.assertIn("still far", convergence.measure(config)["finding"])

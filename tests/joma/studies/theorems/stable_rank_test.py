@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.studies.theorems import stable_rank
 from joma.theory import convergence
@@ -13,6 +14,7 @@ _CONFIG = stable_rank.StableRankConfig(num_times=40, num_seeds=3)
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_dips_with_attention_and_never_moves_without(self):
     rows = []
     summary = stable_rank.measure(

@@ -13,6 +13,7 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from joma.inference import generate
 from joma.inference.cache import kv_cache
@@ -75,6 +76,7 @@ class AddAPolicyTest(absltest.TestCase):
     line = {_NAME: "added_policies.long_values:LongValues"}
     self.enterContext(mock.patch.dict(names.POLICIES, line))
 
+  @pytest.mark.slow
   def test_all_that_users_do_with_it(self):
     policy = names.parse(f"{_NAME}:num_recent=2:power=2.0")
     self.assertEqual(type(policy).__module__, "added_policies.long_values")

@@ -122,6 +122,7 @@ class LightningTest(parameterized.TestCase):
     self.assertTrue((high <= 1).all())
 
   @parameterized.parameters(((12, 5, 1),), ((3, 3, 7),))
+  @pytest.mark.by_default(0)
   def test_prompts_and_steps_equal_one_pass(self, lengths):
     model, params, tokens = _model()
     want = applied.logits(model, params, tokens)
@@ -168,6 +169,7 @@ class LightningTest(parameterized.TestCase):
     chex.assert_trees_all_close(one[0, :6], two[0, :6], atol=1e-6)
     self.assertGreater(float(jnp.abs(one[0, 6:] - two[0, 6:]).max()), 1e-3)
 
+  @pytest.mark.slow
   def test_a_step_moves_the_same_bytes_at_every_length(self):
     model, params, _ = _model()
 
@@ -185,6 +187,7 @@ class LightningTest(parameterized.TestCase):
 
     self.assertEqual(num_bytes(64), num_bytes(65_536))
 
+  @pytest.mark.slow
   def test_it_learns(self):
     """What comes next in a cycle of 17 tokens with one that repeats."""
     model, params, _ = _model()

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.score_rules import act
 from joma.transformer import config as configs
@@ -54,6 +55,7 @@ class ActTest(parameterized.TestCase):
     return act.Act(**options).calibrated(*_arrays(), places, _OPTIONS)
 
   @parameterized.parameters((0.1, 0.4), (0.2, 0.0), (0.15, 1.0))
+  @pytest.mark.by_default(0, 1)
   def test_it_is_the_rows_written_out(self, theta, beta):
     out, chosen = self._run(theta=theta, beta=beta)
     want, rows, plain, is_sink = _by_hand(*_arrays(), theta, beta)
@@ -85,6 +87,7 @@ class ActTest(parameterized.TestCase):
     np.testing.assert_allclose(some[:, :, 1::2], every[:, :, 1::2], atol=1e-6)
     self.assertGreater(float(jnp.abs(every - plain)[:, :, ::2].max()), 1e-3)
 
+  @pytest.mark.slow
   def test_steps_keep_the_columns_of_the_prompt(self):
     """A prompt's outputs are a pass; a step is its row with the prompt's S."""
     config = configs.TransformerConfig(

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
@@ -48,6 +49,7 @@ class ConvolvedTest(parameterized.TestCase):
     got = convolved.last_inputs(x, jnp.array([5, 2, 0]), 2)[..., 0, 0]
     np.testing.assert_array_equal(got, [[5, 6], [2, 3], [0, 1]])
 
+  @pytest.mark.slow
   def test_it_sees_as_far_as_it_is_wide(self):
     """Of the third token, keys of the first three and no others change."""
     config = configs.TransformerConfig(

@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -51,6 +52,7 @@ class DistanceBiasTest(absltest.TestCase):
     far = own["bias"][3, 0] - own["bias"][0, 0]
     self.assertGreater(abs(far), 0.1)
 
+  @pytest.mark.slow
   def test_parts_of_the_queries_give_what_all_at_once_do(self):
     """Values and gradients, of masks and of selections of blocks."""
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)

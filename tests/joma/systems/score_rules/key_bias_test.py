@@ -68,6 +68,7 @@ def _oracle(query, key, value, extra_key, extra_value, scale):
 class KeyBiasTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
+  @pytest.mark.by_default(0)
   def test_output_is_that_of_the_definition(self, has_values):
     """The keys stand in front, unrotated; the twin rotates them."""
     entry = f"key_bias:keys=2:start=1.0:values={str(has_values).lower()}"
@@ -121,7 +122,7 @@ class KeyBiasTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("xla", "pallas_tpu")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_every_implementation_gives_value_and_gradient(self, name):
     model, params, tokens = _model("key_bias:start=1.0:values=true")
     params = _with_values(params)
@@ -132,6 +133,7 @@ class KeyBiasTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=3 * _TOLERANCE)
 
   @parameterized.parameters("", "full", "h2o", "snapkv", "quest:num_keys=16")
+  @pytest.mark.slow
   def test_every_cache_follows(self, policy):
     model, params, tokens = _model("key_bias:start=2.0:values=true")
     params = _with_values(params)
@@ -151,6 +153,7 @@ class KeyBiasTest(parameterized.TestCase):
     got = jnp.concatenate(found, axis=1)
     chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_scores_of_prompts_count_the_learned_key(self):
     """What is given to keys in all, and to the learned one, are all queries."""
     model, params, tokens = _model("key_bias:start=2.0")

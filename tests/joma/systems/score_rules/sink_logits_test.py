@@ -136,7 +136,7 @@ class SinkLogitsTest(parameterized.TestCase):
       ("",), ("full",), ("h2o",), ("window",), ("snapkv",), ("keyformer",),
       ("quest:num_keys=16:page_size=8",),
   )  # fmt: skip
-  @pytest.mark.by_default(4)
+  @pytest.mark.slow
   def test_every_cache_follows(self, policy):
     model, params, tokens = _model("sink_logits:start=1.5")
     want = applied.logits(model, params, tokens)

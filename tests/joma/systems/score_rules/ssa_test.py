@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.score_rules import ssa
 from joma.transformer import attention
@@ -24,6 +25,7 @@ class DilutionTest(parameterized.TestCase):
   @parameterized.parameters(
       (0.5, 0.0), (1.0, 1 / (1 + np.exp(-4.0))), (1.5, 1.0)
   )
+  @pytest.mark.by_default(0, 1)
   def test_the_limit_turns_at_a_margin_of_one(self, a_c, limit):
     """Below, at and above a c = 1; the twin has its temperature on weights."""
     c, n = 4.0, 10.0**18
@@ -69,6 +71,7 @@ class SsaTest(parameterized.TestCase):
     return params, {k: v[0] for k, v in seen["intermediates"].items()}, x
 
   @parameterized.parameters(None, 3)
+  @pytest.mark.by_default(0)
   def test_logits_and_values_are_scaled(self, window):
     changes = {} if window is None else {"windows": (window,)}
     params, seen, x = self._attn("ssa:start=0.3", **changes)

@@ -113,7 +113,7 @@ def _recall(length, search, num_keys=1024, num_kept=32):
 class HipTest(parameterized.TestCase):
 
   @parameterized.parameters(4, 8)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_with_all_keys_it_is_dense(self, block):
     model, params, tokens = _model(f"hip:k=40:block={block}")
     plain, _, _ = _model("")
@@ -147,6 +147,7 @@ class HipTest(parameterized.TestCase):
     self.assertTrue(bool(is_valid.all()))
 
   @parameterized.parameters((256, 8), (4096, 128), (64, 64), (2, 1))
+  @pytest.mark.by_default(0)
   def test_products_are_counted(self, num_blocks, num_kept):
     counted = []
 
@@ -165,7 +166,7 @@ class HipTest(parameterized.TestCase):
     self.assertEqual(sum(counted), want)
 
   @parameterized.parameters(*range(1, 23))
-  @pytest.mark.by_default(0, 9, 17)
+  @pytest.mark.by_default(0)
   def test_what_is_listed_is_different_and_not_later(self, num_blocks):
     system = hip.Hip(k=3, block=1, sinks=2, window=2)
     newest = jnp.arange(num_blocks)
@@ -182,11 +183,12 @@ class HipTest(parameterized.TestCase):
       self.assertLen(listed, min(row + 1, 7))
 
   @parameterized.parameters((64, 8), (50, 7), (23, 5), (9, 9))
-  @pytest.mark.by_default(1, 3)
+  @pytest.mark.by_default(1)
   def test_a_search_is_that_by_hand(self, num_blocks, num_kept):
     scores = _scores(3, num_blocks, 5)
     self.assertEqual(_search(scores, num_kept), _by_hand(scores, num_kept))
 
+  @pytest.mark.slow
   def test_scores_that_are_alike_are_found_and_a_needle_is_not(self):
     """The twin asks the first key of a chunk: it must find less."""
     first = functools.partial(_by_hand, centre=lambda low, high: low)
@@ -195,6 +197,7 @@ class HipTest(parameterized.TestCase):
     self.assertLess(_recall(1, _search), 0.6)
     self.assertLess(_recall(4, first), _recall(4, _search) - 0.1)
 
+  @pytest.mark.slow
   def test_every_block_can_be_found(self):
     """The twin ends second halves one block early: the last ones are lost."""
     needles = [-np.abs(np.arange(16.0) - best) for best in range(16)]
@@ -226,6 +229,7 @@ class HipTest(parameterized.TestCase):
     self.assertGreater(dense[1], 12 * dense[0])
     self.assertLess(small, 0.6 * dense[0])
 
+  @pytest.mark.slow
   def test_the_compiled_step_takes_as_many_keys_from_its_cache_at_every_length(
       self,
   ):
@@ -249,6 +253,7 @@ class HipTest(parameterized.TestCase):
     self.assertEqual(small.largest, large.largest)
     self.assertIn("dot", taken.taken("", 4096).others)
 
+  @pytest.mark.slow
   def test_what_does_not_fit_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "multiple of block=128"):
       hip.Hip(k=500)

@@ -168,6 +168,7 @@ class FitTest(parameterized.TestCase):
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_model_that_fails_is_named_and_costs_no_other(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     folders = [root / name for name in ("fine", "nan", "large")]

@@ -43,6 +43,7 @@ class InterpolationErrorBoundTest(parameterized.TestCase):
       fraction=st.floats(0, 1),
       aligned=st.booleans(),
   )
+  @pytest.mark.slow
   def test_scores_stay_within_the_bound_of_the_chord_on_both_sides(
       self, seed, num_pairs, theta, start, fraction, aligned
   ):

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -62,6 +63,7 @@ class TextsTest(absltest.TestCase):
 
 class PositionLossesTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_losses_are_those_of_the_next_token_at_each_position(self):
     model = models.Transformer(
         configs.TransformerConfig(

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer.rope import config as rope_config
@@ -244,6 +245,7 @@ class RotateTest(parameterized.TestCase):
     np.testing.assert_allclose(out[0, 0, 0], [-6, -4, 2, -8, 5], atol=_ATOL)
 
   @parameterized.parameters("linear", "yarn", "llama3")
+  @pytest.mark.by_default(0, 1)
   def test_scores_depend_on_distances_only(self, kind):
     inv_freq, attn_factor = rotary.frequencies(_KINDS[kind], 16, _MAX_LEN)
     query, key = _normal(0, 1, 6, 2, 24), _normal(1, 1, 6, 2, 24)
@@ -297,6 +299,7 @@ class RotateTest(parameterized.TestCase):
 class RotateByTest(parameterized.TestCase):
 
   @parameterized.parameters("dynamic", "longrope")
+  @pytest.mark.by_default(0)
   def test_each_sequence_turns_by_its_own_length_under_one_compilation(
       self, kind
   ):

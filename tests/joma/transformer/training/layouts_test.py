@@ -67,6 +67,7 @@ print(json.dumps(found))
 
 class LayoutsTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_four_devices_train_as_one_does_copied_or_split(self):
     flags = "--xla_force_host_platform_device_count=4"
     printed = subprocess.check_output(

@@ -110,7 +110,7 @@ class TrainTest(parameterized.TestCase):
     chex.assert_trees_all_close(state.params, self.state.params, atol=1e-5)
 
   @parameterized.parameters(dict(grad_accum=2), dict(use_remat=True))
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_saving_memory_changes_nothing(self, **change):
     # The parts of an uneven batch count by their tokens.
     weights = self.batches.weights.at[:, 0, 2:].set(0)
@@ -128,6 +128,7 @@ class TrainTest(parameterized.TestCase):
     self.assertGreater(np.abs(losses - self.losses).max(), 0)
     chex.assert_trees_all_equal_dtypes(state, self.state)
 
+  @pytest.mark.slow
   def test_what_is_dropped_depends_on_the_step_alone(self):
     model = dataclasses.replace(_CONFIG.model, dropout=0.5)
     same = jax.tree.map(lambda leaf: leaf[:1].repeat(3, 0), self.batches)
@@ -139,6 +140,7 @@ class TrainTest(parameterized.TestCase):
     _, later = _jit_train(late, same, task=task)
     np.testing.assert_allclose(later[0], losses[2], rtol=1e-5)
 
+  @pytest.mark.slow
   def test_evaluation_drops_nothing_and_counts_every_token_once(self):
     model = dataclasses.replace(_CONFIG.model, dropout=0.5, attn_dropout=0.5)
     batches = _batches(3, num_rows=2)
@@ -173,6 +175,7 @@ class ProbeTest(absltest.TestCase):
         found.stable_rank, [squares.sum() / squares[0]], rtol=1e-5
     )
 
+  @pytest.mark.slow
   def test_padding_is_not_probed(self):
     task = _task()
     params = _jit_init(task=task).params

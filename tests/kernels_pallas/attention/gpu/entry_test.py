@@ -65,6 +65,7 @@ class ConfigTest(parameterized.TestCase):
     with pytest.raises(ValueError, match=f"{name}={value}.*{message}"):
       gpu_layout.TileConfig(**{name: value})
 
+  @pytest.mark.slow
   def test_smaller_blocks_select_the_same(self):
     rng = np.random.default_rng(2)
     table = np.argsort(rng.random((1, 2, 3, 4)), axis=-1)[..., :2]

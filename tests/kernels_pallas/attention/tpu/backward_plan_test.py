@@ -100,7 +100,7 @@ class PlanTest(parameterized.TestCase):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.parameters("v4", "v5e", "v5p", "v6e", "v7x")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_every_chip_takes_what_the_plan_calls_fitting(self, chip):
     # As many queries as the plan puts into 15/16 of the smaller memories.
     self._compile(chip, cases.Case(mask=masks.causal(32_768), head_dim=128))

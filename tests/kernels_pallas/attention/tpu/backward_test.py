@@ -107,6 +107,7 @@ class BackwardTest(parameterized.TestCase):
     for value in found.values():
       self.assertGreater(np.abs(value).max(), 0.1)
 
+  @pytest.mark.slow
   def test_logits_of_ten_thousand_leave_no_nan(self):
     # Later keys have larger logits: exp of the forbidden ones overflows.
     case = cases.Case(mask=masks.causal(256), scale=1.0)
@@ -157,6 +158,7 @@ class BackwardTest(parameterized.TestCase):
       )
     chex.assert_trees_all_equal(found, jax.tree.map(jnp.zeros_like, found))
 
+  @pytest.mark.slow
   def test_memory_of_a_tpu_is_used_without_races(self):
     # 4 steps of each head, which has a core of its own; sums in 2 buffers.
     case = cases.Case(

@@ -150,6 +150,7 @@ class TilesTest(parameterized.TestCase):
           _draw(shapes.square(512, 2, 1, 32)),
       )
 
+  @pytest.mark.slow
   def test_rows_of_any_length_may_follow_each_other(self):
     # Sweep 3 of a row is done along the next: longer, shorter, or empty.
     lengths = np.array([300, 512, 0, 512, 130, 0], np.int32)
@@ -191,7 +192,7 @@ class MemoryTest(parameterized.TestCase):
     return races, found, expected
 
   @parameterized.parameters(*_KERNELS)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_is_used_without_races(self, col_mass):
     races, found, expected = self._races(col_mass)
     self.assertFalse(races)
@@ -280,7 +281,7 @@ def _compile(chip, config, shape, emits_col_mass):
 class CompileTest(parameterized.TestCase):
 
   @parameterized.product(chip=_CHIPS, col_mass=tuple(_KERNELS))
-  @pytest.mark.by_default(4, 5)  # A second pass has the plain one in it.
+  @pytest.mark.by_default(4)
   def test_every_chip_takes(self, chip, col_mass):
     config = plan.AttentionTpuConfig(
         block_q=256, block_kv=256, col_mass=col_mass

@@ -83,6 +83,7 @@ class MemoryTest(parameterized.TestCase):
     ]
     memory.assert_linear(found)
 
+  @pytest.mark.slow
   def test_grouped_heads_are_not_repeated(self):
     # A block of queries is 8 heads deep here, and has 8 times as many rows.
     call = _causal_forward(65_536)
@@ -118,7 +119,7 @@ class TilesTest(parameterized.TestCase):
     _compile_few_loops(self)
 
   @parameterized.parameters("causal", "full", "hash")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_do_not_change_the_result(self, family):
     shape = shapes.TESTS["cross_mqa"]
     sizes = shape.num_queries, shape.num_keys

@@ -140,6 +140,7 @@ class AnyTableTest(parameterized.TestCase):
     conformance.check_values(values, inputs)
     conformance.check_gradients(gradients, inputs)
 
+  @pytest.mark.slow
   def test_nothing_listed(self):
     table = jnp.zeros((1, 1, 1, 1), jnp.int32)
     chosen = selection_lib.Selection(table, table[..., 0], None, 8, 8)

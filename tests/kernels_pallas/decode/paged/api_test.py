@@ -111,10 +111,11 @@ def _expected(case, granularity, score):
 class PagedTest(parameterized.TestCase):
 
   @parameterized.product(implementation=("reference", "xla"), variant=_VARIANTS)
-  @pytest.mark.by_default(1, 2, 3)
+  @pytest.mark.by_default(1)
   def test_equals_plain_python(self, implementation, variant):
     self._check(implementation, variant)
 
+  @pytest.mark.slow
   def test_pallas_tpu_equals_plain_python(self):
     self._check("pallas_tpu", ("page", "mean"))
 
@@ -145,6 +146,7 @@ class PagedTest(parameterized.TestCase):
     np.testing.assert_array_equal(pool.pos[unused], -1)
     np.testing.assert_array_equal(pool.key[unused], 0)
 
+  @pytest.mark.slow
   def test_int8_equals_the_reference(self):
     case = oracle.draw(_SHAPE, 60)
     arrays = (case.query, case.key, case.value, case.positions)

@@ -192,7 +192,7 @@ class EqualsReferenceTest(parameterized.TestCase):
 class LanesTest(parameterized.TestCase):
 
   @parameterized.parameters((8, 16), (24, 32), (8, 64), (16, 128), (8, 256))
-  @pytest.mark.by_default(1, 3)
+  @pytest.mark.by_default(1)
   def test_rows_and_pages(self, num, size):
     pages = jnp.arange(num * size, dtype=jnp.int32).reshape(num, size)
     row = tpu_lanes.to_row(pages)
@@ -300,7 +300,7 @@ class CompileTest(parameterized.TestCase):
       ("v5e", 16, 64),
       ("v6e", 16, 64),
   )
-  @pytest.mark.by_default(1, 6)
+  @pytest.mark.by_default(1)
   def test_every_chip_updates_the_pool_in_place(self, chip, most, page_size):
     arrays = _abstract(most_pages=most, page_size=page_size)
     compiled, pool_bytes = _compile(chip, arrays)

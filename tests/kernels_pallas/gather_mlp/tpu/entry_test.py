@@ -54,6 +54,7 @@ def _small_case(is_gated=True):
 
 class SizesTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_results_do_not_depend_on_them(self):
     # Of tiles of the batch, gradients of the weights are summed in HBM.
     case = _small_case()

@@ -92,6 +92,7 @@ class CompiledTest(parameterized.TestCase):
     (kernel,) = self.reports["block-sparse", "v6e"].kernels
     self.assertEqual(_runs_of_products(kernel), [full, partial, full + partial])
 
+  @pytest.mark.slow
   def test_nothing_is_undecided(self):
     for key, report in self.reports.items():
       for kernel in report.kernels:

@@ -11,6 +11,7 @@ from launch.bench.ops import cpu as bench
 
 class BenchKernelsCpuTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_rows_of_a_shape(self):
     rows = list(
         bench.dense_rows((32,), heads=((2, 1),), kinds=("full",), num_times=1)
@@ -37,6 +38,7 @@ class BenchKernelsCpuTest(parameterized.TestCase):
     self.assertEqual((row["ours_ms"], row["ours_iqr_ms"]), (3000, 2000))
     self.assertEqual((row["ratio"], row["ratio_of_least"]), (0.5, 0.5))
 
+  @pytest.mark.slow
   def test_a_fresh_process_tells_its_peak(self):
     (row,) = bench.memory_rows(64, ["forward + col_mass"])
     self.assertEqual(row["what"], "forward + col_mass, memory")

@@ -6,6 +6,7 @@ import sys
 from unittest import mock
 
 from absl.testing import absltest
+import pytest
 
 from scansnap_jax.experiment.processes import compilation_cache
 
@@ -47,6 +48,7 @@ class UseTest(absltest.TestCase):
     said, hits = done.stdout.splitlines()
     return said, int(hits)
 
+  @pytest.mark.slow
   def test_a_second_process_reads_what_the_first_compiled(self):
     self.assertEqual(self._start(), ("None", 0))
     said, hits = self._start()

@@ -164,7 +164,7 @@ class SetUpTest(parameterized.TestCase):
       ("JAX_THREEFRY_PARTITIONABLE", "0"),
       ("JAX_DEFAULT_PRNG_IMPL", "rbg"),
   )
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_the_environment_does_not_decide_the_bits(self, name, value):
     draw = """
 from scansnap_jax.experiment.processes import devices

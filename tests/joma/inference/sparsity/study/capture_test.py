@@ -110,6 +110,7 @@ class CaptureTest(absltest.TestCase):
       is_kept = inode == before[name][1]  # A file that is written is a new one.
       self.assertEqual(is_kept, name.startswith("00000"), name)
 
+  @pytest.mark.slow
   def test_a_manifest_that_is_none_is_one_sentence(self):
     self.folder.mkdir()
     path = self.folder / capture.MANIFEST

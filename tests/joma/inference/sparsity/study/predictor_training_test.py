@@ -181,6 +181,7 @@ class TrainTest(absltest.TestCase):
     self.assertGreater(recalls[0], 0.6)
     self.assertLess(recalls[1], recalls[0] - 0.2)
 
+  @pytest.mark.slow
   def test_a_run_that_was_stopped_continues_bitwise(self):
     config = dataclasses.replace(_CONFIG, num_steps=9, checkpoint_every=4)
     data = training.split(planted(), config, 0.5)

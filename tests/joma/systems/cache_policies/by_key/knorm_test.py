@@ -27,6 +27,7 @@ class KnormTest(parameterized.TestCase):
   def test_keeps_what_plain_python_keeps_at_every_step(self, policy):
     plain.check(Plain, policy)
 
+  @pytest.mark.slow
   def test_ties_do_not_hang_on_the_rounding_of_a_rotation(self):
     """Few different keys, so that most are equal; at once and one by one."""
     query, key, value = policy_laws.draw()

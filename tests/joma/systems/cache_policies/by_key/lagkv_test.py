@@ -49,6 +49,7 @@ _POLICIES = (lagkv.LagKV(num_sinks=1, lag_size=4),)
 class LagKVTest(parameterized.TestCase):
 
   @parameterized.product(policy=_POLICIES)
+  @pytest.mark.by_default(0)
   def test_keeps_what_plain_python_keeps_at_every_step(self, policy):
     plain.check(Plain, policy)
 

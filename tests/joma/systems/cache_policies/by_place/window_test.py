@@ -21,6 +21,7 @@ _POLICIES = (
 class WindowTest(parameterized.TestCase):
 
   @parameterized.product(policy=_POLICIES)
+  @pytest.mark.by_default(0)
   def test_keeps_what_plain_python_keeps_at_every_step(self, policy):
     plain.check(Plain, policy)
 

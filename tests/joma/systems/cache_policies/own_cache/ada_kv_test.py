@@ -6,6 +6,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.by_attention import h2o
@@ -115,6 +116,7 @@ class AdaKVTest(absltest.TestCase):
           )
     self.assertGreater(unequal, 0)  # Or the budgets were never at work.
 
+  @pytest.mark.slow
   def test_takes_the_memory_of_the_average_and_less_than_a_page_a_head(self):
     config = dataclasses.replace(_CONFIG, max_len=4096)
     size = lambda policy, capacity: sum(
@@ -166,6 +168,7 @@ def _shares(oracle, length):
 class DuoAttentionTest(parameterized.TestCase):
 
   @parameterized.parameters(((0,),), ((1,),), ((),), ((0, 1),))
+  @pytest.mark.by_default(0)
   def test_each_head_is_as_in_a_cache_of_its_own_kind(self, retrieval):
     config = dict(num_sinks=1, window_capacity=5)
     policy = duo_attention.DuoAttention(retrieval_heads=(retrieval,), **config)

@@ -2,6 +2,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies.own_cache import quest
@@ -72,6 +73,7 @@ def _oracle(query, key, value, num_pages, size):
 class QuestTest(parameterized.TestCase):
 
   @parameterized.parameters((8, 4), (4, 4), (9, 3), (64, 4))
+  @pytest.mark.by_default(0)
   def test_reads_the_pages_of_the_greatest_bounds(self, num_keys, page_size):
     draws = jax.random.split(jax.random.key(0), 3)
     arrays = [
