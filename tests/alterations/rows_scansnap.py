@@ -108,21 +108,21 @@ scansnap_jax/experiment/checkpoint.py
 - if _crc32(body) != saved["crc32"]:
 + if "crc32" not in saved:
 ? damaged lists of checksums are believed
-@ tests/scansnap_jax/experiment/checkpoint_damage_test.py
+@ tests/scansnap_jax/experiment/damage/checkpoint_test.py
 @ test_changed_metadata_is_noticed
 
 scansnap_jax/experiment/checkpoint.py
 - if body.get("step", step) != step:
 + if body.get("step", step) < 0:
 ? a checkpoint under the name of another step is taken
-@ tests/scansnap_jax/experiment/checkpoint_damage_test.py
+@ tests/scansnap_jax/experiment/damage/checkpoint_test.py
 @ test_a_step_under_the_name_of_another_is_set_aside
 
 scansnap_jax/experiment/checkpoint.py
 - if not digest.is_intact(value, entry):
 + if not digest.is_intact(value, entry) and not value.size:
 ? arrays with flipped bits are restored
-@ tests/scansnap_jax/experiment/checkpoint_damage_test.py
+@ tests/scansnap_jax/experiment/damage/checkpoint_test.py
 @ test_damaged_file
 
 scansnap_jax/experiment/digest.py
