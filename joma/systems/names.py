@@ -21,6 +21,7 @@ SYSTEMS: dict[str, str] = {
     "convolved": "joma.systems.score_rules.convolved:Convolved",
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
+    "echo_att": "joma.systems.reuse.echo_att:EchoAtt",
     "hip": "joma.systems.selectors.hip:Hip",
     "hylra": "joma.systems.reuse.hylra:Hylra",
     "indexer": "joma.systems.selectors.indexer:Indexer",

@@ -83,7 +83,10 @@ class Attention(nn.Module):
     read = (x, x, x)
     if own.read is not None:
       read = own.read.read(call.params[own.read.name], call)
-    query, key, value = self._project(read, route)
+    query, key, value = self._project(read, route, self._taken(own, call))
+    if own.share is not None:
+      handed = {**call.carry, own.share.name: (query, key)}
+      call = dataclasses.replace(call, carry=handed)
     if own.prepare is not None:
       query, key, value, kv_cache = layer_hooks.prepare(
           own.prepare, call, query, key, value, kv_cache
@@ -109,8 +112,19 @@ class Attention(nn.Module):
     for name, loss in losses.items():
       self.sow("losses", f"{system.name}_{name}", loss)
 
+  def _taken(
+      self, own: layer_hooks.LayerSystems, call: hooks.Call
+  ) -> tuple[Array, Array] | None:
+    """Queries and keys of an earlier layer; None where it makes its own."""
+    if own.share is None or own.share.is_source(self.config, self.layer):
+      return None
+    return call.carry[own.share.name]
+
   def _project(
-      self, read: tuple[Array, Array, Array], route: hooks.Route | None
+      self,
+      read: tuple[Array, Array, Array],
+      route: hooks.Route | None,
+      taken: tuple[Array, Array] | None,
   ) -> tuple[Array, Array, Array]:
     config = self.config
     dense = lambda name, x, num_heads: self._product(
@@ -124,6 +138,8 @@ class Attention(nn.Module):
         x,
         route,
     )
+    if taken is not None:
+      return *taken, dense("value", read[2], config.num_kv_heads)
     query = dense("query", read[0], config.num_heads)
     key = dense("key", read[1], config.num_kv_heads)
     if config.use_qk_norm:

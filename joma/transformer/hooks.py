@@ -5,6 +5,7 @@ or more protocols below; a layer calls what its systems have and names none of
 them. `TransformerConfig.attention` chooses them. In the order of a call:
 
   read      what the projections of query, key and value read
+  share     whether queries and keys are those of an earlier layer
   prepare   query, key, value before rotation and cache
   select    which keys each query may read; at decode, a cache of its own
   weights   what takes the place of softmax
@@ -222,6 +223,19 @@ class Read(System, Protocol):
     Where all texts share the first two, these are [1, T, D]: weights are then
     computed once.
     """
+    ...
+
+
+@runtime_checkable
+class Share(System, Protocol):
+  """Lets layers take queries and keys from the last one that made them.
+
+  What is taken is what the projections gave, before `prepare` and rotation; a
+  layer that takes has no projections of queries and keys.
+  """
+
+  def is_source(self, config: configs.TransformerConfig, layer: int) -> bool:
+    """Whether a layer makes its own; the first one does."""
     ...
 
 

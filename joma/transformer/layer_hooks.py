@@ -27,6 +27,7 @@ class LayerSystems:
   Attributes:
     systems: All of them, in the order of the entry.
     read: Of that protocol, and so on.
+    share: Likewise.
     prepare: Likewise.
     weights: Likewise.
     select: Likewise.
@@ -39,6 +40,7 @@ class LayerSystems:
 
   systems: tuple[Any, ...] = ()
   read: hooks.Read | None = None
+  share: hooks.Share | None = None
   prepare: hooks.Prepare | None = None
   weights: hooks.Weights | None = None
   select: hooks.Select | None = None
@@ -51,6 +53,7 @@ class LayerSystems:
 
 _PROTOCOLS: dict[str, Any] = {
     "read": hooks.Read,
+    "share": hooks.Share,
     "prepare": hooks.Prepare,
     "weights": hooks.Weights,
     "select": hooks.Select,

@@ -79,6 +79,7 @@ def _bound(names: list[str], params: PyTree) -> float | None:
     fan_out = sum(
         math.prod(attn[part]["kernel"].shape[1:])
         for part in ("query", "key", "value")
+        if part in attn  # A layer may take queries and keys of another.
     )
     return math.sqrt(6 / (shape[0] + fan_out)) if name == "kernel" else 0.0
   if parents[-1:] == ["attn"]:

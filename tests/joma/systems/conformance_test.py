@@ -37,6 +37,7 @@ from tests.joma.transformer import applied
 # Options with which twelve tokens are enough to choose among.
 _SMALL = {
     "duo_gates": "duo_gates:sinks=1:recent=2:start=0.5",
+    "echo_att": "echo_att:first=0:last=0",
     "hip": "hip:k=4:block=2",
     "hylra": "hylra:full=0:k=4:block=2",
     "indexer": "indexer:k=4",
@@ -46,7 +47,7 @@ _SMALL = {
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
 }
 # Systems of layers that take from the one before.
-_TWO_LAYERS = ("hylra",)
+_TWO_LAYERS = ("echo_att", "hylra")
 _KV_HEADS = (1, 2, 4)
 _POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 _PAIRS = tuple(itertools.product(_KV_HEADS, _POSITIONS))
