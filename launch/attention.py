@@ -14,8 +14,8 @@ and parts/, what is done already. The same command continues an interrupted run;
 from joma.studies.systems import conv
 from joma.studies.systems import length
 from joma.studies.systems import positional
-from launch import app
-from launch import study_run
+from launch.command import app
+from launch.command import study_run
 
 _STUDIES = {
     "conv": conv.STUDY,

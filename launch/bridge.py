@@ -17,9 +17,9 @@ import pathlib
 from typing import Any
 
 from joma.inference.bridge import config as bridge_config
-from launch import app
-from launch import flag_config
-from launch import run
+from launch.command import app
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()

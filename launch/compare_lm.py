@@ -12,9 +12,9 @@ figures show) and figures/, flags.txt, config.json.
 
 from absl import flags
 
-from launch import app
-from launch import flag_config
-from launch import run
+from launch.command import app
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import json_file
 
 _WORKDIR = run.define_workdir("Local folder of the report.")

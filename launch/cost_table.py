@@ -26,9 +26,9 @@ from rich import table as rich_table
 
 from joma.inference.cost import cost_table
 from joma.inference.cost import cost_table_config
-from launch import app
-from launch import flag_config
-from launch import run
+from launch.command import app
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 

@@ -24,8 +24,8 @@ from typing import Any
 from absl import flags
 
 from joma.inference import sampling_config
-from launch import app
-from launch import flag_config
+from launch.command import app
+from launch.command import flag_config
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 

@@ -21,9 +21,9 @@ from typing import Any
 from absl import flags
 
 from joma.transformer import inspection_config
-from launch import app
-from launch import flag_config
-from launch import run
+from launch.command import app
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 

@@ -29,8 +29,8 @@ from joma.studies.theorems import erf
 from joma.studies.theorems import hblt
 from joma.studies.theorems import invariants
 from joma.studies.theorems import stable_rank
-from launch import app
-from launch import study_run
+from launch.command import app
+from launch.command import study_run
 
 _STUDIES = {
     "figure2": figure2.STUDY,

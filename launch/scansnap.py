@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from launch import app
-from launch import flag_config
-from launch import run
+from launch.command import app
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib

@@ -103,7 +103,7 @@ class DependencyTest(parameterized.TestCase):
   @parameterized.parameters(
       ("scansnap_jax/x.py", "joma.block.model"),
       ("joma/x.py", "kernels_pallas.masks"),
-      ("joma/x.py", "launch.app"),
+      ("joma/x.py", "launch.command.app"),
       ("kernels_pallas/x.py", "scansnap_jax.model"),
       ("kernels_pallas/x.py", "flax.linen"),
       ("scansnap_jax/train.py", "orbax.checkpoint"),

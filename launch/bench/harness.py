@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, TypeVar
 from absl import flags
 import numpy as np
 
-from launch import app
-from launch import flag_config
+from launch.command import app
+from launch.command import flag_config
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir

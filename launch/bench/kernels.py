@@ -24,8 +24,8 @@ import types
 
 from absl import flags
 
-from launch import app
 from launch.bench import harness
+from launch.command import app
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import devices
 

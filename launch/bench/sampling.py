@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from joma.inference import sampling
 from joma.inference import sampling_config
-from launch import app
+from launch.command import app
 
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size", 49152, "Tokens of the vocabulary.", 2

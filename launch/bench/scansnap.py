@@ -31,9 +31,9 @@ import jax
 from jaxtyping import Array, Float
 import numpy as np
 
-from launch import flag_config
 from launch.bench import harness
 from launch.bench import torch_peer
+from launch.command import flag_config
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import ensemble

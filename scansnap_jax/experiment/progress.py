@@ -1,7 +1,7 @@
 """How far a run is: a bar on a terminal, else a line now and then on stderr.
 
-`watch` is entered once a process (`launch.app`), `bar` wherever something takes
-long; what the innermost bar knows is what is told:
+`watch` is entered once a process (`launch.command.app`), `bar` wherever
+something takes long; what the innermost bar knows is what is told:
 
   with progress.bar("lm", total=500, unit="tokens", per_step=2048) as advance:
     for _ in range(500):

@@ -1,49 +1,49 @@
 """Faults in `launch`: flags, scripts, reports."""
 
 TABLE = """
-launch/flag_config.py
+launch/command/flag_config.py
 - elif not flag_values[name].using_default_value:
 + elif flag_values[name].value:
 ? a flag's default overrides what the preset says
 @ test_given_flags_are_laid_over_the_base_and_no_others
 
-launch/flag_config.py
+launch/command/flag_config.py
 - return None if text.lower() == "none" else inner.parse(text)
 + return inner.parse(text) if text else None
 ? none is no word for nothing
 @ test_text_becomes_the_value_of_the_field_type
 
-launch/flag_config.py
+launch/command/flag_config.py
 - if not line.isprintable() or line.strip() != line:
 + if not line.isprintable():
 ? a space at a value's end is lost in a flagfile
 @ test_value_without_text_is_refused_by_name
 
-launch/flag_config.py
+launch/command/flag_config.py
 - if math.isnan(value):
 + if math.isnan(value) and text == "NaN":
 ? nan passes for a number
 @ test_error_names_flag_value_and_what_would_be_right
 
-launch/flag_config.py
+launch/command/flag_config.py
 - return repr(value) if isinstance(value, float) else str(value)
 + return f"{value:g}" if isinstance(value, float) else str(value)
 ? a flagfile rounds numbers
 @ test_replay_builds_an_equal_config_whatever_the_base
 
-launch/app.py
+launch/command/app.py
 - except BrokenPipeError:
 + except ConnectionAbortedError:
 ? a closed pipe shows a traceback
 @ test_a_reader_that_goes_away_ends_it_quietly
 
-launch/app.py
+launch/command/app.py
 - if error.filename is not None and error.errno in _OF_FILES:
 + if error.filename == "":
 ? an error of one of the run's files is blamed on stdout
 @ test_what_the_machine_lacks_is_one_line
 
-launch/app.py
+launch/command/app.py
 - print("error: " + " ".join(message.splitlines()), file=sys.stderr)
 + print("error: " + " ".join(message.splitlines()))
 ? errors go where results go
@@ -55,13 +55,13 @@ launch/bench/harness.py
 ? a cell of 0 stays empty
 @ test_nothing_is_written_as_nothing_and_zero_as_zero
 
-launch/run.py
+launch/command/run.py
 - held.enter_context(workdir_lib.hold(*asked))
 + workdir_lib.claim(*asked)
 ? two runs may be at work in one folder
 @ test_measures_in_a_claimed_and_locked_folder_then_reports
 
-launch/run.py
+launch/command/run.py
 - except preemption.Stopped as stopped:
 + except KeyboardInterrupt as stopped:
 ? a run that was asked to stop fails

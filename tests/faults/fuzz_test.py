@@ -56,7 +56,9 @@ class FindTest(absltest.TestCase):
     self.assertTrue(found["launch.train_lm"].has_workdir)
     self.assertFalse(found["launch.generate"].has_workdir)
     self.assertIn("launch.bench_kernels", found)
-    self.assertNoCommonElements(found, ["launch.app", "launch.run"])
+    self.assertNoCommonElements(
+        found, ["launch.command.app", "launch.command.run"]
+    )
     root = pathlib.Path(self.create_tempdir().full_path)
     (root / "launch").mkdir()
     (root / "launch" / "new.py").write_text(

@@ -31,7 +31,7 @@ import warnings
 
 # A script defines flags when it is imported, so that it is run and no more.
 _IMPORTED = (
-    *("launch.app", "launch.run", "launch.flag_config"),
+    *("launch.command.app", "launch.command.run", "launch.command.flag_config"),
     *("launch.bench.harness", "matplotlib.pyplot", "rich.progress"),
     *("matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"),
     *("safetensors.numpy", "tokenizers", "jax.experimental.pallas"),
@@ -211,7 +211,7 @@ def _describe_flags() -> None:
   """A script prints the flags that it has, as JSON, in place of its work."""
   from absl import flags
 
-  from launch import app
+  from launch.command import app
 
   def describe(_, **options) -> None:
     keys = flags.FLAGS.get_key_flags_for_module(sys.argv[0])

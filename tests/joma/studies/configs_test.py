@@ -12,7 +12,7 @@ from joma.studies.theorems import erf
 from joma.studies.theorems import hblt
 from joma.studies.theorems import invariants
 from joma.studies.theorems import stable_rank
-from launch import flag_config
+from launch.command import flag_config
 from scansnap_jax.experiment import errors
 
 _CONFIGS = (

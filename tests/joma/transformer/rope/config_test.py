@@ -12,7 +12,7 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer.rope import config as rope_config
 from joma.transformer.rope import rotary
-from launch import flag_config
+from launch.command import flag_config
 from scansnap_jax.experiment import errors
 
 RopeConfig = rope_config.RopeConfig

@@ -14,8 +14,8 @@ from typing import Any
 from absl import flags
 
 from joma.studies import study as study_lib
-from launch import flag_config
-from launch import run
+from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 

@@ -6,14 +6,14 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from launch import app
+from launch.command import app
 
 _SCRIPT = '''
 """Example script."""
 import dataclasses
 import errno
 import sys
-from launch import app, flag_config
+from launch.command import app, flag_config
 from scansnap_jax.experiment import errors
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RunTest(parameterized.TestCase):
 
   def _run(self, *args):
     script = self.create_tempfile("script.py", content=_SCRIPT).full_path
-    root = pathlib.Path(app.__file__).parents[1]
+    root = pathlib.Path(app.__file__).parents[2]
     return subprocess.run(
         [sys.executable, script, *args],
         env={"PYTHONPATH": str(root)},
@@ -156,7 +156,7 @@ class StreamsTest(absltest.TestCase):
     command = shlex.join([sys.executable, script, *args])
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} {tail}"],
-        env={"PYTHONPATH": str(pathlib.Path(app.__file__).parents[1]), **env},
+        env={"PYTHONPATH": str(pathlib.Path(app.__file__).parents[2]), **env},
         encoding="utf-8",
         capture_output=True,
         check=False,

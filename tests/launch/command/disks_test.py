@@ -16,7 +16,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_ROOT = pathlib.Path(__file__).parents[3]
 _RUN = (
     f"{sys.executable} -m launch.scansnap --preset=sweep --num_steps=40"
     " --log_every=5 --checkpoint_every=5 --num_seeds=1 --batch_size=16"

@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from launch import run
+from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 from scansnap_jax.experiment.processes import devices

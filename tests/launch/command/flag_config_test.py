@@ -12,7 +12,7 @@ from absl.testing import parameterized
 import hypothesis
 from hypothesis import strategies as st
 
-from launch import flag_config
+from launch.command import flag_config
 from scansnap_jax.experiment import errors
 
 
@@ -364,7 +364,7 @@ class ImportTest(absltest.TestCase):
 
   def test_help_stands_where_python_drops_docstrings(self):
     code = (
-        "from launch import flag_config; from absl import flags;"
+        "from launch.command import flag_config; from absl import flags;"
         " from joma.inference import sampling_config;"
         " flag_config.define(sampling_config.SamplingConfig());"
         " print(flags.FLAGS['top_k'].help)"
@@ -379,11 +379,11 @@ class ImportTest(absltest.TestCase):
 
   def test_help_does_not_wait_for_jax(self):
     code = (
-        "import sys; from launch import app, flag_config;"
+        "import sys; from launch.command import app, flag_config;"
         "from scansnap_jax.experiment import workdir;"
         "print({'jax', 'flax', 'numpy', 'orbax'} & set(sys.modules))"
     )
-    root = pathlib.Path(flag_config.__file__).parents[1]
+    root = pathlib.Path(flag_config.__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=root,

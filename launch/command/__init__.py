@@ -1,0 +1,1 @@
+"""What every script shares: start and errors, flags, a run and its folder."""
