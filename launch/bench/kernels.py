@@ -12,6 +12,12 @@ not measured. Chips: v4, v5e, v5p, v6e, v7x (extra `tpu`). Some minutes.
   --target=gpu    measures on the Hopper GPU of this machine, under ten minutes
   --target=cpu    measures the XLA implementations on this machine
 
+  python -m launch.bench.kernels --masks --target=cpu --lengths=8192
+
+counts pairs, FLOPs and tiles of twelve families of masks, flash and
+block-sparse, and their time per pair beside dense causal attention's; on a CPU,
+or as static bundles with --target=tpu:CHIP.
+
   python -m launch.bench.kernels --update_budgets
 
 compiles the kernels of `kernels_pallas/aot/budgets.json` with the libtpu that
@@ -51,6 +57,9 @@ _OPS = flags.DEFINE_multi_enum(
     "Which ops; linear attention goes with attention.",
     flag_values=_FLAGS,
 )
+_MASKS = flags.DEFINE_boolean(
+    "masks", False, "Whether to go through mask families instead.", _FLAGS
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", _FLAGS)
 _UPDATE = flags.DEFINE_boolean(
     "update_budgets", False, "Whether to write budgets.json instead.", _FLAGS
@@ -65,6 +74,9 @@ def main(_: list[str]) -> None:
     _explained(_module("budgets").update)
     return
   lengths = [_length(text) for text in _LENGTHS.value]
+  if _MASKS.value:
+    write(measure_masks(_TARGET.value, lengths))
+    return
   sparse_length = _SPARSE_LENGTH.value and _length(str(_SPARSE_LENGTH.value))
   write(measure(_TARGET.value, lengths, sparse_length, _OPS.value))
 
@@ -96,6 +108,25 @@ def measure(
         f"--target={target} must be tpu:CHIP, h100, gpu or cpu"
     )
   return _explained(_module("tpu").report, name, lengths, sparse_length, ops)
+
+
+def measure_masks(target: str, lengths: list[int]) -> list[harness.Row]:
+  """Prints what mask families cost on a target; returns its rows.
+
+  Args:
+    target: cpu or tpu:CHIP.
+    lengths: T.
+
+  Raises:
+    UserError: If the target is none of them, or its compiler is not installed.
+  """
+  platform, _, chip = target.partition(":")
+  if target != "cpu" and not (platform == "tpu" and chip):
+    raise errors.UserError(
+        f"--masks knows --target=cpu and tpu:CHIP, got {target}"
+    )
+  report = importlib.import_module("launch.bench.masks.report").report
+  return _explained(report, target, lengths)
 
 
 def _module(name: str) -> types.ModuleType:

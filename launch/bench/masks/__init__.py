@@ -1,0 +1,1 @@
+"""What masks of twelve families cost, flash and block-sparse."""
