@@ -7,7 +7,7 @@ import re
 from absl.testing import absltest
 from absl.testing import parameterized
 
-_ROOT = pathlib.Path(__file__).parent.parent.parent
+_ROOT = pathlib.Path(__file__).parents[3]
 # Words that point to a flag which stands elsewhere in the list, or nowhere.
 _FRAGMENT = re.compile(
     r"(Of|Its?|The same|As|Them|They|Their|Those|These|This|That|Such|So|Same"
