@@ -41,6 +41,9 @@ class LmConfig:
     beta_1: Decay of Adam's mean.
     beta_2: Decay of Adam's mean square.
     weight_decay: Coefficient of the weight decay.
+    group_penalty: Factor of the norms of blocks of neurons, which are added to
+      the loss of a token; see `group_penalty`.
+    group_size: Neurons of such a block; divides model.hidden_dim.
     clip_norm: Largest norm of a gradient, all parameters together; None is any.
     warmup_steps: Steps over which the rate rises linearly to lr.
     schedule: Learning rate after the warmup: constant, or a half cosine that
@@ -89,6 +92,8 @@ class LmConfig:
   beta_1: float = 0.9
   beta_2: float = 0.99
   weight_decay: float = 0.1
+  group_penalty: float = 0.0
+  group_size: int = 16
   clip_norm: float | None = 1.0
   warmup_steps: int = 20
   schedule: Literal["constant", "cosine"] = "cosine"
@@ -173,6 +178,16 @@ class LmConfig:
       )
 
   def _check_parts(self) -> None:
+    if self.group_penalty < 0:
+      raise UserError(
+          f"group_penalty={self.group_penalty} must not be below 0."
+      )
+    require.at_least("group_size", self.group_size, 1)
+    if self.group_penalty and self.model.hidden_dim % self.group_size:
+      raise UserError(
+          f"group_size={self.group_size} must divide the"
+          f" model.hidden_dim={self.model.hidden_dim} neurons."
+      )
     if self.batch_size % self.grad_accum:
       raise UserError(
           f"batch_size={self.batch_size} must be a multiple of"

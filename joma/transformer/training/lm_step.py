@@ -20,6 +20,7 @@ from joma.transformer import model as model_lib
 from joma.transformer import probes
 from joma.transformer import sharding
 from joma.transformer.text import batches as batches_lib
+from joma.transformer.training import group_penalty
 from joma.transformer.training import init as init_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import optimizer as optimizer_lib
@@ -126,7 +127,8 @@ def loss_sum(
   """Weighted sum of a batch's cross-entropies; drops where a key is given.
 
   With a key, which says that the model is trained, the losses of its systems
-  are added, each as often as there are tokens: to the mean they add themselves.
+  and the penalty of groups are added, each as often as there are tokens: to the
+  mean they add themselves.
   """
   is_training = dropout_key is not None
   with nn.intercept_methods(sharding.keep_split):
@@ -138,9 +140,12 @@ def loss_sum(
         rngs={"dropout": dropout_key} if is_training else None,
     )
   total = (token_losses(logits, batch.targets) * batch.weights).sum()
-  if not is_training or extra is None:
-    return total
-  return total + extra * batch.weights.sum()
+  if is_training and extra is not None:
+    total += extra * batch.weights.sum()
+  if is_training and task.config.group_penalty:
+    norms = group_penalty.penalty(params, task.config.group_size)
+    total += task.config.group_penalty * norms * batch.weights.sum()
+  return total
 
 
 def apply_with_losses(
