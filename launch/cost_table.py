@@ -56,7 +56,11 @@ def main(_: list[str]) -> None:
   plain = functools.partial(rich_console.Console, markup=False, emoji=False)
   # Whole rows where the output is no terminal.
   width = None if plain().is_terminal else _WIDTH
-  plain(width=width).print(table(result))
+  sheet = plain(width=width)
+  # `print` tells of a reader that has gone; rich would end with a status of 1.
+  with sheet.capture() as rows:
+    sheet.print(table(result))
+  print(rows.get(), end="")
   for line in notes(config, result):
     print(line)
   if _WORKDIR.value:

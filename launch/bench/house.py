@@ -27,7 +27,6 @@ How it counts:
                   of a file's own parameters and fields, which messages name
 """
 
-import argparse
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -35,8 +34,12 @@ import math
 import pathlib
 import statistics
 
+from absl import flags
+
 from launch.bench import harness
 from launch.bench import sources as sources_lib
+from launch.command import app
+from scansnap_jax.experiment import errors
 
 _HERE = pathlib.Path(__file__).parents[2]
 _PRODUCT = ("scansnap_jax", "joma", "kernels_pallas", "launch")
@@ -85,19 +88,24 @@ class House:
   named: Mapping[str, Sequence[str]]
 
 
-def main() -> None:
+_FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+_ROOTS = flags.DEFINE_multi_string(
+    "root",
+    str(_HERE),
+    "Tree that is surveyed. Given several times, each tree has a column.",
+    flag_values=_FLAGS,
+)
+
+
+def main(_: list[str]) -> None:
   """Prints the table and what stands out."""
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument(
-      "--root", action="append", type=pathlib.Path, help="A tree; this one."
-  )
-  roots = parser.parse_args().root or [_HERE]
-  known = systems(_HERE)
-  houses = {str(root): survey(root, known) for root in roots}
+  known, houses = systems(_HERE), {}
+  for root in _ROOTS.value:
+    if not pathlib.Path(root).is_dir():
+      raise errors.UserError(f"--root={root} is no folder.")
+    houses[root] = survey(pathlib.Path(root), known)
   print(table({root: figures(house) for root, house in houses.items()}))
-  for line in details(houses[str(roots[-1])]):
+  for line in details(houses[_ROOTS.value[-1]]):
     print(f"- {line}")
 
 
@@ -276,4 +284,4 @@ def _largest(numbers: Mapping[str, int]) -> str:
 
 
 if __name__ == "__main__":
-  main()
+  app.run(main, keeps_compiled=False)

@@ -55,11 +55,11 @@ def run(
       --compilation_cache says. Benchmarks compile anew.
   """
   interrupts.install()
+  _prepare_streams()
   if keeps_compiled:
     _define_compilation_cache()
 
   def guarded(argv: list[str]) -> int | None:
-    _prepare_streams()
     # absl shows what every library logs at INFO: fonts subset, TPUs not found.
     for library in ("fontTools", "jax", "matplotlib", "orbax"):
       logging.getLogger(library).setLevel(logging.WARNING)
@@ -76,16 +76,8 @@ def run(
       return status
     except errors.UserError as error:
       return _complain(str(error))
-    except BrokenPipeError:
-      _drop_stdout()
-      return _BROKEN_PIPE
     except OSError as error:
-      if error.filename is not None and error.errno in _OF_FILES:
-        return _complain(f"{error.filename}: {error.strerror}.")
-      if error.errno not in _FULL:
-        raise
-      _drop_stdout()
-      return _complain(f"stdout cannot be written: {error.strerror}")
+      return _status_of(error)
     except (MemoryError, RuntimeError) as error:
       told = " ".join(str(error).split())
       # jax's own error, which has no public name before jax is imported.
@@ -100,6 +92,19 @@ def run(
       )
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _status_of(error: OSError) -> int:
+  """Says what is wrong with a file or stdout; raises what is neither's."""
+  if isinstance(error, BrokenPipeError):
+    _drop_stdout()
+    return _BROKEN_PIPE
+  if error.filename is not None and error.errno in _OF_FILES:
+    return _complain(f"{error.filename}: {error.strerror}.")
+  if error.errno not in _FULL:
+    raise error
+  _drop_stdout()
+  return _complain(f"stdout cannot be written: {error.strerror}")
 
 
 def _define_compilation_cache() -> None:
@@ -163,7 +168,13 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    try:
+      return flags.FLAGS(argv)
+    except SystemExit:  # --help has written. absl would end with 1.
+      sys.stdout.flush()
+      status = 0
+  except OSError as error:
+    status = _status_of(error)
   except flags.UnrecognizedFlagError as error:
     name = suggest(error.flagname, flags.FLAGS)
     hint = f"did you mean --{name}?" if name else "--help lists them"

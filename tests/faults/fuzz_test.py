@@ -22,8 +22,6 @@ _TRIES = 500
 _CPU_S = 6
 # It writes into this repository, what a program for a TPU costs.
 _NEVER = ("update_budgets",)
-# It parses its own arguments, of argparse.
-_WITHOUT_FLAGS = ("launch.bench.house",)
 
 
 class DrawerTest(absltest.TestCase):
@@ -83,7 +81,7 @@ class FuzzTest(absltest.TestCase):
     tally, drawer = attacks.Tally(), flag_sets.Drawer(_SEED)
     with attacks.Zygote() as zygote:
       scripts.add_run(world, zygote)
-      tried = [s for s in scripts.find() if s.module not in _WITHOUT_FLAGS]
+      tried = scripts.find()
       flags_of = {s.module: _flags_of(s, world, zygote) for s in tried}
       for number in range(_TRIES):
         script = tried[number % len(tried)]

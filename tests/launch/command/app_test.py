@@ -189,6 +189,13 @@ class StreamsTest(absltest.TestCase):
     result = self._shell("2>&-")
     self.assertEqual((result.returncode, result.stdout), (7, "3\n"))
 
+  def test_help_is_no_failure_and_has_the_statuses_of_any_output(self):
+    ends = {"> /dev/null": 0, "| head -c 3": 141, "> /dev/full": 2, ">&-": 0}
+    for tail, status in ends.items():
+      result = self._shell(tail, "--help")
+      self.assertEqual(result.returncode, status, tail)
+      self.assertNotIn("Traceback", result.stderr)
+
   def test_a_closed_stdout_leaves_remarks_and_status(self):
     result = self._shell(">&-")
     self.assertEqual((result.returncode, result.stderr), (7, "a remark\n"))
