@@ -190,7 +190,7 @@ class StreamsTest(absltest.TestCase):
     self.assertEqual((result.returncode, result.stdout), (7, "3\n"))
 
   def test_help_is_no_failure_and_has_the_statuses_of_any_output(self):
-    ends = {"> /dev/null": 0, "| head -c 3": 141, "> /dev/full": 2, ">&-": 0}
+    ends = {"> /dev/null": 0, "| exec 0<&-": 141, "> /dev/full": 2, ">&-": 0}
     for tail, status in ends.items():
       result = self._shell(tail, "--help")
       self.assertEqual(result.returncode, status, tail)
