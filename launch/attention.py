@@ -14,6 +14,7 @@ and parts/, what is done already. The same command continues an interrupted run;
 from joma.studies.systems import conv
 from joma.studies.systems import length
 from joma.studies.systems import positional
+from joma.studies.systems import selection
 from launch.command import app
 from launch.command import study_run
 
@@ -21,6 +22,7 @@ _STUDIES = {
     "conv": conv.STUDY,
     "length": length.STUDY,
     "positional": positional.STUDY,
+    "selection": selection.STUDY,
 }
 _RUN = study_run.define("attention", "study", _STUDIES, "positional")
 

@@ -87,12 +87,16 @@ def block_mass(
 
 
 def top(
-    mass: Float[Array, "B K T C"], own: Int[Array, "B #K T"], num: int
+    mass: Float[Array, "B K T C"],
+    own: Int[Array, "#B #K T"],
+    num: int,
+    is_forced: bool = True,
 ) -> tuple[Int[Array, "B K T W"], Bool[Array, "B K T W"]]:
-  """The heaviest blocks up to a query's own, which counts as does the first."""
+  """The heaviest blocks up to a query's own; if forced, that and the first."""
   block = masks.to_rank(jnp.arange(mass.shape[-1]), 4)
   own = own[..., None]
-  mass = jnp.where((block == 0) | (block == own), jnp.inf, mass)
+  if is_forced:
+    mass = jnp.where((block == 0) | (block == own), jnp.inf, mass)
   mass = jnp.where(block <= own, mass, -jnp.inf)
   greatest, blocks = jax.lax.top_k(mass, min(num, mass.shape[-1]))
   return blocks.astype(jnp.int32), greatest > -jnp.inf

@@ -18,6 +18,7 @@ from joma.studies import training
 from joma.studies.systems import conv
 from joma.studies.systems import length
 from joma.studies.systems import positional
+from joma.studies.systems import selection
 from scansnap_jax.experiment import figures
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
@@ -56,6 +57,10 @@ STUDIES = {
             num_test=8,
             **_FEW,
         ),
+    ),
+    "selection": (
+        selection.STUDY,
+        dict(num_seeds=2, near=(4,), num_keys=64, num_blocks=3, block=8),
     ),
 }
 

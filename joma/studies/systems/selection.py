@@ -1,0 +1,447 @@
+"""How much of attention do selectors keep, when all may read as much?
+
+Each selector reads the same number of blocks of keys for a query. Between the
+blocks of most weight (oracle) and blocks at random stand
+
+  recent    the newest blocks, and the first
+  hip       a search in a tree, one key of a block being asked
+  landmark  the last key of each block, no search
+  moba      the mean key of each block
+  xattention  sums of antidiagonals, a block of queries together
+
+on keys of known correlation: normal vectors that are alike over `near` of their
+neighbours; queries are alike over a block. With `--selection.model=DIR` a
+checkpoint is measured too, its first two layers dense: weight kept in each
+layer, and the loss of a text that is read so.
+
+The figure shows the weight kept against the correlation, and by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from etils import epy
+
+from joma.studies import study as study_lib
+from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
+
+with epy.lazy_imports():  # --help imports this file, and waits for no jax.
+  import jax
+  import jax.numpy as jnp
+  from matplotlib import figure as mpl_figure
+  import numpy as np
+
+  from joma.studies import claims
+  from joma.studies import drawing
+  from joma.studies import parts
+  from joma.systems.reuse import heaviest
+  from joma.systems.reuse import hylra
+  from joma.systems.selectors import hip
+  from joma.systems.selectors import landmark
+  from joma.systems.selectors import moba
+  from joma.systems.selectors import xattention
+  from joma.transformer import config as configs
+  from joma.transformer import hooks
+  from joma.transformer import model as models
+  from joma.transformer.hf import pretrained
+  from joma.transformer.rope import rotary
+  from joma.transformer.text import corpus as corpus_lib
+  from joma.transformer.training import lm_step
+  from kernels_pallas import masks
+  from kernels_pallas import selection as selection_lib
+  from kernels_pallas.attention import reference
+  from scansnap_jax.experiment import figures
+  from scansnap_jax.experiment import intervals
+
+_BOUNDS = ("oracle", "random")
+# Layers that read everything, as is usual: the first ones look everywhere.
+_NUM_DENSE = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+  """How much of attention do selectors keep, when all may read as much?
+
+  Attributes:
+    num_seeds: Draws of keys and queries.
+    first_seed: The seeds are first_seed, first_seed + 1, ...
+    near: Neighbours over which keys are alike; 1 is none.
+    num_keys: Tokens of a draw, a multiple of `block`.
+    num_blocks: Blocks that a query reads.
+    block: Keys of a block.
+    model: Folder of a checkpoint; measured too where it is given.
+    corpus: Text whose validation split the checkpoint reads.
+    num_tokens: Tokens that it reads.
+    num_first: Tokens before the first whose loss counts.
+  """
+
+  num_seeds: int = 4
+  first_seed: int = 0
+  near: tuple[int, ...] = (1, 4, 16)
+  num_keys: int = 512
+  num_blocks: int = 6
+  block: int = 16
+  model: str = ""
+  corpus: str = "tinyshakespeare"
+  num_tokens: int = 384
+  num_first: int = 96
+
+  def __post_init__(self):
+    require.at_least("num_seeds", self.num_seeds, 2)
+    require.seeds("first_seed", self.first_seed, self.num_seeds)
+    require.at_least("num_blocks", self.num_blocks, 3)
+    require.between("block", self.block, 4, 1024)
+    require.at_least("num_first", self.num_first, 0)
+    for length in self.near:
+      require.between("near", length, 1, 4096)
+    if self.block % 4:
+      raise errors.UserError(f"block={self.block} must be a multiple of 4.")
+    if self.num_keys % self.block or self.num_keys < 4 * self.block:
+      raise errors.UserError(
+          f"num_keys={self.num_keys} must be a multiple of block={self.block},"
+          " four or more of them."
+      )
+    if self.num_tokens <= self.num_first + 1:
+      raise errors.UserError(
+          f"num_tokens={self.num_tokens} must be more than the"
+          f" num_first={self.num_first} whose loss does not count."
+      )
+
+
+def systems(config: SelectionConfig) -> dict[str, Any]:
+  """The selectors, each of which reads as many blocks."""
+  block, num = config.block, config.num_blocks
+  found = (
+      hip.Hip(k=(num - 2) * block, block=block),
+      landmark.Landmark(block=block, k=num),
+      moba.Moba(k=num, block=block),
+      xattention.XAttention(threshold=1.0, stride=4, block=block, k=num),
+  )
+  return {system.name: system for system in found}
+
+
+def draw_vectors(
+    config: SelectionConfig, near: int
+) -> tuple[jax.Array, jax.Array]:
+  """Queries and keys [R, T, 1, H], logits of standard deviation 2.
+
+  Queries are alike over a block whatever the keys are: some selectors choose
+  for a block of them together.
+  """
+  generators = [
+      np.random.default_rng(config.first_seed + number)
+      for number in range(config.num_seeds)
+  ]
+  draw = lambda near: jnp.asarray(
+      np.stack([_smooth(rng, config.num_keys, near) for rng in generators]),
+      jnp.float32,
+  )[:, :, None]
+  key = draw(near)
+  return 2 * draw(config.block), key
+
+
+def _smooth(
+    rng: np.random.Generator, length: int, near: int, size: int = 16
+) -> np.ndarray:
+  """Normal vectors [T, H] that are alike over `near` neighbours; 1 is none."""
+  reach = 4 * near
+  noise = rng.normal(size=(length + 2 * reach, size))
+  if near > 1:
+    window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / near) ** 2)
+    smooth = lambda x: np.convolve(x, window, mode="valid")
+    noise = np.apply_along_axis(smooth, 0, noise)
+  noise = noise[:length]
+  return noise / noise.std()
+
+
+def choices(
+    config: SelectionConfig,
+    query: jax.Array,
+    key: jax.Array,
+    weights: jax.Array,
+    scale: float,
+) -> dict[str, selection_lib.Selection]:
+  """What each selector, the oracle, chance and the newest keys choose.
+
+  Args:
+    config: Sizes.
+    query: [B, T, N, H].
+    key: [B, T, K, H].
+    weights: Attention weights [B, N, T, T].
+    scale: Of the logits.
+  """
+  length, num_heads = query.shape[1:3]
+  mask = masks.causal(length)
+  call = _call(query, scale)
+  found = {
+      name: system.select({}, call, query, key, mask)
+      for name, system in systems(config).items()
+  }
+  mass = heaviest.block_mass(weights, key.shape[2], config.block)
+  place = jnp.broadcast_to(
+      jnp.arange(mass.shape[-1], dtype=jnp.float32), mass.shape
+  )
+  chance = jax.random.uniform(jax.random.key(0), mass.shape)
+  own = (jnp.arange(length) // config.block)[None, None]
+  for name, score in (("oracle", mass), ("random", chance), ("recent", place)):
+    is_forced = name != "oracle"  # It bounds those that read no first block.
+    blocks, is_valid = heaviest.top(score, own, config.num_blocks, is_forced)
+    by_head = lambda x: jnp.repeat(x, num_heads // x.shape[1], axis=1)
+    count = by_head(is_valid).sum(axis=-1).astype(jnp.int32)
+    found[name] = selection_lib.Selection(
+        by_head(blocks), count, mask, 1, config.block
+    )
+  return found
+
+
+def kept(where: selection_lib.Selection, weights: jax.Array) -> jax.Array:
+  """Mean weight [B] that queries of the second half read."""
+  length = weights.shape[2]
+  allowed = reference.allowed_pairs(where, length, length)
+  read = jnp.where(allowed, weights, 0.0).sum(axis=-1)
+  return read[:, :, length // 2 :].mean(axis=(1, 2))
+
+
+def _call(query: jax.Array, scale: float) -> hooks.Call:
+  shape = query.shape[:2]
+  return hooks.Call(
+      config=configs.TransformerConfig(),
+      layer=0,
+      x=jnp.zeros((*shape, 1)),
+      positions=jnp.broadcast_to(jnp.arange(shape[1])[None], shape),
+      rotate=lambda x, positions: x,
+      options=hooks.AttentionOptions(scale=scale),
+      params={},
+      carry={},
+      is_training=False,
+      has_cache=False,
+  )
+
+
+def measure(
+    config: SelectionConfig, *, part: parts.Part | None = None
+) -> dict[str, Any]:
+  """Measures keys of known correlation, and a checkpoint if one is named.
+
+  Args:
+    config: Sizes.
+    part: Keeps what is done.
+
+  Returns:
+    "kept" of each selector by correlation, mean over seeds and its interval;
+    "layers", weight kept by layer, and "losses" of a checkpoint, empty without
+    one; "claims" and "finding".
+  """
+  part = part or parts.at_once
+  drawn = {
+      near: part(f"keys {near}", lambda near=near: _of_keys(config, near))
+      for near in config.near
+  }
+  names = [*next(iter(drawn.values()))]
+  rows = {
+      name: [
+          intervals.interval(np.array(row[name]), least=0, most=1)
+          for row in drawn.values()
+      ]
+      for name in names
+  }
+  real: dict[str, Any] = {"layers": {}, "losses": {}}
+  if config.model:
+    real = part("checkpoint", lambda: _of_checkpoint(config))
+  table = _claims(config, rows, real)
+  return {
+      "near": list(config.near),
+      "kept": rows,
+      **real,
+      "claims": table,
+      "finding": claims.finding(table),
+  }
+
+
+def _of_keys(config: SelectionConfig, near: int) -> dict[str, list[float]]:
+  query, key = draw_vectors(config, near)
+
+  @jax.jit
+  def run(query: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * 0.25
+    length = query.shape[1]
+    seen = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf))
+    found = choices(config, query, key, weights, 0.25)
+    return {name: kept(where, weights) for name, where in found.items()}
+
+  return {k: np.asarray(x).tolist() for k, x in run(query, key).items()}
+
+
+def _of_checkpoint(config: SelectionConfig) -> dict[str, Any]:
+  shape, params = pretrained.load(config.model)
+  text = corpus_lib.load(config.corpus, tokenizer=config.model)
+  ids = np.asarray(text.valid[: config.num_tokens], np.int32)[None]
+  plain = models.Transformer(shape, implementation="xla")
+  is_projection = lambda module, _: module.name in ("query", "key")
+  run = jax.jit(
+      lambda params: plain.apply(
+          {"params": params},
+          ids,
+          mutable="intermediates",
+          capture_intermediates=is_projection,
+      )[1]["intermediates"]
+  )
+  seen = run(params)
+  layers: dict[str, list[float]] = {}
+  for layer in range(_NUM_DENSE, shape.num_layers):
+    attn = seen[f"layers_{layer}"]["attn"]
+    for name, value in _of_layer(config, shape, layer, attn).items():
+      layers.setdefault(name, []).append(float(value))
+  loss = lambda entry: float(_loss(config, shape, params, ids, entry))
+  return {
+      "layers": layers,
+      "losses": {name: loss(x) for name, x in _entries(config).items()},
+  }
+
+
+def _of_layer(
+    config: SelectionConfig,
+    shape: configs.TransformerConfig,
+    layer: int,
+    attn: Mapping[str, Any],
+) -> dict[str, jax.Array]:
+  (weights,) = attn["attn_weights"]
+  positions = jnp.arange(weights.shape[2])[None]
+  turn: Callable[[jax.Array], jax.Array] = lambda x: rotary.rotate_by(
+      x, positions, shape.rope_of(layer), shape
+  )
+  query, key = (turn(attn[name]["__call__"][0]) for name in ("query", "key"))
+
+  @jax.jit
+  def run(
+      query: jax.Array, key: jax.Array, weights: jax.Array
+  ) -> dict[str, jax.Array]:
+    found = choices(config, query, key, weights, shape.head_dim**-0.5)
+    return {name: kept(where, weights)[0] for name, where in found.items()}
+
+  return run(query, key, weights)
+
+
+def _entries(config: SelectionConfig) -> dict[str, str]:
+  """Entries of a model's attention; the oracle's is a layer's own weights."""
+  written = lambda system: ":".join([
+      system.name,
+      *(f"{k}={v}" for k, v in dataclasses.asdict(system).items() if v != ""),
+  ])
+  own = hylra.Hylra(
+      full="0",
+      k=config.num_blocks * config.block,
+      block=config.block,
+      reuse=False,
+  )
+  found = {name: written(x) for name, x in systems(config).items()}
+  # Its keys say nothing of their blocks where nothing has taught them to.
+  found.pop(landmark.Landmark.name)
+  return {"dense": "", "oracle": written(own), **found}
+
+
+def _loss(
+    config: SelectionConfig,
+    shape: configs.TransformerConfig,
+    params: Any,
+    ids: np.ndarray,
+    entry: str,
+) -> jax.Array:
+  """Mean cross-entropy of the tokens that count."""
+  dense = ("softmax",) * _NUM_DENSE
+  entries = (*dense, *(entry,) * (shape.num_layers - _NUM_DENSE))
+  changed = dataclasses.replace(shape, attention=entries if entry else ())
+  model = models.Transformer(changed, implementation="xla")
+  run = jax.jit(lambda params: model.apply({"params": params}, ids[:, :-1]))
+  losses = lm_step.token_losses(run(params), jnp.asarray(ids[:, 1:]))
+  return losses[0, config.num_first :].mean()
+
+
+def _claims(
+    config: SelectionConfig,
+    rows: dict[str, list[dict[str, float]]],
+    real: dict[str, Any],
+) -> list[claims.Row]:
+  table = []
+  for name in (*systems(config), "recent"):
+    for i, near in enumerate(config.near):
+      if near < 4 or name == "recent":
+        continue
+      low, own, high = (rows[x][i]["mean"] for x in ("random", name, "oracle"))
+      table.append(
+          claims.row(
+              f"{name}: keys alike over {near} neighbours",
+              f"above random {low:.3f}, at most oracle {high:.3f}",
+              intervals.text(rows[name][i], 3),
+              low < own <= high + 1e-6,
+          )
+      )
+  for name in systems(config) if real["layers"] else ():
+    values = {x: np.array(real["layers"][x]) for x in (*_BOUNDS, name)}
+    above = values[name] > values["random"]
+    table.append(
+        claims.row(
+            f"{name}: weight kept in layers of the checkpoint",
+            "above random in every layer",
+            f"in {int(above.sum())} of {len(above)}; mean"
+            f" {values[name].mean():.3f} (random {values['random'].mean():.3f},"
+            f" oracle {values['oracle'].mean():.3f})",
+            bool(above.all()),
+        )
+    )
+  losses = real["losses"]
+  for name in set(systems(config)) & set(losses):
+    table.append(
+        claims.row(
+            f"{name}: loss of the checkpoint that reads so",
+            f"not below the oracle's {losses['oracle']:.3f}",
+            f"{losses[name]:.3f} (dense {losses['dense']:.3f})",
+            losses[name] >= losses["oracle"] - 1e-3,
+        )
+    )
+  return sorted(table, key=lambda row: row["claim"])
+
+
+def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
+  """Draws the weight kept against correlation, and by layer."""
+  near, layers = np.array(summary["near"], float), summary["layers"]
+  looks = drawing.looks_of(list(summary["kept"]))
+  with figures.style():
+    figure = figures.make_figure(figures.PAGE_WIDTH, 2.8)
+    panels = figure.subplots(1, 2 if layers else 1, squeeze=False)[0].tolist()
+    for name, row in summary["kept"].items():
+      values = drawing.points(row)
+      drawing.draw_points(panels[0], near, values, looks[name], name)
+    panels[0].set(
+        xlabel="neighbours that keys are alike over",
+        ylabel="weight kept",
+        xscale="log",
+    )
+    panels[0].set_xticks(near, [f"{x:g}" for x in near], minor=False)
+    panels[0].set_xticks([], minor=True)
+    for name, values in layers.items():
+      x = _NUM_DENSE + np.arange(len(values))
+      drawing.draw_curve(panels[1], x, values, looks[name], name)
+    if layers:
+      panels[1].set(xlabel="layer of the checkpoint")
+    figures.put_legend_above(figure, figures.legend_entries(panels[0]))
+  return figure
+
+
+STUDY = study_lib.Study(
+    title="Selectors at one budget",
+    config=SelectionConfig(),
+    measure=study_lib.in_parts("selection", measure),
+    draw=draw,
+    caption=(
+        "Share of the attention weight that selectors keep, all of which read"
+        " as many blocks: mean over draws and its 95 % interval (Student's t);"
+        " right, a checkpoint's layers, of one text."
+    ),
+    report_title="Attention systems",
+)
