@@ -24,6 +24,7 @@ from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import mlp
 from joma.transformer import norm
+from joma.transformer import routing
 from joma.transformer import sharding
 from joma.transformer.rope import rotary
 from joma.transformer.weighing import merged
@@ -62,7 +63,7 @@ class Attention(nn.Module):
       kv_cache: PyTree = None,
       is_training: bool = False,
       carry: Mapping[str, Any] | None = None,
-      route: hooks.Route | None = None,
+      route: routing.Route | None = None,
   ) -> tuple[Float[Array, "B T D"], Any, Mapping[str, Any]]:
     """Returns what is added to the residual stream, the cache, and the carry.
 
@@ -123,7 +124,7 @@ class Attention(nn.Module):
   def _project(
       self,
       read: tuple[Array, Array, Array],
-      route: hooks.Route | None,
+      route: routing.Route | None,
       taken: tuple[Array, Array] | None,
   ) -> tuple[Array, Array, Array]:
     config = self.config
@@ -164,7 +165,7 @@ class Attention(nn.Module):
     )
 
   def _product(
-      self, dense: nn.DenseGeneral, x: Array, route: hooks.Route | None
+      self, dense: nn.DenseGeneral, x: Array, route: routing.Route | None
   ) -> Array:
     return dense(x) if route is None else route.product(dense, x)
 

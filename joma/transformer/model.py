@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import attention
 from joma.transformer import config as configs
-from joma.transformer import hooks
 from joma.transformer import mlp
 from joma.transformer import norm
+from joma.transformer import routing
 from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
       kv_cache: tuple[Any, ...] | None = None,
       logits_at: Int[Array, "B"] | None = None,
       is_training: bool = False,
-      router: hooks.Router | None = None,
+      router: routing.Router | None = None,
   ) -> Any:
     """Returns logits [B, T, V], float32; with a cache, (logits, cache).
 
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
       mask: masks.Mask | None,
       caches: tuple[Any, ...],
       is_training: bool,
-      router: hooks.Router | None,
+      router: routing.Router | None,
   ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
     """The residual stream after all layers, and their caches."""
     # Attributes of static arguments: self is 0, is_training the last.
@@ -210,7 +210,7 @@ class Layer(nn.Module):
       kv_cache: PyTree = None,
       is_training: bool = False,
       carry: Mapping[str, Any] | None = None,
-      router: hooks.Router | None = None,
+      router: routing.Router | None = None,
       x_before: Float[Array, "B T D"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Any, Mapping[str, Any]]:
     """Returns the residual stream after this layer, its cache, and the carry.

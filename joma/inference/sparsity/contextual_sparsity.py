@@ -1,7 +1,7 @@
 """A Transformer that computes chosen neurons and heads alone.
 
 `SparseTransformer` is a `Transformer` with a plan, which it hands to its layers
-as a router (`transformer.hooks.Router`). What the plan's rules have learned
+as a router (`transformer.routing.Router`). What the plan's rules have learned
 lies in the parameters, below `sparse`, where `prepare` puts it. It reads texts
 in three ways:
 
@@ -187,7 +187,7 @@ def check(
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRouter:
-  """Leaves out, in each layer, what a plan says; a `hooks.Router`.
+  """Leaves out, in each layer, what a plan says; a `routing.Router`.
 
   Attributes:
     arrays: What rules have learned, by layer: what `prepare` puts below
@@ -210,7 +210,7 @@ class PlanRouter:
       positions: Int[Array, "B T"],
       kv_cache: Any,
   ) -> "PlanRoute":
-    """Returns the way through a layer; see `hooks.Router`."""
+    """Returns the way through a layer; see `routing.Router`."""
     call = plan_lib.PlanCall(
         config=self.config,
         plan=self.plan,
@@ -229,7 +229,7 @@ class PlanRouter:
 
 
 class PlanRoute:
-  """One call of one layer under a plan; a `hooks.Route`.
+  """One call of one layer under a plan; a `routing.Route`.
 
   It notes what one product tells about the next: which heads are chosen before
   they are projected, and which blocks Griffin takes for the rest of a text.
