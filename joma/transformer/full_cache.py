@@ -18,8 +18,8 @@ from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import one_by_one
-from joma.transformer import one_query
 from joma.transformer.weighing import merged
+from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from kernels_pallas import output

@@ -27,7 +27,7 @@ from joma.inference.cache import storage
 from joma.inference.cache import tokens
 from joma.transformer import hooks
 from joma.transformer import one_by_one
-from joma.transformer import one_query
+from joma.transformer.weighing import one_query
 from kernels_pallas.decode import slots as kernel_slots
 from kernels_pallas.decode.paged import api as paged
 

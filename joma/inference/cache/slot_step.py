@@ -18,7 +18,7 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
 from joma.transformer import hooks
-from joma.transformer import one_query
+from joma.transformer.weighing import one_query
 from kernels_pallas import implementations
 from kernels_pallas.decode import api
 from kernels_pallas.decode import rule as kernel_rule

@@ -15,7 +15,7 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_by_one
-from joma.transformer import one_query
+from joma.transformer.weighing import one_query
 from scansnap_jax.experiment import errors
 
 

@@ -20,8 +20,8 @@ from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import one_by_one
-from joma.transformer import one_query
 from joma.transformer.weighing import merged
+from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
