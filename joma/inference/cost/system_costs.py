@@ -68,21 +68,17 @@ def has_systems(config: Config) -> bool:
 
 
 def num_params(config: Config) -> int:
-  """Numbers in the parameters of all systems."""
+  """Numbers in the parameters of all systems, less those that they save."""
   if not has_systems(config):
     return 0
   import jax
 
-  from joma.transformer import layer_hooks
-
-  total = 0
-  for layer in range(config.num_layers):
-    for system in layer_hooks.of_layer(config, layer).systems:
-      if layer_hooks.has_params(system, config, layer):
-        draw = functools.partial(system.init_params, config=config, layer=layer)
-        made = jax.eval_shape(draw, jax.random.key(0))
-        total += sum(leaf.size for leaf in jax.tree.leaves(made))
-  return total
+  short, times = _period(config)
+  with_systems, without = (
+      sum(leaf.size for leaf in jax.tree.leaves(_model(one)[1]))
+      for one in (short, dataclasses.replace(short, attention=()))
+  )
+  return times * (with_systems - without)
 
 
 @functools.cache
@@ -177,10 +173,18 @@ def of_pass(config: Config, length: int) -> Pass:
 
 
 def _period(config: Config) -> tuple[Config, int]:
-  """A model of one period of the pattern, and how often it repeats."""
+  """A model of one period of the pattern, and how often it repeats.
+
+  Layers that take from others have no period: which they take from, and whether
+  they do, depends on their place.
+  """
   period, windows = len(config.attention), config.windows
-  if windows != windows[:period] * (config.num_layers // period):
-    period = config.num_layers if windows else period
+  hands_on = any(
+      own.share is not None or own.carry is not None
+      for own in (_systems_of(config, layer) for layer in range(period))
+  )
+  if hands_on or windows != windows[:period] * (config.num_layers // period):
+    return config, 1
   short = dataclasses.replace(
       config, num_layers=period, windows=windows[:period]
   )
@@ -215,10 +219,12 @@ def _chosen_pairs(config: Config, layer: int, length: int) -> int | None:
     )
   except KeyError:  # It reads what another layer hands on.
     return None
-  _, num_heads, rows, width = made.block_table.shape
+  causal = length * (length + 1) // 2
+  if isinstance(made, masks.Mask):  # It leaves nothing out.
+    return causal * config.num_heads
+  *_, rows, width = made.block_table.shape
   listed = rows * made.block_q * width * made.block_kv
-  each = min(listed, length * (length + 1) // 2)
-  return each * config.num_heads
+  return min(listed, causal) * config.num_heads
 
 
 def _systems_of(config: Config, layer: int) -> Any:

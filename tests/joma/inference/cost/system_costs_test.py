@@ -24,7 +24,15 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 
 # Options with which the length below is enough to choose among.
-_SMALL = {"hip": "hip:k=16:block=8:sinks=1:window=1", "moba": "moba:block=16"}
+_SMALL = {
+    "echo_att": "echo_att:first=0:last=0",
+    "hip": "hip:k=16:block=8:sinks=1:window=1",
+    "hylra": "hylra:full=0:k=16:block=8",
+    "landmark": "landmark:block=16:k=2",
+    "moba": "moba:block=16",
+}
+# Systems of layers that take from the one before.
+_TWO_LAYERS = ("echo_att", "hylra")
 _NAMES = tuple(sorted(names.SYSTEMS))
 _LENGTH = 128
 # Others each day.
@@ -42,6 +50,8 @@ _PLAIN = configs.TransformerConfig(
 
 
 def _config(*entries, **changes):
+  if set(entries) & set(_TWO_LAYERS):
+    changes |= {"num_layers": 2}
   entries = tuple(_SMALL.get(entry, entry) for entry in entries)
   return dataclasses.replace(_PLAIN, attention=entries, **changes)
 
@@ -102,7 +112,9 @@ class SystemCostsTest(parameterized.TestCase):
   def _check_flops(self, name):
     """Products are most of XLA's FLOPs; exponentials and sums are the rest."""
     ours, xla = [], []
-    for config in (_config(name), _PLAIN):
+    own = _config(name)
+    plain = dataclasses.replace(own, attention=())
+    for config in (own, plain):
       cost = cost_model.decode(config, _load(), cache_plan.full())
       self.assertEqual(cost.unknown, ())
       ours.append(cost.flops)

@@ -1,0 +1,130 @@
+"""Every system's training and decode step at one size, for TPUs not there.
+
+B = 2 texts of T = 2048 tokens, N = 8 heads of H = 128, K = 2 key heads.
+"""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import pytest
+
+from joma.systems import names
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import layer_hooks
+from joma.transformer import model as models
+from kernels_pallas.aot import compile as compile_lib
+from kernels_pallas.aot import topology
+
+_NAMES = tuple(sorted(names.SYSTEMS))
+_LENGTH = 2048
+# Each with a program of its own: the rest repeats one of them, or softmax's.
+_BUSIEST = (
+    "act",
+    "distance_bias",
+    "hip",
+    "key_bias",
+    "lightning",
+    "moba",
+    "pointwise",
+    "positional",
+    "self_gating",
+    "xattention",
+)
+
+
+def _model(entry):
+  return configs.TransformerConfig(
+      vocab_size=256,
+      num_layers=1,
+      embed_dim=256,
+      num_heads=8,
+      num_kv_heads=2,
+      head_dim=128,
+      hidden_dim=256,
+      max_len=2 * _LENGTH,
+      attention=(entry,),
+  )
+
+
+def _params(config):
+  model = models.Transformer(config, implementation="reference")
+  token = jnp.zeros((2, 1), jnp.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), token)["params"]
+
+
+def _train(entry, chip, length=_LENGTH):
+  """Forward and backward."""
+  config = _model(entry)
+  model = models.Transformer(config, jnp.bfloat16)
+
+  def loss(params, tokens):
+    logits = model.apply({"params": params}, tokens)
+    return jnp.square(logits.astype(jnp.float32)).mean()
+
+  text = jax.ShapeDtypeStruct((2, length), jnp.int32)
+  step = jax.value_and_grad(loss)
+  return compile_lib.compile_for(chip, step, _params(config), text)
+
+
+def _decode(entry, chip):
+  config = _model(entry)
+  model = models.Transformer(config, jnp.bfloat16)
+  one = jax.ShapeDtypeStruct((2, 1), jnp.int32)
+  caches = jax.eval_shape(
+      lambda: full_cache.init(config, 2, _LENGTH, jnp.bfloat16)
+  )
+  step = jax.jit(
+      lambda params, tokens, positions, caches: model.apply(
+          {"params": params}, tokens, positions=positions, kv_cache=caches
+      ),
+      donate_argnums=3,
+  )
+  return compile_lib.compile_for(chip, step, _params(config), one, one, caches)
+
+
+def _selectors():
+  made = {name: layer_hooks.of_layer(_model(name), 0).select for name in _NAMES}
+  return [name for name, one in made.items() if isinstance(one, hooks.Select)]
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class CompileSizesTest(parameterized.TestCase):
+
+  @parameterized.product(entry=_NAMES, chip=("v5e", "v6e"))
+  @pytest.mark.slow
+  def test_both_steps(self, entry, chip):
+    self._check(entry, chip)
+
+  @parameterized.product(entry=_BUSIEST, chip=("v4", "v5p", "v7x"))
+  @pytest.mark.slow
+  def test_the_busiest_on_other_chips(self, entry, chip):
+    self._check(entry, chip)
+
+  def _check(self, entry, chip):
+    _train(entry, chip)
+    compiled = _decode(entry, chip)
+    config = _model(entry)
+    caches = jax.eval_shape(
+        lambda: full_cache.init(config, 2, _LENGTH, jnp.bfloat16)
+    )
+    # What is kept is written in place; a step has no second copy of it.
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
+    self.assertGreaterEqual(compiled.alias_bytes, held)
+    self.assertLess(compiled.temp_bytes, max(held, 2**16))
+
+  @parameterized.parameters(*_selectors())
+  @pytest.mark.slow
+  def test_a_selector_trains_in_memory_that_grows_with_the_length(self, entry):
+    short, long = (
+        _train(entry, "v5e", length).temp_bytes
+        for length in (_LENGTH // 2, _LENGTH)
+    )
+    # An array of T x T would be four times as large.
+    self.assertLess(long, 2.4 * short)
+
+
+if __name__ == "__main__":
+  absltest.main()

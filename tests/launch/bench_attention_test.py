@@ -1,0 +1,50 @@
+from unittest import mock
+
+from absl.testing import absltest
+import pytest
+
+from launch import bench_attention
+from scansnap_jax.experiment import errors
+
+_TINY = bench_attention.BenchConfig(
+    entries=("self_gating",),
+    train_length=4,
+    decode_length=8,
+    batch_size=1,
+    embed_dim=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    num_rounds=1,
+)
+
+
+class AttentionTest(absltest.TestCase):
+
+  @pytest.mark.slow  # Compiles two training steps.
+  def test_rows_of_softmax_and_of_each_entry(self):
+    """The ratio of softmax to itself is 1; each step goes on from the last."""
+    plain, other = bench_attention.measure(_TINY)["rows"]
+    self.assertEqual(plain["system"], "softmax")
+    self.assertEqual((plain["train_ratio"], plain["decode_ratio"]), (1.0, 1.0))
+    self.assertEqual(other["system"], "self_gating")
+    self.assertGreater(other["train_ratio"], 0)
+    self.assertGreater(other["decode_ms"], 0)
+
+  def test_what_cannot_be_timed_says_why(self):
+    def refuse(config, entry):
+      if entry != "softmax":
+        raise errors.UserError("it cannot")
+      return lambda: None
+
+    turns = {"train": refuse, "decode": refuse}
+    with mock.patch.object(bench_attention, "_TURNS", turns):
+      plain, other = bench_attention.measure(_TINY)["rows"]
+    self.assertEqual((plain["train_ratio"], plain["decode_ratio"]), (1.0, 1.0))
+    self.assertEqual(other["note"], "train: it cannot decode: it cannot ")
+    with self.assertRaisesRegex(errors.UserError, "no system 'self_gate'"):
+      bench_attention.BenchConfig(entries=("self_gate",))
+
+
+if __name__ == "__main__":
+  absltest.main()
