@@ -32,8 +32,8 @@ launch/command/flag_config.py
 @ test_replay_builds_an_equal_config_whatever_the_base
 
 launch/command/app.py
-- except BrokenPipeError:
-+ except ConnectionAbortedError:
+- if isinstance(error, BrokenPipeError):
++ if isinstance(error, ConnectionAbortedError):
 ? a closed pipe shows a traceback
 @ test_a_reader_that_goes_away_ends_it_quietly
 
