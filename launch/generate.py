@@ -11,7 +11,8 @@ went goes to stderr, the compilation apart.
   python -m launch.generate --model=DIR --chat
 
 answers the lines of stdin one after the other, by the model's chat template,
-until stdin ends. Each line is read once: the cache holds what came before.
+until stdin ends. Each line is read once: the cache holds what came before. In a
+terminal a line that is refused costs no more than itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -174,9 +175,15 @@ def _chat(
       break
     if not line.strip():
       continue
-    for piece in talk.ask(line.removesuffix("\n"), _MAX_NEW_TOKENS.value):
-      print(piece, end="", flush=True)
-    print(flush=True)
+    try:
+      for piece in talk.ask(line.removesuffix("\n"), _MAX_NEW_TOKENS.value):
+        print(piece, end="", flush=True)
+      print(flush=True)
+    except errors.UserError as error:
+      # Whoever sits there says it in another way; a pipe has ended.
+      if not is_terminal:
+        raise
+      print(f"error: {error}", file=sys.stderr)
   if is_terminal:
     print()
 

@@ -60,15 +60,18 @@ class Chat:
       max_new_tokens: Of the answer, at most.
 
     Raises:
-      UserError: The template refuses the message, or `generate.stream` does.
+      UserError: The template refuses the message, or the tokenizer, or
+        `generate.stream` does. The chat then stands where it stood.
     """
     message = {"role": "user", "content": text}
     rendered = self._template.render([*self.messages, message])
-    self.messages.append(message)
     conversation, ids = self._unread(rendered, max_new_tokens)
+    tokens = conversation.say(ids, max_new_tokens)
+    # Now nothing refuses it any more.
+    self._conversation = conversation
+    self.messages.append(message)
     self.num_read = len(ids)
     answer = []
-    tokens = conversation.say(ids, max_new_tokens)
     visible = (token for token in tokens if token not in self._eos_ids)
     try:
       for piece in streaming.stream_decode(self._tokenizer, visible, ids):
@@ -93,8 +96,7 @@ class Chat:
       if len(ids) and conversation.has_room(len(ids) + max_new_tokens):
         return conversation, ids
     ids = self._encode(rendered)
-    self._conversation = self._begin(len(ids) + max_new_tokens)
-    return self._conversation, ids
+    return self._begin(len(ids) + max_new_tokens), ids
 
   def _encode(self, text: str) -> np.ndarray:
     """The template writes special tokens itself."""

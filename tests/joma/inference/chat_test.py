@@ -10,6 +10,7 @@ from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer.text import chat_template
 from joma.transformer.text import tokenizer
+from scansnap_jax.experiment import errors
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=256,
@@ -92,6 +93,21 @@ class ChatTest(absltest.TestCase):
     # The template ends the empty answer, in the place of the end of text.
     rest = b";[user]go;[assistant]"
     self.assertEqual(begun[0].num_taken_in, len(ids + rest))
+
+  def test_what_is_refused_leaves_the_chat_as_it_was(self):
+    refusing = "{% if messages[-1].content == 'no' %}{{ 1 // 0 }}{% endif %}"
+    talk, _ = self._chat(_PLAIN + refusing)
+    other, begun = self._chat(_PLAIN)
+    "".join(talk.ask("hi", 3))
+    "".join(other.ask("hi", 3))
+    # By the template, by the tokenizer, and by what decodes.
+    for text, num_new in (("no", 3), ("a \udcff", 3), ("far" * 200, 0)):
+      with self.assertRaises(errors.UserError):
+        "".join(talk.ask(text, num_new))
+    want = "".join(other.ask("and?", 4))
+    self.assertEqual("".join(talk.ask("and?", 4)), want)
+    self.assertEqual(talk.messages, other.messages)
+    self.assertLen(begun, 1)
 
   def test_without_room_it_begins_again_with_more(self):
     talk, begun = self._chat(_PLAIN)
