@@ -20,11 +20,11 @@ import numpy as np
 from joma.inference import decode_steps
 from joma.inference import prompt_ids
 from joma.inference import sampling_config
-from joma.inference import text_sizes
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import model as models
+from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -248,7 +248,7 @@ def empty_caches(
   """
   config = model.config
   heads = batch_size * config.num_layers * config.num_kv_heads
-  capacity = text_sizes.capacity(num_positions, config)
+  capacity = sizes.capacity(num_positions, config)
   num_bytes = 2 * jnp.dtype(model.dtype).itemsize * heads * config.head_dim
   require.memory(
       f"a cache of {capacity} positions ({num_positions} of prompt and"
@@ -282,7 +282,7 @@ def _read_in_pieces(
 ) -> DecodeState:
   """Piece by piece, into caches to which that is all the same."""
   (lengths, starts), longest = where, int(where[0].max())
-  size = prefill_chunk or text_sizes.piece(_capacity(kv_cache, longest))
+  size = prefill_chunk or sizes.piece(_capacity(kv_cache, longest))
   if model.config.positions == "learned":
     size = min(size, model.config.max_len)
   rows = prompt_ids.padded(prompts, -(-longest // size) * size)
@@ -307,8 +307,8 @@ def _read_in_pieces(
 
 def _capacity(kv_cache: PyTree, longest: int) -> int:
   """Positions of the least cache, or of the text where none is bounded."""
-  sizes = [c.num_positions() for c in kv_cache if isinstance(c, hooks.Bounded)]
-  return min((size for size in sizes if size is not None), default=longest)
+  found = [c.num_positions() for c in kv_cache if isinstance(c, hooks.Bounded)]
+  return min((size for size in found if size is not None), default=longest)
 
 
 def _read_at_once(
@@ -322,7 +322,7 @@ def _read_at_once(
 ) -> DecodeState:
   """Whole prompts, of which only what each token has alone is in pieces."""
   lengths, starts = where
-  size = text_sizes.length(int(lengths.max()), model.config)
+  size = sizes.length(int(lengths.max()), model.config)
   rows = prompt_ids.padded(prompts, size)
   if prefill_chunk is not None:
     model = model.clone(mlp_piece=min(prefill_chunk, size))

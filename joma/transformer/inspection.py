@@ -19,6 +19,7 @@ import numpy as np
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer import probes
+from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 
 # Numbers of the largest arrays of one call: maps of a layer, logits.
@@ -96,7 +97,9 @@ def measure(
   check_ids(ids, config)
   model = models.Transformer(config)
   windows = cut(ids.shape, window)
-  window = max(w.stop - w.start for w in windows)
+  if window >= ids.shape[1]:
+    # Few programs for texts of any length: what is behind them is padding.
+    window = sizes.window(ids.shape[1], config)
   total, uniform = None, None
   for part, tokens, lengths in _calls(ids, windows, window, config):
     reading = probes.read(
@@ -121,9 +124,14 @@ def _calls(
     window: int,
     config: configs.TransformerConfig,
 ) -> Iterator[tuple[list[Window], Int[Array, "B T"], Int[Array, "B"]]]:
-  """Puts windows together to arrays of one shape, the last filled up."""
+  """Puts windows together to arrays of one shape, the last filled up.
+
+  Few windows are read one by one: their number makes no program of its own.
+  """
   size = window * max(config.num_heads * window, config.vocab_size)
-  num_rows = min(max(1, _CALL_SIZE // size), len(windows))
+  num_rows = max(1, _CALL_SIZE // size)
+  if num_rows > len(windows):
+    num_rows = 1
   for first in range(0, len(windows), num_rows):
     part = windows[first : first + num_rows]
     tokens = np.zeros((num_rows, window), np.int32)

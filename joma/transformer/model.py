@@ -87,6 +87,8 @@ class Transformer(nn.Module):
     seq_len = tokens.shape[1]
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(seq_len)[None], tokens.shape)
+    # As caches keep them, whatever JAX_ENABLE_X64 makes of a whole number.
+    positions = positions.astype(jnp.int32)
     token_embed = nn.Embed(
         self.config.vocab_size,
         self.config.embed_proj_dim or self.config.embed_dim,

@@ -10,6 +10,7 @@ G = N / K, H head size.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -154,7 +155,22 @@ def init_layer(
     dtype: jax.typing.DTypeLike,
     options: cache_options.CacheOptions = cache_options.DEFAULT,
 ) -> SlotCache:
-  """Returns the empty cache of one layer, of shape [B, K, C, H]."""
+  """Returns the empty cache of one layer, of shape [B, K, C, H].
+
+  One program makes those of all layers.
+  """
+  cache = _empty(policy, shape, num_groups, dtype, options)
+  return dataclasses.replace(cache, layer=layer)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _empty(
+    policy: policy_lib.Policy,
+    shape: tuple[int, int, int, int],
+    num_groups: int,
+    dtype: jax.typing.DTypeLike,
+    options: cache_options.CacheOptions,
+) -> SlotCache:
   batch, num_kv_heads, capacity, head_dim = shape
   zeros = jnp.zeros((batch, num_kv_heads, capacity))
   pos = jnp.full(zeros.shape, -1, jnp.int32)
@@ -169,7 +185,7 @@ def init_layer(
       state=calls.init_state(policy, batch, num_kv_heads, head_dim, num_groups),
       policy=policy,
       options=options,
-      layer=layer,
+      layer=0,
       num_groups=num_groups,
   )
 

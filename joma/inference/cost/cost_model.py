@@ -157,10 +157,9 @@ def decode(
   arguments = (config, load.length, load.cache_dtype)
   systems = system_costs.of_step(*arguments)
   owners = system_costs.of_cache(*arguments).owners
-  slots = _kept_slots(plan.slots(config, load.length), owners)
-  read = _num_read(
-      config, _kept_slots(plan.read_slots(config, load.length), owners)
-  )
+  slots = _kept_slots(config, plan.slots(config, load.length), owners)
+  read = _kept_slots(config, plan.read_slots(config, load.length), owners)
+  read = sum(map(sum, read))
   num_pages = _num_pages(plan, slots)
   vector = _vector_bytes(config, load)
   # Least and largest key of each page are read as keys are; a new key and value
@@ -204,7 +203,7 @@ def prefill(
   per_pair = 2 * config.num_heads * config.head_dim
   systems = system_costs.of_pass(config, length)
   kept = system_costs.of_cache(config, length, load.cache_dtype)
-  slots = _kept_slots(plan.slots(config, length), kept.owners)
+  slots = _kept_slots(config, plan.slots(config, length), kept.owners)
   pairs = [
       _num_pairs(length, length, config.window_of(layer))
       for layer in systems.plain
@@ -249,11 +248,13 @@ def memory_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
 def cache_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
   """Bytes of the caches of all layers and sequences.
 
+  Layers with windows hold their windows alone.
+
   Raises:
     UserError: As in `decode`.
   """
   systems = system_costs.of_cache(config, load.length, load.cache_dtype)
-  slots = _kept_slots(plan.slots(config, load.length), systems.owners)
+  slots = _kept_slots(config, plan.slots(config, load.length), systems.owners)
   vector = _vector_bytes(config, load)
   total = sum(slot for heads in slots for slot in heads)
   total *= 2 * vector + plan.slot_state
@@ -282,7 +283,13 @@ def token_bytes(config: Config, load: Load) -> chips.Number:
       system_costs.of_cache(config, length, load.cache_dtype)
       for length in (2**14, 2**15)
   )
-  heads = (config.num_layers - len(few.owners)) * config.num_kv_heads
+  # Beyond its window a layer holds no more, however long the text is.
+  growing = [
+      layer
+      for layer in range(config.num_layers)
+      if layer not in few.owners and not config.window_of(layer)
+  ]
+  heads = len(growing) * config.num_kv_heads
   systems = (many.held - few.held) / 2**14 if few.owners else 0
   return 2 * heads * _vector_bytes(config, load) + systems
 
@@ -300,20 +307,19 @@ def largest_batch(
 
 
 def _kept_slots(
-    slots: tuple[tuple[int, ...], ...], owners: Collection[int]
+    config: Config,
+    slots: tuple[tuple[int, ...], ...],
+    owners: Collection[int],
 ) -> tuple[tuple[int, ...], ...]:
-  """Slots [L, K], none in the layers that have a cache of their own."""
+  """Slots [L, K] of use: none in layers that have a cache of their own.
+
+  A layer with a window needs no more than the window.
+  """
   return tuple(
-      () if layer in owners else heads for layer, heads in enumerate(slots)
-  )
-
-
-def _num_read(config: Config, slots: tuple[tuple[int, ...], ...]) -> int:
-  """Slots that a step reads in all layers, no more than windows show."""
-  return sum(
-      min(slot, config.window_of(layer) or slot)
+      ()
+      if layer in owners
+      else tuple(min(slot, config.window_of(layer) or slot) for slot in heads)
       for layer, heads in enumerate(slots)
-      for slot in heads
   )
 
 

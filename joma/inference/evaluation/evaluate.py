@@ -19,6 +19,7 @@ import numpy as np
 from joma.inference import generate
 from joma.inference.evaluation import tasks
 from joma.transformer import model as models
+from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 
 
@@ -63,25 +64,25 @@ def read(
     tokens: Int[Array, "B T"],
     starts: Int[Array, "B"],
     lengths: Int[Array, "B"],
-    gold: Int[Array, "B T M"],
+    golds: Int[Array, "B T M"],
     kv_cache: PyTree,
 ) -> Reading:
-  """Reads texts token by token.
+  """Reads texts token by token, as many as the longest has.
 
   Args:
     model: Static.
     params: Of the model.
-    tokens: Padded at their ends.
+    tokens: Padded at their ends, which takes no time.
     starts: Position of each text's first token: what the cache has read.
     lengths: Tokens of each text here; 0 reads nothing.
-    gold: Positions of gold tokens of the query at each token, else -1.
+    golds: Positions of gold tokens of the query at each token, else -1.
     kv_cache: A cache a layer; donated.
   """
   seq_len = tokens.shape[1]
   targets = jnp.roll(tokens, -1, axis=1)
 
-  def step(kv_cache: PyTree, now: Any) -> tuple[PyTree, Any]:
-    time, token, target, gold = now
+  def step(time: Any, kv_cache: PyTree) -> tuple[PyTree, Any]:
+    token, target, gold = (x[:, time] for x in (tokens, targets, golds))
     is_read = time < lengths
     positions = jnp.where(is_read, starts + time, -1)
     logits, kv_cache = model.apply(
@@ -97,15 +98,23 @@ def read(
     recall = _recall_where_asked(kv_cache, gold, is_read)
     return kv_cache, (_most_likely(logits), loss, recall)
 
-  by_time = lambda x: x.swapaxes(0, 1)
-  # One compilation for texts of all lengths; what has ended is padding.
-  kv_cache, found = jax.lax.scan(
-      step,
-      kv_cache,
-      (jnp.arange(seq_len), by_time(tokens), by_time(targets), by_time(gold)),
+  def write(time: Any, carry: Any) -> Any:
+    kv_cache, found = carry
+    kv_cache, new = step(time, kv_cache)
+    put = lambda all_, one: all_.at[:, time].set(one)
+    return kv_cache, jax.tree.map(put, found, new)
+
+  # One compilation for texts of all lengths: what has ended is padding.
+  _, kinds = jax.eval_shape(step, 0, kv_cache)
+  nothing = (_NO_TOKEN, 0.0, jnp.nan)
+  empty = tuple(
+      jnp.full((len(tokens), seq_len, *kind.shape[1:]), value, kind.dtype)
+      for kind, value in zip(kinds, nothing, strict=True)
   )
-  next_tokens, losses, recall = map(by_time, found)
-  return Reading(next_tokens, losses, recall, kv_cache)
+  kv_cache, found = jax.lax.fori_loop(
+      0, lengths.max(), write, (kv_cache, empty)
+  )
+  return Reading(*found, kv_cache)
 
 
 def _recall_where_asked(
@@ -268,9 +277,8 @@ def _read_prompts(
   """Reads texts in one go; only what follows the last token is seen."""
   shape = batch.tokens.shape
   last = np.arange(shape[0]), batch.lengths - 1
-  first, kv_cache = read_at_once(
-      model, params, batch.tokens, batch.lengths, kv_cache
-  )
+  tokens = _padded(batch.tokens, model)
+  first, kv_cache = read_at_once(model, params, tokens, batch.lengths, kv_cache)
   predicted = np.full(shape, -1, np.int32)
   predicted[last] = first
   layers = gold_recall(kv_cache, jnp.asarray(batch.gold[last]))
@@ -291,9 +299,8 @@ def _read_by_token(
   if is_split:
     starts = batch.num_context
     # All but the context's tokens are padding here.
-    _, kv_cache = read_at_once(
-        model, params, batch.tokens[:, : starts.max()], starts, kv_cache
-    )
+    context = _padded(batch.tokens[:, : starts.max()], model)
+    _, kv_cache = read_at_once(model, params, context, starts, kv_cache)
   tokens, gold = _from(batch.tokens, starts), _from(batch.gold, starts)
   seen, ms_per_step = timed_read(
       model, params, tokens, starts, batch.lengths - starts, gold, kv_cache
@@ -305,13 +312,36 @@ def _read_by_token(
 
 
 def timed_read(
-    model: models.Transformer, params: PyTree, tokens: Any, *arguments: Any
+    model: models.Transformer,
+    params: PyTree,
+    tokens: Int[np.ndarray, "B T"],
+    starts: Int[np.ndarray, "B"],
+    lengths: Int[np.ndarray, "B"],
+    golds: Int[np.ndarray, "B T M"],
+    kv_cache: PyTree,
 ) -> tuple[Reading, float]:
-  """Calls `read`; returns also milliseconds a step, compilation included."""
-  started = time.perf_counter()
-  seen = jax.block_until_ready(read(model, params, tokens, *arguments))
+  """Calls `read`; returns also milliseconds a step, compilation included.
+
+  Few programs serve texts of any length.
+  """
+  started, seq_len = time.perf_counter(), tokens.shape[1]
+  padded, golds = _padded(tokens, model), _padded(golds, model, -1)
+  seen = jax.block_until_ready(
+      read(model, params, padded, starts, lengths, golds, kv_cache)
+  )
   seconds = time.perf_counter() - started
-  return seen, 1e3 * seconds / tokens.shape[1]
+  found = (np.asarray(x)[:, :seq_len] for x in seen[:-1])
+  return Reading(*found, seen.kv_cache), 1e3 * seconds / seq_len
+
+
+def _padded(
+    values: np.ndarray, model: models.Transformer, filling: int = 0
+) -> np.ndarray:
+  """Fills texts [B, T, ...] up to one of few lengths."""
+  seq_len = values.shape[1]
+  missing = sizes.length(seq_len, model.config) - seq_len
+  widths = [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)]
+  return np.pad(values, widths, constant_values=filling)
 
 
 def check(

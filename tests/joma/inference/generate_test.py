@@ -12,11 +12,13 @@ import pytest
 
 from joma.inference import generate
 from joma.inference import sampling_config
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
+from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 
 _CONFIG = configs.TransformerConfig(
@@ -119,6 +121,38 @@ class GenerateTest(parameterized.TestCase):
         programs.count("/jax/core/compile/backend_compile_duration"),
         2 if max(lengths) < 512 else 8,
     )
+
+  @parameterized.parameters(
+      *("h2o", "window", "quest:num_keys=16", "snapkv", "knorm", "keydiff"),
+      *("tova", "streaming_llm", "random", "scissorhands", "lagkv:lag_size=9"),
+      *("pyramidkv", "keyformer", "rkv", "adakv", "full"),
+  )
+  @pytest.mark.by_default(0)
+  def test_policies_compile_for_few_lengths(self, policy):
+    """One program makes a cache, one goes on, one reads each padded length."""
+    programs, lengths = [], (5, 60, 100, 130, 300)
+    count = lambda event, _, **__: programs.append(event)
+    policy = policy_names.parse(policy)
+    capacity = 64 if policy.evicts and not policy.reads_part else 320
+    jax.clear_caches()
+    with _listening(count):
+      for length in lengths:
+        generate.generate(
+            _MODEL,
+            _params(),
+            [np.arange(length) % 50],
+            max_new_tokens=1 + length % 4,
+            kv_cache=kv_cache.init(policy, _CONFIG, 1, capacity),
+        )
+    padded = {sizes.length(length, _CONFIG) for length in lengths}
+    # PyramidKV has a capacity a layer.
+    made = len(set(calls.capacities(policy, _CONFIG.num_layers, capacity)))
+    self.assertLessEqual(
+        programs.count("/jax/core/compile/backend_compile_duration"),
+        made + len(padded) + 1,
+    )
+    every = {sizes.length(length, _CONFIG) for length in range(1, 8193)}
+    self.assertLessEqual(len(every) + 2, 8)
 
   @parameterized.parameters(None, "h2o", "snapkv", "quest:num_keys=16")
   @pytest.mark.by_default(0)

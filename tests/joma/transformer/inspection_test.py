@@ -7,11 +7,13 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import inspection
 from joma.transformer import model as models
+from joma.transformer import probes
 from scansnap_jax.experiment import errors
 
 _CONFIG = configs.TransformerConfig(
@@ -114,6 +116,28 @@ class MeasureTest(absltest.TestCase):
     )
     self.assertEqual(np.shape(found["sink_rate"]), (2,))
     self.assertEqual(sorted(found["stable_rank"]), ["down", "gate", "up"])
+
+  def test_lengths_share_programs(self):
+    """Texts of 3 to 8 tokens, alone and cut into windows that few fill."""
+    before = probes.read._cache_size()
+    ids = np.arange(8)[None] % 7
+    found = [
+        inspection.measure(_CONFIG, _params(), ids[:, :length], length)
+        for length in (3, 5, 8)
+    ]
+    self.assertEqual(probes.read._cache_size() - before, 1)
+    for length, one in zip((3, 5, 8), found, strict=True):
+      self.assertEqual((one["num_tokens"], one["num_windows"]), (length, 1))
+      logits = models.Transformer(_CONFIG).apply(
+          {"params": _params()}, jnp.asarray(ids[:, :length])
+      )
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+          logits[0, :-1], ids[0, 1:length]
+      )
+      np.testing.assert_allclose(one["loss"], losses.mean(), atol=_ATOL)
+    for length in (5, 6, 8):
+      inspection.measure(_CONFIG, _params(), ids[:, :length], 2)
+    self.assertEqual(probes.read._cache_size() - before, 2)
 
   @pytest.mark.slow
   def test_single_token_has_no_loss(self):

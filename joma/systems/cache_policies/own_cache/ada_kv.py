@@ -5,6 +5,7 @@ slots a head on average, M = K C slots of a layer, H head size.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -75,20 +76,37 @@ class AdaKV(head_pool.SharesOut):
           "AdaKV keeps rotated keys at absolute positions, slot by slot: leave"
           " keys, positions and page_size as they are."
       )
-    num_kv_heads = config.num_kv_heads
-    size = head_pool.page_size_of(capacity, dtype)
-    # The most pages that budgets of K C slots can take.
-    num_pages = num_kv_heads * (capacity + size - 1) // size
-    shape = (batch_size, 1, num_pages * size, config.head_dim)
-    num_groups = config.num_heads // num_kv_heads
-    pool = kv_cache.init_layer(
-        self.base, layer, shape, num_groups, dtype, options
-    )
-    state = calls.init_state(
-        self.base, batch_size, num_kv_heads, config.head_dim, num_groups
-    )
-    budgets = jnp.full((batch_size, num_kv_heads), capacity, jnp.int32)
-    index, _ = head_pool.layout(budgets, size, num_pages * size)
-    pos = jnp.where(index < 0, head_pool.CLOSED, pool.pos[:, 0])[:, None]
-    pool = dataclasses.replace(pool, state=state, pos=pos)
-    return head_pool.PooledCache(pool, budgets, self, capacity, size)
+    shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+    num_groups = config.num_heads // config.num_kv_heads
+    cache = _empty(self, shape, num_groups, dtype)
+    pool = dataclasses.replace(cache.pool, layer=layer)
+    return dataclasses.replace(cache, pool=pool)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _empty(
+    policy: AdaKV,
+    shape: tuple[int, int, int, int],
+    num_groups: int,
+    dtype: jax.typing.DTypeLike,
+) -> head_pool.PooledCache:
+  """Returns a pool for K C slots: of layer 0, one program for all layers."""
+  batch_size, num_kv_heads, capacity, head_dim = shape
+  size = head_pool.page_size_of(capacity, dtype)
+  # The most pages that budgets of K C slots can take.
+  num_pages = num_kv_heads * (capacity + size - 1) // size
+  pool = kv_cache.init_layer(
+      policy.base,
+      0,
+      (batch_size, 1, num_pages * size, head_dim),
+      num_groups,
+      dtype,
+  )
+  state = calls.init_state(
+      policy.base, batch_size, num_kv_heads, head_dim, num_groups
+  )
+  budgets = jnp.full((batch_size, num_kv_heads), capacity, jnp.int32)
+  index, _ = head_pool.layout(budgets, size, num_pages * size)
+  pos = jnp.where(index < 0, head_pool.CLOSED, pool.pos[:, 0])[:, None]
+  pool = dataclasses.replace(pool, state=state, pos=pos)
+  return head_pool.PooledCache(pool, budgets, policy, capacity, size)

@@ -9,6 +9,7 @@ P pages, S pages read, H head size.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal
 
 import jax
@@ -86,16 +87,23 @@ class Quest(policy_lib.Policy):
       )
     if jnp.dtype(dtype) == jnp.int8:
       raise errors.UserError("Quest keeps floats: dtype must not be int8.")
-    num_pages = -(-capacity // self.page_size)
     heads = (batch_size, config.num_kv_heads)
-    size = num_pages * self.page_size
-    empty = lambda length: jnp.zeros((*heads, length, config.head_dim), dtype)
-    return QuestCache(
-        full_cache.FullCache(empty(size), empty(size)),
-        jnp.full(empty(num_pages).shape, jnp.inf, dtype),
-        jnp.full(empty(num_pages).shape, -jnp.inf, dtype),
-        self,
-    )
+    num_pages = -(-capacity // self.page_size)
+    return _empty(self, (*heads, num_pages, config.head_dim), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(
+    policy: Quest, shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
+) -> "QuestCache":
+  """Returns a cache of pages that are empty, of shape [B, K, P, H]."""
+  kept = (*shape[:2], shape[2] * policy.page_size, shape[3])
+  return QuestCache(
+      full_cache.FullCache(jnp.zeros(kept, dtype), jnp.zeros(kept, dtype)),
+      jnp.full(shape, jnp.inf, dtype),
+      jnp.full(shape, -jnp.inf, dtype),
+      policy,
+  )
 
 
 @jax.tree_util.register_dataclass

@@ -152,6 +152,28 @@ class CostModelTest(parameterized.TestCase):
     more = cost_model.prefill(_SMALL, load, cache_plan.full())
     self.assertEqual(more.flops - less.flops, 3 * 21 * 6 * 4 * 2 * 2)
 
+  def test_layers_with_windows_hold_windows(self):
+    """Layer 0 sees 4 tokens of 10: 2 heads of 6 slots fewer, 3 sequences."""
+    windowed = dataclasses.replace(_SMALL, windows=(4, 0))
+    load = _load()
+    for plan, slots in (
+        (cache_plan.full(), 6),
+        (cache_plan.scored((6, 6)), 2),
+        (cache_plan.scored(((3, 5), (2, 4))), 0.5),  # 1 slot of one head.
+    ):
+      less = cost_model.cache_bytes(windowed, load, plan)
+      more = cost_model.cache_bytes(_SMALL, load, plan)
+      each = 32 + plan.slot_state  # A key and a value of 4 numbers.
+      self.assertEqual(more - less, 3 * 2 * slots * each)
+    # A text that goes on grows in the other layer alone.
+    token = cost_model.token_bytes(_SMALL, load)
+    self.assertEqual(cost_model.token_bytes(windowed, load), token / 2)
+    all_windows = dataclasses.replace(_SMALL, windows=(4, 5))
+    self.assertEqual(cost_model.token_bytes(all_windows, load), 0)
+    self.assertEqual(
+        cost_model.break_even_tokens(all_windows, load), float("inf")
+    )
+
   def test_capacities_by_layer_and_head(self):
     load = _load()
     bytes_of = lambda capacities: cost_model.cache_bytes(

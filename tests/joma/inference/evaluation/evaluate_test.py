@@ -1,6 +1,7 @@
 """Reading through caches against reading at once, and recall by hand."""
 
 import functools
+import itertools
 import types
 
 from absl.testing import absltest
@@ -144,6 +145,34 @@ class ReadTest(parameterized.TestCase):
     for _ in range(3):
       _read(_slots(window.Window(), 5))
     self.assertEqual(evaluate.read._cache_size() - before, 1)
+
+  def test_lengths_share_programs(self):
+    """What is behind a text takes no part, and no program."""
+    (tokens, _), gold = _texts(), np.full((*_SHAPE, 2), -1, np.int32)
+    zeros, before = np.zeros(2, np.int32), evaluate.read._cache_size()
+    found = []
+    for length in (4, 7, 10):
+      seen, _ = evaluate.timed_read(
+          _MODEL,
+          _params(),
+          tokens[:, :length],
+          zeros,
+          np.full(2, length, np.int32),
+          gold[:, :length],
+          _slots(window.Window(), 4),
+      )
+      self.assertEqual(np.shape(seen.losses), (2, length))
+      found.append(seen)
+    self.assertEqual(evaluate.read._cache_size() - before, 1)
+    for seen, more in itertools.pairwise(found):
+      length = np.shape(seen.losses)[1]
+      np.testing.assert_array_equal(
+          seen.next_tokens, more.next_tokens[:, :length]
+      )
+      np.testing.assert_array_equal(seen.losses[:, -1], 0)
+      np.testing.assert_array_equal(
+          seen.losses[:, :-1], more.losses[:, : length - 1]
+      )
 
 
 class AnswerTest(parameterized.TestCase):

@@ -10,6 +10,8 @@ from joma.transformer import config as configs
 _CAPACITIES = (512, 2304, 9216)
 # Tokens of texts that are read at once.
 _LENGTHS = (128, 512, 1536, 4096, 8192)
+# Where whole maps of attention are looked at, which grow with the square.
+_WINDOWS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def capacity(num_positions: int, config: configs.TransformerConfig) -> int:
@@ -20,6 +22,11 @@ def capacity(num_positions: int, config: configs.TransformerConfig) -> int:
 def length(num_tokens: int, config: configs.TransformerConfig) -> int:
   """Returns the tokens to which texts of up to `num_tokens` are padded."""
   return _bounded(num_tokens, _LENGTHS, config)
+
+
+def window(num_tokens: int, config: configs.TransformerConfig) -> int:
+  """Returns the tokens of a window that holds a whole text."""
+  return _bounded(num_tokens, _WINDOWS, config)
 
 
 def piece(capacity: int) -> int:
