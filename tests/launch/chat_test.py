@@ -4,6 +4,8 @@ import os
 import pathlib
 import pty
 import select
+import signal
+import subprocess
 import sys
 import time
 
@@ -21,12 +23,16 @@ class _Terminal:
 
   def __init__(self, *arguments):
     self.shown = b""
-    self._child, self._end = pty.fork()
-    if not self._child:
-      os.chdir(_ROOT)
-      os.environ["JAX_PLATFORMS"] = "cpu"
-      command = [sys.executable, "-m", "launch.generate", *arguments]
-      os.execv(sys.executable, command)
+    self._end, other = pty.openpty()
+    self.script = subprocess.Popen(
+        [sys.executable, "-m", "launch.generate", *arguments],
+        cwd=_ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdin=other,
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
 
   def wait_for(self, text, seconds=120):
     """Reads until a text has come, or the script has ended."""
@@ -52,7 +58,7 @@ class _Terminal:
     """Returns the exit status."""
     self.wait_for(None)
     os.close(self._end)
-    return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+    return self.script.wait()
 
 
 class ChatTest(absltest.TestCase):
@@ -84,7 +90,8 @@ class ChatTest(absltest.TestCase):
   def test_ctrl_c_is_one_line_and_its_status(self):
     self.folder.create_file("chat_template.jinja", content=_TEMPLATE)
     terminal = _Terminal(f"--model={self.folder.full_path}", "--chat")
-    terminal.say(b"\x03")
+    terminal.wait_for(b"> ")
+    terminal.script.send_signal(signal.SIGINT)
     self.assertEqual(terminal.end(), 130, terminal.shown)
     self.assertIn(b"stopped by Ctrl-C", terminal.shown)
 

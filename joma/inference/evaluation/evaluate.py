@@ -114,7 +114,8 @@ def read(
   kv_cache, found = jax.lax.fori_loop(
       0, lengths.max(), write, (kv_cache, empty)
   )
-  return Reading(*found, kv_cache)
+  next_tokens, losses, recall = found
+  return Reading(next_tokens, losses, recall, kv_cache)
 
 
 def _recall_where_asked(
