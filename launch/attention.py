@@ -12,16 +12,22 @@ and parts/, what is done already. The same command continues an interrupted run;
 """
 
 from joma.studies.systems import conv
+from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import positional
+from joma.studies.systems import random_features
 from joma.studies.systems import selection
+from joma.studies.systems import sinks
 from launch.command import app
 from launch.command import study_run
 
 _STUDIES = {
     "conv": conv.STUDY,
+    "deconstruct": deconstruct.STUDY,
     "length": length.STUDY,
     "positional": positional.STUDY,
+    "random_features": random_features.STUDY,
+    "sinks": sinks.STUDY,
     "selection": selection.STUDY,
 }
 _RUN = study_run.define("attention", "study", _STUDIES, "positional")

@@ -9,8 +9,8 @@ from scansnap_jax.experiment import require
 
 
 @runtime_checkable
-class _Trained(Protocol):
-  """Settings of runs that train from several seeds."""
+class _Seeded(Protocol):
+  """Settings of runs from several seeds."""
 
   @property
   def num_seeds(self) -> int:
@@ -19,6 +19,11 @@ class _Trained(Protocol):
   @property
   def first_seed(self) -> int:
     ...
+
+
+@runtime_checkable
+class _Trained(_Seeded, Protocol):
+  """Settings of runs that train from several seeds."""
 
   @property
   def num_steps(self) -> int:
@@ -62,7 +67,7 @@ class _OnTrees(_Trained, Protocol):
     ...
 
 
-def seeds(config: _Trained) -> range:
+def seeds(config: _Seeded) -> range:
   """The seeds of a study, first_seed and those that follow it."""
   return range(config.first_seed, config.first_seed + config.num_seeds)
 

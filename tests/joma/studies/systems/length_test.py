@@ -10,13 +10,13 @@ class LengthTest(absltest.TestCase):
 
   def test_runs_and_is_drawn(self):
     summary = small.measured("length")
-    self.assertEqual(summary["lengths"], [8, 32, 128])
-    self.assertLen(summary["claims"], 9)
-    # The small runs fall to a loss of .5, above the one that they aim at.
+    self.assertEqual(summary["lengths"], [8, 16])
+    self.assertLen(summary["claims"], 3)
+    # The small runs fall to a loss of .5, and no further.
     self.assertEqual(summary["claims"][0]["it"], "FAILED")
     figure, texts = small.drawn("length")
     self.assertLen(figure.axes, 2)
-    self.assertContainsSubset(["log n", "right answers"], texts)
+    self.assertContainsSubset(["ssa", "right answers"], texts)
 
   def test_one_token_has_the_key_and_many_share_a_part(self):
     finder = length.Finder(attention=(), config=length.LengthConfig())

@@ -16,9 +16,12 @@ import numpy as np
 
 from joma.studies import training
 from joma.studies.systems import conv
+from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import positional
+from joma.studies.systems import random_features
 from joma.studies.systems import selection
+from joma.studies.systems import sinks
 from scansnap_jax.experiment import figures
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
@@ -31,6 +34,16 @@ STUDIES = {
             num_pairs=2,
             num_keys=4,
             num_values=4,
+            width=8,
+            **_FEW,
+        ),
+    ),
+    "deconstruct": (
+        deconstruct.STUDY,
+        dict(
+            forms=("standard", "no mixing"),
+            batch_size=2,
+            seq_len=4,
             width=8,
             **_FEW,
         ),
@@ -61,6 +74,28 @@ STUDIES = {
     "selection": (
         selection.STUDY,
         dict(num_seeds=2, near=(4,), num_keys=64, num_blocks=3, block=8),
+    ),
+    "random_features": (
+        random_features.STUDY,
+        dict(
+            num_seeds=2,
+            size=3,
+            num_keys=4,
+            num_heads=20,
+            num_test=200,
+            num_examples=(400,),
+        ),
+    ),
+    "sinks": (
+        sinks.STUDY,
+        dict(
+            models=("softmax", "decay 5"),
+            batch_size=2,
+            seq_len=6,
+            vocab_size=6,
+            width=8,
+            **_FEW,
+        ),
     ),
 }
 

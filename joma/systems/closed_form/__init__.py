@@ -1,0 +1,1 @@
+"""Attention whose trained part has a closed form; no layers of a model."""
