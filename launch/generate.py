@@ -103,6 +103,9 @@ def main(_: list[str]) -> None:
     # Before the weights are read, which may take long.
     make = functools.partial(make_cache, config, batch_size=1)
     generate.check_follows(models.Transformer(config), 1, make)
+  ids = [tokenizer.encode(prompt) for prompt in prompts]
+  if ids:
+    _check_sizes(config, [len(tokens) for tokens in ids], make_cache is None)
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
@@ -113,9 +116,6 @@ def main(_: list[str]) -> None:
     begin = _beginning(model, params, make_cache, options)
     _chat(begin, template, tokenizer, eos_ids)
     return
-  ids = [tokenizer.encode(prompt) for prompt in prompts]
-  _warn_of_length(max(map(len, ids)) + _MAX_NEW_TOKENS.value, config.max_len)
-  _warn_of_work(params, config, [len(tokens) for tokens in ids])
   options |= dict(
       max_new_tokens=_MAX_NEW_TOKENS.value,
       kv_cache=make_cache
@@ -226,26 +226,25 @@ def _read_prompts() -> list[str]:
   return prompts
 
 
-def _warn_of_length(num_positions: int, max_len: int) -> None:
-  if num_positions > max_len:
+def _check_sizes(config: Any, lengths: list[int], keeps_all: bool) -> None:
+  """Refuses what no memory holds, and says what takes long, before the work."""
+  from joma.inference import prompt_work
+  from joma.transformer import model as models
+
+  num_positions = max(lengths) + _MAX_NEW_TOKENS.value
+  # The last token is never taken in.
+  models.check_learned_positions(config, num_positions - 1)
+  if keeps_all:
+    prompt_work.capacity(config, len(lengths), num_positions, _DTYPE.value)
+  else:
+    prompt_work.check_whole(config, lengths, _DTYPE.value)
+  if num_positions > config.max_len:
     print(
         f"warning: up to {num_positions} positions, and the model was made for"
-        f" {max_len}",
+        f" {config.max_len}",
         file=sys.stderr,
     )
-
-
-def _warn_of_work(params: Any, config: Any, lengths: list[int]) -> None:
-  """Says what long prompts cost before they are read.
-
-  2 flop a parameter and token, and for attention 2 T^2 N H in each layer: the
-  two products of queries with keys, and of weights with values, half masked.
-  """
-  import jax
-
-  number = sum(leaf.size for leaf in jax.tree.leaves(params))
-  width = config.num_layers * config.num_heads * config.head_dim
-  flop = sum(2 * number * t + 2 * width * t**2 for t in lengths)
+  flop = prompt_work.flop(config, lengths)
   if flop > _MUCH_WORK:
     print(
         f"reading {sum(lengths):,} tokens takes about {flop / 1e12:,.1f} Tflop",

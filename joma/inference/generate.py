@@ -19,6 +19,7 @@ import numpy as np
 
 from joma.inference import decode_steps
 from joma.inference import prompt_ids
+from joma.inference import prompt_work
 from joma.inference import sampling_config
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -138,6 +139,8 @@ def stream(
     # They are donated from piece to piece.
     kv_cache = jax.tree.map(jnp.copy, kv_cache)
   check_fits(kv_cache, num_positions)
+  if not _take_pieces(kv_cache):
+    prompt_work.check_whole(model.config, lengths.tolist(), model.dtype)
   read = _read_in_pieces if _take_pieces(kv_cache) else _read_at_once
   return Steps(
       lambda: read(
@@ -247,13 +250,8 @@ def empty_caches(
     UserError: If no memory holds them.
   """
   config = model.config
-  heads = batch_size * config.num_layers * config.num_kv_heads
-  capacity = sizes.capacity(num_positions, config)
-  num_bytes = 2 * jnp.dtype(model.dtype).itemsize * heads * config.head_dim
-  require.memory(
-      f"a cache of {capacity} positions ({num_positions} of prompt and"
-      " max_new_tokens)",
-      num_bytes * capacity,
+  capacity = prompt_work.capacity(
+      config, batch_size, num_positions, model.dtype
   )
   make = lambda: full_cache.init(config, batch_size, capacity, model.dtype)
   caches = jax.eval_shape(make)

@@ -1,5 +1,8 @@
 """`launch.generate` as its own process, on a model of random numbers."""
 
+import contextlib
+import dataclasses
+import io
 import os
 import pathlib
 import subprocess
@@ -109,6 +112,23 @@ class GenerateTest(absltest.TestCase):
           errors.UserError, "--prompt_file: .*is not UTF-8"
       ):
         generate._read_prompts()
+
+  def test_a_prompt_of_a_million_tokens_is_told_before_the_work(self):
+    shown, learned = io.StringIO(), dataclasses.replace(
+        _CONFIG, positions="learned"
+    )
+    with flagsaver.flagsaver(max_new_tokens=5):
+      with contextlib.redirect_stderr(shown):
+        generate._check_sizes(_CONFIG, [10**6], True)
+        generate._check_sizes(_CONFIG, [10**6, 3], False)
+      with self.assertRaisesRegex(errors.UserError, "asked for 1000004"):
+        generate._check_sizes(learned, [10**6], True)
+      for keeps_all in (True, False):
+        with self.assertRaisesRegex(errors.UserError, "GB of memory"):
+          generate._check_sizes(_CONFIG, [10**6] * 10**5, keeps_all)
+    self.assertEqual(shown.getvalue().count("warning: up to 1000005"), 2)
+    self.assertIn("reading 1,000,000 tokens takes about 3", shown.getvalue())
+    self.assertIn("reading 1,000,003 tokens takes about 3", shown.getvalue())
 
   def test_flags_do_not_wait_for_jax(self):
     code = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from joma.inference import decode_steps
 from joma.inference import generate
 from joma.inference import sampling_config
 from joma.inference.cache import calls
@@ -177,6 +178,65 @@ class GenerateTest(parameterized.TestCase):
     (tokens, cache), (wanted, whole) = run(8), run(50)
     np.testing.assert_array_equal(tokens, wanted)
     chex.assert_trees_all_close(cache, whole, atol=1e-5)
+
+  @pytest.mark.slow
+  def test_a_long_prompt_in_pieces_is_as_at_once(self):
+    """3,000 tokens: the tokens that follow, and all that is kept."""
+    prompt = np.random.default_rng(0).integers(0, 50, 3000)
+    params = jax.tree.map(lambda x: x / 3, _params())  # As at the start.
+
+    def run(chunk):
+      steps = generate.stream(
+          _MODEL.clone(implementation="xla"),
+          params,
+          [prompt],
+          max_new_tokens=6,
+          prefill_chunk=chunk,
+      )
+      tokens = [int(now[0]) for now, _ in steps]
+      return tokens, [cache.key[:, :, :3005] for cache in steps.last.kv_cache]
+
+    at_once, kept = run(3000)
+    for chunk in (512, 700):
+      tokens, pieces = run(chunk)
+      self.assertEqual(tokens, at_once)
+      chex.assert_trees_all_close(pieces, kept, atol=1e-5)
+
+  @pytest.mark.slow
+  def test_pieces_bound_the_memory_of_prompts(self):
+    """Temporaries of the compiled program, of a model like SmolLM2-135M.
+
+    Four of its 30 layers: layers follow each other in the same memory.
+    """
+    config = configs.TransformerConfig(
+        vocab_size=49152,
+        num_layers=4,
+        embed_dim=576,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        hidden_dim=1536,
+    )
+    model = models.Transformer(config)
+    ids = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids(1, 4))["params"]
+    caches = jax.eval_shape(lambda: full_cache.init(config, 1, 9216))
+    found = {}
+    for size in (512, 8192):
+      lowered = decode_steps.read_piece.lower(
+          model,
+          params,
+          ids(1, size),
+          ids(),
+          ids(1),
+          ids(1),
+          (ids(1), jax.ShapeDtypeStruct((1,), bool)),
+          caches,
+      )
+      memory = lowered.compile().memory_analysis()
+      found[size] = memory.temp_size_in_bytes / 2**20
+      print(f"pieces of {size}: {found[size]:.0f} MiB of temporaries")
+    self.assertLess(found[512], found[8192] / 8)
 
   def test_a_sequence_ends_at_its_end_of_text(self):
     texts = [_greedy(tuple(prompt), 12) for prompt in _PROMPTS]
