@@ -20,6 +20,7 @@ from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
+from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
 from scansnap_jax.experiment import figures
@@ -69,6 +70,22 @@ STUDIES = {
             batch_size=4,
             num_test=8,
             **_FEW,
+        ),
+    ),
+    "reuse": (
+        reuse.STUDY,
+        dict(
+            num_seeds=2,
+            num_layers=4,
+            width=16,
+            num_steps=2,
+            seq_len=24,
+            batch_size=2,
+            block=4,
+            num_blocks=2,
+            theta=0.0,
+            num_random=1,
+            num_distil=1,
         ),
     ),
     "selection": (
