@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kernels_pallas import manual_axes
+from kernels_pallas import partitions
 
 _ResultT = TypeVar("_ResultT")
 
@@ -25,6 +26,7 @@ def run(
     function: Callable[..., _ResultT],
     *args: Any,
     is_by_jax: bool = True,
+    labels: partitions.Labels | None = None,
 ) -> _ResultT:
   """function(*args), also inside `shard_map`, see `manual_axes.isolated`.
 
@@ -36,19 +38,21 @@ def run(
     *args: All become traced, if anything is.
     is_by_jax: Whether jax can differentiate `function` where it is XLA's: a
       loop whose length is known when it runs it cannot.
+    labels: How a program of several devices may split it, see `partitions`.
   """
   kernel = _kernel_of(implementation)
   if kernel is None and is_by_jax and not manual_axes.are_varying(args):
-    return function(*args)
+    return manual_axes.isolated(function, *args, labels=labels)
 
   @jax.custom_jvp
   def call(*args: Any) -> _ResultT:
     if kernel is None:
-      return manual_axes.isolated(function, *args)
+      return manual_axes.isolated(function, *args, labels=labels)
     # Chips have no 64-bit types: with jax_enable_x64 each Python number of a
     # kernel would be one.
     args = jax.tree.map(_narrow, args)
-    return manual_axes.isolated(function, *args, is_narrow=True)
+    options = {"is_narrow": True, "labels": labels}
+    return manual_axes.isolated(function, *args, **options)
 
   @call.defjvp
   def refuse(primals: Any, tangents: Any) -> Any:

@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 import jax
 from jax.extend import core
+from jax.interpreters import ad
 from jax.interpreters import batching
 from jax.interpreters import mlir
 import numpy as np
+
+from kernels_pallas import partitions
 
 _TreeT = TypeVar("_TreeT")
 
@@ -49,7 +52,10 @@ def are_varying(tree: Any) -> bool:
 
 
 def isolated(
-    function: Callable[..., _TreeT], *args: Any, is_narrow: bool = False
+    function: Callable[..., _TreeT],
+    *args: Any,
+    is_narrow: bool = False,
+    labels: partitions.Labels | None = None,
 ) -> _TreeT:
   """function(*args), traced as if outside of `shard_map`.
 
@@ -60,17 +66,32 @@ def isolated(
     *args: From `align`.
     is_narrow: Whether it is traced and compiled as without `jax_enable_x64`.
       No argument may have a 64-bit type that it uses.
+    labels: How a program of several devices may split it, see `partitions`.
   """
   leaves, tree = jax.tree.flatten(align(args))
   is_narrow = is_narrow and jax.config.read("jax_enable_x64")
-  if not _axes(leaves) and not is_narrow:
+  if _axes(leaves) or not partitions.are_possible():
+    labels = None
+  if not _axes(leaves) and not is_narrow and labels is None:
     return function(*args)
   shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
   flat = lambda *leaves: function(*jax.tree.unflatten(tree, leaves))
   with _numbers(is_narrow):
     jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*shapes)
   arrays = align([jax.numpy.asarray(x) for x in leaves])
-  results = _call.bind(*arrays, of=jaxpr, is_narrow=is_narrow)
+  split = None
+  if labels is not None:
+
+    def own(*leaves: jax.Array) -> list[Any]:
+      with _numbers(is_narrow):
+        return jax.tree.leaves(flat(*leaves))
+
+    options = {"of": jaxpr, "is_narrow": is_narrow, "split": None}
+    whole = lambda *leaves: _call.bind(*leaves, **options)
+    # Traced here: jax looks for such a call before it lowers a program.
+    call = lambda *leaves: partitions.call(own, whole, labels, *leaves)
+    split = jax.make_jaxpr(call)(*shapes)
+  results = _call.bind(*arrays, of=jaxpr, is_narrow=is_narrow, split=split)
   return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
@@ -90,8 +111,8 @@ def _none() -> Any:
   return jax.typeof(np.int32(0)).manual_axis_type
 
 
-def _results(*args: Any, of: core.ClosedJaxpr, is_narrow: bool) -> list[Any]:
-  del is_narrow
+def _results(*args: Any, of: core.ClosedJaxpr, **options: Any) -> list[Any]:
+  del options
   axes, mesh = args[0].manual_axis_type, args[0].sharding.mesh
   # Kernels may have said nothing of a mesh.
   whole = lambda aval: jax.sharding.NamedSharding(
@@ -103,22 +124,39 @@ def _results(*args: Any, of: core.ClosedJaxpr, is_narrow: bool) -> list[Any]:
   ]
 
 
-def _lower(ctx: Any, *args: Any, of: core.ClosedJaxpr, is_narrow: bool) -> Any:
+def _lower(
+    ctx: Any, *args: Any, of: core.ClosedJaxpr, is_narrow: bool, split: Any
+) -> Any:
   without = lambda avals: [x.update(manual_axis_type=_none()) for x in avals]
   ctx = ctx.replace(
       avals_in=without(ctx.avals_in), avals_out=without(ctx.avals_out)
   )
-  call = core.jaxpr_as_fun(of)
+  call = core.jaxpr_as_fun(split or of)
   with _numbers(is_narrow):
     return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
 
 
 def _batch(
-    args: Any, axes: Any, *, of: core.ClosedJaxpr, is_narrow: bool
+    args: Any,
+    axes: Any,
+    *,
+    of: core.ClosedJaxpr,
+    is_narrow: bool,
+    split: Any,
 ) -> Any:
+  del split  # Of arrays with one axis less.
   several = jax.vmap(core.jaxpr_as_fun(of), axes)
   results = isolated(several, *args, is_narrow=is_narrow)
   return results, [0] * len(results)
+
+
+def _differentiate(
+    primals: Any, tangents: Any, *, of: core.ClosedJaxpr, **options: Any
+) -> Any:
+  """By jax: only XLA's implementations come here, see `derivatives.run`."""
+  del options
+  tangents = [ad.instantiate_zeros(x) for x in tangents]
+  return jax.jvp(core.jaxpr_as_fun(of), primals, tangents)
 
 
 _call = core.Primitive("isolated")
@@ -129,3 +167,4 @@ _call.def_impl(
 )
 mlir.register_lowering(_call, _lower)
 batching.primitive_batchers[_call] = _batch
+ad.primitive_jvps[_call] = _differentiate

@@ -152,7 +152,7 @@ def _traced_calls(closed: jex.core.ClosedJaxpr) -> list[_Traced]:
 
 def _callee(eqn: jex.core.JaxprEqn) -> jex.core.ClosedJaxpr | None:
   """The closed jaxpr of a plain call of a function."""
-  for name in ("jaxpr", "call_jaxpr"):
+  for name in ("jaxpr", "call_jaxpr", "of"):
     inner = eqn.params.get(name)
     is_call = eqn.primitive.name not in ("scan", "shard_map")
     if is_call and hasattr(inner, "jaxpr"):

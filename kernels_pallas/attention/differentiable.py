@@ -17,7 +17,7 @@ flows through it.
 import dataclasses
 import functools
 import types
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from kernels_pallas import implementations
 from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas import output
+from kernels_pallas import partitions
 from kernels_pallas import selection as selection_lib
 
 Where = masks.Mask | selection_lib.Selection | None
@@ -60,7 +61,8 @@ class Inputs(NamedTuple):
     query: Any float type.
     key: K divides N.
     value: As key.
-    where: What may be attended to; None is every key.
+    where: What may be attended to; None is every key. Inside of a derivative
+      only its traced arrays, the others stay as they are known.
     sink_logits: A logit a head that has no value, or None.
     row_weights: Weight of each query in `col_mass`; None is 1.
   """
@@ -99,6 +101,7 @@ Cotangents = tuple[
     Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]
 ]
 
+_WithWhere = TypeVar("_WithWhere", Inputs, Saved)
 # What the forward pass gives the backward one: its inputs, out and lse.
 _Kept = tuple[Inputs, jax.Array, jax.Array]
 
@@ -136,11 +139,14 @@ def attend(
     return implementation.forward(inputs, spec)
   # Arrays that are traced must go through custom_vjp as arguments; those that
   # are known must not, or kernels could not plan by them.
-  is_traced = any(
-      isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(inputs.where)
-  )
-  place_of = lambda given: given.where if is_traced else inputs.where
-  whole = lambda given: given._replace(where=place_of(given))
+  leaves, tree = jax.tree.flatten(inputs.where)
+  traced = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+  def whole(given: _WithWhere) -> _WithWhere:
+    rest = iter(jax.tree.leaves(given.where))
+    found = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
+    return given._replace(where=jax.tree.unflatten(tree, found))
+
   # The gradient by a sink adds up all rows' delta, and their rounding: without
   # a sink, or a gradient, nobody pays for a wide out.
   is_wide = inputs.sink_logits is not None
@@ -148,12 +154,22 @@ def attend(
 
   # Lists that are traced make loops of lengths that are.
   once = functools.partial(
-      derivatives.run, "attention", implementation, is_by_jax=not is_traced
+      derivatives.run, "attention", implementation, is_by_jax=not traced
   )
+
+  labels = _labels(inputs)
 
   def run(given: Inputs, spec: AttentionSpec) -> output.AttentionOutput:
     forward = lambda given: implementation.forward(whole(given), spec)
-    return once(forward, given)
+    split = None
+    if labels is not None:
+      mass = "bn." if spec.return_col_mass else None
+      sink = None if given.sink_logits is None else "n"
+      weights = None if given.row_weights is None else "bn."
+      split = partitions.Labels.of(
+          (*labels, sink, weights), ("b.n.", "bn.", mass)
+      )
+    return once(forward, given, labels=split)
 
   @jax.custom_vjp
   def call(given: Inputs) -> output.AttentionOutput:
@@ -172,18 +188,31 @@ def attend(
     delta = _delta(d_out, out, d_lse)
     query, key, value = given[:3]
     saved = Saved(query, key, value, given.where, lse, delta, d_out)
-    back = lambda saved: implementation.backward(
-        saved._replace(where=place_of(saved)), spec
-    )
-    d_query, d_key, d_value = once(back, saved)
+    back = lambda saved: implementation.backward(whole(saved), spec)
+    split = None
+    if labels is not None:
+      split = (*labels, "bn.", "bn.", "b.n."), labels[:3]
+      split = partitions.Labels.of(*split)
+    d_query, d_key, d_value = once(back, saved, labels=split)
     d_sink = None
     if given.sink_logits is not None:
       d_sink = _d_sink(given.sink_logits, lse, delta)
     return (Inputs(d_query, d_key, d_value, None, d_sink, None),)
 
   call.defvjp(forward, backward)
-  given = inputs if is_traced else inputs._replace(where=None)
+  carried: Any = traced
+  given = inputs._replace(where=carried)
   return derivatives.reverse_only("attention", call, given)
+
+
+def _labels(inputs: Inputs) -> tuple[str, str, str, list[str]] | None:
+  """Of query, key, value and `where`; None where they cannot be split."""
+  batch, _, num_heads, _ = inputs.query.shape
+  sizes = (batch, num_heads, inputs.key.shape[2])
+  where = partitions.of_where(inputs.where, sizes)
+  if where is None:
+    return None
+  return "b.n.", "b.k.", "b.k.", where
 
 
 def _full_weights(inputs: Inputs) -> jax.Array:

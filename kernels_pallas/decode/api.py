@@ -11,6 +11,7 @@ import types
 import typing
 from typing import Any
 
+import jax
 from jax.experimental import checkify
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -20,6 +21,7 @@ from kernels_pallas import derivatives
 from kernels_pallas import implementations
 from kernels_pallas import manual_axes
 from kernels_pallas import masks
+from kernels_pallas import partitions
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 
@@ -120,7 +122,15 @@ def decode_step(
   )
   module = _module(chosen)
   step = lambda token, cache: module.step(token, cache, rule)
-  return derivatives.run("decode_step", module, step, *given)
+  labels = None if reduce == "layer" else _labels(cache)
+  return derivatives.run("decode_step", module, step, *given, labels=labels)
+
+
+def _labels(cache: slots_lib.Slots) -> partitions.Labels:
+  """Which axes are batch and heads; a rule over all heads splits none."""
+  slots = jax.tree.map(lambda x: "bk" + "." * (x.ndim - 2), cache)
+  token = ("bn.", "bk.", "bk.", "b")  # As `slots.Token`.
+  return partitions.Labels.of((token, slots), ("bn.", slots, "bk"), False)
 
 
 def make_rule(query: masks.AnyArray, **options: Any) -> rule_lib.Rule:

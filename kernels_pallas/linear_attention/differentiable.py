@@ -10,9 +10,14 @@ from jaxtyping import Array, Float
 from kernels_pallas import derivatives
 from kernels_pallas import implementations
 from kernels_pallas import manual_axes
+from kernels_pallas import partitions
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import sweep as sweep_lib
 from kernels_pallas.linear_attention import xla
+
+# Axes of query, key, value, decay and state, and of out and the last state.
+_ARRAYS = ("b.n.", "b.k.", "b.k.", "n", "bn..")
+_RESULTS = ("b.n.", "bn..")
 
 
 def attend(
@@ -48,7 +53,10 @@ def _forward(
   log_decay = sweep_lib.log_of(decay)
   operands = sweep_lib.Operands(query, key, value, log_decay, state)
   run = lambda operands: implementation.run(operands, sweep)
-  return derivatives.run("linear_attention", implementation, run, operands)
+  labels = partitions.Labels.of(_ARRAYS, _RESULTS)
+  return derivatives.run(
+      "linear_attention", implementation, run, operands, labels=labels
+  )
 
 
 def _forward_and_kept(
@@ -68,9 +76,18 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, ...]:
   back = functools.partial(_cotangents, implementation, scale, config)
-  return derivatives.run(
-      "linear_attention", implementation, back, arrays, cotangents
+  # The gradient by a decay is left apart by sequence, which devices may share.
+  results = (*_ARRAYS[:3], "bn", _ARRAYS[4])
+  labels = partitions.Labels.of((_ARRAYS, _RESULTS), results)
+  *found, d_decay, d_initial = derivatives.run(
+      "linear_attention",
+      implementation,
+      back,
+      arrays,
+      cotangents,
+      labels=labels,
   )
+  return *found, d_decay.sum(axis=0), d_initial
 
 
 def _cotangents(
@@ -118,7 +135,7 @@ def _d_decay(
     arrays: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-  """Of each head: how its results move with its decay, times the cotangents.
+  """Of each sequence and head: how results move with decay, times cotangents.
 
   One more sweep, by XLA, which drops it where nobody asks for this gradient.
   """
@@ -133,6 +150,6 @@ def _d_decay(
 
   _, moved = jax.jvp(results, (decay,), (jnp.ones_like(decay),))
   d_out, d_state = (x.astype(decay.dtype) for x in cotangents)
-  by_out = jnp.einsum("BTNH,BTNH->N", moved[0], d_out, precision="highest")
-  by_state = jnp.einsum("BNHJ,BNHJ->N", moved[1], d_state, precision="highest")
+  by_out = jnp.einsum("BTNH,BTNH->BN", moved[0], d_out, precision="highest")
+  by_state = jnp.einsum("BNHJ,BNHJ->BN", moved[1], d_state, precision="highest")
   return by_out + by_state

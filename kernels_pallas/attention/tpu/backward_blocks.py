@@ -51,6 +51,10 @@ def lists_of(plan: plan_lib.Plan, columns: visits_lib.Visits) -> dict[str, Any]:
   # program.
   xp = np if isinstance(columns.table, np.ndarray) else jnp
   table, num_full, num_valid = columns
+  if plan.num_chunks == 1:
+    edges = (xp.zeros_like(num_full), num_full, num_full, num_valid)
+    ranges = xp.stack(edges, axis=-1)[..., None, :]
+    return _as_lists(plan, table, ranges)
   entry = masks.to_rank(xp.arange(table.shape[-1]), table.ndim)
   is_full = entry < num_full[..., None]
   is_partial = (entry < num_valid[..., None]) & ~is_full
@@ -61,10 +65,17 @@ def lists_of(plan: plan_lib.Plan, columns: visits_lib.Visits) -> dict[str, Any]:
   partial = (is_before & is_partial[..., None]).sum(axis=-2)
   partial = partial + num_full[..., None]
   edges = (full[..., :-1], full[..., 1:], partial[..., :-1], partial[..., 1:])
-  ranges = _by_unit(plan, xp.stack(edges, axis=-1).astype(xp.int32))
+  return _as_lists(plan, table, xp.stack(edges, axis=-1))
+
+
+def _as_lists(
+    plan: plan_lib.Plan, table: masks.AnyArray, ranges: masks.AnyArray
+) -> dict[str, Any]:
+  """Lists [B, N, C, W] and ranges [B, N, C, chunks, 4], unit by unit."""
+  ranges = _by_unit(plan, ranges.astype(np.int32)).swapaxes(3, 4)
   return {
       "table": jnp.asarray(_by_unit(plan, table)),
-      "ranges": jnp.asarray(ranges.swapaxes(3, 4)),
+      "ranges": jnp.asarray(ranges),
   }
 
 

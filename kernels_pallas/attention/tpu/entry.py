@@ -3,8 +3,6 @@
 A mask and a selection are alike to the kernels: lists of tiles.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,10 +11,10 @@ from kernels_pallas import masks
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
-from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import col_mass as tpu_col_mass
 from kernels_pallas.attention.tpu import forward as tpu_forward
 from kernels_pallas.attention.tpu import layout
+from kernels_pallas.attention.tpu import lists
 from kernels_pallas.attention.tpu import plan as plan_lib
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
@@ -40,8 +38,7 @@ def forward(
   tiles = plan_lib.tiles_of(config, sizes, where, spec.return_col_mass)
   # Lists of tiles are the only thing that the kernels know of mask or
   # selection.
-  states = _states(where, sizes, tiles)
-  rows = visits_lib.by_query(states, visits_lib.width_of(where))
+  rows = lists.by_query(where, sizes, tiles)
   logits = tpu_tile.Logits(float(spec.scale), spec.logits_soft_cap)
   arguments = (config, sizes, tiles)
   plan = plan_lib.forward_plan(*arguments, rows, logits, spec.return_col_mass)
@@ -64,7 +61,7 @@ def forward(
   # Where a row of logits does not fit into VMEM, they are made once more, by
   # key tiles, from the lse that is now known.
   if is_second_pass:
-    columns = visits_lib.by_key(states)
+    columns = lists.by_key(where, sizes, tiles)
     plan = plan_lib.col_mass_plan(*arguments, columns, logits)
     col_mass = tpu_col_mass.col_mass(
         padded_query,
@@ -95,7 +92,7 @@ def backward(
   )
   sizes = layout.sizes_of(query, key)
   tiles = plan_lib.backward_tiles(spec.config or Config(), sizes, where)
-  columns = visits_lib.by_key(_states(where, sizes, tiles))
+  columns = lists.by_key(where, sizes, tiles)
   spans = layout.spans_of(_mask(where), sizes, tiles)
   padded_query, padded_key = _lay_out(query, key, tiles)
   padded_d_out, padded_value = _lay_out(d_out, value, tiles)
@@ -127,17 +124,6 @@ def safe_lse(
   """Pads with +inf, and puts it where a query has no key: weights become 0."""
   lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
   return layout.pad_queries(lse, -1, tiles, fill=jnp.inf)
-
-
-def _states(
-    where: differentiable.Where,
-    sizes: layout.Sizes,
-    tiles: layout.Tiles,
-) -> masks.AnyArray:
-  if isinstance(where, selection_lib.Selection):
-    # A block of all keys is as long as they are when padded.
-    where = dataclasses.replace(where, block_kv=tiles.block_kv)
-  return visits_lib.states_of(where, *sizes[3:5], *tiles)
 
 
 def _mask(where: differentiable.Where) -> masks.Mask | None:

@@ -5,7 +5,7 @@ Those that are compiled for a TPU return (fn, abstract arguments), as those of
 causal; beside them are the inputs that they get, and how far they are off.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, Literal
 
@@ -40,14 +40,28 @@ def flash(length: int, block: int, num_heads: int = 1) -> programs.Program:
 
 
 def splash(
-    length: int, block: int, num_heads: int = 1, is_backward: bool = False
+    length: int,
+    block: int | Sequence[int],
+    num_heads: int = 1,
+    is_backward: bool = False,
 ) -> programs.Program:
-  """Splash attention of jax, with its fused backward kernel."""
-  names = ["block_q", "block_kv", "block_kv_compute"]
+  """Splash attention of jax, with its fused backward kernel.
+
+  Args:
+    length: T.
+    block: Queries, keys, and keys of one product of a tile; or all in one. Of
+      the backward pass where that is asked for.
+    num_heads: N.
+    is_backward: Whether to return the gradients instead.
+  """
+  blocks = [block] * 3 if isinstance(block, int) else block
+  forward = [512] * 3 if is_backward else blocks
+  names = ("block_q", "block_kv", "block_kv_compute")
+  of_pass: dict[str, Any] = dict(zip(names, forward, strict=True))
   if is_backward:
-    names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
-  blocks: dict[str, Any] = dict.fromkeys(names, block)
-  sizes = jax_splash.BlockSizes(**blocks, use_fused_bwd_kernel=is_backward)
+    names = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    of_pass |= dict(zip(names, blocks, strict=True))
+  sizes = jax_splash.BlockSizes(**of_pass, use_fused_bwd_kernel=is_backward)
   causal = jax_splash.CausalMask((length, length))
   mask = jax_splash.MultiHeadMask([causal] * num_heads)
   kernel = jax_splash.make_splash_mha_single_device(mask, block_sizes=sizes)

@@ -28,6 +28,10 @@ from launch.bench.ops import programs
 # Tiles of a selection, and the two densities through which the line goes.
 SPARSE_TILES = ((128, 128), (128, 256), (256, 512), (512, 512), (512, 1024))
 DENSITIES = (0.1, 0.3)
+# Tiles of jax's splash attention: queries, keys, and keys of a product. Of 22
+# that fit a v5e at 4,096 and of four at 16,384 the best of each chip and length
+# are among these; larger ones outgrow VMEM.
+SPLASH_TILES = ((1024, 1024, 512), (1024, 2048, 256), (1024, 2048, 512))
 OPS = ("attention", "mlp", "decode")
 # Where linear attention and our dense forward pass are close.
 LINEAR_LENGTHS = (256, 512, 1024)
@@ -123,6 +127,11 @@ def dense_cases(length: int, num_heads: int) -> list[compiled.Case]:
     options = options | {"is_backward": True}
     name = f"jax splash fused backward {block}"
     cases.append(backward(kernel=name, program=peers.splash, options=options))
+  for tiles in SPLASH_TILES:
+    if max(tiles) <= length:
+      name = f"jax splash {'/'.join(map(str, tiles))}"
+      options = both | {"block": tiles}
+      cases.append(forward(kernel=name, program=peers.splash, options=options))
   return cases
 
 
