@@ -88,7 +88,7 @@ class Attention(nn.Module):
     if own.share is not None:
       handed = {**call.carry, own.share.name: (query, key)}
       call = dataclasses.replace(call, carry=handed)
-    if own.prepare is not None:
+    if own.prepare:
       query, key, value, kv_cache = layer_hooks.prepare(
           own.prepare, call, query, key, value, kv_cache
       )

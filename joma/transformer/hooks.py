@@ -236,7 +236,11 @@ class Share(System, Protocol):
 
 @runtime_checkable
 class Prepare(System, Protocol):
-  """Changes queries, keys and values before rotation and cache."""
+  """Changes queries, keys and values before rotation and cache.
+
+  Of several in a layer each changes what the one before it made, in the order
+  of the entry.
+  """
 
   def init_state(
       self, config: configs.TransformerConfig, layer: int, batch_size: int

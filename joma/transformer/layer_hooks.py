@@ -28,7 +28,7 @@ class LayerSystems:
     systems: All of them, in the order of the entry.
     read: Of that protocol, and so on.
     share: Likewise.
-    prepare: Likewise.
+    prepare: All of that protocol: each changes what the one before it made.
     weights: Likewise.
     select: Likewise.
     mixer: Likewise.
@@ -41,7 +41,7 @@ class LayerSystems:
   systems: tuple[Any, ...] = ()
   read: hooks.Read | None = None
   share: hooks.Share | None = None
-  prepare: hooks.Prepare | None = None
+  prepare: tuple[hooks.Prepare, ...] = ()
   weights: hooks.Weights | None = None
   select: hooks.Select | None = None
   mixer: hooks.Mixer | None = None
@@ -78,6 +78,9 @@ def of_layer(config: configs.TransformerConfig, layer: int) -> LayerSystems:
     for kind, protocol in _PROTOCOLS.items():
       if not isinstance(system, protocol):
         continue
+      if kind == "prepare":
+        found[kind] = (*found.get(kind, ()), system)
+        continue
       if kind in found:
         raise errors.UserError(
             f"attention={entry!r}: {found[kind].name} and {system.name} both"
@@ -98,11 +101,12 @@ def of_layer(config: configs.TransformerConfig, layer: int) -> LayerSystems:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PreparedCache:
-  """A layer's cache and the state of its `Prepare` system.
+  """A layer's cache and the states of its `Prepare` systems.
 
   Attributes:
     kv_cache: A KVCache.
-    state: As `Prepare.init_state` makes it.
+    state: Of each system that has one, by its name, as `Prepare.init_state`
+      makes it.
   """
 
   kv_cache: PyTree
@@ -143,42 +147,56 @@ def init_cache(
     )
   else:
     kv_cache = owner.init_cache(config, layer, batch_size, capacity, dtype)
-  if own.prepare is None:
-    return kv_cache
-  state = own.prepare.init_state(config, layer, batch_size)
-  return kv_cache if state is None else PreparedCache(kv_cache, state)
+  states = {
+      system.name: state
+      for system in own.prepare
+      if (state := system.init_state(config, layer, batch_size)) is not None
+  }
+  return PreparedCache(kv_cache, states) if states else kv_cache
 
 
 def prepare(
-    system: hooks.Prepare,
+    systems: tuple[hooks.Prepare, ...],
     call: hooks.Call,
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     kv_cache: PyTree,
 ) -> tuple[Array, Array, Array, PyTree]:
-  """Lets a system prepare; returns its arrays, and the cache with its state.
+  """Lets systems prepare, one after the other.
+
+  Returns:
+    Query, key and value of the last, and the cache with the states.
 
   Raises:
-    UserError: If the cache lacks the system's state.
+    UserError: If the cache lacks the state of one.
   """
-  has_state = isinstance(kv_cache, PreparedCache)
-  if call.has_cache and not has_state:
-    wanted = system.init_state(call.config, call.layer, 1)
-    if wanted is not None:
-      raise errors.UserError(
-          f"{system.name} carries something from token to token, which this"
-          f" {type(kv_cache).__name__} does not keep: make the cache with the"
-          " model's config."
-      )
-  state = kv_cache.state if has_state else None
-  params = call.params[system.name]
-  query, key, value, state = system.prepare(
-      params, call, query, key, value, state
-  )
-  if has_state:
-    kv_cache = dataclasses.replace(kv_cache, state=state)
+  has_states = isinstance(kv_cache, PreparedCache)
+  states = dict(kv_cache.state) if has_states else {}
+  for system in systems:
+    state = states.get(system.name)
+    if call.has_cache and state is None:
+      _check_stateless(system, call, kv_cache)
+    query, key, value, state = system.prepare(
+        call.params[system.name], call, query, key, value, state
+    )
+    if state is not None:
+      states[system.name] = state
+  if has_states:
+    kv_cache = dataclasses.replace(kv_cache, state=states)
   return query, key, value, kv_cache
+
+
+def _check_stateless(
+    system: hooks.Prepare, call: hooks.Call, kv_cache: PyTree
+) -> None:
+  """Raises UserError if a system wants a state that the cache does not keep."""
+  if system.init_state(call.config, call.layer, 1) is not None:
+    raise errors.UserError(
+        f"{system.name} carries something from token to token, which this"
+        f" {type(kv_cache).__name__} does not keep: make the cache with the"
+        " model's config."
+    )
 
 
 def check_causal(name: str, call: hooks.Call, mask: masks.Mask) -> None:

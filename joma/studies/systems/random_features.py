@@ -5,8 +5,8 @@
 with frozen random W_m learns averages over its keys from few examples, where a
 network of as many random features, which does not know that the keys' order
 says nothing, needs many (https://arxiv.org/abs/2307.11353). Both are ridge
-regressions: v has a closed form. The strength of the ridge is chosen on other
-examples than those of the test. Targets are
+regressions: v has a closed form. Tokens have length 1. The strength of the
+ridge is chosen on other examples than those of the test. Targets are
 
   average      mean_i <beta, x_i>^2
   correlation  mean_i <x_0, x_i>^3 <beta, x_i>
@@ -154,8 +154,8 @@ def _of_seed(config: RandomFeaturesConfig, seed: int) -> dict[str, Any]:
   ]
   units = random_features.network_weights(generator, num_units, num_inputs)
   total = max(config.num_examples) + 2 * config.num_test
-  query = generator.normal(size=(total, config.size))
-  keys = generator.normal(size=(total, config.num_keys, config.size))
+  query = _directions(generator, (total, config.size))
+  keys = _directions(generator, (total, config.num_keys, config.size))
   of_kind = zip(
       KINDS,
       (
@@ -190,6 +190,14 @@ def answers(
   if target == "average":
     return np.square(along).mean(axis=1)
   return (np.einsum("bd,bnd->bn", query, keys) ** 3 * along).mean(axis=1)
+
+
+def _directions(
+    generator: np.random.Generator, shape: tuple[int, ...]
+) -> jaxtyping.Float[np.ndarray, "..."]:
+  """Draws vectors of length 1, in all directions alike."""
+  drawn = generator.normal(size=shape)
+  return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
 def _errors(

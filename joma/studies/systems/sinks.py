@@ -100,14 +100,14 @@ class SinksConfig:
   models: tuple[str, ...] = tuple(MODELS)
   num_seeds: int = 4
   first_seed: int = 0
-  num_steps: int = 1000
+  num_steps: int = 1200
   num_records: int = 20
   batch_size: int = 16
   seq_len: int = 32
   vocab_size: int = 32
   num_triggers: int = 3
   width: int = 48
-  rate: float = 2e-3
+  rate: float = 3e-3
 
   def __post_init__(self):
     settings_lib.check_runs(self)

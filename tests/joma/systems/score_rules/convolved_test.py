@@ -69,7 +69,28 @@ class ConvolvedTest(parameterized.TestCase):
     config = configs.TransformerConfig(attention=("convolved:width=5",))
     cache, *_ = full_cache.init(config, 2, 16)
     assert isinstance(cache, layer_hooks.PreparedCache)
-    chex.assert_shape(cache.state["query"], (2, 4, 4, 32))
+    chex.assert_shape(cache.state["convolved"]["query"], (2, 4, 4, 32))
+
+  def test_goes_with_another_that_prepares(self):
+    """In the order of the entry, in a pass and in steps with both states."""
+    found, tokens = {}, jax.random.randint(jax.random.key(1), (2, 6), 0, 11)
+    for entry in ("convolved", "ssa:width=0+convolved"):
+      config = configs.TransformerConfig(
+          vocab_size=11, num_layers=1, embed_dim=16, num_heads=4,
+          num_kv_heads=2, head_dim=8, hidden_dim=16, attention=(entry,),
+      )  # fmt: skip
+      model = models.Transformer(config, implementation="reference")
+      params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+      found[entry] = whole = applied.logits(model, params, tokens)
+      cache = full_cache.init(config, 2, 8)
+      for t in range(6):
+        places = jnp.full((2, 1), t)
+        step, cache = applied.step(
+            model, params, tokens[:, t : t + 1], places, cache
+        )
+        np.testing.assert_allclose(step[:, 0], whole[:, t], atol=1e-5)
+    one, both = found.values()
+    self.assertGreater(float(jnp.abs(one - both).max()), 1e-3)
 
 
 if __name__ == "__main__":
