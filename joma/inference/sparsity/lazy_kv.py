@@ -73,6 +73,9 @@ class LazyKV:
   ) -> tuple[Float[Array, "B T N H"], "LazyKV"]:
     """Fills in what is missing, then attends.
 
+    A prompt cannot fill in what steps before it left out: where keys are still
+    missing its outputs are NaN, which no token is drawn from.
+
     Args:
       query: Of T new tokens.
       key: Of the same; in a step of one token, of the kept inputs before it.
@@ -85,6 +88,9 @@ class LazyKV:
       out, full = self.full.attend(
           query, key, value, positions, rotate, options
       )
+      is_missing = self.missing & (self.positions >= 0)[..., None]
+      lacks = is_missing.any(axis=(1, 2))[:, None, None, None]
+      out = jnp.where(lacks, jnp.nan, out)
       return out, dataclasses.replace(self, full=full)
     x, computed = self.step
     filled = self._fill(rotate(key[:, :-1], self.positions), value[:, :-1])

@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 from absl.testing import parameterized
 import jax
@@ -10,6 +14,28 @@ from joma.inference import sampling
 from joma.inference import sampling_config
 from scansnap_jax.experiment import errors
 
+# The quickest of calls in turn: what else runs counts little.
+_TIMES = """
+import functools, json, time
+import jax
+from joma.inference import sampling, sampling_config
+
+logits = 3 * jax.random.normal(jax.random.key(0), (1, 49152))
+ways = {"plain": {}, "top_k": {"top_k": 50}, "top_p": {"top_p": 0.9}}
+ways["both"] = {"top_k": 50, "top_p": 0.9}
+draw, quickest = {}, {}
+for name, changes in ways.items():
+  config = sampling_config.SamplingConfig(temperature=1.0, **changes)
+  draw[name] = jax.jit(functools.partial(sampling.sample, config=config))
+for step in range(150):
+  for name, program in draw.items():
+    started = time.perf_counter()
+    program(logits, step=step).block_until_ready()
+    seconds = time.perf_counter() - started
+    quickest[name] = min(seconds, quickest.get(name, seconds))
+shares = {name: t / quickest["plain"] for name, t in quickest.items()}
+print(json.dumps({name: round(share, 2) for name, share in shares.items()}))
+"""
 _PROBS = np.array([0.05, 0.4, 0.15, 0.3, 0.1])
 
 
@@ -66,6 +92,21 @@ class SampleTest(parameterized.TestCase):
         changed = dataclasses.replace(config, **top)
         tokens = sampling.sample(logits, changed)
         self.assertEqual(tokens.tolist(), [1, 0], changed)
+
+  @pytest.mark.slow
+  def test_top_k_and_top_p_cost_at_most_three_plain_draws(self):
+    """49,152 tokens, in a process of its own, which has all cores."""
+    found = subprocess.run(
+        [sys.executable, "-c", _TIMES],
+        capture_output=True,
+        text=True,
+        # The tests' own flags compile quickly, and slow programs.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        check=True,
+    )
+    shares = json.loads(found.stdout)
+    print(shares)
+    self.assertLess(max(shares.values()), 3)
 
   def test_neighbours_and_steps(self):
     config = sampling_config.SamplingConfig(temperature=1.0, seed=3)

@@ -105,6 +105,13 @@ class ModelTest(parameterized.TestCase):
       dict(rope_type="dynamic", factor=4.0),
       dict(rope_type="linear", factor=4.0),
       dict(rope_type="yarn", factor=4.0, original_max_len=8),
+      dict(
+          rope_type="longrope",
+          short_factor=(1.0, 1.1, 1.2, 1.3),
+          long_factor=(1.5, 2.0, 3.0, 4.0),
+          original_max_len=8,
+          factor=4.0,
+      ),
   )
   @pytest.mark.slow
   def test_every_scaling_equals_the_model_without_a_cache(self, **rope):

@@ -19,6 +19,7 @@ from joma.inference.sparsity import predictors
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
@@ -211,6 +212,39 @@ class DecodeTest(parameterized.TestCase):
 
 
 class RecomputeTest(parameterized.TestCase):
+
+  def test_a_prompt_that_would_miss_keys_is_no_number(self):
+    # Of two sequences the second lacks the keys of one head of one token.
+    config = dataclasses.replace(MODELS["relu"], num_layers=1)
+    (full,) = full_cache.init(config, 2, 16)
+    lazy = lazy_kv.init(full, 4, config.embed_dim)
+    heads = config.num_kv_heads
+    draws = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (
+        jax.random.normal(draw, (2, 3, number, config.head_dim))
+        for draw, number in zip(
+            draws, (config.num_heads, heads, heads), strict=True
+        )
+    )
+    options = hooks.AttentionOptions(scale=0.4, implementation="reference")
+    ask = lambda lazy, start: lazy.attend(
+        query,
+        key,
+        value,
+        start + jnp.tile(jnp.arange(3), (2, 1)),
+        lambda x, positions: x,
+        options,
+    )
+    first, lazy = ask(lazy, 0)
+    self.assertTrue(np.isfinite(first).all())
+    lazy = dataclasses.replace(
+        lazy,
+        positions=lazy.positions.at[:, 1].set(3),
+        missing=lazy.missing.at[1, 1, heads - 1].set(True),
+    )
+    second, _ = ask(lazy, 4)
+    self.assertTrue(np.isfinite(second[0]).all())
+    self.assertTrue(np.isnan(second[1]).all())
 
   @pytest.mark.slow
   def test_after_a_flush_nothing_is_missing(self):
