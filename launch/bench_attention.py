@@ -47,16 +47,16 @@ class BenchConfig:
   """Sizes and rounds.
 
   Attributes:
-    entries: Of `TransformerConfig.attention`, each by itself; none is every
-      name with its defaults.
+    entries: Attention systems to time, each by itself, as moba:k=8; none is
+      every system with its defaults.
     train_length: Tokens of a text in training.
-    decode_length: Tokens of a text that ends with the step.
-    batch_size: Texts.
-    embed_dim: Width.
-    num_heads: Query heads.
-    num_kv_heads: Key and value heads.
-    head_dim: Their size.
-    num_rounds: Rounds that count.
+    decode_length: Tokens of a text that ends with the decode step.
+    batch_size: Number of texts in a step.
+    embed_dim: Width D of the residual stream.
+    num_heads: Number of query heads.
+    num_kv_heads: Number of key and value heads.
+    head_dim: Size of a head.
+    num_rounds: Rounds of turns that count.
   """
 
   entries: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ from absl.testing import absltest
 import numpy as np
 import pytest
 
+from tests.launch import generate_test
+
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TINY = (
     "--model.attention=ssa+key_bias,softmax",
@@ -84,6 +86,34 @@ class OwnFormTest(absltest.TestCase):
     )
     rows = json.loads((root / "caches" / "summary.json").read_text())
     self.assertEqual(rows["tasks"]["perplexity"][0]["policy"], "full")
+
+  @pytest.mark.slow
+  def test_systems_without_parameters_over_any_checkpoint(self):
+    """Those that read everything change nothing; one that reads less does."""
+    root = pathlib.Path(self.create_tempdir().full_path)
+    generate_test.save_model(root / "model")
+    text = root / "text.txt"
+    text.write_text("to be or not to be, that is the question" * 2)
+    read = f"--model={root}/model"
+
+    def losses(*attention):
+      told = self._run(
+          "generate", read, "--prompt=to be or", "--max_new_tokens=8",
+          *attention,
+      )  # fmt: skip
+      workdir = root / f"seen_{len(list(root.iterdir()))}"
+      given = (read, f"--text={text}", f"--workdir={workdir}", *attention)
+      self._run("inspect_lm", *given)
+      seen = json.loads((workdir / "summary.json").read_text())
+      return told, seen["models"][0]["loss"]
+
+    plain, loss = losses()
+    for entry in ("moba:k=64:block=4", "act:beta=1"):
+      told, other = losses(f"--attention={entry}")
+      self.assertEqual(told, plain)
+      self.assertAlmostEqual(other, loss, delta=1e-6)
+    _, other = losses("--attention=moba:k=1:block=2")
+    self.assertGreater(abs(other - loss), 1e-6)
 
 
 if __name__ == "__main__":
