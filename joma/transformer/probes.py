@@ -217,8 +217,12 @@ def weights_of(
 
 
 def sink_rate(sink_mass: Float[np.ndarray, "*b N"]) -> Float[np.ndarray, "*b"]:
-  """Share of heads whose mean sink mass exceeds `SINK_THRESHOLD`."""
-  return (sink_mass > SINK_THRESHOLD).mean(axis=-1)
+  """Share of heads whose mean sink mass exceeds `SINK_THRESHOLD`.
+
+  NaN where a layer has no attention weights.
+  """
+  share = (sink_mass > SINK_THRESHOLD).mean(axis=-1)
+  return np.where(np.isnan(sink_mass).any(axis=-1), np.nan, share)
 
 
 def stable_ranks(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -219,7 +219,7 @@ def _check_finite(
   """
   layers = range(model.num_layers)
   has_none = [layer_hooks.of_layer(model, n).mixer is not None for n in layers]
-  of_weights = probes.Attention._fields
+  of_weights = (*probes.Attention._fields, "sink_rate")
   for path, values in jax.tree_util.tree_leaves_with_path(dict(found)):
     is_good = np.isfinite(np.asarray(values, np.float64))
     if len(path) == 1 and path[0].key in of_weights:

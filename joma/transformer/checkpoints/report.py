@@ -1,16 +1,20 @@
 """Figures, summary and report of inspected models."""
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from joma.transformer import probes
 from joma.transformer.checkpoints import drawing
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
 
 Model = Mapping[str, Any]
+# What a layer whose mixer has no attention weights does not have.
+_OF_WEIGHTS = (*probes.Attention._fields, "sink_rate")
 
 _TEXT = (
     "Every number is a mean over all queries of the text. The best 20 % are"
@@ -40,9 +44,12 @@ def write(
   Returns:
     The path of the report.
   """
+  # What a layer does not have is null in JSON and NaN in a table.
+  plain = {**summary, "models": [_with_nulls(m) for m in summary["models"]]}
   written = report.write_summary(
-      workdir, {"finding": finding(summary["models"]), **summary}
+      workdir, {"finding": finding(summary["models"]), **plain}
   )["models"]
+  written = [_with_nans(model) for model in written]
   models = [model for model in written if "failed" not in model]
   sections = [
       report.Section(
@@ -65,6 +72,39 @@ def write(
   return report.write(workdir, title, facts, sections)
 
 
+def _with_nulls(model: Model) -> Model:
+  """Replaces NaN in what layers without attention weights do not have."""
+  found: dict[str, Any] = {**model}
+  for name in _OF_WEIGHTS:
+    if name in model:
+      values = np.asarray(model[name], np.float64)
+      nullable = values.astype(object)
+      nullable[np.isnan(values)] = None
+      found[name] = nullable.tolist()
+  return found
+
+
+def _with_nans(model: Model) -> Model:
+  """The reverse of `_with_nulls`, as lists."""
+  return {**model} | {
+      name: np.array(model[name], np.float64).tolist()
+      for name in _OF_WEIGHTS
+      if name in model
+  }
+
+
+def _mean(values: Any) -> float:
+  """Over the layers and heads that have it; NaN where none has."""
+  found = np.asarray(values, np.float64)
+  found = found[~np.isnan(found)]
+  return float(found.mean()) if found.size else math.nan
+
+
+def _shown(values: Any, spec: str = ".3f") -> str:
+  mean = _mean(values)
+  return "–" if math.isnan(mean) else f"{mean:{spec}}"
+
+
 def finding(models: Sequence[Model]) -> str:
   """A sentence a model, of a series the first and the last; and who failed."""
   measured = [model for model in models if "failed" not in model]
@@ -75,8 +115,8 @@ def finding(models: Sequence[Model]) -> str:
 
 
 def _sentence(model: Model) -> str:
-  top, sinks = np.mean(model["top_mass"]), np.mean(model["sink_rate"])
-  support = np.mean(model["effective_support"])
+  top, sinks = _mean(model["top_mass"]), _mean(model["sink_rate"])
+  support = _mean(model["effective_support"])
   ranks = [
       f"{min(model['stable_rank'][name]):.1f} to"
       f" {max(model['stable_rank'][name]):.1f} ({name})"
@@ -86,11 +126,13 @@ def _sentence(model: Model) -> str:
   loss = ""
   if model["loss"] is not None:
     loss = f"perplexity {model['perplexity']:.4g}, "
-  return (
-      f"{model['name']}: {loss}{100 * top:.0f} % of attention on the best fifth"
-      f" of the keys, spread over {support:.1f} keys, {100 * sinks:.0f} % of"
-      f" heads are sinks, stable ranks {', '.join(ranks)}."
-  )
+  weights = "no layer has attention weights"
+  if not math.isnan(top):
+    weights = (
+        f"{100 * top:.0f} % of attention on the best fifth of the keys, spread"
+        f" over {support:.1f} keys, {100 * sinks:.0f} % of heads are sinks"
+    )
+  return f"{model['name']}: {loss}{weights}, stable ranks {', '.join(ranks)}."
 
 
 def _overview(
@@ -118,7 +160,7 @@ def _models_table(models: Sequence[Model]) -> report.Table:
         model["num_tokens"],
         "–" if perplexity is None else f"{perplexity:.4g}",
         *(
-            f"{np.mean(model[name]):.3f}"
+            _shown(model[name])
             for name in (
                 "entropy",
                 "effective_support",
@@ -140,8 +182,8 @@ def _layers_table(model: Model) -> report.Table:
   rows = [
       (
           layer,
-          *(f"{np.mean(model[name][layer]):.3f}" for name in names),
-          f"{model['sink_rate'][layer]:.2f}",
+          *(_shown(model[name][layer]) for name in names),
+          _shown(model["sink_rate"][layer], ".2f"),
           *(f"{values[layer]:.2f}" for values in ranks.values()),
       )
       for layer in range(len(model["entropy"]))

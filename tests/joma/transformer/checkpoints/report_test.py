@@ -4,16 +4,20 @@ import html
 import json
 import pathlib
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from joma.transformer import probes
 from joma.transformer.checkpoints import drawing
 from joma.transformer.checkpoints import report
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report as report_lib
+
+_OF_WEIGHTS = probes.Attention._fields
 
 
 def _model(name, num_layers=3, num_heads=2, seed=0, is_gated=True):
@@ -125,6 +129,28 @@ class WriteTest(absltest.TestCase):
     names = sorted(p.stem for p in (workdir / "figures").glob("*.pdf"))
     self.assertEqual(names, ["heads_0", "heads_2", "layers", "series"])
     self.assertEqual(text.count(figures.__name__), 0)
+
+  def test_layers_without_attention_weights_are_nulls(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    some, none = _model("some"), _model("none", num_layers=1)
+    for name in (*_OF_WEIGHTS, "sink_rate"):
+      some[name][1:] = np.nan
+      none[name][:] = np.nan
+    finding = report.finding([some, none])
+    self.assertIn(f"{100 * some['top_mass'][0].mean():.0f} % of", finding)
+    self.assertIn("none: perplexity 7.389, no layer has attention", finding)
+    png = workdir / "empty.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8) + bytes([0, 0, 0, 1] * 2))
+    empty = mock.patch.object(figures, "save", return_value=(png, None))
+    with empty, mock.patch.object(drawing, "layers"):
+      path = report.write(
+          workdir, {"models": [some, none]}, {"command": "x"}, time.monotonic()
+      )
+    first, _ = json.loads((workdir / "summary.json").read_text())["models"]
+    self.assertEqual(first["entropy"][0], some["entropy"][0].tolist())
+    self.assertEqual(first["entropy"][1], [None, None])
+    self.assertEqual(first["sink_rate"][1:], [None, None])
+    self.assertNotIn("nan", path.read_text().lower())
 
 
 if __name__ == "__main__":
