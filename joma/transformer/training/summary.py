@@ -112,14 +112,19 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           math.lgamma(runs[0]["seq_len"] + 1) / runs[0]["seq_len"]
       ),
       **{name: _spread(values) for name, values in curves.items()},
-      # At the last step, mean over layers.
-      "final_entropy": _spread(curves["entropy"][..., -1].mean(axis=1)),
+      "final_entropy": _spread(_over_layers(curves["entropy"][..., -1])),
       **_extremes(
           steps,
           curves["valid_loss"].mean(axis=0),
           curves["entropy"].mean(axis=0),
       ),
   }
+
+
+def _over_layers(values: np.ndarray) -> np.ndarray:
+  """Mean [R] of values [R, L] over layers; NaN are those without weights."""
+  has = np.isfinite(values).any(axis=0)
+  return values[:, has].mean(axis=1) if has.any() else values.mean(axis=1)
 
 
 def _speed(runs: Sequence[Mapping[str, Any]]) -> float | None:
@@ -302,7 +307,7 @@ def summarize_maps(
           "layer": layer,
           "head": head,
           **{
-              name: float(value[i, layer, head])
+              name: _to_json(np.float64(value[i, layer, head]))
               for name, value in numbers.items()
           },
       }

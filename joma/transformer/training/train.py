@@ -17,6 +17,8 @@ import jax
 from jaxtyping import Float, Int, PyTree
 import numpy as np
 
+from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
@@ -124,7 +126,8 @@ def train_and_evaluate(
       state, losses, tokens_per_sec = train(state, batches)
       after = observer.observe(state.params, interval.end)
       history.losses[interval.steps] = losses = layout.gather(losses)
-      recorder.check_finite(interval, recorded.losses, layouts.is_finite(after))
+      is_good = layouts.is_finite(_with_weights(after, config.model))
+      recorder.check_finite(interval, recorded.losses, is_good)
       # Rows after the check: a run that diverged leaves none behind.
       record = functools.partial(_record, history, observer.map_steps)
       if before is not None:
@@ -143,6 +146,15 @@ def train_and_evaluate(
         recorder.stop(interval, steps)
   params = layout.gather(state.params)
   return Result(schedule.evaluation_steps, observer.map_steps, history, params)
+
+
+def _with_weights(
+    seen: observe.Observation, model: configs.TransformerConfig
+) -> observe.Observation:
+  """Leaves out layers whose mixer has no attention weights, only NaN."""
+  layers = range(model.num_layers)
+  has = [layer_hooks.of_layer(model, n).mixer is None for n in layers]
+  return jax.tree.map(lambda leaf: leaf[has] if leaf.ndim else leaf, seen)
 
 
 def metric_rows(result: Result) -> list[dict[str, Any]]:

@@ -211,6 +211,13 @@ class MapsTest(absltest.TestCase):
     self.assertEqual(last["largest_weight"], 1)
     self.assertAlmostEqual(last["first_key"], 1 / 6, places=6)
 
+  def test_a_layer_without_weights_has_no_numbers(self):
+    maps = lm_runs.make_maps(2)
+    maps[:, 0] = np.nan
+    rows = summary.summarize_maps(maps, [0, 500])
+    json.dumps(rows, allow_nan=False)
+    self.assertEqual([row["entropy"] is None for row in rows], [1, 0, 1, 0])
+
   def test_rows_are_queries(self):
     maps = np.zeros((1, 1, 1, 4, 4), np.float32)
     maps[..., 0] = 1

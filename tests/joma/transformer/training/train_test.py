@@ -18,6 +18,7 @@ import pytest
 from joma.transformer import config as config_lib
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from joma.transformer.training import observe
@@ -167,6 +168,30 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         r"lm diverged between steps 0 and 2, with lr=1e\+38, seed=1: .* lr",
     ):
       train.train_and_evaluate(config, _corpus(), self._workdir())
+
+  @pytest.mark.slow
+  def test_a_layer_without_weights_has_no_probes_and_trains(self):
+    model = dataclasses.replace(
+        _SMALL.model, num_layers=2, attention=("lightning", "softmax")
+    )
+    config = dataclasses.replace(_SMALL, model=model, num_steps=2)
+    result = train.train_and_evaluate(config, _corpus(), self._workdir())
+    self.assertTrue(np.isnan(result.history.entropy[:, 0]).all())
+    self.assertTrue(np.isfinite(result.history.entropy[:, 1]).all())
+    self.assertTrue(np.isfinite(result.history.stable_rank).all())
+
+  def test_what_a_layer_without_weights_lacks_is_no_divergence(self):
+    model = dataclasses.replace(
+        _SMALL.model, num_layers=2, attention=("lightning", "softmax")
+    )
+    values = np.array([np.nan, 1.0], np.float32)
+    loss = np.float32(2.0)
+    seen = observe.Observation(
+        lm_step.Probes(values, values, values, values), values, loss, None
+    )
+    self.assertTrue(layouts.is_finite(train._with_weights(seen, model)))
+    plain = dataclasses.replace(model, attention=())
+    self.assertFalse(layouts.is_finite(train._with_weights(seen, plain)))
 
   def test_a_vocabulary_that_the_model_lacks_is_refused(self):
     model = dataclasses.replace(_SMALL.model, vocab_size=255)
