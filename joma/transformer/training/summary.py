@@ -293,9 +293,10 @@ def summarize_maps(
 
   Returns:
     For each step, layer and head the means over queries of the entropy in nats,
-    of the largest weight, and of the weight of the first key.
+    of the largest weight, and of the weight of the first key; None of a layer
+    that has no weights.
   """
-  plogp = np.where(maps > 0, maps * np.log(np.where(maps > 0, maps, 1)), 0)
+  plogp = maps * np.log(np.where(maps == 0, 1, maps))  # NaN stays.
   numbers = {
       "entropy": -plogp.sum(axis=-1).mean(axis=-1),
       "largest_weight": maps.max(axis=-1).mean(axis=-1),
