@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import derivatives
 from kernels_pallas import implementations
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas import output
-from kernels_pallas import partitions
 from kernels_pallas import selection as selection_lib
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
+from kernels_pallas.transformations import partitions
 
 Where = masks.Mask | selection_lib.Selection | None
 

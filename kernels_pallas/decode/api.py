@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import arguments
-from kernels_pallas import derivatives
 from kernels_pallas import implementations
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
-from kernels_pallas import partitions
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
+from kernels_pallas.transformations import partitions
 
 Score, Reduce = rule_lib.Score, rule_lib.Reduce
 

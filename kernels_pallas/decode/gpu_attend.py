@@ -22,12 +22,12 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 plgpu = gpu_layout.plgpu
 # Query heads that share a key, at most, and slots of a tile.

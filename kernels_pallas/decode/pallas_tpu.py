@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
@@ -34,6 +33,7 @@ from kernels_pallas.decode import tpu_step
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 # What `api` looks for.
 Config = tpu_config.Config

@@ -15,9 +15,9 @@ import types
 import jax
 from jaxtyping import Array, Float
 
-from kernels_pallas import derivatives
-from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
 
 _Kept = tuple[jax.Array, parts.Weights, parts.Plan]
 

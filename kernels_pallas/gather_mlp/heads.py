@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from kernels_pallas import arguments
-from kernels_pallas import derivatives
 from kernels_pallas import implementations
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
 
 _Kept = tuple[jax.Array, jax.Array, parts.Plan]
 

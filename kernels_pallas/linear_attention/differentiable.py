@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import derivatives
 from kernels_pallas import implementations
-from kernels_pallas import manual_axes
-from kernels_pallas import partitions
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import sweep as sweep_lib
 from kernels_pallas.linear_attention import xla
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
+from kernels_pallas.transformations import partitions
 
 # Axes of query, key, value, decay and state, and of out and the last state.
 _ARRAYS = ("b.n.", "b.k.", "b.k.", "n", "bn..")

@@ -15,13 +15,13 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
 from kernels_pallas.linear_attention import cost
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import sweep as sweep_lib
+from kernels_pallas.transformations import manual_axes
 
 _LANES = tpu_layout.LANES
 _MIB = 1 << 20

@@ -16,13 +16,13 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import manual_axes
 from kernels_pallas.attention.gpu import stream
 from kernels_pallas.attention.gpu import task as task_lib
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_math
 from kernels_pallas.hardware import gpu_registers
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 plgpu = gpu_layout.plgpu
 _ROWS = gpu_layout.ROWS

@@ -24,7 +24,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import backward_blocks as blocks_lib
@@ -35,6 +34,7 @@ from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 
 def backward(

@@ -19,10 +19,10 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas import manual_axes
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 _UPPER = -(1 << 16)
 _LOWER = (1 << 16) - 1

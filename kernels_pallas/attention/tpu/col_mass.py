@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu import fetch
 from kernels_pallas.attention.tpu import forward
@@ -27,6 +26,7 @@ from kernels_pallas.attention.tpu import layout
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 
 def col_mass(

@@ -15,14 +15,14 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import derivatives
 from kernels_pallas import implementations
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.decode import api
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode.paged import rule as paged_rule
+from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import manual_axes
 
 Granularity = Literal["token", "page"]
 # What a row can do without the others, and with a score a slot alone.

@@ -24,7 +24,6 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
@@ -38,6 +37,7 @@ from kernels_pallas.decode.paged import tpu_refs
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 
 def step(

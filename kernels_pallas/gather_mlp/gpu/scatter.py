@@ -15,12 +15,12 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.gpu import gather
 from kernels_pallas.hardware import gpu_layout
 from kernels_pallas.hardware import gpu_registers
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 plgpu = gpu_layout.plgpu
 TILE = gather.TILE

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import activations
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import cost
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.tpu import config as tpu_config
@@ -28,6 +27,7 @@ from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 Config = tpu_config.Config
 into_heads = tpu_heads.into_heads

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import interpret
-from kernels_pallas import manual_axes
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.tpu import config as tpu_config
 from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import manual_axes
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))

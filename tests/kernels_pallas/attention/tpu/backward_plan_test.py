@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas import manual_axes
 from kernels_pallas import masks
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
@@ -17,6 +16,7 @@ from kernels_pallas.attention import visits
 from kernels_pallas.attention.tpu import backward
 from kernels_pallas.attention.tpu import backward_plan as plan_lib
 from kernels_pallas.attention.tpu import backward_sums as sums_lib
+from kernels_pallas.transformations import manual_axes
 from tests.kernels_pallas.attention.tpu import backward_cases as cases
 
 _MIB = 1 << 20

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from kernels_pallas import manual_axes
-from kernels_pallas import partitions
+from kernels_pallas.transformations import manual_axes
+from kernels_pallas.transformations import partitions
 
 _ResultT = TypeVar("_ResultT")
 

@@ -1,7 +1,8 @@
 """A program of four devices: what jit makes of ops with sharded arguments.
 
-Run as `python -m tests.kernels_pallas.partitioned IMPLEMENTATION`; prints a
-line of JSON for each op: communications by kind, and how far results are off.
+Run as `python -m tests.kernels_pallas.transformations.partitioned
+IMPLEMENTATION`; prints a line of JSON for each op: communications by kind, and
+how far results are off.
 """
 
 import json

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kernels_pallas import masks
-from kernels_pallas import partitions
 from kernels_pallas import selection
+from kernels_pallas.transformations import partitions
 
 
 class LabelsTest(absltest.TestCase):
@@ -44,7 +44,7 @@ class SplitTest(parameterized.TestCase):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
-    module = "tests.kernels_pallas.partitioned"
+    module = "tests.kernels_pallas.transformations.partitioned"
     done = subprocess.run(
         [sys.executable, "-m", module, implementation],
         env=environment,

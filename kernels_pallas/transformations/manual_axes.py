@@ -17,7 +17,7 @@ from jax.interpreters import batching
 from jax.interpreters import mlir
 import numpy as np
 
-from kernels_pallas import partitions
+from kernels_pallas.transformations import partitions
 
 _TreeT = TypeVar("_TreeT")
 
