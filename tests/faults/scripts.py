@@ -102,6 +102,11 @@ _SMALL = {
     "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
     "launch.compare_lm": ("--runs=runs/a",),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
+    "launch.bench_attention": (
+        *("--entries=softmax", "--train_length=8", "--decode_length=8"),
+        *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
+        *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
+    ),
     "launch.bench.generate": (
         *("--model=model", "--nopeer", "--batch_sizes=1", "--prompt_len=4"),
         *("--num_rounds=1", "--num_steps=1"),

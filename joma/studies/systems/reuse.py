@@ -72,11 +72,12 @@ class ReuseConfig:
   Attributes:
     num_seeds: Models that are trained, and draws of texts.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    model: Folder of a checkpoint; empty trains models.
+    model: Folder of a Hugging Face model; none trains models.
     corpus: The text.
-    num_layers: Of models that are trained.
-    width: Of their residual stream, a multiple of 16.
-    num_steps: Of their training.
+    num_layers: Layers of the models that are trained.
+    width: Size of the residual stream of the models that are trained, a
+      multiple of 16.
+    num_steps: Steps of training of each model.
     seq_len: Tokens of a text.
     batch_size: Texts of a step, and texts that losses are of.
     rate: Learning rate of training; a third of it distils.

@@ -74,13 +74,11 @@ def leave(number: int, frame: types.FrameType | None = None) -> NoReturn:
     frame: Where the main thread was.
   """
   del frame
-  if not _leaving.acquire(blocking=False):
-    while True:  # The other thread is about to end the process.
-      time.sleep(1)
+  _begin_to_leave()
   for farewell in _farewells:
     with contextlib.suppress(Exception):  # Nothing may keep the process.
       farewell(number)
-  end(f"stopped by {name_of(number)}.", 128 + number)
+  _end(f"stopped by {name_of(number)}.", 128 + number)
 
 
 def name_of(number: int) -> str:
@@ -95,6 +93,18 @@ def end(line: str, status: int) -> NoReturn:
     line: What standard error is told, without its end.
     status: The exit status.
   """
+  _begin_to_leave()
+  _end(line, status)
+
+
+def _begin_to_leave() -> None:
+  """Waits for ever if another thread is about to end the process."""
+  if not _leaving.acquire(blocking=False):
+    while True:
+      time.sleep(1)
+
+
+def _end(line: str, status: int) -> NoReturn:
   try:
     if sys.stderr is not None:
       line = (_SHOW_CURSOR if sys.stderr.isatty() else "") + line

@@ -31,7 +31,8 @@ _TOKENS = jax.random.randint(jax.random.key(0), (3, 12), 0, 50)
 
 @functools.cache
 def _params():
-  return jax.jit(_MODEL.init)(jax.random.key(1), _TOKENS)["params"]
+  with jax.ensure_compile_time_eval():  # Whoever asks first may be traced.
+    return jax.jit(_MODEL.init)(jax.random.key(1), _TOKENS)["params"]
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from scansnap_jax.experiment import errors
 
 
 def _config(*attention):
-  return configs.TransformerConfig(num_layers=3, attention=attention)
+  return configs.TransformerConfig(num_layers=2, attention=attention)
 
 
 class OverTest(parameterized.TestCase):
@@ -32,7 +32,7 @@ class OverTest(parameterized.TestCase):
       ((), ("hipp",), "no system 'hipp'; the nearest is 'hip'"),
       ((), ("hip:key=1",), "hip has no option 'key'"),
       ((), ("hip:k=few",), "k must be like 512, got 'few'"),
-      ((), ("hip",) * 4, "4 entries, but the model has 3 layers"),
+      ((), ("hip",) * 4, "4 entries, but the model has 2 layers"),
       ((), ("softmax", "lightning+hip"), "leaves nothing to hip"),
       ((), ("key_bias+sink_logits",), "both are of the kind weights"),
   )  # fmt: skip

@@ -39,12 +39,12 @@ def _said(ids):
   return _BYTES.decode(ids)
 
 
-class _Framed:
+class _Framed(tokenizer.Tokenizer):
   """Bytes with a special token in front and one behind, as some files ask."""
 
-  name, vocab_size = "framed", 300
+  name, vocab_size, spoiler = "framed", 300, None
 
-  def encode(self, text):
+  def encode(self, text, *, special=True):
     ids = _BYTES.encode(text)
     return np.concatenate([[256], ids, [257]]).astype(np.int32)
 

@@ -11,7 +11,7 @@ class LengthTest(absltest.TestCase):
   def test_runs_and_is_drawn(self):
     summary = small.measured("length")
     self.assertEqual(summary["lengths"], [8, 16])
-    self.assertLen(summary["claims"], 3)
+    self.assertLen(summary["claims"], 5)
     # The small runs fall to a loss of .5, and no further.
     self.assertEqual(summary["claims"][0]["it"], "FAILED")
     figure, texts = small.drawn("length")

@@ -54,6 +54,7 @@ STUDIES = {
         dict(
             batch_size=2,
             length=8,
+            factors=(1, 2),
             num_parts=3,
             num_values=4,
             width=8,
