@@ -116,6 +116,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         self.assertEqual(values.shape, (2, 4, num))
         self.assertFalse(np.isnan(values).any())
 
+  @pytest.mark.slow
   def test_divergence_names_the_cell_the_seed_and_the_rate(self):
     config = dataclasses.replace(_SMALL, lr=1e38)
     with self.assertRaisesRegex(

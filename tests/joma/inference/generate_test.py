@@ -128,7 +128,7 @@ class GenerateTest(parameterized.TestCase):
       *("tova", "streaming_llm", "random", "scissorhands", "lagkv:lag_size=9"),
       *("pyramidkv", "keyformer", "rkv", "adakv", "full"),
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_policies_compile_for_few_lengths(self, policy):
     """One program makes a cache, one goes on, one reads each padded length."""
     programs, lengths = [], (5, 60, 100, 130, 300)

@@ -200,6 +200,7 @@ class HooksTest(parameterized.TestCase):
     ]
     chex.assert_trees_all_close(*seen, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_other_weights_are_followed_and_refused_by_caches(self):
     model, params, tokens = _make("even")
     _, seen = model.apply({"params": params}, tokens, mutable="intermediates")

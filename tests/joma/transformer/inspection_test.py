@@ -117,6 +117,7 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(np.shape(found["sink_rate"]), (2,))
     self.assertEqual(sorted(found["stable_rank"]), ["down", "gate", "up"])
 
+  @pytest.mark.slow
   def test_lengths_share_programs(self):
     """Texts of 3 to 8 tokens, alone and cut into windows that few fill."""
     before = probes.read._cache_size()

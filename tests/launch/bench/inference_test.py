@@ -21,6 +21,7 @@ _SMALL = dict(
 
 class BenchInferenceTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_rows_say_time_and_bytes_of_both_caches(self):
     folder = self.create_tempdir().full_path
     generate_test.save_model(pathlib.Path(folder))

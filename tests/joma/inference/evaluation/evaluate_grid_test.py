@@ -65,6 +65,7 @@ def _measured():
 
 class GridTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_selector_is_read_through_its_own_cache(self):
     """With all keys it is the full cache; nothing evicts from it."""
     subject, rows, _ = _measured()

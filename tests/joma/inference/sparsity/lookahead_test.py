@@ -95,7 +95,7 @@ def _after_attention(intermediates, params):
 class LookaheadTest(parameterized.TestCase):
 
   @parameterized.parameters((1, _before_attention), (0, _after_attention))
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_the_mlp_is_chosen_by_the_stream_that_lookahead_names(
       self, lookahead, stream
   ):

@@ -1,5 +1,6 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.systems import deconstruct
 from tests.joma.studies.systems import small
@@ -12,6 +13,7 @@ def _row(loss):
 
 class DeconstructTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("deconstruct")
     self.assertEqual([*summary["uniform"]], ["standard", "no mixing"])

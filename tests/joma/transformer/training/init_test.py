@@ -29,6 +29,7 @@ def _init(**changes):
 
 class InitParamsTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_pytorch_bounds_are_filled_and_kept(self):
     params = _init()
     layer = params["layers_1"]

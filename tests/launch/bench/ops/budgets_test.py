@@ -76,6 +76,7 @@ class CompiledTest(parameterized.TestCase):
     full, partial = _visits(masks.causal(length), block, block, length)
     self.assertEqual(_runs_of_products(kernel), [full, partial])
 
+  @pytest.mark.slow
   def test_products_are_made_for_the_blocks_of_a_selection_alone(self):
     sizes = kernel_budgets.CASES["block-sparse"][1]
     length, block_q, block_kv = (
