@@ -53,6 +53,7 @@ def _runs_of_products(kernel):
 
 
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+@pytest.mark.slow
 class CompiledTest(parameterized.TestCase):
 
   @classmethod
