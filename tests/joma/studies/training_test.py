@@ -35,7 +35,7 @@ class TrainTest(absltest.TestCase):
     trained = _train()
     self.assertEqual(trained.losses.shape, (3, 12))
     np.testing.assert_array_equal(trained.steps, 10 * np.arange(1, 13))
-    # From 0; so near is what 120 steps promise, equal bits come below.
+    # Drawn at first; 120 steps at this rate come so near.
     np.testing.assert_allclose(trained.params["slope"], 2, atol=0.1)
     one = _train(seeds=(1,))
     np.testing.assert_array_equal(one.losses[0], trained.losses[1])
