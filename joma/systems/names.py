@@ -22,6 +22,7 @@ SYSTEMS: dict[str, str] = {
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "echo_att": "joma.systems.reuse.echo_att:EchoAtt",
+    "gated_attention": "joma.systems.routers.gated_attention:GatedAttention",
     "hip": "joma.systems.selectors.hip:Hip",
     "hylra": "joma.systems.reuse.hylra:Hylra",
     "indexer": "joma.systems.selectors.indexer:Indexer",

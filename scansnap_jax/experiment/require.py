@@ -69,6 +69,14 @@ def positive(name: str, value: int | float) -> None:
     raise errors.UserError(f"{name} must be positive and finite, got {value}.")
 
 
+def not_negative(name: str, value: int | float) -> None:
+  """Raises UserError if a number is negative, infinite or NaN."""
+  if not (value >= 0 and math.isfinite(value)):
+    raise errors.UserError(
+        f"{name} must be finite and not negative, got {value}."
+    )
+
+
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
   """Raises UserError unless a word is among the choices."""
   if value not in choices:

@@ -26,6 +26,8 @@ class RequireTest(parameterized.TestCase):
           r"num_steps=9 would take 1,000,000,000\.0 GB",
       ),
       (lambda: require.positive("rate", 0.0), "rate .* positive.*0.0"),
+      (lambda: require.not_negative("rate", -1.0), "rate .* negative.*-1.0"),
+      (lambda: require.not_negative("rate", math.nan), "rate .* got nan"),
       (lambda: require.positive("rate", math.inf), "rate .* finite.*inf"),
       (lambda: require.positive("rate", math.nan), "rate .* got nan"),
   )

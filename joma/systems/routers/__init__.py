@@ -1,0 +1,1 @@
+"""Routers: which heads, branches or layers take part, and by how much."""

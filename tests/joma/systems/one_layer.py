@@ -1,0 +1,72 @@
+"""One attention layer by itself, and what tests against torch models share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from joma.transformer import attention
+from joma.transformer import config as configs
+from kernels_pallas import masks
+
+CONFIG = configs.TransformerConfig(
+    num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8
+)
+LENGTH = 9
+
+
+def _arguments(x):
+  positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+  return x, positions, masks.causal(x.shape[1])
+
+
+def draw(entry, config=CONFIG, layer=0, length=LENGTH):
+  """A config with the entry, parameters of the layer, and an input."""
+  config = dataclasses.replace(config, attention=(entry,) if entry else ())
+  x = jax.random.normal(jax.random.key(3), (2, length, config.embed_dim))
+  module = attention.Attention(config, layer, implementation="reference")
+  params = module.init(jax.random.key(0), *_arguments(x))["params"]
+  return config, params, x
+
+
+def run(config, params, x, layer=0, implementation="reference"):
+  """What the layer gives, and what it sows."""
+  module = attention.Attention(config, layer, implementation=implementation)
+  (out, _, _), found = module.apply(
+      {"params": params},
+      *_arguments(x),
+      mutable=["intermediates", "losses"],
+  )
+  sown = {**found.get("intermediates", {}), **found.get("losses", {})}
+  return out, {name: values[0] for name, values in sown.items()}
+
+
+def head_out(config, params, x, layer=0, implementation="reference"):
+  """The heads' outputs before the output projection."""
+  seen = run(config, params, x, layer, implementation)[1]
+  return np.asarray(seen["head_out"])
+
+
+def array(tensor):
+  """A torch tensor as a jax array."""
+  return jnp.asarray(tensor.detach().numpy())
+
+
+def kernel(module, *shape):
+  """A torch Linear's weight, inputs first."""
+  weight = array(module.weight).T
+  return {"kernel": weight.reshape(*shape) if shape else weight}
+
+
+def causal(length):
+  """What torch models add to logits, as NumPy."""
+  seen = np.tri(length, dtype=bool)
+  return np.where(seen, 0.0, -np.inf).astype(np.float32)[None, None]
+
+
+def random_weights(peer, torch):
+  """Weights that are not small."""
+  torch.manual_seed(0)
+  for weight in peer.parameters():
+    torch.nn.init.normal_(weight, std=0.5)
