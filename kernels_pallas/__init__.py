@@ -2,9 +2,9 @@
 
 Public modules: masks, selection (which pairs attend), output (results, merge),
 logits (one definition of soft-capped grouped logits); the ops attention.api,
-linear_attention.api, decode.api, gather_mlp.api; hardware (what ops share of a
-chip); interpret (kernels on any platform, for tests), aot (compilation for
-chips that are not there).
+linear_attention.api, gated_delta_rule.api, decode.api, gather_mlp.api; hardware
+(what ops share of a chip); interpret (kernels on any platform, for tests), aot
+(compilation for chips that are not there).
 
 Letters of shapes, in annotations, einsums and docstrings alike:
 

@@ -1,0 +1,183 @@
+"""What decays leave between positions of a chunk, and products that fade so.
+
+  pair(rows, key)_ts = sum_h rows_th key_sh exp(sum of log_decay_h over (s, t])
+
+for s <= t, else 0. Every exponent is a sum of logarithms that are at most 0,
+over just the positions between: none overflows, and none is a difference of
+sums that are larger than itself.
+
+With one decay a head, the powers are a square of factors. With one a key
+channel they do not leave the product as factors of pairs, but as factors of its
+two sides: a pair whose positions first differ in bit m (of value 2^m) has a
+border of blocks of 2^m positions between the two, and
+
+  exp(sum over (s, t]) = exp(sum over (border, t]) exp(sum over (s, border]).
+
+So the pairs of each bit are one product of sides that are scaled toward the
+border.
+"""
+
+import dataclasses
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels_pallas.gated_delta_rule import products
+
+
+@dataclasses.dataclass(frozen=True)
+class ByHead:
+  """One decay a head.
+
+  Attributes:
+    product: How to multiply.
+    weights: [C, C], what is left of position s at t >= s, else 0.
+    before: [C, 1], of what was there before the chunk, at t.
+    after: [C, 1], of position s at the end of the chunk.
+    total: [1, 1], of what was there before the chunk, at its end.
+  """
+
+  product: products.Products
+  weights: Float[Array, "C C"]
+  before: Float[Array, "C 1"]
+  after: Float[Array, "C 1"]
+  total: Float[Array, "1 1"]
+
+  @classmethod
+  def of(
+      cls, product: products.Products, log_decay: Float[Array, "1 C"]
+  ) -> "ByHead":
+    """From logarithms, of positions along the lanes."""
+    rows, columns = products.positions(log_decay.shape[1])
+    until = products.ones_where(columns <= rows, log_decay.dtype)
+    # [s, u]: what position u takes from s before it. Summed over u up to t.
+    later = jnp.where(columns > rows, log_decay, 0)
+    weights = jnp.exp(products.exact(until, later, (1, 1)))
+    after = products.exact(later, jnp.ones_like(log_decay), (1, 1))
+    before = products.exact(until, log_decay, (1, 1))
+    return cls(
+        product,
+        jnp.where(columns <= rows, weights, 0),
+        jnp.exp(before),
+        jnp.exp(after),
+        jnp.exp(log_decay.sum(axis=1, keepdims=True)),
+    )
+
+  def pair(
+      self, rows: Float[Array, "C H"], key: Float[Array, "C H"]
+  ) -> Float[Array, "C C"]:
+    """See the module."""
+    return self.weights * self.product(rows, key, (1, 1))
+
+  def pull(
+      self,
+      d_pairs: Float[Array, "C C"],
+      rows: Float[Array, "C H"],
+      key: Float[Array, "C H"],
+  ) -> tuple[Float[Array, "C H"], Float[Array, "C H"]]:
+    """Cotangents of rows and key, from those of `pair` where s <= t."""
+    d_pairs = self.weights * d_pairs
+    return self.product(d_pairs, key), self.product(d_pairs, rows, (0, 0))
+
+  def pull_logs(
+      self, d_sums: Float[Array, "C H"], d_total: Float[Array, "1 H"]
+  ) -> Float[Array, "1 C"]:
+    """Cotangent of log_decay.
+
+    Args:
+      d_sums: Of the sum of logarithms up to each position.
+      d_total: Of the sum over the chunk.
+    """
+    rows, columns = products.positions(d_sums.shape[0])
+    from_here = products.ones_where(columns <= rows, d_sums.dtype)
+    column = d_sums.sum(axis=1, keepdims=True)
+    total = d_total.sum(axis=1, keepdims=True)
+    return products.exact(column, from_here, (0, 0)) + total
+
+
+@dataclasses.dataclass(frozen=True)
+class ByChannel:
+  """One decay a key channel.
+
+  Attributes:
+    product: How to multiply.
+    sides: [C, H] of each bit: what is left at the border, or after it.
+    before: [C, H], of what was there before the chunk, at t.
+    after: [C, H], of position s at the end of the chunk.
+    total: [H, 1], of what was there before the chunk, at its end.
+  """
+
+  product: products.Products
+  sides: tuple[Float[Array, "C H"], ...]
+  before: Float[Array, "C H"]
+  after: Float[Array, "C H"]
+  total: Float[Array, "H 1"]
+
+  @classmethod
+  def of(
+      cls, product: products.Products, log_decay: Float[Array, "C H"]
+  ) -> "ByChannel":
+    """From logarithms; C is a power of 2."""
+    chunk = log_decay.shape[0]
+    position = products.rows_of(log_decay.shape)
+    # Sums in the block of a position: up to it, and after it.
+    until, after = log_decay, jnp.zeros_like(log_decay)
+    sides = []
+    for bit in range(chunk.bit_length() - 1):
+      size = 1 << bit
+      is_later = (position >> bit) & 1 == 1
+      sides.append(jnp.exp(jnp.where(is_later, until, after)))
+      whole = until + after
+      other = jnp.where(
+          is_later, jnp.roll(whole, size, 0), jnp.roll(whole, -size, 0)
+      )
+      until = until + jnp.where(is_later, other, 0)
+      after = after + jnp.where(is_later, 0, other)
+    ones = jnp.ones((chunk, 1), log_decay.dtype)
+    total = jnp.exp(products.exact(log_decay, ones, (0, 0)))
+    return cls(product, tuple(sides), jnp.exp(until), jnp.exp(after), total)
+
+  def pair(
+      self, rows: Float[Array, "C H"], key: Float[Array, "C H"]
+  ) -> Float[Array, "C C"]:
+    """See the module."""
+    t, s = products.positions(rows.shape[0])
+    own = (rows * key).sum(axis=1, keepdims=True)
+    pairs = jnp.where(t == s, own, 0)
+    for bit, side in enumerate(self.sides):
+      found = self.product(rows * side, key * side, (1, 1))
+      pairs = jnp.where(_differ(t, s, bit), found, pairs)
+    return pairs
+
+  def pull(
+      self,
+      d_pairs: Float[Array, "C C"],
+      rows: Float[Array, "C H"],
+      key: Float[Array, "C H"],
+  ) -> tuple[Float[Array, "C H"], Float[Array, "C H"]]:
+    """Cotangents of rows and key, from those of `pair` where s <= t."""
+    t, s = products.positions(rows.shape[0])
+    own = jnp.where(t == s, d_pairs, 0).sum(axis=1, keepdims=True)
+    d_rows, d_key = own * key, own * rows
+    for bit, side in enumerate(self.sides):
+      part = jnp.where(_differ(t, s, bit), d_pairs, 0)
+      d_rows += side * self.product(part, key * side)
+      d_key += side * self.product(part, rows * side, (0, 0))
+    return d_rows, d_key
+
+  def pull_logs(
+      self, d_sums: Float[Array, "C H"], d_total: Float[Array, "1 H"]
+  ) -> Float[Array, "C H"]:
+    """Cotangent of log_decay, see `ByHead.pull_logs`."""
+    rows, columns = products.positions(d_sums.shape[0])
+    from_here = products.ones_where(columns >= rows, d_sums.dtype)
+    return products.exact(from_here, d_sums) + d_total
+
+
+Fading: TypeAlias = ByHead | ByChannel
+
+
+def _differ(t: Array, s: Array, bit: int) -> Array:
+  """Whether s is before t, and `bit` the highest in which they differ."""
+  return ((t ^ s) >> bit == 1) & (t > s)

@@ -1,0 +1,67 @@
+"""Products of two-dimensional arrays, for XLA and the TPU kernels alike."""
+
+import dataclasses
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas import interpret
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+  """Products whose operands are rounded to `dtype` and whose sums are not.
+
+  Attributes:
+    dtype: Type of operands; float32 and float64 are exact to themselves.
+  """
+
+  dtype: jax.typing.DTypeLike
+
+  def __call__(
+      self,
+      x: Float[Array, "_ _"],
+      y: Float[Array, "_ _"],
+      over: tuple[int, int] = (1, 0),
+  ) -> Float[Array, "_ _"]:
+    """Of x and y, summed over axis `over[0]` of x and `over[1]` of y."""
+    return exact(x.astype(self.dtype), y.astype(self.dtype), over)
+
+
+def exact(
+    x: Float[Array, "_ _"],
+    y: Float[Array, "_ _"],
+    over: tuple[int, int] = (1, 0),
+) -> Float[Array, "_ _"]:
+  """Of what is given, without rounding before the sums."""
+  sums = jnp.promote_types(x.dtype, jnp.float32)
+  if interpret.mode():  # XLA's CPU has not all products of bfloat16.
+    x, y = x.astype(sums), y.astype(sums)
+  # Else a matrix unit would round float32 to bfloat16.
+  precision = lax.Precision.HIGHEST if x.dtype == sums else None
+  dimensions = (((over[0],), (over[1],)), ((), ()))
+  return lax.dot_general(
+      x, y, dimensions, precision, preferred_element_type=sums
+  )
+
+
+def positions(chunk: int) -> tuple[Int[Array, "m m"], Int[Array, "m m"]]:
+  """Rows and columns of a square."""
+  rows, columns = (
+      lax.broadcasted_iota(jnp.int32, (chunk, chunk), i) for i in (0, 1)
+  )
+  return rows, columns
+
+
+def rows_of(shape: tuple[int, ...]) -> Int[Array, "m n"]:
+  """The row of each element."""
+  return lax.broadcasted_iota(jnp.int32, shape, 0)
+
+
+def ones_where(
+    allowed: Bool[Array, "m n"], dtype: jnp.dtype
+) -> Float[Array, "m n"]:
+  """1 where allowed, else 0, to sum with."""
+  return jnp.where(allowed, 1, 0).astype(dtype)

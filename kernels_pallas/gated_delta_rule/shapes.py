@@ -1,0 +1,96 @@
+"""Named shapes of the gated delta rule: for tests, benchmarks and tuning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+  """Sizes of one call.
+
+  Attributes:
+    batch: B.
+    length: T.
+    num_heads: N, value heads; each has gates and a state.
+    num_key_heads: K, a divisor of N.
+    key_size: H.
+    value_size: J.
+    is_by_channel: Whether each key channel has its own decay.
+  """
+
+  batch: int = 1
+  length: int
+  num_heads: int
+  num_key_heads: int
+  key_size: int
+  value_size: int
+  is_by_channel: bool = False
+
+  def arrays(
+      self, dtype: jax.typing.DTypeLike = jnp.bfloat16
+  ) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Abstract query, key, value, log_decay and beta."""
+    rows = (self.batch, self.length)
+    vector = (*rows, self.num_key_heads, self.key_size)
+    heads = (*rows, self.num_heads)
+    decays = (*heads, *[self.key_size] * self.is_by_channel)
+    shapes = (vector, vector, (*heads, self.value_size))
+    return (
+        *(jax.ShapeDtypeStruct(x, dtype) for x in shapes),
+        *(jax.ShapeDtypeStruct(x, jnp.float32) for x in (decays, heads)),
+    )
+
+  def state(self) -> jax.ShapeDtypeStruct:
+    """Abstract state."""
+    sizes = (self.key_size, self.value_size)
+    shape = (self.batch, self.num_heads, *sizes)
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+# Small: one chunk, ragged ends, shared key heads, one position.
+TESTS = {
+    "one_chunk": Shape(
+        length=64, num_heads=2, num_key_heads=2, key_size=32, value_size=16
+    ),
+    "ragged_grouped": Shape(
+        batch=2,
+        length=100,
+        num_heads=4,
+        num_key_heads=2,
+        key_size=16,
+        value_size=32,
+    ),
+    "ragged_channels": Shape(
+        batch=2,
+        length=100,
+        num_heads=2,
+        num_key_heads=1,
+        key_size=16,
+        value_size=32,
+        is_by_channel=True,
+    ),
+    "single": Shape(
+        batch=2,
+        length=1,
+        num_heads=2,
+        num_key_heads=1,
+        key_size=16,
+        value_size=16,
+    ),
+}
+
+# Heads of models that people train, at their lengths.
+BENCHMARKS = {
+    f"h128_{value_size}_{length // 1024}k": Shape(
+        batch=4 if length == 4096 else 1,
+        length=length,
+        num_heads=8,
+        num_key_heads=8,
+        key_size=128,
+        value_size=value_size,
+    )
+    for length in (4096, 16_384, 65_536)
+    for value_size in (128, 256)
+}
