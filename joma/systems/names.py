@@ -19,6 +19,7 @@ PLAIN = "softmax"
 SYSTEMS: dict[str, str] = {
     "act": "joma.systems.score_rules.act:Act",
     "convolved": "joma.systems.score_rules.convolved:Convolved",
+    "differential": "joma.systems.score_rules.differential:Differential",
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "echo_att": "joma.systems.reuse.echo_att:EchoAtt",
@@ -29,6 +30,9 @@ SYSTEMS: dict[str, str] = {
     "key_bias": "joma.systems.score_rules.key_bias:KeyBias",
     "landmark": "joma.systems.selectors.landmark:Landmark",
     "lightning": "joma.systems.mixers.lightning:Lightning",
+    "moh": "joma.systems.routers.moh:Moh",
+    "moh_blocks": "joma.systems.routers.moh_blocks:MohBlocks",
+    "moh_norms": "joma.systems.routers.moh_norms:MohNorms",
     "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",
     "positional": "joma.systems.score_rules.positional:Positional",

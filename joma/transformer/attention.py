@@ -96,7 +96,8 @@ class Attention(nn.Module):
     made, kv_cache = self._mix(own, call, query, key, value, mask, kv_cache)
     if own.gate is not None:
       params = call.params[own.gate.name]
-      head_out, losses = own.gate.gate(params, call, made.head_out)
+      seen = dataclasses.replace(call, made=made)
+      head_out, losses = own.gate.gate(params, seen, made.head_out)
       made = dataclasses.replace(made, head_out=head_out)
       self._add_losses(own.gate, losses)
     counts = self.is_mutable_collection("losses") and not call.has_cache

@@ -23,6 +23,7 @@ from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from kernels_pallas import output
+from scansnap_jax.experiment import errors
 
 
 @jax.tree_util.register_dataclass
@@ -163,6 +164,37 @@ def init(
     )
 
   return tuple(of_layer(layer) for layer in range(config.num_layers))
+
+
+def of_rotated(
+    name: str,
+    config: configs.TransformerConfig,
+    layer: int,
+    batch_size: int,
+    capacity: int,
+    dtype: jax.typing.DTypeLike,
+) -> FullCache:
+  """Returns the empty cache of one layer for a system that keeps rotated keys.
+
+  Args:
+    name: Of the system, for the message.
+    config: The model's.
+    layer: Which, from 0.
+    batch_size: B.
+    capacity: C.
+    dtype: Of keys and values.
+
+  Raises:
+    UserError: The model's rotary frequencies change with the text.
+  """
+  kind = config.rope_of(layer)
+  if config.positions == "rotary" and kind.changes_with_length:
+    raise errors.UserError(
+        f"{name} keeps rotated keys, which rope_type={kind.rope_type} turns"
+        " anew as the text grows: read it at once, or without it."
+    )
+  shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+  return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def _write(

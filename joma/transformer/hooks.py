@@ -57,6 +57,8 @@ class Call:
       first layer reads. Leaves of tokens are [B, T, ...].
     is_training: Whether the layer drops.
     has_cache: Whether keys come from a cache.
+    made: What the layer has made before its gate, which alone finds it here;
+      None for the others.
   """
 
   config: configs.TransformerConfig
@@ -69,6 +71,7 @@ class Call:
   carry: Mapping[str, Any]
   is_training: bool
   has_cache: bool
+  made: "Made | None" = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -335,7 +338,10 @@ class Gate(System, Protocol):
   def gate(
       self, params: Params, call: Call, head_out: Float[Array, "B T N H"]
   ) -> tuple[Float[Array, "B T N H"], Mapping[str, Float[Array, ""]]]:
-    """Returns the outputs, and losses by name that training adds."""
+    """Returns the outputs, and losses by name that training adds.
+
+    What they were made of is in `call.made`.
+    """
     ...
 
 

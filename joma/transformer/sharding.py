@@ -147,10 +147,10 @@ def per_part(
     attend: Callable[..., Array],
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
+    value: Float[Array, "B S K J"],
     where: masks.Mask | selection.Selection,
     of_heads: PyTree = None,
-) -> Float[Array, "B T _ H"]:
+) -> Float[Array, "B T _ J"]:
   """Attends in parts of batch and heads, as kernels cannot be split by XLA.
 
   Under `jax.set_mesh` of a mesh of this module each device calls `attend` with

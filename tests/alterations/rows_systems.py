@@ -12,4 +12,42 @@ joma/systems/routers/gated_attention.py
 + opening = jnp.einsum("BTD,DNH->BTNH", call.x, kernel[..., :1])
 ? the outputs of a head share one gate
 @ test_a_gate_is_a_sigmoid_of_the_input
+
+joma/systems/score_rules/differential.py
+- apart = one - share * two
++ apart = one + share * two
+? heads of a pair are added
+@ test_a_head_is_taken_from_the_first_of_its_pair
+
+joma/systems/score_rules/differential_cache.py
+- read = jnp.einsum("BiPGC,BjPCH->BiPGjH", weights, value)
++ read = jnp.einsum("BiPGC,BjPCH->BjPGiH", weights, value)
+? the second head of a pair reads values that are not its pair's
+@ tests/joma/systems/conformance_test.py
+@ test_prompts_and_steps_equal_one_pass
+
+joma/systems/routers/moh.py
+- routed = _num(chosen, active) * kept / kept.sum(axis=-1, keepdims=True)
++ routed = kept / kept.sum(axis=-1, keepdims=True)
+? heads of a mixture are not as loud as heads
+@ test_all_heads_and_a_router_of_zeros_are_multi_head_attention
+@ test_gates_are_those_of_the_equation
+
+joma/systems/routers/moh.py
+- return probs.shape[-1] ** 2 * (mean(probs) * mean(chosen)).mean()
++ return probs.shape[-1] * (mean(probs) * mean(chosen)).mean()
+? the loss of balance shrinks with the number of heads
+@ test_balance_is_k_where_routing_is_uniform
+
+joma/systems/routers/moh_blocks.py
+- jnp.moveaxis(gates, 2, 1) > 0, jnp.asarray(every.num_valid), 0
++ jnp.moveaxis(gates, 2, 1) >= 0, jnp.asarray(every.num_valid), 0
+? heads that are not chosen are computed all the same
+@ test_tiles_visited_are_those_of_active_heads
+
+joma/systems/routers/moh_norms.py
+- return jnp.square(query).sum(axis=-1)
++ return -jnp.square(query).sum(axis=-1)
+? the smallest queries are chosen
+@ test_the_greatest_queries_are_chosen
 """

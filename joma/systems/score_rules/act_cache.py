@@ -16,7 +16,6 @@ from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
-from scansnap_jax.experiment import errors
 
 
 @runtime_checkable
@@ -150,13 +149,8 @@ def init(
     UserError: The model's rotary frequencies change with the text, and keys are
       kept rotated.
   """
-  kind = config.rope_of(layer)
-  if config.positions == "rotary" and kind.changes_with_length:
-    raise errors.UserError(
-        f"{system.name} keeps rotated keys, which rope_type={kind.rope_type}"
-        " turns anew as the text grows: read it at once, or without it."
-    )
-  plain = dataclasses.replace(config, attention=())
-  kept = full_cache.init(plain, batch_size, capacity, dtype)[layer]
+  kept = full_cache.of_rotated(
+      system.name, config, layer, batch_size, capacity, dtype
+  )
   chosen = jnp.full((batch_size, config.num_heads, num_columns), -1, jnp.int32)
   return ActCache(kept, chosen, system)

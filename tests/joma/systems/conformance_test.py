@@ -43,11 +43,15 @@ _SMALL = {
     "indexer": "indexer:k=4",
     "landmark": "landmark:block=3:k=2",
     "moba": "moba:k=2:block=2",
+    "moh_blocks": "moh_blocks:block=2",
+    "moh_norms": "moh_norms:active=2:shared=1",
     "superlinear": "superlinear:k=2:s=1:behind=0.5",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
 }
 # Systems of layers that take from the one before.
 _TWO_LAYERS = ("echo_att", "hylra")
+# Systems that take key heads in pairs refuse a single one.
+_PAIRED = ("differential",)
 _KV_HEADS = (1, 2, 4)
 _POSITIONS = ("rotary", "learned", "sinusoidal", "none")
 _PAIRS = tuple(itertools.product(_KV_HEADS, _POSITIONS))
@@ -55,7 +59,12 @@ _LENGTH, _PROMPT = 12, 7
 
 
 _NAMES = tuple(sorted(names.SYSTEMS))
-_ALL = [(name, *pair) for name in _NAMES for pair in _PAIRS]
+_ALL = [
+    (name, *pair)
+    for name in _NAMES
+    for pair in _PAIRS
+    if pair[0] > 1 or name not in _PAIRED
+]
 
 
 def _order(what, num):
@@ -66,7 +75,8 @@ def _order(what, num):
 
 
 def _drawn(name, num):
-  return [_PAIRS[i] for i in _order(name, len(_PAIRS))[:num]]
+  pairs = [pair for one, *pair in _ALL if one == name]
+  return [pairs[i] for i in _order(name, len(pairs))[:num]]
 
 
 def _drawn_names(num):

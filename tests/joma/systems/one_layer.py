@@ -1,6 +1,7 @@
 """One attention layer by itself, and what tests against torch models share."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,26 @@ def draw(entry, config=CONFIG, layer=0, length=LENGTH):
   """A config with the entry, parameters of the layer, and an input."""
   config = dataclasses.replace(config, attention=(entry,) if entry else ())
   x = jax.random.normal(jax.random.key(3), (2, length, config.embed_dim))
+  return config, _init(config, layer, x), x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(config, layer, x):
   module = attention.Attention(config, layer, implementation="reference")
-  params = module.init(jax.random.key(0), *_arguments(x))["params"]
-  return config, params, x
+  return module.init(jax.random.key(0), *_arguments(x))["params"]
 
 
 def run(config, params, x, layer=0, implementation="reference"):
   """What the layer gives, and what it sows."""
+  return _run(config, params, x, layer, implementation)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnums=(0, 3, 4),
+    compiler_options={"xla_backend_optimization_level": "0"},
+)
+def _run(config, params, x, layer, implementation):
   module = attention.Attention(config, layer, implementation=implementation)
   (out, _, _), found = module.apply(
       {"params": params},

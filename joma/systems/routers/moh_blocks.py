@@ -1,0 +1,186 @@
+"""A mixture of heads that routes blocks of queries, so that kernels skip.
+
+Gates as in `moh`, of the first token of each block, for all of the block: later
+ones may not choose for it. A head that a block has not chosen visits no tile of
+keys: of the tiles of attention (shared + active) / N are computed, on every
+implementation of the op. A step of decoding computes all heads and closes the
+gates of those that are not chosen; its cache keeps the gates of the block.
+
+Letters: B batch, T queries, R blocks of queries, D width, N query heads, K key
+and value heads, H head size.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from joma.systems.routers import moh
+from joma.transformer import attention
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import sharding
+from joma.transformer.weighing import merged
+from kernels_pallas import masks
+from kernels_pallas import selection
+from scansnap_jax.experiment import require
+
+
+@dataclasses.dataclass(frozen=True)
+class MohBlocks:
+  """A mixer: attention by the heads that a block has chosen.
+
+  Attributes:
+    shared: Heads that every block has, the first ones.
+    active: Heads of the others that a block has.
+    block: Queries of a block, and keys of a tile.
+    cost: Factor of the loss of balance.
+    start: Standard deviation of W before training, times the square root of D.
+  """
+
+  name: ClassVar[str] = "moh_blocks"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2410.11842"
+  neutral: ClassVar[str] = "moh_blocks:active=1048576:start=0"
+  axes: ClassVar[dict[str, tuple[str | None, ...]]] = moh.Moh.axes
+
+  shared: int = 1
+  active: int = 2
+  block: int = 256
+  cost: float = 0.01
+  start: float = 1.0
+
+  def __post_init__(self):
+    require.at_least("moh_blocks: block", self.block, 1)
+    moh.check("moh_blocks", self.shared, self.active, self.cost, self.start)
+
+  def init_params(
+      self, key: Array, config: configs.TransformerConfig, layer: int
+  ) -> dict[str, Array]:
+    """Returns the parameters of `moh`."""
+    return moh.draw(self.name, key, config, self.shared, self.start)
+
+  def mix(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs of whole texts, by their gates."""
+    length = query.shape[1]
+    gates = moh.gates_of(params, call.x[:, :: self.block], self.active)
+    mask = attention.with_window(mask, length, call.options.window)
+    query = call.rotate(query, call.positions)
+    key = call.rotate(key, call.positions)
+    attend = lambda query, key, value, where: merged.attend(
+        query, key, value, where, call.options
+    ).out
+    where = self.select(gates, mask, length)
+    out = sharding.per_part(attend, query, key, value, where)
+    gates = jnp.repeat(gates, self.block, axis=1)[:, :length]
+    return gates[..., None].astype(out.dtype) * out
+
+  def select(
+      self, gates: Float[Array, "B R N"], mask: masks.Mask, length: int
+  ) -> selection.Selection:
+    """Returns the mask's tiles, none of them for gates that are closed."""
+    size = self.block
+    every = selection.from_mask(
+        mask, length, length, block_q=size, block_kv=size
+    )
+    heads = (len(gates), gates.shape[2], *every.num_valid.shape[2:])
+    num_valid = jnp.where(
+        jnp.moveaxis(gates, 2, 1) > 0, jnp.asarray(every.num_valid), 0
+    )
+    table = jnp.broadcast_to(
+        jnp.asarray(every.block_table), (*heads, every.block_table.shape[-1])
+    )
+    return dataclasses.replace(every, block_table=table, num_valid=num_valid)
+
+  def losses(
+      self, params: hooks.Params, call: hooks.Call, made: hooks.Made
+  ) -> dict[str, Float[Array, ""]]:
+    """Returns the loss of balance over blocks, by its factor."""
+    first = slice(None, None, self.block)
+    is_token = call.positions[:, first] >= 0
+    x = call.x[:, first]
+    return {
+        "balance": self.cost * moh.imbalance(params, x, self.active, is_token)
+    }
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns an empty cache, which keeps everything and the block's gates."""
+    kept = full_cache.of_rotated(
+        self.name, config, layer, batch_size, capacity, dtype
+    )
+    return RoutedCache(kept, jnp.zeros((batch_size, config.num_heads)), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoutedCache:
+  """A `hooks.KVCache` of one layer.
+
+  Attributes:
+    kept: `full_cache.FullCache`.
+    gates: Of the block that is not full yet, float32 [B, N].
+    system: Static.
+  """
+
+  kept: full_cache.FullCache
+  gates: PyTree
+  system: MohBlocks = dataclasses.field(metadata={"static": True})
+
+  @property
+  def honours(self) -> tuple[str, ...]:
+    """Its system."""
+    return (self.system.name,)
+
+  def num_positions(self) -> int:
+    """Those of what it keeps."""
+    return self.kept.num_positions()
+
+  def takes_pieces(self) -> bool:
+    """Always: a piece finds the gates of the block that it goes on with."""
+    return True
+
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "RoutedCache"]:
+    """Attends with all heads, then by the gates of each token's block."""
+    call = options.call
+    assert call is not None  # A layer gives it to the caches of its systems.
+    out, kept = self.kept.attend(query, key, value, positions, rotate, options)
+    params = call.params[self.system.name]
+    own = moh.gates_of(params, call.x, self.system.active)
+    # Where the block's first token stands in this call; before it: -1.
+    ago = positions % self.system.block
+    first = jnp.maximum(jnp.arange(query.shape[1])[None] - ago, -1) + 1
+    every = jnp.concatenate([self.gates[:, None], own], axis=1)
+    gates = jnp.take_along_axis(every, first[..., None], axis=1)
+    num = (positions >= 0).sum(axis=1)
+    after = jnp.concatenate([self.gates[:, None], gates], axis=1)
+    after = jnp.take_along_axis(after, num[:, None, None], axis=1)[:, 0]
+    out = gates[..., None].astype(out.dtype) * out
+    return out, dataclasses.replace(self, kept=kept, gates=after)
