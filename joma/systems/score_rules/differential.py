@@ -81,13 +81,11 @@ class Differential:
     where = attention.with_window(mask, query.shape[1], call.options.window)
     query = call.rotate(query, call.positions)
     key = call.rotate(key, call.positions)
-    read = sharding.per_part(
-        lambda *arrays: differential_cache.read_pairs(*arrays, call.options),
-        query,
-        key,
-        differential_cache.of_pairs(value),
-        where,
+    attend = lambda query, key, value, where: differential_cache.read_pairs(
+        query, key, value, where, call.options
     )
+    pairs = differential_cache.of_pairs(value)
+    read = sharding.per_part(attend, query, key, pairs, where)
     return self.finish(params, call.layer, read)
 
   def finish(
