@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
+from joma.systems.probes import read as named
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer import probes
@@ -71,6 +72,7 @@ def measure(
     ids: Int[np.ndarray, "B T"],
     window: int,
     *,
+    names: tuple[str, ...] = (),
     write_logits: WriteLogits | None = None,
     on_progress: Callable[[int], None] = lambda num_windows: None,
 ) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def measure(
     params: Its parameters.
     ids: Token ids.
     window: W, at least 1.
+    names: Probes of `systems.probes.names`, but for those of updates.
     write_logits: Told text, first token and logits of every window.
     on_progress: Told how many windows have been read since.
 
@@ -89,7 +92,8 @@ def measure(
     all tokens, [L, N]; under `uniform`, what attention to all keys alike would
     have, each a number a layer; `sink_rate` [L]; `stable_rank`, each [L];
     `loss` in nats and `perplexity`, of every token but the first of a window,
-    null where there is none; `num_tokens`, `num_targets`, `num_windows`.
+    null where there is none; `num_tokens`, `num_targets`, `num_windows`;
+    `probes` of each name a mean over windows, [L], [L, N] or [L, N, 4].
 
   Raises:
     UserError: As `check_ids`.
@@ -103,7 +107,12 @@ def measure(
   total, uniform = None, None
   for part, tokens, lengths in _calls(ids, windows, window, config):
     reading = probes.read(
-        model, params, tokens, lengths, with_logits=write_logits is not None
+        model,
+        params,
+        tokens,
+        lengths,
+        with_logits=write_logits is not None,
+        names=names,
     )
     if write_logits is not None:
       logits = np.asarray(reading.logits)
@@ -177,4 +186,5 @@ def _summary(
       "num_tokens": int(total.num_tokens),
       "num_targets": num_targets,
       "num_windows": num_windows,
+      "probes": named.means(total.named),
   }

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from joma.systems.probes import names
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
@@ -22,6 +23,9 @@ class InspectionConfig:
     attention: Systems laid over the models, without parameters of their own, as
       in TransformerConfig: hip:k=512, one entry a layer, or a pattern. Empty
       leaves the models as they are.
+    probes: Probes by name, each a column of the report's tables: sinks,
+      sink_of_means, secondary_sinks, concentration, diversity, local, and
+      update_rank, which compares models with the first.
   """
 
   text: str | None = None
@@ -30,11 +34,13 @@ class InspectionConfig:
   window: int | None = None
   max_windows: int = 16
   attention: tuple[str, ...] = ()
+  probes: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.window is not None:
       require.at_least("window", self.window, 1)
     require.at_least("max_windows", self.max_windows, 0)
+    names.check(self.probes)
     if self.text is not None and self.ids is not None:
       raise UserError("give one of text and ids, not both.")
     if self.logits_out is not None and not self.logits_out.endswith(".npy"):

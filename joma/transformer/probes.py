@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
+from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -138,6 +139,7 @@ class Reading(NamedTuple):
     loss: Cross-entropy in nats, summed over `num_targets`.
     num_targets: Tokens that follow another.
     logits: Of every position; None unless asked for.
+    named: What probes give that are asked for by name.
   """
 
   attention: Attention
@@ -145,15 +147,17 @@ class Reading(NamedTuple):
   loss: Float[Array, ""]
   num_targets: Float[Array, ""]
   logits: Float[Array, "B T V"] | None
+  named: named.TextSums
 
 
-@functools.partial(jax.jit, static_argnames=("model", "with_logits"))
+@functools.partial(jax.jit, static_argnames=("model", "with_logits", "names"))
 def read(
     model: models.Transformer,
     params: PyTree,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     with_logits: bool = False,
+    names: tuple[str, ...] = (),
 ) -> Reading:
   """Reads texts and measures every layer.
 
@@ -163,6 +167,7 @@ def read(
     tokens: Each in [0, V), padded at their ends.
     lengths: Tokens of each text, from 0 to T.
     with_logits: Whether to return the logits too; static.
+    names: Probes of `systems.probes.names`, but for those of updates; static.
   """
   steps = jnp.arange(tokens.shape[1])[None]
   is_token = steps < lengths[:, None]
@@ -189,6 +194,38 @@ def read(
       loss=-(picked[..., 0] * weights[:, 1:]).sum(),
       num_targets=weights[:, 1:].sum(),
       logits=logits if with_logits else None,
+      named=by_name(names, seen, model.config, is_token),
+  )
+
+
+def by_name(
+    names: tuple[str, ...],
+    seen: Mapping[str, Any],
+    config: configs.TransformerConfig,
+    is_token: Bool[Array, "B T"],
+) -> named.TextSums:
+  """Sums probes over texts.
+
+  Args:
+    names: Of `systems.probes.names`, but for those of updates.
+    seen: What a Transformer has sown.
+    config: The model's.
+    is_token: Which positions are no padding.
+  """
+  sown = seen["intermediates"]
+  resid = [sown["resid_embed"][0]]
+  resid += [
+      sown[f"layers_{layer}"]["resid_mlp"][0]
+      for layer in range(config.num_layers)
+  ]
+  return named.text_sums(
+      names,
+      [
+          weights_of(seen, layer, config, is_token.shape)
+          for layer in range(config.num_layers)
+      ],
+      jnp.stack(resid, axis=1),
+      is_token,
   )
 
 

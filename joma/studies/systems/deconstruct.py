@@ -45,7 +45,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
-  from joma.systems import probes
+  from joma.systems.probes import maps
   from joma.transformer import config as configs
   from joma.transformer.text import corpus as corpus_lib
   from scansnap_jax.experiment import figures
@@ -252,7 +252,7 @@ def _looked(seen: Any, num_layers: int) -> dict[str, float]:
   for layer in range(num_layers):
     attn = seen[f"layers_{layer}"]["attn"]
     if "attn_weights" in attn:
-      for name, value in probes.of_maps(names, attn["attn_weights"][0]).items():
+      for name, value in maps.of_maps(names, attn["attn_weights"][0]).items():
         # Of local focus the narrowest: the query's own key.
         value = value[..., 0] if name == "local" else value
         found[name].append(float(value.mean()))

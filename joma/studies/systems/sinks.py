@@ -41,7 +41,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
-  from joma.systems import probes
+  from joma.systems.probes import maps
   from joma.transformer import config as configs
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
@@ -238,10 +238,10 @@ def _run(config: SinksConfig, name: str) -> dict[str, Any]:
     for layer in range(one.model.num_layers):
       (weights,) = seen[f"layers_{layer}"]["attn"]["attn_weights"]
       # What learned keys and logits take is not the text's: no row sums there.
-      if name == "sigmoid":
-        weights = probes.with_row_sums(weights)
-      for i, probe in enumerate((probes.sinks, probes.sink_of_means)):
-        rates[i] += float(probe(weights).mean())
+      found_sinks = maps.of_maps(
+          ("sinks", "sink_of_means"), weights, normalize=name == "sigmoid"
+      )
+      rates += [float(value.mean()) for value in found_sinks.values()]
     found.append([float(loss), float(score), *rates])
   loss, score, sink, of_means = np.array(found).T
   return {

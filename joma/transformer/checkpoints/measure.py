@@ -14,6 +14,8 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
+from joma.systems.probes import names as probe_names
+from joma.systems.probes import update_rank
 from joma.transformer import config as configs
 from joma.transformer import inspection
 from joma.transformer import inspection_config
@@ -73,8 +75,14 @@ def read_all(
 
   Raises:
     UserError: A file or folder is missing or none of its kind, a text is empty,
-      a token is none of a model's, or logits are wanted of several models.
+      a token is none of a model's, logits are wanted of several models, or
+      what changes between models of one.
   """
+  if probe_names.OF_UPDATES in config.probes and len(folders) < 2:
+    raise errors.UserError(
+        f"{probe_names.OF_UPDATES} compares models with the first one: give"
+        " --model several, or leave it out of probes."
+    )
   if config.logits_out is not None and len(folders) > 1:
     raise errors.UserError(
         f"logits_out holds the logits of one model, got {len(folders)}."
@@ -152,7 +160,7 @@ def measure_each(
   found, first = [], None
   for folder, ids in zip(folders, texts, strict=True):
     try:
-      found.append(measure(folder, ids, config))
+      found.append(measure(folder, ids, config, folders[0]))
     except (errors.UserError, MemoryError) as error:
       first = first or error
       name = folder.resolve().name
@@ -164,7 +172,10 @@ def measure_each(
 
 
 def measure(
-    folder: pathlib.Path, ids: Int[np.ndarray, "B T"], config: InspectionConfig
+    folder: pathlib.Path,
+    ids: Int[np.ndarray, "B T"],
+    config: InspectionConfig,
+    first: pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Measures one model, and writes its logits if they are wanted.
 
@@ -172,6 +183,7 @@ def measure(
     folder: Of the model.
     ids: What it reads.
     config: Settings.
+    first: Folder of the model that updates are counted from; None is this one.
 
   Returns:
     `name`, `folder`, `window`, and what `inspection.measure` gives.
@@ -196,16 +208,39 @@ def measure(
         params,
         ids,
         window,
+        names=tuple(
+            name for name in config.probes if name != probe_names.OF_UPDATES
+        ),
         write_logits=write_logits,
         on_progress=on_progress,
     )
   _check_finite(folder, model, found)
+  if probe_names.OF_UPDATES in config.probes:
+    found["probes"] |= _updates(folder, params, first or folder)
   return {
       "name": folder.resolve().name,
       "folder": str(folder),
       "window": window,
       **found,
   }
+
+
+def _updates(
+    folder: pathlib.Path, params: Mapping[str, Any], first: pathlib.Path
+) -> dict[str, Any]:
+  """How many directions of each matrix differ from those of the first model.
+
+  Raises:
+    UserError: The models have unlike shapes.
+  """
+  _, start = pretrained.load(first)
+  try:
+    return update_rank.of_params(params, start)
+  except (KeyError, ValueError) as error:
+    raise errors.UserError(
+        f"{folder} has other matrices than {first}, which update_rank compares"
+        " it with: give models of one shape."
+    ) from error
 
 
 def _check_finite(
@@ -219,10 +254,10 @@ def _check_finite(
   """
   layers = range(model.num_layers)
   has_none = [layer_hooks.of_layer(model, n).mixer is not None for n in layers]
-  of_weights = (*probes.Attention._fields, "sink_rate")
+  of_weights = (*probes.Attention._fields, "sink_rate", "probes")
   for path, values in jax.tree_util.tree_leaves_with_path(dict(found)):
     is_good = np.isfinite(np.asarray(values, np.float64))
-    if len(path) == 1 and path[0].key in of_weights:
+    if path[0].key in of_weights:
       is_good[has_none] = True
     if not is_good.all():
       place = np.argwhere(~is_good)[0].tolist()

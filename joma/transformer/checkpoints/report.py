@@ -1,12 +1,14 @@
 """Figures, summary and report of inspected models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from joma.systems.probes import names as probe_names
+from joma.systems.probes import read as named
 from joma.transformer import probes
 from joma.transformer.checkpoints import drawing
 from scansnap_jax.experiment import figures
@@ -66,6 +68,8 @@ def write(
     )
     caption = drawing.CAPTIONS["heads"]
     items = [report.Figure(caption, png), _layers_table(model)]
+    if model.get("probes"):
+      items.append(_probes_table(model))
     sections.append(report.Section(report.as_is(model["name"]), items=items))
   facts = {**facts, **report.run_facts(started)}
   title = "Inside Transformers: attention sparsity and MLP ranks"
@@ -74,23 +78,27 @@ def write(
 
 def _with_nulls(model: Model) -> Model:
   """Replaces NaN in what layers without attention weights do not have."""
-  found: dict[str, Any] = {**model}
-  for name in _OF_WEIGHTS:
-    if name in model:
-      values = np.asarray(model[name], np.float64)
-      nullable = values.astype(object)
-      nullable[np.isnan(values)] = None
-      found[name] = nullable.tolist()
-  return found
+
+  def nullable(values: Any) -> Any:
+    values = np.asarray(values, np.float64)
+    found = values.astype(object)
+    found[np.isnan(values)] = None
+    return found.tolist()
+
+  return _converted(model, nullable)
 
 
 def _with_nans(model: Model) -> Model:
   """The reverse of `_with_nulls`, as lists."""
-  return {**model} | {
-      name: np.array(model[name], np.float64).tolist()
-      for name in _OF_WEIGHTS
-      if name in model
-  }
+  return _converted(model, lambda x: np.array(x, np.float64).tolist())
+
+
+def _converted(model: Model, convert: Callable[[Any], Any]) -> Model:
+  """Converts the measures that a layer may lack."""
+  found = {n: convert(model[n]) for n in _OF_WEIGHTS if n in model}
+  if "probes" in model:
+    found["probes"] = {n: convert(v) for n, v in model["probes"].items()}
+  return {**model, **found}
 
 
 def _mean(values: Any) -> float:
@@ -189,6 +197,19 @@ def _layers_table(model: Model) -> report.Table:
       for layer in range(len(model["entropy"]))
   ]
   return report.Table("Layers, means over heads.", header, rows)
+
+
+def _probes_table(model: Model) -> report.Table:
+  rows = named.rows({n: np.array(v) for n, v in model["probes"].items()})
+  names = [n for n in probe_names.PROBES if any(r.startswith(n) for r in rows)]
+  return report.Table(
+      f"Probes of layers, means over heads. {probe_names.captions(names)}",
+      ("layer", *(name.replace("_", " ") for name in rows)),
+      [
+          (layer, *(_shown(values[layer], ".4g") for values in rows.values()))
+          for layer in range(len(model["entropy"]))
+      ],
+  )
 
 
 def _ends(models: Sequence[Model]) -> list[Model]:

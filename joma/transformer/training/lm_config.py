@@ -13,6 +13,7 @@ Letters: B batch, T positions, V vocabulary.
 import dataclasses
 from typing import Literal
 
+from joma.systems.probes import names
 from joma.transformer import config as model_config
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
@@ -63,6 +64,8 @@ class LmConfig:
     eval_batch_size: Columns of the validation text.
     probe_batches: Batches of batch_size rows of the validation text that probes
       are averaged over; 0 is all of it.
+    probes: More probes by name, each a curve a layer: sinks, sink_of_means,
+      secondary_sinks, concentration, diversity, local, update_rank.
     entropy_chunk: Chunk of seq_len tokens of the validation text's first column
       whose entropy is also recorded by itself; None is none. JoMA's code
       reports that of chunk 100 alone.
@@ -108,6 +111,7 @@ class LmConfig:
   checkpoint_every: int = 100
   eval_batch_size: int = 16
   probe_batches: int = 1
+  probes: tuple[str, ...] = ()
   entropy_chunk: int | None = None
   map_steps: tuple[int, ...] = (0, 100, 500)
   map_batch: int = 0
@@ -128,6 +132,7 @@ class LmConfig:
       require.at_least(name, getattr(self, name), 0)
     if self.entropy_chunk is not None:
       require.at_least("entropy_chunk", self.entropy_chunk, 0)
+    names.check(self.probes)
     require.seeds("seed", self.seed)
     require.at_least("num_steps", self.num_steps or 0, 0)
     require.memory(f"num_steps={self.num_steps}", 4 * (self.num_steps or 0))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import model as model_lib
 from joma.transformer import probes
@@ -314,6 +315,39 @@ def probe(
       sink_rate=is_sink.astype(jnp.float32).mean(axis=-1),
       stable_rank=jnp.stack([metrics.stable_rank(k) for k in kernels]),
   )
+
+
+def probe_by_name(
+    params: PyTree,
+    batches: batches_lib.Batch,
+    *,
+    task: Task,
+    names: tuple[str, ...],
+    axis_name: str | None = None,
+) -> named.TextSums:
+  """Sums named probes over the texts of batches with leaves [N, B, T].
+
+  Args:
+    params: Parameters.
+    batches: With an axis, this device's part; a row is a text.
+    task: The run.
+    names: Of `systems.probes.names`, but for those of updates.
+    axis_name: As in `train`.
+  """
+
+  def sums(batch: batches_lib.Batch) -> named.TextSums:
+    _, seen = task.model.apply(
+        {"params": params}, batch.inputs, mutable="intermediates"
+    )
+    is_token = batch.weights > 0
+    return probes.by_name(names, seen, task.config.model, is_token)
+
+  def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:
+    return jax.tree.map(jnp.add, so_far, sums(batch)), None
+
+  first = jax.tree.map(lambda leaf: leaf[0], batches)
+  start = jax.tree.map(jnp.zeros_like, jax.eval_shape(sums, first))
+  return _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
 
 
 def _head_sums(

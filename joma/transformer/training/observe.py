@@ -11,6 +11,9 @@ import jax
 from jaxtyping import Float, PyTree
 import numpy as np
 
+from joma.systems.probes import names as probe_names
+from joma.systems.probes import read as named
+from joma.systems.probes import update_rank
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
@@ -28,12 +31,15 @@ class Observation(NamedTuple):
       see `lm_config.LmConfig.entropy_chunk`.
     valid_loss: Mean over the validation text, in nats.
     attn_maps: Of one sequence of the training text.
+    named: Of `lm_config.LmConfig.probes`, by the names of `Observer.named`;
+      None where none is asked for.
   """
 
   probes: lm_step.Probes
   chunk_entropy: Float[np.ndarray, "L"] | None
   valid_loss: Float[np.ndarray, ""] | None
   attn_maps: Float[np.ndarray, "L N T T"] | None
+  named: dict[str, Float[np.ndarray, "L"]] | None = None
 
 
 class Observer:
@@ -69,6 +75,16 @@ class Observer:
     self._probe = layout.map(lm_step.probe, task=task)
     self._entropy_of_first = layout.map(lm_step.entropy_of_first, task=task)
     self._attn_maps = layout.map(lm_step.attn_maps, task=task)
+    self._of_updates = probe_names.OF_UPDATES in config.probes
+    self._names = tuple(
+        name for name in config.probes if name != probe_names.OF_UPDATES
+    )
+    self._probe_by_name = layout.map(
+        lm_step.probe_by_name, task=task, names=self._names
+    )
+    # Of the seed alone: a run that continues compares with the same.
+    init = lambda: lm_step.init(task).params
+    self._start = layout.gather(layout.init(init)) if self._of_updates else None
     # As many rows as a training batch has, so that they fit the devices.
     rows = max(1, config.batch_size // layout.num_parts)
     self._valid = valid_batches(config, corpus, rows * layout.num_parts)
@@ -98,9 +114,32 @@ class Observer:
       attn_maps = self._attn_maps(params, batch)
       if self._on_map is not None:
         self._on_map(step, self._layout.gather(params))
-    return self._layout.gather(
+    seen = self._layout.gather(
         Observation(probes, chunk_entropy, valid_loss, attn_maps)
     )
+    return seen._replace(named=self._by_name(params, some))
+
+  @property
+  def named(self) -> tuple[str, ...]:
+    """Names of the curves of the probes that are asked for by name."""
+    found = named.row_names(self._names)
+    if self._of_updates:
+      found += tuple(update_rank.of_params(self._start, self._start))
+    return found
+
+  def _by_name(
+      self, params: PyTree, some: batches_lib.Batch
+  ) -> dict[str, Float[np.ndarray, "L"]] | None:
+    """What the named probes give, one number a layer."""
+    if not self._config.probes:
+      return None
+    rows: dict[str, np.ndarray] = {}
+    if self._names:
+      sums = self._layout.gather(self._probe_by_name(params, some))
+      rows |= named.rows(named.means(sums))
+    if self._of_updates:
+      rows |= update_rank.of_params(self._layout.gather(params), self._start)
+    return rows
 
 
 def draw(

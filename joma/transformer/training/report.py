@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from joma.systems.probes import names as probe_names
 from joma.transformer.training import drawing
 from joma.transformer.training import summary as summary_lib
 from scansnap_jax.experiment import figures
@@ -35,8 +36,9 @@ def write(
   Args:
     workdir: The run's folder.
     run: What `summary_lib.summarize_run` made; with `map_steps`, when each of
-      the M maps was taken, and where it is known `map_text`, the sequence that
-      they are of. Other entries come into summary.json as they are.
+      the M maps was taken, and where they are known `map_text`, the sequence
+      that they are of, and `probes` and `named_probes`. Other entries come
+      into summary.json as they are.
     attn_maps: Attention weights of one sequence, rows of queries.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
@@ -55,6 +57,8 @@ def write(
   report.write_summary(workdir, summary)
   sections = [_losses(workdir, groups), _entropy(workdir, groups)]
   items = [_save(workdir, "probes", drawing.probes(groups[0]))]
+  if run.get("named_probes"):
+    items.append(_named_probes(run))
   sections.append(report.Section("Probes", "", items))
   if len(attn_maps):
     sections.append(_maps(workdir, run, attn_maps, numbers))
@@ -216,6 +220,22 @@ def _maps(
   text = report.as_is(run.get("map_text", ""))
   text = f"The sequence: {text}" if text else ""
   return report.Section("Attention maps", text, items)
+
+
+def _named_probes(run: Mapping[str, Any]) -> report.Table:
+  """The probes that were asked for by name, before training and after it."""
+  rows = []
+  for layer in range(run["num_layers"]):
+    row: dict[str, Any] = {"layer": layer}
+    for name, curves in run["named_probes"].items():
+      row[f"{name}, before"] = curves[layer][0]
+      row[f"{name}, after"] = curves[layer][-1]
+    rows.append(row)
+  return _table(
+      "Probes by layer, before training and after it, means over heads."
+      f" {probe_names.captions(run['probes'])}",
+      rows,
+  )
 
 
 def _save(

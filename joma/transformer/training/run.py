@@ -159,10 +159,18 @@ def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
       "corpus_facts": run.corpus.facts(),
       "final_valid_loss": final,
       "final_perplexity": math.exp(final),
+      "probes": list(config.probes),
       "map_steps": list(result.map_steps),
       "map_text": run.corpus.tokenizer.decode(mapped),
   }
   rows = train_lib.metric_rows(result)
+  about["named_probes"] = {
+      name: [
+          [row[f"{name}/layer_{layer}"] for row in rows]
+          for layer in range(config.model.num_layers)
+      ]
+      for name in result.history.named or {}
+  }
   speeds = _speeds(workdir)
   for row in rows:
     row["tokens_per_sec"] = speeds.get(row["step"])

@@ -45,6 +45,7 @@ class History(NamedTuple):
     stable_rank: Likewise.
     attn_maps: Of one sequence of the training text, at `map_steps`.
     chunk_entropy: Of `entropy_chunk`; None without.
+    named: Of `probes` that are asked for by name; None without.
   """
 
   losses: Float[np.ndarray, "num_steps"]
@@ -55,6 +56,7 @@ class History(NamedTuple):
   stable_rank: Float[np.ndarray, "E L"]
   attn_maps: Float[np.ndarray, "M L N T T"]
   chunk_entropy: Float[np.ndarray, "E L"] | None = None
+  named: dict[str, Float[np.ndarray, "E L"]] | None = None
 
 
 class Result(NamedTuple):
@@ -114,7 +116,7 @@ def train_and_evaluate(
   ):
     start, saved, recorded = recorder.resume(
         layout.to_restore(jax.eval_shape(init)),
-        _start_history(config, schedule, observer.map_steps),
+        _start_history(config, schedule, observer),
     )
     history = _only(recorded)  # What is written to it, `recorded` holds too.
     state = init() if start == 0 else layout.from_saved(saved)
@@ -182,7 +184,8 @@ def metric_rows(result: Result) -> list[dict[str, Any]]:
         known(history.losses[steps[e - 1] : step].mean()) if e else None
     )
     row["valid_loss"] = known(history.valid_loss[e])
-    for name, values in probes._asdict().items():
+    named = {n: curve[e] for n, curve in (history.named or {}).items()}
+    for name, values in (probes._asdict() | named).items():
       for layer, value in enumerate(values):
         row[f"{name}/layer_{layer}"] = known(value)
     if history.chunk_entropy is not None:
@@ -273,13 +276,14 @@ def make_batches(
 def _start_history(
     config: lm_config.LmConfig,
     schedule: loop.Schedule,
-    map_steps: tuple[int, ...],
+    observer: observe.Observer,
 ) -> History:
   """An empty history as checkpoints hold it: below an axis of one run."""
   model, num_rows = config.model, len(schedule.evaluation_steps)
   empty = lambda *shape: np.full((1, *shape), np.nan, np.float32)
   of_layers = lambda: empty(num_rows, model.num_layers)
-  maps = (len(map_steps), model.num_layers, model.num_heads)
+  maps = (len(observer.map_steps), model.num_layers, model.num_heads)
+  curves = {name: of_layers() for name in observer.named}
   return History(
       losses=empty(schedule.num_steps),
       valid_loss=empty(num_rows),
@@ -289,6 +293,7 @@ def _start_history(
       stable_rank=of_layers(),
       attn_maps=empty(*maps, config.seq_len, config.seq_len),
       chunk_entropy=None if config.entropy_chunk is None else of_layers(),
+      named=curves or None,
   )
 
 
@@ -330,7 +335,10 @@ def _record(
   history.effective_support[row] = seen.probes.effective_support
   history.sink_rate[row] = seen.probes.sink_rate
   history.stable_rank[row] = seen.probes.stable_rank
-  for name, values in seen.probes._asdict().items():
+  named = seen.named or {}
+  for name, values in named.items():
+    (history.named or {})[name][row] = values
+  for name, values in (seen.probes._asdict() | named).items():
     for layer, value in enumerate(values):
       metrics[f"{name}/layer_{layer}"] = value
   if history.chunk_entropy is not None and seen.chunk_entropy is not None:

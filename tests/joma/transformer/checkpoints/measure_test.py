@@ -134,6 +134,13 @@ class ReadTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "one model, got 2"):
       measure.read_all([pathlib.Path("a"), pathlib.Path("b")], config)
 
+  def test_updates_of_one_model_are_refused(self):
+    config = inspection_config.InspectionConfig(
+        ids="x", probes=("update_rank",)
+    )
+    with self.assertRaisesRegex(errors.UserError, "compares models with the"):
+      measure.read_all([pathlib.Path("a")], config)
+
   def test_settings_that_contradict_are_refused(self):
     for changes, message in (
         ({"ids": "a", "text": "b"}, "not both"),

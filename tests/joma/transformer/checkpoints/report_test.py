@@ -136,6 +136,8 @@ class WriteTest(absltest.TestCase):
     for name in (*_OF_WEIGHTS, "sink_rate"):
       some[name][1:] = np.nan
       none[name][:] = np.nan
+    some["probes"] = {"local": np.full((3, 2, 4), 0.25)}
+    some["probes"]["local"][1:] = np.nan
     finding = report.finding([some, none])
     self.assertIn(f"{100 * some['top_mass'][0].mean():.0f} % of", finding)
     self.assertIn("none: perplexity 7.389, no layer has attention", finding)
@@ -150,7 +152,10 @@ class WriteTest(absltest.TestCase):
     self.assertEqual(first["entropy"][0], some["entropy"][0].tolist())
     self.assertEqual(first["entropy"][1], [None, None])
     self.assertEqual(first["sink_rate"][1:], [None, None])
+    self.assertIsNone(first["probes"]["local"][1][0][0])
     self.assertNotIn("nan", path.read_text().lower())
+    self.assertIn(">0.25</td>", path.read_text())
+    self.assertIn("local: weight on a query", path.read_text())
 
 
 if __name__ == "__main__":

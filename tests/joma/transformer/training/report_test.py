@@ -52,6 +52,8 @@ class ReportLmTest(absltest.TestCase):
         "map_steps": [0, 1000, 2000],
         "map_text": "a <b> c",
         "corpus_facts": {"vocab_size": 5},
+        "probes": ["sinks"],
+        "named_probes": {"sinks": [[0.125, 0.5, 0.75], [0.25, None, None]]},
     }
     path = report.write(
         workdir,
@@ -66,7 +68,13 @@ class ReportLmTest(absltest.TestCase):
   def test_a_run_has_its_figures_and_numbers(self):
     path, summary = self._write("a", reference_csv=str(self.reference))
     text = path.read_text()
-    for words in ("a &lt;b&gt; c", "Attention maps", "authors&#x27; least"):
+    for words in (
+        "a &lt;b&gt; c",
+        "Attention maps",
+        "authors&#x27; least",
+        "sinks, after",
+        ">0.125</td>",
+    ):
       self.assertIn(words, text)
     self.assertEqual(text.count("<img"), 4)
     names = {p.name for p in (path.parent / "figures").iterdir()}

@@ -49,6 +49,7 @@ _SMALL = lm_config.LmConfig(
     checkpoint_every=2,
     eval_batch_size=3,
     entropy_chunk=1,
+    probes=("sinks", "local", "update_rank"),
     map_steps=(0, 4),
     reset_optimizer_every_epoch=True,
 )
@@ -126,6 +127,14 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     np.testing.assert_allclose(
         rows[4]["entropy/layer_0"], history.entropy[4, 0]
     )
+    for name in ("sinks", "local_0", "update_rank_mlp_up"):
+      self.assertEqual(
+          [row[f"{name}/layer_0"] for row in rows],
+          history.named[name][:, 0].tolist(),
+      )
+    # Nothing has changed before the first step, and something after it.
+    self.assertEqual(history.named["update_rank_mlp_up"][0, 0], 0)
+    self.assertGreater(history.named["update_rank_mlp_up"][1, 0], 0)
     self.assertEqual(history.attn_maps.shape, (2, 1, 1, 6, 6))
     np.testing.assert_allclose(history.attn_maps.sum(-1), 1, rtol=1e-5)
     task = lm_step.make_task(_SMALL, 8, 3)

@@ -1,0 +1,8 @@
+"""Probes of attention maps, residual streams and updates, by name.
+
+names          the list, which imports no jax
+maps           of one layer's attention weights
+stream         of the residual stream: secondary sinks
+update_rank    of what training has changed
+read           several of them, over all layers of a model
+"""

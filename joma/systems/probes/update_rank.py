@@ -1,0 +1,61 @@
+"""How many directions training has changed of each matrix.
+
+The numerical rank of W_t - W_0: InRank (https://arxiv.org/abs/2306.11250) finds
+that it is small and grows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+
+def update_rank(
+    now: Float[np.ndarray, "I O"],
+    start: Float[np.ndarray, "I O"],
+    share: float = 0.9,
+) -> int:
+  """Singular values that hold a share of |now - start|^2; 0 if it is 0."""
+  values = np.linalg.svd(np.asarray(now) - np.asarray(start), compute_uv=False)
+  held = np.cumsum(np.square(values, dtype=np.float64))
+  if held[-1] == 0:
+    return 0
+  return int(np.searchsorted(held, share * held[-1])) + 1
+
+
+def matrices(params: Mapping[str, Any], layer: int) -> dict[str, np.ndarray]:
+  """The matrices of a layer's attention and MLP, by name, each [I, O]."""
+  found = {}
+  for part in ("attn", "mlp"):
+    for name, module in params[f"layers_{layer}"].get(part, {}).items():
+      kernel = module.get("kernel") if isinstance(module, Mapping) else None
+      if kernel is not None and kernel.ndim > 1:
+        # Heads are part of the side that they are on: [D, N, H] or [N, H, D].
+        sides = (-1, kernel.shape[-1]) if name == "out" else (len(kernel), -1)
+        found[f"{part}_{name}"] = np.asarray(kernel, np.float32).reshape(sides)
+  return found
+
+
+def of_params(
+    now: Mapping[str, Any], start: Mapping[str, Any]
+) -> dict[str, Float[np.ndarray, "L"]]:
+  """The rank of every matrix's change, as `update_rank_attn_query`.
+
+  Args:
+    now: Parameters of a Transformer.
+    start: Of the same shapes.
+
+  Returns:
+    Numbers of each layer; NaN where a layer lacks the matrix.
+  """
+  num_layers = sum(name.startswith("layers_") for name in now)
+  found: dict[str, np.ndarray] = {}
+  for layer in range(num_layers):
+    before = matrices(start, layer)
+    for name, kernel in matrices(now, layer).items():
+      values = found.setdefault(
+          f"update_rank_{name}", np.full(num_layers, np.nan)
+      )
+      values[layer] = update_rank(kernel, before[name])
+  return found

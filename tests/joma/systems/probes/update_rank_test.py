@@ -1,0 +1,24 @@
+from absl.testing import absltest
+import numpy as np
+
+from joma.systems.probes import update_rank
+
+
+class UpdateRankTest(absltest.TestCase):
+
+  def test_is_the_number_of_values_that_hold_nine_tenths(self):
+    start = np.random.default_rng(0).normal(size=(5, 4))
+    for values, want in (
+        ((3.0, 0.9, 0, 0), 1),
+        ((3.0, 1.1, 0, 0), 2),
+        ((1.0, 1.0, 1.0, 1.0), 4),
+        ((0.0, 0, 0, 0), 0),
+    ):
+      change = np.zeros((5, 4))
+      change[np.arange(4), np.arange(4)] = values
+      with self.subTest(values):
+        self.assertEqual(update_rank.update_rank(start + change, start), want)
+
+
+if __name__ == "__main__":
+  absltest.main()
