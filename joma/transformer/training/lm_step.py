@@ -339,7 +339,7 @@ def probe_by_name(
     _, seen = task.model.apply(
         {"params": params}, batch.inputs, mutable="intermediates"
     )
-    is_token = batch.weights > 0
+    is_token = jnp.asarray(batch.weights) > 0
     return probes.by_name(names, seen, task.config.model, is_token)
 
   def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:

@@ -75,7 +75,6 @@ class Observer:
     self._probe = layout.map(lm_step.probe, task=task)
     self._entropy_of_first = layout.map(lm_step.entropy_of_first, task=task)
     self._attn_maps = layout.map(lm_step.attn_maps, task=task)
-    self._of_updates = probe_names.OF_UPDATES in config.probes
     self._names = tuple(
         name for name in config.probes if name != probe_names.OF_UPDATES
     )
@@ -83,8 +82,11 @@ class Observer:
         lm_step.probe_by_name, task=task, names=self._names
     )
     # Of the seed alone: a run that continues compares with the same.
-    init = lambda: lm_step.init(task).params
-    self._start = layout.gather(layout.init(init)) if self._of_updates else None
+    self._start: PyTree = None
+    if probe_names.OF_UPDATES in config.probes:
+      self._start = layout.gather(
+          layout.init(lambda: lm_step.init(task).params)
+      )
     # As many rows as a training batch has, so that they fit the devices.
     rows = max(1, config.batch_size // layout.num_parts)
     self._valid = valid_batches(config, corpus, rows * layout.num_parts)
@@ -123,7 +125,7 @@ class Observer:
   def named(self) -> tuple[str, ...]:
     """Names of the curves of the probes that are asked for by name."""
     found = named.row_names(self._names)
-    if self._of_updates:
+    if self._start is not None:
       found += tuple(update_rank.of_params(self._start, self._start))
     return found
 
@@ -137,7 +139,7 @@ class Observer:
     if self._names:
       sums = self._layout.gather(self._probe_by_name(params, some))
       rows |= named.rows(named.means(sums))
-    if self._of_updates:
+    if self._start is not None:
       rows |= update_rank.of_params(self._layout.gather(params), self._start)
     return rows
 

@@ -56,7 +56,9 @@ def write(
   summary = {**run, "maps": numbers, "groups": groups}
   report.write_summary(workdir, summary)
   sections = [_losses(workdir, groups), _entropy(workdir, groups)]
-  items = [_save(workdir, "probes", drawing.probes(groups[0]))]
+  items: list[report.Figure | report.Table] = [
+      _save(workdir, "probes", drawing.probes(groups[0]))
+  ]
   if run.get("named_probes"):
     items.append(_named_probes(run))
   sections.append(report.Section("Probes", "", items))
