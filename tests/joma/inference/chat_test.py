@@ -1,6 +1,5 @@
 from absl.testing import absltest
 import jax
-import jax.numpy as jnp
 import pytest
 
 from joma.inference import chat
@@ -11,6 +10,7 @@ from joma.transformer import model as models
 from joma.transformer.text import chat_template
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=256,
@@ -34,8 +34,8 @@ class ChatTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    params = jax.jit(_MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), int))
-    self.params = jax.tree.map(lambda x: 3 * x, params["params"])
+    params = applied.params(_MODEL)
+    self.params = jax.tree.map(lambda x: 3 * x, params)
     self.folder = self.create_tempdir()
 
   def _chat(self, template, eos_ids=()):

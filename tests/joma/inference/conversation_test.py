@@ -15,6 +15,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from joma.transformer.rope import config as rope_config
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=50,
@@ -34,8 +35,7 @@ _TURNS = ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9], [3, 2, 3, 8])
 
 @functools.cache
 def _params():
-  params = jax.jit(_MODEL.init)(jax.random.key(1), jnp.zeros((1, 4), int))
-  return params["params"]
+  return applied.params(_MODEL, 1)
 
 
 @functools.partial(jax.jit, donate_argnums=2)

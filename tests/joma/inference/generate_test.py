@@ -21,6 +21,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=50,
@@ -40,9 +41,9 @@ _HOT = sampling_config.SamplingConfig(temperature=1e6, seed=1)
 @functools.cache
 def _params(config=_CONFIG):
   model = _MODEL.clone(config=config)
-  params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4), int))
+  params = applied.params(model, 1)
   # Wider than at the start of training, so that the largest logit stands out.
-  return jax.tree.map(lambda x: 3 * x, params["params"])
+  return jax.tree.map(lambda x: 3 * x, params)
 
 
 @functools.cache

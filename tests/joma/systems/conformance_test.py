@@ -29,7 +29,6 @@ from joma.systems.cache_policies.by_place import full
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
@@ -104,28 +103,7 @@ def _model(entry, num_kv_heads, positions, num_layers=1):
   )
   model = models.Transformer(config, implementation="reference")
   tokens = np.random.default_rng(1).integers(0, 11, (3, _LENGTH), np.int32)
-  return model, _params(model), tokens
-
-
-def _params(model):
-  """As a system starts, and numbers for the rest: nothing is compiled."""
-  draw, config = np.random.default_rng(0), model.config
-  tree = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), int))
-  params = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: (
-          np.ones(leaf.shape, np.float32)
-          if path[-1].key == "scale"
-          else draw.normal(0, 0.25, leaf.shape).astype(np.float32)
-      ),
-      tree["params"],
-  )
-  for layer in range(config.num_layers):
-    for system in layer_hooks.of_layer(config, layer).systems:
-      if isinstance(system, hooks.Parametric):
-        attn = params[f"layers_{layer}"]["attn"]
-        drawn = system.init_params(jax.random.key(layer), config, layer)
-        attn[system.name] = jax.device_get(drawn)
-  return params
+  return model, applied.params(model), tokens
 
 
 def _num_layers(name):
@@ -314,7 +292,7 @@ for entry, num_layers in entries:
       vocab_size=12, num_layers=num_layers, embed_dim=16, num_heads=4,
       num_kv_heads=2, head_dim=8, hidden_dim=16, attention=(entry,))
   module = model.Transformer(shape, implementation="xla")
-  params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(module)
 
   @jax.jit
   def run(params, tokens):

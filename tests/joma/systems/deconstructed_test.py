@@ -25,7 +25,7 @@ def _model(*entries, **changes):
   config = configs.TransformerConfig(**_SHAPE | changes, attention=entries)
   model = models.Transformer(config, implementation="reference")
   tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return model, params, tokens
 
 

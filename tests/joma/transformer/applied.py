@@ -1,4 +1,4 @@
-"""Models applied by one compiled program a shape, whichever test asks.
+"""Parameters that nothing compiles, and models applied by one program a shape.
 
 Op by op a model of two layers is some hundred programs; compiled as one without
 optimization it is fast to compile and to run. A test that patches something
@@ -8,11 +8,40 @@ inside wants a program of its own: `fresh_step`.
 import functools
 
 import jax
+import numpy as np
 
+from joma.transformer import hooks
+from joma.transformer import layer_hooks
 from joma.transformer.training import lm_step
 
 _OPTIONS = {"xla_backend_optimization_level": "0"}
 _jit = functools.partial(jax.jit, static_argnums=0, compiler_options=_OPTIONS)
+
+
+def params(model, seed=0):
+  """Numbers of every shape; scales are 1, and systems start as they do.
+
+  A compiled `init` takes two seconds of any model, which most tests are not
+  about.
+  """
+  draw = np.random.default_rng(seed)
+  tokens = np.zeros((1, 2), np.int32)
+  tree = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+  tree = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: (
+          np.ones(leaf.shape, np.float32)
+          if path[-1].key == "scale"
+          else draw.normal(0, 0.25, leaf.shape).astype(np.float32)
+      ),
+      tree,
+  )
+  for layer in range(model.config.num_layers):
+    for system in layer_hooks.of_layer(model.config, layer).systems:
+      if isinstance(system, hooks.Parametric):
+        key = jax.random.key(seed + layer)
+        drawn = system.init_params(key, model.config, layer)
+        tree[f"layers_{layer}"]["attn"][system.name] = drawn
+  return jax.device_put(tree)
 
 
 @_jit

@@ -11,6 +11,7 @@ import pytest
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
+from tests.joma.transformer import applied
 
 # Ten times the largest float32 error seen, logits being of order 1.
 _TOLERANCE = 2e-5
@@ -32,7 +33,7 @@ _TOKENS = jax.random.randint(jax.random.key(0), (3, 12), 0, 50)
 @functools.cache
 def _params():
   with jax.ensure_compile_time_eval():  # Whoever asks first may be traced.
-    return jax.jit(_MODEL.init)(jax.random.key(1), _TOKENS)["params"]
+    return applied.params(_MODEL, 1)
 
 
 @jax.jit

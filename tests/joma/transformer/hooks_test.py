@@ -23,6 +23,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 # Several times the largest float32 error seen.
 _TOLERANCE = 5e-6
@@ -133,7 +134,7 @@ def _make(*attention, **changes):
   )
   model = models.Transformer(config, implementation="reference")
   tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 11)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return model, params, tokens
 
 

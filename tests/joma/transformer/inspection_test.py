@@ -15,6 +15,7 @@ from joma.transformer import inspection
 from joma.transformer import model as models
 from joma.transformer import probes
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=7,
@@ -33,8 +34,7 @@ _ATOL = 1e-5
 
 
 def _params():
-  init = jax.jit(models.Transformer(_CONFIG).init)
-  return init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  return applied.params(models.Transformer(_CONFIG))
 
 
 class CutTest(absltest.TestCase):

@@ -11,6 +11,7 @@ import pytest
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 # Ten times the largest float32 error seen, logits being of order 1.
 _TOLERANCE = 2e-5
@@ -45,7 +46,7 @@ def _tokens(seq_len=9):
 
 @functools.cache
 def _params(model):
-  return jax.jit(model.init)(jax.random.key(1), _tokens())["params"]
+  return applied.params(model, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mutable"))

@@ -16,6 +16,7 @@ import pytest
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer import probes
+from tests.joma.transformer import applied
 
 # Ten times the rounding of float32 sums over 64 keys.
 _ATOL = 1e-5
@@ -43,7 +44,7 @@ def _tiny_model(**changes):
 def _tiny(**changes):
   model = _tiny_model(**changes)
   tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 11)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   # Sharper than at the start, so that heads differ.
   return model, jax.tree.map(lambda leaf: 2 * leaf, params), tokens
 

@@ -28,6 +28,7 @@ from joma.transformer import model as models
 from joma.transformer.rope import config as rope_config
 from kernels_pallas import interpret
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 from tests.laws import policy_laws
 
 _CONFIG = configs.TransformerConfig(
@@ -52,7 +53,7 @@ _NEXT = _LENGTHS + _STEPS
 @functools.cache
 def _params():
   with jax.ensure_compile_time_eval():
-    return jax.jit(_MODEL.init)(jax.random.key(1), _TOKENS)["params"]
+    return applied.params(_MODEL, 1)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -23,6 +23,7 @@ from joma.transformer import model as models
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import intervals
+from tests.joma.transformer import applied
 
 _CONFIG = evaluate_config.EvaluateConfig(
     policies=("h2o:num_sinks=3",),
@@ -45,8 +46,7 @@ def _subject(config, vocab_size=12, reads_text=False):
       hidden_dim=8,
   )
   model = models.Transformer(shape)
-  tokens = np.zeros((1, 4), np.int32)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return evaluate_grid.Subject(
       model=model,
       params=params,

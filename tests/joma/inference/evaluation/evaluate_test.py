@@ -6,7 +6,6 @@ import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 # Sums of float32 in another order.
 _TOLERANCE = 1e-5
@@ -41,8 +41,7 @@ _SHAPE = (2, _LENGTH)
 
 @functools.cache
 def _params():
-  tokens = jnp.zeros((1, 4), jnp.int32)
-  return jax.jit(_MODEL.init)(jax.random.key(0), tokens)["params"]
+  return applied.params(_MODEL)
 
 
 def _texts():

@@ -22,6 +22,7 @@ from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _SIZES = dict(
     vocab_size=31,
@@ -57,8 +58,7 @@ _TOLERANCE = 2e-5
 def make_params(name):
   """Parameters of every shape, none of them 0, and random predictors."""
   config = MODELS[name]
-  init = jax.jit(models.Transformer(config).init)
-  params = init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  params = applied.params(models.Transformer(config))
   keys = iter(jax.random.split(jax.random.key(1), 200))
   params = jax.tree.map(
       lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape),

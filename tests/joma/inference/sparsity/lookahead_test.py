@@ -21,6 +21,7 @@ from joma.inference.sparsity import predictors
 from joma.inference.sparsity import unit_rules
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=31,
@@ -40,9 +41,8 @@ _TOLERANCE = 2e-5
 @functools.cache
 def _made():
   """Parameters, their predictor, and ten tokens."""
-  init = jax.jit(models.Transformer(_CONFIG).init)
   tokens = jnp.asarray(np.random.default_rng(0).integers(31, size=(1, 10)))
-  params = init(jax.random.key(0), tokens)["params"]
+  params = applied.params(models.Transformer(_CONFIG))
   keys = iter(jax.random.split(jax.random.key(1), 50))
   params = jax.tree.map(
       lambda x: x + 0.4 * jax.random.normal(next(keys), x.shape), params

@@ -15,6 +15,7 @@ from joma.inference.sparsity.study import training_free
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 
 def make_view(**changes):
@@ -119,7 +120,7 @@ class CalibrateTest(absltest.TestCase):
     )
     model = models.Transformer(config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(17, size=(3, 7)))
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(model)
     shares = (0.25, 0.5, 1.0)
     found = training_free.calibrate(model, params, tokens, shares)
     _, seen = jax.jit(

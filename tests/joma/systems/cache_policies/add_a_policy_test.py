@@ -24,6 +24,7 @@ from joma.inference.evaluation import evaluate_grid
 from joma.systems.cache_policies import names
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from tests.joma.transformer import applied
 from tests.laws import policy_laws
 
 _POLICY = '''
@@ -99,8 +100,7 @@ class AddAPolicyTest(absltest.TestCase):
         max_len=96,
     )
     model = models.Transformer(config, implementation="reference")
-    tokens = np.zeros((1, 4), np.int32)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(model)
     prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [10, 11]]
     text = generate.generate(
         model,

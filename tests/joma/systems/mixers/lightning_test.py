@@ -42,7 +42,7 @@ def _model(*attention, **changes):
   )
   model = models.Transformer(config, implementation="xla")
   tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, 17)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return model, params, tokens
 
 

@@ -9,6 +9,7 @@ import pytest
 from joma.systems.profiles import layer_overlap
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from tests.joma.transformer import applied
 
 
 class LayerOverlapTest(absltest.TestCase):
@@ -39,7 +40,7 @@ class LayerOverlapTest(absltest.TestCase):
     )
     model = models.Transformer(config, implementation="reference")
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 11)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(model)
     found = layer_overlap.measure(model, params, tokens, 2, 8)
     np.testing.assert_allclose(found.overlap, 1, atol=1e-6)
     np.testing.assert_allclose(found.error, 0, atol=1e-6)

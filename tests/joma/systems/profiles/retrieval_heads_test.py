@@ -36,7 +36,7 @@ def _planted():
   )
   model = models.Transformer(config, implementation="reference")
   tokens = jax.random.randint(jax.random.key(1), (2, _LENGTH), 0, 13)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   for layer, heads in enumerate(_PLANTED):
     attn = params[f"layers_{layer}"]["attn"]
     for head in set(range(2)) - set(heads):

@@ -12,6 +12,7 @@ from joma.systems.reuse import distillation
 from joma.systems.reuse import echo_att
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from tests.joma.transformer import applied
 
 _ENTRY = "echo_att:share=2:first=1:last=1"  # Layer 2 takes of layer 1.
 
@@ -33,9 +34,7 @@ def _model(entry):
 
 @functools.cache
 def _drawn(entry):
-  tokens = jnp.zeros((1, 2), jnp.int32)
-  draw = jax.jit(_model(entry).init)
-  return draw(jax.random.key(0), tokens)["params"]
+  return applied.params(_model(entry))
 
 
 def _shapes(entry):

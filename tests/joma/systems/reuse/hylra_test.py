@@ -13,6 +13,7 @@ from joma.systems.reuse import hylra
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _SIZE, _NUM, _LENGTH = 2, 3, 14
 
@@ -36,7 +37,7 @@ def _model(entry):
 @functools.cache
 def _drawn():
   tokens = jax.random.randint(jax.random.key(1), (2, _LENGTH), 0, 11)
-  params = jax.jit(_model("").init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(_model(""))
   return params, tokens
 
 

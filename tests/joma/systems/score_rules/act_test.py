@@ -96,7 +96,7 @@ class ActTest(parameterized.TestCase):
     )  # fmt: skip
     model = models.Transformer(config, implementation="reference")
     tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 11)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(model)
     places = jnp.broadcast_to(jnp.arange(9)[None], (2, 9))
     cache = full_cache.init(config, 2, 16)
     got, cache = applied.step(

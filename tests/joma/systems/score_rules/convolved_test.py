@@ -59,7 +59,7 @@ class ConvolvedTest(parameterized.TestCase):
     )  # fmt: skip
     model = models.Transformer(config, implementation="reference")
     tokens = jax.random.randint(jax.random.key(1), (1, 8), 0, 11)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(model)
     one = applied.logits(model, params, tokens)
     two = applied.logits(model, params, tokens.at[0, 2].set(tokens[0, 2] ^ 1))
     differs = np.asarray(jnp.abs(one - two)[0].max(axis=-1) > 0)
@@ -80,7 +80,7 @@ class ConvolvedTest(parameterized.TestCase):
           num_kv_heads=2, head_dim=8, hidden_dim=16, attention=(entry,),
       )  # fmt: skip
       model = models.Transformer(config, implementation="reference")
-      params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+      params = applied.params(model)
       found[entry] = whole = applied.logits(model, params, tokens)
       cache = full_cache.init(config, 2, 8)
       for t in range(6):

@@ -39,7 +39,7 @@ def _model(entry):
   )
   model = models.Transformer(config, implementation="reference")
   tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return model, params, tokens
 
 

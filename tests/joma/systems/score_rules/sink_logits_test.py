@@ -42,7 +42,7 @@ def _model(entry, **changes):
   )
   model = models.Transformer(config, implementation="reference")
   tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, 11)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   return model, params, tokens
 
 

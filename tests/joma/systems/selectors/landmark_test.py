@@ -90,7 +90,7 @@ class LandmarkTest(absltest.TestCase):
     )
     tokens = jax.random.randint(jax.random.key(1), (2, 22), 0, 11)
     whole = make("landmark:block=4")
-    params = jax.jit(whole.init)(jax.random.key(0), tokens)["params"]
+    params = applied.params(whole)
     want = applied.loss_and_grads(whole, params, tokens)
     apart = lambda entry: max(
         float(jnp.abs(a - b).max())

@@ -18,6 +18,7 @@ from joma.transformer.checkpoints import measure
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
@@ -35,8 +36,7 @@ _MODEL = configs.TransformerConfig(
 
 def save_model(folder, seed=0):
   """Saves a tiny Llama that reads bytes."""
-  init = jax.jit(models.Transformer(_MODEL).init)
-  params = init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+  params = applied.params(models.Transformer(_MODEL), seed)
   pretrained.save(folder, _MODEL, params, family="llama")
   tokenizer.save(tokenizer.Bytes(), folder)
 

@@ -6,7 +6,6 @@ import pathlib
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
-import jax
 import jax.numpy as jnp
 
 from joma.transformer import config as configs
@@ -16,6 +15,7 @@ from joma.transformer.hf import own_form
 from joma.transformer.hf import pretrained
 from joma.transformer.rope import config as rope_config
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
     vocab_size=11,
@@ -33,8 +33,7 @@ _CONFIG = configs.TransformerConfig(
 
 def _folder(test):
   model = models.Transformer(_CONFIG, implementation="reference")
-  tokens = jnp.zeros((1, 2), int)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = applied.params(model)
   folder = pathlib.Path(test.create_tempdir().full_path) / "model"
   pretrained.save(folder, _CONFIG, params)
   return folder, params

@@ -15,6 +15,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.text import corpus_text
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _CONFIG = extension_config.RopeExtensionConfig(
     window=4, factor=2, bin_size=2, num_texts=3
@@ -77,7 +78,7 @@ class PositionLossesTest(absltest.TestCase):
         )
     )
     texts = jnp.array([[1, 2, 0, 4], [3, 3, 1, 0]])
-    params = jax.jit(model.init)(jax.random.key(0), texts)["params"]
+    params = applied.params(model)
     losses = jax.jit(
         lambda params: extension.position_losses(model, params, texts)
     )(params)

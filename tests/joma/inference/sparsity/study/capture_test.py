@@ -16,6 +16,7 @@ from joma.inference.sparsity.study import capture
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _MODEL = models.Transformer(
     configs.TransformerConfig(
@@ -37,8 +38,7 @@ _TEXTS = np.random.default_rng(0).integers(17, size=(5, 6)).astype(np.int32)
 
 
 def make_params(scale=1.0):
-  init = jax.jit(_MODEL.init)
-  params = init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  params = applied.params(_MODEL)
   return jax.tree.map(lambda leaf: scale * leaf, params)
 
 

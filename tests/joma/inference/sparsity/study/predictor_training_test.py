@@ -21,6 +21,7 @@ from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import preemption
+from tests.joma.transformer import applied
 
 # Neuron j of each layer fires where x . u_j > .9, all u_j in _RANK dimensions.
 _RANK, _WIDTH, _NEURONS = 8, 32, 64
@@ -50,8 +51,7 @@ _CONFIG = contextual_config.PredictorConfig(
 
 @functools.cache
 def planted() -> capture.Shards:
-  init = jax.jit(_MODEL.init)
-  params = init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  params = applied.params(_MODEL)
   keys = iter(jax.random.split(jax.random.key(1), 8))
   for layer in range(2):
     normal = lambda *shape: jax.random.normal(next(keys), shape)
