@@ -30,6 +30,8 @@ _FLAGS = ["--xla_backend_optimization_level=0"]
 if metadata.version("jaxlib") < "0.11":  # 0.11 knows the second flag no more.
   _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+# Each instruction's place in Python's stack, a twentieth of all work.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Workers and subprocesses share what they compile; the first process, whose
 # variables they inherit, clears it away. jax 0.11 cannot read programs for TPUs
 # that are not there.
