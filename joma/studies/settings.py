@@ -150,6 +150,12 @@ def sizes_of_trees(config: _OnTrees) -> dict[str, int]:
   return {"num_tokens": num_tokens, **sizes}
 
 
+def require_multiple(name: str, value: int, of: int) -> None:
+  """Raises UserError unless a size is a positive multiple of another."""
+  if value < of or value % of:
+    raise errors.UserError(f"{name} must be a multiple of {of}, got {value}.")
+
+
 def require_choices(
     name: str, values: tuple[str, ...], known: tuple[str, ...]
 ) -> None:

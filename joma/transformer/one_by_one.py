@@ -90,6 +90,40 @@ def _one_token(
   return dataclasses.replace(options, call=call)
 
 
+def but_first(
+    at_once: Callable[..., tuple[Array, Cache]],
+    take: Callable[..., tuple[Array, Cache]],
+    cache: Cache,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    positions: Int[Array, "B T"],
+    *arguments: Any,
+) -> tuple[Float[Array, "B T N H"], Cache]:
+  """Takes a single token, or a first prompt, at once, all else one by one.
+
+  Args:
+    at_once: Takes the cache and what follows it here.
+    take: As in `attend`, and so on.
+    cache: Likewise.
+    query: Likewise.
+    key: Likewise.
+    value: Likewise.
+    positions: Likewise.
+    *arguments: `rotate` and `options`.
+  """
+  given = (query, key, value, positions, *arguments)
+  if query.shape[1] == 1:
+    return at_once(cache, *given)
+  return unless_new(
+      (positions[:, 0] <= 0).all(),
+      lambda: at_once(cache, *given),
+      take,
+      cache,
+      *given,
+  )
+
+
 def unless_new(
     is_new: Bool[Array, ""],
     at_once: Callable[[], tuple[Array, Cache]],

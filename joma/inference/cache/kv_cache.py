@@ -25,6 +25,7 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
+from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
@@ -141,7 +142,7 @@ def _init_one(
     num_groups = config.num_heads // config.num_kv_heads
     return init_layer(sized, layer, shape, num_groups, dtype, options)
 
-  name = type(policy).__name__ if policy.evicts else None
+  name = policy_names.name_of(policy) if policy.evicts else None
   return layer_hooks.init_cache(
       config, layer, batch_size, size, dtype, make, policy=name
   )

@@ -115,10 +115,7 @@ class DeconstructConfig:
       raise errors.UserError("forms must have standard among them.")
     require.at_least("batch_size", self.batch_size, 1)
     require.between("seq_len", self.seq_len, 4, 4096)
-    if self.width < 4 or self.width % 4:
-      raise errors.UserError(
-          f"width must be a multiple of 4, got {self.width}."
-      )
+    settings_lib.require_multiple("width", self.width, 4)
     require.positive("rate", self.rate)
 
 

@@ -107,10 +107,7 @@ class LengthConfig:
     require.between("length", self.length, 8, 512)
     for name in ("rate", "target_loss"):
       require.positive(name, getattr(self, name))
-    if self.num_test < _AT_ONCE or self.num_test % _AT_ONCE:
-      raise errors.UserError(
-          f"num_test must be a multiple of {_AT_ONCE}, got {self.num_test}."
-      )
+    settings_lib.require_multiple("num_test", self.num_test, _AT_ONCE)
 
 
 class Haystacks(NamedTuple):

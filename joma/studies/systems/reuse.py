@@ -24,8 +24,8 @@ from typing import Any
 
 from etils import epy
 
+from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
-from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
@@ -113,8 +113,7 @@ class ReuseConfig:
       require.at_least(name, getattr(self, name), 1)
     require.positive("rate", self.rate)
     require.between("block", self.block, 1, self.seq_len)
-    if self.width < 16 or self.width % 16:
-      raise errors.UserError(f"width={self.width} must be a multiple of 16.")
+    settings_lib.require_multiple("width", self.width, 16)
 
   @property
   def num_first(self) -> int:

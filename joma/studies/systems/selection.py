@@ -25,6 +25,7 @@ from typing import Any
 
 from etils import epy
 
+from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -98,8 +99,7 @@ class SelectionConfig:
     require.at_least("num_first", self.num_first, 0)
     for length in self.near:
       require.between("near", length, 1, 4096)
-    if self.block % 4:
-      raise errors.UserError(f"block={self.block} must be a multiple of 4.")
+    settings_lib.require_multiple("block", self.block, 4)
     if self.num_keys % self.block or self.num_keys < 4 * self.block:
       raise errors.UserError(
           f"num_keys={self.num_keys} must be a multiple of block={self.block},"

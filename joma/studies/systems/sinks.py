@@ -117,10 +117,7 @@ class SinksConfig:
     require.at_least("batch_size", self.batch_size, 1)
     require.between("seq_len", self.seq_len, 4, 4096)
     require.between("num_triggers", self.num_triggers, 1, self.vocab_size - 2)
-    if self.width < 4 or self.width % 4:
-      raise errors.UserError(
-          f"width must be a multiple of 4, got {self.width}."
-      )
+    settings_lib.require_multiple("width", self.width, 4)
     require.positive("rate", self.rate)
 
 

@@ -66,6 +66,14 @@ def load(name: str) -> Any:
   return getattr(importlib.import_module(module, __package__), attribute)
 
 
+def name_of(policy: Any) -> str:
+  """Returns the name that flags give a policy, or else that of its class."""
+  cls = type(policy)
+  entry = f"{cls.__module__.removeprefix(__package__ or '')}:{cls.__qualname__}"
+  known = {**POLICIES, **WRAPPERS, **MEASURED}
+  return next((n for n, e in known.items() if e == entry), cls.__name__)
+
+
 def check(name: str) -> None:
   """Raises UserError unless `costed` knows a name; imports no policy."""
   base = name.partition(":")[0]

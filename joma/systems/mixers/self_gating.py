@@ -6,7 +6,7 @@
 The non-approximate form of Deconstructing Attention
 (https://arxiv.org/abs/2510.11602): the score of a key does not depend on who
 asks, so that a row is the one before and a step of a running mean: O(T), and a
-state of one size.
+state of one size. XLA only.
 
 Letters: B batch, T tokens, N query heads, K key and value heads, H head size.
 """

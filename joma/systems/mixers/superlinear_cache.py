@@ -19,7 +19,6 @@ from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
-from scansnap_jax.experiment import errors
 
 
 @runtime_checkable
@@ -87,15 +86,8 @@ class SuperlinearCache:
   ) -> tuple[Float[Array, "B T N H"], "SuperlinearCache"]:
     """A first prompt as a whole text; what follows one by one."""
     arguments = (query, key, value, positions, rotate, options)
-    if query.shape[1] == 1:
-      return self._attend(*arguments)
-    return one_by_one.unless_new(
-        (positions[:, 0] <= 0).all(),
-        lambda: self._attend(*arguments),
-        SuperlinearCache.attend,
-        self,
-        *arguments,
-    )
+    cls = SuperlinearCache
+    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
 
   def _attend(
       self,
@@ -196,12 +188,7 @@ def init(
     UserError: The model's rotary frequencies change with the text, and keys are
       kept rotated.
   """
-  kind = config.rope_of(layer)
-  if config.positions == "rotary" and kind.changes_with_length:
-    raise errors.UserError(
-        f"{system.name} keeps rotated keys, which rope_type={kind.rope_type}"
-        " turns anew as the text grows: read it at once, or without it."
-    )
-  plain = dataclasses.replace(config, attention=())
-  kept = full_cache.init(plain, batch_size, capacity, dtype)[layer]
+  kept = full_cache.of_rotated(
+      system.name, config, layer, batch_size, capacity, dtype
+  )
   return SuperlinearCache(kept, system)

@@ -5,7 +5,8 @@ blocks of keys that got most of its attention, the first block and the query's
 own among them; the layers behind it read these alone, up to the next full one
 (https://arxiv.org/abs/2602.00777). Which layers are full is planned beforehand:
 `joma.systems.profiles.layer_plan`. Choosing costs a full layer its logits once
-more; what reads fewer keys has no choice of its own to make.
+more; what reads fewer keys has no choice of its own to make. XLA only: blocks
+of queries are of one query.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
 N / K, L layers, W blocks that are read, H head size.
@@ -147,20 +148,6 @@ class Hylra:
     same = (own[..., None] == handed[..., None, :]) & is_handed[..., None, :]
     same = same.any(axis=-1) & counts
     return {"overlap": same.sum(axis=-1) / jnp.maximum(counts.sum(axis=-1), 1)}
-
-  def init_summary(
-      self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
-  ) -> None:
-    """None: what is chosen by comes with each call."""
-
-  def summarize(
-      self,
-      summary: None,
-      call: hooks.Call,
-      key: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-  ) -> None:
-    """Nothing."""
 
   def choose_by(
       self,

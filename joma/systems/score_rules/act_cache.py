@@ -79,15 +79,9 @@ class ActCache:
   ) -> tuple[Float[Array, "B T N H"], "ActCache"]:
     """The first prompt chooses columns; what follows has them."""
     arguments = (query, key, value, positions, rotate, options)
-    if query.shape[1] == 1:
-      return self._step(*arguments)
-    return one_by_one.unless_new(
-        (positions[:, 0] <= 0).all(),
-        lambda: self._prompt(*arguments),
-        ActCache.attend,
-        self,
-        *arguments,
-    )
+    is_step = query.shape[1] == 1
+    at_once = ActCache._step if is_step else ActCache._prompt
+    return one_by_one.but_first(at_once, ActCache.attend, self, *arguments)
 
   def _prompt(
       self,

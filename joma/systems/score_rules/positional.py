@@ -8,7 +8,7 @@ Deconstructing Attention (https://arxiv.org/abs/2510.11602), where a random
 sequence runs through the stack first. Outputs are linear in the values, so that
 numbers ten times as large give outputs ten times as large. In a pass over whole
 texts, whose tokens stand at 0, 1, ..., weights are computed once, not once a
-text.
+text, which is XLA only; a decode step runs on the kernels as softmax does.
 
 Letters: B batch, T tokens, M rows of the table, D width.
 """

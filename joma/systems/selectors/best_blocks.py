@@ -1,13 +1,14 @@
 """Each query's own block of keys, and the best of those before it.
 
-Letters: B batch, T queries, N query heads, K key and value heads, H head size,
-C blocks, W blocks that are read.
+Letters: B batch, T queries, N query heads, K key and value heads, G = N / K, H
+head size, C blocks, W blocks that are read.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.transformer import config as configs
 from kernels_pallas import masks
 from kernels_pallas import selection
 
@@ -23,6 +24,36 @@ def best(
   scores = jnp.where(block == own, jnp.inf, scores)
   greatest, blocks = jax.lax.top_k(scores, min(k, num_blocks))
   return blocks.astype(jnp.int32), greatest > -jnp.inf
+
+
+def best_of_query(
+    query: Float[Array, "B K G H"],
+    spokesmen: Float[Array, "B K C H"],
+    position: Int[Array, "B"],
+    size: int,
+    k: int,
+) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
+  """As `best`, of one query a sequence; its heads of a group sum their scores.
+
+  Args:
+    query: Rotated.
+    spokesmen: One key for each block.
+    position: Of the query.
+    size: Keys of a block.
+    k: Blocks that the query reads, its own included.
+  """
+  query = query.astype(jnp.float32).sum(axis=2)
+  scores = jnp.einsum("BKH,BKCH->BKC", query, spokesmen)
+  own = jnp.broadcast_to((position // size)[:, None], scores.shape[:2])
+  return best(scores, own, k)
+
+
+def no_keys(
+    config: configs.TransformerConfig, batch_size: int, num_blocks: int
+) -> Float[Array, "B K C H"]:
+  """A key of zeros for each block, which sums and spokesmen begin with."""
+  heads, size = config.num_kv_heads, config.head_dim
+  return jnp.zeros((batch_size, heads, num_blocks, size))
 
 
 def select(

@@ -65,13 +65,28 @@ class Chooser(Protocol):
 
 
 @runtime_checkable
-class Summarizing(Protocol):
-  """A system that chooses by what it keeps of the keys, or of the call."""
+class ChoosingByCall(Protocol):
+  """A selector that can choose by its call, and by what it keeps of keys."""
+
+  def choose_by(
+      self,
+      query: Float[Array, "B K G H"],
+      summary: PyTree,
+      position: Int[Array, "B"],
+      call: hooks.Call,
+  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
+    """As `Chooser.choose`; None reads everything."""
+    ...
+
+
+@runtime_checkable
+class Summarizing(ChoosingByCall, Protocol):
+  """One that keeps something of the keys."""
 
   def init_summary(
       self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
   ) -> PyTree:
-    """Returns what is kept of an empty cache, leaves [B, ...]; None is none."""
+    """Returns what is kept of an empty cache, leaves [B, ...]."""
     ...
 
   def summarize(
@@ -82,16 +97,6 @@ class Summarizing(Protocol):
       positions: Int[Array, "B T"],
   ) -> PyTree:
     """Adds new tokens; keys are rotated, and those at -1 are padding."""
-    ...
-
-  def choose_by(
-      self,
-      query: Float[Array, "B K G H"],
-      summary: PyTree,
-      position: Int[Array, "B"],
-      call: hooks.Call,
-  ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
-    """As `Chooser.choose`; None reads everything."""
     ...
 
 
@@ -139,15 +144,8 @@ class BlockCache:
     tokens one by one.
     """
     arguments = (query, key, value, positions, rotate, options)
-    if query.shape[1] == 1:
-      return self._attend(*arguments)
-    return one_by_one.unless_new(
-        (positions[:, 0] <= 0).all(),
-        lambda: self._attend(*arguments),
-        BlockCache.attend,
-        self,
-        *arguments,
-    )
+    cls = BlockCache
+    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
 
   def _attend(
       self,
@@ -221,7 +219,7 @@ class BlockCache:
       position: Int[Array, "B"],
       call: hooks.Call | None,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
-    if isinstance(self.system, Summarizing):
+    if isinstance(self.system, ChoosingByCall):
       assert call is not None  # As above.
       return self.system.choose_by(query, self.summary, position, call)
     assert isinstance(self.system, Chooser)  # `init` takes one of the two.

@@ -12,7 +12,8 @@ the keys that were read:
   loss = mean over t of KL(mean over heads of weights_t | softmax of I_t)
 
 x and weights are without gradient there. Ours differs in small things: no norm
-of the index keys, rotary positions on all of them.
+of the index keys, rotary positions on all of them. XLA only: blocks of queries
+are of one query.
 
 Letters: B batch, T queries, D width, S keys, N query heads, K key and value
 heads, G = N / K, J heads of the indexer, E = H head size, C blocks, W blocks
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from joma.systems.selectors import block_cache
+from joma.systems.selectors import index_search
 from joma.systems.selectors import indexer_loss
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -34,9 +36,6 @@ from kernels_pallas import masks
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-
-# Queries that choose at a time.
-_SIZE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,52 +109,17 @@ class Indexer:
       mask: masks.Mask,
   ) -> selection.Selection:
     """Returns the blocks of each query, the same for all heads."""
-    index_key = self.keys(params, call)
-    batch, length, _ = index_key.shape
-    size = min(_SIZE, length)
-    cut = (
-        lambda x: jnp.pad(
-            x, ((0, 0), (0, -length % size)) + ((0, 0),) * (x.ndim - 2)
-        )
-        .reshape(batch, -1, size, *x.shape[2:])
-        .swapaxes(0, 1)
-    )
-    vectors = map(cut, self.queries(params, call))
-    starts = jnp.arange(0, length, size)
-
-    def find(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-      query, weight, start = part
-      last = jnp.broadcast_to(start + jnp.arange(size)[None], (batch, size))
-      scores = index_scores(query, weight, index_key)
-      return self._best(scores, last)
-
-    blocks, is_valid = jax.lax.map(find, (*vectors, starts))
-    join = lambda x: x.swapaxes(0, 1).reshape(batch, 1, -1, x.shape[-1])
-    count = join(is_valid)[:, :, :length].sum(axis=-1).astype(jnp.int32)
-    return selection.Selection(
-        join(blocks)[:, :, :length], count, mask, 1, self.block
-    )
-
-  def _best(
-      self, scores: Float[Array, "B T S"], last: Int[Array, "B T"]
-  ) -> tuple[Int[Array, "B T W"], Bool[Array, "B T W"]]:
-    """Blocks of the greatest scores of keys up to each query's last."""
-    scores = jax.lax.stop_gradient(scores)
-    place = jnp.arange(scores.shape[-1])[None, None]
-    scores = jnp.where(place <= last[..., None], scores, -jnp.inf)
-    fill = ((0, 0), (0, 0), (0, -scores.shape[-1] % self.block))
-    scores = jnp.pad(scores, fill, constant_values=-jnp.inf)
-    of_blocks = scores.reshape(*last.shape, -1, self.block).max(axis=-1)
-    width = min(self.k // self.block, of_blocks.shape[-1])
-    greatest, blocks = jax.lax.top_k(of_blocks, width)
-    return blocks.astype(jnp.int32), greatest > -jnp.inf
+    index = (*self.queries(params, call), self.keys(params, call))
+    return index_search.select(index, mask, self.k, self.block)
 
   def losses(
       self, params: hooks.Params, call: hooks.Call, made: hooks.Made
   ) -> dict[str, Float[Array, ""]]:
     """Returns how far the index is from attention."""
     index = (*self.queries(params, call), self.keys(params, call))
-    return {"index": indexer_loss.distance(index_scores, index, call, made)}
+    return {
+        "index": indexer_loss.distance(index_search.scores, index, call, made)
+    }
 
   def init_summary(
       self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
@@ -186,8 +150,8 @@ class Indexer:
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
     """Returns what one query a sequence reads, the same for all heads."""
     own = self.queries(call.params[self.name], call)
-    scores = index_scores(*own, summary)
-    found = self._best(scores, position[:, None])
+    scores = index_search.scores(*own, summary)
+    found = index_search.best(scores, position[:, None], self.k, self.block)
     shape = (*query.shape[:2], found[0].shape[-1])
     blocks, is_valid = (jnp.broadcast_to(x, shape) for x in found)
     return blocks, is_valid
@@ -202,16 +166,6 @@ class Indexer:
   ) -> hooks.KVCache:
     """Returns an empty cache of keys, values and index keys."""
     return block_cache.init(self, config, batch_size, capacity, dtype)
-
-
-def index_scores(
-    query: Float[Array, "B T J E"],
-    weight: Float[Array, "B T J"],
-    key: Float[Array, "B S E"],
-) -> Float[Array, "B T S"]:
-  """I, of every pair."""
-  products = jnp.einsum("BTJE,BSE->BTJS", query, key)
-  return jnp.einsum("BTJ,BTJS->BTS", weight, jax.nn.relu(products))
 
 
 def _input(call: hooks.Call) -> Float[Array, "B T D"]:

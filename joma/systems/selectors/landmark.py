@@ -1,16 +1,13 @@
 """Landmark attention: blocks of keys are read by way of their last one.
 
-The last token of each block is its landmark, a token put there for this. For a
-query with its own block o, the weights are softmaxes of two levels,
-
-  top  = softmax(logits of o's tokens, and of the landmarks of earlier blocks)
-  w_ts = top_s in o,   top_landmark(b) softmax(logits of b's tokens)_s in b
-
-and landmarks themselves have no value (https://arxiv.org/abs/2305.16300).
+The last token of each block is its landmark, a token put there for this. A
+query's weights are the softmax of `two_levels`: over its own block and earlier
+landmarks, and within the blocks of these (https://arxiv.org/abs/2305.16300).
 Landmarks whose logits are the log sums of their blocks' give softmax over all
 tokens. With `k` a query reads its own block and the k - 1 blocks whose
 landmarks it likes best: what training has taught is then a retrieval. Texts
-need the landmarks in their places: `inserted` puts them there.
+need the landmarks in their places: `inserted` puts them there. XLA only: no
+kernel knows weights of two levels.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
 N / K, C blocks, W blocks that are read, H head size, R tokens without landmark.
@@ -25,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joma.systems.selectors import best_blocks
 from joma.systems.selectors import block_cache
+from joma.systems.selectors import two_levels
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
@@ -59,24 +57,7 @@ class Landmark:
       self, attn_logits: Float[Array, "*b S"]
   ) -> Float[Array, "*b S"]:
     """Weights of logits, whole blocks side by side, the query's own last."""
-    num_keys, size = attn_logits.shape[-1], self.block
-    if num_keys < size:  # No landmark is there yet.
-      return _softmax(attn_logits)
-    fill = [(0, 0)] * (attn_logits.ndim - 1) + [(0, -num_keys % size)]
-    logits = jnp.pad(attn_logits, fill, constant_values=-jnp.inf)
-    logits = logits.reshape(*attn_logits.shape[:-1], -1, size)
-    block = masks.to_rank(jnp.arange(logits.shape[-2]), logits.ndim - 1)
-    is_seen = ~jnp.isneginf(logits).all(axis=-1)
-    own = jnp.where(is_seen, block, -1).max(axis=-1, keepdims=True)
-    is_own = (block == own)[..., None]
-    inner, marks = logits[..., :-1], logits[..., -1:]
-    near = jnp.where(is_own, inner, -jnp.inf)
-    far = jnp.where(is_own, -jnp.inf, marks)
-    top = jnp.concatenate([near, far], axis=-1)
-    top = _softmax(top.reshape(*top.shape[:-2], -1)).reshape(top.shape)
-    found = top[..., :-1] + top[..., -1:] * _softmax(inner)
-    found = jnp.concatenate([found, jnp.zeros_like(marks)], axis=-1)
-    return found.reshape(*found.shape[:-2], -1)[..., :num_keys]
+    return two_levels.weights(attn_logits, self.block)
 
   def select(
       self,
@@ -99,8 +80,7 @@ class Landmark:
       self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
   ) -> Float[Array, "B K C H"]:
     """Keys of the landmarks, side by side."""
-    heads, size = config.num_kv_heads, config.head_dim
-    return jnp.zeros((batch_size, heads, num_blocks, size))
+    return best_blocks.no_keys(config, batch_size, num_blocks)
 
   def summarize(
       self,
@@ -129,11 +109,9 @@ class Landmark:
     """Returns what one query a sequence reads, its own block last."""
     if not self.k:
       return None
-    query = query.astype(jnp.float32).sum(axis=2)
-    scores = jnp.einsum("BKH,BKCH->BKC", query, summary)
-    own = (position // self.block)[:, None]
-    own = jnp.broadcast_to(own, scores.shape[:2])
-    blocks, is_valid = best_blocks.best(scores, own, self.k)
+    blocks, is_valid = best_blocks.best_of_query(
+        query, summary, position, self.block, self.k
+    )
     last = lambda x: jnp.roll(x, -1, axis=-1)
     return last(blocks), last(is_valid)
 
@@ -161,10 +139,3 @@ def inserted(
   whole = jnp.pad(whole, ((0, 0), (0, 0), (0, 1)), constant_values=landmark)
   rest = tokens[:, num_whole * (block - 1) :]
   return jnp.concatenate([whole.reshape(batch, -1), rest], axis=1)
-
-
-def _softmax(logits: Float[Array, "*b S"]) -> Float[Array, "*b S"]:
-  """Softmax that is 0, with its gradient, where a row has nothing."""
-  is_empty = jnp.isneginf(logits).all(axis=-1, keepdims=True)
-  found = jax.nn.softmax(jnp.where(is_empty, 0.0, logits))
-  return jnp.where(is_empty, 0.0, found)

@@ -7,7 +7,7 @@ their mean is taken. Under grouped queries the heads of a group sum their scores
 and share the blocks, so that a decode step reads each block once.
 
 Every query chooses for itself: blocks of queries are of one query, which the
-kernels of TPUs and GPUs do not take; it runs on XLA. At decode the sums of the
+kernels of TPUs and GPUs do not take. XLA only. At decode the sums of the
 blocks' keys are kept, and a step reads k blocks and one mean a block.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
@@ -72,8 +72,7 @@ class Moba:
       self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
   ) -> Float[Array, "B K C H"]:
     """Sums of the blocks' keys: a step adds one key and reads none."""
-    heads, size = config.num_kv_heads, config.head_dim
-    return jnp.zeros((batch_size, heads, num_blocks, size))
+    return best_blocks.no_keys(config, batch_size, num_blocks)
 
   def summarize(
       self,
@@ -102,11 +101,7 @@ class Moba:
     first = jnp.arange(summary.shape[2])[None] * self.block
     count = jnp.clip(position[:, None] + 1 - first, 1, self.block)
     means = summary / count[:, None, :, None]
-    query = query.astype(jnp.float32).sum(axis=2)
-    scores = jnp.einsum("BKH,BKCH->BKC", query, means)
-    own = (position // self.block)[:, None]
-    own = jnp.broadcast_to(own, scores.shape[:2])
-    return best_blocks.best(scores, own, self.k)
+    return best_blocks.best_of_query(query, means, position, self.block, self.k)
 
   def init_cache(
       self,

@@ -145,20 +145,6 @@ class XAttention:
       is_valid &= (before < self.threshold) | (best > 1.5)
     return blocks.astype(jnp.int32), is_valid
 
-  def init_summary(
-      self, config: configs.TransformerConfig, batch_size: int, num_blocks: int
-  ) -> None:
-    """None: nothing is chosen by."""
-
-  def summarize(
-      self,
-      summary: None,
-      call: hooks.Call,
-      key: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-  ) -> None:
-    """Nothing."""
-
   def choose_by(
       self,
       query: Float[Array, "B K G H"],

@@ -235,7 +235,7 @@ class HooksTest(parameterized.TestCase):
   def test_a_policy_has_nothing_to_evict_from(self):
     model, _, _ = _make("softmax", "everything")
     kv_cache.init(full.Full(), model.config, 2, 8)
-    message = "Window has nothing to evict from in layer 1, where everything"
+    message = "window has nothing to evict from in layer 1, where everything"
     with self.assertRaisesRegex(errors.UserError, message):
       kv_cache.init(window.Window(), model.config, 2, 8)
 

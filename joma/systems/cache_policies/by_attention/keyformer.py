@@ -59,7 +59,7 @@ class Keyformer(policy_lib.Policy):
     noise = self._noise(prompt.layer, jnp.arange(seq_len), num_kv_heads).T
     noise = jnp.broadcast_to(noise[None], (batch, num_kv_heads, seq_len))
     if prompt.options.logits_soft_cap is not None:
-      raise errors.UserError("Keyformer does not read prompts with soft caps.")
+      raise errors.UserError("keyformer does not read prompts with soft caps.")
     widen = lambda x, channel: jnp.concatenate([x, channel], axis=-1)
     scale = prompt.options.scale
     channel = noise.swapaxes(1, 2)[..., None] / scale

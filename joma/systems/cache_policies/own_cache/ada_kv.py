@@ -16,6 +16,7 @@ from joma.inference.cache import calls
 from joma.inference.cache import head_pool
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
+from joma.systems.cache_policies import names
 from joma.transformer import config as configs
 from scansnap_jax.experiment import errors
 
@@ -41,8 +42,10 @@ class AdaKV(head_pool.SharesOut):
     if not 0 <= self.floor <= 1:
       raise errors.UserError(f"floor={self.floor} must be in [0, 1].")
     if not self.base.ranks_heads_alone:
+      base = names.name_of(self.base)
       raise errors.UserError(
-          f"base={type(self.base).__name__} has no priority of each head alone."
+          f"adakv:{base}: {base} has no priority of each head alone; give one"
+          f" that has, as adakv:{names.COMPARED[0]}."
       )
 
   def sized(self, capacity: int) -> policy_lib.Policy:
@@ -73,7 +76,7 @@ class AdaKV(head_pool.SharesOut):
     """Returns a `PooledCache`: K C slots, and a page less one more a head."""
     if options != cache_options.DEFAULT:
       raise errors.UserError(
-          "AdaKV keeps rotated keys at absolute positions, slot by slot: leave"
+          "adakv keeps rotated keys at absolute positions, slot by slot: leave"
           " keys, positions and page_size as they are."
       )
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)

@@ -82,11 +82,11 @@ class Quest(policy_lib.Policy):
     """Returns a `QuestCache`, of `capacity` positions in all."""
     if options.keys != "rotated" or options.page_size != 1:
       raise errors.UserError(
-          "Quest keeps rotated keys at absolute positions, in pages of its own:"
+          "quest keeps rotated keys at absolute positions, in pages of its own:"
           " leave keys, positions and page_size as they are."
       )
     if jnp.dtype(dtype) == jnp.int8:
-      raise errors.UserError("Quest keeps floats: dtype must not be int8.")
+      raise errors.UserError("quest keeps floats: dtype must not be int8.")
     heads = (batch_size, config.num_kv_heads)
     num_pages = -(-capacity // self.page_size)
     return _empty(self, (*heads, num_pages, config.head_dim), dtype)
@@ -149,15 +149,10 @@ class QuestCache:
     arguments = (query, key, value, positions, rotate, options)
     num_pages = self.least.shape[2]
     reads_all = num_pages * self.policy.page_size <= self.policy.num_keys
-    if query.shape[1] == 1 or reads_all:
+    if reads_all:
       return self._attend(*arguments)
-    return one_by_one.unless_new(
-        (positions[:, 0] <= 0).all(),
-        lambda: self._attend(*arguments),
-        QuestCache.attend,
-        self,
-        *arguments,
-    )
+    cls = QuestCache
+    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
 
   def _attend(
       self,

@@ -76,7 +76,7 @@ class GridTest(absltest.TestCase):
     self.assertEqual(evaluate_grid.num_readings(config, shape), 2)
     self.assertEqual(row["policy"], "full")
     self.assertEqual(row["quality"], rows["full"]["quality"])
-    message = "H2O has nothing to evict from in layer 0, where hip keeps"
+    message = "h2o has nothing to evict from in layer 0, where hip keeps"
     with self.assertRaisesRegex(errors.UserError, message):
       evaluate_grid.check(_CONFIG, laid)
 

@@ -23,6 +23,14 @@ class FromNameTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.UserError, "no 'decoy'.*decay"):
       policy_names.from_name("h2o", decoy=1)
 
+  def test_messages_have_the_name_that_flags_give(self):
+    for name in policy_names.POLICIES:
+      policy = policy_names.from_name(name)
+      self.assertEqual(policy_names.name_of(policy), name)
+    message = "adakv:tova: tova has no .* as adakv:h2o"
+    with self.assertRaisesRegex(errors.UserError, message):
+      policy_names.parse("adakv:tova")
+
 
 class ParseTest(parameterized.TestCase):
 
