@@ -252,3 +252,37 @@ def check_number(name: str, number: Any) -> None:
     raise ValueError(f"{name}={number!r} must be a number")
   if not math.isfinite(number):
     raise ValueError(f"{name}={number} must be finite")
+
+
+def check_positions(
+    value: AnyArray,
+    segment_starts: AnyArray | None,
+    lengths: AnyArray | None,
+) -> None:
+  """Raises ValueError unless they are for the positions of `value`."""
+  batch, length = value.shape[:2]
+  if segment_starts is not None:
+    if np.shape(segment_starts) != (batch, length):
+      raise ValueError(
+          f"segment_starts has shape {np.shape(segment_starts)}; it must be"
+          f" batch, positions = {(batch, length)}"
+      )
+    if segment_starts.dtype != bool:
+      raise ValueError(f"segment_starts is {segment_starts.dtype}, not bool")
+  if lengths is None:
+    return
+  if np.shape(lengths) != (batch,):
+    raise ValueError(
+        f"lengths has shape {np.shape(lengths)}; it must be one number for"
+        f" each of the {batch} sequences"
+    )
+  if not np.issubdtype(lengths.dtype, np.integer):
+    raise ValueError(f"lengths is {lengths.dtype}; it must be of integers")
+  if isinstance(lengths, jax.core.Tracer):
+    return
+  numbers = np.asarray(lengths)
+  wrong = numbers[(numbers < 0) | (numbers > length)]
+  if wrong.size:
+    raise ValueError(
+        f"lengths has {wrong[0]}; each must be 0 to the {length} positions"
+    )

@@ -75,7 +75,7 @@ def gated_delta_rule(
       implementation is unknown or not for this platform.
   """
   checks.check_arrays(query, key, value, log_decay, beta)
-  checks.check_positions(value, segment_starts, lengths)
+  arguments.check_positions(value, segment_starts, lengths)
   batch, _, num_heads, value_size = value.shape
   sizes = (batch, num_heads, query.shape[3], value_size)
   checks.check_state("initial_state", initial_state, sizes)

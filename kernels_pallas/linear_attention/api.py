@@ -10,16 +10,18 @@ import types
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from kernels_pallas import arguments
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas.linear_attention import differentiable
+from kernels_pallas.linear_attention import documents
 from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import reference
 from kernels_pallas.linear_attention import sweep
+from kernels_pallas.linear_attention import xla
 
 
 def linear_attention(
@@ -30,6 +32,8 @@ def linear_attention(
     decay: Float[Array, "N"] | None = None,
     scale: float | None = None,
     initial_state: Float[Array, "B N H H"] | None = None,
+    segment_starts: Bool[Array, "B T"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
     return_state: bool = False,
     implementation: implementations.Implementation | None = None,
     config: implementations.Config = None,
@@ -46,6 +50,11 @@ def linear_attention(
       nothing. Values that are traced are not checked.
     scale: None is H ** -0.5.
     initial_state: What came before, of an earlier call; None is zeros.
+    segment_starts: Where a document begins, which sees nothing of what is
+      before: neither other documents nor the initial state. None is nowhere.
+      Only XLA can follow them.
+    lengths: Positions of each sequence that count; those after it leave the
+      state as it is, and their `out` is 0. None is all.
     return_state: Whether to return the state after the last position.
     implementation: None is the best of the platform; a named one raises where
       it cannot run.
@@ -66,6 +75,14 @@ def linear_attention(
   scale = _check_scale(scale, head_dim)
   _check_decay(decay, num_heads)
   _check_state("initial_state", initial_state, (batch, num_heads, head_dim))
+  arguments.check_positions(value, segment_starts, lengths)
+  if segment_starts is not None:
+    if implementation in ("pallas_tpu", "pallas_gpu"):
+      raise ValueError(
+          f"implementation={implementation!r} cannot follow segment_starts; use"
+          " 'xla', 'reference' or None"
+      )
+    implementation = implementation or "xla"
   chosen = implementations.choose_for(implementation, _module, query)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = sweep.sum_type(query.dtype)
@@ -73,17 +90,31 @@ def linear_attention(
   state = jnp.zeros(shape, dtype) if initial_state is None else initial_state
   # In the type of the sums: powers of a rounded decay would drift with T.
   rates, state = _decay(decay, num_heads, dtype), jnp.asarray(state, dtype)
-  # The reference is differentiated by jax itself, and there are no chunks of
-  # nothing.
-  if chosen == "reference" or 0 in query.shape:
-    log_decay = sweep.log_of(rates)
-    result = reference.attend(
-        sweep.Operands(query, key, value, log_decay, state), scale
-    )
-  else:
-    result = differentiable.attend(
+  log_decay = sweep.log_of(rates)
+  operands = sweep.Operands(query, key, value, log_decay, state)
+
+  def attend(
+      query: Array, key: Array, value: Array, state: Array
+  ) -> output.LinearAttentionOutput:
+    # The reference is differentiated by jax itself, and there are no chunks of
+    # nothing.
+    if chosen == "reference" or 0 in query.shape:
+      own = sweep.Operands(query, key, value, log_decay, state)
+      return reference.attend(own, scale)
+    return differentiable.attend(
         _module(chosen), query, key, value, rates, state, scale, config
     )
+
+  if segment_starts is not None:
+    sizes = config or xla.Config()
+    assert isinstance(sizes, xla.Config)  # Checked above.
+    chunk = query.shape[1] if chosen == "reference" else sizes.chunk
+    chunk = max(chunk, 1)
+    result = documents.packed(operands, segment_starts, lengths, scale, chunk)
+  elif lengths is not None:
+    result = documents.padded(attend, operands, lengths, scale)
+  else:
+    result = attend(query, key, value, state)
   return result if return_state else result._replace(state=None)
 
 

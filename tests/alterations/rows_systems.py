@@ -50,4 +50,23 @@ joma/systems/routers/moh_norms.py
 + return -jnp.square(query).sum(axis=-1)
 ? the smallest queries are chosen
 @ test_the_greatest_queries_are_chosen
+
+kernels_pallas/linear_attention/documents.py
+- reads = fading(at - count[:, None]) * (own == document[:, None])[..., None]
++ reads = fading(at - count[:, None])
+? a document reads the state of the one before it
+@ test_packed_documents_are_those_alone
+
+kernels_pallas/linear_attention/documents.py
+- rest = left(lengths)[..., None, None] * state
++ rest = left(jnp.full_like(lengths, query.shape[1]))[..., None, None] * state
+? the first state fades over padding
+@ test_a_padded_row_is_the_row_alone
+
+joma/systems/mixers/documents.py
+- return ((first == since) & (stop == place + 1)) | (first >= stop)
++ return (first <= since) | (first >= stop)
+? a mask that says more than documents is passed over
+@ tests/joma/systems/mixers/lightning_test.py
+@ test_what_it_cannot_follow_is_refused
 """

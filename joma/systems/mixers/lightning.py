@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from joma.systems.mixers import documents
 from joma.systems.mixers import fading_state
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from joma.transformer import layer_hooks
 from joma.transformer import sharding
 from kernels_pallas import masks
 from kernels_pallas.linear_attention import api
@@ -73,20 +73,30 @@ class Lightning:
       value: Float[Array, "B T K H"],
       mask: masks.Mask,
   ) -> Float[Array, "B T N H"]:
-    """Returns the heads' outputs of whole texts; refuses other masks."""
-    layer_hooks.check_causal(self.name, call, mask)
-    attend = lambda query, key, value, mask, decay: api.linear_attention(
-        query,
-        key,
-        value,
-        decay=decay,
-        scale=call.options.scale,
-        implementation=call.options.implementation,
-    ).out
-    vectors = self.features(query, key, value)
+    """Returns the heads' outputs of texts or documents, no other masks."""
+    found = documents.of_mask(self.name, call, mask, len(query))
+    starts = found.starts
     decay = self.decay(call.config, call.layer)
-    out = sharding.per_part(attend, *vectors, mask, decay)
-    return self.finish(params, out)
+
+    def attend(
+        query: Array, key: Array, value: Array, _: masks.Mask, decay: Array
+    ) -> Array:
+      return api.linear_attention(
+          query,
+          key,
+          value,
+          decay=decay,
+          scale=call.options.scale,
+          segment_starts=starts,
+          implementation=call.options.implementation,
+      ).out
+
+    vectors = self.features(query, key, value)
+    if starts is None:
+      out = sharding.per_part(attend, *vectors, mask, decay)
+    else:  # XLA alone follows documents, and splits what it computes itself.
+      out = attend(*vectors, mask, decay)
+    return self.finish(params, found.checked(out))
 
   def features(
       self,

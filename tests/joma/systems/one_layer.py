@@ -9,12 +9,14 @@ import numpy as np
 
 from joma.transformer import attention
 from joma.transformer import config as configs
+from joma.transformer import full_cache
 from kernels_pallas import masks
 
 CONFIG = configs.TransformerConfig(
     num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8
 )
 LENGTH = 9
+_OPTIONS = {"xla_backend_optimization_level": "0"}
 
 
 def _arguments(x):
@@ -43,7 +45,7 @@ def run(config, params, x, layer=0, implementation="reference"):
 @functools.partial(
     jax.jit,
     static_argnums=(0, 3, 4),
-    compiler_options={"xla_backend_optimization_level": "0"},
+    compiler_options=_OPTIONS,
 )
 def _run(config, params, x, layer, implementation):
   module = attention.Attention(config, layer, implementation=implementation)
@@ -54,6 +56,24 @@ def _run(config, params, x, layer, implementation):
   )
   sown = {**found.get("intermediates", {}), **found.get("losses", {})}
   return out, {name: values[0] for name, values in sown.items()}
+
+
+def state_after(config, params, x, lengths, layer=0):
+  """What prompts of such lengths, padded at their ends, leave in a mixer."""
+  module = attention.Attention(config, layer, implementation="xla")
+  steps = jnp.arange(x.shape[1])[None]
+  positions = jnp.where(steps < jnp.asarray(lengths)[:, None], steps, -1)
+  cache = full_cache.init(config, len(x), x.shape[1])[layer]
+  mask = masks.causal(x.shape[1])
+  # Traced anew each time: a test may have patched what is inside.
+  run = jax.jit(
+      lambda params, x, positions, cache: module.apply(
+          {"params": params}, x, positions, mask, cache
+      )[1],
+      compiler_options=_OPTIONS,
+  )
+  cache = run(params, x, positions, cache)
+  return np.asarray(cache.state)
 
 
 def head_out(config, params, x, layer=0, implementation="reference"):

@@ -80,3 +80,16 @@ def loss_and_grads(model, params, tokens, positions=None):
 
   (_, (value, found)), grads = jax.value_and_grad(loss, has_aux=True)(params)
   return value, grads, found
+
+
+def fresh_masked(model, is_traced=False):
+  """Logits under a mask, which is one of the program's arguments if traced."""
+
+  def run(params, tokens, mask):
+    return model.apply({"params": params}, tokens, mask=mask)
+
+  if is_traced:
+    return jax.jit(run, compiler_options=_OPTIONS)
+  return lambda params, tokens, mask: jax.jit(
+      functools.partial(run, mask=mask), compiler_options=_OPTIONS
+  )(params, tokens)

@@ -21,6 +21,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests.joma.systems import one_layer
 from tests.joma.transformer import applied
 
 # The acceptance; what is seen is a tenth of it.
@@ -149,6 +150,20 @@ class LightningTest(parameterized.TestCase):
     self.assertLess(apart[0], _TOLERANCE)
     self.assertGreater(min(apart[1:]), 100 * _TOLERANCE)
 
+  def test_padded_prompts_leave_the_states_of_each_alone(self):
+    config, params, x = one_layer.draw("lightning")
+    x = jnp.concatenate([x, 3 * x[:, :3]], axis=1)
+    padded = one_layer.state_after(config, params, x, (9, 5))
+    with mock.patch.object(jnp, "roll", lambda x, by, axis: x):
+      naive = one_layer.state_after(config, params, x, (9, 5))
+    for row, length in enumerate((9, 5)):
+      one = x[row : row + 1, :length]
+      alone = one_layer.state_after(config, params, one, (length,))[0]
+      size = np.abs(alone).max()
+      np.testing.assert_allclose(padded[row], alone, atol=1e-6 * size)
+      # The twin zeroes keys of padding, over which the state still fades.
+      self.assertGreater(np.abs(naive[row] - alone).max(), 0.1 * size)
+
   @pytest.mark.slow
   def test_a_second_prompt_goes_on_from_the_first(self):
     model, params, tokens = _model()
@@ -216,14 +231,43 @@ class LightningTest(parameterized.TestCase):
 
   def test_what_it_cannot_follow_is_refused(self):
     model, params, tokens = _model()
-    with self.assertRaisesRegex(errors.UserError, "no mask but the causal"):
-      mask = masks.document(np.array([0] * 6 + [1] * 6))
-      model.apply({"params": params}, tokens, mask=mask)
+    for mask in (
+        masks.full(12, 12),
+        masks.sliding_window(12, window=3),
+        masks.document(np.array([0] * 6 + [1] * 6), is_causal=False),
+        masks.hash_sparse(np.arange(12) % 2, np.arange(12) % 2),
+    ):
+      with self.assertRaisesRegex(errors.UserError, "no mask but the causal"):
+        model.apply({"params": params}, tokens, mask=mask)
     config = dataclasses.replace(model.config, windows=(4, 4))
     with self.assertRaisesRegex(errors.UserError, "no window"):
       models.Transformer(config).apply({"params": params}, tokens)
     with self.assertRaisesRegex(errors.UserError, "nothing to evict"):
       kv_cache.init(h2o.H2O(), model.config, 3, 12)
+
+  def test_packed_documents_are_those_alone(self):
+    model, params, tokens = _model(positions="none")
+    ids = np.array([[0] * 5 + [1] * 4 + [-1] * 3, [0] * 12, [3] + [4] * 11])
+    found = applied.fresh_masked(model)(params, tokens, masks.document(ids))
+    for row, places in enumerate(([0, 5, 9], [0, 12], [0, 1, 12])):
+      for start, stop in zip(places, places[1:], strict=False):
+        alone = jnp.zeros_like(tokens).at[0, : stop - start]
+        alone = alone.set(tokens[row, start:stop])
+        want = applied.logits(model, params, alone)[0, : stop - start]
+        chex.assert_trees_all_close(
+            found[row, start:stop], want, atol=_TOLERANCE
+        )
+
+  @pytest.mark.slow
+  def test_a_mask_of_the_running_program_is_followed_or_gives_nan(self):
+    model, params, tokens = _model(positions="none")
+    ids = np.array([[0] * 5 + [1] * 4 + [-1] * 3, [0] * 12, [3] + [4] * 11])
+    found = applied.fresh_masked(model)(params, tokens, masks.document(ids))
+    run = applied.fresh_masked(model, is_traced=True)
+    again = run(params, tokens, masks.document(jnp.asarray(ids)))
+    chex.assert_trees_all_close(again, found, atol=_TOLERANCE)
+    window = masks.sliding_window(12, window=jnp.asarray(3))
+    self.assertTrue(np.isnan(run(params, tokens, window)).all())
 
   @pytest.mark.slow
   def test_a_pattern_mixes_it_with_softmax(self):
@@ -237,6 +281,60 @@ class LightningTest(parameterized.TestCase):
       chex.assert_trees_all_close(
           got[row], want[row, length - 1 :], atol=_TOLERANCE
       )
+
+
+class TransformersTest(absltest.TestCase):
+
+  def test_equals_minimax(self):
+    """The block alone, its sigmoid gate and a layer's slopes with it."""
+    try:
+      import torch
+      import transformers
+      from transformers.models.minimax import modeling_minimax as peer_lib
+    except ImportError:
+      self.skipTest("torch or transformers is not installed: the extra bench")
+    peer_config = transformers.MiniMaxConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=8,
+        hidden_act="silu",
+        block_size=4,
+        layer_types=["linear_attention"] * 3,
+    )
+    peer = peer_lib.MiniMaxLightningAttention(peer_config, layer_idx=1).eval()
+    one_layer.random_weights(peer, torch)
+    x = torch.randn(2, 9, 16)
+    with torch.no_grad():
+      want, want_state = peer(x, None, None)
+    config = dataclasses.replace(
+        one_layer.CONFIG,
+        num_layers=3,
+        num_kv_heads=4,
+        attn_scale=1.0,
+        attention=("lightning:epsilon=1e-6+gated_attention",),
+    )
+    vectors = one_layer.kernel(peer.qkv_proj, 16, 4, 24)["kernel"]
+    query, key, value = jnp.split(vectors, 3, axis=-1)
+    params = {
+        "query": {"kernel": query},
+        "key": {"kernel": key},
+        "value": {"kernel": value},
+        "out": one_layer.kernel(peer.out_proj, 4, 8, 16),
+        "gated_attention": one_layer.kernel(peer.output_gate, 16, 4, 8),
+        "lightning": {"scale": one_layer.array(peer.norm.weight).reshape(4, 8)},
+    }
+    x = one_layer.array(x)
+    got, _ = one_layer.run(config, params, x, 1, "xla")
+    error = float(np.abs(np.asarray(got) - want.numpy()).max())
+    print(f"largest difference from transformers: {error:.1e}")
+    self.assertLess(error, 1e-5)
+    # And the state that a prompt leaves, whose padding is at its end.
+    padded = jnp.pad(x, ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
+    state = one_layer.state_after(config, params, padded, (9, 9), layer=1)
+    error = np.abs(state - want_state.numpy()).max()
+    self.assertLess(error, 1e-6 * np.abs(state).max())
 
 
 if __name__ == "__main__":
