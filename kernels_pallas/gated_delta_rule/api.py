@@ -80,11 +80,11 @@ def gated_delta_rule(
   sizes = (batch, num_heads, query.shape[3], value_size)
   checks.check_state("initial_state", initial_state, sizes)
   scale = checks.scale_of(scale, query)
-  chosen = implementations.choose(implementation, {})
-  if chosen not in ("reference", "xla"):
+  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
+  if chosen == "pallas_gpu":
     raise ValueError(
-        f"implementation={chosen!r}: gated_delta_rule runs by XLA only; use"
-        " 'xla', 'reference' or None"
+        "implementation='pallas_gpu': gated_delta_rule has no GPU kernel yet;"
+        " use 'xla', 'reference' or None"
     )
   arguments.check_config(config, chosen, _module(chosen))
   dtype = operands_lib.sum_type(query.dtype)

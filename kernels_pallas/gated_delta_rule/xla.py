@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels_pallas import implementations
-from kernels_pallas.gated_delta_rule import chunk as chunk_lib
-from kernels_pallas.gated_delta_rule import fading
 from kernels_pallas.gated_delta_rule import operands as operands_lib
-from kernels_pallas.gated_delta_rule import products
+from kernels_pallas.gated_delta_rule.algebra import chunk as chunk_lib
+from kernels_pallas.gated_delta_rule.algebra import fading
+from kernels_pallas.gated_delta_rule.algebra import products
 
 # Of query, key, value, log_decay and beta.
 _Chunks = tuple[Array, Array, Array, Array, Array]
@@ -137,13 +137,13 @@ def _mapped(
 def _forward(
     chunk: chunk_lib.Chunk, log_decay: Float[Array, "C D"]
 ) -> tuple[Array, Array]:
-  return chunk_lib.forward(chunk, _fades(log_decay), _solve)
+  return chunk_lib.forward(chunk, _fades(log_decay), _Solver)
 
 
 def _advance(
     chunk: chunk_lib.Chunk, log_decay: Float[Array, "C D"]
 ) -> Float[Array, "H J"]:
-  return chunk_lib.advance(chunk, _fades(log_decay), _solve)
+  return chunk_lib.advance(chunk, _fades(log_decay), _Solver)
 
 
 def _backward(
@@ -153,7 +153,7 @@ def _backward(
     d_state: Float[Array, "H J"],
 ) -> tuple[Array, ...]:
   fades = _fades(log_decay)
-  found = chunk_lib.backward(chunk, fades, d_out, d_state, _solve)
+  found = chunk_lib.backward(chunk, fades, d_out, d_state, _Solver)
   if isinstance(fades, fading.ByHead):
     found = found._replace(log_decay=found.log_decay.T)
   return tuple(found)
@@ -166,14 +166,22 @@ def _fades(log_decay: Float[Array, "C D"]) -> fading.Fading:
   return fading.ByChannel.of(product, log_decay)
 
 
-def _solve(
-    lower: Float[Array, "C C"], right: Float[Array, "C J"], is_transposed: bool
-) -> Float[Array, "C J"]:
-  return lax.linalg.triangular_solve(
-      lower,
-      right,
-      left_side=True,
-      lower=True,
-      transpose_a=is_transposed,
-      unit_diagonal=True,
-  )
+@dataclasses.dataclass(frozen=True)
+class _Solver:
+  """Substitution, see `chunk.Solver`."""
+
+  lower: Float[Array, "C C"]
+  product: products.Products
+
+  def __call__(
+      self, right: Float[Array, "C J"], *, is_transposed: bool = False
+  ) -> Float[Array, "C J"]:
+    """Solves, see `chunk.Solver`."""
+    return lax.linalg.triangular_solve(
+        self.lower,
+        right,
+        left_side=True,
+        lower=True,
+        transpose_a=is_transposed,
+        unit_diagonal=True,
+    )

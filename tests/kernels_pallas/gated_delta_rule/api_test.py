@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 
 from kernels_pallas.gated_delta_rule import api
+from kernels_pallas.gated_delta_rule import pallas_tpu
 from kernels_pallas.gated_delta_rule import shapes
 from kernels_pallas.gated_delta_rule import xla
+from tests.kernels_pallas import modes
 from tests.kernels_pallas.gated_delta_rule import oracle
 
-_IMPLEMENTATIONS = ("reference", "xla")
-_SMALL = {"reference": None, "xla": xla.Config(chunk=16)}
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")
+_SMALL = {
+    "reference": None,
+    "xla": xla.Config(chunk=16),
+    "pallas_tpu": pallas_tpu.Config(chunk=16),
+}
 _CASES = (("ragged_grouped", "float32"), ("ragged_channels", "float32"))
 _SLOW_CASES = tuple(
     (shape, dtype)
@@ -46,8 +52,25 @@ def _run_case(implementation, shape, dtype):
   oracle.check(call, case, implementation)
 
 
-# One program a shape of the arguments, for all tests of XLA's.
-_jitted = jax.jit(lambda **arguments: _attend("xla", **arguments))
+# One program a kind of decay, for all tests of XLA's.
+@jax.jit
+def _run(arguments, segment_starts, lengths):
+  return _attend(
+      "xla", **arguments, segment_starts=segment_starts, lengths=lengths
+  )
+
+
+@jax.jit
+def _gradients(arguments, segment_starts, lengths):
+  def total(arguments):
+    result = _run(arguments, segment_starts, lengths)
+    return (result.out**2).sum() + (result.state**2).sum()
+
+  return jax.grad(total)(arguments)
+
+
+_NO_STARTS = jnp.zeros((2, 22), bool)
+_WHOLE = jnp.full(2, 22)
 
 
 def _case(shape, **changed):
@@ -55,12 +78,19 @@ def _case(shape, **changed):
   return oracle.draw(shape, "float32").arguments() | changed
 
 
-def _cut(arguments, rows, part):
-  """Some sequences and positions of the arguments."""
-  return {
-      name: x[rows] if name == "initial_state" else x[rows, part]
+def _alone(arguments, row, first, last, is_new):
+  """Out and state of some positions of a sequence, by the oracle."""
+  one = slice(row, row + 1)
+  part = {
+      name: np.asarray(
+          x[one] if name == "initial_state" else x[one, first:last], np.float64
+      )
       for name, x in arguments.items()
   }
+  if is_new:
+    part["initial_state"] = 0 * part["initial_state"]
+  states, out = oracle.recur(oracle.Case(**part, d_out=None, d_state=None))
+  return out[0], states[-1][0]
 
 
 def _check_equal(one, two, atol=1e-5):
@@ -72,27 +102,27 @@ def _check_equal(one, two, atol=1e-5):
 class GatedDeltaRuleTest(parameterized.TestCase):
 
   @parameterized.product(implementation=_IMPLEMENTATIONS, case=_CASES)
-  @pytest.mark.by_default(2, 3)
+  @pytest.mark.by_default(2, 3, 4, 5)
   def test_equals_the_oracle(self, implementation, case):
     _run_case(implementation, shapes.TESTS[case[0]], case[1])
 
   @parameterized.parameters(_BY_HEAD, _BY_CHANNEL)
   def test_a_state_continues_its_sequence(self, shape):
     arguments = _case(shape)
-    whole = _jitted(**arguments)
-    both, second = slice(None), slice(11, None)
-    first = _jitted(**_cut(arguments, both, slice(11)))
-    rest = _cut(arguments, both, second) | {"initial_state": first.state}
-    rest = _jitted(**rest)
-    out = np.concatenate([first.out, rest.out], axis=1)
-    _check_equal((whole.out, whole.state), (out, rest.state))
+    whole = _run(arguments, _NO_STARTS, _WHOLE)
+    # Within a chunk.
+    first = _run(arguments, _NO_STARTS, _WHOLE - 13)
+    rest = {name: jnp.roll(x, -9, axis=1) for name, x in arguments.items()}
+    rest["initial_state"] = first.state
+    rest = _run(rest, _NO_STARTS, _WHOLE - 9)
+    out = np.concatenate([first.out[:, :9], rest.out[:, :13]], axis=1)
+    _check_equal(tuple(whole), (out, rest.state))
 
-  @parameterized.parameters(*_IMPLEMENTATIONS)
-  def test_documents_see_only_themselves(self, implementation):
-    arguments = _case(_BY_CHANNEL)
-    starts = jnp.zeros((2, 22), bool).at[0, :8:7].set(True)
-    starts = starts.at[1, 12].set(True)
-    found = _attend(implementation, **arguments, segment_starts=starts)
+  @parameterized.parameters(_BY_HEAD, _BY_CHANNEL)
+  def test_documents_see_only_themselves(self, shape):
+    arguments = _case(shape)
+    starts = _NO_STARTS.at[0, :8:7].set(True).at[1, 12].set(True)
+    found = _run(arguments, starts, _WHOLE)
     # The first document of the second sequence continues the initial state.
     for row, first, last, is_new in (
         (0, 0, 7, True),
@@ -100,87 +130,80 @@ class GatedDeltaRuleTest(parameterized.TestCase):
         (1, 0, 12, False),
         (1, 12, 22, True),
     ):
-      part = _cut(arguments, slice(row, row + 1), slice(first, last))
-      if is_new:
-        part["initial_state"] = 0 * part["initial_state"]
-      alone = _attend("reference", **part)
-      _check_equal(alone.out[0], found.out[row, first:last])
+      out, state = _alone(arguments, row, first, last, is_new)
+      _check_equal(out, found.out[row, first:last])
       if last == 22:
-        _check_equal(alone.state[0], found.state[row])
+        _check_equal(state, found.state[row])
+
+  def test_gradients_end_where_a_document_begins(self):
+    starts = _NO_STARTS.at[:, ::12].set(True)
+    found = _gradients(_case(_BY_CHANNEL), starts, _WHOLE)
+    np.testing.assert_array_equal(found["initial_state"], 0)
+    np.testing.assert_array_equal(found["log_decay"][:, ::12], 0)
+    self.assertGreater(np.abs(found["log_decay"]).max(), 0)
 
   @parameterized.parameters(_BY_HEAD, _BY_CHANNEL)
   def test_padding_at_the_end_leaves_the_state(self, shape):
-    arguments = _case(shape)
+    arguments, lengths = _case(shape), jnp.array([13, 22])
     # Whatever is there: what a batch is padded with may be anything.
     for name in ("query", "key", "value"):
       arguments[name] = arguments[name].at[0, 13:].set(jnp.nan)
-
-    def total(arguments):
-      lengths = jnp.array([13, 22])
-      result = _attend("xla", **arguments, lengths=lengths)
-      return result.out.sum() + result.state.sum(), result
-
-    gradients, found = jax.grad(total, has_aux=True)(arguments)
-    alone = _jitted(**_cut(arguments, slice(0, 1), slice(13)))
-    _check_equal(alone.state[0], found.state[0], 1e-6)
-    _check_equal(alone.out[0], found.out[0, :13], 1e-6)
+    found = _run(arguments, _NO_STARTS, lengths)
+    out, state = _alone(arguments, 0, 0, 13, False)
+    _check_equal(state, found.state[0], 1e-6)
+    _check_equal(out, found.out[0, :13], 1e-6)
     np.testing.assert_array_equal(found.out[0, 13:], 0)
-    for name, gradient in gradients.items():
-      self.assertTrue(np.isfinite(gradient).all(), name)
+    for name, x in _gradients(arguments, _NO_STARTS, lengths).items():
+      self.assertTrue(np.isfinite(x).all(), name)
       if name != "initial_state":
-        np.testing.assert_array_equal(gradient[0, 13:], 0)
+        np.testing.assert_array_equal(x[0, 13:], 0, name)
 
   def test_without_beta_there_is_only_decay(self):
     arguments = _case(_BY_CHANNEL)
     arguments["beta"] = 0 * arguments["beta"]
     left = np.exp(np.asarray(arguments["log_decay"], np.float64).sum(axis=1))
     expected = left[..., None] * arguments["initial_state"]
-    _check_equal(expected, _jitted(**arguments).state, 1e-6)
+    found = _run(arguments, _NO_STARTS, _WHOLE)
+    _check_equal(expected, found.state, 1e-6)
 
-    keys = np.eye(8, dtype=np.float32)[np.random.default_rng(0).permutation(8)]
-    keys = jnp.asarray(keys).reshape(1, 8, 1, 8)
-    values = jax.random.normal(jax.random.key(0), (1, 8, 1, 4))
-    zeros, ones = jnp.zeros((1, 8, 1)), jnp.ones((1, 8, 1))
+  def test_orthonormal_keys_are_recalled(self):
+    arguments = _case(_BY_HEAD)
+    turned, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
     # Written twice: what is there is replaced, not added to.
-    twice = lambda x: jnp.concatenate([x, x], axis=1)
-    found = api.gated_delta_rule(
-        twice(keys),
-        twice(keys),
-        jnp.concatenate([values[:, ::-1], values], axis=1),
-        twice(zeros),
-        twice(ones),
-        scale=1.0,
-    )
-    read = jnp.einsum("btnh,bnhj->btnj", keys, found.state)
-    np.testing.assert_allclose(read, values, atol=1e-6)
+    keys = jnp.tile(jnp.asarray(turned, jnp.float32), (2, 2, 1))[:, :, None]
+    arguments["key"] = arguments["key"].at[:, :16].set(keys)
+    arguments["log_decay"] *= 0
+    arguments["beta"] = jnp.ones_like(arguments["beta"])
+    found = _run(arguments, _NO_STARTS, _WHOLE - 6)
+    read = jnp.einsum("BTH,BNHJ->BTNJ", keys[:, 8:, 0], found.state)
+    _check_equal(arguments["value"][:, 8:16], read, 1e-6)
 
   def test_equal_channels_are_one_decay(self):
     arguments = _case(_BY_HEAD)
     wide = jnp.repeat(arguments["log_decay"][..., None], 8, axis=3)
-    _check_equal(
-        _jitted(**arguments), _jitted(**arguments | {"log_decay": wide})
-    )
+    one = _run(arguments, _NO_STARTS, _WHOLE)
+    arguments["log_decay"] = wide
+    _check_equal(one, _run(arguments, _NO_STARTS, _WHOLE))
 
   def test_defaults(self):
     arguments = _case(_BY_HEAD)
-    del arguments["initial_state"]
-    plain = api.gated_delta_rule(**arguments)
-    explicit = api.gated_delta_rule(
-        **arguments,
-        scale=8**-0.5,
-        initial_state=jnp.zeros((2, 2, 8, 4)),
-        segment_starts=jnp.zeros((2, 22), bool),
-        lengths=jnp.full(2, 22),
-        implementation="xla",
+    explicit = _run(
+        arguments | {"initial_state": jnp.zeros((2, 2, 8, 4))},
+        _NO_STARTS,
+        _WHOLE,
     )
-    np.testing.assert_array_equal(plain.out, explicit.out)
+    del arguments["initial_state"]
+    # Another chunk, too: all positions are in one.
+    plain = jax.jit(api.gated_delta_rule)(**arguments)
+    _check_equal(plain, explicit)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
   def test_of_no_position_is_the_state(self, implementation):
     arguments = _case(_BY_HEAD)
     state = arguments.pop("initial_state")
     none = {name: x[:, :0] for name, x in arguments.items()}
-    found = _attend(implementation, **none, initial_state=state)
+    with modes.mode_of(implementation):
+      found = _attend(implementation, **none, initial_state=state)
     self.assertEqual(found.out.shape, (2, 0, 2, 4))
     np.testing.assert_array_equal(found.state, state)
 
@@ -198,7 +221,7 @@ class StepTest(parameterized.TestCase):
   @parameterized.parameters(_BY_HEAD, _BY_CHANNEL)
   def test_token_by_token_is_the_chunked_form(self, shape):
     arguments = _case(shape)
-    whole = _jitted(**arguments)
+    whole = _run(arguments, _NO_STARTS, _WHOLE)
     state = arguments.pop("initial_state")
     visit = lambda state, x: api.step(state, **x)[::-1]
     in_turn = {name: jnp.moveaxis(x, 1, 0) for name, x in arguments.items()}

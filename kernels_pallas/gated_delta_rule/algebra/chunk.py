@@ -23,17 +23,26 @@ earlier one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.gated_delta_rule import fading
-from kernels_pallas.gated_delta_rule import products
+from kernels_pallas.gated_delta_rule.algebra import fading
+from kernels_pallas.gated_delta_rule.algebra import products
 
-# (lower, right, is_transposed): solves (1 + lower) x = right, or transposed;
-# lower is strictly so.
-Solve = Callable[[Array, Array, bool], Array]
+
+class Solver(Protocol):
+  """Of a strictly lower triangular matrix; made of it."""
+
+  def __call__(
+      self, right: Float[Array, "C J"], *, is_transposed: bool = False
+  ) -> Float[Array, "C J"]:
+    """Solves (1 + lower) x = right, or (1 + lower)^T x = right."""
+    ...
+
+
+MakeSolver = Callable[[Float[Array, "C C"], products.Products], Solver]
 
 
 class Chunk(NamedTuple):
@@ -71,23 +80,24 @@ class _Added(NamedTuple):
   same: Float[Array, "C C"]
   missing: Float[Array, "C J"]
   added: Float[Array, "C J"]
+  solve: Solver
 
 
 def forward(
-    chunk: Chunk, fades: fading.Fading, solve: Solve
+    chunk: Chunk, fades: fading.Fading, make_solver: MakeSolver
 ) -> tuple[Float[Array, "C J"], Float[Array, "H J"]]:
   """Returns out, without its scale, and the state after the chunk."""
-  added = _add(chunk, fades, solve).added
+  added = _add(chunk, fades, make_solver).added
   out = fades.product(fades.before * chunk.query, chunk.state)
   out += fades.product(fades.pair(chunk.query, chunk.key), added)
   return out, _next_state(chunk, fades, added)
 
 
 def advance(
-    chunk: Chunk, fades: fading.Fading, solve: Solve
+    chunk: Chunk, fades: fading.Fading, make_solver: MakeSolver
 ) -> Float[Array, "H J"]:
   """Returns the state after the chunk alone."""
-  return _next_state(chunk, fades, _add(chunk, fades, solve).added)
+  return _next_state(chunk, fades, _add(chunk, fades, make_solver).added)
 
 
 def backward(
@@ -95,15 +105,15 @@ def backward(
     fades: fading.Fading,
     d_out: Float[Array, "C J"],
     d_state: Float[Array, "H J"],
-    solve: Solve,
+    make_solver: MakeSolver,
 ) -> Cotangents:
   """Returns cotangents, from those of `forward`."""
   query, key, _, beta, state = chunk
   product = fades.product
-  same, missing, added = _add(chunk, fades, solve)
+  same, missing, added, solve = _add(chunk, fades, make_solver)
   d_added = product(fades.pair(query, key), d_out, (0, 0))
   d_added += product(fades.after * key, d_state)
-  d_right = solve(beta * same, d_added, True)
+  d_right = solve(d_added, is_transposed=True)
   d_beta = d_right * (missing - product(same, added))
   d_value = beta * d_right
   d_query, earlier = fades.pull(product(d_out, added, (1, 1)), query, key)
@@ -117,8 +127,7 @@ def backward(
   d_start = kept + product(fades.before * query, d_out, (0, 0))
   d_start -= product(fades.before * key, d_value, (0, 0))
   d_total = (key * to_end).sum(axis=0, keepdims=True)
-  ones = jnp.ones((1, state.shape[1]), state.dtype)
-  d_total += products.exact(ones, kept * state, (1, 1))
+  d_total += products.to_row((kept * state).sum(axis=1, keepdims=True))
   d_sums = query * d_query + key * (later - earlier)
   return Cotangents(
       d_query,
@@ -130,11 +139,12 @@ def backward(
   )
 
 
-def _add(chunk: Chunk, fades: fading.Fading, solve: Solve) -> _Added:
+def _add(chunk: Chunk, fades: fading.Fading, make_solver: MakeSolver) -> _Added:
   _, key, value, beta, state = chunk
   same = _strictly_lower(fades.pair(key, key))
   missing = value - fades.product(fades.before * key, state)
-  return _Added(same, missing, solve(beta * same, beta * missing, False))
+  solve = make_solver(beta * same, fades.product)
+  return _Added(same, missing, solve(beta * missing), solve)
 
 
 def _next_state(

@@ -29,6 +29,26 @@ class Products:
     """Of x and y, summed over axis `over[0]` of x and `over[1]` of y."""
     return exact(x.astype(self.dtype), y.astype(self.dtype), over)
 
+  def fine(
+      self,
+      x: Float[Array, "_ _"],
+      y: Float[Array, "_ _"],
+      over: tuple[int, int] = (1, 0),
+  ) -> Float[Array, "_ _"]:
+    """The same, where rounding would be felt in later products.
+
+    Of a type with fewer bits than the sums, operands are the sum of two.
+    """
+    if self.dtype == x.dtype:
+      return exact(x, y, over)
+    (x, less_x), (y, less_y) = (self._halves(z) for z in (x, y))
+    found = exact(x, y, over)
+    return found + (exact(x, less_y, over) + exact(less_x, y, over))
+
+  def _halves(self, x: Float[Array, "m n"]) -> list[Float[Array, "m n"]]:
+    much = x.astype(self.dtype)
+    return [much, (x - much.astype(x.dtype)).astype(self.dtype)]
+
 
 def exact(
     x: Float[Array, "_ _"],
@@ -58,6 +78,25 @@ def positions(chunk: int) -> tuple[Int[Array, "m m"], Int[Array, "m m"]]:
 def rows_of(shape: tuple[int, ...]) -> Int[Array, "m n"]:
   """The row of each element."""
   return lax.broadcasted_iota(jnp.int32, shape, 0)
+
+
+def differ(
+    rows: Int[Array, "m m"], columns: Int[Array, "m m"], bit: int
+) -> Bool[Array, "m m"]:
+  """Whether the row is later, and `bit` the highest in which they differ."""
+  return ((rows ^ columns) >> bit == 1) & (rows > columns)
+
+
+def to_column(row: Float[Array, "1 m"]) -> Float[Array, "m 1"]:
+  """The transposed, which a TPU has of whole tiles alone."""
+  rows, columns = positions(row.shape[1])
+  return jnp.where(rows == columns, row, 0).sum(axis=1, keepdims=True)
+
+
+def to_row(column: Float[Array, "m 1"]) -> Float[Array, "1 m"]:
+  """The transposed."""
+  rows, columns = positions(column.shape[0])
+  return jnp.where(rows == columns, column, 0).sum(axis=0, keepdims=True)
 
 
 def ones_where(

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels_pallas.gated_delta_rule import products
+from kernels_pallas.gated_delta_rule.algebra import products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +53,15 @@ class ByHead:
     until = products.ones_where(columns <= rows, log_decay.dtype)
     # [s, u]: what position u takes from s before it. Summed over u up to t.
     later = jnp.where(columns > rows, log_decay, 0)
-    weights = jnp.exp(products.exact(until, later, (1, 1)))
-    after = products.exact(later, jnp.ones_like(log_decay), (1, 1))
-    before = products.exact(until, log_decay, (1, 1))
+    weights = jnp.exp(product.fine(until, later, (1, 1)))
+    before = jnp.where(columns <= rows, log_decay, 0)
+    total = lambda x: x.sum(axis=1, keepdims=True)
     return cls(
         product,
         jnp.where(columns <= rows, weights, 0),
-        jnp.exp(before),
-        jnp.exp(after),
-        jnp.exp(log_decay.sum(axis=1, keepdims=True)),
+        jnp.exp(total(before)),
+        jnp.exp(total(later)),
+        jnp.exp(total(log_decay)),
     )
 
   def pair(
@@ -90,10 +90,10 @@ class ByHead:
       d_total: Of the sum over the chunk.
     """
     rows, columns = products.positions(d_sums.shape[0])
-    from_here = products.ones_where(columns <= rows, d_sums.dtype)
     column = d_sums.sum(axis=1, keepdims=True)
+    from_here = jnp.where(columns <= rows, column, 0)
     total = d_total.sum(axis=1, keepdims=True)
-    return products.exact(column, from_here, (0, 0)) + total
+    return from_here.sum(axis=0, keepdims=True) + total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,9 @@ class ByChannel:
       )
       until = until + jnp.where(is_later, other, 0)
       after = after + jnp.where(is_later, 0, other)
-    ones = jnp.ones((chunk, 1), log_decay.dtype)
-    total = jnp.exp(products.exact(log_decay, ones, (0, 0)))
-    return cls(product, tuple(sides), jnp.exp(until), jnp.exp(after), total)
+    total = products.to_column(log_decay.sum(axis=0, keepdims=True))
+    ends = (jnp.exp(x) for x in (until, after, total))
+    return cls(product, tuple(sides), *ends)
 
   def pair(
       self, rows: Float[Array, "C H"], key: Float[Array, "C H"]
@@ -147,7 +147,7 @@ class ByChannel:
     pairs = jnp.where(t == s, own, 0)
     for bit, side in enumerate(self.sides):
       found = self.product(rows * side, key * side, (1, 1))
-      pairs = jnp.where(_differ(t, s, bit), found, pairs)
+      pairs = jnp.where(products.differ(t, s, bit), found, pairs)
     return pairs
 
   def pull(
@@ -161,7 +161,7 @@ class ByChannel:
     own = jnp.where(t == s, d_pairs, 0).sum(axis=1, keepdims=True)
     d_rows, d_key = own * key, own * rows
     for bit, side in enumerate(self.sides):
-      part = jnp.where(_differ(t, s, bit), d_pairs, 0)
+      part = jnp.where(products.differ(t, s, bit), d_pairs, 0)
       d_rows += side * self.product(part, key * side)
       d_key += side * self.product(part, rows * side, (0, 0))
     return d_rows, d_key
@@ -172,12 +172,7 @@ class ByChannel:
     """Cotangent of log_decay, see `ByHead.pull_logs`."""
     rows, columns = products.positions(d_sums.shape[0])
     from_here = products.ones_where(columns >= rows, d_sums.dtype)
-    return products.exact(from_here, d_sums) + d_total
+    return self.product.fine(from_here, d_sums) + d_total
 
 
 Fading: TypeAlias = ByHead | ByChannel
-
-
-def _differ(t: Array, s: Array, bit: int) -> Array:
-  """Whether s is before t, and `bit` the highest in which they differ."""
-  return ((t ^ s) >> bit == 1) & (t > s)
