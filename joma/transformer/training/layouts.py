@@ -8,7 +8,7 @@ give the same losses, rounding and dropout masks aside.
 Letters: D devices, N steps, B batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import functools
 from typing import Any
 
@@ -45,12 +45,9 @@ class Replicated:
     """Parts of a batch, D."""
     return len(self._devices)
 
-  def init(self, make: Callable[[], PyTree]) -> PyTree:
-    """Makes a state on each device."""
-    # The axis has a name here too, or else `map` compiles for both kinds.
-    compiled = jax.pmap(
-        lambda _: make(), axis_name=_AXIS, devices=self._devices
-    )
+  def init(self, make: Callable[..., PyTree], **static: Any) -> PyTree:
+    """Makes a state, `make(**static)`, on each device."""
+    compiled = _pmapped_init(make, tuple(self._devices), _items(static))
     return compiled(np.zeros(np.count_nonzero(self._is_local), np.float32))
 
   def map(
@@ -59,19 +56,15 @@ class Replicated:
     """Compiles `fn(state, batches, *, axis_name, **static)`.
 
     Args:
-      fn: A pure function that sums over `axis_name`.
+      fn: A pure function that sums over `axis_name`; of a module rather than a
+        closure, since equal ones share a compilation.
       donate: Give the state's buffers up to the result.
-      **static: Known at compile time.
+      **static: Hashable, known at compile time.
 
     Returns:
       A function of a state, laid out, and of host batches, leaves [N, B, ...].
     """
-    compiled = jax.pmap(
-        functools.partial(fn, axis_name=_AXIS, **static),
-        axis_name=_AXIS,
-        donate_argnums=0 if donate else (),
-        devices=self._devices,
-    )
+    compiled = _pmapped(fn, tuple(self._devices), donate, _items(static))
     return lambda state, batches: compiled(state, self._split(batches))
 
   def _split(self, batches: PyTree) -> PyTree:
@@ -116,6 +109,39 @@ class Replicated:
     return jax.tree.map(copy, saved)
 
 
+# pmap compiles anew for each closure: a second run of a config, such as one
+# that continues in the same process, shares the programs of the first.
+@functools.lru_cache(maxsize=32)
+def _pmapped(
+    fn: Callable[..., PyTree],
+    devices: tuple[jax.Device, ...],
+    donate: bool,
+    static: tuple[tuple[str, Hashable], ...],
+) -> Callable[[PyTree, PyTree], PyTree]:
+  return jax.pmap(
+      functools.partial(fn, axis_name=_AXIS, **dict(static)),
+      axis_name=_AXIS,
+      donate_argnums=0 if donate else (),
+      devices=devices,
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _pmapped_init(
+    make: Callable[..., PyTree],
+    devices: tuple[jax.Device, ...],
+    static: tuple[tuple[str, Hashable], ...],
+) -> Callable[[np.ndarray], PyTree]:
+  # The axis has a name here too, or else `map` compiles for both kinds.
+  return jax.pmap(
+      lambda _: make(**dict(static)), axis_name=_AXIS, devices=devices
+  )
+
+
+def _items(static: dict[str, Any]) -> tuple[tuple[str, Hashable], ...]:
+  return tuple(sorted(static.items()))
+
+
 class Sharded:
   """One state split over a mesh, see `sharding`: leaves are global arrays."""
 
@@ -127,8 +153,9 @@ class Sharded:
     """Parts of a batch."""
     return sharding.num_batch_parts(self.mesh)
 
-  def init(self, make: Callable[[], PyTree]) -> PyTree:
-    """Makes a state, each device its part."""
+  def init(self, make: Callable[..., PyTree], **static: Any) -> PyTree:
+    """Makes a state, `make(**static)`, each device its part."""
+    make = functools.partial(make, **static)
     places = sharding.shardings(jax.eval_shape(make), self.mesh)
     return jax.jit(make, out_shardings=places)()
 

@@ -8,6 +8,7 @@ Letters: B batch, T positions, V vocabulary, N steps, L layers.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -52,6 +53,8 @@ class Task:
   optimizer: optimizer_lib.Optimizer
 
 
+# The same object again, so that what is compiled for it is found.
+@functools.lru_cache(maxsize=8)
 def make_task(
     config: lm_config.LmConfig,
     num_steps: int,

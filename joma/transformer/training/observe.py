@@ -16,6 +16,7 @@ from joma.systems.probes import read as named
 from joma.systems.probes import update_rank
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.training import init as init_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
@@ -84,9 +85,8 @@ class Observer:
     # Of the seed alone: a run that continues compares with the same.
     self._start: PyTree = None
     if probe_names.OF_UPDATES in config.probes:
-      self._start = layout.gather(
-          layout.init(lambda: lm_step.init(task).params)
-      )
+      make, model = init_lib.init_params, task.model
+      self._start = layout.gather(layout.init(make, config=config, model=model))
     # As many rows as a training batch has, so that they fit the devices.
     rows = max(1, config.batch_size // layout.num_parts)
     self._valid = valid_batches(config, corpus, rows * layout.num_parts)

@@ -107,7 +107,7 @@ def train_and_evaluate(
   steps = schedule.num_steps
   task = lm_step.make_task(config, steps, text.steps_per_epoch)
   layout = layouts.make_layout(config)
-  init = lambda: layout.init(lambda: lm_step.init(task))
+  init = lambda: layout.init(lm_step.init, task=task)
   train = _timed(layout.map(lm_step.train, donate=True, task=task))
   observer = observe.Observer(layout, task, corpus, text, steps, on_map)
   with (

@@ -46,7 +46,7 @@ for name, layout in {
     "mesh": layouts.Sharded(sharding.make_mesh(2, 2)),
 }.items():
   train = layout.map(lm_step.train, donate=True, task=task)
-  state, first = train(layout.init(lambda: lm_step.init(task)), text)
+  state, first = train(layout.init(lm_step.init, task=task), text)
   saved = layout.to_save(state)
   assert layouts.is_finite(saved).all()
   state, _ = train(state, text)
