@@ -69,4 +69,30 @@ joma/systems/mixers/documents.py
 ? a mask that says more than documents is passed over
 @ tests/joma/systems/mixers/lightning_test.py
 @ test_what_it_cannot_follow_is_refused
+
+joma/systems/mixers/delta_layer.py
+- since = place - begun
++ since = place
+? the first tokens of a document read the one before it
+@ test_packed_documents_are_those_alone
+
+joma/systems/mixers/delta_layer.py
+- lengths=is_token.sum(axis=1),
++ lengths=jnp.full_like(is_token[:, 0], is_token.shape[1], jnp.int32),
+? padding writes into the state
+@ test_padded_prompts_leave_the_states_of_each_alone
+
+joma/systems/mixers/gdn.py
+- log_decay = -size * jax.nn.softplus(of_heads("decay") + bias)
++ log_decay = -size * jax.nn.softplus(of_heads("decay"))
+? decays have lost their bias
+@ tests/joma/systems/mixers/delta_layer_test.py
+@ test_one_pass_is_the_recurrence
+
+joma/systems/mixers/kda.py
+- return -size * jax.nn.softplus(found + bias), jax.nn.sigmoid(beta)
++ return -size * jax.nn.softplus(found + bias), jax.nn.softplus(beta)
+? beta is not below 1
+@ tests/joma/systems/mixers/delta_layer_test.py
+@ test_one_pass_is_the_recurrence
 """

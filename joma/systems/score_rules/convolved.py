@@ -99,15 +99,28 @@ class Convolved:
 
 
 def convolve(
-    x: Float[Array, "B L N H"], kernel: Float[Array, "w #N H"], length: int
+    x: Float[Array, "B L N H"],
+    kernel: Float[Array, "w #N H"],
+    length: int,
+    since: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Sums kernel_u x_{t-u} for the last `length` places t of x."""
+  """Sums kernel_u x_{t-u} for the last `length` places t of x.
+
+  Args:
+    x: Inputs.
+    kernel: Of the newest input first.
+    length: T.
+    since: Places before each that may be read; None is all.
+  """
   width, total = len(kernel), x.shape[1]
   parts = [
       kernel[u].astype(x.dtype)[None, None]
       * x[:, total - length - u : total - u]
       for u in range(width)
   ]
+  if since is not None:
+    seen = lambda u: (since >= u)[..., None, None]
+    parts = [jnp.where(seen(u), part, 0) for u, part in enumerate(parts)]
   return sum(parts[1:], parts[0])
 
 

@@ -37,9 +37,9 @@ def _init(config, layer, x):
   return module.init(jax.random.key(0), *_arguments(x))["params"]
 
 
-def run(config, params, x, layer=0, implementation="reference"):
-  """What the layer gives, and what it sows."""
-  return _run(config, params, x, layer, implementation)
+def run(config, params, x, layer=0, implementation="reference", mask=None):
+  """What the layer gives, and what it sows; a mask is known as it runs."""
+  return _run(config, params, x, layer, implementation, mask)
 
 
 @functools.partial(
@@ -47,11 +47,14 @@ def run(config, params, x, layer=0, implementation="reference"):
     static_argnums=(0, 3, 4),
     compiler_options=_OPTIONS,
 )
-def _run(config, params, x, layer, implementation):
+def _run(config, params, x, layer, implementation, mask):
   module = attention.Attention(config, layer, implementation=implementation)
+  x, positions, whole = _arguments(x)
   (out, _, _), found = module.apply(
       {"params": params},
-      *_arguments(x),
+      x,
+      positions,
+      whole if mask is None else mask,
       mutable=["intermediates", "losses"],
   )
   sown = {**found.get("intermediates", {}), **found.get("losses", {})}
@@ -76,9 +79,9 @@ def state_after(config, params, x, lengths, layer=0):
   return np.asarray(cache.state)
 
 
-def head_out(config, params, x, layer=0, implementation="reference"):
+def head_out(config, params, x, layer=0, implementation="reference", mask=None):
   """The heads' outputs before the output projection."""
-  seen = run(config, params, x, layer, implementation)[1]
+  seen = run(config, params, x, layer, implementation, mask)[1]
   return np.asarray(seen["head_out"])
 
 

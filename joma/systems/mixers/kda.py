@@ -1,0 +1,125 @@
+"""Kimi Delta Attention: a state that forgets each key channel at its own rate.
+
+  S_t = diag(e^g) S_{t-1};  S_t += beta k (v - S_t^T k)^T;  o = scale S_t^T q
+  g    = -A softplus(x W_1 W_2 + b) a key channel,   beta = sigmoid(x W_beta)
+
+of unit queries and keys, with a short convolution before and a normed output
+times sigmoid(x W_3 W_4) (https://arxiv.org/abs/2510.26692). Where the channels
+of a head are alike it is the rule of `gdn`.
+
+Letters: B batch, T tokens, D width, N query heads, K key and value heads, H
+head size.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from joma.systems.mixers import delta_layer
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas import masks
+from scansnap_jax.experiment import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Kda:
+  """A mixer.
+
+  Attributes:
+    width: w of the convolutions, a token's own place included.
+    epsilon: Of the norm, beside the mean square.
+  """
+
+  name: ClassVar[str] = "kda"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2510.26692"
+  neutral: ClassVar[str] = ""
+  axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
+      **{part: (None, "tensor", None) for part in ("query", "key", "value")},
+      "beta": ("fsdp", "tensor"),
+      "decay_in": ("fsdp", None),
+      "decay_out": (None, "tensor", None),
+      "decay_log": ("tensor",),
+      "decay_bias": ("tensor", None),
+      "gate_in": ("fsdp", None),
+      "gate_out": (None, "tensor", None),
+      "scale": (None,),
+  }
+
+  width: int = 4
+  epsilon: float = 1e-5
+
+  def __post_init__(self):
+    require.at_least("kda: width", self.width, 1)
+    require.positive("kda: epsilon", self.epsilon)
+
+  def init_params(
+      self, key: Array, config: configs.TransformerConfig, layer: int
+  ) -> dict[str, Array]:
+    """Returns `delta_layer`'s, W_1 and W_3 [D, H], W_2 and W_4 [H, N, H]."""
+    keys = jax.random.split(key, 6)
+    heads, size = config.num_heads, config.head_dim
+    normal = lambda key, *shape: shape[0] ** -0.5 * jax.random.normal(
+        key, shape
+    )
+    return {
+        **delta_layer.draw_shared(keys[0], config, self.width),
+        **delta_layer.draw_decay(keys[1], heads, (heads, size)),
+        "decay_in": normal(keys[2], config.embed_dim, size),
+        "decay_out": normal(keys[3], size, heads, size),
+        "gate_in": normal(keys[4], config.embed_dim, size),
+        "gate_out": normal(keys[5], size, heads, size),
+    }
+
+  def rates(
+      self, params: hooks.Params, x: Float[Array, "B T D"]
+  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Returns g and beta, float32."""
+    wide = x.astype(jnp.float32)
+    size = jnp.exp(params["decay_log"])[None, None, :, None]
+    bias = params["decay_bias"][None, None]
+    found = _low_rank(wide, params["decay_in"], params["decay_out"])
+    beta = jnp.einsum("BTD,DN->BTN", wide, params["beta"])
+    return -size * jax.nn.softplus(found + bias), jax.nn.sigmoid(beta)
+
+  def opening(
+      self, params: hooks.Params, x: Float[Array, "B T D"]
+  ) -> Float[Array, "B T N H"]:
+    """sigmoid(x W_3 W_4)."""
+    kernels = (params[name].astype(x.dtype) for name in ("gate_in", "gate_out"))
+    return jax.nn.sigmoid(_low_rank(x, *kernels).astype(jnp.float32))
+
+  def mix(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs of texts or documents, no other masks."""
+    return delta_layer.mix(self, params, call, (query, key, value), mask)
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns the empty state, the same for every capacity."""
+    return delta_layer.init(self, config, batch_size)
+
+
+def _low_rank(
+    x: Float[Array, "B T D"],
+    first: Float[Array, "D R"],
+    second: Float[Array, "R N H"],
+) -> Float[Array, "B T N H"]:
+  inner = jnp.einsum("BTD,DR->BTR", x, first)
+  return jnp.einsum("BTR,RNH->BTNH", inner, second)
