@@ -24,6 +24,7 @@ SYSTEMS: dict[str, str] = {
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "echo_att": "joma.systems.reuse.echo_att:EchoAtt",
     "gated_attention": "joma.systems.routers.gated_attention:GatedAttention",
+    "gated_conv": "joma.systems.mixers.gated_conv:GatedConv",
     "gdn": "joma.systems.mixers.gdn:Gdn",
     "hip": "joma.systems.selectors.hip:Hip",
     "hylra": "joma.systems.reuse.hylra:Hylra",

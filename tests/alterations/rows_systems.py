@@ -70,10 +70,11 @@ joma/systems/mixers/documents.py
 @ tests/joma/systems/mixers/lightning_test.py
 @ test_what_it_cannot_follow_is_refused
 
-joma/systems/mixers/delta_layer.py
-- since = place - begun
-+ since = place
+joma/systems/mixers/documents.py
+- return place - begun
++ return place + 0 * begun
 ? the first tokens of a document read the one before it
+@ tests/joma/systems/mixers/delta_layer_test.py
 @ test_packed_documents_are_those_alone
 
 joma/systems/mixers/delta_layer.py
@@ -95,4 +96,16 @@ joma/systems/mixers/kda.py
 ? beta is not below 1
 @ tests/joma/systems/mixers/delta_layer_test.py
 @ test_one_pass_is_the_recurrence
+
+joma/systems/mixers/gated_conv.py
+- made = convolved.convolve(near, params["far"], length, since, _STEP)
++ made = convolved.convolve(near, params["far"], length, since)
+? the second convolution reads every token
+@ test_it_reads_22_tokens_back_and_no_farther
+
+joma/systems/mixers/gated_conv.py
+- return jax.nn.sigmoid(product("gate") + query) * (product("feature") + key)
++ return jax.nn.sigmoid(product("gate")) * (product("feature") + key)
+? a token's own query opens no gate
+@ test_one_pass_is_the_equation
 """

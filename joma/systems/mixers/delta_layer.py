@@ -97,12 +97,7 @@ def mix(
   """The heads' outputs of whole texts or documents."""
   query = vectors[0]
   found = documents.of_mask(system.name, call, mask, len(query))
-  since = None
-  if found.starts is not None:
-    place = jnp.arange(query.shape[1])[None]
-    begun = jax.lax.cummax(jnp.where(found.starts, place, 0), axis=1)
-    since = place - begun
-  made = []
+  since, made = found.since(), []
   for part, x in zip(_PARTS, vectors, strict=True):
     before = jnp.zeros((len(x), system.width - 1, *x.shape[2:]), x.dtype)
     both = jnp.concatenate([before, x], axis=1)

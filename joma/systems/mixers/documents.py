@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from joma.transformer import hooks
@@ -26,6 +26,14 @@ class Documents(NamedTuple):
 
   starts: Bool[Array, "B T"] | None
   is_followed: Bool[Array, ""] | None = None
+
+  def since(self) -> Int[Array, "B T"] | None:
+    """Tokens of its document before each; None where each text is one."""
+    if self.starts is None:
+      return None
+    place = jnp.arange(self.starts.shape[1])[None]
+    begun = jax.lax.cummax(jnp.where(self.starts, place, 0), axis=1)
+    return place - begun
 
   def checked(self, out: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
     """What is given if the mask is one that could be followed, else NaN."""

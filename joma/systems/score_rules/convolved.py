@@ -103,23 +103,25 @@ def convolve(
     kernel: Float[Array, "w #N H"],
     length: int,
     since: Int[Array, "B T"] | None = None,
+    step: int = 1,
 ) -> Float[Array, "B T N H"]:
-  """Sums kernel_u x_{t-u} for the last `length` places t of x.
+  """Sums kernel_u x_{t - step u} for the last `length` places t of x.
 
   Args:
     x: Inputs.
     kernel: Of the newest input first.
     length: T.
     since: Places before each that may be read; None is all.
+    step: Places between two that are read.
   """
-  width, total = len(kernel), x.shape[1]
+  first = x.shape[1] - length
   parts = [
       kernel[u].astype(x.dtype)[None, None]
-      * x[:, total - length - u : total - u]
-      for u in range(width)
+      * x[:, first - step * u : first - step * u + length]
+      for u in range(len(kernel))
   ]
   if since is not None:
-    seen = lambda u: (since >= u)[..., None, None]
+    seen = lambda u: (since >= step * u)[..., None, None]
     parts = [jnp.where(seen(u), part, 0) for u, part in enumerate(parts)]
   return sum(parts[1:], parts[0])
 

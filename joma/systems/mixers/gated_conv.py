@@ -1,0 +1,161 @@
+"""A gated convolution in the place of attention, of a fixed reach.
+
+  c_t   = conv_7,3(conv_5(gelu(v)))_t,   causal, a kernel a channel
+  out_t = sigmoid(c_t W_g + q_t) (c_t W_f + k_t)
+
+with widths 5 and 7, the second over every third token: 23 tokens are read, its
+own included, and no product of queries and keys is made. The gated
+spatio-temporal attention of SimVPv2 (https://arxiv.org/abs/2211.12509), there
+over pixels, made causal; ours adds what the token's own query and key say. What
+lies farther back in the text reaches a token through many layers alone: 22 more
+tokens a layer.
+
+Letters: B batch, T tokens, W = 22 inputs that are kept, N query heads, K key
+and value heads, H head size.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from joma.systems.mixers import documents
+from joma.systems.score_rules import convolved
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas import masks
+
+_NEAR, _FAR, _STEP = 5, 7, 3
+# Tokens before its own that a token reads, and what the second one reads.
+_BEHIND = _STEP * (_FAR - 1)
+REACH = _NEAR - 1 + _BEHIND
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedConv:
+  """A mixer."""
+
+  name: ClassVar[str] = "gated_conv"
+  paper: ClassVar[str] = "https://arxiv.org/abs/2211.12509"
+  neutral: ClassVar[str] = ""
+  axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
+      "near": (None, "tensor", None),
+      "far": (None, "tensor", None),
+      "gate": (None, None, "tensor", None),
+      "feature": (None, None, "tensor", None),
+  }
+
+  def init_params(
+      self, key: Array, config: configs.TransformerConfig, layer: int
+  ) -> dict[str, Array]:
+    """Returns kernels [w, N, H], and W_g and W_f [N, H, N, H]."""
+    heads = (config.num_heads, config.head_dim)
+    shapes = {
+        "near": (_NEAR, *heads),
+        "far": (_FAR, *heads),
+        "gate": (*heads, *heads),
+        "feature": (*heads, *heads),
+    }
+    sizes = {"near": _NEAR, "far": _FAR}
+    inputs = heads[0] * heads[1]
+    return {
+        name: sizes.get(name, inputs) ** -0.5 * jax.random.normal(one, shape)
+        for one, (name, shape) in zip(
+            jax.random.split(key, 4), shapes.items(), strict=True
+        )
+    }
+
+  def mix(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs of texts or documents, no other masks."""
+    found = documents.of_mask(self.name, call, mask, len(query))
+    before = jnp.zeros((len(value), REACH, *value.shape[2:]), value.dtype)
+    both = jnp.concatenate([before, value], axis=1)
+    return found.checked(gated(params, query, key, both, found.since()))
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns the inputs before the first token, 0, for every capacity."""
+    shape = (batch_size, REACH, config.num_kv_heads, config.head_dim)
+    return NewestInputs(jnp.zeros(shape, dtype))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NewestInputs:
+  """A KVCache of one layer.
+
+  Attributes:
+    inputs: The newest values [B, W, K, H].
+  """
+
+  inputs: PyTree
+  honours: ClassVar[tuple[str, ...]] = (GatedConv.name,)
+
+  def takes_pieces(self) -> bool:
+    """Always: the newest inputs are all that a token reads."""
+    return True
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "NewestInputs"]:
+    """Any number of tokens after those before; padding is not kept."""
+    call = options.call
+    assert call is not None  # A layer gives it to the caches of its systems.
+    both = jnp.concatenate([self.inputs.astype(value.dtype), value], axis=1)
+    out = gated(call.params[GatedConv.name], query, key, both)
+    lengths = (positions >= 0).sum(axis=1)
+    newest = convolved.last_inputs(both, lengths, REACH)
+    return out, NewestInputs(newest.astype(self.inputs.dtype))
+
+
+def gated(
+    params: hooks.Params,
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B L K H"],
+    since: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T N H"]:
+  """The equation, of values that begin 22 tokens before the queries.
+
+  Args:
+    params: Of the layer.
+    query: As the layer projects them.
+    key: Likewise.
+    value: L = 22 + T.
+    since: Tokens of its document before each; None where nothing begins.
+  """
+  length, num_groups = query.shape[1], query.shape[2] // key.shape[2]
+  key, value = (jnp.repeat(x, num_groups, axis=2) for x in (key, value))
+  before = None
+  if since is not None:
+    before = jnp.pad(since, ((0, 0), (_BEHIND, 0)))
+  near = convolved.convolve(
+      jax.nn.gelu(value), params["near"], length + _BEHIND, before
+  )
+  made = convolved.convolve(near, params["far"], length, since, _STEP)
+  product = lambda name: jnp.einsum(
+      "BTNH,NHMJ->BTMJ", made, params[name].astype(made.dtype)
+  )
+  return jax.nn.sigmoid(product("gate") + query) * (product("feature") + key)
