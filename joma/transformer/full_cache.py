@@ -166,6 +166,18 @@ def init(
   return tuple(of_layer(layer) for layer in range(config.num_layers))
 
 
+def check_rotations_stay(
+    name: str, config: configs.TransformerConfig, layer: int
+) -> None:
+  """Raises UserError if keys that `name` keeps rotated would have to turn."""
+  kind = config.rope_of(layer)
+  if config.positions == "rotary" and kind.changes_with_length:
+    raise errors.UserError(
+        f"{name} keeps rotated keys, which rope_type={kind.rope_type} turns"
+        f" anew as the text grows: read the text at once, or without {name}."
+    )
+
+
 def of_rotated(
     name: str,
     config: configs.TransformerConfig,
@@ -187,12 +199,7 @@ def of_rotated(
   Raises:
     UserError: The model's rotary frequencies change with the text.
   """
-  kind = config.rope_of(layer)
-  if config.positions == "rotary" and kind.changes_with_length:
-    raise errors.UserError(
-        f"{name} keeps rotated keys, which rope_type={kind.rope_type} turns"
-        " anew as the text grows: read it at once, or without it."
-    )
+  check_rotations_stay(name, config, layer)
   shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
   return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 

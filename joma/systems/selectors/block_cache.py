@@ -24,7 +24,6 @@ from joma.transformer.weighing import merged
 from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
-from scansnap_jax.experiment import errors
 
 
 @runtime_checkable
@@ -248,13 +247,8 @@ def init(
     UserError: The model's rotary frequencies change with the text, and keys are
       kept rotated.
   """
-  kinds = [config.rope_of(layer) for layer in range(config.num_layers)]
-  if config.positions == "rotary" and any(k.changes_with_length for k in kinds):
-    raise errors.UserError(
-        f"{system.name} keeps rotated keys, which"
-        f" rope_type={kinds[0].rope_type} turns anew as the text grows: read it"
-        " at once, or without this selector."
-    )
+  for layer in range(config.num_layers):
+    full_cache.check_rotations_stay(system.name, config, layer)
   size = -(-capacity // system.block) * system.block
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
   empty = lambda: jnp.zeros(shape, dtype)

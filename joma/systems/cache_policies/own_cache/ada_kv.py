@@ -18,6 +18,7 @@ from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.systems.cache_policies import names
 from joma.transformer import config as configs
+from joma.transformer import full_cache
 from scansnap_jax.experiment import errors
 
 
@@ -74,6 +75,7 @@ class AdaKV(head_pool.SharesOut):
       options: cache_options.CacheOptions,
   ) -> head_pool.PooledCache:
     """Returns a `PooledCache`: K C slots, and a page less one more a head."""
+    full_cache.check_rotations_stay("adakv", config, layer)
     if options != cache_options.DEFAULT:
       raise errors.UserError(
           "adakv keeps rotated keys at absolute positions, slot by slot: leave"

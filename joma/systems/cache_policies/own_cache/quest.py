@@ -80,6 +80,7 @@ class Quest(policy_lib.Policy):
       options: cache_options.CacheOptions,
   ) -> "QuestCache":
     """Returns a `QuestCache`, of `capacity` positions in all."""
+    full_cache.check_rotations_stay("quest", config, layer)
     if options.keys != "rotated" or options.page_size != 1:
       raise errors.UserError(
           "quest keeps rotated keys at absolute positions, in pages of its own:"

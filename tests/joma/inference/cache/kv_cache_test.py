@@ -14,6 +14,7 @@ import pytest
 from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import slot_step
+from joma.systems.cache_policies import names as policy_names
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import scissorhands
 from joma.systems.cache_policies.by_attention import snapkv
@@ -157,6 +158,33 @@ class ModelTest(parameterized.TestCase):
     np.testing.assert_allclose(got[-1], want, atol=2e-5)
     order = np.argsort(np.argsort(caches[0].pos))
     np.testing.assert_array_equal(caches[0].rank, order)
+
+
+class ChangingFrequenciesTest(parameterized.TestCase):
+  """Dynamic NTK beyond its window: a text by steps is the text at once."""
+
+  @functools.cached_property
+  def config(self):
+    rope = rope_config.RopeConfig(rope_type="dynamic", factor=4.0)
+    return dataclasses.replace(_ONE_LAYER, rope=rope, max_len=8)
+
+  @parameterized.parameters(*sorted(set(policy_names.POLICIES) - {"quest"}))
+  @pytest.mark.by_default(4)
+  def test_with_every_policy(self, name):
+    model = models.Transformer(self.config, implementation="reference")
+    policy = policy_names.parse(name)
+    got, _ = _read_and_decode(
+        kv_cache.init(policy, self.config, 3, 64), model=model
+    )
+    for row, length in enumerate(np.asarray(_NEXT)):
+      want = model.apply({"params": _params()}, _TOKENS[row][None, :length])
+      np.testing.assert_allclose(got[-1, row], want[0, -1], atol=2e-5)
+
+  @parameterized.parameters("quest", "adakv:h2o")
+  def test_caches_of_rotated_keys_say_why(self, name):
+    message = "keeps rotated keys, which rope_type=dynamic turns anew"
+    with self.assertRaisesRegex(errors.UserError, message):
+      kv_cache.init(policy_names.parse(name), self.config, 1, 32)
 
 
 class OverflowTest(absltest.TestCase):
