@@ -58,7 +58,7 @@ else:
 flags.FLAGS.mark_as_parsed()
 # jax's caches hold millions of objects, through which a full collection walks.
 gc.freeze()
-gc.set_threshold(50_000, 20, 50)
+gc.set_threshold(200_000, 20, 50)
 
 
 def pytest_addoption(parser):
