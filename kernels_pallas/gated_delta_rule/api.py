@@ -80,12 +80,7 @@ def gated_delta_rule(
   sizes = (batch, num_heads, query.shape[3], value_size)
   checks.check_state("initial_state", initial_state, sizes)
   scale = checks.scale_of(scale, query)
-  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
-  if chosen == "pallas_gpu":
-    raise ValueError(
-        "implementation='pallas_gpu': gated_delta_rule has no GPU kernel yet;"
-        " use 'xla', 'reference' or None"
-    )
+  chosen = implementations.choose_for(implementation, _module, query)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = operands_lib.sum_type(query.dtype)
   state = jnp.zeros(sizes, dtype) if initial_state is None else initial_state
@@ -162,4 +157,5 @@ def step(
 
 
 def _module(implementation: implementations.Implementation) -> types.ModuleType:
+  """Imports on demand: GPU kernels need a newer jax than the others."""
   return importlib.import_module(f"{__package__}.{implementation}")

@@ -138,7 +138,7 @@ def _call(
 def _forward(scale: float, *refs: hw_types.Ref) -> None:
   *arrays, first, out, last, state = refs
   _start(state, first)
-  run = lambda *x: chunk_lib.forward(*_parts(*x), _Solver)
+  run = lambda *x: chunk_lib.forward(*_parts(*x), inverse.Solver)
   found, state[...] = jax.vmap(run)(*_read(arrays), state[...])
   out[0] = (scale * found).astype(out.dtype)
   _end(state, last)
@@ -149,7 +149,7 @@ def _advance(*refs: hw_types.Ref) -> None:
   _start(state, first)
   starts[0, :, 0] = state[...]
   # It has no query, and none is read.
-  run = lambda key, *x: chunk_lib.advance(*_parts(key, key, *x), _Solver)
+  run = lambda key, *x: chunk_lib.advance(*_parts(key, key, *x), inverse.Solver)
   state[...] = jax.vmap(run)(*_read(arrays), state[...])
 
 
@@ -160,7 +160,7 @@ def _backward(scale: float, *refs: hw_types.Ref) -> None:
 
   def run(d_out: Array, d_state: Array, *x: Array) -> tuple[Array, ...]:
     chunk, fades = _parts(*x)
-    found = chunk_lib.backward(chunk, fades, d_out, d_state, _Solver)
+    found = chunk_lib.backward(chunk, fades, d_out, d_state, inverse.Solver)
     return *found[:4], products.to_row(found.beta), found.state
 
   d_out = scale * d_out[0].astype(jnp.float32)
@@ -214,19 +214,6 @@ def _parts(
   query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
   beta = products.to_column(beta)
   return chunk_lib.Chunk(query, key, value, beta, state), fades
-
-
-class _Solver:
-  """The inverse, made once for all of its products; see `chunk.Solver`."""
-
-  def __init__(self, lower: Float[Array, "C C"], product: products.Products):
-    self._product = product
-    self._inverse = inverse.of_unit_lower(lower, product)
-
-  def __call__(
-      self, right: Float[Array, "C J"], *, is_transposed: bool = False
-  ) -> Float[Array, "C J"]:
-    return self._product.fine(self._inverse, right, (int(not is_transposed), 0))
 
 
 def _cut(

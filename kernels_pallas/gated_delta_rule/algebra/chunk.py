@@ -139,6 +139,60 @@ def backward(
   )
 
 
+class Sweep(NamedTuple):
+  """What a chunk does to a state S, or to its cotangent.
+
+    added = constant - factor S        S := total S + rows^T added
+
+  and of the cotangent, in which the query reads, + query^T d_out.
+
+  Attributes:
+    constant: What it would add to a state of zeros.
+    factor: What the state takes from that.
+    rows: Where it is added.
+    total: What is left of the state.
+  """
+
+  constant: Float[Array, "C J"]
+  factor: Float[Array, "C H"]
+  rows: Float[Array, "C H"]
+  total: Float[Array, "H 1"]
+
+
+def ahead(chunk: Chunk, fades: fading.Fading, make_solver: MakeSolver) -> Sweep:
+  """Of the state, whatever that is."""
+  _, key, value, beta, _ = chunk
+  same = _strictly_lower(fades.pair(key, key))
+  solve = make_solver(beta * same, fades.product)
+  factor = solve(beta * (fades.before * key))
+  rows = fades.after * key
+  return Sweep(solve(beta * value), factor, rows, _by_row(fades, key))
+
+
+def back(
+    chunk: Chunk,
+    fades: fading.Fading,
+    d_out: Float[Array, "C J"],
+    make_solver: MakeSolver,
+) -> tuple[Sweep, Float[Array, "C H"]]:
+  """Of the cotangent, from the chunk's end to its start; and the query."""
+  query, key, _, beta, _ = chunk
+  same = _strictly_lower(fades.pair(key, key))
+  solve = make_solver(beta * same, fades.product)
+  d_added = fades.product(fades.pair(query, key), d_out, (0, 0))
+  d_value = beta * solve(d_added, is_transposed=True)
+  factor = -beta * solve(fades.after * key, is_transposed=True)
+  rows = -fades.before * key
+  sweep = Sweep(d_value, factor, rows, _by_row(fades, key))
+  return sweep, fades.before * query
+
+
+def _by_row(
+    fades: fading.Fading, key: Float[Array, "C H"]
+) -> Float[Array, "H 1"]:
+  return jnp.broadcast_to(fades.total, (key.shape[1], 1))
+
+
 def _add(chunk: Chunk, fades: fading.Fading, make_solver: MakeSolver) -> _Added:
   _, key, value, beta, state = chunk
   same = _strictly_lower(fades.pair(key, key))

@@ -176,3 +176,10 @@ class ByChannel:
 
 
 Fading: TypeAlias = ByHead | ByChannel
+
+
+def of(product: products.Products, log_decay: Float[Array, "C D"]) -> Fading:
+  """By head if D is 1, else by channel."""
+  if log_decay.shape[1] == 1:
+    return ByHead.of(product, log_decay.T)
+  return ByChannel.of(product, log_decay)

@@ -25,3 +25,17 @@ def of_unit_lower(
       part = product.fine(product.fine(found, part), found)
     found = found - part
   return found
+
+
+class Solver:
+  """The inverse, made once for all of its products; see `chunk.Solver`."""
+
+  def __init__(self, lower: Float[Array, "C C"], product: products.Products):
+    self._product = product
+    self._inverse = of_unit_lower(lower, product)
+
+  def __call__(
+      self, right: Float[Array, "C J"], *, is_transposed: bool = False
+  ) -> Float[Array, "C J"]:
+    """Solves, see `chunk.Solver`."""
+    return self._product.fine(self._inverse, right, (int(not is_transposed), 0))
