@@ -16,6 +16,7 @@ from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
+from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
@@ -28,6 +29,7 @@ _STUDIES = {
     "length": length.STUDY,
     "positional": positional.STUDY,
     "random_features": random_features.STUDY,
+    "retrieval": retrieval.STUDY,
     "reuse": reuse.STUDY,
     "selection": selection.STUDY,
     "sinks": sinks.STUDY,

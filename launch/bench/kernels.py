@@ -53,8 +53,9 @@ _SPARSE_LENGTH = flags.DEFINE_integer(
 _OPS = flags.DEFINE_multi_enum(
     "ops",
     ["attention", "mlp", "decode"],
-    ["attention", "mlp", "decode"],
-    "Which ops; linear attention goes with attention.",
+    ["attention", "mlp", "decode", "prefill"],
+    "Which ops; linear attention goes with attention, and prefill, on a TPU, is"
+    " attention to a tenth of a prompt, the choice included.",
     flag_values=_FLAGS,
 )
 _MASKS = flags.DEFINE_boolean(

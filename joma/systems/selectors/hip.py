@@ -38,6 +38,7 @@ class Hip:
     block: Keys of a block, and queries; TPU kernels want multiples of 128.
     sinks: First blocks that are always read.
     window: Newest blocks that are always read, a query's own included.
+    stride: Of a block's queries every so many-th is asked in a prompt.
   """
 
   name: ClassVar[str] = "hip"
@@ -49,8 +50,13 @@ class Hip:
   block: int = 128
   sinks: int = 1
   window: int = 1
+  stride: int = 1
 
   def __post_init__(self):
+    if self.stride < 1 or self.block % self.stride:
+      raise errors.UserError(
+          f"hip: stride={self.stride} must divide block={self.block}."
+      )
     if self.block < 1 or self.k < self.block or self.k % self.block:
       raise errors.UserError(
           f"hip: k={self.k} must be a multiple of block={self.block}."
@@ -76,7 +82,8 @@ class Hip:
         ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
         mode="edge",
     )
-    query = fill(query).reshape(batch, num_blocks, size, num_heads, -1)
+    query = fill(query)[:, self.stride // 2 :: self.stride]
+    query = query.reshape(batch, num_blocks, size // self.stride, num_heads, -1)
     # One key speaks for its block.
     middles = fill(key)[:, size // 2 :: size]
     middles = jnp.repeat(middles, num_heads // key.shape[2], axis=2)

@@ -23,6 +23,7 @@ from launch.bench.ops import compiled
 from launch.bench.ops import decode_tpu
 from launch.bench.ops import mlp_tpu
 from launch.bench.ops import peers
+from launch.bench.ops import prefill_tpu
 from launch.bench.ops import programs
 
 # Tiles of a selection, and the two densities through which the line goes.
@@ -32,7 +33,7 @@ DENSITIES = (0.1, 0.3)
 # that fit a v5e at 4,096 and of four at 16,384 the best of each chip and length
 # are among these; larger ones outgrow VMEM.
 SPLASH_TILES = ((1024, 1024, 512), (1024, 2048, 256), (1024, 2048, 512))
-OPS = ("attention", "mlp", "decode")
+OPS = ("attention", "mlp", "decode", "prefill")
 # Where linear attention and our dense forward pass are close.
 LINEAR_LENGTHS = (256, 512, 1024)
 CALIBRATION = (
@@ -347,6 +348,8 @@ def report(
     rows += mlp_tpu.report(chip)
   if "decode" in ops:
     rows += decode_tpu.report(chip)
+  if "prefill" in ops:
+    rows += prefill_tpu.report(chip, sparse_length)
   return rows
 
 

@@ -20,6 +20,7 @@ from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
+from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
@@ -70,6 +71,20 @@ STUDIES = {
             width=8,
             batch_size=4,
             num_test=8,
+            **_FEW,
+        ),
+    ),
+    "retrieval": (
+        retrieval.STUDY,
+        dict(
+            num_facts=4,
+            num_keys=16,
+            num_values=4,
+            width=8,
+            chunk=2,
+            budget=3,
+            policies=("streaming_llm",),
+            num_test=2,
             **_FEW,
         ),
     ),

@@ -19,6 +19,7 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
+from tests.joma.systems.selectors import selected
 from tests.joma.systems.selectors import taken
 from tests.joma.transformer import applied
 
@@ -252,6 +253,20 @@ class HipTest(parameterized.TestCase):
     # No array beside the caches, such as scores of all keys, grows with them.
     self.assertEqual(small.largest, large.largest)
     self.assertIn("dot", taken.taken("", 4096).others)
+
+  def test_of_a_block_every_so_many_th_query_is_asked(self):
+    query, key, _ = selected.draw(32)
+
+    def chosen(query, stride):
+      system = hip.Hip(k=4, block=4, stride=stride)
+      return selected.select(system, query, key).block_table
+
+    # The queries at 2, 6, ... alone: what others would like changes nothing.
+    loud = (10 * query).at[:, 2::4].set(query[:, 2::4])
+    np.testing.assert_array_equal(chosen(loud, 4), chosen(query, 4))
+    self.assertTrue((chosen(loud, 1) != chosen(query, 1)).any())
+    with self.assertRaisesRegex(errors.UserError, "stride=3 must divide"):
+      hip.Hip(stride=3)
 
   @pytest.mark.slow
   def test_what_does_not_fit_is_refused(self):

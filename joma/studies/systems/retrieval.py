@@ -1,0 +1,428 @@
+"""What is still found of a text of which few tokens are kept?
+
+Texts are facts, `key value .`, and a question, `key ? ?`, of which both marks
+are to be answered by the key's value. Small models of two layers learn it, the
+first of which sees three tokens. No text is longer than those of training.
+
+InfiniRetri (https://arxiv.org/abs/2502.12962) reads a text in chunks and
+carries the sentences that the last layer attends to from the question; the
+model then reads what is carried, and the question. It is compared with caches
+of as many tokens, H2O, SnapKV and StreamingLLM, which read text and question up
+to its first mark, evict, and are asked by the second one; and with the
+attention of the first layer in the place of the last one's.
+
+Landmark attention (https://arxiv.org/abs/2305.16300) takes the full stops for
+landmarks: a model that is trained with them in its second layer is read as it
+was trained, and with the question's own block and the one that its landmark
+names, at the length of training and at four times as many facts. A model of
+softmax that is read so is the twin: its full stops are no landmarks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from etils import epy
+
+from joma.studies import settings as settings_lib
+from joma.studies import study as study_lib
+from joma.systems.cache_policies import names as policy_names
+from scansnap_jax.experiment import require
+
+with epy.lazy_imports():  # --help imports this file, and waits for no jax.
+  import jax
+  import jax.numpy as jnp
+  from matplotlib import figure as mpl_figure
+  import numpy as np
+
+  from joma.inference.cache import calls
+  from joma.inference.cache import kv_cache
+  from joma.inference.evaluation import evaluate
+  from joma.inference.evaluation import tasks
+  from joma.studies import claims
+  from joma.studies import drawing
+  from joma.studies import parts
+  from joma.studies import texts
+  from joma.studies import training
+  from joma.systems.reuse import infini_retri
+  from joma.transformer import config as configs
+  from scansnap_jax.experiment import figures
+  from scansnap_jax.experiment import intervals
+
+_END, _ASK, _FIRST_KEY = 0, 1, 2
+# Tokens of a fact, and of a question.
+_SIZE = 3
+# Facts of long texts over those of training.
+_LONGER = 4
+_WAYS = ("first layer", "infini_retri")
+_READINGS = ("all blocks", "2 blocks", "all blocks, long", "2 blocks, long")
+_TWIN = "softmax, 2 blocks"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+  """What is still found of a text of which few tokens are kept?
+
+  Attributes:
+    num_seeds: Runs of each model.
+    first_seed: The seeds are first_seed, first_seed + 1, ...
+    num_steps: Most steps of a run, a multiple of num_records; runs end sooner
+      when they have learned the task.
+    num_records: Records of each run.
+    batch_size: Texts of a step.
+    num_facts: Facts of a text.
+    num_asked: Questions of a text in training.
+    num_keys: Keys that there are, four times `num_facts` or more.
+    num_values: Values that there are.
+    width: Width of the residual stream.
+    rate: Highest learning rate.
+    chunk: Facts that are read at once.
+    budget: Tokens that are kept, from which on no fact is added.
+    policies: Caches to compare with.
+    num_test: Texts that are asked of.
+  """
+
+  num_seeds: int = 3
+  first_seed: int = 0
+  num_steps: int = 2000
+  num_records: int = 40
+  batch_size: int = 32
+  num_facts: int = 12
+  num_asked: int = 4
+  num_keys: int = 64
+  num_values: int = 32
+  width: int = 48
+  rate: float = 3e-3
+  chunk: int = 4
+  budget: int = 6
+  policies: tuple[str, ...] = ("h2o", "snapkv", "streaming_llm")
+  num_test: int = 64
+
+  def __post_init__(self):
+    settings_lib.check_runs(self)
+    for name in ("batch_size", "num_asked", "num_test", "budget"):
+      require.at_least(name, getattr(self, name), 1)
+    require.at_least("num_facts", self.num_facts, 4)
+    require.between("num_keys", self.num_keys, _LONGER * self.num_facts, 10**4)
+    require.between("num_values", self.num_values, 2, 10**4)
+    require.between("chunk", self.chunk, 1, self.num_facts - 1)
+    settings_lib.require_multiple("width", self.width, 4)
+    require.positive("rate", self.rate)
+    for name in self.policies:
+      policy_names.check(name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+  """Facts, then questions about some of them: `texts.Task`.
+
+  Attributes:
+    num_facts: Of a text, no key twice.
+    num_asked: Questions.
+    num_keys: Keys that there are.
+    num_values: Values that there are.
+  """
+
+  num_facts: int
+  num_asked: int
+  num_keys: int
+  num_values: int
+
+  def draw(self, key: jax.Array, num_texts: int) -> texts.Texts:
+    """Draws texts; both marks of each question are asked."""
+    keys = jax.random.split(key, 3)
+    permute = lambda key, count, num: jax.vmap(
+        lambda key: jax.random.permutation(key, count)[:num]
+    )(jax.random.split(key, num_texts))
+    key_of = _FIRST_KEY + permute(keys[0], self.num_keys, self.num_facts)
+    value_of = jax.random.randint(keys[1], key_of.shape, 0, self.num_values)
+    value_of += _FIRST_KEY + self.num_keys
+    asked = permute(keys[2], self.num_facts, self.num_asked)
+    of_asked = lambda x: jnp.take_along_axis(x, asked, axis=1)
+    mark = jnp.full_like(asked, _ASK)
+    facts = jnp.stack([key_of, value_of, jnp.full_like(key_of, _END)], axis=-1)
+    questions = jnp.stack([of_asked(key_of), mark, mark], axis=-1)
+    tokens = jnp.concatenate([facts, questions], axis=1)
+    tokens = tokens.reshape(num_texts, -1)
+    answers = jnp.repeat(of_asked(value_of), _SIZE, axis=1)
+    targets = jnp.zeros_like(tokens).at[:, -answers.shape[1] :].set(answers)
+    is_asked = tokens == _ASK
+    return texts.Texts(tokens, targets, is_asked, is_asked)
+
+
+def learner(config: RetrievalConfig, second: str) -> texts.Learner:
+  """A model whose second layer has a system, and its task."""
+  length = _SIZE * (config.num_facts + config.num_asked)
+  model = configs.TransformerConfig(
+      vocab_size=_FIRST_KEY + config.num_keys + config.num_values,
+      num_layers=2,
+      embed_dim=config.width,
+      num_heads=2,
+      num_kv_heads=2,
+      head_dim=config.width // 2,
+      hidden_dim=2 * config.width,
+      max_len=length,
+      windows=(_SIZE, 0),
+      attention=("softmax", second),
+  )
+  sizes = ("num_facts", "num_asked", "num_keys", "num_values")
+  task = Facts(**{name: getattr(config, name) for name in sizes})
+  return texts.Learner(model=model, task=task, batch_size=config.batch_size)
+
+
+def measure(
+    config: RetrievalConfig, *, part: parts.Part | None = None
+) -> dict[str, Any]:
+  """Trains the models and asks them.
+
+  Args:
+    config: Sizes.
+    part: Keeps what is done.
+
+  Returns:
+    "found": share of right answers of each way of keeping tokens, and
+    "landmark": of each way of reading, intervals over seeds; "num_kept",
+    tokens that InfiniRetri carries, the most and the mean; "claims" and
+    "finding".
+  """
+  part = part or parts.at_once
+  kept = part("kept tokens", lambda: _kept_tokens(config))
+  landmark = part("landmarks", lambda: _landmarks(config))
+  interval = lambda x: intervals.interval(np.array(x), least=0, most=1)
+  found = {
+      "found": {name: interval(x) for name, x in kept["found"].items()},
+      "landmark": {name: interval(x) for name, x in landmark["found"].items()},
+      "num_kept": kept["num_kept"],
+      "num_slots": config.budget + _SIZE - 1,
+      "num_tokens": _SIZE * config.num_facts,
+  }
+  rows = _claims(config, found)
+  return {**found, "claims": rows, "finding": claims.finding(rows)}
+
+
+def _trained(config: RetrievalConfig, one: texts.Learner) -> training.Trained:
+  return training.train(
+      one,
+      settings_lib.seeds(config),
+      schedule=training.Schedule(
+          num_steps=config.num_steps,
+          num_records=config.num_records,
+          target_score=0.995,
+      ),
+      rate=config.rate,
+  )
+
+
+def _test(config: RetrievalConfig, factor: int = 1) -> texts.Texts:
+  """Texts of one question, the same for all models."""
+  task = Facts(
+      num_facts=factor * config.num_facts,
+      num_asked=1,
+      num_keys=config.num_keys,
+      num_values=config.num_values,
+  )
+  return task.draw(jax.random.key(10**6), config.num_test)
+
+
+def _kept_tokens(config: RetrievalConfig) -> dict[str, Any]:
+  one, test = learner(config, "softmax"), _test(config)
+  trained = _trained(config, one)
+  names = ("full", *config.policies)
+  found: dict[str, list[float]] = {name: [] for name in (*names, *_WAYS)}
+  counts: list[int] = []
+  for run in range(config.num_seeds):
+    params = trained.params_of(run)
+    for name in names:
+      found[name].append(_by_policy(config, one, params, test, name))
+    for way, layer in zip(_WAYS, (0, -1), strict=True):
+      share, lengths = _by_carrying(config, one, params, test, layer)
+      found[way].append(share)
+      counts += lengths if way == _WAYS[-1] else []
+  return {
+      "found": found,
+      "num_kept": {"most": max(counts), "mean": float(np.mean(counts))},
+      "num_steps": trained.num_steps,
+      "steps": trained.steps,
+      "curves": trained.curves(),
+  }
+
+
+def _by_policy(
+    config: RetrievalConfig,
+    one: texts.Learner,
+    params: Any,
+    test: texts.Texts,
+    name: str,
+) -> float:
+  """Share of right answers through a cache of a policy."""
+  tokens, targets = np.asarray(test.tokens), np.asarray(test.targets)
+  last = tokens.shape[1] - 1
+  batch = tasks.Batch(
+      tokens=tokens.astype(np.int32),
+      lengths=np.full(len(tokens), last + 1, np.int32),
+      # All but the second mark, which asks once more.
+      num_context=np.full(len(tokens), last, np.int32),
+      targets=np.where(np.arange(last + 1) == last, targets, -1),
+      gold=np.full((*tokens.shape, 1), -1, np.int32),
+      num_new=1,
+  )
+  # The question's two tokens beside as many as InfiniRetri carries at most.
+  slots = config.budget + 2 * _SIZE - 2
+  policy = policy_names.parse(name)
+  policy = calls.fitted(policy, slots, policy_names.settings(name))
+  size = slots if policy.evicts else last + 1
+  caches = kv_cache.init(
+      policy, one.model, len(tokens), size, jnp.dtype("float32")
+  )
+  answers = evaluate.answer(
+      one.transformer, params, batch, caches, reading="context"
+  )
+  return float(np.mean(answers.predicted[:, last] == targets[:, last]))
+
+
+def _by_carrying(
+    config: RetrievalConfig,
+    one: texts.Learner,
+    params: Any,
+    test: texts.Texts,
+    layer: int,
+) -> tuple[float, list[int]]:
+  """Share of right answers of what is carried, and its tokens."""
+  settings = infini_retri.Settings(
+      chunk=_SIZE * config.chunk, budget=config.budget, width=1
+  )
+  room = settings.chunk + config.budget + 2 * _SIZE
+  read = infini_retri.reader(one.transformer, params, room, layer)
+  answer = jax.jit(
+      lambda tokens: one.transformer.apply({"params": params}, tokens)
+  )
+  num_right, lengths = 0, []
+  for tokens, targets in zip(
+      np.asarray(test.tokens), np.asarray(test.targets), strict=True
+  ):
+    text, question = tokens[:-_SIZE], tokens[-_SIZE:]
+    kept = infini_retri.carried(read, text, question, (_END,), settings)
+    asked = np.concatenate([kept, question])
+    padded = np.zeros((1, room), np.int32)
+    padded[0, : len(asked)] = asked
+    logits = answer(padded)[0, len(asked) - 1]
+    num_right += int(logits.argmax()) == targets[-1]
+    lengths.append(len(kept))
+  return num_right / len(test.tokens), lengths
+
+
+def _landmarks(config: RetrievalConfig) -> dict[str, Any]:
+  found: dict[str, list[float]] = {}
+  two = f"landmark:block={_SIZE}:k=2"
+  for second, readings in (
+      (
+          f"landmark:block={_SIZE}",
+          dict(zip(_READINGS, ("", two) * 2, strict=True)),
+      ),
+      ("softmax", {_TWIN: two}),
+  ):
+    one = learner(config, second)
+    trained = _trained(config, one)
+    for name, entry in readings.items():
+      test = _test(config, _LONGER if "long" in name else 1)
+      shape = dataclasses.replace(
+          one.model, attention=("softmax", entry or second)
+      )
+      model = dataclasses.replace(one, model=shape).transformer
+      answer = jax.jit(lambda p, x, m=model: m.apply({"params": p}, x)[:, -1])
+      found[name] = []
+      for run in range(config.num_seeds):
+        said = answer(trained.params_of(run), test.tokens).argmax(axis=-1)
+        found[name].append(float((said == test.targets[:, -1]).mean()))
+  return {"found": found}
+
+
+def _claims(config: RetrievalConfig, found: dict[str, Any]) -> list[claims.Row]:
+  kept, landmark = found["found"], found["landmark"]
+  text = lambda row: intervals.text(row, 3)
+  mean = lambda row: row["mean"]
+  best = max((kept[name] for name in config.policies), key=mean)
+  others = ", ".join(f"{name} {text(kept[name])}" for name in config.policies)
+  first, last = (kept[name] for name in _WAYS)
+  at_once, two, long, two_long = (landmark[name] for name in _READINGS)
+  return [
+      claims.row(
+          "the model answers by the whole text",
+          "more than .95",
+          text(kept["full"]),
+          mean(kept["full"]) > 0.95,
+      ),
+      claims.row(
+          "InfiniRetri finds more than caches of as many tokens",
+          f"more than each of {others}",
+          text(last),
+          mean(last) > mean(best),
+      ),
+      claims.row(
+          "what it carries is bounded",
+          f"at most {found['num_slots']} tokens",
+          str(found["num_kept"]["most"]),
+          found["num_kept"]["most"] <= found["num_slots"],
+      ),
+      claims.row(
+          "the first layer's attention does not retrieve",
+          f"less than half of {text(last)}",
+          text(first),
+          mean(first) < mean(last) / 2,
+      ),
+      claims.row(
+          "landmarks: the best block alone answers as all do",
+          f"within .05 of {text(at_once)}",
+          text(two),
+          mean(two) > mean(at_once) - 0.05,
+      ),
+      claims.row(
+          f"landmarks: at {_LONGER} times as many facts too",
+          "more than .9",
+          f"{text(two_long)}, by all blocks {text(long)}",
+          mean(two_long) > 0.9,
+      ),
+      claims.row(
+          "full stops that were not trained to be landmarks are none",
+          f"less than half of {text(two)}",
+          text(landmark[_TWIN]),
+          mean(landmark[_TWIN]) < mean(two) / 2,
+      ),
+  ]
+
+
+def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
+  """Draws the share of right answers of each way."""
+  with figures.style():
+    figure = figures.make_figure(figures.PAGE_WIDTH, 2.6)
+    panels = figure.subplots(1, 2, sharey=True).tolist()
+    for axes, (key, title) in zip(
+        panels,
+        (("found", "tokens that are kept"), ("landmark", "landmarks")),
+        strict=True,
+    ):
+      names = list(summary[key])
+      look = drawing.WITH._replace(linestyle="")
+      x = np.arange(len(names), dtype=float)
+      values = drawing.points([summary[key][name] for name in names])
+      drawing.draw_points(axes, x, values, look, "")
+      axes.set_xticks(x, names, rotation=40, ha="right")
+      axes.set(title=title)
+    panels[0].set(ylabel="right answers", ylim=(0, 1.05))
+  return figure
+
+
+STUDY = study_lib.Study(
+    title="What is still found of a text of which few tokens are kept",
+    config=RetrievalConfig(),
+    measure=study_lib.in_parts("retrieval", measure),
+    draw=draw,
+    caption=(
+        "Share of right answers about facts of a text. Left: by the whole text,"
+        " by caches of a few tokens, and by what is carried from chunk to"
+        " chunk. Right: by all blocks, and by the block that a landmark names."
+        " Means over seeds and 95 % intervals (Student's t)."
+    ),
+    report_title="Attention systems",
+)
