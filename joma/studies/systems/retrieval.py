@@ -330,10 +330,11 @@ def _landmarks(config: RetrievalConfig) -> dict[str, Any]:
           one.model, attention=("softmax", entry or second)
       )
       model = dataclasses.replace(one, model=shape).transformer
-      answer = jax.jit(lambda p, x, m=model: m.apply({"params": p}, x)[:, -1])
+      answer = jax.jit(lambda p, x, m=model: m.apply({"params": p}, x))
       found[name] = []
       for run in range(config.num_seeds):
-        said = answer(trained.params_of(run), test.tokens).argmax(axis=-1)
+        logits: Any = answer(trained.params_of(run), test.tokens)
+        said = logits[:, -1].argmax(axis=-1)
         found[name].append(float((said == test.targets[:, -1]).mean()))
   return {"found": found}
 
