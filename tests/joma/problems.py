@@ -1,13 +1,24 @@
 """Small random blocks on which the laws are tested."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from joma.theory import dynamics
+from joma.theory import invariants
 
 NUM_TOKENS = 8
 NUM_HIDDEN = 5
 ACTIVATIONS = ("identity", "relu", "gelu", "silu", "quadratic")
+
+# One program each: operation by operation they are a hundred.
+hidden = jax.jit(dynamics.hidden, static_argnums=2)
+velocity = jax.jit(dynamics.velocity, static_argnums=(2, 3))
+reduce = jax.jit(dynamics.reduce)
+reduced_velocity = jax.jit(dynamics.reduced_velocity, static_argnums=(2, 3))
+check_invariant = jax.jit(
+    invariants.check_invariant, static_argnames="attention"
+)
 
 
 def make(num_queries, *, num_samples=16, seed=0, scale=0.3):

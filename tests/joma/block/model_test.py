@@ -10,7 +10,7 @@ import pytest
 
 from joma.block import model
 from joma.theory import dynamics
-from joma.theory import invariants
+from tests.joma import problems
 
 # Ten roundings of numbers near 1 in float32.
 _ATOL = 1e-6
@@ -71,7 +71,7 @@ class JomaBlockTest(parameterized.TestCase):
     variables, hidden, _ = _apply(block)
     params, batch = model.to_dynamics(block, variables, _COUNTS, _QUERY)
     chex.assert_trees_all_close(
-        dynamics.hidden(params, batch, block.kind), hidden, atol=_ATOL
+        problems.hidden(params, batch, block.kind), hidden, atol=_ATOL
     )
     gram = batch.embedding.T @ batch.embedding
     chex.assert_trees_all_close(gram, jnp.eye(3), atol=_ATOL)
@@ -161,10 +161,10 @@ def _train(block, variables, loss, step_size):
   for params in ends:
     now = {**variables, "params": params}
     states.append(
-        dynamics.reduce(*model.to_dynamics(block, now, _COUNTS, _QUERY))
+        problems.reduce(*model.to_dynamics(block, now, _COUNTS, _QUERY))
     )
   path = jax.tree.map(lambda *x: jnp.stack(x), *states)
-  return invariants.check_invariant(path.attn_logits, path.v, attention="exp")
+  return problems.check_invariant(path.attn_logits, path.v, attention="exp")
 
 
 if __name__ == "__main__":

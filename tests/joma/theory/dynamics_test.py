@@ -57,7 +57,7 @@ class HiddenTest(float64.TestCase):
         temperature=0.7,
         has_residual=has_residual,
     )
-    actual = dynamics.hidden(params, batch, block)
+    actual = problems.hidden(params, batch, block)
     for i, q in enumerate(np.asarray(batch.query)):
       b = np.exp(np.asarray(params.attn_logits)[q] / 0.7)
       f = np.asarray(batch.embedding) @ (b * np.asarray(batch.counts)[i])
@@ -69,7 +69,7 @@ class HiddenTest(float64.TestCase):
   def test_activation_may_be_any_function(self):
     batch, params = problems.make(1)
     by_name, by_function = (
-        dynamics.hidden(params, batch, dynamics.Block(activation=activation))
+        problems.hidden(params, batch, dynamics.Block(activation=activation))
         for activation in ("relu", lambda h: (h + jnp.abs(h)) / 2)
     )
     chex.assert_trees_all_close(by_name, by_function, atol=_ATOL)
@@ -95,12 +95,12 @@ class ReducedVelocityTest(float64.TestCase):
         temperature=0.7,
         has_residual=has_residual,
     )
-    expected = dynamics.velocity(params, batch, block, loss)
-    actual, _ = dynamics.reduced_velocity(
-        dynamics.reduce(params, batch), batch, block, loss
+    expected = problems.velocity(params, batch, block, loss)
+    actual, _ = problems.reduced_velocity(
+        problems.reduce(params, batch), batch, block, loss
     )
     chex.assert_trees_all_close(
-        actual, dynamics.reduce(expected, batch), atol=_ATOL
+        actual, problems.reduce(expected, batch), atol=_ATOL
     )
     self.assertGreater(jnp.abs(actual.attn_logits).min(axis=1).max(), 1e-4)
 
@@ -108,8 +108,8 @@ class ReducedVelocityTest(float64.TestCase):
     batch, params = problems.make(1)
     block = dynamics.Block(activation="silu", temperature=0.7)
     loss = problems.stationary_loss()
-    state = dynamics.reduce(params, batch)
-    velocity, shared = dynamics.reduced_velocity(state, batch, block, loss)
+    state = problems.reduce(params, batch)
+    velocity, shared = problems.reduced_velocity(state, batch, block, loss)
     followed = jnp.sum(state.v * velocity.v, axis=1) / 0.7
     chex.assert_trees_all_close(
         velocity.attn_logits[0], followed - shared[0], atol=_ATOL
@@ -117,7 +117,7 @@ class ReducedVelocityTest(float64.TestCase):
 
   def test_softmax_conserves_the_sum_of_logits(self):
     batch, params = problems.make(3)
-    velocity = dynamics.velocity(
+    velocity = problems.velocity(
         *(params, batch, dynamics.Block(activation="gelu")),
         problems.stationary_loss(),
     )

@@ -24,7 +24,7 @@ class DescendTest(float64.TestCase):
     path = flow.descend(
         *(params, batch, block, loss), eta_w=0.3, eta_z=0.05, num_records=1
     )
-    v = dynamics.velocity(params, batch, block, loss)
+    v = problems.velocity(params, batch, block, loss)
     expected = dynamics.Params(
         params.lower + 0.3 * v.lower,
         params.attn_logits + 0.05 * v.attn_logits,
@@ -33,8 +33,8 @@ class DescendTest(float64.TestCase):
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[1], path.params), expected, atol=_ATOL
     )
-    _, shared = dynamics.reduced_velocity(
-        dynamics.reduce(params, batch), batch, block, loss
+    _, shared = problems.reduced_velocity(
+        problems.reduce(params, batch), batch, block, loss
     )
     chex.assert_trees_all_close(
         path.correction[1], 0.05 * shared.sum(axis=0), atol=_ATOL
@@ -81,8 +81,8 @@ class IntegrateTest(float64.TestCase):
     loss = problems.stationary_loss()
     times = jnp.linspace(0.0, 1.0, 3)
     path = flow.integrate(times, params, batch, block, loss)
-    slope = lambda x, _: dynamics.reduced_velocity(x, batch, block, loss)[0]
-    reduced = flow.solve(slope, dynamics.reduce(params, batch), times)
+    slope = lambda x, _: problems.reduced_velocity(x, batch, block, loss)[0]
+    reduced = flow.solve(slope, problems.reduce(params, batch), times)
     chex.assert_trees_all_close(
         (path.v, path.params.attn_logits),
         (reduced.v, reduced.attn_logits),

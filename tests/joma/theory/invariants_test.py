@@ -9,7 +9,6 @@ import pytest
 
 from joma.theory import dynamics
 from joma.theory import flow
-from joma.theory import invariants
 from tests.joma import problems
 from tests.scansnap_jax.theorems import float64
 
@@ -41,7 +40,7 @@ def _errors(attention, num_queries):
         steps_per_record=jnp.round(_TIME / step_size).astype(int),
     )
     exact = dict(correction=path.correction) if attention == "softmax" else {}
-    check = invariants.check_invariant(
+    check = problems.check_invariant(
         path.params.attn_logits, path.v, attention=attention, **exact
     )
     return check.relative_error[-1]
@@ -92,7 +91,7 @@ class FlowTest(float64.TestCase):
     options = dict(attention=attention, rate_ratio=1.3 / 0.7, temperature=0.6)
     if attention == "softmax":
       options["correction"] = path.correction
-    return invariants.check_invariant(
+    return problems.check_invariant(
         path.params.attn_logits, path.v, **options | changes
     )
 
@@ -146,13 +145,13 @@ class FlowTest(float64.TestCase):
     per_query = jnp.where(probs > 0, probs, 1)[:, None]
 
     def slope(params, _):
-      velocity = dynamics.velocity(params, batch, block, loss)
+      velocity = problems.velocity(params, batch, block, loss)
       return velocity._replace(attn_logits=velocity.attn_logits / per_query)
 
     path = flow.solve(slope, params, jnp.array([0.0, 0.5]))
     v = jnp.einsum("DM,SDK->SMK", batch.embedding, path.lower)
     weighted, plain = (
-        invariants.check_invariant(
+        problems.check_invariant(
             path.attn_logits, v, attention="exp", query_weights=weights
         )
         for weights in (probs, None)
@@ -175,7 +174,7 @@ class SoftmaxTest(float64.TestCase):
   def test_printed_law_has_the_direction_and_misses_the_scale(self, activation):
     path = self._path(activation)
     check, first_alone = (
-        invariants.check_invariant(path.params.attn_logits, path.v, **options)
+        problems.check_invariant(path.params.attn_logits, path.v, **options)
         for options in (
             dict(attention="softmax", attended=path.attended[0]),
             dict(attention="exp"),
@@ -201,7 +200,7 @@ class SoftmaxTest(float64.TestCase):
         *(params, batch, block, problems.stationary_loss()),
     )
     frozen, drifting = (
-        invariants.check_invariant(
+        problems.check_invariant(
             *(path.params.attn_logits, path.v),
             attention="softmax",
             attended=attended,
@@ -216,7 +215,7 @@ class SoftmaxTest(float64.TestCase):
 class CheckInvariantTest(float64.TestCase):
 
   def test_nothing_changed_is_no_error(self):
-    check = invariants.check_invariant(
+    check = problems.check_invariant(
         jnp.ones((2, 1, 3)), jnp.ones((2, 3, 2)), attention="exp"
     )
     for values in check:
@@ -225,7 +224,7 @@ class CheckInvariantTest(float64.TestCase):
   def test_twice_the_prediction(self):
     v = jnp.array([[[0.0], [0.0]], [[2.0], [4.0]]])
     attn_logits = jnp.array([[[5.0, 5.0]], [[9.0, 21.0]]])
-    check = invariants.check_invariant(attn_logits, v, attention="exp")
+    check = problems.check_invariant(attn_logits, v, attention="exp")
     chex.assert_trees_all_close(
         (check.correlation[1], check.slope[1], check.relative_error[1]),
         (jnp.array(1.0), jnp.array(2.0), jnp.array(0.5)),
@@ -241,7 +240,7 @@ class CheckInvariantTest(float64.TestCase):
   def test_second_term_is_softmaxs_only(self, attention, names, message):
     options = {name: jnp.ones((2, 3)) for name in names}
     with self.assertRaisesRegex(ValueError, message):
-      invariants.check_invariant(
+      problems.check_invariant(
           *(jnp.ones((2, 1, 3)), jnp.ones((2, 3, 2))),
           attention=attention,
           **options,
