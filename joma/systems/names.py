@@ -37,6 +37,7 @@ SYSTEMS: dict[str, str] = {
     "moh_blocks": "joma.systems.routers.moh_blocks:MohBlocks",
     "moh_norms": "joma.systems.routers.moh_norms:MohNorms",
     "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
+    "nsa": "joma.systems.selectors.nsa:Nsa",
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",
     "positional": "joma.systems.score_rules.positional:Positional",
     "self_gating": "joma.systems.mixers.self_gating:SelfGating",

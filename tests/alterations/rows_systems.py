@@ -108,4 +108,17 @@ joma/systems/mixers/gated_conv.py
 + return jax.nn.sigmoid(product("gate")) * (product("feature") + key)
 ? a token's own query opens no gate
 @ test_one_pass_is_the_equation
+
+joma/systems/selectors/nsa.py
+- complete = (np.arange(length, dtype=np.int32)[None] + 1) // self.block
++ complete = np.arange(length, dtype=np.int32)[None] // self.block + 1
+? a query reads what its own block will become
+@ test_compressed_reads_complete_blocks
+
+joma/systems/selectors/nsa_cache.py
+- return best_blocks.best(weights.sum(axis=3), own, k)
++ return best_blocks.best(-weights.sum(axis=3), own, k)
+? blocks of least weight are read
+@ tests/joma/systems/selectors/nsa_test.py
+@ test_selected_reads_the_blocks_of_most_weight
 """
