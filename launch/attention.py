@@ -14,6 +14,7 @@ and parts/, what is done already. The same command continues an interrupted run;
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
+from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -27,6 +28,7 @@ _STUDIES = {
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
     "length": length.STUDY,
+    "mqar": mqar.STUDY,
     "positional": positional.STUDY,
     "random_features": random_features.STUDY,
     "retrieval": retrieval.STUDY,

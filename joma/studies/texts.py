@@ -4,7 +4,7 @@ Letters: B texts, T tokens, N heads, L layers.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -47,16 +47,18 @@ class Learner:
     model: The Transformer's config.
     task: Draws texts.
     batch_size: Texts of a step.
+    implementation: Of the ops: for few tokens of attention the plain form.
   """
 
   model: configs.TransformerConfig
   task: Task
   batch_size: int
+  implementation: Literal["reference", "xla"] = "reference"
 
   @property
   def transformer(self) -> models.Transformer:
-    """The model, by XLA, which for these sizes is best."""
-    return models.Transformer(self.model, implementation="reference")
+    """The model."""
+    return models.Transformer(self.model, implementation=self.implementation)
 
   def init(self, key: Array) -> PyTree:
     """Draws the parameters."""

@@ -18,6 +18,7 @@ from joma.studies import training
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
+from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -57,6 +58,20 @@ STUDIES = {
             length=8,
             factors=(1, 2),
             num_parts=3,
+            num_values=4,
+            width=8,
+            num_test=4,
+            **_FEW,
+        ),
+    ),
+    "mqar": (
+        mqar.STUDY,
+        dict(
+            models=("softmax + conv", "gated_conv"),
+            batch_size=2,
+            seq_len=8,
+            num_pairs=2,
+            num_keys=4,
             num_values=4,
             width=8,
             num_test=4,
