@@ -58,6 +58,28 @@ class GrowthTest(parameterized.TestCase):
       growth.check({"decoder": decoder})
     growth.check({"normalizer": None, "decoder": "none"})
 
+  def test_what_is_added_to_every_text_is_bounded(self):
+    made, fields = _json(normalizers.Prepend("ab"), normalizers.Prepend("c"))
+    self.assertEqual(made.normalizer.normalize_str("x"), "cabx")
+    self.assertEqual(growth.added(fields["normalizer"]), 3)
+    made.add_special_tokens(["<s>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> <s> $A <s>", special_tokens=[("<s>", 1)]
+    )
+    template = json.loads(made.to_str())["post_processor"]
+    self.assertLen(made.encode("").ids, growth.added(template))
+    growth.check(fields | {"post_processor": template})
+    for name, step, message in (
+        ("normalizer", {"prepend": "a" * 65}, "normalizer adds 65 characters"),
+        (
+            "post_processor",
+            {"processors": [template | {"single": template["single"] * 30}]},
+            "post_processor adds 90 tokens",
+        ),
+    ):
+      with self.assertRaisesRegex(errors.UserError, message):
+        growth.check({name: step})
+
 
 if __name__ == "__main__":
   absltest.main()
