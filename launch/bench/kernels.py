@@ -18,6 +18,12 @@ counts pairs, FLOPs and tiles of twelve families of masks, flash and
 block-sparse, and their time per pair beside dense causal attention's; on a CPU,
 or as static bundles with --target=tpu:CHIP.
 
+  python -m launch.bench.kernels --ops=delta --target=cpu --lengths=4096,16384
+
+measures the gated delta rule, forward and backward, beside a loop by positions
+and beside dense causal attention; with --target=tpu:CHIP or h100 it is
+compiled.
+
   python -m launch.bench.kernels --update_budgets
 
 compiles the kernels of `kernels_pallas/aot/budgets.json` with the libtpu that
@@ -53,9 +59,10 @@ _SPARSE_LENGTH = flags.DEFINE_integer(
 _OPS = flags.DEFINE_multi_enum(
     "ops",
     ["attention", "mlp", "decode"],
-    ["attention", "mlp", "decode", "prefill"],
-    "Which ops; linear attention goes with attention, and prefill, on a TPU, is"
-    " attention to a tenth of a prompt, the choice included.",
+    ["attention", "mlp", "decode", "prefill", "delta"],
+    "Which ops; linear attention goes with attention; prefill, on a TPU, is"
+    " attention to a tenth of a prompt, the choice included; delta is the gated"
+    " delta rule.",
     flag_values=_FLAGS,
 )
 _MASKS = flags.DEFINE_boolean(
@@ -99,6 +106,13 @@ def measure(
   Raises:
     UserError: If the target is unknown or its compiler is not installed.
   """
+  if "delta" in ops:
+    others = [op for op in ops if op != "delta"]
+    report = importlib.import_module("launch.bench.recurrent.delta").report
+    rows = _explained(report, target, lengths)
+    return rows + measure(target, lengths, sparse_length, others)
+  if not ops:
+    return []
   platform, _, name = target.partition(":")
   if target in ("h100", "gpu:h100"):
     return _explained(_module("h100").report, ops)

@@ -50,10 +50,11 @@ class ByHead:
   ) -> "ByHead":
     """From logarithms, of positions along the lanes."""
     rows, columns = products.positions(log_decay.shape[1])
-    until = products.ones_where(columns <= rows, log_decay.dtype)
-    # [s, u]: what position u takes from s before it. Summed over u up to t.
+    # [s, u]: what position u takes from s before it.
     later = jnp.where(columns > rows, log_decay, 0)
-    weights = jnp.exp(product.fine(until, later, (1, 1)))
+    # [u, s]: the same, summed over u up to t.
+    taken = jnp.where(rows > columns, products.to_column(log_decay), 0)
+    weights = jnp.exp(products.sums_until(taken))
     before = jnp.where(columns <= rows, log_decay, 0)
     total = lambda x: x.sum(axis=1, keepdims=True)
     return cls(
@@ -170,9 +171,7 @@ class ByChannel:
       self, d_sums: Float[Array, "C H"], d_total: Float[Array, "1 H"]
   ) -> Float[Array, "C H"]:
     """Cotangent of log_decay, see `ByHead.pull_logs`."""
-    rows, columns = products.positions(d_sums.shape[0])
-    from_here = products.ones_where(columns >= rows, d_sums.dtype)
-    return self.product.fine(from_here, d_sums) + d_total
+    return products.sums_from(d_sums) + d_total
 
 
 Fading: TypeAlias = ByHead | ByChannel

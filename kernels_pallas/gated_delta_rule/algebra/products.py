@@ -99,8 +99,19 @@ def to_row(column: Float[Array, "m 1"]) -> Float[Array, "1 m"]:
   return jnp.where(rows == columns, column, 0).sum(axis=0, keepdims=True)
 
 
-def ones_where(
-    allowed: Bool[Array, "m n"], dtype: jnp.dtype
-) -> Float[Array, "m n"]:
-  """1 where allowed, else 0, to sum with."""
-  return jnp.where(allowed, 1, 0).astype(dtype)
+def sums_until(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+  """Sums of the rows up to each, of 2, of 4, of 8 rows; m a power of 2."""
+  row = rows_of(x.shape)
+  for bit in range(x.shape[0].bit_length() - 1):
+    size = 1 << bit
+    x = x + jnp.where(row >= size, jnp.roll(x, size, 0), 0)
+  return x
+
+
+def sums_from(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+  """Sums of the rows from each on."""
+  row, count = rows_of(x.shape), x.shape[0]
+  for bit in range(count.bit_length() - 1):
+    size = 1 << bit
+    x = x + jnp.where(row < count - size, jnp.roll(x, -size, 0), 0)
+  return x

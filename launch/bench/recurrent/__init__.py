@@ -1,0 +1,1 @@
+"""What recurrences cost beside attention."""
