@@ -210,7 +210,7 @@ def _parts(
   """What the algebra takes, of one head."""
   by_head = log_decay.shape == beta.shape
   fades_of = fading.ByHead.of if by_head else fading.ByChannel.of
-  fades = fades_of(products.Products(key.dtype), log_decay)
+  fades = fades_of(products.Products(key.dtype, in_kernel=True), log_decay)
   query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
   beta = products.to_column(beta)
   return chunk_lib.Chunk(query, key, value, beta, state), fades

@@ -54,7 +54,7 @@ class ByHead:
     later = jnp.where(columns > rows, log_decay, 0)
     # [u, s]: the same, summed over u up to t.
     taken = jnp.where(rows > columns, products.to_column(log_decay), 0)
-    weights = jnp.exp(products.sums_until(taken))
+    weights = jnp.exp(product.sums_until(taken))
     before = jnp.where(columns <= rows, log_decay, 0)
     total = lambda x: x.sum(axis=1, keepdims=True)
     return cls(
@@ -120,24 +120,11 @@ class ByChannel:
       cls, product: products.Products, log_decay: Float[Array, "C H"]
   ) -> "ByChannel":
     """From logarithms; C is a power of 2."""
-    chunk = log_decay.shape[0]
-    position = products.rows_of(log_decay.shape)
-    # Sums in the block of a position: up to it, and after it.
-    until, after = log_decay, jnp.zeros_like(log_decay)
-    sides = []
-    for bit in range(chunk.bit_length() - 1):
-      size = 1 << bit
-      is_later = (position >> bit) & 1 == 1
-      sides.append(jnp.exp(jnp.where(is_later, until, after)))
-      whole = until + after
-      other = jnp.where(
-          is_later, jnp.roll(whole, size, 0), jnp.roll(whole, -size, 0)
-      )
-      until = until + jnp.where(is_later, other, 0)
-      after = after + jnp.where(is_later, 0, other)
+    sums_of = _rolled_sums if product.in_kernel else _sums
+    sides, until, after = sums_of(log_decay)
     total = products.to_column(log_decay.sum(axis=0, keepdims=True))
     ends = (jnp.exp(x) for x in (until, after, total))
-    return cls(product, tuple(sides), *ends)
+    return cls(product, tuple(map(jnp.exp, sides)), *ends)
 
   def pair(
       self, rows: Float[Array, "C H"], key: Float[Array, "C H"]
@@ -171,7 +158,46 @@ class ByChannel:
       self, d_sums: Float[Array, "C H"], d_total: Float[Array, "1 H"]
   ) -> Float[Array, "C H"]:
     """Cotangent of log_decay, see `ByHead.pull_logs`."""
-    return products.sums_from(d_sums) + d_total
+    return self.product.sums_from(d_sums) + d_total
+
+
+_Sums = tuple[
+    list[Float[Array, "C H"]], Float[Array, "C H"], Float[Array, "C H"]
+]
+
+
+def _rolled_sums(log_decay: Float[Array, "C H"]) -> _Sums:
+  """Sums to the border of each bit, up to each position, and after it."""
+  position = products.rows_of(log_decay.shape)
+  # In the block of a position: up to it, and after it.
+  until, after = log_decay, jnp.zeros_like(log_decay)
+  sides = []
+  for bit in range(log_decay.shape[0].bit_length() - 1):
+    size = 1 << bit
+    is_later = (position >> bit) & 1 == 1
+    sides.append(jnp.where(is_later, until, after))
+    whole = until + after
+    other = jnp.where(
+        is_later, jnp.roll(whole, size, 0), jnp.roll(whole, -size, 0)
+    )
+    until = until + jnp.where(is_later, other, 0)
+    after = after + jnp.where(is_later, 0, other)
+  return sides, until, after
+
+
+def _sums(log_decay: Float[Array, "C H"]) -> _Sums:
+  """The same by products."""
+  t, s = products.positions(log_decay.shape[0])
+  is_until = s <= t
+  taken = []
+  for bit in range(log_decay.shape[0].bit_length() - 1):
+    is_own = (t ^ s) >> bit == 0
+    is_later = (t >> bit) & 1 == 1
+    taken.append(is_own & (is_until == is_later))
+  taken += [is_until, ~is_until]
+  sums = products.sums_of(jnp.concatenate(taken), log_decay)
+  *sides, until, after = jnp.split(sums, len(taken))
+  return sides, until, after
 
 
 Fading: TypeAlias = ByHead | ByChannel

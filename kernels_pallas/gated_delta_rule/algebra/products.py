@@ -16,9 +16,13 @@ class Products:
 
   Attributes:
     dtype: Type of operands; float32 and float64 are exact to themselves.
+    in_kernel: Whether sums of rows go over rolled rows, in the registers of a
+      kernel. XLA would make each link of such a chain again wherever it is
+      used: there they are products with ones.
   """
 
   dtype: jax.typing.DTypeLike
+  in_kernel: bool = False
 
   def __call__(
       self,
@@ -44,6 +48,28 @@ class Products:
     (x, less_x), (y, less_y) = (self._halves(z) for z in (x, y))
     found = exact(x, y, over)
     return found + (exact(x, less_y, over) + exact(less_x, y, over))
+
+  def sums_until(self, x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """Sums of the rows up to each; m a power of 2."""
+    rows, columns = positions(x.shape[0])
+    if not self.in_kernel:
+      return sums_of(columns <= rows, x)
+    row = rows_of(x.shape)
+    for bit in range(x.shape[0].bit_length() - 1):
+      size = 1 << bit
+      x = x + jnp.where(row >= size, jnp.roll(x, size, 0), 0)
+    return x
+
+  def sums_from(self, x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """Sums of the rows from each on."""
+    rows, columns = positions(x.shape[0])
+    if not self.in_kernel:
+      return sums_of(columns >= rows, x)
+    row, count = rows_of(x.shape), x.shape[0]
+    for bit in range(count.bit_length() - 1):
+      size = 1 << bit
+      x = x + jnp.where(row < count - size, jnp.roll(x, -size, 0), 0)
+    return x
 
   def _halves(self, x: Float[Array, "m n"]) -> list[Float[Array, "m n"]]:
     much = x.astype(self.dtype)
@@ -99,19 +125,8 @@ def to_row(column: Float[Array, "m 1"]) -> Float[Array, "1 m"]:
   return jnp.where(rows == columns, column, 0).sum(axis=0, keepdims=True)
 
 
-def sums_until(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
-  """Sums of the rows up to each, of 2, of 4, of 8 rows; m a power of 2."""
-  row = rows_of(x.shape)
-  for bit in range(x.shape[0].bit_length() - 1):
-    size = 1 << bit
-    x = x + jnp.where(row >= size, jnp.roll(x, size, 0), 0)
-  return x
-
-
-def sums_from(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
-  """Sums of the rows from each on."""
-  row, count = rows_of(x.shape), x.shape[0]
-  for bit in range(count.bit_length() - 1):
-    size = 1 << bit
-    x = x + jnp.where(row < count - size, jnp.roll(x, -size, 0), 0)
-  return x
+def sums_of(
+    taken: Bool[Array, "l m"], x: Float[Array, "m n"]
+) -> Float[Array, "l n"]:
+  """Sums of the rows that are taken."""
+  return exact(jnp.where(taken, 1, 0).astype(x.dtype), x)

@@ -31,15 +31,15 @@ from launch.bench.ops import tpu
 _CHUNK = 64
 # The loop by positions is compiled and run as far as this.
 _LONGEST_LOOP = 4096
-_COLUMNS = {
-    "T": "length",
-    "kernel": "kernel",
-    "bundles": "static_bundles",
-    "a token": "per_token",
-    "spills": "spills",
-    "VMEM MiB": "vmem_mib",
-    "temp MiB": "temp_mib",
-    "note": "note",
+_COLUMNS: harness.Columns = {
+    "length": ("T", "{:,}".format),
+    "kernel": ("kernel", str),
+    "static_bundles": ("bundles", "{:,}".format),
+    "per_token": ("a token", "{:.2f}".format),
+    "spills": ("spills", str),
+    "vmem_mib": ("VMEM MiB", "{:.1f}".format),
+    "temp_mib": ("temp MiB", "{:.1f}".format),
+    "note": ("note", str),
 }
 
 
@@ -229,7 +229,7 @@ def cpu_rows(length: int, *, num_times: int = 5) -> Iterator[harness.Row]:
 
 def gradients_of(
     implementation: implementations.Implementation,
-) -> Callable[..., tuple[Array, ...]]:
+) -> jax.stages.Wrapped:
   """The gradients by all five arrays of a sum of squares."""
 
   def loss(*arrays: Array) -> Array:
@@ -239,7 +239,7 @@ def gradients_of(
   return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))
 
 
-def _dense(length: int) -> Callable[..., tuple[Array, ...]]:
+def _dense(length: int) -> jax.stages.Wrapped:
   def loss(query: Array, key: Array, value: Array, *gates: Array) -> Array:
     del gates
     found = attention_api.attention(
