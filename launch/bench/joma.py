@@ -82,12 +82,23 @@ class BenchConfig:
   seed: int = 1
 
   def __post_init__(self):
-    for name in ("num_layers", "batch_size", "num_rounds", "num_steps"):
+    counts = ("num_layers", "num_classes", "seq_len", "batch_size")
+    for name in (*counts, "num_rounds", "num_steps"):
       require.at_least(name, getattr(self, name), 1)
+    for width in self.embed_dims:
+      require.at_least("embed_dims", width, 1)
+    for size in self.set_sizes:
+      require.at_least("set_sizes", size, 1)
     require.seeds("seed", self.seed)
+    width = max(self.embed_dims, default=1)
     require.memory(
-        f"batch_size={self.batch_size} of seq_len={self.seq_len}",
-        4 * self.batch_size * self.seq_len,
+        f"batch_size={self.batch_size} of seq_len={self.seq_len} and"
+        f" embed_dims={width}",
+        4 * self.batch_size * self.seq_len * width,
+    )
+    require.memory(
+        f"num_layers={self.num_layers} of embed_dims={width}",
+        4 * self.num_layers * width**2,
     )
 
 

@@ -17,12 +17,18 @@ import jax.numpy as jnp
 from joma.inference import sampling
 from joma.inference import sampling_config
 from launch.command import app
+from scansnap_jax.experiment import require
 
+_MOST = 2**31 - 1
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 49152, "Tokens of the vocabulary.", 2
+    "vocab_size", 49152, "Tokens of the vocabulary.", 2, _MOST
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences of a batch.", 1)
-_REPEATS = flags.DEFINE_integer("repeats", 50, "Draws, of which the least.", 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 1, "Sequences of a batch.", 1, _MOST
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 50, "Draws, of which the least.", 1, _MOST
+)
 
 _Config = functools.partial(sampling_config.SamplingConfig, temperature=1.0)
 CASES = {
@@ -54,6 +60,11 @@ def measure(vocab_size: int, batch_size: int, repeats: int) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
   """Prints a line a case."""
+  # Logits, their draws, and what a sort makes of them.
+  require.memory(
+      f"--batch_size={_BATCH_SIZE.value} of --vocab_size={_VOCAB_SIZE.value}",
+      16 * _BATCH_SIZE.value * _VOCAB_SIZE.value,
+  )
   found = measure(_VOCAB_SIZE.value, _BATCH_SIZE.value, _REPEATS.value)
   for name, ms in found.items():
     print(f"{name:20s} {ms:8.3f} ms {ms / found['all']:6.2f}x")
