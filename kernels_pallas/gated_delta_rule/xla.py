@@ -26,14 +26,16 @@ class Config:
   """Sizes.
 
   Attributes:
-    chunk: Positions that are computed together, a power of 2.
+    chunk: Positions that are computed together, a power of 2. None is 64 where
+      decays are by head, and 32 by channel, whose pairs cost more.
   """
 
-  chunk: int = 64
+  chunk: int | None = None
 
   def __post_init__(self):
-    if self.chunk < 1 or self.chunk & (self.chunk - 1):
-      raise ValueError(f"chunk={self.chunk} must be a power of 2, such as 64")
+    chunk = self.chunk
+    if chunk is not None and (chunk < 1 or chunk & (chunk - 1)):
+      raise ValueError(f"chunk={chunk} must be a power of 2, such as 64")
 
 
 def forward(
@@ -42,7 +44,7 @@ def forward(
     config: implementations.Config,
 ) -> operands_lib.Results:
   """Computes the op."""
-  chunks = cutting.cut(operands, (config or Config()).chunk)
+  chunks = _cut(operands, config)
 
   def visit(state: Array, arrays: cutting.Chunks) -> tuple[Array, Array]:
     out, state = cutting.mapped(_forward, arrays, state)
@@ -60,7 +62,7 @@ def backward(
 ) -> operands_lib.Operands:
   """Computes the cotangents; those of query and key for each of N heads."""
   length, dtype = operands.value.shape[1], operands.state.dtype
-  chunks = cutting.cut(operands, (config or Config()).chunk)
+  chunks = _cut(operands, config)
   d_out = cutting.to_chunks(cotangents[0], chunks[2].shape[3])
 
   def advance(state: Array, arrays: cutting.Chunks) -> tuple[Array, Array]:
@@ -87,6 +89,13 @@ def backward(
   return operands_lib.Operands(
       d_query, d_key, d_value, d_log_decay, d_beta[..., 0], d_state
   )
+
+
+def _cut(
+    operands: operands_lib.Operands, config: implementations.Config
+) -> cutting.Chunks:
+  best = 32 if operands.log_decay.shape[3] > 1 else 64
+  return cutting.cut(operands, (config or Config()).chunk or best)
 
 
 def _forward(

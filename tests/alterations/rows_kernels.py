@@ -126,6 +126,75 @@ kernels_pallas/linear_attention/differentiable.py
 @ tests/kernels_pallas/linear_attention/api_test.py
 @ test_equals_the_oracle
 
+kernels_pallas/gated_delta_rule/operands.py
+- return operands._replace(log_decay=jnp.where(starts, -jnp.inf, log_decay))
++ return operands._replace(log_decay=jnp.where(starts, -1.0, log_decay))
+? a document sees a third of the one before it
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_documents_see_only_themselves
+
+kernels_pallas/gated_delta_rule/operands.py
+- counts = position[None] < lengths[:, None]
++ counts = position[None] <= lengths[:, None]
+? the first token of padding is added to the state
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_padding_at_the_end_leaves_the_state
+
+kernels_pallas/gated_delta_rule/reference.py
+- recalled = ((decay * columns) * state).sum(axis=-2)
++ recalled = (columns * state).sum(axis=-2)
+? what is recalled has not decayed
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_token_by_token_is_the_chunked_form
+
+kernels_pallas/gated_delta_rule/algebra/chunk.py
+- missing = value - fades.product(fades.before * key, state)
++ missing = value - fades.product(key, state)
+? a chunk recalls its first state as if it had not decayed
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_documents_see_only_themselves
+
+kernels_pallas/gated_delta_rule/algebra/chunk.py
+- d_beta = d_right * (missing - product(same, added))
++ d_beta = d_right * missing
+? the gradient of beta forgets what the chunk itself has added
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_equals_the_oracle
+
+kernels_pallas/gated_delta_rule/algebra/chunk.py
+- d_sums = query * d_query + key * (later - earlier)
++ d_sums = query * d_query + key * later
+? decays have no gradient by what is read later
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_equals_the_oracle
+
+kernels_pallas/gated_delta_rule/algebra/fading.py
+- taken.append(is_own & (is_until == is_later))
++ taken.append(is_own & is_until & is_later)
+? a key's channels do not decay on the way to the border of its block
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_equal_channels_are_one_decay
+
+kernels_pallas/gated_delta_rule/algebra/inverse.py
+- part = product.fine(product.fine(found, part), found)
++ part = product.fine(found, part)
+? what a block adds does not reach the blocks after the next
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_token_by_token_is_the_chunked_form
+
+kernels_pallas/gated_delta_rule/differentiable.py
+- key=_sum_groups(found.key, operands.key),
++ key=_sum_groups(0.5 * found.key, operands.key),
+? the gradient of a key is halved
+@ tests/kernels_pallas/gated_delta_rule/api_test.py
+@ test_equals_the_oracle
+
+kernels_pallas/gated_delta_rule/cost.py
+- + 2 * max(num_bits - 1, 0) * square * chunk
++ + max(num_bits - 1, 0) * square * chunk
+? a round of the inverse has one product
+@ test_products_of_a_chunk
+
 kernels_pallas/gather_mlp/parts.py
 - chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].max(is_valid)
 + chosen = jnp.zeros((batch, num_blocks), bool).at[row, ids].set(is_valid)

@@ -13,6 +13,7 @@ from kernels_pallas.attention import api as attention_lib
 from kernels_pallas.decode import api as decode_lib
 from kernels_pallas.decode import slots
 from kernels_pallas.decode.paged import api as paged_lib
+from kernels_pallas.gated_delta_rule import api as delta_lib
 from kernels_pallas.gather_mlp import api as mlp_lib
 from kernels_pallas.gather_mlp import heads as heads_lib
 from kernels_pallas.linear_attention import api as linear_lib
@@ -50,6 +51,13 @@ def _attend_by_data(implementation, query, key):
 def _linear(implementation, query, key):
   return linear_lib.linear_attention(
       query, key, key, decay=jnp.full(2, 0.9), implementation=implementation
+  ).out
+
+
+def _delta(implementation, value, key):
+  gates = jnp.full(value.shape[:3], 0.5)
+  return delta_lib.gated_delta_rule(
+      key, 0.3 * key, value, -gates, gates, implementation=implementation
   ).out
 
 
@@ -105,6 +113,7 @@ _OPS = {
     "project": (_project, _normal(2, 128), _normal(2, 16, 128)),
     "decode": (_decode, _normal(2, 2, 16), _normal(2, 1, 16)),
     "pages": (_decode_pages, _normal(2, 2, 16), _normal(2, 1, 16)),
+    "delta": (_delta, _normal(2, 8, 2, 16), _normal(2, 8, 1, 16)),
 }
 _VARIANTS = [
     (op, implementation)

@@ -17,6 +17,7 @@ from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.decode import api as decode_lib
 from kernels_pallas.decode import slots
+from kernels_pallas.gated_delta_rule import api as delta_lib
 from kernels_pallas.linear_attention import api as linear_lib
 from tests.kernels_pallas import modes
 
@@ -54,6 +55,16 @@ def _ops(implementation):
     out, back = jax.vjp(one, query, key, value)
     return out, back(jnp.cos(out)), lengths
 
+  def delta(query, key, value, lengths):
+    # Here it is the values that have more heads.
+    del value
+    gates = jnp.full(query.shape[:3], 0.5)
+    one = lambda *arrays: delta_lib.gated_delta_rule(
+        *arrays, -gates, gates, lengths=lengths, implementation=implementation
+    )
+    found, back = jax.vjp(one, key, 0.3 * key, query)
+    return found, back(jax.tree.map(jnp.cos, found))
+
   def decode(query, key, value, lengths):
     cache = slots.empty(*key.shape[::2], 16, key.shape[3])
     return decode_lib.decode_step(
@@ -69,6 +80,7 @@ def _ops(implementation):
       "attention": attend,
       "gradients": gradients,
       "linear": linear,
+      "delta": delta,
       "decode": decode,
   }
 

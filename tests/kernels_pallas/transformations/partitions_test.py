@@ -53,12 +53,13 @@ class SplitTest(parameterized.TestCase):
     )
     self.assertEqual(done.returncode, 0, done.stderr[-4000:])
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    self.assertLen(rows, 8)
+    self.assertLen(rows, 10)
     for row in rows:
       op = row.pop("op"), row.pop("kv_heads")
       self.assertLess(row.pop("error"), 1e-5, op)
       # One key head: its gradient is a sum over devices. Decoding shares it.
-      is_summed = op[1] == 1 and op[0] in ("gradients", "linear")
+      summed = ("gradients", "linear", "delta")
+      is_summed = op[1] == 1 and op[0] in summed
       if op == ("decode", 1):
         continue
       row.pop("all-reduce") if is_summed else None
