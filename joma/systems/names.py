@@ -23,6 +23,7 @@ SYSTEMS: dict[str, str] = {
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",
     "duo_gates": "joma.systems.score_rules.duo_gates:DuoGates",
     "echo_att": "joma.systems.reuse.echo_att:EchoAtt",
+    "flux": "joma.systems.routers.flux:Flux",
     "gated_attention": "joma.systems.routers.gated_attention:GatedAttention",
     "gated_conv": "joma.systems.mixers.gated_conv:GatedConv",
     "gdn": "joma.systems.mixers.gdn:Gdn",

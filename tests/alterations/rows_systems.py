@@ -121,4 +121,16 @@ joma/systems/selectors/nsa_cache.py
 ? blocks of least weight are read
 @ tests/joma/systems/selectors/nsa_test.py
 @ test_selected_reads_the_blocks_of_most_weight
+
+joma/systems/routers/flux.py
+- first, second = 2 * jax.lax.stop_gradient(multipliers) - multipliers
++ first, second = multipliers
+? the price of missing the target falls while it is missed
+@ test_a_target_is_reached_as_the_price_rises
+
+joma/systems/routers/flux.py
+- ends = jnp.concatenate([step + 0 * lengths, lengths - 1 - step], axis=1)
++ ends = jnp.concatenate([step, length - 1 - step], axis=1) + 0 * lengths
+? the router reads padding
+@ test_the_pool_is_of_both_ends_and_of_no_padding
 """

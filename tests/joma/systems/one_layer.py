@@ -79,6 +79,27 @@ def state_after(config, params, x, lengths, layer=0):
   return np.asarray(cache.state)
 
 
+def in_steps(config, params, x, length, layer=0):
+  """What the layer gives for a prompt and then for single tokens."""
+  module = attention.Attention(config, layer, implementation="reference")
+  cache = full_cache.init(config, len(x), x.shape[1])[layer]
+  run = jax.jit(
+      lambda params, x, positions, cache: module.apply(
+          {"params": params}, x, positions, masks.causal(x.shape[1]), cache
+      )[:2],
+      compiler_options=_OPTIONS,
+  )
+  outs, places = [], _arguments(x)[1]
+  for start, stop in (
+      (0, length),
+      *((t, t + 1) for t in range(length, x.shape[1])),
+  ):
+    part = slice(start, stop)
+    out, cache = run(params, x[:, part], places[:, part], cache)
+    outs.append(out)
+  return jnp.concatenate(outs, axis=1)
+
+
 def head_out(config, params, x, layer=0, implementation="reference", mask=None):
   """The heads' outputs before the output projection."""
   seen = run(config, params, x, layer, implementation, mask)[1]
