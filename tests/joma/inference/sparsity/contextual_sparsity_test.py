@@ -227,13 +227,15 @@ class RecomputeTest(parameterized.TestCase):
         )
     )
     options = hooks.AttentionOptions(scale=0.4, implementation="reference")
-    ask = lambda lazy, start: lazy.attend(
-        query,
-        key,
-        value,
-        start + jnp.tile(jnp.arange(3), (2, 1)),
-        lambda x, positions: x,
-        options,
+    ask = jax.jit(
+        lambda lazy, start: lazy.attend(
+            query,
+            key,
+            value,
+            start + jnp.tile(jnp.arange(3), (2, 1)),
+            lambda x, positions: x,
+            options,
+        )
     )
     first, lazy = ask(lazy, 0)
     self.assertTrue(np.isfinite(first).all())

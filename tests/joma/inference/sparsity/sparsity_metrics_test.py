@@ -1,10 +1,13 @@
 """Tests of the measures of a choice, against counts by hand."""
 
 from absl.testing import absltest
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.sparsity import sparsity_metrics as metrics
+
+_count = jax.jit(metrics.count)
 
 
 class CountTest(absltest.TestCase):
@@ -33,7 +36,7 @@ class CountTest(absltest.TestCase):
     update[0, 1, 0] = 3  # Off by 2, of five tokens with norms of sqrt(2).
     update[1, 2] = 100
     found = metrics.summarize(
-        metrics.count(
+        _count(
             *map(jnp.asarray, (chosen, positive, mass, update, dense, counted))
         )
     )
@@ -63,8 +66,8 @@ class CountTest(absltest.TestCase):
     arrays = [
         jnp.asarray(a, None if a.dtype == bool else jnp.float32) for a in arrays
     ]
-    whole = metrics.count(*arrays)
-    parts = [metrics.count(*(a[i : i + 2] for a in arrays)) for i in (0, 2)]
+    whole = _count(*arrays)
+    parts = [_count(*(a[i : i + 2] for a in arrays)) for i in (0, 2)]
     for name in metrics.Sums._fields:
       if name in ("union", "steps"):  # Of a batch: other batches, other unions.
         continue
@@ -76,16 +79,14 @@ class CountTest(absltest.TestCase):
     ones = jnp.ones((1, 3, 2))
     chosen = jnp.ones((1, 3, 2), bool)
     counted = jnp.array([[False, True, True]])
-    found = metrics.summarize(
-        metrics.count(chosen, chosen, ones, ones, ones, counted)
-    )
+    found = metrics.summarize(_count(chosen, chosen, ones, ones, ones, counted))
     self.assertEqual(found["overlap"], 1)
 
   def test_nothing_to_divide_by_is_nan(self):
     none = jnp.zeros((1, 2, 3), bool)
     zero = jnp.zeros((1, 2, 3))
     found = metrics.summarize(
-        metrics.count(none, none, zero, zero, zero, jnp.ones((1, 2), bool))
+        _count(none, none, zero, zero, zero, jnp.ones((1, 2), bool))
     )
     self.assertTrue(np.isnan(found["recall"]))
     self.assertTrue(np.isnan(found["precision"]))

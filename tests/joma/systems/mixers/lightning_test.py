@@ -85,7 +85,8 @@ class LightningTest(parameterized.TestCase):
 
   def test_one_pass_is_the_recurrence(self):
     model, params, tokens = _model()
-    _, sown = model.apply({"params": params}, tokens, mutable="intermediates")
+    run = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+    _, sown = run({"params": params}, tokens)
     seen = sown["intermediates"]["layers_1"]["attn"]
     attn = params["layers_1"]["attn"]
     x = np.asarray(sown["intermediates"]["layers_0"]["resid_mlp"][0])

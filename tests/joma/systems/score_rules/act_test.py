@@ -52,7 +52,9 @@ class ActTest(parameterized.TestCase):
 
   def _run(self, **options):
     places = jnp.broadcast_to(jnp.arange(9)[None], (2, 9))
-    return act.Act(**options).calibrated(*_arrays(), places, _OPTIONS)
+    calibrated = act.Act(**options).calibrated
+    run = jax.jit(lambda *arrays: calibrated(*arrays, places, _OPTIONS))
+    return run(*_arrays())
 
   @parameterized.parameters((0.1, 0.4), (0.2, 0.0), (0.15, 1.0))
   @pytest.mark.by_default(0, 1)

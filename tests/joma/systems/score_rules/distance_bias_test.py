@@ -1,5 +1,7 @@
 """The terms of distance beside a loop over pairs."""
 
+import functools
+
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -25,11 +27,9 @@ class DistanceBiasTest(absltest.TestCase):
     x = jax.random.normal(jax.random.key(3), (2, length, 16))
     places = jnp.broadcast_to(jnp.arange(length)[None], (2, length))
     arguments = (x, places, masks.causal(length))
-    params = module.init(jax.random.key(0), *arguments)["params"]
-    apply = lambda: module.apply(
-        {"params": params}, *arguments, mutable="intermediates"
-    )
-    return x, params, apply
+    params = jax.jit(module.init)(jax.random.key(0), *arguments)["params"]
+    run = jax.jit(functools.partial(module.apply, mutable="intermediates"))
+    return x, params, lambda: run({"params": params}, *arguments)
 
   def test_logits_are_those_of_the_equation(self):
     x, params, apply = self._layer()

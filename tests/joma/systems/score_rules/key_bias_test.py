@@ -77,19 +77,24 @@ class KeyBiasTest(parameterized.TestCase):
     module = attention.Attention(model.config, 0, implementation="reference")
     x = jax.random.normal(jax.random.key(3), (2, 7, 16))
     positions = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
-    _, seen = module.apply(
-        {"params": attn}, x, positions, masks.causal(7), mutable="intermediates"
-    )
+    _, seen = jax.jit(
+        lambda attn, x: module.apply(
+            {"params": attn},
+            *(x, positions, masks.causal(7)),
+            mutable="intermediates",
+        )
+    )(attn, x)
     got = np.asarray(seen["intermediates"]["head_out"][0])
     project = lambda name: np.einsum("BTD,DNH->BTNH", x, attn[name]["kernel"])
-    turn = lambda x: np.asarray(module._rotate()(jnp.asarray(x), positions))
+    rotate = jax.jit(module._rotate())
+    turn = lambda x: np.asarray(rotate(jnp.asarray(x), positions))
     query, key = turn(project("query")), turn(project("key"))
     value, own = project("value"), attn["key_bias"]
     extra = np.asarray(own["keys"])
     extra_values = np.asarray(own.get("values", np.zeros_like(extra)))
     first = jnp.asarray(extra).swapaxes(0, 1)[None]
     at_four = jnp.full((1, 2), 4)
-    turned = np.asarray(module._rotate()(first, at_four))[0].swapaxes(0, 1)
+    turned = np.asarray(rotate(first, at_four))[0].swapaxes(0, 1)
     for keys, is_it in ((extra, True), (turned, False)):
       want = _oracle(
           query[1, :, 3], key[1, :, 1], value[1, :, 1],
