@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epy
@@ -316,15 +317,22 @@ def _of_layer(
       x, positions, shape.rope_of(layer), shape
   )
   query, key = (turn(attn[name]["__call__"][0]) for name in ("query", "key"))
+  return _keeps(config, shape.head_dim**-0.5)(query, key, weights)
 
-  @jax.jit
+
+@functools.cache
+def _keeps(
+    config: SelectionConfig, scale: float
+) -> Callable[..., dict[str, jax.Array]]:
+  """Of a layer's queries, keys and weights: one program for all layers."""
+
   def run(
       query: jax.Array, key: jax.Array, weights: jax.Array
   ) -> dict[str, jax.Array]:
-    found = choices(config, query, key, weights, shape.head_dim**-0.5)
+    found = choices(config, query, key, weights, scale)
     return {name: kept(where, weights)[0] for name, where in found.items()}
 
-  return run(query, key, weights)
+  return jax.jit(run)
 
 
 def _entries(config: SelectionConfig) -> dict[str, str]:
