@@ -285,6 +285,9 @@ def _text(value: object) -> str:
   return repr(value) if isinstance(value, float) else str(value)
 
 
+_LARGEST_INT = 2**31 - 1
+
+
 def _parse_bool(text: str) -> bool:
   values = {"true": True, "t": True, "1": True}
   values |= {"false": False, "f": False, "0": False}
@@ -295,9 +298,15 @@ def _parse_bool(text: str) -> bool:
 
 def _parse_int(text: str) -> int:
   try:
-    return int(text)
+    value = int(text)
   except ValueError:
     raise ValueError("expected an int, such as 3") from None
+  if not -_LARGEST_INT <= value <= _LARGEST_INT:
+    raise ValueError(
+        f"expected an int from {-_LARGEST_INT} to {_LARGEST_INT}, which the"
+        " int32 of devices can hold"
+    )
+  return value
 
 
 def _parse_float(text: str) -> float:

@@ -130,6 +130,7 @@ class DefineTest(parameterized.TestCase):
       ("--num_steps=1.5", "flag --num_steps=1.5: expected an int"),
       ("--num_steps=", "expected an int"),
       ("--num_steps=none", "expected an int"),
+      ("--num_steps=2147483648", "expected an int from -2147483647 to 2147"),
       ("--clip=x", "flag --clip=x: expected a float"),
       ("--clip=nan", "flag --clip=nan: .*NaN"),
       ("--decays=1,nan", "NaN"),
@@ -283,7 +284,7 @@ class ToFlagfileTest(parameterized.TestCase):
 
   @parameterized.parameters(
       {},
-      {"clip": 0.1 + 0.2, "num_steps": 10**30},
+      {"clip": 0.1 + 0.2, "num_steps": 2**31 - 1},
       {"clip": 5e-324, "decays": (math.inf, -math.inf, 1e22, 1 / 3)},
       {"decays": (), "names": ("a b", "#c", "--d=e")},
       {"use_bias": True, "note": "", "title": "  a, 'b' \\ \"c\""},
