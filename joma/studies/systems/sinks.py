@@ -11,6 +11,7 @@ elsewhere, and read the first token. Models of two layers have
   k-bias       a learned key before the text, without value
   sink logits  a learned logit of nothing
   sigmoid      weights sigmoid(l + b), without row sums
+  gated        a sigmoid gate of each output of a head
 
 The sink metric is the share of texts and heads in which the first token's mean
 weight is above .3, summed over layers. Without row sums it is taken of weights
@@ -70,6 +71,7 @@ MODELS: dict[str, Model] = {
     "k-bias": Model(("key_bias",)),
     "sink logits": Model(("sink_logits",)),
     "sigmoid": Model(("pointwise:start=-3",)),
+    "gated": Model(("gated_attention",)),
     "rate / 4": Model(rate=0.25),
     "rate x 4": Model(rate=4.0),
     "decay 0.5": Model(decay=0.5),
@@ -284,6 +286,17 @@ def _claims(rows: dict[str, dict[str, Any]]) -> list[claims.Row]:
             f"{rate('k-bias')}, softmax {rate('softmax')}",
             0 < plain["sink"]["mean"]
             and rows["k-bias"]["sink"]["mean"] <= plain["sink"]["mean"] / 2,
+        )
+    )
+  if "gated" in rows:
+    told.append(
+        claims.row(
+            "a gate of the heads' outputs takes the sink from the first token"
+            " (4.8 % against 46.7 %, https://arxiv.org/abs/2505.06708)",
+            "at most half of softmax's rate, which is above 0",
+            f"{rate('gated')}, softmax {rate('softmax')}",
+            0 < plain["sink"]["mean"]
+            and rows["gated"]["sink"]["mean"] <= plain["sink"]["mean"] / 2,
         )
     )
   # Name, the paper's figures, and whether the rate is to be larger.

@@ -286,6 +286,7 @@ import json, sys
 import jax, jax.numpy as jnp
 from flax import linen as nn
 from joma.transformer import config, model, sharding
+from tests.joma.transformer import applied
 found, entries = {}, json.loads(sys.argv[1])
 tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)
 mesh = sharding.make_mesh(2, 2)

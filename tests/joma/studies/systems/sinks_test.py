@@ -32,7 +32,7 @@ class SinksTest(absltest.TestCase):
     rows |= {"k-bias": row(0.1), "rate x 4": row(0.5), "decay 5": row(0.0)}
     told = [claim["it"] for claim in sinks._claims(rows)]
     holds, fails = "holds", "FAILED"
-    want = [holds, holds, holds, fails, holds, fails, holds, fails]
+    want = [holds, holds, holds, fails, fails, holds, fails, holds, fails]
     self.assertEqual(told, want)
     rows |= {"k-bias": row(0.11, loss=1.03)}
     self.assertEqual([c["it"] for c in sinks._claims(rows)][:3:2], [fails] * 2)
