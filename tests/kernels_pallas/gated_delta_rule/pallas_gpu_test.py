@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import jobs
 from kernels_pallas.aot import ptx
 from kernels_pallas.aot import topology
@@ -107,6 +108,20 @@ class CompileTest(absltest.TestCase):
       (kernel,) = report.kernels
       self.assertEqual(kernel.spill_store_bytes, 0, report.job)
       self.assertGreater(kernel.num_wgmma, 0)
+
+  def test_both_passes_compile_for_an_h100(self):
+    shape = shapes.BENCHMARKS["h128_128_4k"]
+
+    def both(d_out, *arrays):
+      attend = lambda *x: tuple(
+          api.gated_delta_rule(*x, implementation="pallas_gpu")
+      )
+      result, pullback = jax.vjp(attend, *arrays)
+      return result, pullback((d_out, result[1]))
+
+    arrays = shape.arrays()
+    compiled = compile_lib.compile_for("h100", both, arrays[2], *arrays)
+    self.assertNotIn("4096,4096", str(compiled.jaxpr))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 
 from kernels_pallas import interpret
 from kernels_pallas.aot import compile as compile_lib
+from kernels_pallas.aot import jobs
+from kernels_pallas.aot import schedule
 from kernels_pallas.aot import topology
 from kernels_pallas.gated_delta_rule import api
 from kernels_pallas.gated_delta_rule import output
@@ -136,6 +138,33 @@ class MemoryTest(absltest.TestCase):
     self.assertFalse(races)
     with interpret.interpreted():
       conformance.check_equal(_run(_SMALL, config), found, 1e-6)
+
+
+def program(length):
+  """Gradients of two heads; see `jobs.Job`."""
+  shape = dataclasses.replace(
+      _LONG, batch=1, length=length, num_heads=2, num_key_heads=2
+  )
+  arrays = (*shape.arrays(), shape.state())
+  return _both(None), (arrays[2], *arrays)
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class ScheduleTest(absltest.TestCase):
+
+  @pytest.mark.slow
+  def test_bundles_of_a_token_do_not_grow_with_the_length(self):
+    lengths = 4096, 65_536
+    reports = schedule.report([
+        jobs.Job("v5e", f"{__name__}:program", {"length": length})
+        for length in lengths
+    ])
+    one, other = (
+        np.array([kernel.issued for kernel in report.kernels]) / length
+        for report, length in zip(reports, lengths, strict=True)
+    )
+    self.assertLen(one, 3)
+    np.testing.assert_allclose(other, one, rtol=0.05)
 
 
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
