@@ -76,7 +76,7 @@ class MqarConfig:
   models: tuple[str, ...] = tuple(MODELS)
   num_seeds: int = 3
   first_seed: int = 0
-  num_steps: int = 1000
+  num_steps: int = 600
   num_records: int = 20
   batch_size: int = 16
   seq_len: int = 64
