@@ -2,6 +2,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.studies.systems import positional
 from tests.joma.studies.systems import small
@@ -15,6 +16,7 @@ def _network(kind, task="sort"):
 
 class PositionalTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("positional")
     # Not trained: the networks' own laws hold, the paper's claim cannot.

@@ -3,6 +3,7 @@ from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.theorems import invariants
 from joma.theory import dynamics
@@ -19,6 +20,7 @@ def _summary():
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_every_law_is_first_order(self):
     summary = _summary()
     self.assertEqual(summary["step_sizes"], [1e-2, 2e-3])

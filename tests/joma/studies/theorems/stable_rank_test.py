@@ -36,6 +36,7 @@ class MeasureTest(absltest.TestCase):
     self.assertIn("it does not change", summary["finding"])
     self.assertLen(rows, 40)
 
+  @pytest.mark.slow
   def test_finding_says_so_if_attention_is_frozen(self):
     right = convergence.integrate
     frozen = lambda *arguments, has_attention: right(
