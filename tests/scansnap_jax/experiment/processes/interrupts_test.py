@@ -49,6 +49,8 @@ class LeaveTest(parameterized.TestCase):
         stderr=subprocess.PIPE,
         cwd=_ROOT,
         text=True,
+        # Whoever starts the tests in the background ignores SIGINT for them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     self.addCleanup(process.stdout.close)
     self.addCleanup(process.stderr.close)

@@ -137,7 +137,7 @@ class AdaKVTest(absltest.TestCase):
       )
 
   def test_what_it_cannot_wrap_is_refused(self):
-    with self.assertRaisesRegex(errors.UserError, "TOVA"):
+    with self.assertRaisesRegex(errors.UserError, "tova has no priority"):
       ada_kv.AdaKV(base=tova.TOVA())
     with self.assertRaisesRegex(errors.UserError, "floor=1.5"):
       ada_kv.AdaKV(base=h2o.H2O(), floor=1.5)
