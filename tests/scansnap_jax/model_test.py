@@ -65,6 +65,7 @@ class ReparametrizedLayerTest(parameterized.TestCase):
         logits, expected.astype(np.float32), atol=_ATOL, rtol=1e-5
     )
 
+  @pytest.mark.slow
   def test_attention_is_observable_without_editing_the_module(self):
     layer = model.ReparametrizedLayer(12, _RANDOM)
     counts, query = _batch()

@@ -77,6 +77,7 @@ class JomaBlockTest(parameterized.TestCase):
     chex.assert_trees_all_close(gram, jnp.eye(3), atol=_ATOL)
     self.assertEqual("U" in variables["params"], embedding == "trained")
 
+  @pytest.mark.slow
   def test_any_activation(self):
     named, given = (
         _apply(_block(kind=dynamics.Block(activation=activation)))[1]

@@ -160,6 +160,7 @@ class TrainTest(parameterized.TestCase):
 
 class ObserveTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_of_a_stack_reads_each_block(self):
     sizes = ((20, 6), (6, 3))
     blocks = tuple(

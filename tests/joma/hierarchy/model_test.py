@@ -103,6 +103,7 @@ class LogitsTest(parameterized.TestCase):
           logits, _numpy_logits(_params(), _tokens()), atol=_ATOL_X64
       )
 
+  @pytest.mark.slow
   def test_later_tokens_do_not_reach_back(self):
     tokens = jnp.asarray(_tokens())
     other = tokens.at[:, -1].set((tokens[:, -1] + 1) % _PADDING)

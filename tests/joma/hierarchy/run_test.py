@@ -170,6 +170,7 @@ class DescendTest(absltest.TestCase):
       self.assertEqual(int(end.step), 2)
       self.assertEqual(losses.shape, (2,))
 
+  @pytest.mark.slow
   def test_a_run_in_two_parts_is_the_run(self):
     state = _start()
     descend = functools.partial(hierarchy_train.descend, batch_size=4)

@@ -249,6 +249,7 @@ class GenerateTest(parameterized.TestCase):
       end = text.index(stop) + 1 if stop in text else 12
       self.assertEqual(row.tolist(), text[:end])
 
+  @pytest.mark.slow
   def test_all_ended_stops_early(self):
     steps = generate.stream(
         _MODEL,

@@ -84,6 +84,7 @@ class SampleTest(parameterized.TestCase):
         np.abs(got - want), 5 * np.sqrt(want * (1 - want) / num) + 1e-12
     )
 
+  @pytest.mark.slow
   def test_temperatures_towards_0_are_greedy(self):
     logits = jnp.array([[1.0, 3.0, 2.0, -1.0], [40.0, -60.0, 39.0, 0.0]])
     for temperature in (1e-3, 1e-7, 1e-40, 1e-300):

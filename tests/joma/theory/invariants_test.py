@@ -170,7 +170,7 @@ class SoftmaxTest(float64.TestCase):
     return flow.integrate(times, params, batch, block, loss)
 
   @parameterized.parameters("identity", "silu")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_printed_law_has_the_direction_and_misses_the_scale(self, activation):
     path = self._path(activation)
     check, first_alone = (

@@ -79,6 +79,7 @@ class VelocityTest(float64.TestCase):
     np.testing.assert_array_less(np.abs(actual - expected), 4 * error + 1e-9)
     self.assertLess(error.max(), 6e-3)
 
+  @pytest.mark.slow
   def test_clouds_need_not_be_gaussian(self):
     # Uniform on a sphere of radius 2 in three dimensions: one coordinate is
     # uniform on [-2, 2] (Archimedes). The average over the sphere is exact by

@@ -219,6 +219,7 @@ class HooksTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       kernel.apply({"params": params}, tokens)
 
+  @pytest.mark.slow
   def test_a_mixer_takes_the_place_of_attention(self):
     model, params, tokens = _make("mean", "softmax")
     change = lambda at: tokens.at[:, at].set((tokens[:, at] + 1) % 11)

@@ -89,7 +89,7 @@ class AttentionTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(None, 3)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_uniform_attention_measures_what_uniform_says(self, window):
     num_visible = probes.count_visible(8, window)
     keys = np.arange(8)

@@ -99,7 +99,7 @@ class ReportTest(parameterized.TestCase):
     self.assertEqual(kinds[-1], "loop", "the grid loop ends the kernel")
 
   @parameterized.parameters(*chips.TPU_NAMES)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_loops_run_as_often_as_was_written(self, name):
     kernel = self._kernel(name, "matmul", block=_BLOCK)
     self.assertEqual(kernel.num_steps, 4)

@@ -5,6 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
@@ -20,6 +21,7 @@ class DeviceMeshTest(parameterized.TestCase):
       with self.assertRaisesRegex(topology.ToolchainMissing, "pip install"):
         topology.device_mesh.__wrapped__(chip)
 
+  @pytest.mark.slow
   def test_importing_loads_no_compiler_and_leaves_the_environment(self):
     code = """
 import os, sys

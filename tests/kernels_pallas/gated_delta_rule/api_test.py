@@ -143,6 +143,7 @@ class GatedDeltaRuleTest(parameterized.TestCase):
     self.assertGreater(np.abs(found["log_decay"]).max(), 0)
 
   @parameterized.parameters(_BY_HEAD, _BY_CHANNEL)
+  @pytest.mark.by_default(0)
   def test_padding_at_the_end_leaves_the_state(self, shape):
     arguments, lengths = _case(shape), jnp.array([13, 22])
     # Whatever is there: what a batch is padded with may be anything.

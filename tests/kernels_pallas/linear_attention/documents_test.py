@@ -118,7 +118,7 @@ class DocumentsTest(parameterized.TestCase):
       np.testing.assert_allclose(found.state, state, atol=_ATOL)
 
   @parameterized.parameters("reference", "xla", "pallas_tpu")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_a_padded_row_is_the_row_alone(self, implementation):
     arrays = _draw()
     found = _call(implementation, arrays, lengths=_LENGTHS)

@@ -169,7 +169,7 @@ class ChangingFrequenciesTest(parameterized.TestCase):
     return dataclasses.replace(_ONE_LAYER, rope=rope, max_len=8)
 
   @parameterized.parameters(*sorted(set(policy_names.POLICIES) - {"quest"}))
-  @pytest.mark.by_default(4)
+  @pytest.mark.slow
   def test_with_every_policy(self, name):
     model = models.Transformer(self.config, implementation="reference")
     policy = policy_names.parse(name)
@@ -261,7 +261,7 @@ class PageTest(absltest.TestCase):
 class StorageTest(parameterized.TestCase):
 
   @parameterized.parameters((jnp.bfloat16, 2**-7), (jnp.int8, 2**-6))
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_narrow_types_are_near_and_smaller(self, dtype, tolerance):
     # Policies that read no attention keep the same tokens.
     policy = window.StreamingLLM(num_sinks=2)

@@ -108,6 +108,7 @@ class RuleTest(parameterized.TestCase):
 
 class CalibrateTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_the_asked_share_lies_above_a_threshold(self):
     config = configs.TransformerConfig(
         vocab_size=17,

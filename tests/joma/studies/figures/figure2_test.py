@@ -144,7 +144,7 @@ class SeedsTest(parameterized.TestCase):
     self.assertGreater(correlation[:, -1].min(), least)
 
   @parameterized.parameters("gaussian", "random")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_scale_is_lost_but_by_the_exact_law(self, mode):
     runs = _seeds()[mode]
     self.assertLess(runs.printed.slope[:, -1].max(), 0.35)

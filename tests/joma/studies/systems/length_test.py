@@ -20,6 +20,7 @@ class LengthTest(absltest.TestCase):
     self.assertLen(figure.axes, 2)
     self.assertContainsSubset(["ssa", "right answers"], texts)
 
+  @pytest.mark.slow
   def test_one_token_has_the_key_and_many_share_a_part(self):
     finder = length.Finder(attention=(), config=length.LengthConfig())
     found = jax.tree.map(np.asarray, finder.draw(jax.random.key(0), 6, 64, 16))

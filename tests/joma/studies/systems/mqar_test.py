@@ -1,6 +1,7 @@
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 from joma.studies.systems import mqar
 from tests.joma.studies.systems import small
@@ -8,6 +9,7 @@ from tests.joma.studies.systems import small
 
 class MqarTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("mqar")
     verdicts = [row["it"] for row in summary["claims"]]

@@ -9,6 +9,7 @@ from joma.studies.theorems import convergence
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_ratios_and_lambda_tend_to_their_limits(self):
     rows = []
     summary = convergence.measure(

@@ -46,6 +46,7 @@ class MeasureTest(absltest.TestCase):
       self.assertAlmostEqual(row["slope_with"], 1, delta=5e-3)
       self.assertLess(row["relative_error_with"], 5e-3)
 
+  @pytest.mark.slow
   def test_finding_says_so_if_a_law_is_wrong(self):
     rows = [
         {**row, "relative_error": [0.3, 0.29]} for row in _summary()["laws"]

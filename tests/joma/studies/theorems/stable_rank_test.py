@@ -48,6 +48,7 @@ class MeasureTest(absltest.TestCase):
 
 class IntegrateTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_rows_keep_their_direction_and_obey_theorem_4(self):
     with jax.enable_x64(True):
       salience = np.array([3.0, 2, 1.5])

@@ -63,6 +63,7 @@ def _by_hand(params, x, system):
 class DeltaLayerTest(parameterized.TestCase):
 
   @parameterized.parameters("gdn", "kda")
+  @pytest.mark.by_default(1)
   def test_one_pass_is_the_recurrence(self, system):
     config, params, x = one_layer.draw(system)
     got = one_layer.head_out(config, params, x, 0, "xla")
@@ -82,7 +83,7 @@ class DeltaLayerTest(parameterized.TestCase):
       )
 
   @parameterized.parameters("gdn", "kda")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_packed_documents_are_those_alone(self, system):
     """Neither the state nor the convolution reads the document before."""
     config, params, x = one_layer.draw(system)

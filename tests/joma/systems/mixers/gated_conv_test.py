@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.mixers import gated_conv
 from kernels_pallas import masks
@@ -49,6 +50,7 @@ class GatedConvTest(absltest.TestCase):
     self.assertTrue((moved[3:26] > 0).all())
     np.testing.assert_array_equal(moved[26:], 0)
 
+  @pytest.mark.slow
   def test_packed_documents_are_those_alone(self):
     config, params, x = one_layer.draw("gated_conv", length=30)
     ids = jnp.array([[0] * 7 + [1] * 23, [0] * 30])

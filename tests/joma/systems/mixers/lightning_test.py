@@ -177,6 +177,7 @@ class LightningTest(parameterized.TestCase):
     got, _ = apply(tokens[:, 5:], padded, cache)
     chex.assert_trees_all_close(got[:, :5], want[:, 5:10], atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_later_tokens_and_other_rows_do_not_matter(self):
     model, params, tokens = _model()
     changed = tokens.at[0, 6:].set((tokens[0, 6:] + 1) % 17)

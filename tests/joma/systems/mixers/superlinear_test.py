@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.mixers import anchors as anchors_lib
 from joma.systems.mixers import superlinear
@@ -64,6 +65,7 @@ class SuperlinearTest(parameterized.TestCase):
     grid = jnp.arange(_QUERIES)[:, None] - 63 * jnp.arange(1, 64)[None]
     self.assertGreater(len(_uncovered(2.0, s, grid)), 100)
 
+  @pytest.mark.slow
   def test_a_query_reads_its_window_and_the_best_spans(self):
     system = superlinear.Superlinear(k=2, s=1, behind=0.5)
     query, key, value = selected.draw(30)

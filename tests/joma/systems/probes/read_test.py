@@ -6,6 +6,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.probes import names as probe_names
 from joma.systems.probes import read
@@ -57,6 +58,7 @@ class ReadTest(absltest.TestCase):
       is_known = np.isfinite(values).tolist()
       self.assertEqual(is_known, [True, name == "secondary_sinks"], name)
 
+  @pytest.mark.slow
   def test_secondary_sinks_are_counted_by_the_layer_they_begin_behind(self):
     resid = np.tile(np.eye(12, dtype=np.float32)[None], (6, 1, 1))
     resid[1:5, 0] *= 50

@@ -21,7 +21,7 @@ _BLOCK = 4
 class MohBlocksTest(parameterized.TestCase):
 
   @parameterized.parameters("reference", "xla")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_a_block_has_the_gates_of_its_first_token(self, implementation):
     config, params, x = one_layer.draw(f"moh_blocks:active=1:block={_BLOCK}")
     plain = one_layer.head_out(one_layer.CONFIG, params, x)

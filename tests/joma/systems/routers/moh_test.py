@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.routers import moh
 from scansnap_jax.experiment import errors
@@ -37,6 +38,7 @@ class MohTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want[..., None] * plain, atol=1e-5)
     self.assertEqual((want == 0).sum(), x.shape[0] * x.shape[1])
 
+  @pytest.mark.slow
   def test_all_heads_and_a_router_of_zeros_are_multi_head_attention(self):
     config, params, x = one_layer.draw("moh:shared=2:active=2:start=0")
     plain = one_layer.head_out(one_layer.CONFIG, params, x)

@@ -71,6 +71,7 @@ class ConvolvedTest(parameterized.TestCase):
     assert isinstance(cache, layer_hooks.PreparedCache)
     chex.assert_shape(cache.state["convolved"]["query"], (2, 4, 4, 32))
 
+  @pytest.mark.slow
   def test_goes_with_another_that_prepares(self):
     """In the order of the entry, in a pass and in steps with both states."""
     found, tokens = {}, jax.random.randint(jax.random.key(1), (2, 6), 0, 11)

@@ -5,6 +5,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.systems.score_rules import pointwise
 from joma.transformer import hooks
@@ -76,6 +77,7 @@ class PointwiseTest(parameterized.TestCase):
       )
       self.assertEqual(same, not sums)
 
+  @pytest.mark.slow
   def test_memory_is_of_the_length_and_rows_of_nothing_have_gradients(self):
     """Bytes of a pass forward and backward at T and 2 T; no number is NaN."""
     rule = hooks.WeightRule(

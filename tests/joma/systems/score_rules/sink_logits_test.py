@@ -87,6 +87,7 @@ class SinkLogitsTest(parameterized.TestCase):
     want = np.einsum("BNTS,BSNH->BTNH", want, value)
     np.testing.assert_allclose(seen["head_out"], want, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_without_sinks_it_is_softmax(self):
     plain, params, tokens = _model("")
     model, _, _ = _model("sink_logits")

@@ -71,7 +71,7 @@ class SsaTest(parameterized.TestCase):
     return params, {k: v[0] for k, v in seen["intermediates"].items()}, x
 
   @parameterized.parameters(None, 3)
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_logits_and_values_are_scaled(self, window):
     changes = {} if window is None else {"windows": (window,)}
     params, seen, x = self._attn("ssa:start=0.3", **changes)

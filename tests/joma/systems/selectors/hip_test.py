@@ -254,6 +254,7 @@ class HipTest(parameterized.TestCase):
     self.assertEqual(small.largest, large.largest)
     self.assertIn("dot", taken.taken("", 4096).others)
 
+  @pytest.mark.slow
   def test_of_a_block_every_so_many_th_query_is_asked(self):
     query, key, _ = selected.draw(32)
 

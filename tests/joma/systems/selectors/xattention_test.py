@@ -78,7 +78,7 @@ class XAttentionTest(parameterized.TestCase):
     self.assertEqual(set(selected.listed(found, 0, 0, 7)), {0, 2, 7})
 
   @parameterized.parameters("reference", "xla", "pallas_tpu")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_with_the_whole_mass_it_is_dense(self, implementation):
     # Tiles of TPU kernels have 128 keys.
     block, length = (128, 130) if implementation == "pallas_tpu" else (8, 23)

@@ -77,10 +77,12 @@ class InitParamsTest(absltest.TestCase):
         0.01,
     )
 
+  @pytest.mark.slow
   def test_seeds_differ(self):
     one, two = (_init(seed=seed)["output"]["kernel"] for seed in (1, 2))
     self.assertGreater(np.abs(one - two).max(), 0.01)
 
+  @pytest.mark.slow
   def test_shapes_are_those_of_the_model(self):
     shapes = jax.tree.map(np.shape, _init())
     self.assertEqual(shapes, jax.tree.map(np.shape, _init(init="model")))

@@ -96,6 +96,7 @@ class TrainTest(parameterized.TestCase):
     cls.batches = _batches(3)
     cls.state, cls.losses = _train(_task(), cls.batches)
 
+  @pytest.mark.slow
   def test_losses_fall_on_a_batch_seen_again(self):
     again = jax.tree.map(lambda leaf: leaf[:1].repeat(3, 0), self.batches)
     _, losses = _train(_task(), again)

@@ -202,6 +202,7 @@ class TrainTest(absltest.TestCase):
     self.assertEqual(told, [4, 1, 1, 1, 1, 1])
     chex.assert_trees_all_equal(again, whole)
 
+  @pytest.mark.slow
   def test_held_out_texts_are_never_trained_on(self):
     data = training.split(planted(), _CONFIG, 0.25)
     self.assertEqual(data.train_rows, 192 * 32)
