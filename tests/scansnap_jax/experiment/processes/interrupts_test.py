@@ -42,6 +42,13 @@ threading.Thread(target=time.sleep, args=(60,)).start()
 
 class LeaveTest(parameterized.TestCase):
 
+  def setUp(self):
+    super().setUp()
+    # A shell that starts the tests in the background has SIGINT ignored, and
+    # what is ignored stays so in those that the tests start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, before)
+
   def _start(self, *command):
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -49,8 +56,6 @@ class LeaveTest(parameterized.TestCase):
         stderr=subprocess.PIPE,
         cwd=_ROOT,
         text=True,
-        # Whoever starts the tests in the background ignores SIGINT for them.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     self.addCleanup(process.stdout.close)
     self.addCleanup(process.stderr.close)
