@@ -1,5 +1,7 @@
 """What each relaxed form of attention may look at, and what it may not."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -111,7 +113,7 @@ class PositionalTest(parameterized.TestCase):
     self.assertGreater(growth(False), 1.5 * growth(True))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=4)
 def _running_means(query, key, value, seen, scale):
   each = self_gating.steps(query, key, value, seen, scale)
   return self_gating.running_means(each)
