@@ -196,7 +196,7 @@ joma/inference/bridge/recall.py
 - return (np.cumsum(count) - (count - 1) / 2)[place]
 + return np.cumsum(count)[place]
 ? equal values have their highest rank
-@ test_finds_what_the_third_does_not_explain_and_nothing_else
+@ test_equal_values_share_their_mean_rank
 
 joma/inference/bridge/one_layer.py
 - frequency = classes.class_probs @ classes.probs

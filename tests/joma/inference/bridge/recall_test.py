@@ -80,6 +80,13 @@ class PartialRankCorrelationTest(absltest.TestCase):
     # Of normal numbers, any monotone map leaves the ranks as they are.
     self.assertAlmostEqual(partial(np.exp(own), own**3, given), 1, delta=_ATOL)
 
+  def test_equal_values_share_their_mean_rank(self):
+    # Ranks 1.5 1.5 3 4 and 1 2 3 4 less 2.5; a constant explains nothing.
+    found = recall.partial_rank_correlation(
+        np.array([1.0, 1, 2, 3]), np.arange(4.0), np.ones(4)
+    )
+    self.assertAlmostEqual(found, 4.5 / (4.5 * 5) ** 0.5, delta=_ATOL)
+
   def test_nothing_to_correlate_is_zero(self):
     few, same = np.arange(3.0), np.ones(9)
     self.assertEqual(recall.partial_rank_correlation(few, few, few), 0)
