@@ -36,7 +36,7 @@ joma/inference/sampling.py
 - jnp.where(order >= higher, weights, 0)
 + jnp.where(order > higher, weights, 0)
 ? of equal tokens none counts, and one token too many is kept
-@ test_draws_have_the_probabilities
+@ test_numbers_beside_each_other_are_told_apart
 
 joma/inference/sampling.py
 - logits = keep_top(logits / config.temperature, config)

@@ -84,6 +84,17 @@ class SampleTest(parameterized.TestCase):
         np.abs(got - want), 5 * np.sqrt(want * (1 - want) / num) + 1e-12
     )
 
+  def test_numbers_beside_each_other_are_told_apart(self):
+    below = np.nextafter(np.float32(1), np.float32(0))
+    logits = jnp.array([[below, 1.0, 0.0, 1.0], [1.0, below, 0.0, -1.0]])
+    config = sampling_config.SamplingConfig(temperature=1.0, top_k=1)
+    kept = np.isfinite(
+        jax.jit(sampling.keep_top, static_argnums=1)(logits, config)
+    )
+    # Equal ones stay together.
+    expected = [[False, True, False, True], [True, False, False, False]]
+    np.testing.assert_array_equal(kept, expected)
+
   @pytest.mark.slow
   def test_temperatures_towards_0_are_greedy(self):
     logits = jnp.array([[1.0, 3.0, 2.0, -1.0], [40.0, -60.0, 39.0, 0.0]])
