@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Float
 from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
 import numpy as np
 
 from scansnap_jax.experiment import figures
@@ -115,3 +116,26 @@ def draw_interval(
   every = figures.sparsely(len(x), look)
   axes.plot(x, mean, **look._asdict(), markevery=every, label=label or None)
   figures.shade(axes, x, low, high, look)
+
+
+def draw_recall(
+    summary: Mapping[str, Any], names: Sequence[str], height: float
+) -> mpl_figure.Figure:
+  """Draws the share of right answers along training, and that of a guess.
+
+  Args:
+    summary: With `steps`, `guess` and, by name, `rows` that have `scores`.
+    names: Of all models, which gives each its look.
+    height: Of the figure, in inches.
+  """
+  look = looks_of(names)
+  with figures.style():
+    figure = figures.make_figure(figures.COLUMN_WIDTH, height)
+    axes = figure.subplots()
+    for name, row in summary["rows"].items():
+      steps = np.asarray(summary["steps"])
+      draw_interval(axes, steps, row["scores"], look[name], name)
+    axes.axhline(summary["guess"], color="black", linestyle=":")
+    axes.set(xlabel="step", ylabel="share of right answers", ylim=(0, 1.03))
+    figures.put_legend_above(figure, figures.legend_entries(axes))
+  return figure

@@ -35,7 +35,6 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import texts
   from joma.studies import training
   from joma.transformer import config as configs
-  from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
 # Layers, and the systems of each.
@@ -316,17 +315,7 @@ def _claims(
 
 def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   """Draws the share of right answers along training."""
-  looks = drawing.looks_of(list(MODELS))
-  with figures.style():
-    figure = figures.make_figure(figures.COLUMN_WIDTH, 3.2)
-    axes = figure.subplots()
-    for name, row in summary["rows"].items():
-      steps = np.asarray(summary["steps"])
-      drawing.draw_interval(axes, steps, row["scores"], looks[name], name)
-    axes.axhline(summary["guess"], color="black", linestyle=":")
-    axes.set(xlabel="step", ylabel="share of right answers", ylim=(0, 1.03))
-    figures.put_legend_above(figure, figures.legend_entries(axes))
-  return figure
+  return drawing.draw_recall(summary, list(MODELS), 3.2)
 
 
 STUDY = study_lib.Study(
