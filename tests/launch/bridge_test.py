@@ -52,6 +52,7 @@ def _panel(rng):
 
 class ReportTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_number_is_of_the_last_panel_and_gains_are_by_run(self):
     rng = np.random.default_rng(0)
     panels = {name: _panel(rng) for name in ("one_layer", "rotary")}

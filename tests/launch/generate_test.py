@@ -80,17 +80,22 @@ class GenerateTest(absltest.TestCase):
     self.assertEqual(small.returncode, 0, small.stderr)
 
   def test_bad_input_is_one_line(self):
-    for args, message in (
+    self._check_bad_input(
         ((), "give --prompt=TEXT or --prompt_file=FILE"),
+        (("--prompt=a", "--policy=h3o"), "policy='h3o' is unknown"),
+    )
+
+  @pytest.mark.slow
+  def test_more_bad_input_is_one_line(self):
+    self._check_bad_input(
         (("--prompt=a", "--top_p=2"), r"top_p must lie in \(0, 1\], got 2.0"),
-        (
-            ("--prompt_file=absent",),
-            "--prompt_file: absent cannot",
-        ),
+        (("--prompt_file=absent",), "--prompt_file: absent cannot"),
         (("--prompt=a", "--policy=h2o"), "--policy=h2o needs --capacity"),
         (("--prompt=a", "--capacity=9"), "--capacity=9 has no effect"),
-        (("--prompt=a", "--policy=h3o"), "policy='h3o' is unknown"),
-    ):
+    )
+
+  def _check_bad_input(self, *cases):
+    for args, message in cases:
       result = _run("--model=unused", *args)
       self.assertEqual(result.returncode, 2)
       self.assertRegex(result.stderr, f"(?m)^error: {message}[^\n]*\n\\Z")

@@ -54,9 +54,21 @@ class JomaTest(parameterized.TestCase):
     result = _run("--help", check=False)
     self.assertIn("--figure4.step_size: Step size eta", result.stdout)
 
-  def test_default_writes_everything_and_replays(self):
+  def test_default_writes_everything(self):
+    self._run_default(pathlib.Path(self.create_tempdir().full_path))
+
+  @pytest.mark.slow
+  def test_a_flagfile_replays_a_run(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     first, second = folder / "first", folder / "second"
+    self._run_default(first)
+    _run(f"--flagfile={first}/flags.txt", f"--workdir={second}")
+    self.assertEqual(
+        (second / "summary.json").read_text(),
+        (first / "summary.json").read_text(),
+    )
+
+  def _run_default(self, first):
     result = _run(f"--workdir={first}")
     # A slow machine says that it is at work, and no more is said.
     self.assertRegex(result.stderr, r"^(working, \d+ s so far\n)*$")
@@ -68,11 +80,6 @@ class JomaTest(parameterized.TestCase):
     self.assertLen(re.findall("data:image/png;base64", report), 1)
     for name in ("metrics.jsonl", "config.json", "figures/figure4.pdf"):
       self.assertTrue((first / name).exists(), name)
-    _run(f"--flagfile={first}/flags.txt", f"--workdir={second}")
-    self.assertEqual(
-        (second / "summary.json").read_text(),
-        (first / "summary.json").read_text(),
-    )
 
   @pytest.mark.slow
   def test_table_is_trained_drawn_and_continued(self):

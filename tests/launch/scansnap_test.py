@@ -143,6 +143,11 @@ class ScanSnapTest(parameterized.TestCase):
       ("tokens", ["--data.num_common=1000000000"], "1000000024 tokens"),
       ("overflow", ["--lr_z=1e38", "--lr_ratio=100"], "float32"),
   )
+  # Those that start without jax, in a quarter of a second; two need it.
+  @pytest.mark.by_default(
+      *("unknown", "typed", "choice", "preset", "momentum", "rate", "classes"),
+      *("workdir", "axes", "length", "effect", "batch", "overflow"),
+  )
   def test_wrong_flags_are_named_and_write_nothing(self, flags, message):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
     where = [] if flags is None else [f"--workdir={workdir}"]

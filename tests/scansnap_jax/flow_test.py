@@ -59,6 +59,7 @@ class FlowTest(float64.TestCase):
         np.stack([decoder[-1], attn_logits[-1]]), expected, atol=atol
     )
 
+  @pytest.mark.slow
   def test_flow_with_momentum_is_the_limit_of_small_momentum_steps(self):
     # Steps of size s: v += s (g - (1 - mu) v), x -= s eta v. In terms of
     # u = v / s that is momentum 1 - s (1 - mu) at the rate s^2 eta.
@@ -128,6 +129,7 @@ class FlowTest(float64.TestCase):
     )
     self.assertAlmostEqual(loss, np.log(8), places=12)
 
+  @pytest.mark.slow
   def test_classes_weigh_the_same_by_default(self):
     times, zeros = jnp.array([0.0, 1e-3]), jnp.zeros((8, 8))
     decoder, _ = flow.integrate(

@@ -151,6 +151,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
       self.assertEmpty(checkpointer.all_steps())
     self.assertEmpty(metric_stream.read_rows(workdir / "metrics.jsonl"))
 
+  @pytest.mark.slow
   def test_a_stop_in_the_last_interval_is_taken_too(self):
     workdir = self._workdir()
     kill = lambda num_run_steps: os.kill(os.getpid(), signal.SIGTERM)
@@ -260,6 +261,7 @@ class KillTest(parameterized.TestCase):
         [row["step"] for row in rows[::4]], list(range(0, num_steps + 1, 5))
     )
 
+  @pytest.mark.slow
   def test_a_kill_leaves_the_final_parameters_bitwise(self):
     self._check(num_kills=1, num_steps=100)
 

@@ -107,6 +107,7 @@ class JomaBlockTest(parameterized.TestCase):
 
 class JomaStackTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_hidden_nodes_are_the_next_tokens(self):
     blocks = (_block(), _block(num_tokens=4, hidden_dim=2))
     variables, hidden, sown = _apply(model.JomaStack(blocks))

@@ -123,6 +123,7 @@ class TrainTest(parameterized.TestCase):
     v = seen.blocks[0].v
     self.assertGreater(np.abs(v[2] - 2 * v[1] + v[0]).max(), 1e-4)
 
+  @pytest.mark.slow
   def test_no_step_leads_beyond_the_largest_logit(self):
     run = _member(is_stationary=True, activation=1, lr_w=2.0, lr_z=2.0)
     limit = 3.0

@@ -177,6 +177,7 @@ class SavingsTest(parameterized.TestCase):
       wrong, _ = self._value_and_grad(np.float64, merged, num_padding + 1, True)
       self.assertGreater(abs(wrong - plain[0]), 1e-4)
 
+  @pytest.mark.slow
   def test_a_merged_token_carries_what_its_copies_do(self):
     with jax.enable_x64():
       tokens = _tokens()

@@ -133,6 +133,7 @@ class ClassCountingTest(parameterized.TestCase):
 
 class DescendTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_steps_are_adam_on_the_gradient_plus_decay(self):
     with jax.enable_x64():
       state = _start(np.float64)

@@ -109,6 +109,7 @@ class ChatTest(absltest.TestCase):
     self.assertEqual(talk.messages, other.messages)
     self.assertLen(begun, 1)
 
+  @pytest.mark.slow
   def test_without_room_it_begins_again_with_more(self):
     talk, begun = self._chat(_PLAIN)
     "".join(talk.ask("a" * 300, 2))

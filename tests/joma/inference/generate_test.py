@@ -277,6 +277,7 @@ class GenerateTest(parameterized.TestCase):
     for row in got:
       self.assertGreater(len(set(row.tolist())), 4)
 
+  @pytest.mark.slow
   def test_padding_of_a_prompt_is_not_kept(self):
     lengths = jnp.array([2, 5])
     policy = policy_names.parse("streaming_llm")
@@ -349,6 +350,7 @@ class GenerateTest(parameterized.TestCase):
           _MODEL, params, [[1, 7, 2]], max_new_tokens=3, sampler=sampler
       )
 
+  @pytest.mark.slow
   def test_an_overflow_is_an_error_at_its_step(self):
     # The decode step itself: the cache of the second token is poisoned.
     padded, lengths = generate.pad_prompts([[1, 2], [3, 4]], _CONFIG)

@@ -89,6 +89,7 @@ class RatioTest(float64.TestCase):
   @parameterized.parameters(
       (1, 2, -0.32929485912025924), (0, 1, 0.24027233476921228)
   )
+  @pytest.mark.slow
   def test_lambda_tends_to_its_limit(self, j, k, expected):
     limit = convergence.lambda_limit(_MU[j], _MU[k], _START, _START)
     self.assertAlmostEqual(float(limit), expected, places=12)

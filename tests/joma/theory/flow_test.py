@@ -16,6 +16,7 @@ _ATOL_FLOW = 1e-9
 
 class DescendTest(float64.TestCase):
 
+  @pytest.mark.slow
   def test_one_step_follows_the_velocity_at_each_rate(self):
     batch, params = problems.make(3)
     loss, upper = problems.upper_loss()

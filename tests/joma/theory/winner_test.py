@@ -82,6 +82,7 @@ class ErfTest(float64.TestCase):
 
 class BlowUpTest(float64.TestCase):
 
+  @pytest.mark.slow
   def test_winner_is_infinite_at_the_time_and_others_freeze(self):
     delta = jnp.array(_DELTA)
     # At |v_w| = 9 the time left is 1e-19 of the whole.

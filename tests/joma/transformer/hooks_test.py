@@ -174,6 +174,7 @@ class HooksTest(parameterized.TestCase):
     other = plain.apply({"params": params}, tokens)
     self.assertGreater(float(jnp.abs(other - want).max()), 1e-3)
 
+  @pytest.mark.slow
   def test_a_cache_without_the_state_is_refused(self):
     model, params, tokens = _make("shift")
     plain, _, _ = _make()
@@ -192,6 +193,7 @@ class HooksTest(parameterized.TestCase):
     )
     chex.assert_trees_all_close(got, want, atol=20 * _TOLERANCE)
 
+  @pytest.mark.slow
   def test_what_is_sown_is_what_is_selected(self):
     model, params, tokens = _make("everything:block=3")
     plain, _, _ = _make()

@@ -60,6 +60,7 @@ class MlpTest(parameterized.TestCase):
     (sown_hidden,) = sown["intermediates"]["hidden"]
     np.testing.assert_allclose(sown_hidden, hidden, atol=_TOLERANCE)
 
+  @pytest.mark.slow
   def test_residual_scale_shrinks_what_enters_the_stream(self):
     shrunk, plain = (
         configs.TransformerConfig(num_layers=8, residual_scale=shrinks)

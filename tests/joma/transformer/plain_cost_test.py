@@ -47,7 +47,7 @@ class PlainCostTest(parameterized.TestCase):
   @parameterized.parameters(
       (False, 17_702_268, 929_184), (True, 21_760_460, 864_680)
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_a_step_of_training(self, use_remat, flops, temp_bytes):
     config = lm_config.LmConfig(
         model=_SHAPE, batch_size=4, seq_len=32, use_remat=use_remat

@@ -51,6 +51,7 @@ def _tiny(**changes):
 
 class AttentionTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_weights_without_row_sums_are_measured_by_their_shares(self):
     """Else the effective support of many small weights is infinite."""
     model, params, tokens = _tiny(attention=("pointwise:form=identity",))

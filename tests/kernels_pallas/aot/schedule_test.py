@@ -130,6 +130,7 @@ class ReportTest(parameterized.TestCase):
       ratio = schedule.seconds(loop.bundles, name) / peak_sec
       self.assertBetween(ratio, 1, 2.5)
 
+  @pytest.mark.slow
   def test_registers_that_run_out_are_seen(self):
     self.assertEqual(self._kernel("v5e", "normalize", rows=256).spills, 0)
     spilling = self._kernel("v5e", "normalize", rows=1024)
@@ -177,6 +178,7 @@ class FailureTest(absltest.TestCase):
     with self.assertRaisesRegex(topology.ToolchainMissing, "no final_bundles"):
       schedule._dump(schedule.pathlib.Path(folder), "k.1", "final_bundles")
 
+  @pytest.mark.slow
   def test_a_worker_that_dies_shows_its_log(self):
     with self.assertRaisesRegex(jobs.JobFailed, "No module named 'nowhere'"):
       jobs.run([jobs.Job("v5e", "nowhere:fn")])

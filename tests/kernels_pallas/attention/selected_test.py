@@ -114,7 +114,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     conformance.check(call, inputs, implementation)
 
   @parameterized.parameters(*_IMPLEMENTATIONS)
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_all_blocks_are_dense_attention(self, implementation):
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 256, 1, 64))
     mask = masks.causal(256)

@@ -226,7 +226,7 @@ class CompileTest(parameterized.TestCase):
       {"score": "position"},
       {"score": "key_norm"},
   )
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_so_do_the_rules_of_policies(self, **options):
     shape = shapes.BENCHMARKS["b8_c1024"]
     compiled, cache_bytes = _compile("v5e", shape, **options)

@@ -43,6 +43,7 @@ class XlaTest(parameterized.TestCase):
 
     memory.assert_linear([temp_bytes(n) for n in (16_384, 32_768)])
 
+  @pytest.mark.slow
   def test_an_unwanted_gradient_of_the_decay_costs_nothing(self):
     arrays = tuple(jax.random.normal(jax.random.key(0), (3, 1, 640, 1, 8)))
 

@@ -64,6 +64,7 @@ class SaveTest(parameterized.TestCase):
       self.assertEqual(path.read_bytes(), same.read_bytes())
     self.assertEqual([path.suffix for path in other], [".png", ".pdf"])
 
+  @pytest.mark.slow
   def test_settings_of_the_user_do_not_reach_the_file(self):
     first, _ = figures.save(_figure(), self._folder / "1", "a")
     with matplotlib.rc_context({"savefig.dpi": 50, "text.antialiased": False}):

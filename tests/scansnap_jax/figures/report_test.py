@@ -361,6 +361,7 @@ class PredictByFlowTest(parameterized.TestCase):
         (float(entropy[0]), float(mass[0])), start, atol=1e-6, rtol=0
     )
 
+  @pytest.mark.slow
   def test_attention_turns_to_distinct_tokens_less_at_a_larger_ratio(self):
     curves = _predict()
     self.assertEqual([*curves], [1.0, 10.0])
@@ -378,6 +379,7 @@ class PredictByFlowTest(parameterized.TestCase):
         rtol=0,
     )
 
+  @pytest.mark.slow
   def test_momentum_starts_later_and_goes_further(self):
     # From rest, but later at up to 1 / (1 - .9) times the speed.
     (slow, _), (fast, _) = _predict("sgd")[1.0], _predict()[1.0]

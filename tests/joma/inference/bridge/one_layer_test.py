@@ -6,6 +6,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.bridge import config as bridge_config
 from joma.inference.bridge import one_layer
@@ -77,6 +78,7 @@ class StreamWeightsTest(absltest.TestCase):
         np.testing.assert_allclose(weights[b, i, : i + 1], expected, rtol=2e-4)
         np.testing.assert_array_equal(weights[b, i, i + 1 :], 0)
 
+  @pytest.mark.slow
   def test_texts_are_not_those_that_training_draws(self):
     config = bridge_config.BridgeConfig(num_sequences=5)
     tokens, _ = one_layer.draw(config, _CLASSES, 3)

@@ -189,6 +189,7 @@ class ChangingFrequenciesTest(parameterized.TestCase):
 
 class OverflowTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_full_policy_that_overflows_gives_nan_from_there(self):
     (cache,) = kv_cache.init(full.Full(), policy_laws.CONFIG, 3, 16)
     outs = policy_laws.run(cache, policy_laws.draw()).steps
@@ -240,6 +241,7 @@ class RankTest(parameterized.TestCase):
 
 class PageTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_the_page_of_least_sum_leaves_whole(self):
     caches = kv_cache.init(
         h2o.H2O(num_sinks=1, num_recent=2), _CONFIG, 3, 8, page_size=4
@@ -282,7 +284,7 @@ class KernelTest(parameterized.TestCase):
   """One kernel does the whole step of a policy."""
 
   @parameterized.parameters((jnp.float32, 8), (jnp.int8, 32))
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_of_h2o(self, dtype, capacity):
     self._check(h2o.H2O(num_sinks=1, score="ema"), dtype, capacity)
 
@@ -377,6 +379,7 @@ class CompactTest(absltest.TestCase):
 
 class StatsTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_nothing_evicted_keeps_all_mass(self):
     cache = policy_laws.read(h2o.H2O(), policy_laws.ALL).cache
     stats = kv_cache.stats(cache, _NEXT)

@@ -6,6 +6,7 @@ import math
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import pytest
 
 from joma.inference.cost import cache_plan
 from joma.inference.cost import chips
@@ -260,6 +261,7 @@ class CostModelTest(parameterized.TestCase):
 
 class MixerTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_state_is_moved_whole_and_does_not_grow(self):
     """One layer of two is lightning's: [N, H, H] in float32."""
     mixed = dataclasses.replace(_SMALL, attention=("lightning", "softmax"))

@@ -151,6 +151,7 @@ class SystemCostsTest(parameterized.TestCase):
     self.assertEqual(found.flops, chosen + search)
     self.assertEqual(found.plain, frozenset())
 
+  @pytest.mark.slow
   def test_rules_that_kernels_skip_nothing_of_cost_all_pairs(self):
     load = _load(64)
     cost = lambda *entries: (

@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import predictors
@@ -38,6 +39,7 @@ def _weights(config):
 
 class SharesTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_neurons_and_predictor_as_arrays_are(self):
     params, total = _weights(_MODEL)
     mlp = sum(x.size for x in jax.tree.leaves(params["layers_0"]["mlp"]))

@@ -57,7 +57,7 @@ class RuleTest(parameterized.TestCase):
     )
 
   @parameterized.parameters("oracle", "random")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_a_number_may_be_traced(self, name):
     rule = {"oracle": unit_rules.Oracle(), "random": unit_rules.Random()}[name]
 

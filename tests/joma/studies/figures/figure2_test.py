@@ -192,6 +192,7 @@ class MeasureTest(absltest.TestCase):
     self.assertIn("loses the scale", summary["finding"])
     self.assertIn("exact law holds", summary["finding"])
 
+  @pytest.mark.slow
   def test_finding_says_so_if_the_exact_law_fails(self):
     runs = {
         mode: of_mode._replace(exact=of_mode.printed)

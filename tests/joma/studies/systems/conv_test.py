@@ -19,6 +19,7 @@ class ConvTest(absltest.TestCase):
     self.assertLen(figure.axes, 1)
     self.assertContainsSubset([*conv.MODELS, "step"], texts)
 
+  @pytest.mark.slow
   def test_keys_have_one_value_in_a_text_and_are_asked_again(self):
     task = conv.Recall(seq_len=24, num_pairs=3, num_keys=5, num_values=7)
     tokens, targets, is_asked, _ = map(

@@ -21,6 +21,7 @@ class MqarTest(absltest.TestCase):
     self.assertLen(figure.axes, 1)
     self.assertContainsSubset(["softmax + conv", "step"], texts)
 
+  @pytest.mark.slow
   def test_each_key_is_asked_once_after_all_pairs(self):
     task = mqar.Pairs(seq_len=24, num_pairs=3, num_keys=5, num_values=7)
     found = task.draw(jax.random.key(0), 4)

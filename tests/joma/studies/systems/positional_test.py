@@ -27,6 +27,7 @@ class PositionalTest(absltest.TestCase):
     self.assertLen(figure.axes, 1)
     self.assertContainsSubset(["sort", "standard attention"], texts)
 
+  @pytest.mark.slow
   def test_outputs_are_linear_in_the_size_of_numbers(self):
     """With c a power of two to the bit; standard attention is the twin."""
     numbers = positional.draw_lists(jax.random.key(0), (3, 4), 1.0)

@@ -1,5 +1,6 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.systems import random_features
 from tests.joma.studies.systems import small
@@ -7,6 +8,7 @@ from tests.joma.studies.systems import small
 
 class RandomFeaturesTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("random_features")
     self.assertLess(summary["descent"], 1e-6)

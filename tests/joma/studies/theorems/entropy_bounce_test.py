@@ -1,11 +1,13 @@
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.theorems import entropy_bounce
 
 
 class MeasureTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_bounces_with_attention_alone(self):
     rows = []
     summary = entropy_bounce.measure(

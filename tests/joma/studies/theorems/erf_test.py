@@ -3,6 +3,7 @@ from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.theorems import erf
 from joma.theory import winner
@@ -37,6 +38,7 @@ class MeasureTest(absltest.TestCase):
     self.assertIn("factor 1.30", summary["finding"])
     self.assertLen(rows, 8)
 
+  @pytest.mark.slow
   def test_signs_do_not_matter(self):
     summary = erf.measure(erf.ErfConfig(delta=(0.3, -2.0), num_times=4))
     self.assertLess(summary["largest_error"], _ATOL)

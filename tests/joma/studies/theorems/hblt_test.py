@@ -3,6 +3,7 @@ from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
+import pytest
 
 from joma.studies.theorems import hblt
 from joma.theory import cooccurrence
@@ -34,6 +35,7 @@ class MeasureTest(absltest.TestCase):
     self.assertIn("samples agree", summary["finding"])
     self.assertIn(": the nearer", summary["finding"])
 
+  @pytest.mark.slow
   def test_finding_says_so_if_the_theorem_is_wrong(self):
     right = cooccurrence.cooccurrence
     with mock.patch.object(

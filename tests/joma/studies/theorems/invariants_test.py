@@ -33,6 +33,7 @@ class MeasureTest(absltest.TestCase):
     )
     self.assertIn("falls in proportion to the step", summary["finding"])
 
+  @pytest.mark.slow
   def test_printed_softmax_law_is_an_approximation(self):
     for row in _summary()["printed"]:
       self.assertGreater(row["printed_relative_error"], 0.05)

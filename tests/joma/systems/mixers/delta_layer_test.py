@@ -72,7 +72,7 @@ class DeltaLayerTest(parameterized.TestCase):
       np.testing.assert_allclose(got[row], want, atol=2e-5)
 
   @parameterized.parameters("gdn", "kda")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_padded_prompts_leave_the_states_of_each_alone(self, system):
     config, params, x = one_layer.draw(system)
     padded = one_layer.state_after(config, params, x, (9, 5))

@@ -39,6 +39,7 @@ class GatedConvTest(absltest.TestCase):
     got = one_layer.head_out(config, params, x)
     np.testing.assert_allclose(got[1], _by_hand(params, x[1]), atol=1e-5)
 
+  @pytest.mark.slow
   def test_it_reads_22_tokens_back_and_no_farther(self):
     config, params, x = one_layer.draw("gated_conv", length=30)
     moved = np.abs(

@@ -135,6 +135,7 @@ class LightningTest(parameterized.TestCase):
           got[row], want[row, length - 1 :], atol=_TOLERANCE
       )
 
+  @pytest.mark.slow
   def test_zeroed_keys_alone_fade_over_padding(self):
     """The twin: rows are not rolled. It must miss one pass."""
     model, params, tokens = _model()
@@ -247,6 +248,7 @@ class LightningTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "nothing to evict"):
       kv_cache.init(h2o.H2O(), model.config, 3, 12)
 
+  @pytest.mark.slow
   def test_packed_documents_are_those_alone(self):
     model, params, tokens = _model(positions="none")
     ids = np.array([[0] * 5 + [1] * 4 + [-1] * 3, [0] * 12, [3] + [4] * 11])

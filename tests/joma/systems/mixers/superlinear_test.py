@@ -57,6 +57,7 @@ def _by_hand(system, query, key, value, search, t):
 class SuperlinearTest(parameterized.TestCase):
 
   @parameterized.parameters(0, 3)
+  @pytest.mark.by_default(1)
   def test_no_key_is_out_of_reach(self, s):
     """The twins: a reach of 1.9, and anchors on a grid of sqrt(T)."""
     self.assertEmpty(_uncovered(2.0, s))

@@ -36,6 +36,7 @@ class FluxTest(parameterized.TestCase):
     np.testing.assert_allclose(sparse, run((), stream), atol=1e-6)
     self.assertGreater(np.abs(full - sparse).max(), 0.1)
 
+  @pytest.mark.slow
   def test_the_router_starts_at_full(self):
     config, params, x = one_layer.draw(_SMALL)
     system, own = flux.Flux(pool=2, hidden=4), params["flux"]
@@ -47,6 +48,7 @@ class FluxTest(parameterized.TestCase):
     got = one_layer.head_out(config, params, x)
     np.testing.assert_allclose(got, plain, atol=1e-6)
 
+  @pytest.mark.slow
   def test_the_pool_is_of_both_ends_and_of_no_padding(self):
     system = flux.Flux(pool=2, hidden=4)
     own = system.init_params(jax.random.key(0), one_layer.CONFIG, 0)

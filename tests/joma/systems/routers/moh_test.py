@@ -67,11 +67,13 @@ class MohTest(parameterized.TestCase):
     other = moh.imbalance({"routed": alike}, x, 1, half)
     self.assertAlmostEqual(float(other), 3, places=4)
 
+  @pytest.mark.slow
   def test_the_loss_is_sown_by_its_factor(self):
     config, params, x = one_layer.draw("moh:shared=1:active=2:start=0:cost=0.5")
     _, seen = one_layer.run(config, params, x)
     self.assertAlmostEqual(float(seen["moh_balance"]), 0.5 * 2, places=6)
 
+  @pytest.mark.slow
   def test_values_of_a_head_that_is_not_chosen_change_nothing(self):
     config, params, x = one_layer.draw("moh:shared=1:active=1")
     gates = np.asarray(moh.gates_of(params["moh"], x, 1))

@@ -81,6 +81,7 @@ class ActTest(parameterized.TestCase):
     twin, *_ = _by_hand(*_arrays(), 0.1, 0.4, first=0)
     self.assertGreater(np.abs(np.asarray(out) - twin).max(), 1e-3)
 
+  @pytest.mark.slow
   def test_beta_of_one_is_attention_and_other_heads_are_left(self):
     plain, _ = self._run(beta=1.0)
     some, _ = self._run(heads="1.3")

@@ -61,7 +61,7 @@ class DifferentialTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
   @parameterized.parameters("reference", "xla")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_lambda_of_zero_is_plain_attention(self, implementation):
     """First heads of pairs, and values of two heads: twice the key size."""
     config, params, x = one_layer.draw("differential", _without_rotation())

@@ -99,7 +99,7 @@ class MobaTest(parameterized.TestCase):
       np.testing.assert_allclose(found, wanted, atol=1e-5)
 
   @parameterized.parameters(0, 3, 4, 17, 22)
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_a_step_reads_what_the_pass_reads_by_kept_sums(self, t):
     query, key, _ = _draw()
     found = _select(query, key)

@@ -95,6 +95,7 @@ class NsaTest(parameterized.TestCase):
     plain = one_layer.head_out(_CONFIG, params, x)
     np.testing.assert_allclose(got, plain, atol=2e-6)
 
+  @pytest.mark.slow
   def test_the_window_is_that_of_a_layer_with_one(self):
     got, _, params, x = _only(2, "nsa:window=4")
     config = dataclasses.replace(_CONFIG, windows=(4,))

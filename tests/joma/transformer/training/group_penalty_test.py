@@ -6,6 +6,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer.text import batches
@@ -34,6 +35,7 @@ class GroupPenaltyTest(absltest.TestCase):
     found = group_penalty.penalty({**params, "output": {}}, 4)
     np.testing.assert_allclose(found, want, rtol=1e-6)
 
+  @pytest.mark.slow
   def test_it_pulls_every_block_alike_and_leaves_what_is_gone(self):
     """Weight decay, the twin, pulls by size."""
     layer = _layer(0)

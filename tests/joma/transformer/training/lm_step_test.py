@@ -158,6 +158,7 @@ class TrainTest(parameterized.TestCase):
 
 class ProbeTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_uniform_attention_over_35_positions(self):
     task = _task(seq_len=35)
     params = _jit_init(task=task).params

@@ -85,6 +85,7 @@ class ReportLmTest(absltest.TestCase):
     (group,) = summary["groups"]
     self.assertEqual(group["authors"]["valid_loss"]["mean"], [9.0, 8.0, 7.0])
 
+  @pytest.mark.slow
   def test_runs_are_put_together(self):
     for name, settings in (
         ("a", {}),

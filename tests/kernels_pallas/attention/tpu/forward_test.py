@@ -238,6 +238,7 @@ class FitTest(parameterized.TestCase):
           r"block_q=1024 .* rows 224\.0 .* smaller tiles or fewer queries",
       ),
   )
+  @pytest.mark.by_default("tile", "strip")
   def test_vmem(self, length, config, message):
     array = jax.ShapeDtypeStruct((1, length, 1, 128), jnp.bfloat16)
     attend = _attend(plan.AttentionTpuConfig(**config), masks.causal(length))

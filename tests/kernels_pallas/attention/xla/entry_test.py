@@ -75,6 +75,7 @@ class MemoryTest(parameterized.TestCase):
     _compile_few_loops(self)
 
   @parameterized.named_parameters(*_PROGRAMS)
+  @pytest.mark.by_default("backward")
   def test_grows_as_the_sequence(self, make):
     # One head: any T x S array would be 17 GB at the last length.
     found = [
@@ -93,6 +94,7 @@ class MemoryTest(parameterized.TestCase):
     )
     self.assertLess(eight, 8 * one)
 
+  @pytest.mark.slow
   def test_long_sequences_fit_a_laptop(self):
     # T = 16,384, 8 heads: logits of the whole would be 8.6 GB.
     shape = shapes.square(16_384, 8, 8, 64)

@@ -332,7 +332,7 @@ class CompileTest(parameterized.TestCase):
     self.assertStartsWith(name, "heavy_hitter_decode_paged")
 
   @parameterized.parameters(("v5e", 240), ("v6e", 240))
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_tables_that_we_allow_fit(self, chip, batch):
     # 960 KiB of table.
     arrays = _abstract(batch=batch, most_pages=128, page_size=16)

@@ -63,6 +63,7 @@ class SizesTest(parameterized.TestCase):
       whole, cut = (_both(case, **x)(*arguments) for x in (_WHOLE, _CUT))
     conformance.check_equal(whole, cut, 1e-6)
 
+  @pytest.mark.slow
   def test_two_cores_share_the_blocks(self):
     case = _small_case(is_gated=False)
     two = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5P, 2)

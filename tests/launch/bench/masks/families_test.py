@@ -5,6 +5,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from kernels_pallas import masks
 from kernels_pallas.attention import cost
@@ -80,6 +81,7 @@ class FamiliesTest(parameterized.TestCase):
     found = report.with_ratios(rows, "seconds")
     self.assertEqual([row.get("per_pair") for row in found], [1.0, 2.0, None])
 
+  @pytest.mark.slow
   def test_rows_of_a_cpu(self):
     two = {name: families.FAMILIES[name] for name in ("causal", "document")}
     with mock.patch.object(families, "FAMILIES", two):

@@ -78,6 +78,7 @@ class OpsTest(parameterized.TestCase):
     self.assertLen(timed, 4)
     self.assertLen(rows, 6)
 
+  @pytest.mark.slow
   def test_a_program_is_run_to_be_timed(self):
     sizes = dataclasses.replace(_TINY, batches=(), mlps=("tiny",))
     row, *_ = rows_of(itertools.islice(memory_gpu.mlp_jobs(_TIMER, sizes), 1))

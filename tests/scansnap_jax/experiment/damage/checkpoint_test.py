@@ -76,6 +76,7 @@ class DamageTest(checkpoints.TestCase):
       ("cut_in_half", lambda content: content[: len(content) // 2]),
       ("zeroed", lambda content: bytes(len(content))),
   )
+  @pytest.mark.by_default("zeroed")
   def test_damaged_file(self, damage):
     for file in checkpoints.files(self.good / "2"):
       self.assertNewestOrPrevious(self._restore_damaged(file, damage))

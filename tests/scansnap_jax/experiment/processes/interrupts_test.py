@@ -6,6 +6,7 @@ import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 _ROOT = pathlib.Path(__file__).parents[4]
 _START = """
@@ -98,6 +99,7 @@ print("never")
     self.assertEqual(process.communicate(timeout=30)[0], "ready\nhere\n")
 
   @parameterized.parameters(0.5, 1.0)
+  @pytest.mark.by_default(0)
   def test_a_script_is_guarded_from_its_imports_on(self, seconds):
     workdir = self.create_tempdir().full_path + "/run"
     process = self._start("-m", "launch.scansnap", f"--workdir={workdir}")

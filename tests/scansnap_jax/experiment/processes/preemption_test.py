@@ -11,6 +11,7 @@ from absl.testing import parameterized
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+import pytest
 
 from scansnap_jax.experiment.processes import preemption
 
@@ -114,6 +115,7 @@ class StopRequestsTest(parameterized.TestCase):
     self.assertEqual(process.stdout, "alive True\n")
 
   @parameterized.parameters((1, 0, "saved\n"), (2, 143, ""))
+  @pytest.mark.by_default(0)
   def test_a_signal_that_was_noted_ends_nothing_later(self, times, code, out):
     process = subprocess.run(
         [sys.executable, "-c", _LATE_THREAD, str(times)],

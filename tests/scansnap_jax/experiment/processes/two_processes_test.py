@@ -95,7 +95,7 @@ class TwoProcessesTest(parameterized.TestCase):
       time.sleep(0.1)
 
   @parameterized.parameters(2, 1)
-  @pytest.mark.by_default(0)
+  @pytest.mark.by_default(1)
   def test_what_is_saved_by_two_is_resumed_by(self, num_processes):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "run"
     two = _start(workdir, 2)
