@@ -18,6 +18,7 @@ from kernels_pallas import implementations
 from kernels_pallas import output
 from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
+from kernels_pallas.transformations import exported
 
 _ENTRIES = {
     "reference": "reference",
@@ -90,8 +91,16 @@ def attention(
   widest = jax.ShapeDtypeStruct(
       (*query.shape[:3], widest.shape[-1]), query.dtype
   )
-  chosen = implementations.choose_for(implementation, _module, widest, where)
+  area = exported.abstract(where)
+  choose = lambda named=None: implementations.choose_for(
+      named, _module, widest, area
+  )
+  chosen = choose(implementation)
   arguments.check_config(config, chosen, _module(chosen))
+  if chosen != "reference":
+    exported.check_axes("attention", "BTNH", query, chosen)
+    exported.check_axes("attention", "BSKJ", value, chosen)
+    query = exported.marked("attention", query, implementation, choose)
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
   if isinstance(where, selection_lib.Selection) and chosen != "xla":

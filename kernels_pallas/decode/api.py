@@ -22,6 +22,7 @@ from kernels_pallas import masks
 from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 from kernels_pallas.transformations import partitions
 
@@ -114,7 +115,14 @@ def decode_step(
   # A step that could evict nobody would have to refuse its token.
   check_room(rule, cache.capacity, "slots")
   _check_votes(rule, cache)
-  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
+  choose = lambda named=None: implementations.choose(
+      named, {"tpu": "pallas_tpu"}
+  )
+  chosen = choose(implementation)
+  if chosen != "reference":
+    exported.check_axes("decode_step", "BNH", query, chosen)
+    exported.check_axes("decode_step", "BKC", cache.pos, chosen)
+    query = exported.marked("decode_step", query, implementation, choose)
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
   given = manual_axes.align(

@@ -33,6 +33,7 @@ from kernels_pallas.decode import tpu_step
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 # What `api` looks for.
@@ -49,6 +50,7 @@ def step(
     ValueError: If a TPU has no such type, or the sizes do not fit.
   """
   query, key, value, positions = token
+  exported.check_batch("decode_step", query)
   sizes = tpu_config.sizes_of(query, cache)
   chunk = tpu_config.choose_chunk(rule.config or tpu_config.Config(), sizes)
   tpu_config.check_vmem(chunk, sizes)

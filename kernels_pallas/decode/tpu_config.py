@@ -11,6 +11,7 @@ from kernels_pallas.decode import cost
 from kernels_pallas.decode import shapes
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.transformations import exported
 
 _LANES = tpu_layout.LANES
 _MIB = 1 << 20
@@ -86,7 +87,7 @@ def choose_chunk(config: Config, sizes: Sizes) -> int:
   # Chunks divide the slots: a ragged last one would need a mask in every chunk.
   divisors = [n for n in range(_LANES, capacity, _LANES) if capacity % n == 0]
   row = sizes.num_kv_heads * sizes.head_dim * sizes.cache_itemsize
-  part = sizes.batch * capacity // _MIN_STEPS
+  part = exported.known(sizes.batch, _MIN_STEPS) * capacity // _MIN_STEPS
   # Large blocks hide the cost of a step; small ones begin to compute earlier.
   most = min(_BLOCK_BYTES // row, max(part, _MIN_CHUNK))
   fits = lambda n: n <= most and sum(vmem(n, sizes).values()) <= limit()
@@ -177,7 +178,7 @@ def limit() -> int:
   return tpu_layout.tpu_info().vmem_capacity_bytes * 15 // 16
 
 
-def cost_estimate(sizes: Sizes) -> pl.CostEstimate:
+def cost_estimate(sizes: Sizes) -> pl.CostEstimate | None:
   """What XLA is told."""
   shape = shapes.Shape(**{
       name: getattr(sizes, name)
@@ -192,4 +193,4 @@ def cost_estimate(sizes: Sizes) -> pl.CostEstimate:
   work = cost.step(
       shape, itemsize=sizes.itemsize, cache_itemsize=sizes.cache_itemsize
   )
-  return pl.CostEstimate(**dataclasses.asdict(work))
+  return exported.estimate(**dataclasses.asdict(work))

@@ -24,6 +24,7 @@ from kernels_pallas.gated_delta_rule import differentiable
 from kernels_pallas.gated_delta_rule import operands as operands_lib
 from kernels_pallas.gated_delta_rule import output
 from kernels_pallas.gated_delta_rule import reference
+from kernels_pallas.transformations import exported
 
 
 def gated_delta_rule(
@@ -80,7 +81,17 @@ def gated_delta_rule(
   sizes = (batch, num_heads, query.shape[3], value_size)
   checks.check_state("initial_state", initial_state, sizes)
   scale = checks.scale_of(scale, query)
-  chosen = implementations.choose_for(implementation, _module, query)
+  workload = exported.abstract(query)
+  choose = lambda named=None: implementations.choose_for(
+      named, _module, workload
+  )
+  chosen = choose(implementation)
+  if chosen != "reference":
+    exported.check_axes("the gated delta rule", "BTKH", query, chosen)
+    exported.check_axes("the gated delta rule", "BTNJ", value, chosen)
+    query = exported.marked(
+        "the gated delta rule", query, implementation, choose
+    )
   arguments.check_config(config, chosen, _module(chosen))
   dtype = operands_lib.sum_type(query.dtype)
   state = jnp.zeros(sizes, dtype) if initial_state is None else initial_state

@@ -31,6 +31,7 @@ from kernels_pallas.gated_delta_rule.algebra import inverse
 from kernels_pallas.gated_delta_rule.algebra import products
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 Config = tpu_plan.Config
@@ -128,7 +129,7 @@ def _call(
           dimension_semantics=("parallel", "parallel", "arbitrary"),
           vmem_limit_bytes=tpu_plan.limit(),
       ),
-      cost_estimate=pl.CostEstimate(**dataclasses.asdict(work)),
+      cost_estimate=exported.estimate(**dataclasses.asdict(work)),
       interpret=interpret.mode(),
       name="gated_delta_rule",
   )(*arrays, *states)

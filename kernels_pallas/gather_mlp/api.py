@@ -20,6 +20,7 @@ from kernels_pallas import masks
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import differentiable
 from kernels_pallas.gather_mlp import parts
+from kernels_pallas.transformations import exported
 
 _ENTRIES = {
     "reference": "reference",
@@ -91,8 +92,14 @@ def gather_mlp(
   num_blocks = up.shape[0] // block_size
   if debug:
     checks.check_values("block_ids", block_ids, num_valid, num_blocks, "blocks")
-  workload = (x, block_size, x.shape[1])
-  chosen = implementations.choose_for(implementation, module_of, *workload)
+  workload = (exported.abstract(x), block_size, x.shape[1])
+  choose = lambda named=None: implementations.choose_for(
+      named, module_of, *workload
+  )
+  chosen = choose(implementation)
+  if chosen != "reference":
+    exported.check_axes("gather_mlp", "BD", x, chosen)
+    x = exported.marked("gather_mlp", x, implementation, choose)
   module = module_of(chosen)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)

@@ -20,6 +20,7 @@ from kernels_pallas.gather_mlp import api
 from kernels_pallas.gather_mlp import checks
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 _Kept = tuple[jax.Array, jax.Array, parts.Plan]
@@ -56,7 +57,7 @@ def project_in(
     ValueError: As `api.gather_mlp`.
   """
   _check("x", x, ("B", "D"), kernel, head_ids, num_valid, debug)
-  module = _module_of(implementation, config, x, kernel)
+  module, x = _chosen(implementation, config, x, kernel)
   shape = (x.shape[0], np.shape(head_ids)[-1], kernel.shape[1])
   if 0 in (*shape, *kernel.shape):
     return jnp.zeros(shape, x.dtype)
@@ -93,7 +94,7 @@ def project_out(
     ValueError: As `api.gather_mlp`.
   """
   _check("heads", heads, ("B", "S", "H"), kernel, head_ids, num_valid, debug)
-  module = _module_of(implementation, config, heads, kernel)
+  module, heads = _chosen(implementation, config, heads, kernel)
   shape = (heads.shape[0], kernel.shape[2])
   if 0 in (*heads.shape, *kernel.shape):
     return jnp.zeros(shape, heads.dtype)
@@ -233,18 +234,25 @@ def _to_plan(
   return jnp.zeros(shape, heads.dtype).at[row, place].add(heads)
 
 
-def _module_of(
+def _chosen(
     implementation: implementations.Implementation | None,
     config: implementations.Config,
     x: jax.Array,
     kernel: jax.Array,
-) -> types.ModuleType:
-  chosen = implementations.choose_for(
-      implementation, api.module_of, x, *kernel.shape[1:]
+) -> tuple[types.ModuleType, jax.Array]:
+  """The implementation, and x, marked."""
+  workload = (exported.abstract(x), *kernel.shape[1:])
+  choose = lambda named=None: implementations.choose_for(
+      named, api.module_of, *workload
   )
+  chosen = choose(implementation)
   module = api.module_of(chosen)
   arguments.check_config(config, chosen, module)
-  return module
+  if chosen != "reference":
+    op = "a projection of heads"
+    exported.check_axes(op, "BD" if x.ndim == 2 else "BSH", x, chosen)
+    x = exported.marked(op, x, implementation, choose)
+  return module, x
 
 
 def _check(

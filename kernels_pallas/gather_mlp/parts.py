@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import implementations
 from kernels_pallas import masks
+from kernels_pallas.transformations import exported
 
 
 class Weights(NamedTuple):
@@ -120,7 +121,7 @@ def plan_of(
   is_any = chosen.any(axis=0)
   # Ascending, so that sums have one order, whichever order lists have.
   blocks = jnp.argsort(~is_any, stable=True).astype(jnp.int32)
-  blocks = blocks[: min(num_blocks, batch * width)]
+  blocks = blocks[: min(num_blocks, exported.known(batch * width, num_blocks))]
   num = is_any.sum().astype(jnp.int32)
   return Plan(blocks, num, jnp.take(chosen, blocks, axis=1))
 

@@ -22,6 +22,7 @@ from kernels_pallas.linear_attention import output
 from kernels_pallas.linear_attention import reference
 from kernels_pallas.linear_attention import sweep
 from kernels_pallas.linear_attention import xla
+from kernels_pallas.transformations import exported
 
 
 def linear_attention(
@@ -83,7 +84,14 @@ def linear_attention(
           " 'xla', 'reference' or None"
       )
     implementation = implementation or "xla"
-  chosen = implementations.choose_for(implementation, _module, query)
+  workload = exported.abstract(query)
+  choose = lambda named=None: implementations.choose_for(
+      named, _module, workload
+  )
+  chosen = choose(implementation)
+  if chosen != "reference":
+    exported.check_axes("linear attention", "BTNH", query, chosen)
+    query = exported.marked("linear attention", query, implementation, choose)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = sweep.sum_type(query.dtype)
   shape = (batch, num_heads, head_dim, head_dim)

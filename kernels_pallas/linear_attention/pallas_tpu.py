@@ -21,6 +21,7 @@ from kernels_pallas.hardware import types as hw_types
 from kernels_pallas.linear_attention import cost
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import sweep as sweep_lib
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 _LANES = tpu_layout.LANES
@@ -239,7 +240,7 @@ def _cost(
     num_heads: int,
     chunk: int,
     out_dtype: jax.typing.DTypeLike,
-) -> pl.CostEstimate:
+) -> pl.CostEstimate | None:
   batch, length, _, head_dim = query.shape
   heads = [x.shape[2] for x in (query, key, value)]
   shape = shapes.Shape(
@@ -256,4 +257,4 @@ def _cost(
       out_itemsize=jnp.dtype(out_dtype).itemsize,
       num_shared=sum(n < num_heads for n in heads),
   )
-  return pl.CostEstimate(**dataclasses.asdict(work))
+  return exported.estimate(**dataclasses.asdict(work))

@@ -75,7 +75,7 @@ def of_where(where: Any, sizes: Sizes) -> list[str] | None:
       array = getattr(mask, name)
       if array is None:
         continue
-      is_own = array.ndim == rank and array.shape[0] == sizes[0] > 1
+      is_own = array.ndim == rank and array.shape[0] == sizes[0] != 1
       found.append((array, "b" * is_own + "." * (array.ndim - is_own)))
   if any(
       set(label) - {"."} for x, label in found if not isinstance(x, jax.Array)
@@ -86,9 +86,9 @@ def of_where(where: Any, sizes: Sizes) -> list[str] | None:
 
 def _of_table(shape: tuple[int, ...], sizes: Sizes) -> str:
   batch, num_heads, num_kv_heads = sizes
-  own = "b" if shape[0] == batch > 1 else "."
-  heads = "n" if shape[1] == num_heads > 1 else "."
-  if heads == "." and shape[1] == num_kv_heads > 1:
+  own = "b" if shape[0] == batch != 1 else "."
+  heads = "n" if shape[1] == num_heads != 1 else "."
+  if heads == "." and shape[1] == num_kv_heads != 1:
     heads = "k"
   return own + heads + "." * (len(shape) - 2)
 

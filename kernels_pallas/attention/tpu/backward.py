@@ -124,7 +124,7 @@ def backward(
 def _pallas_call(
     plan: plan_lib.Plan,
     inputs: kernel_lib.Inputs,
-    cost: pl.CostEstimate,
+    cost: pl.CostEstimate | None,
     logits: tpu_tile.Logits,
 ) -> Callable[[kernel_lib.Inputs], list[jax.Array]]:
   dtype = inputs.query.dtype

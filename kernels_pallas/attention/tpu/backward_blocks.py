@@ -193,7 +193,7 @@ def _shared(
 ) -> _BlockIndex:
   """Leaves those of b and u at 0 whose axis is 1."""
   # A product by 0 or 1, as index maps may not branch.
-  own_batch, own_unit = (int(size > 1) for size in array.shape[:2])
+  own_batch, own_unit = (int(size != 1) for size in array.shape[:2])
   return _placed(
       plan, lambda b, u, p, c: index(b * own_batch, u * own_unit, p, c)
   )

@@ -15,6 +15,7 @@ from kernels_pallas.attention import visits as visits_lib
 from kernels_pallas.attention.tpu.layout import Sizes
 from kernels_pallas.attention.tpu.layout import Tiles
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.transformations import exported
 
 _LANES = tpu_layout.LANES
 _SUBLANES = 8
@@ -218,9 +219,11 @@ def make(sizes: Sizes, tiles: Tiles, **rest: Any) -> Plan:
   return min(fitting, key=lambda plan: plan.num_parts)
 
 
-def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate:
+def cost(plan: Plan, columns: visits_lib.Visits) -> pl.CostEstimate | None:
   """The work of the tiles visited, a bound where they are not known."""
   sizes, (block_q, block_kv) = plan.sizes, plan.tiles
+  if not exported.is_known(sizes.batch):
+    return None
   num_pairs = sizes.batch * sizes.num_heads
   num_valid = columns.num_valid
   # Lists that heads or sequences share are walked by each of them.

@@ -72,7 +72,7 @@ class Plan:
   is_masked: bool
   emits_col_mass: bool
   vmem_limit_bytes: int
-  cost: pl.CostEstimate
+  cost: pl.CostEstimate | None
 
 
 class Result(NamedTuple):

@@ -22,6 +22,7 @@ from kernels_pallas.attention.tpu.layout import Sizes
 from kernels_pallas.attention.tpu.layout import Tiles
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
+from kernels_pallas.transformations import exported
 
 _MIB = 1 << 20
 _LANES = tpu_layout.LANES
@@ -330,7 +331,7 @@ def _cost(
     rows: visits_lib.Visits,
     flops: int,
     place: fetch.Place,
-) -> pl.CostEstimate:
+) -> pl.CostEstimate | None:
   """Of the tiles that are visited, if known while tracing, else of the bound.
 
   Args:
@@ -340,6 +341,8 @@ def _cost(
     flops: Per query, key and element of head_dim.
     place: Streamed keys are read once per visit.
   """
+  if not exported.is_known(sizes.batch):
+    return None
   heads = sizes.batch * sizes.num_heads
   if isinstance(rows.num_valid, np.ndarray):
     visits = float(rows.num_valid.mean()) * rows.num_valid.shape[2]

@@ -8,6 +8,7 @@ from kernels_pallas import output
 from kernels_pallas.attention import differentiable
 from kernels_pallas.attention.xla import loops
 from kernels_pallas.attention.xla import plan
+from kernels_pallas.transformations import exported
 
 Config = plan.AttentionXlaConfig
 
@@ -16,6 +17,9 @@ def forward(
     inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
 ) -> output.AttentionOutput:
   """Computes the op, see `differentiable.Attention`."""
+  if not exported.is_known(inputs.query.shape[0]):
+    # Loops over strips run through heads and sequences alike.
+    return exported.by_sequence(lambda one: forward(one, spec), inputs)
   lists, layout = plan.lists_of(inputs, spec)
   return loops.forward(inputs, spec, lists, layout)
 
@@ -24,5 +28,7 @@ def backward(
     saved: differentiable.Saved, spec: differentiable.AttentionSpec
 ) -> differentiable.Cotangents:
   """Computes the cotangents of query, key and value."""
+  if not exported.is_known(saved.query.shape[0]):
+    return exported.by_sequence(lambda one: backward(one, spec), saved)
   lists, layout = plan.lists_of(saved, spec)
   return loops.backward(saved, spec, lists, layout)

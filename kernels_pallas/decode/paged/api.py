@@ -22,6 +22,7 @@ from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode.paged import rule as paged_rule
 from kernels_pallas.transformations import derivatives
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 Granularity = Literal["token", "page"]
@@ -127,7 +128,14 @@ def decode_step(
         "implementation='pallas_gpu' is not there for pages; use 'xla',"
         " 'reference' or None"
     )
-  chosen = implementations.choose(implementation, {"tpu": "pallas_tpu"})
+  choose = lambda named=None: implementations.choose(
+      named, {"tpu": "pallas_tpu"}
+  )
+  chosen = choose(implementation)
+  if chosen != "reference":
+    exported.check_axes("decode_step", "BNH", query, chosen)
+    exported.check_axes("decode_step", "RM", page_table, chosen)
+    query = exported.marked("decode_step", query, implementation, choose)
   _check_values(pool, page_table, num_pages, rule)
   module = importlib.import_module(f"{__package__}.{chosen}")
   given = manual_axes.align((

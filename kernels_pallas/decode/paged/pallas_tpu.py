@@ -37,6 +37,7 @@ from kernels_pallas.decode.paged import tpu_refs
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 
@@ -54,6 +55,7 @@ def step(
   """
   query, key, value, positions = token
   page_table, num_pages = pages
+  exported.check_batch("decode_step", query)
   sizes = paged_tpu_config.sizes_of(query, pool, page_table)
   paged_tpu_config.check(sizes)
   small = pool.small

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import tpu_config
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.transformations import exported
 
 _LANES = tpu_layout.LANES
 _SUBLANES = 8
@@ -113,11 +114,14 @@ def check(sizes: Sizes) -> None:
 
 def smem(sizes: Sizes) -> dict[str, int]:
   """Bytes of scalar memory, by what for."""
-  up, num_rows = tpu_layout.round_up, sizes.batch * sizes.num_kv_heads
+  # Of a batch that is not known what one sequence needs: whether all fit, the
+  # compiler says.
+  up, batch = tpu_layout.round_up, exported.known(sizes.batch, 1)
+  num_rows = batch * sizes.num_kv_heads
   return {
       "page_table": 4 * up(num_rows, _SUBLANES) * up(sizes.most_pages, _LANES),
       "num_pages and positions": (
-          4 * up(num_rows, _LANES) + 4 * up(sizes.batch, _LANES)
+          4 * up(num_rows, _LANES) + 4 * up(batch, _LANES)
       ),
       "slots": 2 * 4 * up(sizes.num_kv_heads, _LANES),
   }
@@ -178,7 +182,7 @@ def _check_smem(sizes: Sizes) -> None:
   )
 
 
-def cost_estimate(sizes: Sizes) -> pl.CostEstimate:
+def cost_estimate(sizes: Sizes) -> pl.CostEstimate | None:
   """What XLA is told: all pages that rows may have."""
   capacity = sizes.most_pages * sizes.page_size
   return tpu_config.cost_estimate(

@@ -15,6 +15,7 @@ from kernels_pallas.decode import rule as rule_lib
 from kernels_pallas.decode import slots as slots_lib
 from kernels_pallas.decode import xla
 from kernels_pallas.decode.paged import rule as paged_rule
+from kernels_pallas.transformations import exported
 
 # Pages at a time that are brought into the type of the query.
 _PAGES_AT_ONCE = 64
@@ -78,11 +79,11 @@ def _pages(
   They are the pool, where it lies, unless rows are a small part of it: then
   those of the table, gathered.
   """
-  num_rows, total = len(page_table), len(pool.pos)
+  num_rows, total = page_table.shape[0], pool.pos.shape[0]
   rows = jax.lax.broadcasted_iota(jnp.int32, page_table.shape, 0)
   # A table that could name a part of the pool alone: gathering that is less
   # than a product with all of it.
-  if page_table.size < total:
+  if exported.known(page_table.size, total) < total:
     owner = jnp.where(is_used, rows, num_rows).reshape(-1)
     read = jnp.where(is_used, page_table, 0).reshape(-1)
     return owner, jax.tree.map(lambda x: x[read], pool)

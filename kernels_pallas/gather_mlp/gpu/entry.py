@@ -16,6 +16,7 @@ from kernels_pallas.gather_mlp import parts
 from kernels_pallas.gather_mlp.gpu import gather
 from kernels_pallas.gather_mlp.gpu import scatter
 from kernels_pallas.hardware import gpu_chip
+from kernels_pallas.transformations import exported
 
 Config = gather.Config
 
@@ -167,7 +168,7 @@ def why_not(
         f"pallas_gpu needs blocks and widths that are multiples of {tile}, not"
         f" {size} and {width}"
     )
-  if x.shape[0] > most:
+  if exported.known(x.shape[0], most) > most:
     return f"pallas_gpu takes up to {most} sequences, not {x.shape[0]}"
   return gpu_chip.why_not_here()
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.hardware import tpu_layout
+from kernels_pallas.transformations import exported
 
 _MIB = 1 << 20
 _LANES = tpu_layout.LANES
@@ -106,7 +107,7 @@ def batches(config: Config, sizes: Sizes) -> list[int]:
   """
   unit = unit_of(sizes.dtype)
   if config.batch is None:
-    return _tiles_of(sizes.batch, unit)
+    return _tiles_of(exported.known(sizes.batch, _MOST_SEQUENCES), unit)
   if config.batch % unit:
     raise ValueError(f"batch={config.batch} must be a multiple of {unit}")
   return [config.batch]
@@ -173,7 +174,7 @@ def vmem(tiles: Tiles, sizes: Sizes, is_backward: bool) -> dict[str, int]:
   if not is_backward:
     return need
   # Then gradients come from HBM, are added to and go back, in float32.
-  is_cut = sizes.batch > tiles.batch
+  is_cut = not exported.is_known(sizes.batch) or sizes.batch > tiles.batch
   need["gradients"] = 2 * count * slab * (8 if is_cut else itemsize)
   need["gradients of biases"] = (
       2 * 4 * sizes.num_biases * (sizes.num_entries * parts + 8) * lanes

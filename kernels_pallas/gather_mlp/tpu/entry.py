@@ -27,6 +27,7 @@ from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 Config = tpu_config.Config
@@ -69,7 +70,7 @@ def backward(
   call = _Call(x, weights, plan, spec, is_backward=True)
   # Gradients of several tiles of sequences are added up in HBM, where bfloat16
   # would be rounded each time.
-  kind = jnp.float32 if call.num_tiles > 1 else x.dtype
+  kind = jnp.float32 if call.is_cut else x.dtype
   zeros = [jnp.zeros(m.shape, kind) for m in call.matrices]
   # Biases are few: their gradients are kept by entry of the plan, and put in
   # their places by XLA.
@@ -143,6 +144,8 @@ class _Call:
     self.parts = spec.block_size // self.rows
     self.x = self.pad(x)
     self.num_tiles = self.x.shape[0] // self.batch
+    # Whether there may be several tiles.
+    self.is_cut = exported.known(self.num_tiles, 2) > 1
     biases = (weights.up_bias, weights.gate_bias)
     self.biases = [
         b.astype(jnp.float32).reshape(-1, self.rows)
@@ -185,7 +188,7 @@ class _Call:
     specs += [pl.BlockSpec(memory_space=pl.ANY)] * (
         len(self.matrices) + len(sums)
     )
-    streamed = [*self.matrices, *(sums if self.num_tiles > 1 else ())]
+    streamed = [*self.matrices, *(sums if self.is_cut else ())]
     # The table of blocks is an operand, too: the first one.
     first_in = 1 + len(arrays) - len(sums)
     first_out = len(out_shape) - len(sums)
@@ -231,7 +234,7 @@ class _Call:
     d_biases = take(len(biases) if self.is_backward else 0)
     new = take(num_sums)
     # Outputs are the inputs that they alias; of one tile nothing is read back.
-    streamed = matrices + (new if self.num_tiles > 1 else [])
+    streamed = matrices + (new if self.is_cut else [])
     del old
     buffers = take(len(streamed))
     stream = tpu_stream.Stream(
@@ -268,7 +271,7 @@ class _Call:
     gate = gates[0] if gates else None
     return parts.Weights(up, down, gate, up_bias, gate_bias)
 
-  def _cost(self) -> pl.CostEstimate:
+  def _cost(self) -> pl.CostEstimate | None:
     work = (cost.backward_of if self.is_backward else cost.forward_of)(
         batch=self.x.shape[0],
         width=self.x.shape[1],
@@ -278,7 +281,7 @@ class _Call:
         itemsize=self.x.dtype.itemsize,
         num_reads=self.num_tiles,
     )
-    return pl.CostEstimate(
+    return exported.estimate(
         flops=work.flops,
         bytes_accessed=work.bytes_accessed,
         transcendentals=work.transcendentals,

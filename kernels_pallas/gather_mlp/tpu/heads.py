@@ -18,6 +18,7 @@ from kernels_pallas.gather_mlp.tpu import stream as tpu_stream
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 from kernels_pallas.hardware import types as hw_types
+from kernels_pallas.transformations import exported
 from kernels_pallas.transformations import manual_axes
 
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
@@ -93,7 +94,7 @@ def _run(
           dimension_semantics=("parallel", "arbitrary"),
           vmem_limit_bytes=tpu_config.limit(),
       ),
-      cost_estimate=pl.CostEstimate(
+      cost_estimate=exported.estimate(
           flops=2 * given.shape[1] * chosen,
           bytes_accessed=kernel.dtype.itemsize * chosen * num_tiles
           + bytes_of(given)
