@@ -4,7 +4,6 @@ if __name__ == "__main__":
   app.run(main)
 """
 
-import atexit
 from collections.abc import Callable, Iterable
 import contextlib
 import difflib
@@ -15,6 +14,7 @@ import os
 import re
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from absl import app
 from absl import flags
@@ -23,6 +23,9 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import compilation_cache
 from scansnap_jax.experiment.processes import interrupts
+
+if TYPE_CHECKING:
+  from typing_extensions import Buffer  # typing has it from Python 3.12 on.
 
 flags.disclaim_key_flags()
 
@@ -132,18 +135,30 @@ def _prepare_streams() -> None:
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:
       setattr(sys, name, open(os.devnull, "w"))  # For the process's whole life.
+  if sys.stderr is sys.__stderr__:  # Else whoever calls has a place for it.
+    sys.stderr = _remarks()
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
-  atexit.register(_drop_full_stderr)
 
 
-def _drop_full_stderr() -> None:
-  """A remark that nobody can read does not change the exit status."""
-  try:
-    sys.stderr.flush()
-  except (OSError, ValueError):
-    with contextlib.suppress(OSError, ValueError):
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+class _Remarks(io.FileIO):
+  """Standard error, where what cannot be written is dropped."""
+
+  def write(self, data: "Buffer", /) -> int:
+    """Writes what the stream takes; a remark never ends or fails a run."""
+    try:
+      return super().write(data) or 0
+    except OSError:
+      return memoryview(data).nbytes
+
+
+def _remarks() -> io.TextIOWrapper:
+  return io.TextIOWrapper(
+      io.BufferedWriter(_Remarks(2, "w", closefd=False)),
+      encoding=sys.stderr.encoding,
+      errors="backslashreplace",
+      line_buffering=True,
+  )
 
 
 def _drop_stdout() -> None:

@@ -36,8 +36,8 @@ def install() -> None:
   global _standard_error
   if leave in map(signal.getsignal, _SIGNALS):
     return  # It has been installed.
-  with contextlib.suppress(OSError):  # It was closed.
-    _standard_error = os.dup(2)
+  open_closed_streams()
+  _standard_error = os.dup(2)
   for number in _SIGNALS:
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, leave)
@@ -45,6 +45,20 @@ def install() -> None:
   os.set_blocking(on_signal, False)
   signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
   threading.Thread(target=_watch, args=(arrived,), daemon=True).start()
+
+
+def open_closed_streams() -> None:
+  """Gives stdin, stdout and stderr that are closed (`2>&-`) a place: nowhere.
+
+  Otherwise the next file to be opened would get a stream's number, and what a
+  library or a child process writes there would end in that file.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # Gets the least number that is free.
+      os.set_inheritable(number, True)
 
 
 def take(number: int) -> None:

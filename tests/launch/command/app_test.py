@@ -177,8 +177,11 @@ class StreamsTest(absltest.TestCase):
           "^a remark\nerror: stdout cannot be written: No space left[^\n]*\n$",
       )
 
-  def test_an_error_that_nobody_reads_keeps_its_status(self):
-    self.assertEqual(self._shell("2> /dev/full", "--num_steps=0").returncode, 2)
+  def test_what_nobody_reads_changes_no_status_and_no_result(self):
+    for tail in ("2> /dev/full", "2> >(:)"):
+      self.assertEqual(self._shell(tail, "--num_steps=0").returncode, 2)
+      result = self._shell(tail)
+      self.assertEqual((result.returncode, result.stdout), (7, "3\n"))
 
   def test_a_stdout_that_may_not_be_written_is_one_line(self):
     result = self._shell("> >(:) 1< /dev/null")

@@ -1,3 +1,6 @@
+import contextlib
+import fcntl
+import os
 import pathlib
 import signal
 import subprocess
@@ -7,6 +10,8 @@ import time
 from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
+
+from scansnap_jax.experiment.processes import interrupts
 
 _ROOT = pathlib.Path(__file__).parents[4]
 _START = """
@@ -107,6 +112,25 @@ print("never")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     self.assertEqual((process.returncode, said), (130, "stopped by Ctrl-C.\n"))
+
+
+class StreamsTest(parameterized.TestCase):
+
+  @parameterized.parameters(((2,),), ((0, 1),), ((0, 2),), ((0, 1, 2),))
+  def test_a_closed_stream_is_nowhere_and_no_file_gets_its_number(self, closed):
+    with contextlib.ExitStack() as stack:
+      for number in closed:
+        kept = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, number)
+      for number in closed:
+        os.close(number)
+      interrupts.open_closed_streams()
+      nowhere = os.stat(os.devnull).st_rdev
+      for number in closed:
+        self.assertEqual(os.fstat(number).st_rdev, nowhere)
+        self.assertTrue(os.get_inheritable(number))  # By child processes.
+        self.assertEqual((os.read(number, 1), os.write(number, b"a")), (b"", 1))
 
 
 if __name__ == "__main__":
