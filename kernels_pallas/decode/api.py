@@ -1,6 +1,7 @@
 """One decode step over a cache of fixed size that evicts what it used least.
 
-Letters: B batch, N query heads, K key and value heads, C slots, H head size.
+Letters: B batch, N query heads, K key and value heads, C slots, H size of a
+query's and a key's head, J of a value's.
 H2O (https://arxiv.org/abs/2306.14048), attention sinks
 (https://arxiv.org/abs/2309.17453) and their kin, in one pass over the cache:
 attention, scores, the choice of a slot and the write of the new token.
@@ -32,7 +33,7 @@ Score, Reduce = rule_lib.Score, rule_lib.Reduce
 def decode_step(
     query: Float[Array, "B N H"],
     key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
+    value: Float[Array, "B K J"],
     cache: slots_lib.Slots,
     positions: Int[Array, "B"],
     *,
@@ -48,7 +49,7 @@ def decode_step(
     window: int | None = None,
     implementation: implementations.Implementation | None = None,
     config: implementations.Config = None,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+) -> tuple[Float[Array, "B N J"], slots_lib.Slots, Int[Array, "B K"]]:
   """Writes the new tokens, attends from them, and updates the scores.
 
   In this order, for each sequence and key head: a slot is chosen, the first
@@ -64,7 +65,8 @@ def decode_step(
       float64).
     key: K divides N; head n reads key head n // (N / K). Positions are encoded
       in it already.
-    value: As key.
+    value: As key; J may differ from H by XLA and by the reference, as `out`
+      then has. Kernels want one size.
     cache: See `slots.Slots`; `slots.empty` makes one. Its float type may be
       another than the query's.
     positions: Of the new tokens. -1 marks an inactive sequence: nothing of it
@@ -97,7 +99,7 @@ def decode_step(
       when the program runs is checked under `jax.experimental.checkify`.
   """
   check_vectors(query, key, value, positions)
-  _check_cache(cache, key)
+  _check_cache(cache, key, value)
   rule = make_rule(
       query,
       num_sinks=num_sinks,
@@ -115,9 +117,8 @@ def decode_step(
   # A step that could evict nobody would have to refuse its token.
   check_room(rule, cache.capacity, "slots")
   _check_votes(rule, cache)
-  choose = lambda named=None: implementations.choose(
-      named, {"tpu": "pallas_tpu"}
-  )
+  sizes = query.shape[-1], value.shape[-1]
+  choose = lambda named=None: choose_for(named, *sizes)
   chosen = choose(implementation)
   if chosen != "reference":
     exported.check_axes("decode_step", "BNH", query, chosen)
@@ -132,6 +133,29 @@ def decode_step(
   step = lambda token, cache: module.step(token, cache, rule)
   labels = None if reduce == "layer" else _labels(cache)
   return derivatives.run("decode_step", module, step, *given, labels=labels)
+
+
+def choose_for(
+    implementation: implementations.Implementation | None,
+    head_dim: int,
+    value_dim: int,
+) -> implementations.Implementation:
+  """As `implementations.choose`, where values may have a size of their own.
+
+  Raises:
+    ValueError: If kernels are asked for that have one size for both.
+  """
+  if head_dim == value_dim:
+    return implementations.choose(implementation, {"tpu": "pallas_tpu"})
+  if implementation in ("pallas_tpu", "pallas_gpu"):
+    size = max(head_dim, value_dim)
+    raise ValueError(
+        f"implementation={implementation!r} has one size for keys and values,"
+        f" not {head_dim} and {value_dim}; use 'xla', 'reference' or None, or"
+        f" pad both to {size} with zeros and cut `out`, with scale="
+        f"{head_dim}**-0.5"
+    )
+  return implementations.choose(implementation, {})
 
 
 def _labels(cache: slots_lib.Slots) -> partitions.Labels:
@@ -222,7 +246,8 @@ def check_vectors(
           f"{name} has shape {array.shape}; in a step it must have 3 axes:"
           " batch, head, head_dim"
       )
-  arguments.check_arrays(*(x[:, None] for x in (query, key, value)))
+  one = (x[:, None] for x in (query, key, value))
+  arguments.check_arrays(*one, is_value_alike=False)
   check_int32("positions", positions, query.shape[:1])
 
 
@@ -252,8 +277,10 @@ def check_values(pos: masks.AnyArray, positions: masks.AnyArray) -> None:
   )
 
 
-def _check_cache(cache: object, key: masks.AnyArray) -> None:
-  """Raises ValueError unless it is a cache for keys [B, K, H]."""
+def _check_cache(
+    cache: object, key: masks.AnyArray, value: masks.AnyArray
+) -> None:
+  """Raises ValueError unless it is for keys [B, K, H] and values."""
   if not isinstance(cache, slots_lib.Slots):
     raise ValueError(
         f"cache is a {type(cache).__name__}; it must be a"
@@ -266,21 +293,24 @@ def _check_cache(cache: object, key: masks.AnyArray) -> None:
         f" {key.shape} it must be [{key.shape[0]}, {key.shape[1]}, slots]"
     )
   check_int32("cache.pos", cache.pos, cache.pos.shape)
-  check_stored(cache, cache.pos.shape, key.shape[-1])
+  check_stored(cache, cache.pos.shape, key.shape[-1], value.shape[-1])
 
 
 def check_stored(
-    cache: slots_lib.Slots, lead: tuple[int, ...], head_dim: int
+    cache: slots_lib.Slots,
+    lead: tuple[int, ...],
+    head_dim: int,
+    value_dim: int,
 ) -> None:
   """Raises ValueError unless keys, values, scores and scales fit `lead`."""
-  for name in ("key", "value"):
+  for name, size in (("key", head_dim), ("value", value_dim)):
     array = getattr(cache, name)
     if jnp.dtype(array.dtype) != jnp.int8:
       arguments.check_float_array(f"cache.{name}", array)
-    if array.shape != (*lead, head_dim) or array.dtype != cache.key.dtype:
+    if array.shape != (*lead, size) or array.dtype != cache.key.dtype:
       raise ValueError(
           f"cache.{name} is {array.dtype} {array.shape}; it must be"
-          f" {cache.key.dtype} {(*lead, head_dim)}"
+          f" {cache.key.dtype} {(*lead, size)}"
       )
   # Scales belong to int8 alone; a scale of a float cache would be ignored.
   is_int8 = cache.key.dtype == jnp.int8

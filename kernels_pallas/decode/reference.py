@@ -9,7 +9,8 @@ For each sequence and key head, with the new token at position p:
   4. score  = as `rule` says, of the weights joined over query heads
 
 Where p = -1 the sequence is inactive: nothing is written, slot is -1, out 0.
-Letters: B batch, N query heads, K key heads, G = N / K, C slots, H head size.
+Letters: B batch, N query heads, K key heads, G = N / K, C slots, H size of a
+key's head, J of a value's.
 """
 
 import jax
@@ -33,7 +34,7 @@ def step_at(
     cache: slots_lib.Slots,
     slot: Int[Array, "B K"],
     rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots]:
+) -> tuple[Float[Array, "B N J"], slots_lib.Slots]:
   """What follows the choice of the slots."""
   query, key, value, positions = token
   # A slot of -1 equals no index: an inactive sequence writes nothing.
@@ -55,7 +56,7 @@ def step_at(
   )
   weights = jax.nn.softmax(logits, axis=-1, where=is_seen[:, :, None])
   out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept_value, precision="highest")
-  out = out.reshape(batch, num_heads, head_dim).astype(query.dtype)
+  out = out.reshape(batch, num_heads, -1).astype(query.dtype)
   return out, rule_lib.updated(cache, weights, is_seen, positions, rule)
 
 

@@ -1,6 +1,7 @@
 """The cache of a decode step: C slots for each sequence and key head.
 
-Letters: B batch, N query heads, K key and value heads, C slots, H head size.
+Letters: B batch, N query heads, K key and value heads, C slots, H size of a
+key's head, J of a value's.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ class Slots:
   Attributes:
     key: [B, K, C, H], of a float type or int8. Finite also where a slot is
       empty.
-    value: As key.
+    value: As key, of J numbers.
     score: float32 [B, K, C], the attention that a slot has received.
     pos: int32 [B, K, C], where its token stands; -1 marks an empty slot, -2 a
       closed one, which stays empty.
@@ -76,12 +77,12 @@ class Token(NamedTuple):
 
   query: Float[Array, "B N H"]
   key: Float[Array, "B K H"]
-  value: Float[Array, "B K H"]
+  value: Float[Array, "B K J"]
   positions: Int[Array, "B"]
 
 
 # Out, the cache after the step, and the slot that each new token took.
-Stepped = tuple[Float[Array, "B N H"], Slots, Int[Array, "B K"]]
+Stepped = tuple[Float[Array, "B N J"], Slots, Int[Array, "B K"]]
 
 
 def empty(
@@ -91,6 +92,7 @@ def empty(
     head_dim: int,
     dtype: jax.typing.DTypeLike = jnp.float32,
     has_votes: bool = False,
+    value_dim: int | None = None,
 ) -> Slots:
   """Returns a cache that holds nothing yet.
 
@@ -101,16 +103,17 @@ def empty(
     head_dim: H.
     dtype: Of keys and values; int8 stores them with a scale a slot.
     has_votes: Whether a rule with votes will use it.
+    value_dim: J; None is H.
   """
   lead = (batch_size, num_kv_heads, capacity)
   # Buffers of their own: each is donated.
-  rows = lambda: jnp.zeros((*lead, head_dim), dtype)
+  rows = lambda size: jnp.zeros((*lead, size), dtype)
   scales = lambda: (
       jnp.zeros(lead, jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
   )
   return Slots(
-      key=rows(),
-      value=rows(),
+      key=rows(head_dim),
+      value=rows(head_dim if value_dim is None else value_dim),
       score=jnp.zeros(lead, jnp.float32),
       pos=jnp.full(lead, EMPTY, jnp.int32),
       key_scale=scales(),

@@ -29,7 +29,7 @@ def step(
   is_seen = rule_lib.sees(cache.pos, positions[:, None, None], rule)
   out, weights = attend(grouped, cache, is_seen, rule)
   is_active = (positions >= 0)[:, None, None]
-  out = jnp.where(is_active, out.reshape(query.shape), 0)
+  out = jnp.where(is_active, out.reshape(batch, num_heads, -1), 0)
   cache = rule_lib.updated(cache, weights, is_seen, positions, rule)
   return out.astype(query.dtype), cache, slot
 
@@ -52,7 +52,7 @@ def write(
 def write_at(
     cache: slots_lib.Slots,
     key: Float[Array, "*rows H"],
-    value: Float[Array, "*rows H"],
+    value: Float[Array, "*rows J"],
     positions: Int[Array, "*rows"],
     at: tuple[Array, ...],
     rule: rule_lib.Rule,
@@ -83,7 +83,7 @@ def attend(
     cache: slots_lib.Slots,
     is_seen: Bool[Array, "B K C"],
     rule: rule_lib.Rule,
-) -> tuple[Float[Array, "B K G H"], Float[Array, "B K G C"]]:
+) -> tuple[Float[Array, "B K G J"], Float[Array, "B K G C"]]:
   """Out and weights; weights are 0 where nothing is seen."""
   if cache.key.dtype == query.dtype and not cache.is_quantized:
     products = jnp.einsum(

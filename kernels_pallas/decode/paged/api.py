@@ -3,7 +3,8 @@
 A row is a key head of a sequence, r = b K + k: rows may have different numbers
 of pages, that is, different budgets. Letters: B batch, N query heads, K key and
 value heads, R = B K rows, P pages of the pool, M pages of a row at most, S
-slots of a page, H head size. PagedAttention (https://arxiv.org/abs/2309.06180).
+slots of a page, H size of a query's and a key's head, J of a value's.
+PagedAttention (https://arxiv.org/abs/2309.06180).
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def can_hold(options: Mapping[str, Any]) -> bool:
 def decode_step(
     query: Float[Array, "B N H"],
     key: Float[Array, "B K H"],
-    value: Float[Array, "B K H"],
+    value: Float[Array, "B K J"],
     pool: slots_lib.Slots,
     page_table: Int[Array, "R M"],
     num_pages: Int[Array, "R"],
@@ -60,7 +61,7 @@ def decode_step(
     logits_soft_cap: float | None = None,
     window: int | None = None,
     implementation: implementations.Implementation | None = None,
-) -> tuple[Float[Array, "B N H"], slots_lib.Slots, Int[Array, "B K"]]:
+) -> tuple[Float[Array, "B N J"], slots_lib.Slots, Int[Array, "B K"]]:
   """Writes, attends and scores as `api.decode_step` does.
 
   Slot s of a row is slot s % S of page `page_table[r, s // S]`. Donate the
@@ -70,10 +71,11 @@ def decode_step(
     query: As there, and so are all that are not named here.
     key: K divides N.
     value: As key.
-    pool: key and value [P, S, H], score and pos [P, S], scales [P, S]. S is 16
-      or more; on a TPU also a divisor or a multiple of 128. Programs for some
-      TPUs turn arrays of rows of less than 128 around when they start, unless
-      `jax.jit` is told a `Layout` by rows for the pool, in and out.
+    pool: key [P, S, H] and value [P, S, J], score and pos [P, S], scales
+      [P, S]. S is 16 or more; on a TPU also a divisor or a multiple of 128.
+      Programs for some TPUs turn arrays of rows of less than 128 around when
+      they start, unless `jax.jit` is told a `Layout` by rows for the pool, in
+      and out.
     page_table: Pages of each row in order, of no two rows the same; what is at
       or past `num_pages` is not read.
     num_pages: Pages of each row, at least 1, with room for a token that is not
@@ -103,7 +105,7 @@ def decode_step(
       under `jax.experimental.checkify`.
   """
   api.check_vectors(query, key, value, positions)
-  _check_pool(pool, key, page_table, num_pages)
+  _check_pool(pool, key, value, page_table, num_pages)
   api.check_choice("granularity", granularity, Granularity)
   api.check_choice("score", score, Score)
   api.check_choice("reduce", reduce, Reduce)
@@ -128,9 +130,8 @@ def decode_step(
         "implementation='pallas_gpu' is not there for pages; use 'xla',"
         " 'reference' or None"
     )
-  choose = lambda named=None: implementations.choose(
-      named, {"tpu": "pallas_tpu"}
-  )
+  head_sizes = query.shape[-1], value.shape[-1]
+  choose = lambda named=None: api.choose_for(named, *head_sizes)
   chosen = choose(implementation)
   if chosen != "reference":
     exported.check_axes("decode_step", "BNH", query, chosen)
@@ -150,6 +151,7 @@ def decode_step(
 def _check_pool(
     pool: object,
     key: masks.AnyArray,
+    value: masks.AnyArray,
     page_table: masks.AnyArray,
     num_pages: masks.AnyArray,
 ) -> None:
@@ -166,7 +168,7 @@ def _check_pool(
         f" least {MIN_PAGE_SIZE}"
     )
   api.check_int32("pool.pos", pool.pos, pool.pos.shape)
-  api.check_stored(pool, pool.pos.shape, key.shape[-1])
+  api.check_stored(pool, pool.pos.shape, key.shape[-1], value.shape[-1])
   if page_table.ndim != 2 or 0 in page_table.shape:
     raise ValueError(
         f"page_table has shape {page_table.shape}; it must be"

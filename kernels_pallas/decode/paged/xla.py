@@ -31,7 +31,7 @@ def step(
   """Computes the op, see `api`."""
   query, key, value, positions = token
   page_table, num_pages = pages
-  batch, num_kv_heads, head_dim = key.shape
+  batch, num_kv_heads = key.shape[:2]
   num_rows, size = page_table.shape
   (total, page_size), of_row = pool.pos.shape, jnp.arange(num_rows)
   page = jax.lax.broadcasted_iota(jnp.int32, page_table.shape, 1)
@@ -47,7 +47,7 @@ def step(
   pos = pool.pos.at[freed].set(-1, mode="drop")
   score = pool.score.at[freed].set(0.0, mode="drop")
   pool = slots_lib.Slots(**vars(pool) | {"pos": pos, "score": score})
-  rows = lambda x: x.reshape(num_rows, head_dim)
+  rows = lambda x: x.reshape(num_rows, x.shape[-1])
   pool = xla.write_at(
       pool, rows(key), rows(value), by_row, (own, slot % page_size), rule
   )
@@ -56,7 +56,7 @@ def step(
   position = jnp.append(by_row, -1)[owner]
   is_seen = rule_lib.sees(owned.pos, position[:, None], rule)
   is_seen &= (position >= 0)[:, None]
-  grouped = query.reshape(num_rows, -1, head_dim)
+  grouped = query.reshape(num_rows, -1, query.shape[-1])
   out, weights = _attend(grouped, owned, owner, is_seen, rule)
   mass = rule_lib.joined(weights[:, None], rule)[:, 0]
   new = rule_lib.rescored(owned.score, mass, rule)
@@ -65,7 +65,7 @@ def step(
     written = jnp.where(is_used, page_table, total).reshape(-1)
     score = pool.score.at[written].set(score, mode="drop")
   pool = slots_lib.Slots(**vars(pool) | {"score": score})
-  out = out.reshape(query.shape).astype(query.dtype)
+  out = out.reshape(*query.shape[:2], value.shape[-1]).astype(query.dtype)
   return out, pool, slot.reshape(batch, num_kv_heads)
 
 
@@ -98,7 +98,7 @@ def _attend(
     owner: Int[Array, "P"],
     is_seen: Bool[Array, "P S"],
     rule: rule_lib.Rule,
-) -> tuple[Float[Array, "R G H"], Float[Array, "P G S"]]:
+) -> tuple[Float[Array, "R G J"], Float[Array, "P G S"]]:
   """Out of each row and weights of each page; 0 where nothing is seen."""
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   num_rows = query.shape[0]
