@@ -1,9 +1,9 @@
 from absl.testing import absltest
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import logits
+from tests import draws
 
 
 class LogitsTest(absltest.TestCase):
@@ -18,8 +18,8 @@ class LogitsTest(absltest.TestCase):
     np.testing.assert_array_equal(logits.soft_cap(x, None), x)
 
   def test_heads_of_a_group_read_one_key_head(self):
-    query = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 4, 5)))
-    key = np.asarray(jax.random.normal(jax.random.key(1), (2, 6, 2, 5)))
+    query = np.asarray(draws.normal(0, 2, 3, 4, 5))
+    key = np.asarray(draws.normal(1, 2, 6, 2, 5))
     found = logits.attention_logits(
         jnp.asarray(query), jnp.asarray(key), 0.5, 1.5, precision="highest"
     )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import output
 from kernels_pallas.attention import api
+from tests import draws
 
 
 class MergeTest(parameterized.TestCase):
@@ -26,7 +27,7 @@ class MergeTest(parameterized.TestCase):
     return jax.jit(attend)(*arrays)
 
   def test_parts_make_the_whole_in_value_and_gradient(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 2, 60, 2, 16))
+    arrays = draws.normal(0, 3, 2, 60, 2, 16)
     pieces = (slice(0, 7), slice(7, 40), slice(40, 60))
 
     def merged(*arrays):
@@ -35,7 +36,7 @@ class MergeTest(parameterized.TestCase):
     def whole(*arrays):
       return api.attention(*arrays, implementation="reference").out
 
-    weights = jax.random.normal(jax.random.key(1), (2, 60, 2, 16))
+    weights = draws.normal(1, 2, 60, 2, 16)
     for one, two in zip(
         *(
             jax.jit(
@@ -51,7 +52,7 @@ class MergeTest(parameterized.TestCase):
       chex.assert_trees_all_close(one, two, atol=3e-5, rtol=1e-5)
 
   def test_is_associative_and_commutative(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 30, 1, 8))
+    arrays = draws.normal(0, 3, 1, 30, 1, 8)
     a, b, c = self._parts(
         *arrays, pieces=(slice(0, 5), slice(5, 20), slice(20, 30))
     )
@@ -61,7 +62,7 @@ class MergeTest(parameterized.TestCase):
     )
 
   def test_parts_without_keys_add_nothing(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
+    arrays = draws.normal(0, 3, 1, 8, 1, 4)
     (part,) = self._parts(*arrays, pieces=(slice(0, 8),))
     empty = output.AttentionOutput(
         jnp.zeros_like(part.out), jnp.full_like(part.lse, -jnp.inf)
@@ -72,7 +73,7 @@ class MergeTest(parameterized.TestCase):
     chex.assert_trees_all_equal(both, empty)
 
   def test_needs_lse(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
+    arrays = draws.normal(0, 3, 1, 8, 1, 4)
     part = api.attention(*arrays, implementation="reference")
     with self.assertRaisesRegex(ValueError, "return_lse=True"):
       output.merge(part)

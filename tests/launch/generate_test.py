@@ -10,8 +10,6 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import flagsaver
-import jax
-import jax.numpy as jnp
 import pytest
 
 from joma.transformer import config as configs
@@ -20,6 +18,7 @@ from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from launch import generate
 from scansnap_jax.experiment import errors
+from tests.joma.transformer import applied
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _CONFIG = configs.TransformerConfig(
@@ -36,8 +35,7 @@ _CONFIG = configs.TransformerConfig(
 
 def save_model(folder: pathlib.Path) -> None:
   model = models.Transformer(_CONFIG, implementation="reference")
-  params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
-  pretrained.save(folder, _CONFIG, params)
+  pretrained.save(folder, _CONFIG, applied.params(model))
   tokenizer.save(tokenizer.Bytes(), folder)
 
 

@@ -237,12 +237,10 @@ def init(policy, capacity, **options):
 
 def draw(seed=0):
   """Queries, keys and values; keys share a direction."""
-  draws = jax.random.split(jax.random.key(seed), 4)
-  query, key, value = (
-      jax.random.normal(draw, (3, ALL, heads, 8))
-      for draw, heads in zip(draws[:3], (4, 2, 2), strict=True)
-  )
-  return query, key + jax.random.normal(draws[3], (8,))[None, None, None], value
+  draws = np.random.default_rng(seed)
+  normal = lambda *shape: draws.standard_normal(shape, np.float32)
+  query, key, value = (normal(3, ALL, heads, 8) for heads in (4, 2, 2))
+  return jax.device_put((query, key + normal(8), value))
 
 
 def run(cache, arrays, lengths=LENGTHS, is_active=None, rotate=_plain) -> Seen:

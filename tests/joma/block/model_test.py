@@ -10,6 +10,7 @@ import pytest
 
 from joma.block import model
 from joma.theory import dynamics
+from tests import draws
 from tests.joma import problems
 
 # Ten roundings of numbers near 1 in float32.
@@ -137,7 +138,7 @@ class TrainingTest(parameterized.TestCase):
       logits = block.apply(variables_now, _COUNTS, _QUERY) @ upper
       return -jnp.diagonal(jax.nn.log_softmax(logits)[:, label]).mean()
 
-    upper = jax.random.normal(jax.random.key(3), (4, 4))
+    upper = draws.normal(3, 4, 4)
     checks = [
         _train(block, variables, loss, step_size) for step_size in (0.02, 0.01)
     ]

@@ -14,6 +14,7 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from kernels_pallas import masks
+from tests import draws
 from tests.joma.transformer import applied
 
 _TOLERANCE = 1e-6
@@ -79,7 +80,7 @@ class PositionalTest(parameterized.TestCase):
   def test_outputs_are_linear_in_what_is_said(self):
     """f(c x) = c f(x); the twin adds x to the positions."""
     config = configs.TransformerConfig(**_SHAPE, attention=("positional",))
-    x = jax.random.normal(jax.random.key(3), (2, 7, 16))
+    x = draws.normal(3, 2, 7, 16)
     places = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
     plain = configs.TransformerConfig(**_SHAPE)
     rest = (places, masks.causal(7))

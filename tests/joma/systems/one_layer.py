@@ -11,6 +11,8 @@ from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from kernels_pallas import masks
+from tests import draws
+from tests.joma.transformer import applied
 
 CONFIG = configs.TransformerConfig(
     num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8
@@ -27,14 +29,9 @@ def _arguments(x):
 def draw(entry, config=CONFIG, layer=0, length=LENGTH):
   """A config with the entry, parameters of the layer, and an input."""
   config = dataclasses.replace(config, attention=(entry,) if entry else ())
-  x = jax.random.normal(jax.random.key(3), (2, length, config.embed_dim))
-  return config, _init(config, layer, x), x
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(config, layer, x):
+  x = draws.normal(3, 2, length, config.embed_dim)
   module = attention.Attention(config, layer, implementation="reference")
-  return module.init(jax.random.key(0), *_arguments(x))["params"]
+  return config, applied.layer_params(config, layer, module, *_arguments(x)), x
 
 
 def run(config, params, x, layer=0, implementation="reference", mask=None):

@@ -24,24 +24,39 @@ def params(model, seed=0):
   A compiled `init` takes two seconds of any model, which most tests are not
   about.
   """
-  draw = np.random.default_rng(seed)
   tokens = np.zeros((1, 2), np.int32)
-  tree = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-  tree = jax.tree_util.tree_map_with_path(
+  tree = _draw(jax.eval_shape(model.init, jax.random.key(0), tokens), seed)
+  for layer in range(model.config.num_layers):
+    tree[f"layers_{layer}"]["attn"] |= _of_systems(model.config, layer, seed)
+  return jax.device_put(tree)
+
+
+def layer_params(config, layer, module, *arguments):
+  """Of one attention layer, likewise."""
+  init = lambda key: module.init(key, *arguments)  # Masks stay known.
+  tree = _draw(jax.eval_shape(init, jax.random.key(0)), 0)
+  return jax.device_put(tree | _of_systems(config, layer, 0))
+
+
+def _draw(variables, seed):
+  draw = np.random.default_rng(seed)
+  return jax.tree_util.tree_map_with_path(
       lambda path, leaf: (
           np.ones(leaf.shape, np.float32)
           if path[-1].key == "scale"
           else draw.normal(0, 0.25, leaf.shape).astype(np.float32)
       ),
-      tree,
+      variables["params"],
   )
-  for layer in range(model.config.num_layers):
-    for system in layer_hooks.of_layer(model.config, layer).systems:
-      if isinstance(system, hooks.Parametric):
-        key = jax.random.key(seed + layer)
-        drawn = system.init_params(key, model.config, layer)
-        tree[f"layers_{layer}"]["attn"][system.name] = drawn
-  return jax.device_put(tree)
+
+
+def _of_systems(config, layer, seed):
+  key = jax.random.key(seed + layer)
+  return {
+      system.name: system.init_params(key, config, layer)
+      for system in layer_hooks.of_layer(config, layer).systems
+      if isinstance(system, hooks.Parametric)
+  }
 
 
 @_jit

@@ -12,6 +12,7 @@ import pytest
 from joma.transformer import attention
 from joma.transformer import config as configs
 from kernels_pallas import masks
+from tests import draws
 
 # Ten times the largest float32 error seen.
 _TOLERANCE = 5e-6
@@ -42,7 +43,7 @@ class AttentionTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.x = jax.random.normal(jax.random.key(0), (2, 6, 16))
+    self.x = draws.normal(0, 2, 6, 16)
 
   @parameterized.parameters(
       dict(),

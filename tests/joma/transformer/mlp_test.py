@@ -8,6 +8,7 @@ import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import mlp
+from tests import draws
 
 # Ten times the largest float32 error seen.
 _TOLERANCE = 2e-5
@@ -46,7 +47,7 @@ class MlpTest(parameterized.TestCase):
         use_mlp_bias=bias,
     )
     module = mlp.Mlp(config)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    x = draws.normal(0, 2, 3, 8)
     params = module.init(jax.random.key(1), x)["params"]
     params = jax.tree.map(lambda p: p + 0.1, params)  # Biases start at 0.
     apply = lambda name, x: x @ np.float64(params[name]["kernel"]) + (

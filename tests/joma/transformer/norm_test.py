@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.transformer import norm
+from tests import draws
 
 # Ten times the largest float32 error seen.
 _TOLERANCE = 5e-6
@@ -30,7 +31,7 @@ class NormTest(parameterized.TestCase):
 
   @parameterized.parameters(0.0, 1.0)
   def test_starts_neutral(self, offset):
-    x = jax.random.normal(jax.random.key(0), (4, 64))
+    x = draws.normal(0, 4, 64)
     module = norm.Norm("rms_norm", 0.0, offset)
     got, _ = module.init_with_output(jax.random.key(1), x)
     ones = jnp.ones(4)

@@ -11,6 +11,7 @@ import pytest
 from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import modes
 from tests.kernels_pallas import oracle
@@ -168,7 +169,7 @@ class FlashAttentionTest(parameterized.TestCase):
     signs = jnp.asarray(_RNG.permutation(128) - 64.0)
     key = jnp.broadcast_to(signs[None, :, None, None] / 64, (1, 128, 1, 64))
     key = key * 100
-    value = jax.random.normal(jax.random.key(1), (1, 128, 1, 64))
+    value = draws.normal(1, 1, 128, 1, 64)
 
     def run(query, key, value):
       result = api.attention(
@@ -198,7 +199,7 @@ class FlashAttentionTest(parameterized.TestCase):
     starts = np.zeros((1, 40), np.int32)
     stops = np.maximum(np.arange(40, dtype=np.int32)[None] - 9, 0)
     mask = masks.Mask(starts, stops)
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 40, 1, 32))
+    query, key, value = draws.normal(0, 3, 1, 40, 1, 32)
     sink = jnp.full((1,), 0.5) if has_sinks else None
 
     def run(query, key, value):
@@ -298,7 +299,7 @@ class TransformationTest(parameterized.TestCase):
   @parameterized.parameters("xla", "pallas_tpu")
   @pytest.mark.by_default(1)
   def test_vmap_is_a_loop(self, implementation):
-    arrays = jax.random.normal(jax.random.key(0), (3, 2, 1, 128, 1, 32))
+    arrays = draws.normal(0, 3, 2, 1, 128, 1, 32)
 
     @jax.jit
     def attend(query, key, value):
@@ -321,7 +322,7 @@ class TransformationTest(parameterized.TestCase):
   @parameterized.parameters("reference", "xla")
   @pytest.mark.by_default(1)
   def test_future_keys_have_no_gradient(self, implementation):
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 64, 1, 16))
+    query, key, value = draws.normal(0, 3, 1, 64, 1, 16)
 
     def head(key, value):
       result = api.attention(

@@ -8,6 +8,7 @@ import pytest
 from kernels_pallas import masks
 from kernels_pallas.attention import api
 from kernels_pallas.attention import shapes
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import modes
 
@@ -57,7 +58,7 @@ class ColMassTest(parameterized.TestCase):
   @parameterized.parameters(*_IMPLEMENTATIONS)
   @pytest.mark.by_default(1, 2)
   def test_moves_with_the_keys(self, implementation):
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 96, 2, 32))
+    query, key, value = draws.normal(0, 3, 1, 96, 2, 32)
     order = _RNG.permutation(96)
     attend = jax.jit(
         lambda *arrays: api.attention(
@@ -74,7 +75,7 @@ class ColMassTest(parameterized.TestCase):
 
   @parameterized.parameters("reference", "xla")
   def test_lets_no_gradient_through(self, implementation):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 16, 1, 8))
+    arrays = draws.normal(0, 3, 1, 16, 1, 8)
 
     def mass_of_key_3(*arrays):
       result = api.attention(

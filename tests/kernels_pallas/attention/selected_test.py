@@ -17,6 +17,7 @@ from kernels_pallas.attention import api
 from kernels_pallas.attention import cost
 from kernels_pallas.attention import reference
 from kernels_pallas.attention import shapes
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import modes
 
@@ -116,7 +117,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
   @parameterized.parameters(*_IMPLEMENTATIONS)
   @pytest.mark.slow
   def test_all_blocks_are_dense_attention(self, implementation):
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 256, 1, 64))
+    query, key, value = draws.normal(0, 3, 1, 256, 1, 64)
     mask = masks.causal(256)
     whole = selection_lib.from_mask(mask, 256, 256, block_q=64, block_kv=128)
     attend = lambda where, name: jax.jit(
@@ -141,7 +142,7 @@ class BlockSparseAttentionTest(parameterized.TestCase):
     chosen = selection_lib.Selection(
         table, jnp.ones((1, 1, 2), jnp.int32), None, 64, 128
     )
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 128, 1, 64))
+    query, key, value = draws.normal(0, 3, 1, 128, 1, 64)
     key, value = (
         jnp.concatenate([x, jnp.full_like(x, jnp.nan)], axis=1)
         for x in (key, value)

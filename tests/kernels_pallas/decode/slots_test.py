@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.decode import slots
+from tests import draws
 
 
 class QuantizeTest(parameterized.TestCase):
@@ -13,7 +14,7 @@ class QuantizeTest(parameterized.TestCase):
   @parameterized.parameters(1e-20, 1.0, 1e20)
   @pytest.mark.by_default(0, 1)
   def test_is_off_by_half_a_step_at_most(self, size):
-    x = size * jax.random.normal(jax.random.key(0), (50, 32))
+    x = size * draws.normal(0, 50, 32)
     steps, scale = slots.quantize(x)
     self.assertEqual(steps.dtype, jnp.int8)
     np.testing.assert_allclose(scale, np.abs(x).max(axis=1) / 127, rtol=1e-6)

@@ -12,6 +12,7 @@ from kernels_pallas.gated_delta_rule import api
 from kernels_pallas.gated_delta_rule import pallas_tpu
 from kernels_pallas.gated_delta_rule import shapes
 from kernels_pallas.gated_delta_rule import xla
+from tests import draws
 from tests.kernels_pallas import modes
 from tests.kernels_pallas.gated_delta_rule import oracle
 
@@ -230,7 +231,7 @@ class StepTest(parameterized.TestCase):
     _check_equal(tuple(whole), (jnp.moveaxis(out, 0, 1), state), 1e-6)
 
   def test_a_donated_state_is_updated_in_place(self):
-    vectors = jax.random.normal(jax.random.key(0), (3, 2, 4, 32))
+    vectors = draws.normal(0, 3, 2, 4, 32)
     state, gate = jnp.zeros((2, 4, 32, 32)), jnp.zeros((2, 4))
     step = jax.jit(api.step, donate_argnums=0)
     memory = step.lower(state, *vectors, gate, gate).compile().memory_analysis()

@@ -14,6 +14,7 @@ from kernels_pallas.linear_attention import api
 from kernels_pallas.linear_attention import pallas_tpu
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import xla
+from tests import draws
 from tests.kernels_pallas import modes
 from tests.kernels_pallas.linear_attention import oracle
 
@@ -120,7 +121,7 @@ class LinearAttentionTest(parameterized.TestCase):
     np.testing.assert_allclose(out, whole.out, atol=1e-6 * largest, rtol=0)
 
   def test_defaults(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 16))
+    arrays = draws.normal(0, 3, 1, 8, 2, 16)
     plain = api.linear_attention(*arrays)
     self.assertIsNone(plain.state)
     explicit = api.linear_attention(
@@ -152,7 +153,7 @@ class LinearAttentionTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_vanishing_decays_see_only_the_present(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 40, 1, 8))
+    arrays = draws.normal(0, 3, 1, 40, 1, 8)
     for decay in (1e-45, 1e-30):  # The first is below what a CPU can multiply.
       out = api.linear_attention(*arrays, decay=jnp.full(1, decay)).out
       present = (arrays[0] * arrays[1]).sum(-1, keepdims=True) * arrays[2]
@@ -218,7 +219,7 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(state, whole.state, atol=1e-6 * largest, rtol=0)
 
   def test_a_donated_state_is_updated_in_place(self):
-    vectors = jax.random.normal(jax.random.key(0), (3, 2, 4, 32))
+    vectors = draws.normal(0, 3, 2, 4, 32)
     state = jnp.zeros((2, 4, 32, 32))
     step = jax.jit(api.step, donate_argnums=0)
     memory = step.lower(state, *vectors).compile().memory_analysis()

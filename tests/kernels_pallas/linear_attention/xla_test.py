@@ -8,6 +8,7 @@ import pytest
 from kernels_pallas.linear_attention import api
 from kernels_pallas.linear_attention import shapes
 from kernels_pallas.linear_attention import xla
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 from tests.kernels_pallas.linear_attention import oracle
@@ -45,7 +46,7 @@ class XlaTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_an_unwanted_gradient_of_the_decay_costs_nothing(self):
-    arrays = tuple(jax.random.normal(jax.random.key(0), (3, 1, 640, 1, 8)))
+    arrays = tuple(draws.normal(0, 3, 1, 640, 1, 8))
 
     def loss(query, key, value, decay):
       return api.linear_attention(

@@ -59,10 +59,10 @@ def make_params(name):
   """Parameters of every shape, none of them 0, and random predictors."""
   config = MODELS[name]
   params = applied.params(models.Transformer(config))
-  keys = iter(jax.random.split(jax.random.key(1), 200))
+  draws = np.random.default_rng(1)
   params = jax.tree.map(
-      lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape),
-      params,
+      lambda leaf: leaf + 0.2 * draws.standard_normal(leaf.shape, np.float32),
+      jax.device_get(params),
   )
   predictor = predictors.init(
       contextual_config.PredictorConfig(rank=8, head_rank=8),

@@ -169,12 +169,14 @@ def check(rule, policy, num_heads=4, num_kv_heads=2, num_steps=24):
 
 def _draw(num_heads, num_kv_heads, num_steps):
   """Keys share a direction, so that cosines are not all nought."""
-  keys = jax.random.split(jax.random.key(num_heads), 4)
+  draws = np.random.default_rng(num_heads)
+  normal = lambda *shape: draws.standard_normal(shape, np.float32)
   shape = lambda heads: (3, num_steps, heads, _HEAD_DIM)
-  query = 2 * jax.random.normal(keys[0], shape(num_heads))
-  key = jax.random.normal(keys[1], shape(num_kv_heads))
-  key = key + jax.random.normal(keys[2], (num_kv_heads, _HEAD_DIM))[None, None]
-  return query, key, jax.random.normal(keys[3], shape(num_kv_heads))
+  query, key, value = (
+      normal(*shape(heads)) for heads in (num_heads, num_kv_heads, num_kv_heads)
+  )
+  key += normal(num_kv_heads, _HEAD_DIM)
+  return jax.device_put((2 * query, key, value))
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_heads"))

@@ -14,6 +14,7 @@ from joma.systems.routers import flux
 from joma.transformer import full_cache
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests import draws
 from tests.joma.systems import one_layer
 
 _SMALL = "flux:sinks=1:window=3:pool=2:hidden=4"
@@ -40,7 +41,7 @@ class FluxTest(parameterized.TestCase):
   def test_the_router_starts_at_full(self):
     config, params, x = one_layer.draw(_SMALL)
     system, own = flux.Flux(pool=2, hidden=4), params["flux"]
-    query = jax.random.normal(jax.random.key(1), (2, 9, 4, 8))
+    query = draws.normal(1, 2, 9, 4, 8)
     probs = system.full_prob(own, query, jnp.tile(jnp.arange(9)[None], (2, 1)))
     np.testing.assert_allclose(probs, 1 / (1 + np.exp(-4.5)), atol=1e-6)
     self.assertAlmostEqual(float(probs[0]), 0.989, places=3)
@@ -52,8 +53,8 @@ class FluxTest(parameterized.TestCase):
   def test_the_pool_is_of_both_ends_and_of_no_padding(self):
     system = flux.Flux(pool=2, hidden=4)
     own = system.init_params(jax.random.key(0), one_layer.CONFIG, 0)
-    own["out"] = jax.random.normal(jax.random.key(2), (4, 2))
-    query = jax.random.normal(jax.random.key(1), (1, 9, 4, 8))
+    own["out"] = draws.normal(2, 4, 2)
+    query = draws.normal(1, 1, 9, 4, 8)
     at = jnp.arange(9)[None]
     prob = jax.jit(lambda query, at: system.full_prob(own, query, at)[0])
     base = prob(query, jnp.where(at < 7, at, -1))
@@ -70,7 +71,7 @@ class FluxTest(parameterized.TestCase):
     own = system.init_params(jax.random.key(0), one_layer.CONFIG, 0)
     if not target:  # Begins on the other side.
       own["bias"] = own["bias"][::-1]
-    query = jax.random.normal(jax.random.key(1), (8, 9, 4, 8))
+    query = draws.normal(1, 8, 9, 4, 8)
     at = jnp.tile(jnp.arange(9)[None], (8, 1))
 
     def price(own):

@@ -14,6 +14,7 @@ from joma.transformer import hooks
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from kernels_pallas import selection
+from tests import draws
 
 
 class DistanceBiasTest(absltest.TestCase):
@@ -24,7 +25,7 @@ class DistanceBiasTest(absltest.TestCase):
         positions="none", attention=("distance_bias:reach=4:start=1.0",),
     )  # fmt: skip
     module = attention.Attention(config, 0, implementation="reference")
-    x = jax.random.normal(jax.random.key(3), (2, length, 16))
+    x = draws.normal(3, 2, length, 16)
     places = jnp.broadcast_to(jnp.arange(length)[None], (2, length))
     arguments = (x, places, masks.causal(length))
     params = jax.jit(module.init)(jax.random.key(0), *arguments)["params"]

@@ -19,6 +19,7 @@ from joma.transformer import full_cache
 from joma.transformer import model as models
 from kernels_pallas import interpret
 from kernels_pallas import masks
+from tests import draws
 from tests.joma.transformer import applied
 
 # Several times the largest float32 error seen.
@@ -75,7 +76,7 @@ class KeyBiasTest(parameterized.TestCase):
     model, params, _ = _model(entry)
     attn = _with_values(params)["layers_0"]["attn"]
     module = attention.Attention(model.config, 0, implementation="reference")
-    x = jax.random.normal(jax.random.key(3), (2, 7, 16))
+    x = draws.normal(3, 2, 7, 16)
     positions = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
     _, seen = jax.jit(
         lambda attn, x: module.apply(

@@ -19,6 +19,7 @@ from joma.transformer import model as models
 from joma.transformer.weighing import rule as weighing
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests import draws
 from tests.joma.transformer import applied
 
 # Several times the largest float32 error seen.
@@ -60,7 +61,7 @@ def _layer(params, sinks=(0.3, -1.0, 2.0, 0.0)):
   """Attention of one layer with sinks of its own, and all that is sown."""
   config = configs.TransformerConfig(**_SHAPE, attention=("sink_logits",))
   module = attention.Attention(config, 0, implementation="reference")
-  x = jax.random.normal(jax.random.key(3), (2, 7, 16))
+  x = draws.normal(3, 2, 7, 16)
   positions = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
   params = {**params["layers_0"]["attn"]}
   params["sink_logits"] = {"logits": jnp.array(sinks)}

@@ -11,6 +11,7 @@ from joma.systems.score_rules import ssa
 from joma.transformer import attention
 from joma.transformer import config as configs
 from kernels_pallas import masks
+from tests import draws
 
 _TOLERANCE = 1e-6
 
@@ -61,7 +62,7 @@ class SsaTest(parameterized.TestCase):
         **changes,
     )
     module = attention.Attention(config, 0, implementation="reference")
-    x = jax.random.normal(jax.random.key(3), (2, 7, 16))
+    x = draws.normal(3, 2, 7, 16)
     positions = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
     arguments = (x, positions, masks.causal(7))
     params = module.init(jax.random.key(0), *arguments)["params"]

@@ -12,6 +12,7 @@ from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
+from tests import draws
 from tests.joma.systems.selectors import selected
 
 _LENGTH = 20
@@ -20,7 +21,7 @@ _LENGTH = 20
 def _drawn(system):
   config = configs.TransformerConfig(embed_dim=8, head_dim=8)
   params = system.init_params(jax.random.key(0), config, 0)
-  x = jax.random.normal(jax.random.key(1), (2, _LENGTH, 8))
+  x = draws.normal(1, 2, _LENGTH, 8)
   return params, selected.call(_LENGTH, x=x)
 
 
@@ -62,7 +63,7 @@ class IndexerTest(absltest.TestCase):
     """From chance to most of the mass, of attention that tokens decide."""
     system = indexer.Indexer(k=_LENGTH)
     params, call = _drawn(system)
-    project = lambda seed: jax.random.normal(jax.random.key(seed), (8, 1, 8))
+    project = lambda seed: draws.normal(seed, 8, 1, 8)
     query, key = (
         jnp.einsum("BTD,DNH->BTNH", call.x, project(i)) for i in (2, 3)
     )

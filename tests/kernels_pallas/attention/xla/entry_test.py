@@ -18,6 +18,7 @@ from kernels_pallas.attention import shapes
 from kernels_pallas.attention.xla import entry
 from kernels_pallas.attention.xla import plan
 from kernels_pallas.attention.xla import schedule
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 
@@ -216,7 +217,7 @@ class EdgeTest(parameterized.TestCase):
     np.testing.assert_allclose(result.col_mass.sum(axis=-1), 6.0, rtol=1e-6)
 
   def test_a_sink_of_minus_infinity_is_none(self):
-    arrays = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 8))
+    arrays = draws.normal(0, 3, 1, 6, 2, 8)
     mask = masks.key_lengths(6, np.array([0]))
 
     def loss(sink_logits, mask):

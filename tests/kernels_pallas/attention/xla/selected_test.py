@@ -13,6 +13,7 @@ from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import api
 from kernels_pallas.attention import reference
 from kernels_pallas.attention import shapes
+from tests import draws
 from tests.kernels_pallas import conformance
 from tests.kernels_pallas import memory
 
@@ -145,7 +146,7 @@ class AnyTableTest(parameterized.TestCase):
   def test_nothing_listed(self):
     table = jnp.zeros((1, 1, 1, 1), jnp.int32)
     chosen = selection_lib.Selection(table, table[..., 0], None, 8, 8)
-    arrays = jax.random.normal(jax.random.key(0), (3, 2, 1, 8, 1, 8)) * 100
+    arrays = draws.normal(0, 3, 2, 1, 8, 1, 8) * 100
 
     def loss(*arrays):
       result = _attend(*arrays, where=chosen)
