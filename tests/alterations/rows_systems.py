@@ -77,10 +77,11 @@ joma/systems/mixers/documents.py
 @ tests/joma/systems/mixers/delta_layer_test.py
 @ test_packed_documents_are_those_alone
 
-joma/systems/mixers/delta_layer.py
+joma/systems/mixers/delta_state.py
 - lengths=is_token.sum(axis=1),
 + lengths=jnp.full_like(is_token[:, 0], is_token.shape[1], jnp.int32),
 ? padding writes into the state
+@ tests/joma/systems/mixers/delta_layer_test.py
 @ test_padded_prompts_leave_the_states_of_each_alone
 
 joma/systems/mixers/gdn.py

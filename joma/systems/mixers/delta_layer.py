@@ -3,58 +3,97 @@
   q, k, v = silu(causal convolution of the projections, of w tokens)
   out     = scale_c rms_norm(rule(q / |q|, k / |k|, v, decay, beta)) act(gate)
 
-The state is one matrix a head and the w - 1 newest inputs of the convolutions,
-whatever the text.
+`delta_state` has the state of a text so far.
 
-Letters: B batch, T tokens, W = w - 1, D width, N query heads, K key and value
-heads, H head size.
+Letters: B batch, T tokens, D width, N query heads, K key and value heads, H
+head size.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float
 
+from joma.systems.mixers import delta_state
 from joma.systems.mixers import documents
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
 from kernels_pallas.gated_delta_rule import api
-from kernels_pallas.gated_delta_rule import output
-
-_PARTS = ("query", "key", "value")
+from scansnap_jax.experiment import require
 
 
-@runtime_checkable
-class DeltaLayer(Protocol):
-  """A mixer of this kind."""
+@dataclasses.dataclass(frozen=True)
+class DeltaLayer:
+  """A mixer, but for its rates and what opens its gate.
+
+  Attributes:
+    width: w of the convolutions, a token's own place included.
+    epsilon: Of the norm, beside the mean square.
+  """
 
   name: ClassVar[str]
+  width: int = 4
+  epsilon: float = 1e-5
 
-  @property
-  def width(self) -> int:
-    """w, a token's own place included."""
-    ...
-
-  @property
-  def epsilon(self) -> float:
-    """Of the norm, beside the mean square."""
-    ...
+  def __post_init__(self):
+    require.at_least(f"{self.name}: width", self.width, 1)
+    require.positive(f"{self.name}: epsilon", self.epsilon)
 
   def rates(
       self, params: hooks.Params, x: Float[Array, "B T D"]
   ) -> tuple[Float[Array, "B T N *d"], Float[Array, "B T N"]]:
     """Returns logarithms of decays, of heads or of channels too, and beta."""
-    ...
+    raise NotImplementedError
 
   def opening(
       self, params: hooks.Params, x: Float[Array, "B T D"]
   ) -> Float[Array, "B T N H"]:
     """Returns what the normed outputs are multiplied by, float32."""
-    ...
+    raise NotImplementedError
+
+  def mix(
+      self,
+      params: hooks.Params,
+      call: hooks.Call,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      mask: masks.Mask,
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs of texts or documents, no other masks."""
+    found = documents.of_mask(self.name, call, mask, len(query))
+    since, made = found.since(), []
+    vectors = (query, key, value)
+    for part, x in zip(delta_state.PARTS, vectors, strict=True):
+      before = jnp.zeros((len(x), self.width - 1, *x.shape[2:]), x.dtype)
+      both = jnp.concatenate([before, x], axis=1)
+      made.append(convolved.convolve(both, params[part], x.shape[1], since))
+    log_decay, beta = self.rates(params, call.x)
+    result = api.gated_delta_rule(
+        *delta_state.unit(made, query.shape[2]),
+        log_decay,
+        beta,
+        scale=call.options.scale,
+        segment_starts=found.starts,
+        implementation=call.options.implementation,
+    )
+    out = delta_state.finish(self, params, call.x, result.out)
+    return found.checked(out)
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns the empty state, the same for every capacity."""
+    return delta_state.init(self, config, batch_size)
 
 
 def draw_shared(
@@ -65,7 +104,7 @@ def draw_shared(
   keys = jax.random.split(key, 4)
   found = {
       part: width**-0.5 * jax.random.normal(one, (width, num, config.head_dim))
-      for part, num, one in zip(_PARTS, heads, keys, strict=False)
+      for part, num, one in zip(delta_state.PARTS, heads, keys, strict=False)
   }
   shape = (config.embed_dim, config.num_heads)
   beta = config.embed_dim**-0.5 * jax.random.normal(keys[3], shape)
@@ -85,149 +124,3 @@ def draw_decay(
   )
   bias = times + jnp.log(-jnp.expm1(-times))
   return {"decay_log": jnp.log(size), "decay_bias": bias}
-
-
-def mix(
-    system: DeltaLayer,
-    params: hooks.Params,
-    call: hooks.Call,
-    vectors: tuple[Array, Array, Array],
-    mask: masks.Mask,
-) -> Float[Array, "B T N H"]:
-  """The heads' outputs of whole texts or documents."""
-  query = vectors[0]
-  found = documents.of_mask(system.name, call, mask, len(query))
-  since, made = found.since(), []
-  for part, x in zip(_PARTS, vectors, strict=True):
-    before = jnp.zeros((len(x), system.width - 1, *x.shape[2:]), x.dtype)
-    both = jnp.concatenate([before, x], axis=1)
-    made.append(convolved.convolve(both, params[part], x.shape[1], since))
-  log_decay, beta = system.rates(params, call.x)
-  result = api.gated_delta_rule(
-      *_unit(made, query.shape[2]),
-      log_decay,
-      beta,
-      scale=call.options.scale,
-      segment_starts=found.starts,
-      implementation=call.options.implementation,
-  )
-  return found.checked(_finish(system, params, call.x, result.out))
-
-
-def _unit(made: list[Array], num_heads: int) -> tuple[Array, Array, Array]:
-  """Passes silu, repeats keys and values, makes queries and keys unit."""
-  num_groups = num_heads // made[1].shape[2]
-  query, key, value = (jax.nn.silu(x) for x in made)
-  key, value = (jnp.repeat(x, num_groups, axis=2) for x in (key, value))
-
-  def unit(x: Array) -> Array:
-    wide = x.astype(jnp.float32)
-    size = jnp.square(wide).sum(axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(size + 1e-6)).astype(x.dtype)
-
-  return unit(query), unit(key), value
-
-
-def _finish(
-    system: DeltaLayer,
-    params: hooks.Params,
-    x: Float[Array, "B T D"],
-    out: Float[Array, "B T N H"],
-) -> Float[Array, "B T N H"]:
-  wide = out.astype(jnp.float32)
-  size = jnp.square(wide).mean(axis=-1, keepdims=True)
-  wide = wide * jax.lax.rsqrt(size + system.epsilon)
-  wide = wide * params["scale"][None, None, None]
-  return (wide * system.opening(params, x)).astype(out.dtype)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DeltaState:
-  """A KVCache of one layer.
-
-  Attributes:
-    state: Float32 [B, N, H, H].
-    inputs: The newest of queries, keys and values, [B, W, N, H] or [B, W, K,
-      H], by name.
-    system: The mixer, static.
-  """
-
-  state: PyTree
-  inputs: PyTree
-  system: DeltaLayer = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its mixer."""
-    return (self.system.name,)
-
-  def takes_pieces(self) -> bool:
-    """Always: the state of a text so far is all that there is."""
-    return True
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "DeltaState"]:
-    """One token: a step. More: texts padded at their ends, in one sweep."""
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    params, is_token = call.params[self.system.name], positions >= 0
-    lengths, made, after = is_token.sum(axis=1), [], {}
-    for part, x in zip(_PARTS, (query, key, value), strict=True):
-      both = jnp.concatenate([self.inputs[part].astype(x.dtype), x], axis=1)
-      made.append(convolved.convolve(both, params[part], x.shape[1]))
-      newest = convolved.last_inputs(both, lengths, self.system.width - 1)
-      after[part] = newest.astype(self.inputs[part].dtype)
-    vectors = _unit(made, query.shape[2])
-    arrays = (*vectors, *self.system.rates(params, call.x))
-    sweep = self._step if query.shape[1] == 1 else self._sweep
-    result = sweep(arrays, is_token, options)
-    out = _finish(self.system, params, call.x, result.out)
-    return out, dataclasses.replace(self, state=result.state, inputs=after)
-
-  def _step(
-      self,
-      arrays: tuple[Array, ...],
-      is_token: Bool[Array, "B 1"],
-      options: hooks.AttentionOptions,
-  ) -> output.GatedDeltaRuleOutput:
-    one = (x[:, 0] for x in arrays)
-    result = api.step(self.state, *one, scale=options.scale)
-    # Padding neither adds nor fades.
-    state = jnp.where(is_token[..., None, None], result.state, self.state)
-    return output.GatedDeltaRuleOutput(result.out[:, None], state)
-
-  def _sweep(
-      self,
-      arrays: tuple[Array, ...],
-      is_token: Bool[Array, "B T"],
-      options: hooks.AttentionOptions,
-  ) -> output.GatedDeltaRuleOutput:
-    return api.gated_delta_rule(
-        *arrays,
-        scale=options.scale,
-        initial_state=self.state,
-        lengths=is_token.sum(axis=1),
-        implementation=options.implementation,
-    )
-
-
-def init(
-    system: DeltaLayer, config: configs.TransformerConfig, batch_size: int
-) -> DeltaState:
-  """Returns the empty state of one layer."""
-  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-  size, width = config.head_dim, system.width - 1
-  inputs = {
-      part: jnp.zeros((batch_size, width, num, size))
-      for part, num in zip(_PARTS, heads, strict=True)
-  }
-  state = jnp.zeros((batch_size, config.num_heads, size, size))
-  return DeltaState(state, inputs, system)

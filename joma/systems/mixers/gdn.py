@@ -22,18 +22,11 @@ from jaxtyping import Array, Float
 from joma.systems.mixers import delta_layer
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from kernels_pallas import masks
-from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True)
-class Gdn:
-  """A mixer.
-
-  Attributes:
-    width: w of the convolutions, a token's own place included.
-    epsilon: Of the norm, beside the mean square.
-  """
+class Gdn(delta_layer.DeltaLayer):
+  """A mixer."""
 
   name: ClassVar[str] = "gdn"
   paper: ClassVar[str] = "https://arxiv.org/abs/2412.06464"
@@ -47,13 +40,6 @@ class Gdn:
       "gate": ("fsdp", "tensor", None),
       "scale": (None,),
   }
-
-  width: int = 4
-  epsilon: float = 1e-5
-
-  def __post_init__(self):
-    require.at_least("gdn: width", self.width, 1)
-    require.positive("gdn: epsilon", self.epsilon)
 
   def init_params(
       self, key: Array, config: configs.TransformerConfig, layer: int
@@ -88,26 +74,3 @@ class Gdn:
     gate = params["gate"].astype(x.dtype)
     opening = jnp.einsum("BTD,DNH->BTNH", x, gate)
     return jax.nn.silu(opening.astype(jnp.float32))
-
-  def mix(
-      self,
-      params: hooks.Params,
-      call: hooks.Call,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      mask: masks.Mask,
-  ) -> Float[Array, "B T N H"]:
-    """Returns the heads' outputs of texts or documents, no other masks."""
-    return delta_layer.mix(self, params, call, (query, key, value), mask)
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns the empty state, the same for every capacity."""
-    return delta_layer.init(self, config, batch_size)

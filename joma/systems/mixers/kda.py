@@ -21,18 +21,11 @@ from jaxtyping import Array, Float
 from joma.systems.mixers import delta_layer
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from kernels_pallas import masks
-from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True)
-class Kda:
-  """A mixer.
-
-  Attributes:
-    width: w of the convolutions, a token's own place included.
-    epsilon: Of the norm, beside the mean square.
-  """
+class Kda(delta_layer.DeltaLayer):
+  """A mixer."""
 
   name: ClassVar[str] = "kda"
   paper: ClassVar[str] = "https://arxiv.org/abs/2510.26692"
@@ -48,13 +41,6 @@ class Kda:
       "gate_out": (None, "tensor", None),
       "scale": (None,),
   }
-
-  width: int = 4
-  epsilon: float = 1e-5
-
-  def __post_init__(self):
-    require.at_least("kda: width", self.width, 1)
-    require.positive("kda: epsilon", self.epsilon)
 
   def init_params(
       self, key: Array, config: configs.TransformerConfig, layer: int
@@ -91,29 +77,6 @@ class Kda:
     """sigmoid(x W_3 W_4)."""
     kernels = (params[name].astype(x.dtype) for name in ("gate_in", "gate_out"))
     return jax.nn.sigmoid(_low_rank(x, *kernels).astype(jnp.float32))
-
-  def mix(
-      self,
-      params: hooks.Params,
-      call: hooks.Call,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      mask: masks.Mask,
-  ) -> Float[Array, "B T N H"]:
-    """Returns the heads' outputs of texts or documents, no other masks."""
-    return delta_layer.mix(self, params, call, (query, key, value), mask)
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns the empty state, the same for every capacity."""
-    return delta_layer.init(self, config, batch_size)
 
 
 def _low_rank(

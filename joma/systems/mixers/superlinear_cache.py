@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from joma.systems import kept_whole
 from joma.systems.mixers import anchors as anchors_lib
 from joma.systems.selectors import block_cache
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
 
 
@@ -52,61 +52,19 @@ class Spanning(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SuperlinearCache:
-  """A `hooks.KVCache` of one layer.
+class SuperlinearCache(kept_whole.KeptWhole[Spanning]):
+  """A `hooks.KVCache` of one layer."""
 
-  Attributes:
-    kept: `full_cache.FullCache`.
-    system: Static.
-  """
-
-  kept: full_cache.FullCache
-  system: Spanning = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
-
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
-
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
+  def read(
+      self, new: kept_whole.New
   ) -> tuple[Float[Array, "B T N H"], "SuperlinearCache"]:
-    """A first prompt as a whole text; what follows one by one."""
-    arguments = (query, key, value, positions, rotate, options)
-    cls = SuperlinearCache
-    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
-
-  def _attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "SuperlinearCache"]:
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    query, key = rotate(query, positions), rotate(key, positions)
-    search = self.system.search(call.params[self.system.name], call)
-    kept = self.kept.write(key, value, positions)
-    cache = dataclasses.replace(self, kept=kept)
-    if query.shape[1] > 1:
-      return self.system.attend(query, key, value, search, call), cache
-    return cache._read(query, search[:, 0], positions[:, 0], options), cache
+    """Spans round the anchors that the search query likes best."""
+    search = self.system.search(new.call.params[self.system.name], new.call)
+    if new.is_step:
+      at = new.positions[:, 0]
+      return self._read(new.query, search[:, 0], at, new.options), self
+    text = (new.query, new.key, new.value)
+    return self.system.attend(*text, search, new.call), self
 
   def _read(
       self,

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from joma.systems import kept_whole
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
 
 
@@ -43,73 +43,34 @@ class Calibrating(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ActCache:
+class ActCache(kept_whole.KeptWhole[Calibrating]):
   """A `hooks.KVCache` of one layer.
 
   Attributes:
-    kept: `full_cache.FullCache`.
     chosen: Columns of the first prompt, int32 [B, N, E]; -1 is none.
-    system: Static.
   """
 
-  kept: full_cache.FullCache
   chosen: PyTree
-  system: Calibrating = dataclasses.field(metadata={"static": True})
 
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
-
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
-
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
+  def read(
+      self, new: kept_whole.New
   ) -> tuple[Float[Array, "B T N H"], "ActCache"]:
     """The first prompt chooses columns; what follows has them."""
-    arguments = (query, key, value, positions, rotate, options)
-    is_step = query.shape[1] == 1
-    at_once = ActCache._step if is_step else ActCache._prompt
-    return one_by_one.but_first(at_once, ActCache.attend, self, *arguments)
-
-  def _prompt(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "ActCache"]:
-    query, key = rotate(query, positions), rotate(key, positions)
-    out, found = self.system.calibrated(query, key, value, positions, options)
+    if new.is_step:
+      return self._read(new.query, new.positions, new.options), self
+    text = (new.query, new.key, new.value, new.positions)
+    out, found = self.system.calibrated(*text, new.options)
     room = ((0, 0), (0, 0), (0, self.chosen.shape[-1] - found.shape[-1]))
-    kept = self.kept.write(key, value, positions)
     chosen = jnp.pad(found, room, constant_values=-1).astype(jnp.int32)
-    return out, dataclasses.replace(self, kept=kept, chosen=chosen)
+    return out, dataclasses.replace(self, chosen=chosen)
 
-  def _step(
+  def _read(
       self,
       query: Float[Array, "B 1 N H"],
-      key: Float[Array, "B 1 K H"],
-      value: Float[Array, "B 1 K H"],
       positions: Int[Array, "B 1"],
-      rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B 1 N H"], "ActCache"]:
-    query, key = rotate(query, positions), rotate(key, positions)
-    kept = self.kept.write(key, value, positions)
+  ) -> Float[Array, "B 1 N H"]:
+    kept = self.kept
     slots = jnp.arange(kept.key.shape[2])
     seen = slots[None] <= positions
     _, attn_logits = one_query.attend(
@@ -124,8 +85,7 @@ class ActCache:
     scaled = self.system.beta * of_sinks + rest * (weights - of_sinks)
     weights = jnp.where(is_all, weights, scaled).astype(kept.value.dtype)
     out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept.value)
-    out = out.reshape(query.shape).astype(query.dtype)
-    return out, dataclasses.replace(self, kept=kept)
+    return out.reshape(query.shape).astype(query.dtype)
 
 
 def init(
@@ -147,4 +107,4 @@ def init(
       system.name, config, layer, batch_size, capacity, dtype
   )
   chosen = jnp.full((batch_size, config.num_heads, num_columns), -1, jnp.int32)
-  return ActCache(kept, chosen, system)
+  return ActCache(kept, system, chosen)

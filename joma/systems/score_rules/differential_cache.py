@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from joma.systems import kept_whole
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -33,52 +34,24 @@ class Paired(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DifferentialCache:
-  """A `hooks.KVCache` of one layer.
+class DifferentialCache(kept_whole.KeptWhole[Paired]):
+  """A `hooks.KVCache` of one layer; it reads pieces as it reads prompts."""
 
-  Attributes:
-    kept: `full_cache.FullCache` of rotated keys.
-    system: Static.
-  """
-
-  kept: full_cache.FullCache
-  system: Paired = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
-
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
+  # A query reads what lies before it, whatever the call.
+  attend = kept_whole.KeptWhole.take
 
   def takes_pieces(self) -> bool:
-    """Always: a query reads what lies before it, whatever the call."""
+    """Always."""
     return True
 
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
+  def read(
+      self, new: kept_whole.New
   ) -> tuple[Float[Array, "B T N H"], "DifferentialCache"]:
-    """Writes T positions, then attends to all up to each query's own."""
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    query, key = rotate(query, positions), rotate(key, positions)
-    kept = self.kept.write(key, value, positions)
-    read = _step if query.shape[1] == 1 else _prompt
-    params = call.params[self.system.name]
-    found = read(query, kept, positions, options)
-    out = self.system.finish(params, call.layer, found)
-    return out, dataclasses.replace(self, kept=kept)
+    """Attends to all up to each query's own position."""
+    of_pairs = _step if new.is_step else _prompt
+    found = of_pairs(new.query, self.kept, new.positions, new.options)
+    params = new.call.params[self.system.name]
+    return self.system.finish(params, new.call.layer, found), self
 
 
 def init(

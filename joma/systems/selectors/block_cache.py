@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import kept_whole
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
-from joma.transformer import one_by_one
 from joma.transformer.weighing import merged
 from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
@@ -101,19 +101,15 @@ class Summarizing(ChoosingByCall, Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BlockCache:
-  """A `hooks.KVCache`.
+class BlockCache(kept_whole.KeptWhole[Selecting]):
+  """A `hooks.KVCache`, of whole blocks.
 
   Attributes:
-    kept: `full_cache.FullCache` of whole blocks.
     summary: What a `Summarizing` system chooses by; None for others. A step
       adds its token to it.
-    system: The selector, static.
   """
 
-  kept: full_cache.FullCache
   summary: PyTree
-  system: Selecting = dataclasses.field(metadata={"static": True})
 
   @property
   def honours(self) -> tuple[str, ...]:
@@ -121,65 +117,37 @@ class BlockCache:
     own = ("weights",) if isinstance(self.system, hooks.Weights) else ()
     return (self.system.name, "sinks", "keys", *own)
 
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
-
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
+  def read(
+      self, new: kept_whole.New
   ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
-    """One token: the chosen blocks. More: a prompt.
-
-    A first prompt selects as a whole text does, those that follow as their
-    tokens one by one.
-    """
-    arguments = (query, key, value, positions, rotate, options)
-    cls = BlockCache
-    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
-
-  def _attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "BlockCache"]:
-    query, key = rotate(query, positions), rotate(key, positions)
-    kept = self.kept.write(key, value, positions)
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    summary = self.summary
+    """One token: the chosen blocks. A first prompt: as a whole text."""
+    cache = self
     if isinstance(self.system, Summarizing):
-      summary = self.system.summarize(summary, call, key, positions)
-    cache = dataclasses.replace(self, kept=kept, summary=summary)
-    if query.shape[1] == 1:
-      return cache._read(query, positions, options), cache
-    length = query.shape[1]
+      summary = self.system.summarize(
+          self.summary, new.call, new.key, new.positions
+      )
+      cache = dataclasses.replace(self, summary=summary)
+    if new.is_step:
+      return cache._read(new.query, new.positions, new.options), cache
+    return cache._of_text(new), cache
+
+  def _of_text(self, new: kept_whole.New) -> Float[Array, "B T N H"]:
+    query, key, value = new.query, new.key, new.value
+    options, length = new.options, query.shape[1]
     mask = masks.causal(length)
     where = self.system.select(
-        call.params[self.system.name],
-        call,
+        new.call.params[self.system.name],
+        new.call,
         query,
         key,
         attention.with_window(mask, length, options.window),
     )
     rule = options.weights
     if rule is None or rule.is_softmax:
-      return merged.attend(query, key, value, where, options).out, cache
+      return merged.attend(query, key, value, where, options).out
     layer_hooks.check_implementation(rule, options.implementation)
-    places = (positions, positions)
-    return rows.attend(query, key, value, where, options, places), cache
+    places = (new.positions, new.positions)
+    return rows.attend(query, key, value, where, options, places)
 
   def _read(
       self,
@@ -256,4 +224,5 @@ def init(
   if isinstance(system, Summarizing):
     num_blocks = size // system.block
     summary = system.init_summary(config, batch_size, num_blocks)
-  return BlockCache(full_cache.FullCache(empty(), empty()), summary, system)
+  kept = full_cache.FullCache(empty(), empty())
+  return BlockCache(kept, system, summary)

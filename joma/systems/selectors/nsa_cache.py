@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import kept_whole
 from joma.systems.selectors import best_blocks
 from joma.systems.selectors import block_cache
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
 
 
@@ -71,67 +71,29 @@ class Branching(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NsaCache:
-  """A `hooks.KVCache` of one layer.
+class NsaCache(kept_whole.KeptWhole[Branching]):
+  """A `hooks.KVCache` of one layer, of whole blocks.
 
   Attributes:
-    kept: `full_cache.FullCache` of whole blocks.
     blocks: Keys and values of blocks, "key" and "value", [B, C, K, H] each;
       those of blocks that are not complete are not read.
-    system: Static.
   """
 
-  kept: full_cache.FullCache
   blocks: PyTree
-  system: Branching = dataclasses.field(metadata={"static": True})
 
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
-
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
-
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
+  def read(
+      self, new: kept_whole.New
   ) -> tuple[Float[Array, "B T N H"], "NsaCache"]:
-    """A first prompt as a whole text; what follows one by one."""
-    arguments = (query, key, value, positions, rotate, options)
-    cls = NsaCache
-    return one_by_one.but_first(cls._attend, cls.attend, self, *arguments)
-
-  def _attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "NsaCache"]:
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    query, key = rotate(query, positions), rotate(key, positions)
-    kept = self.kept.write(key, value, positions)
-    params = call.params[self.system.name]
-    cache = dataclasses.replace(self, kept=kept)
-    if query.shape[1] > 1:
-      cache = cache._compress_all(params)
-      return self.system.of_text(params, call, query, key, value), cache
-    cache = cache._compress_one(params, positions[:, 0])
-    outs = cache._read(query, positions[:, 0], options)
-    return self.system.mixed(params, call, outs), cache
+    """Blocks that are complete are compressed, then the branches read."""
+    params = new.call.params[self.system.name]
+    if not new.is_step:
+      text = (new.query, new.key, new.value)
+      out = self.system.of_text(params, new.call, *text)
+      return out, self._compress_all(params)
+    at = new.positions[:, 0]
+    cache = self._compress_one(params, at)
+    outs = cache._read(new.query, at, new.options)
+    return self.system.mixed(params, new.call, outs), cache
 
   def _compress_all(self, params: hooks.Params) -> "NsaCache":
     size = self.system.block
@@ -256,4 +218,4 @@ def init(
   num_blocks = capacity // system.block
   shape = (batch_size, num_blocks, config.num_kv_heads, config.head_dim)
   blocks = {of: jnp.zeros(shape, dtype) for of in ("key", "value")}
-  return NsaCache(kept, blocks, system)
+  return NsaCache(kept, system, blocks)

@@ -1,0 +1,125 @@
+"""Caches that keep everything, of which one system says what is read.
+
+A system's cache has `read`, and whatever else it keeps as fields. What it gets
+has been rotated, and written.
+
+Letters: B batch, T new tokens, N query heads, K key and value heads, H head
+size.
+"""
+
+import dataclasses
+from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Array, Float, Int
+
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import one_by_one
+
+
+@runtime_checkable
+class Named(Protocol):
+  """A system, by its name in `joma.systems.names`."""
+
+  name: ClassVar[str]
+
+
+System = TypeVar("System", bound=Named)
+Read = tuple[Float[Array, "B T N H"], "KeptWhole"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class New:
+  """New tokens of one call.
+
+  Attributes:
+    query: Rotated [B, T, N, H].
+    key: Rotated [B, T, K, H].
+    value: Of the same tokens.
+    positions: -1 is padding [B, T].
+    raw_query: As query, not rotated.
+    options: As in `hooks.KVCache`.
+  """
+
+  query: Float[Array, "B T N H"]
+  key: Float[Array, "B T K H"]
+  value: Float[Array, "B T K H"]
+  positions: Int[Array, "B T"]
+  raw_query: Float[Array, "B T N H"]
+  options: hooks.AttentionOptions
+
+  @property
+  def is_step(self) -> bool:
+    """Whether it is one token a sequence."""
+    return self.query.shape[1] == 1
+
+  @property
+  def call(self) -> hooks.Call:
+    """The layer's call."""
+    assert self.options.call is not None  # Layers give it to such caches.
+    return self.options.call
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptWhole(Generic[System]):
+  """A `hooks.KVCache` of one layer.
+
+  Attributes:
+    kept: `full_cache.FullCache` of rotated keys.
+    system: Static.
+  """
+
+  kept: full_cache.FullCache
+  system: System = dataclasses.field(metadata={"static": True})
+
+  @property
+  def honours(self) -> tuple[str, ...]:
+    """Its system."""
+    return (self.system.name,)
+
+  def num_positions(self) -> int:
+    """Those of what it keeps."""
+    return self.kept.num_positions()
+
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> Read:
+    """A first prompt as a whole text; what follows one by one."""
+    arguments = (query, key, value, positions, rotate, options)
+    cls = type(self)
+    return one_by_one.but_first(cls.take, cls.attend, self, *arguments)
+
+  def take(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> Read:
+    """Writes a first prompt, or one token a sequence, then reads."""
+    turned = rotate(key, positions)
+    kept = self.kept.write(turned, value, positions)
+    new = New(
+        query=rotate(query, positions),
+        key=turned,
+        value=value,
+        positions=positions,
+        raw_query=query,
+        options=options,
+    )
+    return dataclasses.replace(self, kept=kept).read(new)
+
+  def read(self, new: New) -> Read:
+    """Returns what queries read, and the cache with what else it keeps."""
+    raise NotImplementedError

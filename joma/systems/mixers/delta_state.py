@@ -1,0 +1,172 @@
+"""The state of a layer of the gated delta rule, and what passes through it.
+
+One matrix a head and the w - 1 newest inputs of the convolutions, whatever the
+text.
+
+Letters: B batch, T tokens, W = w - 1, D width, N query heads, K key and value
+heads, H head size.
+"""
+
+import dataclasses
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from joma.systems.score_rules import convolved
+from joma.transformer import config as configs
+from joma.transformer import hooks
+from kernels_pallas.gated_delta_rule import api
+from kernels_pallas.gated_delta_rule import output
+
+PARTS = ("query", "key", "value")
+
+
+@runtime_checkable
+class Ruled(Protocol):
+  """A mixer of this kind; see `delta_layer.DeltaLayer`."""
+
+  name: ClassVar[str]
+
+  @property
+  def width(self) -> int:
+    """w, a token's own place included."""
+    ...
+
+  @property
+  def epsilon(self) -> float:
+    """Of the norm, beside the mean square."""
+    ...
+
+  def rates(
+      self, params: hooks.Params, x: Float[Array, "B T D"]
+  ) -> tuple[Float[Array, "B T N *d"], Float[Array, "B T N"]]:
+    """Returns logarithms of decays, of heads or of channels too, and beta."""
+    ...
+
+  def opening(
+      self, params: hooks.Params, x: Float[Array, "B T D"]
+  ) -> Float[Array, "B T N H"]:
+    """Returns what the normed outputs are multiplied by, float32."""
+    ...
+
+
+def unit(made: list[Array], num_heads: int) -> tuple[Array, Array, Array]:
+  """Passes silu, repeats keys and values, makes queries and keys unit."""
+  num_groups = num_heads // made[1].shape[2]
+  query, key, value = (jax.nn.silu(x) for x in made)
+  key, value = (jnp.repeat(x, num_groups, axis=2) for x in (key, value))
+
+  def of_one(x: Array) -> Array:
+    wide = x.astype(jnp.float32)
+    size = jnp.square(wide).sum(axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(size + 1e-6)).astype(x.dtype)
+
+  return of_one(query), of_one(key), value
+
+
+def finish(
+    system: Ruled,
+    params: hooks.Params,
+    x: Float[Array, "B T D"],
+    out: Float[Array, "B T N H"],
+) -> Float[Array, "B T N H"]:
+  """Norms what was read and opens its gate."""
+  wide = out.astype(jnp.float32)
+  size = jnp.square(wide).mean(axis=-1, keepdims=True)
+  wide = wide * jax.lax.rsqrt(size + system.epsilon)
+  wide = wide * params["scale"][None, None, None]
+  return (wide * system.opening(params, x)).astype(out.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeltaState:
+  """A KVCache of one layer.
+
+  Attributes:
+    state: Float32 [B, N, H, H].
+    inputs: The newest of queries, keys and values, [B, W, N, H] or [B, W, K,
+      H], by name.
+    system: The mixer, static.
+  """
+
+  state: PyTree
+  inputs: PyTree
+  system: Ruled = dataclasses.field(metadata={"static": True})
+
+  @property
+  def honours(self) -> tuple[str, ...]:
+    """Its mixer."""
+    return (self.system.name,)
+
+  def takes_pieces(self) -> bool:
+    """Always: the state of a text so far is all that there is."""
+    return True
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "DeltaState"]:
+    """One token: a step. More: texts padded at their ends, in one sweep."""
+    call = options.call
+    assert call is not None  # A layer gives it to the caches of its systems.
+    params, is_token = call.params[self.system.name], positions >= 0
+    lengths, made, after = is_token.sum(axis=1), [], {}
+    for part, x in zip(PARTS, (query, key, value), strict=True):
+      both = jnp.concatenate([self.inputs[part].astype(x.dtype), x], axis=1)
+      made.append(convolved.convolve(both, params[part], x.shape[1]))
+      newest = convolved.last_inputs(both, lengths, self.system.width - 1)
+      after[part] = newest.astype(self.inputs[part].dtype)
+    vectors = unit(made, query.shape[2])
+    arrays = (*vectors, *self.system.rates(params, call.x))
+    sweep = self._step if query.shape[1] == 1 else self._sweep
+    result = sweep(arrays, is_token, options)
+    out = finish(self.system, params, call.x, result.out)
+    return out, dataclasses.replace(self, state=result.state, inputs=after)
+
+  def _step(
+      self,
+      arrays: tuple[Array, ...],
+      is_token: Bool[Array, "B 1"],
+      options: hooks.AttentionOptions,
+  ) -> output.GatedDeltaRuleOutput:
+    one = (x[:, 0] for x in arrays)
+    result = api.step(self.state, *one, scale=options.scale)
+    # Padding neither adds nor fades.
+    state = jnp.where(is_token[..., None, None], result.state, self.state)
+    return output.GatedDeltaRuleOutput(result.out[:, None], state)
+
+  def _sweep(
+      self,
+      arrays: tuple[Array, ...],
+      is_token: Bool[Array, "B T"],
+      options: hooks.AttentionOptions,
+  ) -> output.GatedDeltaRuleOutput:
+    return api.gated_delta_rule(
+        *arrays,
+        scale=options.scale,
+        initial_state=self.state,
+        lengths=is_token.sum(axis=1),
+        implementation=options.implementation,
+    )
+
+
+def init(
+    system: Ruled, config: configs.TransformerConfig, batch_size: int
+) -> DeltaState:
+  """Returns the empty state of one layer."""
+  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+  size, width = config.head_dim, system.width - 1
+  inputs = {
+      part: jnp.zeros((batch_size, width, num, size))
+      for part, num in zip(PARTS, heads, strict=True)
+  }
+  state = jnp.zeros((batch_size, config.num_heads, size, size))
+  return DeltaState(state, inputs, system)
