@@ -1,6 +1,7 @@
 """The arrows between packages, and what importing them must not do."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -54,14 +55,17 @@ def _files():
   )
 
 
+@functools.cache
 def _imports(path):
-  """Yields the dotted names that a file imports, anywhere in it."""
+  """The dotted names that a file imports, anywhere in it."""
+  found = []
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      found += (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"relative import in {path}"
-      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+      found += (f"{node.module}.{alias.name}" for alias in node.names)
+  return found
 
 
 def _is_module(name):
