@@ -15,13 +15,20 @@ def update_rank(
     now: Float[np.ndarray, "I O"],
     start: Float[np.ndarray, "I O"],
     share: float = 0.9,
-) -> int:
-  """Singular values that hold a share of |now - start|^2; 0 if it is 0."""
-  values = np.linalg.svd(np.asarray(now) - np.asarray(start), compute_uv=False)
+) -> float:
+  """Singular values that hold a share of |now - start|^2; 0 if it is 0.
+
+  NaN if the change is not finite, for LAPACK raises: the loop that asked says
+  then that training diverged.
+  """
+  change = np.asarray(now) - np.asarray(start)
+  if not np.isfinite(change).all():
+    return np.nan
+  values = np.linalg.svd(change, compute_uv=False)
   held = np.cumsum(np.square(values, dtype=np.float64))
   if held[-1] == 0:
-    return 0
-  return int(np.searchsorted(held, share * held[-1])) + 1
+    return 0.0
+  return float(np.searchsorted(held, share * held[-1])) + 1
 
 
 def matrices(params: Mapping[str, Any], layer: int) -> dict[str, np.ndarray]:

@@ -16,10 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from joma.systems.probes import read as named
-from joma.theory import metrics
 from joma.transformer import model as model_lib
-from joma.transformer import probes
 from joma.transformer import sharding
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import group_penalty
@@ -222,13 +219,13 @@ def _loss_and_grads(
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
   # All tokens of the step, before the parts: the mean over tokens is no mean
   # of the parts' means where they have unlike numbers.
-  total = _sum_over(batch.weights.sum(), axis_name)
+  total = sum_over(batch.weights.sum(), axis_name)
   num_parts = task.config.grad_accum
   grad_of = jax.value_and_grad(
       lambda params, part, key: loss_sum(params, part, task, key) / total
   )
   if num_parts == 1:
-    return _sum_over(grad_of(state.params, batch, key), axis_name)
+    return sum_over(grad_of(state.params, batch, key), axis_name)
 
   # Each part has sequences of every device of a mesh.
   split = lambda leaf: leaf.reshape(-1, num_parts, leaf.shape[-1])
@@ -240,10 +237,11 @@ def _loss_and_grads(
   start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
   keys = jax.random.split(key, num_parts)
   found, _ = jax.lax.scan(add, start, (parts, keys))
-  return _sum_over(found, axis_name)
+  return sum_over(found, axis_name)
 
 
-def _sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
+def sum_over(tree: PyTree, axis_name: str | None) -> PyTree:
+  """Adds what devices hold up over them, where there are several."""
   return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
@@ -268,141 +266,5 @@ def evaluate(
     return jax.tree.map(jnp.add, so_far, found), None
 
   sums, _ = jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), batches)
-  loss, number = _sum_over(sums, axis_name)
+  loss, number = sum_over(sums, axis_name)
   return loss / number
-
-
-class Probes(NamedTuple):
-  """What is read off each layer of a run, nothing dropped; see `probes`.
-
-  Attributes:
-    entropy: Of attention in nats, mean over queries and heads. The code of
-      JoMA's Figure 6 has ln(a + 1e-8), which is T 1e-8 less at most.
-    effective_support: In keys, mean likewise.
-    sink_rate: Share of heads that are sinks.
-    stable_rank: Of the MLP's lower matrix, W_up.
-  """
-
-  entropy: Float[Array, "L"]
-  effective_support: Float[Array, "L"]
-  sink_rate: Float[Array, "L"]
-  stable_rank: Float[Array, "L"]
-
-
-def probe(
-    params: PyTree,
-    batches: batches_lib.Batch,
-    *,
-    task: Task,
-    axis_name: str | None = None,
-) -> Probes:
-  """Probes every layer, averaged over batches with leaves [N, B, T]."""
-
-  def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:
-    found = _head_sums(params, batch, task), batch.weights.sum()
-    return jax.tree.map(jnp.add, so_far, found), None
-
-  shape = (task.config.model.num_layers, task.config.model.num_heads)
-  start = (jnp.zeros((3, *shape)), jnp.zeros(()))
-  sums, total = _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
-  entropy, effective_support, sink_mass = sums / total
-  # Parameters are the same in every batch: looked at once.
-  kernels = [
-      params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
-      for layer in range(shape[0])
-  ]
-  is_sink = sink_mass > probes.SINK_THRESHOLD
-  return Probes(
-      entropy=entropy.mean(axis=-1),
-      effective_support=effective_support.mean(axis=-1),
-      sink_rate=is_sink.astype(jnp.float32).mean(axis=-1),
-      stable_rank=jnp.stack([metrics.stable_rank(k) for k in kernels]),
-  )
-
-
-def probe_by_name(
-    params: PyTree,
-    batches: batches_lib.Batch,
-    *,
-    task: Task,
-    names: tuple[str, ...],
-    axis_name: str | None = None,
-) -> named.TextSums:
-  """Sums named probes over the texts of batches with leaves [N, B, T].
-
-  Args:
-    params: Parameters.
-    batches: With an axis, this device's part; a row is a text.
-    task: The run.
-    names: Of `systems.probes.names`, but for those of updates.
-    axis_name: As in `train`.
-  """
-
-  def sums(batch: batches_lib.Batch) -> named.TextSums:
-    _, seen = task.model.apply(
-        {"params": params}, batch.inputs, mutable="intermediates"
-    )
-    is_token = jnp.asarray(batch.weights) > 0
-    return probes.by_name(names, seen, task.config.model, is_token)
-
-  def add(so_far: PyTree, batch: batches_lib.Batch) -> tuple[PyTree, None]:
-    return jax.tree.map(jnp.add, so_far, sums(batch)), None
-
-  first = jax.tree.map(lambda leaf: leaf[0], batches)
-  start = jax.tree.map(jnp.zeros_like, jax.eval_shape(sums, first))
-  return _sum_over(jax.lax.scan(add, start, batches)[0], axis_name)
-
-
-def _head_sums(
-    params: PyTree, batch: batches_lib.Batch, task: Task
-) -> Float[Array, "3 L N"]:
-  """Sums entropy, effective support and sink mass over a batch's queries."""
-  found = []
-  for layer, attn_weights in enumerate(_attn_weights(params, batch, task)):
-    window = task.config.model.window_of(layer)
-    visible = probes.count_visible(attn_weights.shape[-1], window)
-    seen = probes.attention(attn_weights, visible)
-    rows = jnp.stack([seen.entropy, seen.effective_support, seen.sink_mass])
-    found.append(jnp.einsum("PBNT,BT->PN", rows, batch.weights))
-  return jnp.stack(found, axis=1)
-
-
-def entropy_of_first(
-    params: PyTree,
-    batches: batches_lib.Batch,
-    *,
-    task: Task,
-    axis_name: str | None = None,
-) -> Float[Array, "L"]:
-  """Entropy of the very first sequence, mean over its queries and heads."""
-  del axis_name  # It is on the first device, whose result is read.
-  first = jax.tree.map(lambda leaf: leaf[0, :1], batches)
-  entropy, _, _ = _head_sums(params, first, task) / first.weights.sum()
-  return entropy.mean(axis=-1)
-
-
-def attn_maps(
-    params: PyTree,
-    batches: batches_lib.Batch,
-    *,
-    task: Task,
-    axis_name: str | None = None,
-) -> Float[Array, "L N T T"]:
-  """Attention weights of the very first sequence, every layer and head."""
-  del axis_name  # It is on the first device, whose result is read.
-  first = jax.tree.map(lambda leaf: leaf[0, :1], batches)
-  return jnp.stack([maps[0] for maps in _attn_weights(params, first, task)])
-
-
-def _attn_weights(
-    params: PyTree, batch: batches_lib.Batch, task: Task
-) -> list[Float[Array, "B N T T"]]:
-  """Attention weights [B, N, T, T] of each layer."""
-  _, seen = task.model.apply(
-      {"params": params}, batch.inputs, mutable="intermediates"
-  )
-  config = task.config.model
-  return [
-      probes.weights_of(seen, layer, config, batch.inputs.shape)
-      for layer in range(config.num_layers)
-  ]

@@ -19,6 +19,7 @@ from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import init as init_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
+from joma.transformer.training import lm_probes
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment.errors import UserError
 
@@ -36,7 +37,7 @@ class Observation(NamedTuple):
       None where none is asked for.
   """
 
-  probes: lm_step.Probes
+  probes: lm_probes.Probes
   chunk_entropy: Float[np.ndarray, "L"] | None
   valid_loss: Float[np.ndarray, ""] | None
   attn_maps: Float[np.ndarray, "L N T T"] | None
@@ -73,14 +74,14 @@ class Observer:
     self._num_steps, self._on_map = num_steps, on_map
     self.map_steps = tuple(s for s in config.map_steps if s <= num_steps)
     self._evaluate = layout.map(lm_step.evaluate, task=task)
-    self._probe = layout.map(lm_step.probe, task=task)
-    self._entropy_of_first = layout.map(lm_step.entropy_of_first, task=task)
-    self._attn_maps = layout.map(lm_step.attn_maps, task=task)
+    self._probe = layout.map(lm_probes.probe, task=task)
+    self._entropy_of_first = layout.map(lm_probes.entropy_of_first, task=task)
+    self._attn_maps = layout.map(lm_probes.attn_maps, task=task)
     self._names = tuple(
         name for name in config.probes if name != probe_names.OF_UPDATES
     )
     self._probe_by_name = layout.map(
-        lm_step.probe_by_name, task=task, names=self._names
+        lm_probes.probe_by_name, task=task, names=self._names
     )
     # Of the seed alone: a run that continues compares with the same.
     self._start: PyTree = None

@@ -24,6 +24,7 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
+from joma.transformer.training import lm_probes
 from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
@@ -39,7 +40,7 @@ class History(NamedTuple):
     losses: Batch loss in nats before each update.
     valid_loss: Mean over the validation text at each row, the first one before
       training.
-    entropy: Of attention, see `lm_step.Probes`.
+    entropy: Of attention, see `lm_probes.Probes`.
     effective_support: Likewise.
     sink_rate: Likewise.
     stable_rank: Likewise.
@@ -173,7 +174,7 @@ def metric_rows(result: Result) -> list[dict[str, Any]]:
   history, steps, rows = result.history, result.steps, []
   known = lambda x: float(x) if np.isfinite(x) else None
   for e, step in enumerate(steps):
-    probes = lm_step.Probes(
+    probes = lm_probes.Probes(
         entropy=history.entropy[e],
         effective_support=history.effective_support[e],
         sink_rate=history.sink_rate[e],

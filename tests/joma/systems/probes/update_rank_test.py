@@ -19,6 +19,14 @@ class UpdateRankTest(absltest.TestCase):
       with self.subTest(values):
         self.assertEqual(update_rank.update_rank(start + change, start), want)
 
+  def test_a_change_that_is_not_finite_has_none(self):
+    for worst in (np.nan, np.inf):
+      change = np.ones((3, 2))
+      change[1, 1] = worst
+      self.assertTrue(
+          np.isnan(update_rank.update_rank(change, np.ones((3, 2))))
+      )
+
 
 if __name__ == "__main__":
   absltest.main()

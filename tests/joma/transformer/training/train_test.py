@@ -20,6 +20,7 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
+from joma.transformer.training import lm_probes
 from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from joma.transformer.training import train
@@ -142,7 +143,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     # One sequence is the second six tokens of the first column.
     chunk = batches_lib.Batch(columns[None, :1, 6:12], None, None)
     params = jax.tree.map(jnp.asarray, result.params)
-    attn_weights = lm_step.attn_maps(params, chunk, task=task)[0, 0]
+    attn_weights = lm_probes.attn_maps(params, chunk, task=task)[0, 0]
     plogp = attn_weights * jnp.log(jnp.maximum(attn_weights, 1e-30))
     np.testing.assert_allclose(
         rows[4]["chunk_entropy/layer_0"], -plogp.sum(-1).mean(), rtol=1e-5
@@ -196,7 +197,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     values = np.array([np.nan, 1.0], np.float32)
     loss = np.float32(2.0)
     seen = observe.Observation(
-        lm_step.Probes(values, values, values, values), values, loss, None
+        lm_probes.Probes(values, values, values, values), values, loss, None
     )
     self.assertTrue(layouts.is_finite(train._with_weights(seen, model)))
     plain = dataclasses.replace(model, attention=())
