@@ -42,6 +42,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
 
   from joma.studies import claims
   from joma.studies import drawing
+  from joma.studies import once
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
@@ -101,8 +102,8 @@ class DeconstructConfig:
   has_hybrids: bool = True
   num_seeds: int = 3
   first_seed: int = 0
-  num_steps: int = 400
-  num_records: int = 8
+  num_steps: int = 300
+  num_records: int = 6
   batch_size: int = 8
   seq_len: int = 64
   width: int = 48
@@ -221,7 +222,7 @@ def _run(
   test = dataclasses.replace(
       one, task=Shakespeare(seq_len=config.seq_len, is_test=True)
   )
-  look = jax.jit(test.look, static_argnums=2)
+  look = once.jit(test.look, static_argnums=2)
   losses, looked = [], []
   for run in range(len(seeds)):
     # The same texts for all.

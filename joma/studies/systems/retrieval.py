@@ -33,34 +33,26 @@ from scansnap_jax.experiment import require
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
-  import jax.numpy as jnp
   from matplotlib import figure as mpl_figure
   import numpy as np
 
-  from joma.inference.cache import calls
-  from joma.inference.cache import kv_cache
-  from joma.inference.evaluation import evaluate
-  from joma.inference.evaluation import tasks
   from joma.studies import claims
   from joma.studies import drawing
+  from joma.studies import once
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
-  from joma.systems.reuse import infini_retri
+  from joma.studies.systems import facts
+  from joma.studies.systems import kept_tokens
   from joma.transformer import config as configs
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
-_END, _FIRST_KEY = 0, 1
-# Tokens of a fact, and of a question.
-_SIZE = 3
 # Facts of long texts over those of training.
 _LONGER = 4
 _WAYS = ("first layer", "infini_retri")
 _READINGS = ("all blocks", "2 blocks", "all blocks, long", "2 blocks, long")
 _TWIN = "softmax, 2 blocks"
-# The question's own, and the best one.
-_TWO_BLOCKS = f"landmark:block={_SIZE}:k=2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,49 +108,11 @@ class RetrievalConfig:
       policy_names.check(name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
-  """Facts, then questions about some of them: `texts.Task`.
-
-  Attributes:
-    num_facts: Of a text, no key twice.
-    num_asked: Questions.
-    num_keys: Keys that there are.
-    num_values: Values that there are.
-  """
-
-  num_facts: int
-  num_asked: int
-  num_keys: int
-  num_values: int
-
-  def draw(self, key: jax.Array, num_texts: int) -> texts.Texts:
-    """Draws texts; each key of a question is asked."""
-    keys = jax.random.split(key, 3)
-    permute = lambda key, count, num: jax.vmap(
-        lambda key: jax.random.permutation(key, count)[:num]
-    )(jax.random.split(key, num_texts))
-    key_of = _FIRST_KEY + permute(keys[0], self.num_keys, self.num_facts)
-    value_of = jax.random.randint(keys[1], key_of.shape, 0, self.num_values)
-    value_of += _FIRST_KEY + self.num_keys
-    asked = permute(keys[2], self.num_facts, self.num_asked)
-    of_asked = lambda x: jnp.take_along_axis(x, asked, axis=1)
-    facts = jnp.stack([key_of, value_of, jnp.full_like(key_of, _END)], axis=-1)
-    questions = jnp.stack([of_asked(key_of)] * _SIZE, axis=-1)
-    tokens = jnp.concatenate([facts, questions], axis=1)
-    tokens = tokens.reshape(num_texts, -1)
-    answers = jnp.repeat(of_asked(value_of), _SIZE, axis=1)
-    targets = jnp.zeros_like(tokens).at[:, -answers.shape[1] :].set(answers)
-    is_asked = jnp.arange(tokens.shape[1]) >= _SIZE * self.num_facts
-    is_asked = jnp.broadcast_to(is_asked[None], tokens.shape)
-    return texts.Texts(tokens, targets, is_asked, is_asked)
-
-
 def learner(config: RetrievalConfig, second: str, window: int) -> texts.Learner:
   """A model, its second layer's system, its first one's window; its task."""
-  length = _SIZE * (config.num_facts + config.num_asked)
+  length = facts.SIZE * (config.num_facts + config.num_asked)
   model = configs.TransformerConfig(
-      vocab_size=_FIRST_KEY + config.num_keys + config.num_values,
+      vocab_size=facts.FIRST_KEY + config.num_keys + config.num_values,
       num_layers=2,
       embed_dim=config.width,
       num_heads=2,
@@ -170,8 +124,13 @@ def learner(config: RetrievalConfig, second: str, window: int) -> texts.Learner:
       attention=("softmax", second),
   )
   sizes = ("num_facts", "num_asked", "num_keys", "num_values")
-  task = Facts(**{name: getattr(config, name) for name in sizes})
+  task = facts.Facts(**{name: getattr(config, name) for name in sizes})
   return texts.Learner(model=model, task=task, batch_size=config.batch_size)
+
+
+def _two_blocks() -> str:
+  """Of the question's own block, and the best one."""
+  return f"landmark:block={facts.SIZE}:k=2"
 
 
 def measure(
@@ -198,8 +157,8 @@ def measure(
       "found": {name: interval(x) for name, x in kept["found"].items()},
       "landmark": {name: interval(x) for name, x in landmark["found"].items()},
       "num_kept": kept["num_kept"],
-      "num_slots": config.budget + _SIZE - 1,
-      "num_tokens": _SIZE * config.num_facts,
+      "num_slots": config.budget + facts.SIZE - 1,
+      "num_tokens": facts.SIZE * config.num_facts,
   }
   rows = _claims(config, found)
   return {**found, "claims": rows, "finding": claims.finding(rows)}
@@ -220,7 +179,7 @@ def _trained(config: RetrievalConfig, one: texts.Learner) -> training.Trained:
 
 def _test(config: RetrievalConfig, factor: int = 1) -> texts.Texts:
   """Texts of one question, the same for all models."""
-  task = Facts(
+  task = facts.Facts(
       num_facts=factor * config.num_facts,
       num_asked=1,
       num_keys=config.num_keys,
@@ -238,12 +197,16 @@ def _kept_tokens(config: RetrievalConfig) -> dict[str, Any]:
   for run in range(config.num_seeds):
     params = trained.params_of(run)
     for name in names:
-      found[name].append(_by_policy(config, one, params, test, name))
+      found[name].append(
+          kept_tokens.by_policy(one, params, test, name, config.budget)
+      )
     for way, layer in zip(_WAYS, (0, -1), strict=True):
-      share, lengths = _by_carrying(config, one, params, test, layer)
+      share, lengths = kept_tokens.by_carrying(
+          one, params, test, layer, config.chunk, config.budget
+      )
       found[way].append(share)
       counts += lengths if way == _WAYS[-1] else []
-  found[_TWIN] = _answers(one, trained, test, _TWO_BLOCKS)
+  found[_TWIN] = _answers(one, trained, test, _two_blocks())
   return {
       "found": found,
       "num_kept": {"most": max(counts), "mean": float(np.mean(counts))},
@@ -253,77 +216,13 @@ def _kept_tokens(config: RetrievalConfig) -> dict[str, Any]:
   }
 
 
-def _by_policy(
-    config: RetrievalConfig,
-    one: texts.Learner,
-    params: Any,
-    test: texts.Texts,
-    name: str,
-) -> float:
-  """Share of right answers through a cache of a policy."""
-  tokens, targets = np.asarray(test.tokens), np.asarray(test.targets)
-  last = tokens.shape[1] - 1
-  batch = tasks.Batch(
-      tokens=tokens.astype(np.int32),
-      lengths=np.full(len(tokens), last + 1, np.int32),
-      # All but the last token, which asks once more.
-      num_context=np.full(len(tokens), last, np.int32),
-      targets=np.where(np.arange(last + 1) == last, targets, -1),
-      gold=np.full((*tokens.shape, 1), -1, np.int32),
-      num_new=1,
-  )
-  # The question's two tokens beside as many as InfiniRetri carries at most.
-  slots = config.budget + 2 * _SIZE - 2
-  policy = policy_names.parse(name)
-  policy = calls.fitted(policy, slots, policy_names.settings(name))
-  size = slots if policy.evicts else last + 1
-  caches = kv_cache.init(
-      policy, one.model, len(tokens), size, jnp.dtype("float32")
-  )
-  answers = evaluate.answer(
-      one.transformer, params, batch, caches, reading="context"
-  )
-  return float(np.mean(answers.predicted[:, last] == targets[:, last]))
-
-
-def _by_carrying(
-    config: RetrievalConfig,
-    one: texts.Learner,
-    params: Any,
-    test: texts.Texts,
-    layer: int,
-) -> tuple[float, list[int]]:
-  """Share of right answers of what is carried, and its tokens."""
-  settings = infini_retri.Settings(
-      chunk=_SIZE * config.chunk, budget=config.budget, width=1
-  )
-  room = settings.chunk + config.budget + 2 * _SIZE
-  read = infini_retri.reader(one.transformer, params, room, layer)
-  answer = jax.jit(
-      lambda tokens: one.transformer.apply({"params": params}, tokens)
-  )
-  num_right, lengths = 0, []
-  for tokens, targets in zip(
-      np.asarray(test.tokens), np.asarray(test.targets), strict=True
-  ):
-    text, question = tokens[:-_SIZE], tokens[-_SIZE:]
-    kept = infini_retri.carried(read, text, question, (_END,), settings)
-    asked = np.concatenate([kept, question])
-    padded = np.zeros((1, room), np.int32)
-    padded[0, : len(asked)] = asked
-    logits = answer(padded)[0, len(asked) - 1]
-    num_right += int(logits.argmax()) == targets[-1]
-    lengths.append(len(kept))
-  return num_right / len(test.tokens), lengths
-
-
 def _landmarks(config: RetrievalConfig) -> dict[str, Any]:
-  second = f"landmark:block={_SIZE}"
-  one = learner(config, second, _SIZE)
+  second = f"landmark:block={facts.SIZE}"
+  one = learner(config, second, facts.SIZE)
   trained, found = _trained(config, one), {}
   for name in _READINGS:
     test = _test(config, _LONGER if "long" in name else 1)
-    entry = _TWO_BLOCKS if name.startswith("2") else second
+    entry = _two_blocks() if name.startswith("2") else second
     found[name] = _answers(one, trained, test, entry)
   return {
       "found": found,
@@ -339,7 +238,7 @@ def _answers(
   """Each run's share of right answers with a system in its second layer."""
   shape = dataclasses.replace(one.model, attention=("softmax", entry))
   model = dataclasses.replace(one, model=shape).transformer
-  answer = jax.jit(lambda params, tokens: model.apply(params, tokens))
+  answer = once.jit(lambda params, tokens: model.apply(params, tokens))
   shares = []
   for run in range(len(trained.num_steps)):
     logits: Any = answer({"params": trained.params_of(run)}, test.tokens)

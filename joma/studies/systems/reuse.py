@@ -17,36 +17,28 @@ The figure shows losses of plans, and of the student after each stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 from typing import Any
 
 from etils import epy
 
-from joma.studies import settings as settings_lib
 from joma.studies import study as study_lib
-from scansnap_jax.experiment import require
+from joma.studies.systems import reuse_subject as subjects
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
-  import jax
-  import jax.numpy as jnp
   from matplotlib import figure as mpl_figure
   import numpy as np
 
   from joma.studies import claims
   from joma.studies import drawing
+  from joma.studies import once
   from joma.studies import parts
   from joma.systems.profiles import layer_overlap
   from joma.systems.profiles import layer_plan
   from joma.systems.reuse import distillation
   from joma.systems.reuse import echo_att
   from joma.systems.reuse import hylra
-  from joma.transformer import config as configs
-  from joma.transformer import model as models
-  from joma.transformer.hf import pretrained
-  from joma.transformer.text import corpus as corpus_lib
-  from joma.transformer.training import lm_step
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
@@ -65,140 +57,8 @@ _TITLES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReuseConfig:
-  """What may layers take from others?
-
-  Attributes:
-    num_seeds: Models that are trained, and draws of texts.
-    first_seed: The seeds are first_seed, first_seed + 1, ...
-    model: Folder of a Hugging Face model; none trains models.
-    corpus: The text.
-    num_layers: Layers of the models that are trained.
-    width: Size of the residual stream of the models that are trained, a
-      multiple of 16.
-    num_steps: Steps of training of each model.
-    seq_len: Tokens of a text.
-    batch_size: Texts of a step, and texts that losses are of.
-    rate: Learning rate of training; a third of it distils.
-    block: Keys of a block.
-    num_blocks: Blocks that layers read which are not full.
-    theta: Least overlap of the plan.
-    num_random: Random plans.
-    num_distil: Steps of each stage.
-  """
-
-  num_seeds: int = 3
-  first_seed: int = 0
-  model: str = ""
-  corpus: str = "tinyshakespeare"
-  num_layers: int = 6
-  width: int = 64
-  num_steps: int = 300
-  seq_len: int = 96
-  batch_size: int = 16
-  rate: float = 3e-3
-  block: int = 8
-  num_blocks: int = 4
-  theta: float = 0.7
-  num_random: int = 5
-  num_distil: int = 40
-
-  def __post_init__(self):
-    require.at_least("num_seeds", self.num_seeds, 2)
-    require.seeds("first_seed", self.first_seed, self.num_seeds)
-    for name in ("num_layers", "num_blocks"):
-      require.at_least(name, getattr(self, name), 2)
-    for name in ("num_steps", "num_distil", "num_random", "batch_size"):
-      require.at_least(name, getattr(self, name), 1)
-    require.positive("rate", self.rate)
-    require.between("block", self.block, 1, self.seq_len)
-    settings_lib.require_multiple("width", self.width, 16)
-
-  @property
-  def num_first(self) -> int:
-    """Tokens whose loss does not count: they see no more than is read."""
-    return min(self.block * self.num_blocks, self.seq_len - 2)
-
-
-class Subject:
-  """A model and the text that it is asked about.
-
-  Attributes:
-    config: Settings.
-    model: The Transformer.
-    params: Its parameters.
-    test: Texts [B, T + 1] that it was not trained on.
-  """
-
-  def __init__(self, config: ReuseConfig, seed: int):
-    self.config, self.seed = config, seed
-    text = corpus_lib.load(config.corpus, tokenizer=config.model or "bytes")
-    self._train, held = np.asarray(text.train), np.asarray(text.valid)
-    (self.test,) = self._draw(held, 1, 1)
-    if config.model:
-      shape, self.params = pretrained.load(config.model)
-      self.model = models.Transformer(shape, implementation="xla")
-      return
-    heads = config.width // 16
-    shape = configs.TransformerConfig(
-        vocab_size=text.tokenizer.vocab_size,
-        num_layers=config.num_layers,
-        embed_dim=config.width,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=16,
-        hidden_dim=2 * config.width,
-    )
-    self.model = models.Transformer(shape, implementation="xla")
-    draw = jax.jit(lambda key: self.model.init(key, self.test[:1, :2]))
-    params = draw(jax.random.key(seed))["params"]
-    texts = self.texts(config.num_steps, 2)
-    self.params, _ = distillation.train(self.model, params, texts, config.rate)
-
-  def texts(self, num: int, stream: int) -> Iterator[jax.Array]:
-    """Draws texts of the train split; one stream, one sequence of draws."""
-    return self._draw(self._train, num, stream)
-
-  def _draw(
-      self, ids: np.ndarray, num: int, stream: int
-  ) -> Iterator[jax.Array]:
-    rng = np.random.default_rng((self.seed, stream))
-    length = self.config.seq_len + 1
-    for _ in range(num):
-      starts = rng.integers(0, len(ids) - length, self.config.batch_size)
-      yield jnp.asarray(
-          np.stack([ids[start : start + length] for start in starts]), jnp.int32
-      )
-
-  def over(self, entry: str) -> models.Transformer:
-    """The model with a system in every layer."""
-    shape = dataclasses.replace(self.model.config, attention=(entry,))
-    return self.model.clone(config=shape)
-
-  def loss(self, model: models.Transformer, params: Any) -> float:
-    """Mean cross-entropy of the test's tokens that count."""
-    return float(_loss(model, params, self.test, self.config.num_first))
-
-
-@functools.cache
-def _jitted() -> Any:
-  def loss(model: Any, params: Any, tokens: Any, num_first: int) -> Any:
-    logits = model.apply({"params": params}, tokens[:, :-1])
-    losses = lm_step.token_losses(logits, tokens[:, 1:])
-    return losses[:, num_first:].mean()
-
-  return jax.jit(loss, static_argnums=(0, 3))
-
-
-def _loss(
-    model: models.Transformer, params: Any, tokens: jax.Array, num_first: int
-) -> jax.Array:
-  return _jitted()(model, params, tokens, num_first)
-
-
 def measure(
-    config: ReuseConfig, *, part: parts.Part | None = None
+    config: subjects.ReuseConfig, *, part: parts.Part | None = None
 ) -> dict[str, Any]:
   """Plans and distils models of several seeds.
 
@@ -208,7 +68,7 @@ def measure(
 
   Returns:
     "plans" and "stages": losses by name, mean over seeds and interval;
-    "num_full" layers of each seed's plan; "overlap" of the layers that take, as
+    "full" layers of each seed's plan; "overlap" of the layers that take, as
     profiled and under the plan; "claims" and "finding".
   """
   part = part or parts.at_once
@@ -224,15 +84,15 @@ def measure(
       "plans": collect("plans", PLANS),
       "stages": collect("stages", STAGES),
       "overlap": collect("overlap", ("profiled", "under the plan", "random")),
-      "num_full": [run["num_full"] for run in runs],
+      "full": [run["full"] for run in runs],
       "num_layers": runs[0]["num_layers"],
   }
   rows = _claims(found)
   return {**found, "claims": rows, "finding": claims.finding(rows)}
 
 
-def _of_seed(config: ReuseConfig, seed: int) -> dict[str, Any]:
-  subject = Subject(config, seed)
+def _of_seed(config: subjects.ReuseConfig, seed: int) -> dict[str, Any]:
+  subject = subjects.Subject(config, seed)
   return {
       "num_layers": subject.model.config.num_layers,
       **_planned(subject),
@@ -240,9 +100,8 @@ def _of_seed(config: ReuseConfig, seed: int) -> dict[str, Any]:
   }
 
 
-def _planned(subject: Subject) -> dict[str, Any]:
+def _planned(subject: subjects.Subject) -> dict[str, Any]:
   config, params = subject.config, subject.params
-  num_layers = subject.model.config.num_layers
   profile = layer_overlap.measure(
       subject.model,
       params,
@@ -252,19 +111,14 @@ def _planned(subject: Subject) -> dict[str, Any]:
       config.num_first,
   )
   overlap = np.asarray(profile.overlap, np.float64)
-  plan = layer_plan.fewest(overlap, config.theta)
-  num_taking = max(num_layers - len(plan.full), 1)
-  rng = np.random.default_rng((subject.seed, 3))
-  drawn = [
-      (0, *sorted((1 + rng.permutation(num_layers - 1))[: len(plan.full) - 1]))
-      for _ in range(config.num_random)
-  ]
+  plan = layer_plan.widest(overlap, config.num_full)
+  drawn = _others(subject, plan.full)
   run = lambda full, **options: subject.loss(
       subject.over(_entry(config, full, **options)), params
   )
   own = _entry(config, plan.full, reuse=False)
   return {
-      "num_full": len(plan.full),
+      "full": list(plan.full),
       "plans": {
           "dense": subject.loss(subject.model, params),
           "plan": run(plan.full),
@@ -272,7 +126,7 @@ def _planned(subject: Subject) -> dict[str, Any]:
           "own": subject.loss(subject.over(own), params),
       },
       "overlap": {
-          "profiled": plan.total / num_taking,
+          "profiled": _mean(overlap, plan.full),
           "under the plan": _again(subject, plan.full),
           "random": float(np.mean([_mean(overlap, full) for full in drawn])),
       },
@@ -280,7 +134,7 @@ def _planned(subject: Subject) -> dict[str, Any]:
 
 
 def _entry(
-    config: ReuseConfig, full: tuple[int, ...], reuse: bool = True
+    config: subjects.ReuseConfig, full: tuple[int, ...], reuse: bool = True
 ) -> str:
   system = hylra.Hylra(
       full=".".join(map(str, full)),
@@ -292,6 +146,21 @@ def _entry(
   return ":".join([system.name, *(f"{k}={v}" for k, v in options)])
 
 
+def _others(
+    subject: subjects.Subject, plan: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+  """Different plans at random of as many full layers as are asked for."""
+  config, num_layers = subject.config, subject.model.config.num_layers
+  rng = np.random.default_rng((subject.seed, 3))
+  found: dict[tuple[int, ...], None] = {}
+  for _ in range(20 * config.num_random):  # There may be few.
+    upper = 1 + rng.permutation(num_layers - 1)[: config.num_full - 1]
+    drawn = (0, *sorted(upper.tolist()))
+    if drawn != plan and len(found) < config.num_random:
+      found[drawn] = None
+  return list(found)
+
+
 def _mean(overlap: np.ndarray, full: tuple[int, ...]) -> float:
   """Mean overlap of the layers that take; 1 where none does."""
   last, shared = 0, []
@@ -301,10 +170,10 @@ def _mean(overlap: np.ndarray, full: tuple[int, ...]) -> float:
   return float(np.mean(shared)) if shared else 1.0
 
 
-def _again(subject: Subject, full: tuple[int, ...]) -> float:
+def _again(subject: subjects.Subject, full: tuple[int, ...]) -> float:
   """Mean overlap of the layers that take, under the plan; 1 where none does."""
   model = subject.over(_entry(subject.config, full))
-  run = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+  run = once.jit(functools.partial(model.apply, mutable="intermediates"))
   seen = run({"params": subject.params}, subject.test[:, :-1])[1]
   key, first = f"{hylra.Hylra.name}_overlap", subject.config.num_first
   found = [
@@ -315,7 +184,7 @@ def _again(subject: Subject, full: tuple[int, ...]) -> float:
   return float(np.mean(found)) if found else 1.0
 
 
-def _distilled(subject: Subject) -> dict[str, float]:
+def _distilled(subject: subjects.Subject) -> dict[str, float]:
   config, teacher = subject.config, (subject.model, subject.params)
   model = subject.over(echo_att.EchoAtt.name)
   start = distillation.student_of(model, subject.params)
@@ -379,7 +248,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 
 STUDY = study_lib.Study(
     title="What layers take from layers",
-    config=ReuseConfig(),
+    config=subjects.ReuseConfig(),
     measure=study_lib.in_parts("reuse", measure),
     draw=draw,
     caption=(

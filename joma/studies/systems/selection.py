@@ -39,23 +39,18 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
 
   from joma.studies import claims
   from joma.studies import drawing
+  from joma.studies import once
   from joma.studies import parts
-  from joma.systems.reuse import heaviest
+  from joma.studies.systems import selector_choices as picks
   from joma.systems.reuse import hylra
-  from joma.systems.selectors import hip
   from joma.systems.selectors import landmark
-  from joma.systems.selectors import moba
-  from joma.systems.selectors import xattention
   from joma.transformer import config as configs
-  from joma.transformer import hooks
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
   from joma.transformer.rope import rotary
   from joma.transformer.text import corpus as corpus_lib
   from joma.transformer.training import lm_step
-  from kernels_pallas import masks
   from kernels_pallas import selection as selection_lib
-  from kernels_pallas.attention import reference
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
@@ -113,16 +108,8 @@ class SelectionConfig:
       )
 
 
-def systems(config: SelectionConfig) -> dict[str, Any]:
-  """The selectors, each of which reads as many blocks."""
-  block, num = config.block, config.num_blocks
-  found = (
-      hip.Hip(k=(num - 2) * block, block=block),
-      landmark.Landmark(block=block, k=num),
-      moba.Moba(k=num, block=block),
-      xattention.XAttention(threshold=1.0, stride=4, block=block, k=num),
-  )
-  return {system.name: system for system in found}
+def _systems(config: SelectionConfig) -> dict[str, Any]:
+  return picks.systems(config.block, config.num_blocks)
 
 
 def draw_vectors(
@@ -157,70 +144,6 @@ def _smooth(
     noise = np.apply_along_axis(smooth, 0, noise)
   noise = noise[:length]
   return noise / noise.std()
-
-
-def choices(
-    config: SelectionConfig,
-    query: jax.Array,
-    key: jax.Array,
-    weights: jax.Array,
-    scale: float,
-) -> dict[str, selection_lib.Selection]:
-  """What each selector, the oracle, chance and the newest keys choose.
-
-  Args:
-    config: Sizes.
-    query: [B, T, N, H].
-    key: [B, T, K, H].
-    weights: Attention weights [B, N, T, T].
-    scale: Of the logits.
-  """
-  length, num_heads = query.shape[1:3]
-  mask = masks.causal(length)
-  call = _call(query, scale)
-  found = {
-      name: system.select({}, call, query, key, mask)
-      for name, system in systems(config).items()
-  }
-  mass = heaviest.block_mass(weights, key.shape[2], config.block)
-  place = jnp.broadcast_to(
-      jnp.arange(mass.shape[-1], dtype=jnp.float32), mass.shape
-  )
-  chance = jax.random.uniform(jax.random.key(0), mass.shape)
-  own = (jnp.arange(length) // config.block)[None, None]
-  for name, score in (("oracle", mass), ("random", chance), ("recent", place)):
-    is_forced = name != "oracle"  # It bounds those that read no first block.
-    blocks, is_valid = heaviest.top(score, own, config.num_blocks, is_forced)
-    by_head = lambda x: jnp.repeat(x, num_heads // x.shape[1], axis=1)
-    count = by_head(is_valid).sum(axis=-1).astype(jnp.int32)
-    found[name] = selection_lib.Selection(
-        by_head(blocks), count, mask, 1, config.block
-    )
-  return found
-
-
-def kept(where: selection_lib.Selection, weights: jax.Array) -> jax.Array:
-  """Mean weight [B] that queries of the second half read."""
-  length = weights.shape[2]
-  allowed = reference.allowed_pairs(where, length, length)
-  read = jnp.where(allowed, weights, 0.0).sum(axis=-1)
-  return read[:, :, length // 2 :].mean(axis=(1, 2))
-
-
-def _call(query: jax.Array, scale: float) -> hooks.Call:
-  shape = query.shape[:2]
-  return hooks.Call(
-      config=configs.TransformerConfig(),
-      layer=0,
-      x=jnp.zeros((*shape, 1)),
-      positions=jnp.broadcast_to(jnp.arange(shape[1])[None], shape),
-      rotate=lambda x, positions: x,
-      options=hooks.AttentionOptions(scale=scale),
-      params={},
-      carry={},
-      is_training=False,
-      has_cache=False,
-  )
 
 
 def measure(
@@ -263,6 +186,12 @@ def measure(
   }
 
 
+def _choices(
+    config: SelectionConfig, *of: Any
+) -> dict[str, selection_lib.Selection]:
+  return picks.choices(config.block, config.num_blocks, *of)
+
+
 def _of_keys(config: SelectionConfig, near: int) -> dict[str, list[float]]:
   query, key = draw_vectors(config, near)
 
@@ -272,8 +201,10 @@ def _of_keys(config: SelectionConfig, near: int) -> dict[str, list[float]]:
     length = query.shape[1]
     seen = jnp.tril(jnp.ones((length, length), bool))[None, None]
     weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf))
-    found = choices(config, query, key, weights, 0.25)
-    return {name: kept(where, weights) for name, where in found.items()}
+    found = picks.choices(
+        config.block, config.num_blocks, query, key, weights, 0.25
+    )
+    return {name: picks.kept(where, weights) for name, where in found.items()}
 
   return {k: np.asarray(x).tolist() for k, x in run(query, key).items()}
 
@@ -329,8 +260,12 @@ def _keeps(
   def run(
       query: jax.Array, key: jax.Array, weights: jax.Array
   ) -> dict[str, jax.Array]:
-    found = choices(config, query, key, weights, scale)
-    return {name: kept(where, weights)[0] for name, where in found.items()}
+    found = picks.choices(
+        config.block, config.num_blocks, query, key, weights, scale
+    )
+    return {
+        name: picks.kept(where, weights)[0] for name, where in found.items()
+    }
 
   return jax.jit(run)
 
@@ -347,7 +282,7 @@ def _entries(config: SelectionConfig) -> dict[str, str]:
       block=config.block,
       reuse=False,
   )
-  found = {name: written(x) for name, x in systems(config).items()}
+  found = {name: written(x) for name, x in _systems(config).items()}
   # Its keys say nothing of their blocks where nothing has taught them to.
   found.pop(landmark.Landmark.name)
   return {"dense": "", "oracle": written(own), **found}
@@ -365,7 +300,7 @@ def _loss(
   entries = (*dense, *(entry,) * (shape.num_layers - _NUM_DENSE))
   changed = dataclasses.replace(shape, attention=entries if entry else ())
   model = models.Transformer(changed, implementation="xla")
-  run = jax.jit(lambda params: model.apply({"params": params}, ids[:, :-1]))
+  run = once.jit(lambda params: model.apply({"params": params}, ids[:, :-1]))
   losses = lm_step.token_losses(run(params), jnp.asarray(ids[:, 1:]))
   return losses[0, config.num_first :].mean()
 
@@ -376,7 +311,7 @@ def _claims(
     real: dict[str, Any],
 ) -> list[claims.Row]:
   table = []
-  for name in (*systems(config), "recent"):
+  for name in (*_systems(config), "recent"):
     for i, near in enumerate(config.near):
       if near < 4 or name == "recent":
         continue
@@ -389,7 +324,7 @@ def _claims(
               low < own <= high + 1e-6,
           )
       )
-  for name in systems(config) if real["layers"] else ():
+  for name in _systems(config) if real["layers"] else ():
     values = {x: np.array(real["layers"][x]) for x in (*_BOUNDS, name)}
     above = values[name] > values["random"]
     table.append(
@@ -403,7 +338,7 @@ def _claims(
         )
     )
   losses = real["losses"]
-  for name in set(systems(config)) & set(losses):
+  for name in set(_systems(config)) & set(losses):
     table.append(
         claims.row(
             f"{name}: loss of the checkpoint that reads so",

@@ -39,6 +39,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
 
   from joma.studies import claims
   from joma.studies import drawing
+  from joma.studies import once
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
@@ -100,9 +101,9 @@ class SinksConfig:
   """
 
   models: tuple[str, ...] = tuple(MODELS)
-  num_seeds: int = 4
+  num_seeds: int = 3
   first_seed: int = 0
-  num_steps: int = 1200
+  num_steps: int = 800
   num_records: int = 20
   batch_size: int = 16
   seq_len: int = 32
@@ -228,7 +229,7 @@ def _run(config: SinksConfig, name: str) -> dict[str, Any]:
       rate=chosen.rate * config.rate,
       decay=chosen.decay,
   )
-  look = jax.jit(one.look, static_argnums=2)
+  look = once.jit(one.look, static_argnums=2)
   found = []
   for run, seed in enumerate(seeds):
     key = jax.random.fold_in(jax.random.key(seed), 7)  # No key of training.

@@ -15,13 +15,11 @@ N / K, L layers, W blocks that are read, H head size.
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems.reuse import heaviest
 from joma.systems.selectors import block_cache
-from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
@@ -31,7 +29,7 @@ from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Hylra:
+class Hylra(block_cache.InBlocks):
   """A selector that hands on.
 
   Attributes:
@@ -165,14 +163,3 @@ class Hylra:
       )
     blocks, is_valid = call.carry[self.name]
     return blocks[:, 0], is_valid[:, 0]
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns an empty cache of whole blocks."""
-    return block_cache.init(self, config, batch_size, capacity, dtype)

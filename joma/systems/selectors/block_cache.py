@@ -226,3 +226,19 @@ def init(
     summary = system.init_summary(config, batch_size, num_blocks)
   kept = full_cache.FullCache(empty(), empty())
   return BlockCache(kept, system, summary)
+
+
+class InBlocks:
+  """A selector that decodes from a `BlockCache`."""
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+  ) -> hooks.KVCache:
+    """Returns an empty cache of whole blocks, and of what it chooses by."""
+    assert isinstance(self, Selecting)  # Its class is a selector.
+    return init(self, config, batch_size, capacity, dtype)

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joma.systems.selectors import block_cache
 from joma.systems.selectors import tree_search
-from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -30,7 +29,7 @@ from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Hip:
+class Hip(block_cache.InBlocks):
   """A selector.
 
   Attributes:
@@ -158,14 +157,3 @@ class Hip:
     )
     # What does not count is looked up all the same: block 0 is always there.
     return jnp.where(is_valid, blocks, 0).astype(jnp.int32), is_valid
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns an empty cache of whole blocks."""
-    return block_cache.init(self, config, batch_size, capacity, dtype)

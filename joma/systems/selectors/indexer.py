@@ -39,7 +39,7 @@ from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True)
-class Indexer:
+class Indexer(block_cache.InBlocks):
   """A selector.
 
   Attributes:
@@ -155,17 +155,6 @@ class Indexer:
     shape = (*query.shape[:2], found[0].shape[-1])
     blocks, is_valid = (jnp.broadcast_to(x, shape) for x in found)
     return blocks, is_valid
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns an empty cache of keys, values and index keys."""
-    return block_cache.init(self, config, batch_size, capacity, dtype)
 
 
 def _input(call: hooks.Call) -> Float[Array, "B T D"]:

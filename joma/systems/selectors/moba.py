@@ -31,7 +31,7 @@ from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True)
-class Moba:
+class Moba(block_cache.InBlocks):
   """A selector.
 
   Attributes:
@@ -102,14 +102,3 @@ class Moba:
     count = jnp.clip(position[:, None] + 1 - first, 1, self.block)
     means = summary / count[:, None, :, None]
     return best_blocks.best_of_query(query, means, position, self.block, self.k)
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns an empty cache of whole blocks and their sums."""
-    return block_cache.init(self, config, batch_size, capacity, dtype)

@@ -12,8 +12,7 @@ and a query's own always (https://arxiv.org/abs/2503.16428). The choice costs
 1 / stride of the logits. It is a rule for prompts: a step reads everything.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
-N / K, H head size, C blocks, R groups of a block, M groups, W blocks that are
-read, J = stride H.
+N / K, H head size.
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from joma.systems.selectors import antidiagonals
 from joma.systems.selectors import block_cache
-from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -33,7 +32,7 @@ from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True)
-class XAttention:
+class XAttention(block_cache.InBlocks):
   """A selector.
 
   Attributes:
@@ -76,29 +75,16 @@ class XAttention:
   ) -> selection.Selection:
     """Returns the blocks of every block of queries, and the mask."""
     size, (batch, length, num_heads, _) = self.block, query.shape
-    num_kv_heads, num_blocks = key.shape[2], -(-length // size)
-    fill = lambda x: jnp.pad(
-        jax.lax.stop_gradient(x),
-        ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
-    )
-    query, key = fill(query), fill(key)
-    shape = (batch, num_blocks, size // self.stride, self.stride)
-    # Reversed in each group: the product of two rows is an antidiagonal's sum.
-    query = query.reshape(*shape, num_kv_heads, -1, query.shape[-1])[
-        :, :, :, ::-1
-    ]
-    query = query.transpose(1, 0, 4, 5, 2, 3, 6)
-    query = query.reshape(*query.shape[:5], -1)  # [C, B, K, G, R, J]
-    key = key.reshape(batch, -1, self.stride, num_kv_heads, key.shape[-1])
-    key = key.transpose(0, 3, 1, 2, 4).reshape(
-        batch, num_kv_heads, key.shape[1], -1
-    )
+    num_blocks = -(-length // size)
+    query, key = antidiagonals.grouped(query, key, size, self.stride)
 
     def find(one: tuple[Array, Array]) -> tuple[Array, Array]:
       # One block of queries at a time: no array is of groups by groups.
       own, query = one
-      mass = self._mass(query, key, own, call.options.scale)
-      return self._fewest(mass.reshape(batch, num_heads, -1), own)
+      scale = call.options.scale / self.stride
+      mass = antidiagonals.mass(query, key, own, scale)
+      mass = mass.reshape(batch, num_heads, -1)
+      return antidiagonals.fewest(mass, own, self.threshold, self.k)
 
     blocks, is_valid = jax.lax.map(find, (jnp.arange(num_blocks), query))
     return selection.Selection(
@@ -109,42 +95,6 @@ class XAttention:
         size,
     )
 
-  def _mass(
-      self,
-      query: Float[Array, "B K G R J"],
-      key: Float[Array, "B K M J"],
-      own: Int[Array, ""],
-      scale: float,
-  ) -> Float[Array, "B K G C"]:
-    """Share of each block of keys in the mass of one block of queries."""
-    groups = query.shape[3]
-    logits = jnp.einsum(
-        "BKGRJ,BKMJ->BKGRM", query, key, preferred_element_type=jnp.float32
-    )
-    row = (own * groups + jnp.arange(groups))[:, None]
-    is_seen = jnp.arange(key.shape[2])[None] <= row
-    logits = logits * (scale / self.stride)
-    logits = jnp.where(is_seen[None, None, None], logits, -jnp.inf)
-    mass = jax.nn.softmax(logits).mean(axis=3)
-    return mass.reshape(*mass.shape[:3], -1, groups).sum(axis=-1)
-
-  def _fewest(
-      self, mass: Float[Array, "B N C"], own: Int[Array, ""]
-  ) -> tuple[Int[Array, "B N W"], Bool[Array, "B N W"]]:
-    """The heaviest blocks until they hold the threshold, its own first."""
-    block = masks.to_rank(jnp.arange(mass.shape[-1]), 3)
-    rank = jnp.where(block == 0, 2.0, mass)
-    rank = jnp.where(block == own, 3.0, rank)
-    rank = jnp.where(block <= own, rank, -jnp.inf)
-    width = min(self.k or mass.shape[-1], mass.shape[-1])
-    best, blocks = jax.lax.top_k(rank, width)
-    is_valid = best > -jnp.inf
-    if self.threshold < 1:
-      held = jnp.take_along_axis(mass, blocks, axis=-1)
-      before = jnp.cumsum(held, axis=-1) - held
-      is_valid &= (before < self.threshold) | (best > 1.5)
-    return blocks.astype(jnp.int32), is_valid
-
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
@@ -153,14 +103,3 @@ class XAttention:
       call: hooks.Call,
   ) -> None:
     """None: a step reads everything."""
-
-  def init_cache(
-      self,
-      config: configs.TransformerConfig,
-      layer: int,
-      batch_size: int,
-      capacity: int,
-      dtype: jax.typing.DTypeLike,
-  ) -> hooks.KVCache:
-    """Returns an empty cache of everything."""
-    return block_cache.init(self, config, batch_size, capacity, dtype)

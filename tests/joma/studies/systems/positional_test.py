@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.studies.systems import positional
+from joma.studies.systems import positional_network as networks
 from tests.joma.studies.systems import small
 
 
 def _network(kind, task="sort"):
-  return positional.Network(
+  return networks.Network(
       kind=kind, task=task, num_inputs=4, width=8, batch_size=4
   )
 
@@ -30,7 +30,7 @@ class PositionalTest(absltest.TestCase):
   @pytest.mark.slow
   def test_outputs_are_linear_in_the_size_of_numbers(self):
     """With c a power of two to the bit; standard attention is the twin."""
-    numbers = positional.draw_lists(jax.random.key(0), (3, 4), 1.0)
+    numbers = networks.draw_lists(jax.random.key(0), (3, 4), 1.0)
     for kind, is_linear in (("positional", True), ("standard", False)):
       network = _network(kind)
       params = network.init(jax.random.key(1))
@@ -45,7 +45,7 @@ class PositionalTest(absltest.TestCase):
         ("sum", [3, 2, 4, 2]),
         ("min", [3, -1, -1, -2]),
     ):
-      np.testing.assert_array_equal(positional.answer(task, numbers), [want])
+      np.testing.assert_array_equal(networks.answer(task, numbers), [want])
 
 
 if __name__ == "__main__":

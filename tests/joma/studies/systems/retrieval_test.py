@@ -3,6 +3,7 @@ import jax
 import numpy as np
 import pytest
 
+from joma.studies.systems import facts
 from joma.studies.systems import retrieval
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
@@ -21,15 +22,15 @@ class RetrievalTest(absltest.TestCase):
     self.assertContainsSubset(["right answers"], texts)
 
   def test_keys_that_come_again_ask_for_their_value(self):
-    task = retrieval.Facts(num_facts=4, num_asked=2, num_keys=9, num_values=5)
+    task = facts.Facts(num_facts=4, num_asked=2, num_keys=9, num_values=5)
     draw = jax.jit(task.draw, static_argnums=1)
     tokens, targets, is_asked, _ = map(np.asarray, draw(jax.random.key(0), 6))
     self.assertEqual(tokens.shape, (6, 18))
     for text, target, asked in zip(tokens, targets, is_asked, strict=True):
-      facts = text[:12].reshape(4, 3)
-      value = dict(facts[:, :2].tolist())
+      told = text[:12].reshape(4, 3)
+      value = dict(told[:, :2].tolist())
       self.assertLen(value, 4)
-      np.testing.assert_array_equal(facts[:, 2], 0)
+      np.testing.assert_array_equal(told[:, 2], 0)
       self.assertEqual(np.flatnonzero(asked).tolist(), list(range(12, 18)))
       for question in text[12:].reshape(2, 3):
         self.assertLen(set(question), 1)

@@ -2,6 +2,7 @@ from absl.testing import absltest
 import pytest
 
 from joma.studies.systems import reuse
+from joma.studies.systems import reuse_subject
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
@@ -21,7 +22,7 @@ class ReuseTest(absltest.TestCase):
 
   def test_says_what_would_be_right(self):
     with self.assertRaisesRegex(errors.UserError, "width must be a multiple"):
-      reuse.ReuseConfig(width=20)
+      reuse_subject.ReuseConfig(width=20)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from absl.testing import absltest
 import numpy as np
 
 from joma.studies.systems import selection
+from joma.studies.systems import selector_choices
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
@@ -12,7 +13,7 @@ class SelectionTest(absltest.TestCase):
     summary = small.measured("selection")
     kept = {name: rows[0]["mean"] for name, rows in summary["kept"].items()}
     self.assertLess(kept["random"], kept["oracle"])
-    for name in selection.systems(selection.SelectionConfig()):
+    for name in selector_choices.systems(16, 6):
       self.assertLessEqual(kept[name], kept["oracle"] + 1e-6)
     self.assertLen(summary["claims"], 4)
     figure, texts = small.drawn("selection")

@@ -114,7 +114,6 @@ STUDIES = {
             batch_size=2,
             block=4,
             num_blocks=2,
-            theta=0.0,
             num_random=1,
             num_distil=1,
         ),
