@@ -18,6 +18,7 @@ from joma.inference import sampling
 from joma.inference import sampling_config
 from launch.command import app
 from scansnap_jax.experiment import require
+from scansnap_jax.experiment.processes import devices
 
 _MOST = 2**31 - 1
 _VOCAB_SIZE = flags.DEFINE_integer(
@@ -60,6 +61,7 @@ def measure(vocab_size: int, batch_size: int, repeats: int) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
   """Prints a line a case."""
+  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   # Logits, their draws, and what a sort makes of them.
   require.memory(
       f"--batch_size={_BATCH_SIZE.value} of --vocab_size={_VOCAB_SIZE.value}",

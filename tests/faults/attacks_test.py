@@ -6,6 +6,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from tests.faults import attacks
+from tests.faults import scripts
+
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _ended(status, err="", *, is_late=False):
@@ -46,6 +49,18 @@ class OutcomeTest(parameterized.TestCase):
     )
     self.assertLen(tally.failures, 1)
     self.assertStartsWith(tally.failures[0], "silent: bits: seed 2: status 0")
+
+
+class ScriptsTest(absltest.TestCase):
+
+  def test_who_imports_jax_fixes_what_decides_bits_and_finds_its_devices(self):
+    asking = []
+    for script in scripts.find():
+      path = _ROOT / f"{script.module.replace('.', '/')}.py"
+      if path.exists() and "\nimport jax\n" in path.read_text():
+        asking.append(script.module)
+        self.assertRegex(path.read_text(), r"devices\.set_up\(|harness\.run\(")
+    self.assertContainsSubset(["launch.bench.sampling"], asking)
 
 
 class ZygoteTest(absltest.TestCase):

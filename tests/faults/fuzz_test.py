@@ -6,7 +6,6 @@ draws 500 sets of flags over the smallest work of all scripts, 6 s of all cores
 each. Scripts say themselves which flags they have.
 """
 
-import json
 import os
 import pathlib
 
@@ -82,7 +81,14 @@ class FuzzTest(absltest.TestCase):
     with attacks.Zygote() as zygote:
       scripts.add_run(world, zygote)
       tried = scripts.find()
-      flags_of = {s.module: _flags_of(s, world, zygote) for s in tried}
+      flags_of = {
+          s.module: [
+              flag
+              for flag in scripts.flags_of(s, world, zygote)
+              if flag["name"] not in _NEVER
+          ]
+          for s in tried
+      }
       for number in range(_TRIES):
         script = tried[number % len(tried)]
         drawn = drawer.draw(flags_of[script.module])
@@ -96,16 +102,6 @@ class FuzzTest(absltest.TestCase):
         tally.add(script.module, flag_sets.shorten(drawn), ended)
     wrong = attacks.report(tally, "Random flags")
     self.assertEmpty(wrong, wrong)
-
-
-def _flags_of(script, world, zygote):
-  """The flags that a script has, as it says itself."""
-  argv = world.argv(script, "unused")
-  ended = zygote.attack(script.module, *argv, cwd=world.folder, hooks=["flags"])
-  found = json.loads(ended.out)
-  if not found:
-    raise ValueError(f"{script.module} names no flags: {ended.err}")
-  return [flag for flag in found if flag["name"] not in _NEVER]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ for, until it gets a line in `_SMALL`.
 
 import ast
 from collections.abc import Sequence
+import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,9 @@ _EVALUATE = (
 # The smallest work of each: a second or two. Benchmarks that start processes of
 # their own end at a refusal.
 _SMALL = {
-    "launch.scansnap": (*SCANSNAP, "--num_steps=2", "--log_every=2"),
+    "launch.scansnap": (
+        *(*SCANSNAP, "--num_last=2", "--num_steps=2", "--log_every=2"),
+    ),
     "launch.joma": (*TABLE1, "--table1.num_steps=2", "--table1.log_every=2"),
     "launch.attention": _ATTENTION,
     "launch.train_lm": (
@@ -112,7 +115,7 @@ _SMALL = {
         *("--num_rounds=1", "--num_steps=1"),
     ),
     "launch.bench.inference": (
-        *("--nopeer", "--batch_sizes=1", "--length=8", "--capacity=4"),
+        *("--nopeer", "--batch_sizes=1", "--length=16", "--capacity=8"),
         *("--num_layers=1", "--num_rounds=1", "--num_steps=1"),
     ),
     "launch.bench.joma": (
@@ -207,6 +210,22 @@ def add_run(world: World, zygote: attacks.Zygote) -> None:
   )
   if ended.status:
     raise RuntimeError(ended.err)
+
+
+def flags_of(
+    script: Script, world: World, zygote: attacks.Zygote
+) -> list[dict[str, Any]]:
+  """The flags that a script has, as it says itself.
+
+  Raises:
+    ValueError: It names none.
+  """
+  argv = world.argv(script, "unused")
+  ended = zygote.attack(script.module, *argv, cwd=world.folder, hooks=["flags"])
+  found = json.loads(ended.out)
+  if not found:
+    raise ValueError(f"{script.module} names no flags: {ended.err}")
+  return found
 
 
 def save_classes(path: pathlib.Path, seed: int = 0) -> None:

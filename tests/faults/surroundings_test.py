@@ -3,8 +3,9 @@
   python -m pytest tests/faults/surroundings_test.py -m slow -s
 
 runs the smallest work of all scripts that are found under 20 environments and
-with 12 set-ups of stdin, stdout and stderr. Statuses are as documented: 0; 2
-with one line; 141 where the reader of stdout is gone.
+with 12 set-ups of stdin, stdout and stderr. Statuses are as documented: that of
+the same script undisturbed; 2 with one line; 141 where the reader of stdout is
+gone. A stdin or stderr that is odd changes none.
 """
 
 import pathlib
@@ -63,6 +64,8 @@ _STREAMS = {
     "a terminal": {"stdout": "terminal:seen", "stderr": "terminal:seen"},
 }
 _BROKEN_PIPE = 141
+# Their smallest work is a refusal: they start processes of their own.
+_REFUSED = ("bench.kernels", "bench_kernels", "bench.scansnap")
 
 
 class StreamsTest(absltest.TestCase):
@@ -79,7 +82,7 @@ class StreamsTest(absltest.TestCase):
         ended = zygote.attack("launch.cost_table", *argv, cwd=folder, **options)
         self.assertEqual(ended.status, status, ended.err)
         outcome = attacks.CLEAR if status else attacks.RIGHT
-        self.assertEqual(_outcome(ended, options), outcome)
+        self.assertEqual(_outcome(ended, options, status=0), outcome)
     self.assertIn("v5e", (folder / "seen").read_text())
 
 
@@ -91,47 +94,63 @@ class SurroundingsTest(absltest.TestCase):
     self.world = scripts.make_world(folder)
     self.tally = attacks.Tally()
     self.count = 0
+    self.statuses = self._run_undisturbed()
+
+  def _run_undisturbed(self):
+    statuses = {}
+    with attacks.Zygote() as zygote:
+      scripts.add_run(self.world, zygote)
+      for script in scripts.find():
+        ended = self._run(zygote, script, hooks=["undrawn"])
+        is_refused = script.module.endswith(_REFUSED)
+        self.assertEqual(ended.status, 2 if is_refused else 0, ended.err)
+        statuses[script.module] = ended.status
+    return statuses
+
+  def _run(self, zygote, script, **options):
+    self.count += 1
+    argv = self.world.argv(script, f"runs/{self.count}")
+    return zygote.attack(script.module, *argv, cwd=self.world.folder, **options)
 
   def _run_all(self, zygote, kind, **options):
     for script in scripts.find():
-      self.count += 1
-      argv = self.world.argv(script, f"runs/{self.count}")
-      ended = zygote.attack(
-          script.module, *argv, cwd=self.world.folder, **options
-      )
-      self.tally.add(kind, script.module, ended, _outcome(ended, options))
+      ended = self._run(zygote, script, **options)
+      outcome = _outcome(ended, options, self.statuses[script.module])
+      self.tally.add(kind, script.module, ended, outcome)
 
   def _report(self, title):
     wrong = attacks.report(self.tally, title)
     self.assertEmpty(wrong, wrong)
 
   @pytest.mark.slow
-  @pytest.mark.timeout(3600)
+  @pytest.mark.timeout(7200)
   def test_all_scripts_under_20_environments(self):
-    with attacks.Zygote() as zygote:
-      scripts.add_run(self.world, zygote)
     for name, env in _ENVIRONMENTS.items():
       with attacks.Zygote(env) as zygote:
         self._run_all(zygote, name, hooks=_HOOKS.get(name, ["undrawn"]))
     self._report("Environments")
 
   @pytest.mark.slow
-  @pytest.mark.timeout(3600)
+  @pytest.mark.timeout(7200)
   def test_all_scripts_with_12_streams(self):
     with attacks.Zygote() as zygote:
-      scripts.add_run(self.world, zygote)
       for name, streams in _STREAMS.items():
         self._run_all(zygote, name, streams=streams, hooks=["undrawn"])
     self._report("Streams")
 
 
-def _outcome(ended, options):
-  """Where nobody hears an error, its status alone is asked for."""
+def _outcome(ended, options, status):
+  """What came of it, where the same undisturbed would end with `status`."""
   streams = options.get("streams", {})
-  if ended.status == _BROKEN_PIPE and "stdout" in streams:
+  if not streams or ended.is_late or ended.status < 0:
+    return ended.outcome
+  takes_all = streams.get("stdout", "closed").startswith(("closed", "terminal"))
+  if ended.status not in ({status} if takes_all else {status, 2, _BROKEN_PIPE}):
+    return attacks.TRACEBACK
+  if ended.status == _BROKEN_PIPE:
     return attacks.RIGHT
-  if ended.status == 2 and "stderr" in streams and not ended.is_late:
-    return attacks.CLEAR
+  if "stderr" in streams:  # Nobody heard more than the status.
+    return attacks.CLEAR if ended.status else attacks.RIGHT
   return ended.outcome
 
 

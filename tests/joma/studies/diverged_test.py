@@ -1,66 +1,68 @@
 """A study that diverged says so, and claims and writes nothing."""
 
+from collections.abc import Iterator
 import dataclasses
+import importlib
 import pathlib
+import pkgutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from joma import studies
 from joma.studies import study as study_lib
-from joma.studies.figures import figure2
-from joma.studies.figures import figure3
-from joma.studies.figures import figure4
-from joma.studies.figures import table1
-from joma.studies.questions import bounce
-from joma.studies.questions import drift
-from joma.studies.questions import joint_invariant
-from joma.studies.questions import linear_control
-from joma.studies.questions import noisy_hblt
-from joma.studies.questions import residual
-from joma.studies.questions import two_layer_hblt
 from scansnap_jax.experiment import errors
+from tests.joma.studies.systems import small
 
-# The rate of each study that takes any; `invariants` refuses large ones.
-_RATES = {
-    "figure2": (figure2, "step_size"),
-    "figure3": (figure3, "step_size"),
-    "figure4": (figure4, "step_size"),
-    "table1": (table1, "lr"),
-    "bounce": (bounce, "step_size"),
-    "bounce_stationary": (bounce, "stationary_step_size"),
-    "drift": (drift, "step_size"),
-    "joint_invariant": (joint_invariant, "step_size"),
-    "linear_control": (linear_control, "step_size"),
-    "noisy_hblt": (noisy_hblt, "step_size"),
-    "residual": (residual, "step_size"),
-    "two_layer_hblt": (two_layer_hblt, "step_size"),
-}
+
+def _find() -> Iterator[tuple[str, study_lib.Study, str]]:
+  """All studies below `joma.studies`, with the rates that each takes."""
+  prefix = f"{studies.__name__}."
+  for found in pkgutil.walk_packages(studies.__path__, prefix):
+    study = getattr(importlib.import_module(found.name), "STUDY", None)
+    if study is None:
+      continue
+    for field in dataclasses.fields(study.config):
+      # `invariants` takes several, and refuses large ones.
+      if field.name in ("lr", "rate") or field.name.endswith("step_size"):
+        yield found.name.rpartition(".")[2], study, field.name
+
+
+_FOUND = {f"{name}.{rate}": (study, rate) for name, study, rate in _find()}
 _SHORT = {"num_steps": 40, "num_records": 10, "num_seeds": 2}
-_BY_DEFAULT = ("figure4", "residual")
+_BY_DEFAULT = ("figure4.step_size", "residual.step_size")
 
 
 class DivergedTest(parameterized.TestCase):
 
   def _check(self, name):
-    module, rate = _RATES[name]
-    config = module.STUDY.config
-    short = {k: v for k, v in _SHORT.items() if hasattr(config, k)}
-    config = dataclasses.replace(config, **short, **{rate: 1e30})
+    study, rate = _FOUND[name]
+    module = name.partition(".")[0]
+    short = {k: v for k, v in _SHORT.items() if hasattr(study.config, k)}
+    if module in small.STUDIES:
+      short = small.STUDIES[module][1]
+    config = dataclasses.replace(study.config, **short, **{rate: 1e30})
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, "diverged"):
-      module.STUDY.measure(config, folder)
+      study.measure(config, folder)
 
   @parameterized.parameters(*_BY_DEFAULT)
   @pytest.mark.by_default(0)
   def test_the_run_is_refused(self, name):
     self._check(name)
 
-  @parameterized.parameters(*sorted(set(_RATES) - set(_BY_DEFAULT)))
+  @parameterized.parameters(*sorted(set(_FOUND) - set(_BY_DEFAULT)))
   @pytest.mark.slow
   def test_every_run_is_refused(self, name):
     self._check(name)
+
+  def test_studies_are_found(self):
+    self.assertGreater(len(_FOUND), 20)
+    self.assertContainsSubset(
+        ["positional.rate", "linear_control.stationary_step_size"], _FOUND
+    )
 
 
 class EmitTest(parameterized.TestCase):
