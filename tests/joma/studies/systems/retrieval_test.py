@@ -44,14 +44,16 @@ class RetrievalTest(absltest.TestCase):
     kept |= {"infini_retri": row(0.9), "first layer": row(0.2)}
     read = {name: row(0.98) for name in retrieval._READINGS}
     found = {"found": kept, "landmark": read | {retrieval._TWIN: row(0.1)}}
+    found |= {"num_learned": [3, 3], "num_seeds": 3}
     found |= {"num_slots": 8, "num_kept": {"most": 8, "mean": 6.0}}
     config = retrieval.RetrievalConfig()
     told = [claim["it"] for claim in retrieval._claims(config, found)]
     self.assertEqual(told, ["holds"] * 7)
     kept["h2o"] = row(0.95)
+    found["num_learned"] = [3, 2]
     found["num_kept"]["most"] = 9
     told = [claim["it"] for claim in retrieval._claims(config, found)]
-    self.assertEqual(told[1:3], ["FAILED"] * 2)
+    self.assertEqual(told[:3], ["FAILED"] * 3)
 
   def test_says_what_would_be_right(self):
     with self.assertRaisesRegex(errors.UserError, "'h3o' is unknown"):
