@@ -1,9 +1,10 @@
 """Ids to text as they come, piece by piece."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+import math
 import operator
 import os
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from joma.transformer.text import tokenizer as tokenizer_lib
 
@@ -17,7 +18,8 @@ class StreamDecoder:
   The pieces, `finish` included, make what `decode` gives of all ids of a text
   at once. What later ids may change is held back: the end of a character that
   may lack bytes, and tokens of single bytes as long as more of them come, for
-  one that is no UTF-8 makes replacement characters of all its neighbours.
+  one that is no UTF-8 makes replacement characters of all its neighbours. So is
+  the end of a text in which a decoder replaces more than a character at a time.
   """
 
   def __init__(
@@ -33,6 +35,8 @@ class StreamDecoder:
         the start of a text apart, as by dropping its first space.
     """
     self._tokenizer = tokenizer
+    is_bpe = isinstance(tokenizer, tokenizer_lib.Bpe)
+    self._reach = _reach(tokenizer.decoder) if is_bpe else 0.0
     # Ids that decide the next piece, and how much of their text is out. The
     # first group of them is context: decoders treat the start of a text apart.
     self._context = [operator.index(token) for token in prompt_ids]
@@ -46,7 +50,7 @@ class StreamDecoder:
     text = self._decode()
     certain = self._certain(text)
     piece = self._advance(certain)
-    if piece and certain == text:
+    if piece and certain == text and not self._reach:
       self._context, self._pending = self._pending, []
       self._shown = self._tokenizer.decode(self._context)
     return piece
@@ -63,6 +67,8 @@ class StreamDecoder:
     spoiler = self._tokenizer.spoiler
     if spoiler is not None:
       text = os.path.commonprefix([text, self._decode(spoiler)])
+    if self._reach:
+      text = text[: len(text) - int(min(self._reach, len(text)))]
     # All of them: some decoders show a run of bytes so while its end is open.
     return text.rstrip(_REPLACEMENT)
 
@@ -85,6 +91,33 @@ class StreamDecoder:
       return self._decode()
     self._shown = common  # A character that began in the prompt is whole now.
     return text
+
+
+def _reach(decoder: Mapping[str, Any]) -> float:
+  """Characters of a text's end that a decoder may change as more ids come.
+
+  Most decoders join tokens one by one. Behind a step that makes one text of
+  them, patterns of several characters are found across tokens; a start that is
+  cut by more than a character may take from several.
+  """
+  found, is_one = 0.0, False
+  for step in _steps(decoder):
+    kind = step.get("type")
+    is_one |= kind == "Fuse"
+    if kind == "Replace" and is_one:
+      pattern = step["pattern"].get("String")
+      found += math.inf if pattern is None else max(len(pattern) - 1, 0)
+    elif kind == "Strip" and step["start"] > 1:
+      found += 1
+  return found
+
+
+def _steps(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+  if decoder.get("type") != "Sequence":
+    yield decoder
+    return
+  for step in decoder["decoders"]:
+    yield from _steps(step)
 
 
 def stream_decode(

@@ -177,6 +177,12 @@ class Bpe:
     return 1 + max(self._tokenizer.get_vocab(True).values(), default=-1)
 
   @functools.cached_property
+  def decoder(self) -> dict[str, Any]:
+    """What joins tokens, as tokenizer.json describes it; empty for nothing."""
+    found = self._tokenizer.decoder
+    return {} if found is None else json.loads(found.__getstate__())
+
+  @functools.cached_property
   def spoiler(self) -> int | None:
     """A byte that begins a character: none is whole that ends with it."""
     names = (f"<0x{byte:02X}>" for byte in range(0xFF, 0xBF, -1))

@@ -35,6 +35,19 @@ def _decoders():
       "suffix": decoders.BPEDecoder(),
       "ctc": decoders.CTC(),
       "none": None,
+      "pairs": decoders.Sequence([
+          *(decoders.Replace(_SPACE, " "), decoders.Fuse()),
+          *(decoders.Replace(" .", "."), decoders.Replace("gx", "!")),
+      ]),
+      "two_spaces": decoders.Sequence(
+          [*to_bytes, decoders.Fuse(), decoders.Strip(" ", 2, 0)]
+      ),
+      "pattern": decoders.Sequence([
+          *(decoders.Replace(_SPACE, " "), decoders.Fuse()),
+          decoders.Replace(
+              pytest.importorskip("tokenizers").Regex("g[nx]"), "N"
+          ),
+      ]),
   }
 
 
@@ -86,7 +99,7 @@ class StreamTest(parameterized.TestCase):
   @parameterized.parameters(
       *("llama", "gemma", "byte_fallback", "byte_level", "metaspace"),
       *("metaspace_first", "metaspace_never", "wordpiece", "suffix", "ctc"),
-      *("none", "bytes", "words"),
+      *("none", "bytes", "words", "pairs", "two_spaces", "pattern"),
   )
   def test_any_ids_behind_any_prompt_make_what_decode_makes(self, kind):
     is_ours = kind in ("bytes", "words")
@@ -97,6 +110,18 @@ class StreamTest(parameterized.TestCase):
       cut = rng.integers(len(ids) + 1)
       self._assert_streams(tokenizer, ids[cut:], ids[:cut])
       self._assert_streams(tokenizer, ids)
+
+  @parameterized.parameters(
+      ("pairs", ("king", "x ", "do", " ", "."), "kin! do."),
+      ("two_spaces", (" ", "king", " ", " ", "do"), "king  do"),
+      ("pattern", ("king", "not", "do", "x "), "kinNotdox "),
+  )
+  def test_what_is_joined_across_tokens_waits_for_the_next(
+      self, kind, words, want
+  ):
+    tokenizer = _of_words(kind)
+    ids = [tokenizer.encode(word, special=False)[0] for word in words]
+    self.assertEqual("".join(self._assert_streams(tokenizer, ids)), want)
 
   def test_a_character_comes_whole_with_its_last_byte(self):
     decoder = streaming.StreamDecoder(tokenizer_lib.Bytes())
