@@ -15,6 +15,7 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import mqar
+from joma.studies.systems import pooling
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -29,6 +30,7 @@ _STUDIES = {
     "deconstruct": deconstruct.STUDY,
     "length": length.STUDY,
     "mqar": mqar.STUDY,
+    "pooling": pooling.STUDY,
     "positional": positional.STUDY,
     "random_features": random_features.STUDY,
     "retrieval": retrieval.STUDY,

@@ -215,12 +215,7 @@ def _read_prompts() -> list[str]:
     return []
   if _PROMPT_FILE.value is not None:
     path = json_file.local_path(_PROMPT_FILE.value)
-    try:
-      lines = json_file.read_text(path).removesuffix("\n").split("\n")
-    except errors.UserError as error:
-      raise errors.UserError(f"--prompt_file: {error}") from error
-    # A line ends at LF or CR LF alone: form feeds and U+2028 are text.
-    prompts += [line.removesuffix("\r") for line in lines]
+    prompts += json_file.read_lines(path, "prompt_file")
   if not prompts:
     raise errors.UserError("give --prompt=TEXT or --prompt_file=FILE")
   return prompts

@@ -272,7 +272,9 @@ class Layer(nn.Module):
 
 
 def make_norm(
-    config: configs.TransformerConfig, dtype: jax.typing.DTypeLike, name: str
+    config: configs.TransformerConfig,
+    dtype: jax.typing.DTypeLike,
+    name: str | None,
 ) -> norm.Norm:
   """The norm of the model's residual stream."""
   return norm.Norm(

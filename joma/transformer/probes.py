@@ -212,21 +212,28 @@ def by_name(
     config: The model's.
     is_token: Which positions are no padding.
   """
-  sown = seen["intermediates"]
-  resid = [sown["resid_embed"][0]]
-  resid += [
-      sown[f"layers_{layer}"]["resid_mlp"][0]
-      for layer in range(config.num_layers)
-  ]
   return named.text_sums(
       names,
       [
           weights_of(seen, layer, config, is_token.shape)
           for layer in range(config.num_layers)
       ],
-      jnp.stack(resid, axis=1),
+      stream_of(seen, config),
       is_token,
   )
+
+
+def stream_of(
+    seen: Mapping[str, Any], config: configs.TransformerConfig
+) -> Float[Array, "B M T D"]:
+  """The residual stream before each layer and after the last, M = L + 1."""
+  sown = seen["intermediates"]
+  resid = [sown["resid_embed"][0]]
+  resid += [
+      sown[f"layers_{layer}"]["resid_mlp"][0]
+      for layer in range(config.num_layers)
+  ]
+  return jnp.stack(resid, axis=1)
 
 
 def weights_of(

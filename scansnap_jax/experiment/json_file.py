@@ -81,6 +81,25 @@ def read_text(path: pathlib.Path, *, most_bytes: int = _MOST_BYTES) -> str:
     raise errors.UserError(f"{path}: {error.strerror}.") from error
 
 
+def read_lines(path: pathlib.Path, flag: str) -> list[str]:
+  """Reads a text file whose every line is a text of its own.
+
+  A line ends at LF or CR LF alone: form feeds and U+2028 are text.
+
+  Args:
+    path: UTF-8, with a byte order mark or none.
+    flag: That named the file, for errors.
+
+  Raises:
+    UserError: As `read_text`.
+  """
+  try:
+    lines = read_text(path).removesuffix("\n").split("\n")
+  except errors.UserError as error:
+    raise errors.UserError(f"--{flag}: {error}") from error
+  return [line.removesuffix("\r") for line in lines]
+
+
 def local_path(name: str | os.PathLike[str]) -> pathlib.Path:
   """The path that a user's text means: `~` is the home folder.
 

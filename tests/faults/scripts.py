@@ -102,6 +102,7 @@ _SMALL = {
     "launch.rope_extension": _ROPE,
     "launch.evaluate_cache": _EVALUATE,
     "launch.generate": ("--model=model", "--prompt=a", "--max_new_tokens=3"),
+    "launch.embed": ("--model=model", "--text=text.txt"),
     "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
     "launch.compare_lm": ("--runs=runs/a",),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),

@@ -19,6 +19,7 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import mqar
+from joma.studies.systems import pooling
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -77,6 +78,10 @@ STUDIES = {
             num_test=4,
             **_FEW,
         ),
+    ),
+    "pooling": (
+        pooling.STUDY,
+        dict(batch_size=4, num_tokens=2, width=4, num_latents=2, **_FEW),
     ),
     "positional": (
         positional.STUDY,
