@@ -1,6 +1,24 @@
 """Faults in `joma.systems`: routers and mixers."""
 
 TABLE = """
+joma/systems/readouts/pooling.py
+- return jnp.arange(num_tokens)[None] < lengths[:, None]
++ return jnp.arange(num_tokens)[None] <= lengths[:, None]
+? the first token of padding is a token
+@ test_is_that_of_the_tokens_alone
+
+joma/systems/readouts/pooling.py
+- states += self.param("layer_embed", draw, states.shape[1:])[None]
++ self.param("layer_embed", draw, states.shape[1:])
+? states of layers do not say whose they are
+@ test_is_that_of_the_equations
+
+joma/transformer/checkpoints/embed.py
+- found[rows] = vectors[: len(rows)]
++ found[first : first + len(rows)] = vectors[: len(rows)]
+? vectors come in the order of their texts' lengths
+@ test_lines_are_those_read_alone_in_their_order
+
 joma/systems/routers/gated_attention.py
 - gates = jax.nn.sigmoid(opening.astype(jnp.float32))
 + gates = 2 * jax.nn.sigmoid(opening.astype(jnp.float32))

@@ -62,7 +62,7 @@ class PoolingConfig:
 
   num_seeds: int = 3
   first_seed: int = 0
-  num_steps: int = 600
+  num_steps: int = 200
   num_records: int = 20
   batch_size: int = 64
   num_layers: int = 4
