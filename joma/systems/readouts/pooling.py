@@ -16,6 +16,8 @@ Letters: B batch, M layers of a model and one, T tokens, S states that are
 attended to, D width, Q learned queries, N heads, H head size, F hidden size.
 """
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,11 +107,13 @@ class LatentPooling(nn.Module):
     latents = jnp.broadcast_to(latents, (len(states), *latents.shape))
     make = lambda name: norm.Norm("layer_norm", _EPSILON, name=name)
     read = nn.MultiHeadDotProductAttention(self.num_heads, name="attn")
-    latents += read(
+    found = read(
         make("latent_norm")(latents),
         make("state_norm")(states),
         mask=is_state[:, None, None],
     )
+    # By its annotations, flax gives nothing.
+    latents += cast(Array, found)
     hidden = make("mlp_norm")(latents)
     gate = nn.gelu(nn.Dense(self.hidden_dim, name="gate")(hidden))
     up = nn.Dense(self.hidden_dim, name="up")(hidden)
