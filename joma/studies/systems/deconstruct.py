@@ -102,8 +102,8 @@ class DeconstructConfig:
   has_hybrids: bool = True
   num_seeds: int = 3
   first_seed: int = 0
-  num_steps: int = 300
-  num_records: int = 6
+  num_steps: int = 400
+  num_records: int = 8
   batch_size: int = 8
   seq_len: int = 64
   width: int = 48

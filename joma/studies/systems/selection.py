@@ -4,7 +4,8 @@ Each selector reads the same number of blocks of keys for a query. Between the
 blocks of most weight (oracle) and blocks at random stand
 
   recent    the newest blocks, and the first
-  hip       a search in a tree, one key of a block being asked
+  hip       a search in a tree, one key of a block being asked; "rarely" of
+            every eighth query (`stride`)
   landmark  the last key of each block, no search
   moba      the mean key of each block
   xattention  sums of antidiagonals, a block of queries together
@@ -350,10 +351,26 @@ def _claims(
   return sorted(table, key=lambda row: row["claim"])
 
 
+def _looks(names: list[str]) -> dict[str, figures.CurveStyle]:
+  """Colours for selectors, black and grey for what they lie between."""
+  bounds = {"oracle": "0", "random": "0.6", "recent": "0.4"}
+  looks = drawing.looks_of([name for name in names if name not in bounds])
+  markers = zip(bounds, ("x", "+", "."), strict=True)
+  plain = {
+      name: (
+          looks[names[0]]._replace(
+              color=bounds[name], linestyle=":", marker=marker
+          )
+      )
+      for name, marker in markers
+  }
+  return looks | plain
+
+
 def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   """Draws the weight kept against correlation, and by layer."""
   near, layers = np.array(summary["near"], float), summary["layers"]
-  looks = drawing.looks_of(list(summary["kept"]))
+  looks = _looks(list(summary["kept"]))
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.8)
     panels = figure.subplots(1, 2 if layers else 1, squeeze=False)[0].tolist()

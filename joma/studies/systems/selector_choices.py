@@ -3,6 +3,7 @@
 Letters: B texts, T tokens, N query heads, K key and value heads, H head size.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -28,7 +29,9 @@ def systems(block: int, num: int) -> dict[str, Any]:
       moba.Moba(k=num, block=block),
       xattention.XAttention(threshold=1.0, stride=4, block=block, k=num),
   )
-  return {system.name: system for system in found}
+  # Whose search asks one query of a few: what a fast prefill pays for.
+  rare = hip.Hip(k=(num - 2) * block, block=block, stride=math.gcd(8, block))
+  return {system.name: system for system in found} | {"hip, rarely": rare}
 
 
 def choices(

@@ -101,9 +101,9 @@ class SinksConfig:
   """
 
   models: tuple[str, ...] = tuple(MODELS)
-  num_seeds: int = 3
+  num_seeds: int = 4
   first_seed: int = 0
-  num_steps: int = 800
+  num_steps: int = 1200
   num_records: int = 20
   batch_size: int = 16
   seq_len: int = 32

@@ -15,7 +15,7 @@ class SelectionTest(absltest.TestCase):
     self.assertLess(kept["random"], kept["oracle"])
     for name in selector_choices.systems(16, 6):
       self.assertLessEqual(kept[name], kept["oracle"] + 1e-6)
-    self.assertLen(summary["claims"], 4)
+    self.assertLen(summary["claims"], 5)
     figure, texts = small.drawn("selection")
     self.assertLen(figure.axes, 1)
     self.assertContainsSubset(["oracle", "weight kept"], texts)
