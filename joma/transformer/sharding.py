@@ -189,6 +189,41 @@ def per_part(
   return in_parts(attend, place)(query, key, value, where, *extra)
 
 
+def per_head(
+    function: Callable[..., PyTree],
+    arrays: Sequence[Array],
+    labels: Sequence[str],
+    results: PyTree,
+) -> PyTree:
+  """Calls what keeps sequences and heads apart, in parts of both.
+
+  As `per_part`, for functions of other arrays than queries, keys and values.
+
+  Args:
+    function: Of `arrays`; each of its results has sequences or heads, too.
+    arrays: The first one has an axis of each.
+    labels: A letter an axis, of each array: "b" sequences, "n" heads, "." any
+      other.
+    results: Labels of what `function` returns, in its structure.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(AXES) <= set(mesh.auto_axes):
+    return function(*arrays)
+  sizes = dict(zip(labels[0], arrays[0].shape, strict=True))
+  axes = {
+      "b": BATCH_AXES if sizes["b"] % num_batch_parts(mesh) == 0 else None,
+      "n": "tensor" if sizes["n"] % mesh.shape["tensor"] == 0 else None,
+  }
+  place = lambda label: P(*(axes.get(axis) for axis in label))
+  return jax.shard_map(
+      function,
+      in_specs=tuple(map(place, labels)),
+      out_specs=jax.tree.map(place, results),
+      # Kernels do not say over which axes of the mesh their outputs vary.
+      check_vma=False,
+  )(*arrays)
+
+
 def _mask_specs(mask: masks.Mask, batch: Any) -> masks.Mask:
   """Splits what a mask has for each sequence."""
   split = lambda leaf, rank: P(batch) if leaf.ndim == rank else P()

@@ -22,7 +22,6 @@ from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import masks
-from kernels_pallas.gated_delta_rule import api
 from scansnap_jax.experiment import require
 
 
@@ -73,14 +72,9 @@ class DeltaLayer:
       both = jnp.concatenate([before, x], axis=1)
       made.append(convolved.convolve(both, params[part], x.shape[1], since))
     log_decay, beta = self.rates(params, call.x)
-    result = api.gated_delta_rule(
-        *delta_state.unit(made, query.shape[2]),
-        log_decay,
-        beta,
-        scale=call.options.scale,
-        segment_starts=found.starts,
-        implementation=call.options.implementation,
-    )
+    arrays = (*delta_state.unit(made, query.shape[2]), log_decay, beta)
+    more = {} if found.starts is None else {"segment_starts": found.starts}
+    result = delta_state.rule(call.options, arrays, **more)
     out = delta_state.finish(self, params, call.x, result.out)
     return found.checked(out)
 

@@ -17,10 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
+from joma.transformer import sharding
 from kernels_pallas.gated_delta_rule import api
 from kernels_pallas.gated_delta_rule import output
 
 PARTS = ("query", "key", "value")
+# Which axes of the rule's other arguments are sequences, and heads.
+_LABELS = {"segment_starts": "b.", "initial_state": "bn..", "lengths": "b"}
 
 
 @runtime_checkable
@@ -149,13 +152,39 @@ class DeltaState:
       is_token: Bool[Array, "B T"],
       options: hooks.AttentionOptions,
   ) -> output.GatedDeltaRuleOutput:
-    return api.gated_delta_rule(
-        *arrays,
-        scale=options.scale,
+    return rule(
+        options,
+        arrays,
         initial_state=self.state,
         lengths=is_token.sum(axis=1),
+    )
+
+
+def rule(
+    options: hooks.AttentionOptions,
+    arrays: tuple[Array, ...],
+    **more: Array,
+) -> output.GatedDeltaRuleOutput:
+  """The rule, of each device's own sequences and heads on a mesh.
+
+  Args:
+    options: Of the layer.
+    arrays: Queries, keys, values, decays and beta, all of N heads.
+    **more: Other arguments of the rule that are arrays.
+  """
+  labels = [*["b.n."] * 3, "b.n." if arrays[3].ndim == 4 else "b.n", "b.n"]
+  labels += [_LABELS[name] for name in more]
+
+  def own(*given: Array) -> output.GatedDeltaRuleOutput:
+    return api.gated_delta_rule(
+        *given[:5],
+        **dict(zip(more, given[5:], strict=True)),
+        scale=options.scale,
         implementation=options.implementation,
     )
+
+  results = output.GatedDeltaRuleOutput("b.n.", "bn..")
+  return sharding.per_head(own, (*arrays, *more.values()), labels, results)
 
 
 def init(

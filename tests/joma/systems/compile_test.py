@@ -19,7 +19,7 @@ from kernels_pallas.aot import chips
 from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
 
-_ENTRIES = ("sink_logits", "lightning", "hip:k=256:block=128")
+_ENTRIES = ("sink_logits", "lightning", "hip:k=256:block=128", "gdn", "kda")
 # Whose products are those of plain attention, or of XLA alone.
 _OTHERS = (
     "key_bias",
