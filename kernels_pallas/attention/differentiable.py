@@ -6,6 +6,9 @@ An implementation of attention is a module with two functions:
       head if spec asks
   backward(saved, spec) -> cotangents of query, key and value
 
+and, if it has a way of its own, row_products(d_out, out) -> their sums over the
+head size, in the type of lse.
+
 With P = exp(logits - lse), dP = d_out value^T and delta = rowsum(d_out * out)
 - d_lse, the gradient by the logits is P * (dP - delta): the cotangent of lse
 costs nothing. A sink is a key whose value is 0, so dP = 0 there.
@@ -185,7 +188,12 @@ def attend(
   def backward(kept: _Kept, cotangents: tuple[Any, ...]) -> tuple[Inputs]:
     given, out, lse = kept
     d_out, d_lse, _ = cotangents
-    delta = _delta(d_out, out, d_lse)
+    products = getattr(implementation, "row_products", None)
+    if products is None:
+      delta = _delta(d_out, out, d_lse)
+    else:
+      # d_lse adds P d_lse to the cotangent of the logits, as -delta does.
+      delta = once(lambda pair: products(*pair), (d_out, out)) - d_lse
     query, key, value = given[:3]
     saved = Saved(query, key, value, given.where, lse, delta, d_out)
     back = lambda saved: implementation.backward(whole(saved), spec)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from kernels_pallas.aot import topology
 from kernels_pallas.attention import api
 from kernels_pallas.decode import api as decode_lib
 from kernels_pallas.decode import slots
+from kernels_pallas.gated_delta_rule import api as delta_lib
 from tests.kernels_pallas import modes
 
 _TESTS = (
@@ -52,6 +54,26 @@ class CompileTest(absltest.TestCase):
     self.assertLen(compiled.scoped_vmem_bytes, 2)
 
   @pytest.mark.slow
+  def test_both_passes_of_the_gated_delta_rule(self):
+    struct = lambda *shape: jax.ShapeDtypeStruct((1, 100, *shape), jnp.bfloat16)
+    gate = jax.ShapeDtypeStruct((1, 100, 2), jnp.float32)
+    loss = lambda *arrays: delta_lib.gated_delta_rule(
+        *arrays, implementation="pallas_tpu"
+    ).out.sum()
+    with jax.enable_x64(True):
+      compiled = compile_lib.compile_for(
+          "v5e",
+          jax.grad(loss, (0, 1, 2, 3, 4)),
+          struct(1, 64),
+          struct(1, 64),
+          struct(2, 32),
+          gate,
+          gate,
+      )
+    # The states of the chunks' starts, and the way back.
+    self.assertLen(compiled.scoped_vmem_bytes, 2)
+
+  @pytest.mark.slow
   def test_all_that_compiles_for_the_v5e(self):
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     paths = [f"tests/kernels_pallas/{name}" for name in _TESTS]
@@ -66,7 +88,7 @@ class CompileTest(absltest.TestCase):
     self.assertIn("passed", done.stdout)
 
 
-class ValuesTest(absltest.TestCase):
+class ValuesTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_gradients_and_their_types(self):
@@ -77,6 +99,37 @@ class ValuesTest(absltest.TestCase):
       with jax.enable_x64(True):
         wide = jax.jit(jax.grad(_loss, (0, 1)))(query, key, jnp.array([5]))
     for one, two in zip(narrow, wide, strict=True):
+      self.assertEqual(two.dtype, jnp.float32)
+      np.testing.assert_array_equal(one, two)
+
+  @parameterized.parameters("xla", "pallas_tpu")
+  @pytest.mark.slow
+  def test_the_gated_delta_rule(self, implementation):
+    vectors = jnp.ones((1, 20, 1, 16), jnp.float32) / 4
+    gates = jnp.full((1, 20, 1), 0.5)
+    starts, lengths = jnp.arange(20)[None] == 7, jnp.array([17])
+
+    def both(query):
+      result, pullback = jax.vjp(
+          lambda x: delta_lib.gated_delta_rule(
+              x,
+              vectors,
+              vectors,
+              -gates,
+              gates,
+              segment_starts=starts,
+              lengths=lengths,
+              implementation=implementation,
+          ),
+          query,
+      )
+      return result, pullback(result)
+
+    with modes.mode_of(implementation):
+      narrow = jax.jit(both)(vectors)
+      with jax.enable_x64(True):
+        wide = jax.jit(both)(vectors)
+    for one, two in zip(*map(jax.tree.leaves, (narrow, wide)), strict=True):
       self.assertEqual(two.dtype, jnp.float32)
       np.testing.assert_array_equal(one, two)
 

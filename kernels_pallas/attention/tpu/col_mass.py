@@ -54,7 +54,7 @@ def col_mass(
   # Queries stream and keys stay: the sums of a tile of keys are written once.
   lanes, block = plan.tiles.lanes_q, plan.tiles.block_kv
   scratch = {"totals": pltpu.VMEM((block, tpu_layout.LANES), jnp.float32)}
-  scratch |= fetch.scratch("query", query, plan.keys, lanes, 2)
+  scratch |= fetch.scratch("query", query, plan.keys, lanes)
   result = pl.pallas_call(
       functools.partial(_kernel, plan, (*inputs, "col_mass", *scratch)),
       grid=(batch, num_heads, key.shape[2] // block),
@@ -114,7 +114,7 @@ def _kernel(
   num_full, num_valid = (at.visits[0, 0, 0, 0, i] for i in range(2))
   at.tile = lambda i: at.visits[0, 0, 0, 0, i + 2]
   lanes = plan.tiles.lanes_q
-  queries = fetch.tiles(at, "query", plan.keys, place, lanes, 2)
+  queries = fetch.tiles(at, "query", plan.keys, place, lanes)
   # Sums stay apart by lane until the end: one fold a column, not one a tile.
   at.totals[...] = jnp.zeros_like(at.totals)
   key = at.key[0, 0]

@@ -16,11 +16,13 @@ from kernels_pallas.attention.tpu import forward as tpu_forward
 from kernels_pallas.attention.tpu import layout
 from kernels_pallas.attention.tpu import lists
 from kernels_pallas.attention.tpu import plan as plan_lib
+from kernels_pallas.attention.tpu import row_products as row_products_lib
 from kernels_pallas.hardware import tpu_layout
 from kernels_pallas.hardware import tpu_tile
 
 Config = plan_lib.AttentionTpuConfig
 why_not = plan_lib.why_not
+row_products = row_products_lib.row_products
 
 
 def forward(
@@ -49,10 +51,8 @@ def forward(
   if plan is None:
     plan = plan_lib.forward_plan(*arguments, rows, logits, False)
   assert plan is not None
-  # Values with positions last: the product with weights [keys, queries] then
-  # needs no transpose inside the kernel.
-  value_t = layout.pad_keys(value.transpose(0, 2, 3, 1), -1, tiles)
-  operands = padded_query, padded_key, value_t
+  padded_value = layout.pad_keys(tpu_layout.to_heads(value), 2, tiles)
+  operands = padded_query, padded_key, padded_value
   result = tpu_forward.forward(
       *operands, rows, spans, sink_logits, weights, plan
   )

@@ -30,15 +30,14 @@ def block(array: jax.Array, place: Place, group: int) -> pl.BlockSpec:
 
 
 def scratch(
-    name: str, array: jax.Array, place: Place, size: int, axis: int
+    name: str, array: jax.Array, place: Place, size: int
 ) -> dict[str, hw_types.Buffer]:
   """Two buffers of a tile and their semaphores, by name; none if resident."""
   if place != "hbm":
     return {}
-  shape = list(array.shape[2:])
-  shape[axis - 2] = size
+  shape = (2, size, array.shape[3])
   return {
-      f"{name}_buffers": pltpu.VMEM((2, *shape), array.dtype),
+      f"{name}_buffers": pltpu.VMEM(shape, array.dtype),
       f"{name}_semaphores": pltpu.SemaphoreType.DMA((2,)),
   }
 
@@ -49,31 +48,26 @@ def tiles(
     place: Place,
     head: tuple[Any, Any],
     size: int,
-    axis: int,
 ) -> "Resident | Streamed":
   """What reads the tiles of an array in the order of `at.tile`.
 
   Args:
     at: Refs by name: the array, and what `scratch` made.
-    name: Of the array [B, K, ...].
+    name: Of the array [B, K, S, H].
     place: Where it is.
     head: Numbers of the batch and of the key head.
     size: Positions of a tile.
-    axis: That of the positions, 2 or 3.
   """
   ref = getattr(at, name)
   if place != "hbm":
-    return Resident(ref, at.tile, size, axis)
+    return Resident(ref, at.tile, size)
   buffers = getattr(at, f"{name}_buffers")
   semaphores = getattr(at, f"{name}_semaphores")
-  return Streamed(ref, at.tile, size, axis, head, buffers, semaphores)
+  return Streamed(ref, at.tile, size, head, buffers, semaphores)
 
 
-def _place(
-    i: hw_types.Index, size: int, axis: int
-) -> tuple[hw_types.Slice, ...]:
-  here = pl.ds(tpu_layout.aligned(i * size, size), size)
-  return (here, slice(None)) if axis == 2 else (slice(None), here)
+def _place(i: hw_types.Index, size: int) -> hw_types.Slice:
+  return pl.ds(tpu_layout.aligned(i * size, size), size)
 
 
 class Resident(NamedTuple):
@@ -82,14 +76,13 @@ class Resident(NamedTuple):
   ref: hw_types.Ref
   tile: Callable[[hw_types.Index], jax.Array]
   size: int
-  axis: int
 
   def open(self, low: hw_types.Index, high: hw_types.Index) -> None:
     """Nothing has to be fetched."""
 
   def read(self, i: hw_types.Index, high: hw_types.Index) -> jax.Array:
     """The tile of visit i."""
-    return self.ref[0, 0, *_place(self.tile(i), self.size, self.axis)]
+    return self.ref[0, 0, _place(self.tile(i), self.size)]
 
 
 class Streamed(NamedTuple):
@@ -98,17 +91,16 @@ class Streamed(NamedTuple):
   ref: hw_types.Ref
   tile: Callable[[hw_types.Index], jax.Array]
   size: int
-  axis: int
   head: tuple[Any, Any]
   buffers: hw_types.Ref
   semaphores: hw_types.Barrier
 
   def _copy(self, i: hw_types.Index) -> hw_types.Copy:
-    place = _place(self.tile(i), self.size, self.axis)
+    place = _place(self.tile(i), self.size)
     # Two buffers in turn: one is read while the other is filled.
     slot = i & 1
     return pltpu.make_async_copy(
-        self.ref.at[*self.head, *place],
+        self.ref.at[*self.head, place],
         self.buffers.at[slot],
         self.semaphores.at[slot],
     )

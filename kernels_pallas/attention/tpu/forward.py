@@ -17,6 +17,10 @@ vector units idle: E_j is read before the new logits are written over it. Where
 the next row has a partial tile, whose mask keeps those units busy, or none, it
 is done alone, as it is for the last row.
 
+Values come as they are in HBM. Resident ones are turned once a head, in VMEM,
+so that positions lie along the lanes as the product with weights wants them;
+streamed ones are turned tile by tile.
+
 Where a row is longer than VMEM it is cut into chunks, between which O and l are
 rescaled (https://arxiv.org/abs/2205.14135); column sums need a single chunk.
 
@@ -46,6 +50,7 @@ from kernels_pallas.hardware import types as hw_types
 from kernels_pallas.transformations import manual_axes
 
 _PRODUCT = (((1,), (0,)), ((), ()))
+_FIRST_BY_FIRST = (((0,), (0,)), ((), ()))
 # Queries whose logits are made together; more would outgrow the registers.
 _LANES_AT_ONCE = 512
 
@@ -86,7 +91,7 @@ class Result(NamedTuple):
 def forward(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
-    value_t: Float[Array, "B K H S"],
+    value: Float[Array, "B K S H"],
     rows: visits_lib.Visits,
     spans: layout.Spans,
     sink_logits: Float[Array, "N"] | None,
@@ -98,7 +103,7 @@ def forward(
   Args:
     query: Of the padded length.
     key: Of the padded length.
-    value_t: The values, positions last.
+    value: As key.
     rows: Key tiles of each query tile.
     spans: What partial tiles allow.
     sink_logits: A logit per head that has no value.
@@ -110,10 +115,10 @@ def forward(
   """
   inputs = _inputs(query, rows, spans, sink_logits, row_weights, plan)
   group = query.shape[1] // key.shape[1]
-  for name, array in (("key", key), ("value", value_t)):
+  for name, array in (("key", key), ("value", value)):
     inputs[name] = array, fetch.block(array, plan.keys, group)
   outputs = _outputs(query, key.shape[2], plan)
-  scratch = _scratch(key, value_t, plan)
+  scratch = _scratch(key, value, plan)
   results = pl.pallas_call(
       functools.partial(_kernel, plan, (*inputs, *outputs, *scratch), group),
       grid=(*query.shape[:2], query.shape[2] // plan.tiles.lanes_q),
@@ -179,7 +184,7 @@ def _outputs(
   return outputs
 
 
-def _scratch(key: jax.Array, value_t: jax.Array, plan: Plan) -> dict[str, Any]:
+def _scratch(key: jax.Array, value: jax.Array, plan: Plan) -> dict[str, Any]:
   tiles, head_dim = plan.tiles, key.shape[3]
   strip = (plan.chunk * tiles.block_kv, tiles.lanes_q)
   scratch = {
@@ -188,8 +193,11 @@ def _scratch(key: jax.Array, value_t: jax.Array, plan: Plan) -> dict[str, Any]:
   }
   if plan.emits_col_mass:
     scratch["weights"] = pltpu.VMEM((1, tiles.lanes_q), jnp.float32)
-  scratch |= fetch.scratch("key", key, plan.keys, tiles.block_kv, 2)
-  scratch |= fetch.scratch("value", value_t, plan.keys, tiles.block_kv, 3)
+  scratch |= fetch.scratch("key", key, plan.keys, tiles.block_kv)
+  if plan.keys == "hbm":
+    return scratch | fetch.scratch("value", value, plan.keys, tiles.block_kv)
+  shape = (head_dim, value.shape[2])
+  scratch["value_t"] = pltpu.VMEM(shape, value.dtype)
   return scratch
 
 
@@ -204,8 +212,12 @@ def _kernel(
   at.tile = lambda i: at.visits[0, 0, 0, 0, i + 2]
   place = pl.program_id(0), at.head // group
   block = plan.tiles.block_kv
-  keys = fetch.tiles(at, "key", plan.keys, place, block, 2)
-  values = fetch.tiles(at, "value", plan.keys, place, block, 3)
+  keys, values = (
+      fetch.tiles(at, name, plan.keys, place, block)
+      for name in ("key", "value")
+  )
+  if plan.keys != "hbm":
+    _turn_values(plan, at)
   if plan.emits_col_mass:
     _start_col_mass(plan, at)
   at.out_t[...] = jnp.zeros_like(at.out_t)
@@ -225,6 +237,19 @@ def _kernel(
   inverse = _finish_row(plan, at, *state)
   if plan.emits_col_mass:
     _finish_col_mass(plan, at, inverse)
+
+
+def _turn_values(plan: Plan, at: hw_types.Refs) -> None:
+  """Values with positions last, made at the first row of a head."""
+
+  @pl.when(at.row == 0)
+  def _():
+    def visit(tile: hw_types.Index, _: None):
+      here = _slot(plan, tile)
+      at.value_t[:, here] = at.value[0, 0, here].T
+
+    num_tiles = at.value_t.shape[1] // plan.tiles.block_kv
+    jax.lax.fori_loop(0, num_tiles, visit, None)
 
 
 def _visit_chunk(
@@ -323,9 +348,12 @@ def _sweep_weights(
     weights = jnp.exp2(plan.logits.factor * (at.strip[slot, :] - highest))
     if plan.emits_col_mass:
       at.strip[slot, :] = weights
-    value_t = values.read(i, high)
+    if plan.keys == "hbm":
+      value, product = values.read(i, high), _FIRST_BY_FIRST
+    else:
+      value, product = at.value_t[:, _slot(plan, at.tile(i))], _PRODUCT
     at.out_t[...] += tpu_tile.multiply(
-        value_t, weights.astype(value_t.dtype), _PRODUCT
+        value, weights.astype(value.dtype), product
     )
     return sums + tpu_tile.fold_sublanes(weights, "sum")
 

@@ -26,7 +26,7 @@ from kernels_pallas.attention.tpu import layout
 # Of a row of states known while tracing: with more, each tile is looked up.
 _MOST_CHANGES = 16
 # Lists from which on products take less than sums.
-_WIDE = 64
+_WIDE = 48
 
 
 def by_query(

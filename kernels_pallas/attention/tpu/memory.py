@@ -34,7 +34,8 @@ def forward_vmem(
   parts = (size == 4) * 3 * 2 * (tiles.lanes_q + tiles.block_kv) * lanes_h
   return {
       "logits": 4 * chunk * tiles.area,
-      "keys and values": buffers * held * (lanes_h + sizes.head_dim) * size,
+      "keys and values": buffers * held * 2 * lanes_h * size,
+      "values turned": (place != "hbm") * num_keys * sizes.head_dim * size,
       "queries and out": tiles.lanes_q * (4 * lanes_h * size + 4 * lanes_h),
       "masks and rows": 8 * 4 * 8 * tiles.lanes_q + 2 * 4 * num_keys,
       "column sums": emits_col_mass * 2 * 4 * num_keys,
