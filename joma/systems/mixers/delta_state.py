@@ -183,7 +183,7 @@ def rule(
         implementation=options.implementation,
     )
 
-  results = output.GatedDeltaRuleOutput("b.n.", "bn..")
+  results = output.GatedDeltaRuleOutput._make(("b.n.", "bn.."))
   return sharding.per_head(own, (*arrays, *more.values()), labels, results)
 
 
