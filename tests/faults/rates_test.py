@@ -2,7 +2,7 @@
 
   python -m pytest tests/faults/rates_test.py -m slow -s
 
-takes each rate of each script's smallest work, and each preset, to 1e30: one
+takes each rate of each script's smallest work, and each preset, to 1e38: one
 line and status 2, no summary, no report. Studies of `joma.studies` other than
 the one of the smallest work have `tests/joma/studies/diverged_test.py`.
 """
@@ -28,11 +28,20 @@ def _attempts(script, found):
   # Of scripts that run one study of many, the rates of that one.
   if len(studies) > 2:
     rates = [name for name in rates if f"--{name.partition('.')[0]}." in chosen]
-  yield from ([f"--{name}=1e30"] for name in rates)
+  yield from ([f"--{name}=1e38"] for name in rates)
   for flag in found:
     if flag["name"] == "preset" and rates and len(studies) <= 2:
       for choice in flag["choices"]:
-        yield [f"--preset={choice}", f"--{rates[0]}=1e30"]
+        yield [f"--preset={choice}", f"--{rates[0]}=1e38", *_other(found)]
+
+
+def _other(found):
+  """What presets of training by epochs need, to end after a step or two."""
+  wanted = {"num_epochs": "none", "entropy_chunk": "none"}
+  names = {flag["name"] for flag in found}
+  return [
+      f"--{name}={value}" for name, value in wanted.items() if name in names
+  ]
 
 
 class RatesTest(absltest.TestCase):

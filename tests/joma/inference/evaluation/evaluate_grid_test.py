@@ -233,9 +233,12 @@ class CacheTest(parameterized.TestCase):
 
 class SubjectTest(parameterized.TestCase):
 
+  @parameterized.parameters(2, 3)
   @pytest.mark.slow  # Compiles a training.
-  def test_training_that_diverges_says_where(self):
-    config = dataclasses.replace(_CONFIG, lr=1e30, train_steps=3, train_batch=2)
+  def test_training_that_diverges_says_where(self, num_steps):
+    config = dataclasses.replace(
+        _CONFIG, lr=1e30, train_steps=num_steps, train_batch=2
+    )
     with self.assertRaisesRegex(errors.UserError, "diverged at step [12]: use"):
       evaluate_subject.train(config)
 
