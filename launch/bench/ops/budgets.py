@@ -18,6 +18,7 @@ from kernels_pallas.aot import schedule
 from launch.bench import harness
 from launch.bench.ops import compiled
 from launch.bench.ops import programs
+from launch.bench.recurrent import delta
 
 _DENSE = {"length": 2048}
 _EMITS = _DENSE | {"return_col_mass": True}
@@ -25,6 +26,7 @@ _SPARSE = {"length": 4096, "block_q": 512, "block_kv": 512, "density": 0.25}
 _LINEAR = {"length": 8192}
 _GATHER = {"shape": "llama3_8b_b16", "density": 0.1}
 _DECODE = {"batch": 4, "capacity": 1024}
+_DELTA = {"length": 1024}
 # Program, arguments, and how many of its last kernels count.
 CASES: dict[
     str, tuple[Callable[..., programs.Program], dict[str, Any], int]
@@ -53,6 +55,12 @@ CASES: dict[
         programs.gather_mlp,
         _GATHER | {"is_backward": True},
         1,
+    ),
+    "gated delta rule": (delta.delta, _DELTA, 0),
+    "gated delta rule by channel, backward": (
+        delta.delta,
+        _DELTA | {"is_by_channel": True, "is_backward": True},
+        2,
     ),
 }
 
