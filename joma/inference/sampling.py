@@ -61,8 +61,8 @@ def _of_greatest(
   )
   order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
-  def set_bit(i: Int[Array, ""], least: Array) -> Array:
-    higher = least | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+  def set_bit(i: Int[Array, ""] | int, least: Array) -> Array:
+    higher = least | (jnp.uint32(1 << 31) >> jnp.asarray(i, jnp.uint32))
     weight = jnp.where(order >= higher, weights, 0).sum(axis=-1, keepdims=True)
     return jnp.where(weight >= goal, higher, least)
 

@@ -86,10 +86,10 @@ def keep_top(
   bits = jnp.where(bits & top_bit, ~bits, bits | top_bit)
 
   def set_bit(
-      i: Int[Array, ""], least: UInt32[Array, "*b"]
+      i: Int[Array, ""] | int, least: UInt32[Array, "*b"]
   ) -> UInt32[Array, "*b"]:
     # From the highest bit down: it is set if enough scores are left above.
-    trial = least | (top_bit >> i.astype(jnp.uint32))
+    trial = least | (top_bit >> jnp.asarray(i, jnp.uint32))
     num_above = (bits >= trial[..., None]).sum(axis=-1)
     return jnp.where(num_above >= num, trial, least)
 

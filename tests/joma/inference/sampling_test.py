@@ -84,6 +84,12 @@ class SampleTest(parameterized.TestCase):
         np.abs(got - want), 5 * np.sqrt(want * (1 - want) / num) + 1e-12
     )
 
+  def test_is_the_same_without_compilation(self):
+    logits = jnp.array([[0.0, 3.0, 1.0, 2.0]])
+    with jax.disable_jit():
+      kept = sampling._of_greatest(logits, jnp.ones_like(logits), 2)
+    self.assertEqual(kept.tolist(), [[-np.inf, 3, -np.inf, 2]])
+
   def test_numbers_beside_each_other_are_told_apart(self):
     below = np.nextafter(np.float32(1), np.float32(0))
     logits = jnp.array([[below, 1.0, 0.0, 1.0], [1.0, below, 0.0, -1.0]])
