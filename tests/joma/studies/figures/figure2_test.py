@@ -174,7 +174,8 @@ class MeasureTest(absltest.TestCase):
 
   def test_summary_is_the_runs(self):
     rows = []
-    with mock.patch.object(figure2, "run_all", lambda _: _seeds()):
+    seeds = _seeds()  # Before what it calls is patched.
+    with mock.patch.object(figure2, "run_all", lambda _: seeds):
       summary = figure2.measure(
           _CONFIG, on_metrics=lambda step, row: rows.append((step, row))
       )
@@ -206,7 +207,8 @@ class Figure3Test(absltest.TestCase):
 
   def test_weights_spread_and_then_draw_together(self):
     config = figure3.Figure3Config(num_seeds=3)
-    with mock.patch.object(figure2, "run_all", lambda _: _seeds()):
+    seeds = _seeds()  # Before what it calls is patched.
+    with mock.patch.object(figure2, "run_all", lambda _: seeds):
       summary = figure3.measure(config)
     v = _seeds()["gaussian"].v
     np.testing.assert_array_equal(summary["gaussian"]["last"], v[0, -1])
