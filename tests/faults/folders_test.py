@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.faults import attacks
-from tests.faults import hostile_folders
+from tests.faults.hostile import folders
 
 _SEED = 300
 _EACH = 28
@@ -38,15 +38,15 @@ class SpoilerTest(absltest.TestCase):
   @pytest.mark.slow
   def test_every_kind_makes_another_folder(self):
     root = pathlib.Path(self.create_tempdir().full_path)
-    hostile_folders.make("llama", root / "good")
+    folders.make("llama", root / "good")
     good = _contents(root / "good")
-    for kind in hostile_folders.KINDS:
+    for kind in folders.KINDS:
       seen = []
       for seed in range(9):
         folder = root / "bad"
         shutil.copytree(root / "good", folder)
         random = np.random.default_rng(seed)
-        self.assertNotEmpty(hostile_folders.Spoiler(folder, random).spoil(kind))
+        self.assertNotEmpty(folders.Spoiler(folder, random).spoil(kind))
         seen.append(_contents(folder))
         _remove(folder)
       self.assertTrue(any(contents != good for contents in seen), kind)
@@ -59,11 +59,11 @@ class FoldersTest(absltest.TestCase):
   def test_308_folders(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     (root / "text.txt").write_text("to be or not to be that is\n" * 20)
-    for family in hostile_folders.FAMILIES:
-      hostile_folders.make(family, root / family)
+    for family in folders.FAMILIES:
+      folders.make(family, root / family)
     tally = attacks.Tally()
     with attacks.Zygote() as zygote:
-      for place, kind in enumerate(hostile_folders.KINDS):
+      for place, kind in enumerate(folders.KINDS):
         for number in range(_EACH):
           random = np.random.default_rng([_SEED, place, number])
           _attack(root, kind, number, random, zygote, tally)
@@ -73,10 +73,10 @@ class FoldersTest(absltest.TestCase):
 
 
 def _attack(root, kind, number, random, zygote, tally):
-  family = hostile_folders.FAMILIES[number % len(hostile_folders.FAMILIES)]
+  family = folders.FAMILIES[number % len(folders.FAMILIES)]
   folder = root / "hostile"
   shutil.copytree(root / family, folder)
-  what = hostile_folders.Spoiler(folder, random).spoil(kind)
+  what = folders.Spoiler(folder, random).spoil(kind)
   module, *argv = _SCRIPTS[int(random.integers(len(_SCRIPTS)))]
   ended = zygote.attack(
       module,

@@ -36,7 +36,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import parts
   from joma.studies import training
-  from joma.studies.systems import positional_network as networks
+  from joma.studies.systems.subjects import positional_network as networks
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 

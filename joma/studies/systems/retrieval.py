@@ -42,8 +42,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import parts
   from joma.studies import texts
   from joma.studies import training
-  from joma.studies.systems import facts
-  from joma.studies.systems import kept_tokens
+  from joma.studies.systems.subjects import facts
+  from joma.studies.systems.subjects import kept_tokens
   from joma.transformer import config as configs
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals

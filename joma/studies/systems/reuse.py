@@ -25,7 +25,7 @@ from typing import Any
 from etils import epy
 
 from joma.studies import study as study_lib
-from joma.studies.systems import reuse_subject as subjects
+from joma.studies.systems.subjects import reuse_subject as subjects
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from matplotlib import figure as mpl_figure

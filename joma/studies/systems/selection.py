@@ -42,7 +42,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import once
   from joma.studies import parts
-  from joma.studies.systems import selector_choices as picks
+  from joma.studies.systems.subjects import selector_choices as picks
   from joma.systems.reuse import hylra
   from joma.systems.selectors import landmark
   from joma.transformer import config as configs

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.studies.systems import positional_network as networks
+from joma.studies.systems.subjects import positional_network as networks
 from tests.joma.studies.systems import small
 
 

@@ -3,8 +3,8 @@ import jax
 import numpy as np
 import pytest
 
-from joma.studies.systems import facts
 from joma.studies.systems import retrieval
+from joma.studies.systems.subjects import facts
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 

@@ -2,7 +2,7 @@ from absl.testing import absltest
 import pytest
 
 from joma.studies.systems import reuse
-from joma.studies.systems import reuse_subject
+from joma.studies.systems.subjects import reuse_subject
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 

@@ -2,7 +2,7 @@ from absl.testing import absltest
 import numpy as np
 
 from joma.studies.systems import selection
-from joma.studies.systems import selector_choices
+from joma.studies.systems.subjects import selector_choices
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 

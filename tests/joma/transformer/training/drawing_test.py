@@ -9,7 +9,7 @@ import pytest
 from joma.transformer.training import drawing
 from joma.transformer.training import summary
 from scansnap_jax.experiment import figures
-from tests.joma.transformer.training import lm_runs
+from tests.joma.transformer.training.made import lm_runs
 
 
 def _heights(axes):

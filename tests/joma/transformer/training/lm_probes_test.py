@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from joma.transformer.training import lm_probes
-from tests.joma.transformer.training import tiny_task
+from tests.joma.transformer.training.made import tiny_task
 
 
 def setUpModule():

@@ -12,7 +12,7 @@ import pytest
 from joma.transformer.training import report
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import figures
-from tests.joma.transformer.training import lm_runs
+from tests.joma.transformer.training.made import lm_runs
 
 _ROOT = pathlib.Path(__file__).parents[4]
 

@@ -11,7 +11,7 @@ import pytest
 
 from joma.transformer.training import summary
 from scansnap_jax.experiment import errors
-from tests.joma.transformer.training import lm_runs
+from tests.joma.transformer.training.made import lm_runs
 
 _ROOT = pathlib.Path(__file__).parents[4]
 _SHARED = pathlib.Path(os.environ.get("SCANSNAP_SHARED", _ROOT / "../shared"))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.launch import generate_test
 
-_ROOT = pathlib.Path(__file__).parent.parent.parent
+_ROOT = pathlib.Path(__file__).parents[3]
 _TINY = (
     "--model.attention=ssa+key_bias,softmax",
     "--model.num_layers=2",

@@ -11,7 +11,7 @@ from joma.inference.cache import kv_cache
 from joma.inference.evaluation import evaluate
 from joma.inference.evaluation import tasks
 from joma.studies import texts
-from joma.studies.systems import facts
+from joma.studies.systems.subjects import facts
 from joma.systems.cache_policies import names as policy_names
 from joma.systems.reuse import infini_retri
 

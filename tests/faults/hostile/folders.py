@@ -17,7 +17,7 @@ from joma.transformer import model as models
 from joma.transformer.hf import config_json
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer as tokenizers
-from tests.faults import hostile_tokenizers
+from tests.faults.hostile import tokenizers as hostile_tokenizers
 from tests.joma.transformer import tiny_models
 
 FAMILIES = ("llama", "gpt2", "opt", "gpt_neox", "gemma3_text", "qwen2")

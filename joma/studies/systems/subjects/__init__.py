@@ -1,0 +1,8 @@
+"""What studies of systems are tried on.
+
+facts                the task of `retrieval`: facts, and questions about some
+kept_tokens          answers of its models from the few tokens that are kept
+positional_network   the networks of `positional`, and their lists
+reuse_subject        the models of `reuse`, and their text
+selector_choices     what the selectors of `selection` choose, and its weight
+"""
