@@ -1,6 +1,7 @@
 """The arrows between packages, and what importing them must not do."""
 
 import ast
+import collections
 import functools
 import pathlib
 import subprocess
@@ -140,6 +141,13 @@ class DependencyTest(parameterized.TestCase):
 
     for module in graph:
       visit(module)
+
+  def test_no_folder_is_crowded(self):
+    folders = collections.Counter(
+        path.parent for path in _files() if path.name != "__init__.py"
+    )
+    crowded = {f"{p}": n for p, n in folders.items() if n > 14}
+    self.assertEmpty(crowded, "make a room of files that belong together")
 
   def test_package_inits_hold_a_docstring_alone(self):
     for path in _files():
