@@ -44,8 +44,9 @@ def _cost(lowered):
 @absltest.skipUnless(jax.__version__ == _JAX, f"measured with jax {_JAX}")
 class PlainCostTest(parameterized.TestCase):
 
+  # With remat 9,024 FLOPs and 640 bytes less than before there were seats.
   @parameterized.parameters(
-      (False, 17_702_268, 929_184), (True, 21_760_460, 864_680)
+      (False, 17_702_268, 929_184), (True, 21_751_436, 864_040)
   )
   @pytest.mark.slow
   def test_a_step_of_training(self, use_remat, flops, temp_bytes):
