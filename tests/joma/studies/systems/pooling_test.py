@@ -29,6 +29,8 @@ class PoolingTest(absltest.TestCase):
       ]
       expected = np.zeros((2, 5, 3))
       expected[:, shown] = 5
+      # Noise of variance up to 5 / 16 in means of some 200 texts: .056, and
+      # five times that over 30 numbers.
       np.testing.assert_allclose(apart, expected, atol=0.3)
 
 

@@ -163,8 +163,11 @@ class LightningTest(parameterized.TestCase):
       alone = one_layer.state_after(config, params, one, (length,))[0]
       size = np.abs(alone).max()
       np.testing.assert_allclose(padded[row], alone, atol=1e-6 * size)
-      # The twin zeroes keys of padding, over which the state still fades.
-      self.assertGreater(np.abs(naive[row] - alone).max(), 0.01 * size)
+      # The twin zeroes keys of padding, over which the state still fades: of
+      # the head that forgets soonest by tens of per cent of its size.
+      of_head = lambda x: np.abs(x).max(axis=(-2, -1))
+      wrong = of_head(naive[row] - alone) / of_head(alone)
+      self.assertGreater(wrong.max(), 0.1)
 
   @pytest.mark.slow
   def test_a_second_prompt_goes_on_from_the_first(self):
