@@ -22,6 +22,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.routing import moh
 from launch.command import app
 from launch.command import study_run
 
@@ -29,6 +30,7 @@ _STUDIES = {
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
     "length": length.STUDY,
+    "moh": moh.STUDY,
     "mqar": mqar.STUDY,
     "pooling": pooling.STUDY,
     "positional": positional.STUDY,

@@ -16,8 +16,8 @@ _ORDINARY = {"full", "window", "random"}
 _MAY = {
     # The kernels' argument of that name.
     "joma/transformer/weighing/rule.py": {"sink_logits"},
-    # The study of that name.
-    "launch/attention.py": {"positional"},
+    # The studies of those names.
+    "launch/attention.py": {"moh", "positional"},
 }
 # Where policies are asked which of its protocols they follow.
 _CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"

@@ -152,4 +152,32 @@ joma/systems/routers/flux.py
 + ends = jnp.concatenate([step, length - 1 - step], axis=1) + 0 * lengths
 ? the router reads padding
 @ test_the_pool_is_of_both_ends_and_of_no_padding
+
+joma/studies/systems/subjects/routed_heads.py
+- both = _entropy(by_set) + _entropy(by_class) - _entropy(joint.ravel())
++ both = _entropy(by_set) + _entropy(by_class)
+? the information of sets that tell nothing is not 0
+@ tests/joma/studies/systems/routing/moh_test.py
+@ test_is_that_of_counts_by_hand
+
+joma/studies/systems/subjects/routed_heads.py
+- target = jnp.where(kind[..., None] == 0, choose(near), choose(far))
++ target = jnp.where(kind[..., None] == 0, choose(near), choose(near))
+? both classes ask for the same heads
+@ tests/joma/studies/systems/routing/moh_test.py
+@ test_a_class_says_its_own_places
+
+joma/studies/systems/subjects/closed_heads.py
+- best = np.argsort(-costs, axis=1)[:, :count]
++ best = np.argsort(costs, axis=1)[:, :count]
+? the worst heads are kept
+@ tests/joma/studies/systems/routing/moh_test.py
+@ test_the_best_heads_are_those_that_cost_most
+
+joma/studies/systems/subjects/closed_heads.py
+- is_it = (jnp.arange(len(kernel)) == head) & (number == layer)
++ is_it = jnp.arange(len(kernel)) == head
+? a head is removed from every layer at once
+@ tests/joma/studies/systems/routing/moh_test.py
+@ test_a_removed_head_is_one_that_is_closed
 """

@@ -26,6 +26,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.routing import moh
 from scansnap_jax.experiment import figures
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
@@ -62,6 +63,20 @@ STUDIES = {
             num_values=4,
             width=8,
             num_test=4,
+            **_FEW,
+        ),
+    ),
+    "moh": (
+        moh.STUDY,
+        dict(
+            batch_size=2,
+            seq_len=6,
+            num_symbols=3,
+            width=4,
+            num_test=2,
+            num_keys=32,
+            block=8,
+            num_heads=4,
             **_FEW,
         ),
     ),

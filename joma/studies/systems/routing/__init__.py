@@ -1,0 +1,1 @@
+"""Studies of routers: which heads, layers or branches take part."""
