@@ -98,7 +98,7 @@ class ClosedHeadsTest(parameterized.TestCase):
   def test_a_removed_head_is_one_that_is_closed(self):
     model = models.Transformer(_CONFIG, implementation="reference")
     params = applied.params(model)
-    tokens = np.random.default_rng(0).integers(0, 9, (2, 8), np.int32)
+    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 9)
     costs = closed_heads.removal_costs(model, params, tokens)
     self.assertEqual(costs.shape, (2, 3))
     entries = ("moh_norms:heads=0.2", "softmax")
