@@ -48,21 +48,37 @@ def check_arrays(
         f"query {query.shape} and key {key.shape} must have equal first (batch)"
         " and last (head_dim) axes"
     )
+  check_one_type(query, key, value)
+  check_groups(query.shape[2], "query", key.shape[2], "key and value")
+  if query.shape[3] == 0:
+    raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
+  if value.shape[3] == 0:
+    raise ValueError(f"value {value.shape} must have a head_dim of 1 or more")
+
+
+def check_one_type(query: AnyArray, key: AnyArray, value: AnyArray) -> None:
+  """Raises ValueError unless they have one type."""
   if not query.dtype == key.dtype == value.dtype:
     raise ValueError(
         f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype};"
         " they must have one type"
     )
-  num_heads, num_kv_heads = query.shape[2], key.shape[2]
-  if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
+
+
+def check_groups(number: int, whose: str, shared: int, by: str) -> None:
+  """Raises ValueError unless so many heads share so many others.
+
+  Args:
+    number: Of heads in groups.
+    whose: Their name, for the error.
+    shared: Of heads that a group shares; 1 or more, and it divides `number`.
+    by: Their name.
+  """
+  if shared == 0 or number == 0 or number % shared:
     raise ValueError(
-        f"the {num_heads} query heads must be a multiple of the {num_kv_heads}"
-        " key and value heads"
+        f"the {number} {whose} heads must be a multiple of the {shared} {by}"
+        " heads"
     )
-  if query.shape[3] == 0:
-    raise ValueError(f"query {query.shape} must have a head_dim of 1 or more")
-  if value.shape[3] == 0:
-    raise ValueError(f"value {value.shape} must have a head_dim of 1 or more")
 
 
 def check_where(where: object, query: AnyArray, key: AnyArray) -> None:

@@ -15,6 +15,14 @@ Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 # lets it choose.
 Config: TypeAlias = Any
 
+# The modules of an op that has a folder a platform.
+ENTRIES = {
+    "reference": "reference",
+    "xla": "xla",
+    "pallas_tpu": "tpu.entry",
+    "pallas_gpu": "gpu.entry",
+}
+
 _PLATFORM_OF = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 
 

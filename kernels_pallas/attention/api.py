@@ -20,12 +20,7 @@ from kernels_pallas import selection as selection_lib
 from kernels_pallas.attention import differentiable
 from kernels_pallas.transformations import exported
 
-_ENTRIES = {
-    "reference": "reference",
-    "xla": "xla.entry",
-    "pallas_tpu": "tpu.entry",
-    "pallas_gpu": "gpu.entry",
-}
+_ENTRIES = implementations.ENTRIES | {"xla": "xla.entry"}
 
 
 def attention(
@@ -95,12 +90,10 @@ def attention(
   choose = lambda named=None: implementations.choose_for(
       named, _module, widest, area
   )
-  chosen = choose(implementation)
+  chosen, query = exported.chosen(
+      "attention", implementation, choose, ("BTNH", query), ("BSKJ", value)
+  )
   arguments.check_config(config, chosen, _module(chosen))
-  if chosen != "reference":
-    exported.check_axes("attention", "BTNH", query, chosen)
-    exported.check_axes("attention", "BSKJ", value, chosen)
-    query = exported.marked("attention", query, implementation, choose)
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
   if isinstance(where, selection_lib.Selection) and chosen != "xla":

@@ -62,9 +62,18 @@ def square(
     length: int, num_heads: int, num_kv_heads: int, head_dim: int = 128
 ) -> Shape:
   """One sequence that attends to itself."""
+  return _row(1, length, length, (num_heads, num_kv_heads, head_dim))
+
+
+def _row(
+    batch: int, num_queries: int, num_keys: int, heads: tuple[int, int, int]
+) -> Shape:
+  """A line of a table; `heads` are query heads, key heads and their size."""
+  num_heads, num_kv_heads, head_dim = heads
   return Shape(
-      num_queries=length,
-      num_keys=length,
+      batch=batch,
+      num_queries=num_queries,
+      num_keys=num_keys,
       num_heads=num_heads,
       num_kv_heads=num_kv_heads,
       head_dim=head_dim,
@@ -74,29 +83,9 @@ def square(
 # Small enough to be interpreted: one tile, ragged ends, T != S, GQA, one query.
 TESTS = {
     "one_tile": square(128, 2, 2, 64),
-    "ragged_gqa": Shape(
-        batch=2,
-        num_queries=200,
-        num_keys=200,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-    ),
-    "cross_mqa": Shape(
-        num_queries=136,
-        num_keys=333,
-        num_heads=4,
-        num_kv_heads=1,
-        head_dim=64,
-    ),
-    "single_query": Shape(
-        batch=2,
-        num_queries=1,
-        num_keys=257,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=128,
-    ),
+    "ragged_gqa": _row(2, 200, 200, (4, 2, 32)),
+    "cross_mqa": _row(1, 136, 333, (4, 1, 64)),
+    "single_query": _row(2, 1, 257, (2, 1, 128)),
     "long": square(384, 1, 1, 128),
 }
 
@@ -110,37 +99,28 @@ BENCHMARKS = {
     "mha_16k": square(16_384, 1, 1),
 }
 
+
+def _selected(
+    dense: Shape, block_q: int, block_kv: int, window: int, num_heavy: int = 1
+) -> SelectionShape:
+  return SelectionShape(
+      dense=dense,
+      block_q=block_q,
+      block_kv=block_kv,
+      num_heavy=num_heavy,
+      window=window,
+  )
+
+
 SELECTION_TESTS = {
-    "ragged_gqa": SelectionShape(
-        dense=TESTS["ragged_gqa"],
-        block_q=32,
-        block_kv=128,
-        num_heavy=1,
-        window=40,
-    ),
-    "cross_mqa": SelectionShape(
-        dense=TESTS["cross_mqa"],
-        block_q=64,
-        block_kv=128,
-        num_heavy=1,
-        window=64,
-    ),
-    "long": SelectionShape(
-        dense=TESTS["long"],
-        block_q=64,
-        block_kv=128,
-        num_heavy=1,
-        window=32,
-    ),
+    "ragged_gqa": _selected(TESTS["ragged_gqa"], 32, 128, 40),
+    "cross_mqa": _selected(TESTS["cross_mqa"], 64, 128, 64),
+    "long": _selected(TESTS["long"], 64, 128, 32),
 }
 
 # 64 key blocks, of which a query block reads about 6: a density of 10 %.
 SELECTION_BENCHMARKS = {
-    "llama3_8b_32k_10pct": SelectionShape(
-        dense=square(32_768, 4, 1),
-        block_q=512,
-        block_kv=512,
-        num_heavy=3,
-        window=512,
+    "llama3_8b_32k_10pct": _selected(
+        square(32_768, 4, 1), 512, 512, 512, num_heavy=3
     ),
 }

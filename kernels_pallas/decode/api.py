@@ -119,11 +119,8 @@ def decode_step(
   _check_votes(rule, cache)
   sizes = query.shape[-1], value.shape[-1]
   choose = lambda named=None: choose_for(named, *sizes)
-  chosen = choose(implementation)
-  if chosen != "reference":
-    exported.check_axes("decode_step", "BNH", query, chosen)
-    exported.check_axes("decode_step", "BKC", cache.pos, chosen)
-    query = exported.marked("decode_step", query, implementation, choose)
+  axes = ("BNH", query), ("BKC", cache.pos)
+  chosen, query = exported.chosen("decode_step", implementation, choose, *axes)
   arguments.check_config(config, chosen, _module(chosen))
   check_values(cache.pos, positions)
   given = manual_axes.align(

@@ -129,16 +129,12 @@ def check_vmem(chunk: int, sizes: Sizes) -> None:
   need = vmem(chunk, sizes)
   if sum(need.values()) <= limit():
     return
-  parts = " + ".join(f"{name} {n / _MIB:.1f}" for name, n in need.items())
-  info = tpu_layout.tpu_info()
-  raise ValueError(
+  what = (
       f"{sizes.capacity} slots of {sizes.num_kv_heads} heads of"
       f" {sizes.head_dim}, in chunks of {chunk}, need"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {limit() / _MIB:.1f}: use a smaller chunk or"
-      " fewer slots"
   )
+  message = tpu_layout.over_vmem(what, need, limit())
+  raise ValueError(f"{message}: use a smaller chunk or fewer slots")
 
 
 def check_types(

@@ -85,13 +85,8 @@ def gated_delta_rule(
   choose = lambda named=None: implementations.choose_for(
       named, _module, workload
   )
-  chosen = choose(implementation)
-  if chosen != "reference":
-    exported.check_axes("the gated delta rule", "BTKH", query, chosen)
-    exported.check_axes("the gated delta rule", "BTNJ", value, chosen)
-    query = exported.marked(
-        "the gated delta rule", query, implementation, choose
-    )
+  axes, op = (("BTKH", query), ("BTNJ", value)), "the gated delta rule"
+  chosen, query = exported.chosen(op, implementation, choose, *axes)
   arguments.check_config(config, chosen, _module(chosen))
   dtype = operands_lib.sum_type(query.dtype)
   state = jnp.zeros(sizes, dtype) if initial_state is None else initial_state
@@ -146,7 +141,10 @@ def step(
   Raises:
     ValueError: If shapes or types do not fit together.
   """
-  checks.check_position(query, key, value, log_decay, beta)
+  checks.check_position(
+      {"query": query, "key": key, "value": value},
+      {"log_decay": log_decay, "beta": beta},
+  )
   one = (x[:, None] for x in (query, key, value, log_decay, beta))
   query, key, value, log_decay, beta = one
   checks.check_arrays(query, key, value, log_decay, beta)

@@ -1,5 +1,7 @@
 """Checks the arguments of the op and says what would be right."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -33,17 +35,8 @@ def check_arrays(
         f"key {key.shape} and value {value.shape} must have equal first axes:"
         " batch and positions"
     )
-  if not query.dtype == key.dtype == value.dtype:
-    raise ValueError(
-        f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype};"
-        " they must have one type"
-    )
-  num_heads, num_key_heads = value.shape[2], key.shape[2]
-  if num_key_heads == 0 or num_heads == 0 or num_heads % num_key_heads:
-    raise ValueError(
-        f"the {num_heads} value heads must be a multiple of the"
-        f" {num_key_heads} query and key heads"
-    )
+  arguments.check_one_type(query, key, value)
+  arguments.check_groups(value.shape[2], "value", key.shape[2], "query and key")
   for name, array in (("key", key), ("value", value)):
     if array.shape[3] == 0:
       raise ValueError(f"{name} {array.shape} must have a size of 1 or more")
@@ -94,20 +87,21 @@ def check_state(
 
 
 def check_position(
-    query: AnyArray,
-    key: AnyArray,
-    value: AnyArray,
-    log_decay: AnyArray,
-    beta: AnyArray,
+    vectors: Mapping[str, AnyArray], gates: Mapping[str, AnyArray]
 ) -> None:
-  """Raises ValueError unless the arrays of a step have their axes."""
-  for name, array in (("query", query), ("key", key), ("value", value)):
+  """Raises ValueError unless the arrays of a step have their axes.
+
+  Args:
+    vectors: Query, key and value by name.
+    gates: log_decay and beta.
+  """
+  for name, array in vectors.items():
     if np.ndim(array) != 3:
       raise ValueError(
           f"{name} has shape {np.shape(array)}; in a step it must have 3 axes:"
           " batch, head, size"
       )
-  for name, array in (("log_decay", log_decay), ("beta", beta)):
+  for name, array in gates.items():
     if np.ndim(array) < 2:
       raise ValueError(
           f"{name} has shape {np.shape(array)}; in a step it must begin with 2"

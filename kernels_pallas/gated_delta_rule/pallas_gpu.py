@@ -46,12 +46,7 @@ class Config:
 
 def why_not(query: jax.Array | jax.ShapeDtypeStruct) -> str | None:
   """Says why the kernel cannot compute this, None if it can."""
-  reason = gpu_chip.why_not_type(query.dtype)
-  if reason is not None:
-    return reason
-  if query.shape[-1] > _KEY_SIZES[-1]:
-    return f"pallas_gpu has key sizes of up to 128, not of {query.shape[-1]}"
-  return gpu_chip.why_not_here()
+  return gpu_chip.why_not(query, "key sizes", _KEY_SIZES[-1])
 
 
 def forward(
@@ -201,25 +196,15 @@ def _kernel(
     plgpu.commit_smem()
     state = state * gpu_math.along(left, (width, _CHUNK), 0)
     transposed = lambda name: buffers[name].at[slot].transpose((1, 0))
-    state = _add_product(state, transposed("rows"), added.at[slot])
+    state = gpu_registers.add_product(state, transposed("rows"), added.at[slot])
     if is_reversed:
       d_out = buffers["d_outs"].at[slot]
-      state = _add_product(state, transposed("queries"), d_out)
+      state = gpu_registers.add_product(state, transposed("queries"), d_out)
     pl.when(i + 2 < num_chunks)(lambda: fetch(i + 2, slot))
     return state
 
   state = lax.fori_loop(0, num_chunks, visit, state)
   last.at[batch, head, :, columns][...] = state
-
-
-def _add_product(
-    total: jax.Array, a: hw_types.Ref, b: hw_types.Ref
-) -> jax.Array:
-  """Total + a @ b, references in shared memory, in the registers of total."""
-  if interpret.mode():  # The interpreter has no accumulator that is given.
-    return total + gpu_registers.product(a, b)
-  add = lambda accumulator: plgpu.wgmma(accumulator, a, b)
-  return pl.run_state(add)(plgpu.ACC.init(total))
 
 
 def _cut(operands: operands_lib.Operands) -> cutting.Chunks:
@@ -291,13 +276,11 @@ def _backward(
     d_state: Float[Array, "H J"],
 ) -> tuple[Array, ...]:
   fades = fading.of(product, log_decay)
-  found = chunk_lib.backward(chunk, fades, d_out, d_state, inverse.Solver)
-  by_head = log_decay.shape[1] == 1
-  return (
-      *found[:3],
-      found.log_decay.T if by_head else found.log_decay,
-      *found[4:],
+  found, d_logs = chunk_lib.backward(
+      chunk, fades, d_out, d_state, inverse.Solver
   )
+  d_logs = d_logs.T if log_decay.shape[1] == 1 else d_logs
+  return *found[:3], d_logs, *found[3:]
 
 
 def _pad(x: Array, size: int) -> Array:

@@ -161,8 +161,10 @@ def _backward(scale: float, *refs: hw_types.Ref) -> None:
 
   def run(d_out: Array, d_state: Array, *x: Array) -> tuple[Array, ...]:
     chunk, fades = _parts(*x)
-    found = chunk_lib.backward(chunk, fades, d_out, d_state, inverse.Solver)
-    return *found[:4], products.to_row(found.beta), found.state
+    found, d_logs = chunk_lib.backward(
+        chunk, fades, d_out, d_state, inverse.Solver
+    )
+    return *found[:3], d_logs, products.to_row(found.beta), found.state
 
   d_out = scale * d_out[0].astype(jnp.float32)
   found = jax.vmap(run)(d_out, d_state[...], *_read(arrays), starts[0, :, 0])

@@ -49,47 +49,37 @@ class Shape:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def _row(
+    batch: int,
+    length: int,
+    heads: tuple[int, int],
+    sizes: tuple[int, int],
+    is_by_channel: bool = False,
+) -> Shape:
+  """A line of a table; heads and sizes are those of values and of keys."""
+  return Shape(
+      batch=batch,
+      length=length,
+      num_heads=heads[0],
+      num_key_heads=heads[1],
+      key_size=sizes[1],
+      value_size=sizes[0],
+      is_by_channel=is_by_channel,
+  )
+
+
 # Small: one chunk, ragged ends, shared key heads, one position.
 TESTS = {
-    "one_chunk": Shape(
-        length=64, num_heads=2, num_key_heads=2, key_size=32, value_size=16
-    ),
-    "ragged_grouped": Shape(
-        batch=2,
-        length=100,
-        num_heads=4,
-        num_key_heads=2,
-        key_size=16,
-        value_size=32,
-    ),
-    "ragged_channels": Shape(
-        batch=2,
-        length=100,
-        num_heads=2,
-        num_key_heads=1,
-        key_size=16,
-        value_size=32,
-        is_by_channel=True,
-    ),
-    "single": Shape(
-        batch=2,
-        length=1,
-        num_heads=2,
-        num_key_heads=1,
-        key_size=16,
-        value_size=16,
-    ),
+    "one_chunk": _row(1, 64, (2, 2), (16, 32)),
+    "ragged_grouped": _row(2, 100, (4, 2), (32, 16)),
+    "ragged_channels": _row(2, 100, (2, 1), (32, 16), is_by_channel=True),
+    "single": _row(2, 1, (2, 1), (16, 16)),
 }
 
 # Heads of models that people train, at their lengths.
 BENCHMARKS = {
-    f"h128_{value_size}_{length // 1024}k": Shape(
-        batch=4 if length == 4096 else 1,
-        length=length,
-        num_heads=8,
-        num_key_heads=8,
-        key_size=128,
-        value_size=value_size,
+    f"h128_{value_size}_{length // 1024}k": _row(
+        4 if length == 4096 else 1, length, (8, 8), (value_size, 128)
     )
     for length in (4096, 16_384, 65_536)
     for value_size in (128, 256)

@@ -172,12 +172,9 @@ def _check_type(dtype: jax.typing.DTypeLike) -> None:
 def _too_much(
     chunk: int, key_size: int, value_size: int, need: dict[str, int]
 ) -> str:
-  parts = " + ".join(f"{name} {n / _MIB:.1f}" for name, n in need.items())
-  info = tpu_layout.tpu_info()
-  return (
+  what = (
       f"chunk={chunk} of one head with key size {key_size} and value size"
-      f" {value_size} needs {sum(need.values()) / _MIB:.1f} MiB of VMEM:"
-      f" {parts}; a TPU {info.chip_version} has"
-      f" {info.vmem_capacity_bytes / _MIB:.1f} MiB, of which a kernel may take"
-      f" {limit() / _MIB:.1f}: use a smaller chunk, or implementation='xla'"
+      f" {value_size} needs"
   )
+  message = tpu_layout.over_vmem(what, need, limit())
+  return f"{message}: use a smaller chunk, or implementation='xla'"

@@ -125,7 +125,8 @@ def _backward(
     d_state: Float[Array, "H J"],
 ) -> tuple[Array, ...]:
   fades = fading.of(products.Products(log_decay.dtype), log_decay)
-  found = chunk_lib.backward(chunk, fades, d_out, d_state, inverse.Solver)
-  if isinstance(fades, fading.ByHead):
-    found = found._replace(log_decay=found.log_decay.T)
-  return tuple(found)
+  found, d_logs = chunk_lib.backward(
+      chunk, fades, d_out, d_state, inverse.Solver
+  )
+  d_logs = d_logs.T if isinstance(fades, fading.ByHead) else d_logs
+  return *found[:3], d_logs, *found[3:]

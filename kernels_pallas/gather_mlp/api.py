@@ -22,13 +22,6 @@ from kernels_pallas.gather_mlp import differentiable
 from kernels_pallas.gather_mlp import parts
 from kernels_pallas.transformations import exported
 
-_ENTRIES = {
-    "reference": "reference",
-    "xla": "xla",
-    "pallas_tpu": "tpu.entry",
-    "pallas_gpu": "gpu.entry",
-}
-
 
 def gather_mlp(
     x: Float[Array, "B D"],
@@ -96,10 +89,7 @@ def gather_mlp(
   choose = lambda named=None: implementations.choose_for(
       named, module_of, *workload
   )
-  chosen = choose(implementation)
-  if chosen != "reference":
-    exported.check_axes("gather_mlp", "BD", x, chosen)
-    x = exported.marked("gather_mlp", x, implementation, choose)
+  chosen, x = exported.chosen("gather_mlp", implementation, choose, ("BD", x))
   module = module_of(chosen)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)
@@ -121,4 +111,5 @@ def module_of(
     implementation: implementations.Implementation,
 ) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
-  return importlib.import_module(f"{__package__}.{_ENTRIES[implementation]}")
+  entry = implementations.ENTRIES[implementation]
+  return importlib.import_module(f"{__package__}.{entry}")

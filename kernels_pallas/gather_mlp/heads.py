@@ -245,13 +245,12 @@ def _chosen(
   choose = lambda named=None: implementations.choose_for(
       named, api.module_of, *workload
   )
-  chosen = choose(implementation)
+  axes = "BD" if x.ndim == 2 else "BSH"
+  chosen, x = exported.chosen(
+      "a projection of heads", implementation, choose, (axes, x)
+  )
   module = api.module_of(chosen)
   arguments.check_config(config, chosen, module)
-  if chosen != "reference":
-    op = "a projection of heads"
-    exported.check_axes(op, "BD" if x.ndim == 2 else "BSH", x, chosen)
-    x = exported.marked(op, x, implementation, choose)
   return module, x
 
 

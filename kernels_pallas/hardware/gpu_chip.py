@@ -28,6 +28,24 @@ def why_not_type(dtype: jax.typing.DTypeLike) -> str | None:
   return None
 
 
+def why_not(
+    query: jax.Array | jax.ShapeDtypeStruct, what: str, most: int
+) -> str | None:
+  """Says why no kernel can compute this here, None if one can.
+
+  Args:
+    query: Array or its abstract value.
+    what: What its last axis is, for the answer.
+    most: The largest that kernels take.
+  """
+  reason = why_not_type(query.dtype)
+  if reason is not None:
+    return reason
+  if query.shape[-1] > most:
+    return f"pallas_gpu has {what} of up to {most}, not of {query.shape[-1]}"
+  return why_not_here()
+
+
 def why_not_here() -> str | None:
   """Says why no kernel can run where programs are made for, None if one can."""
   if interpret.mode() or is_hopper():

@@ -31,6 +31,16 @@ def borrow_registers(num_consumers: int) -> None:
     plgpu.set_max_registers(240, action="increase")
 
 
+def add_product(
+    total: jax.Array, a: hw_types.Ref, b: hw_types.Ref
+) -> jax.Array:
+  """Total + a @ b, references in shared memory, in the registers of total."""
+  if interpret.mode():  # The interpreter has no accumulator that is given.
+    return total + product(a, b)
+  add = lambda accumulator: plgpu.wgmma(accumulator, a, b)
+  return pl.run_state(add)(plgpu.ACC.init(total))
+
+
 def product(
     a: hw_types.Ref, b: hw_types.Ref, then: Callable[[], None] = lambda: None
 ) -> jax.Array:

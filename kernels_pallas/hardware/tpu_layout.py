@@ -1,5 +1,6 @@
 """The lanes of a TPU: padding to them, and what chip there is."""
 
+from collections.abc import Mapping
 from typing import cast
 
 import jax
@@ -12,6 +13,7 @@ from kernels_pallas import interpret
 from kernels_pallas.hardware import types as hw_types
 
 LANES = 128
+_MIB = 1 << 20
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -33,6 +35,32 @@ def tpu_info() -> pltpu.TpuInfo:
   if interpret.mode() and not kind.startswith("TPU"):
     return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
   return pltpu.get_tpu_info()
+
+
+def check_lanes(name: str, size: int | None) -> None:
+  """Raises ValueError unless it is None, or whole rows of lanes."""
+  if size is not None and (size < 1 or size % LANES):
+    raise ValueError(
+        f"{name}={size} must be a multiple of the {LANES} lanes of a TPU, such"
+        f" as {round_up(max(size, 1), LANES)}"
+    )
+
+
+def over_vmem(what: str, need: Mapping[str, int], limit: int) -> str:
+  """What an error says of a kernel that does not fit: the arithmetic.
+
+  Args:
+    what: What needs the memory, with its verb.
+    need: Bytes by what for; what takes none is left out.
+    limit: Bytes of VMEM that a kernel may take.
+  """
+  parts = " + ".join(f"{name} {n / _MIB:.1f}" for name, n in need.items() if n)
+  info = tpu_info()
+  return (
+      f"{what} {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
+      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
+      f" which a kernel may take {limit / _MIB:.1f}"
+  )
 
 
 def to_heads(x: Float[Array, "B L N H"]) -> Float[Array, "B N L H"]:

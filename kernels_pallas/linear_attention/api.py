@@ -88,10 +88,9 @@ def linear_attention(
   choose = lambda named=None: implementations.choose_for(
       named, _module, workload
   )
-  chosen = choose(implementation)
-  if chosen != "reference":
-    exported.check_axes("linear attention", "BTNH", query, chosen)
-    query = exported.marked("linear attention", query, implementation, choose)
+  chosen, query = exported.chosen(
+      "linear attention", implementation, choose, ("BTNH", query)
+  )
   arguments.check_config(config, chosen, _module(chosen))
   dtype = sweep.sum_type(query.dtype)
   shape = (batch, num_heads, head_dim, head_dim)
@@ -109,9 +108,8 @@ def linear_attention(
     if chosen == "reference" or 0 in query.shape:
       own = sweep.Operands(query, key, value, log_decay, state)
       return reference.attend(own, scale)
-    return differentiable.attend(
-        _module(chosen), query, key, value, rates, state, scale, config
-    )
+    arrays = (query, key, value, rates, state)
+    return differentiable.attend(_module(chosen), arrays, scale, config)
 
   if segment_starts is not None:
     sizes = config or xla.Config()

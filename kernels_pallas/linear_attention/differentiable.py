@@ -2,10 +2,10 @@
 
 import functools
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from kernels_pallas import implementations
 from kernels_pallas.linear_attention import output
@@ -20,68 +20,67 @@ _ARRAYS = ("b.n.", "b.k.", "b.k.", "n", "bn..")
 _RESULTS = ("b.n.", "bn..")
 
 
+class _Call(NamedTuple):
+  """What is no array."""
+
+  implementation: types.ModuleType | sweep_lib.Implementation
+  scale: float
+  config: implementations.Config
+
+
 def attend(
     implementation: types.ModuleType | sweep_lib.Implementation,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
+    arrays: tuple[jax.Array, ...],
     scale: float,
     config: implementations.Config,
 ) -> output.LinearAttentionOutput:
-  """Linear attention by sweeps of `implementation`, forward and backward."""
-  call = jax.custom_vjp(_forward, nondiff_argnums=(0, 1, 2))
+  """Linear attention by sweeps of `implementation`, forward and backward.
+
+  Args:
+    implementation: What runs a sweep.
+    arrays: Query [B, T, N, H], key and value [B, T, K, H], decay [N] and state
+      [B, N, H, H].
+    scale: Of out.
+    config: Of the implementation.
+  """
+  call = jax.custom_vjp(_forward, nondiff_argnums=(0,))
   call.defvjp(_forward_and_kept, _backward)
-  arrays = manual_axes.align((query, key, value, decay, state))
-  given = (implementation, scale, config, *arrays)
+  arrays = manual_axes.align(arrays)
+  given = (_Call(implementation, scale, config), *arrays)
   result = derivatives.reverse_only("linear_attention", call, *given)
   return output.LinearAttentionOutput(*result)
 
 
-def _forward(
-    implementation: sweep_lib.Implementation,
-    scale: float,
-    config: implementations.Config,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    decay: jax.Array,
-    state: jax.Array,
-) -> sweep_lib.Swept:
-  sweep = sweep_lib.Sweep(out_scale=scale, config=config)
+def _forward(call: _Call, *arrays: jax.Array) -> sweep_lib.Swept:
+  query, key, value, decay, state = arrays
+  sweep = sweep_lib.Sweep(out_scale=call.scale, config=call.config)
   log_decay = sweep_lib.log_of(decay)
   operands = sweep_lib.Operands(query, key, value, log_decay, state)
-  run = lambda operands: implementation.run(operands, sweep)
+  run = lambda operands: call.implementation.run(operands, sweep)
   labels = partitions.Labels.of(_ARRAYS, _RESULTS)
   return derivatives.run(
-      "linear_attention", implementation, run, operands, labels=labels
+      "linear_attention", call.implementation, run, operands, labels=labels
   )
 
 
 def _forward_and_kept(
-    implementation: sweep_lib.Implementation,
-    scale: float,
-    config: implementations.Config,
-    *arrays: jax.Array,
+    call: _Call, *arrays: jax.Array
 ) -> tuple[sweep_lib.Swept, tuple[jax.Array, ...]]:
-  return _forward(implementation, scale, config, *arrays), arrays
+  return _forward(call, *arrays), arrays
 
 
 def _backward(
-    implementation: sweep_lib.Implementation,
-    scale: float,
-    config: implementations.Config,
+    call: _Call,
     arrays: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, ...]:
-  back = functools.partial(_cotangents, implementation, scale, config)
+  back = functools.partial(_cotangents, call)
   # The gradient by a decay is left apart by sequence, which devices may share.
   results = (*_ARRAYS[:3], "bn", _ARRAYS[4])
   labels = partitions.Labels.of((_ARRAYS, _RESULTS), results)
   *found, d_decay, d_initial = derivatives.run(
       "linear_attention",
-      implementation,
+      call.implementation,
       back,
       arrays,
       cotangents,
@@ -91,9 +90,7 @@ def _backward(
 
 
 def _cotangents(
-    implementation: sweep_lib.Implementation,
-    scale: float,
-    config: implementations.Config,
+    call: _Call,
     arrays: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, ...]:
@@ -103,24 +100,25 @@ def _cotangents(
   is_grouped = key.shape[2] < query.shape[2]
   back = sweep_lib.Sweep(
       is_reversed=True,
-      in_scale=scale,
+      in_scale=call.scale,
       is_out_wide=is_grouped,
-      config=config,
+      config=call.config,
   )
   # Each gradient is a sweep in which the arrays have exchanged their parts.
-  run = lambda sweep, *arrays: implementation.run(
+  run = lambda sweep, *arrays: call.implementation.run(
       sweep_lib.Operands(*arrays), sweep
   )
   turned = lambda x: jnp.swapaxes(x, -1, -2)
   # States of a sweep are key by value channels: where the two exchange their
   # parts, the state is turned.
-  ahead = sweep_lib.Sweep(out_scale=scale, config=config)
+  ahead = sweep_lib.Sweep(out_scale=call.scale, config=call.config)
   d_query, _ = run(ahead, d_out, value, key, log_decay, turned(state))
   d_value, d_initial = run(back, key, query, d_out, log_decay, d_state)
   d_key, _ = run(back, value, d_out, query, log_decay, turned(d_state))
   # Sweeps give a gradient a query head; heads that share keys add theirs.
   d_key, d_value = (_sum_groups(x, key) for x in (d_key, d_value))
-  return d_query, d_key, d_value, _d_decay(scale, arrays, cotangents), d_initial
+  d_decay = _d_decay(call.scale, arrays, cotangents)
+  return d_query, d_key, d_value, d_decay, d_initial
 
 
 def _sum_groups(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -81,12 +81,7 @@ def run(
 
 def why_not(query: jax.Array | jax.ShapeDtypeStruct) -> str | None:
   """Says why the kernel cannot compute this, None if it can."""
-  reason = gpu_chip.why_not_type(query.dtype)
-  if reason is not None:
-    return reason
-  if query.shape[-1] > _HEAD_DIMS[-1]:
-    return f"pallas_gpu has heads of up to 128, not of {query.shape[-1]}"
-  return gpu_chip.why_not_here()
+  return gpu_chip.why_not(query, "heads", _HEAD_DIMS[-1])
 
 
 def _kernel(
@@ -171,7 +166,9 @@ def _kernel(
     plgpu.commit_smem()
     kept = state * jnp.exp2(rate * gpu_math.LOG2_E * size.astype(jnp.float32))
     # Out has read the state of the chunk's start; only now is it moved on.
-    state = _add_product(kept, keys.at[slot].transpose((1, 0)), added.at[slot])
+    state = gpu_registers.add_product(
+        kept, keys.at[slot].transpose((1, 0)), added.at[slot]
+    )
     pl.when(i + 2 < num_chunks)(lambda: fetch(i + 2, slot))
     place = out.at[batch, pl.ds(start, _CHUNK), head, columns]
     place[...] = total.astype(out.dtype)
@@ -179,16 +176,6 @@ def _kernel(
 
   state = lax.fori_loop(0, num_chunks, visit, state)
   last.at[batch, head, :, columns][...] = state
-
-
-def _add_product(
-    total: jax.Array, a: hw_types.Ref, b: hw_types.Ref
-) -> jax.Array:
-  """Total + a @ b, references in shared memory, in the registers of total."""
-  if interpret.mode():  # The interpreter has no accumulator that is given.
-    return total + gpu_registers.product(a, b)
-  add = lambda accumulator: plgpu.wgmma(accumulator, a, b)
-  return pl.run_state(add)(plgpu.ACC.init(total))
 
 
 def _pad(x: jax.Array, width: int) -> jax.Array:

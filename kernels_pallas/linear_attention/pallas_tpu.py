@@ -43,12 +43,7 @@ class Config:
   chunk: int | None = None
 
   def __post_init__(self):
-    chunk = self.chunk
-    if chunk is not None and (chunk < 1 or chunk % _LANES):
-      raise ValueError(
-          f"chunk={chunk} must be a multiple of the {_LANES} lanes of a"
-          f" TPU, such as {tpu_layout.round_up(max(chunk, 1), _LANES)}"
-      )
+    tpu_layout.check_lanes("chunk", self.chunk)
 
 
 def run(
@@ -221,16 +216,10 @@ def _check_type(dtype: jax.typing.DTypeLike) -> None:
 
 def _check_vmem(chunk: int, head_dim: int, itemsize: int) -> None:
   need = vmem(chunk, head_dim, itemsize)
-  if sum(need.values()) <= _limit():
-    return
-  parts = " + ".join(f"{name} {n / _MIB:.1f}" for name, n in need.items())
-  info = tpu_layout.tpu_info()
-  raise ValueError(
-      f"chunk={chunk} with head_dim={head_dim} needs"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {_limit() / _MIB:.1f}: use a smaller chunk"
-  )
+  if sum(need.values()) > _limit():
+    what = f"chunk={chunk} with head_dim={head_dim} needs"
+    message = tpu_layout.over_vmem(what, need, _limit())
+    raise ValueError(f"{message}: use a smaller chunk")
 
 
 def _cost(

@@ -61,6 +61,33 @@ def estimate(**work: Any) -> pl.CostEstimate | None:
   return pl.CostEstimate(**work)
 
 
+def chosen(
+    op: str,
+    implementation: implementations.Implementation | None,
+    choose: Callable[..., implementations.Implementation],
+    first: tuple[str, jax.Array],
+    *rest: tuple[str, jax.Array],
+) -> tuple[implementations.Implementation, jax.Array]:
+  """The implementation of a call, and its first array, marked, see `marked`.
+
+  Args:
+    op: Its name, for errors.
+    implementation: What the user asked for.
+    choose: The choice, of what was asked for or of nothing.
+    first: An array with the letters of its axes, see `check_axes`.
+    *rest: More of them.
+
+  Raises:
+    ValueError: If an axis is symbolic that cannot be.
+  """
+  found = choose(implementation)
+  if found == "reference":
+    return found, first[1]
+  for axes, array in (first, *rest):
+    check_axes(op, axes, array, found)
+  return found, marked(op, first[1], implementation, choose)
+
+
 def check_axes(
     op: str,
     axes: str,

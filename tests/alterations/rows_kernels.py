@@ -94,8 +94,8 @@ kernels_pallas/arguments.py
 @ test_arguments
 
 kernels_pallas/arguments.py
-- if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
-+ if num_kv_heads == 0 or num_heads == 0:
+- if shared == 0 or number == 0 or number % shared:
++ if shared == 0 or number == 0:
 ? query heads that no KV head serves are let in
 @ test_arguments
 
@@ -216,8 +216,8 @@ kernels_pallas/gather_mlp/selection.py
 @ test_of_none_above
 
 kernels_pallas/gather_mlp/cost.py
-- products = (num_matrices - 1) * num_chosen * width + 2 * neurons
-+ products = 2 * neurons
+- products = 3 * weights - work.num_chosen * work.width
++ products = 2 * weights
 ? the backward pass does not make the hidden values anew
 @ test_hand_count_of_a_gated_backward
 

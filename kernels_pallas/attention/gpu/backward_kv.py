@@ -206,14 +206,7 @@ def _consume(
       value=value,
       channels=channels,
       task=task,
-      allowed=lambda tile: gpu_registers.allowed_tile(
-          refs,
-          batch,
-          tile * config.block_q,
-          first_key,
-          (_ROWS, config.block_q),
-          query_axis=1,
-      ),
+      allowed=task.allowed(refs, batch, first_key, query_axis=1),
   )
   work = lambda head, walk, first_step, carry: stream.consume(
       walk, config.num_stages, task.kinds, visit, carry, first_step

@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import jax
-from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -96,27 +95,14 @@ def _kernel(
     task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One tile of queries of one head."""
-  config = task.config
-  batch, head = lax.axis_index("batch"), lax.axis_index("head")
-  # The longest lists of a causal mask come last: start with them.
-  tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
-  group = lax.axis_index("warpgroup")
-  num_consumers = config.block_q // _ROWS
-  kv_head = lax.div(head, refs["query"].shape[2] // refs["key"].shape[2])
-  walk = stream.walk_of(refs, batch, head, tile)
+  place = task_lib.place_of(task, refs)
+  batch, head, _, group, num_consumers, walk, first_query = place
   channels = {x: stream.Channel(*scratch[x]) for x in ("key", "value")}
-  first_query = tile * config.block_q + group * _ROWS
   rows = pl.ds(first_query, _ROWS)
 
   @pl.when(group == num_consumers)
   def _produce():
-    gpu_registers.lend_registers(num_consumers)
-    copies = [
-        functools.partial(stream.copy_keys, refs[name], batch, kv_head, channel)
-        for name, channel in channels.items()
-    ]
-    stream.produce(walk, (*channels.values(),), copies)
-    stream.drain((*channels.values(),), walk.num_valid)
+    task_lib.produce_keys(place, refs, channels)
 
   @pl.when(group < num_consumers)
   def _consume():
@@ -137,18 +123,13 @@ def _kernel(
             refs["delta"].at[batch, head, rows], axis=0
         ),
         task=task,
-        allowed=lambda tile: gpu_registers.allowed_tile(
-            refs,
-            batch,
-            first_query,
-            tile * config.block_kv,
-            (_ROWS, config.block_kv),
-            query_axis=0,
-        ),
+        allowed=task.allowed(refs, batch, first_query, query_axis=0),
         **channels,
     )
     zeros = gpu_registers.filled(query.shape, 0.0)
-    d_query = stream.consume(walk, config.num_stages, task.kinds, visit, zeros)
+    d_query = stream.consume(
+        walk, task.config.num_stages, task.kinds, visit, zeros
+    )
     # The queries have been read for the last time; their memory is reused.
     query[...] = (d_query * task.scale).astype(query.dtype)
     plgpu.commit_smem()

@@ -140,16 +140,12 @@ def _kernel(
     key, ready = scratch["key"].at[group], scratch["key_ready"].at[group]
     plgpu.copy_gmem_to_smem(refs["key"].at[batch, rows, kv_head], key, ready)
     plgpu.barrier_wait(ready)
-    allowed = lambda tile: gpu_registers.allowed_tile(
-        refs,
-        batch,
-        tile * config.block_q,
-        first_key,
-        (_ROWS, config.block_q),
-        query_axis=1,
-    )
     visit = functools.partial(
-        _visit, key=key, ring=ring, task=task, allowed=allowed
+        _visit,
+        key=key,
+        ring=ring,
+        task=task,
+        allowed=task.allowed(refs, batch, first_key, query_axis=1),
     )
     # Keys are rows, so that sums over queries are sums along a row.
     sums = stream.consume(

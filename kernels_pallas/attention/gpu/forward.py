@@ -114,28 +114,14 @@ def _kernel(
     task: task_lib.Task, refs: Mapping[str, Any], scratch: Mapping[str, Any]
 ) -> None:
   """One query tile of one head."""
-  config = task.config
-  batch, head = lax.axis_index("batch"), lax.axis_index("head")
-  # The longest lists of a causal mask come last: start with them.
-  tile = lax.axis_size("tile") - 1 - lax.axis_index("tile")
-  group = lax.axis_index("warpgroup")
-  num_consumers = config.block_q // _ROWS
-  num_groups = refs["query"].shape[2] // refs["key"].shape[2]
-  kv_head = lax.div(head, num_groups)
-  walk = stream.walk_of(refs, batch, head, tile)
+  config, place = task.config, task_lib.place_of(task, refs)
+  batch, head, _, group, num_consumers, walk, first_query = place
   key, value = (stream.Channel(*scratch[x]) for x in ("key", "value"))
-  first_query = tile * config.block_q + group * _ROWS
   rows = pl.ds(first_query, _ROWS)
 
   @pl.when(group == num_consumers)
   def _produce():
-    gpu_registers.lend_registers(num_consumers)
-    copies = [
-        functools.partial(stream.copy_keys, refs[name], batch, kv_head, channel)
-        for name, channel in (("key", key), ("value", value))
-    ]
-    stream.produce(walk, (key, value), copies)
-    stream.drain((key, value), walk.num_valid)
+    task_lib.produce_keys(place, refs, {"key": key, "value": value})
 
   @pl.when(group < num_consumers)
   def _consume():
@@ -153,14 +139,7 @@ def _kernel(
         value=value,
         take_turn=take_turn,
         task=task,
-        allowed=lambda tile: gpu_registers.allowed_tile(
-            refs,
-            batch,
-            first_query,
-            tile * config.block_kv,
-            (_ROWS, config.block_kv),
-            0,
-        ),
+        allowed=task.allowed(refs, batch, first_query, query_axis=0),
     )
     # The second one begins a turn later, and the first one waits for it at the
     # end.

@@ -65,10 +65,7 @@ def col_mass(
       ),
       scratch_shapes=list(scratch.values()),
       name="attention_col_mass",
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "parallel", "arbitrary"),
-          vmem_limit_bytes=plan.vmem_limit_bytes,
-      ),
+      compiler_params=plan.compiler_params,
       cost_estimate=plan.cost,
       interpret=interpret.mode(),
   )(*(array for array, _ in inputs.values()))

@@ -79,6 +79,14 @@ class Plan:
   vmem_limit_bytes: int
   cost: pl.CostEstimate | None
 
+  @property
+  def compiler_params(self) -> pltpu.CompilerParams:
+    """Of a grid of batch, head and what a row of it has in turn."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary"),
+        vmem_limit_bytes=self.vmem_limit_bytes,
+    )
+
 
 class Result(NamedTuple):
   """Of padded length; `col_mass` is None unless the plan emits it."""
@@ -127,10 +135,7 @@ def forward(
       out_shape=[shape for shape, _ in outputs.values()],
       scratch_shapes=list(scratch.values()),
       name="attention_strip" if plan.emits_col_mass else "attention_forward",
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "parallel", "arbitrary"),
-          vmem_limit_bytes=plan.vmem_limit_bytes,
-      ),
+      compiler_params=plan.compiler_params,
       cost_estimate=plan.cost,
       interpret=interpret.mode(),
   )(*(array for array, _ in inputs.values()))

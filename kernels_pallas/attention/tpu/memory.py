@@ -68,14 +68,8 @@ def limit() -> int:
 
 def too_large(tiles: Tiles, need: dict[str, int]) -> str:
   """The arithmetic, and what to do."""
-  parts = " + ".join(f"{n} {b / _MIB:.1f}" for n, b in need.items() if b)
-  info = tpu_layout.tpu_info()
-  return (
-      f"block_q={tiles.block_q} x block_kv={tiles.block_kv} needs"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {limit() / _MIB:.1f}: use smaller tiles"
-  )
+  what = f"block_q={tiles.block_q} x block_kv={tiles.block_kv} needs"
+  return tpu_layout.over_vmem(what, need, limit()) + ": use smaller tiles"
 
 
 def check_smem(width: int, tiles: Tiles) -> None:

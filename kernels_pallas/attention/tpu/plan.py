@@ -153,12 +153,7 @@ def check(config: object) -> None:
     )
   if config.block_q is not None and config.block_q < 1:
     raise ValueError(f"block_q={config.block_q} must be at least 1")
-  block_kv = config.block_kv
-  if block_kv is not None and (block_kv < 1 or block_kv % _LANES):
-    raise ValueError(
-        f"block_kv={block_kv} must be a multiple of the {_LANES} lanes of a"
-        f" TPU, such as {memory.round_up(block_kv)}"
-    )
+  tpu_layout.check_lanes("block_kv", config.block_kv)
 
 
 def why_not(
@@ -238,16 +233,8 @@ def forward_plan(
     raise ValueError(memory.too_large(tiles, need) + advice)
   memory.check_smem(width, tiles)
   place, chunk = found
-  return forward.Plan(
-      tiles=tiles,
-      logits=logits,
-      chunk=chunk,
-      keys=place,
-      is_masked=_has_partial(rows),
-      emits_col_mass=emits_col_mass,
-      vmem_limit_bytes=memory.limit(),
-      cost=_cost(sizes, tiles, rows, 4, place),
-  )
+  plan = _plan(sizes, tiles, logits, rows, place, num_products=4)
+  return dataclasses.replace(plan, chunk=chunk, emits_col_mass=emits_col_mass)
 
 
 def col_mass_plan(
@@ -273,15 +260,27 @@ def col_mass_plan(
     )
   place = fitting[0]
   memory.check_smem(columns.table.shape[-1], tiles)
+  return _plan(sizes, tiles, logits, columns, place, num_products=2)
+
+
+def _plan(
+    sizes: Sizes,
+    tiles: Tiles,
+    logits: tpu_tile.Logits,
+    visits: visits_lib.Visits,
+    place: fetch.Place,
+    num_products: int,
+) -> forward.Plan:
+  """Of sums of columns, a tile at a time."""
   return forward.Plan(
       tiles=tiles,
       logits=logits,
       chunk=1,
       keys=place,
-      is_masked=_has_partial(columns),
+      is_masked=_has_partial(visits),
       emits_col_mass=True,
       vmem_limit_bytes=memory.limit(),
-      cost=_cost(sizes, tiles, columns, 2, place),
+      cost=_cost(sizes, tiles, visits, num_products, place),
   )
 
 

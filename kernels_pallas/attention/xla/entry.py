@@ -4,6 +4,9 @@ Whole rows of the softmax, for some queries and one key head at a time; tiles of
 keys that no list names are not read, see `loops`.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from kernels_pallas import output
 from kernels_pallas.attention import differentiable
 from kernels_pallas.attention.xla import loops
@@ -11,24 +14,30 @@ from kernels_pallas.attention.xla import plan
 from kernels_pallas.transformations import exported
 
 Config = plan.AttentionXlaConfig
+_ResultT = TypeVar("_ResultT")
 
 
 def forward(
     inputs: differentiable.Inputs, spec: differentiable.AttentionSpec
 ) -> output.AttentionOutput:
   """Computes the op, see `differentiable.Attention`."""
-  if not exported.is_known(inputs.query.shape[0]):
-    # Loops over strips run through heads and sequences alike.
-    return exported.by_sequence(lambda one: forward(one, spec), inputs)
-  lists, layout = plan.lists_of(inputs, spec)
-  return loops.forward(inputs, spec, lists, layout)
+  return _run(loops.forward, inputs, spec)
 
 
 def backward(
     saved: differentiable.Saved, spec: differentiable.AttentionSpec
 ) -> differentiable.Cotangents:
   """Computes the cotangents of query, key and value."""
-  if not exported.is_known(saved.query.shape[0]):
-    return exported.by_sequence(lambda one: backward(one, spec), saved)
-  lists, layout = plan.lists_of(saved, spec)
-  return loops.backward(saved, spec, lists, layout)
+  return _run(loops.backward, saved, spec)
+
+
+def _run(
+    loop: Callable[..., _ResultT],
+    arrays: differentiable.Inputs | differentiable.Saved,
+    spec: differentiable.AttentionSpec,
+) -> _ResultT:
+  """Loops over all sequences at once, where their number is known."""
+  if not exported.is_known(arrays.query.shape[0]):
+    # Loops over strips run through heads and sequences alike.
+    return exported.by_sequence(lambda one: _run(loop, one, spec), arrays)
+  return loop(arrays, spec, *plan.lists_of(arrays, spec))

@@ -132,20 +132,17 @@ def decode_step(
     )
   head_sizes = query.shape[-1], value.shape[-1]
   choose = lambda named=None: api.choose_for(named, *head_sizes)
-  chosen = choose(implementation)
-  if chosen != "reference":
-    exported.check_axes("decode_step", "BNH", query, chosen)
-    exported.check_axes("decode_step", "RM", page_table, chosen)
-    query = exported.marked("decode_step", query, implementation, choose)
+  axes = ("BNH", query), ("RM", page_table)
+  chosen, query = exported.chosen("decode_step", implementation, choose, *axes)
   _check_values(pool, page_table, num_pages, rule)
   module = importlib.import_module(f"{__package__}.{chosen}")
-  given = manual_axes.align((
+  given = paged_rule.Given(
       slots_lib.Token(query, key, value, positions),
       pool,
       paged_rule.PageTable(page_table, num_pages),
-  ))
-  step = lambda *given: module.step(*given, granularity == "page", rule)
-  return derivatives.run("decode_step", module, step, *given)
+  )
+  step = lambda given: module.step(given, granularity == "page", rule)
+  return derivatives.run("decode_step", module, step, manual_axes.align(given))
 
 
 def _check_pool(

@@ -42,18 +42,14 @@ from kernels_pallas.transformations import manual_axes
 
 
 def step(
-    token: slots_lib.Token,
-    pool: slots_lib.Slots,
-    pages: paged_rule.PageTable,
-    is_by_page: bool,
-    rule: rule_lib.Rule,
+    given: paged_rule.Given, is_by_page: bool, rule: rule_lib.Rule
 ) -> slots_lib.Stepped:
   """Computes the op, see `api`.
 
   Raises:
     ValueError: If a TPU has no such type, or the sizes do not fit.
   """
-  query, key, value, positions = token
+  (query, key, value, positions), pool, pages = given
   page_table, num_pages = pages
   exported.check_batch("decode_step", query)
   sizes = paged_tpu_config.sizes_of(query, pool, page_table)
@@ -61,7 +57,9 @@ def step(
   small = pool.small
   pools = [*small.values(), pool.key, pool.value]
   vectors = [query, key, value]
-  slot = manual_axes.struct((sizes.batch, 1, sizes.num_kv_heads), jnp.int32)
+  slot = manual_axes.struct(
+      (sizes.call.batch, 1, sizes.call.num_kv_heads), jnp.int32
+  )
   outputs = [query, slot, *pools]
   # Where a page lies is only known from the table: the kernel copies it itself.
   anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * len(pools)
@@ -69,7 +67,7 @@ def step(
       functools.partial(_kernel, rule, is_by_page, sizes, tuple(small)),
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=3,
-          grid=(sizes.batch,),
+          grid=(sizes.call.batch,),
           in_specs=[*map(tpu_step.by_sequence, vectors), *anywhere],
           out_specs=[
               tpu_step.by_sequence(query),
@@ -112,7 +110,7 @@ def _kernel(
   sequence = pl.program_id(0)
   pages = tpu_copies.Pages(
       sizes,
-      sequence * sizes.num_kv_heads,
+      sequence * sizes.call.num_kv_heads,
       table,
       num_pages,
       dict(zip(names, take(len(names)), strict=True)),
@@ -133,27 +131,27 @@ def _kernel(
     pages.await_small()
     tpu_choice.choose(rule, is_by_page, sizes, refs.slot, pages, position)
     _visit_heads(rule, sizes, refs)
-    outs = [scratch.outs[k] for k in range(sizes.num_kv_heads)]
+    outs = [scratch.outs[k] for k in range(sizes.call.num_kv_heads)]
     out[0] = jnp.concatenate(outs).astype(out.dtype)
     pages.await_writes(scratch.tiles.at[0])
 
   @pl.when(position < 0)
   def _():
     out[...] = jnp.zeros_like(out)
-    for k in range(sizes.num_kv_heads):
+    for k in range(sizes.call.num_kv_heads):
       slot[0, 0, k] = -1
 
 
 def _start(sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs) -> None:
   """Takes queries and new rows apart by head."""
   query, *rows = (x[0].astype(jnp.float32) for x in refs.vectors)
-  scratch, size = refs.scratch, sizes.num_groups
-  for k in range(sizes.num_kv_heads):
+  scratch, size = refs.scratch, sizes.call.num_groups
+  for k in range(sizes.call.num_kv_heads):
     scratch.queries[k] = query[k * size : (k + 1) * size]
   for i, row in enumerate(rows):
     numbers, scale = tpu_step.as_stored(row, refs.stored_type)
     read = numbers if scale is None else numbers * scale
-    for k in range(sizes.num_kv_heads):
+    for k in range(sizes.call.num_kv_heads):
       scratch.numbers[i, k] = numbers[k : k + 1]
       scratch.read[i, k] = read[k : k + 1]
       if scale is not None:
@@ -190,7 +188,7 @@ def _visit_heads(
     _finish(rule, sizes, refs, k, new_logit, softmax)
     return turn + num_blocks
 
-  jax.lax.fori_loop(0, sizes.num_kv_heads, visit, jnp.int32(0))
+  jax.lax.fori_loop(0, sizes.call.num_kv_heads, visit, jnp.int32(0))
 
 
 def _start_next(
@@ -206,7 +204,7 @@ def _start_next(
   head = k + is_last.astype(jnp.int32)
   block = jnp.where(is_last, 0, i + 1)
 
-  @pl.when(head < sizes.num_kv_heads)
+  @pl.when(head < sizes.call.num_kv_heads)
   def _():
     refs.pages.start_block(head, block, which)
 
@@ -221,7 +219,7 @@ def _softmax_of_new(
   key, value = refs.scratch.read[0, k], refs.scratch.read[1, k]
   logit = (refs.scratch.queries[k] * key).sum(axis=1, keepdims=True)
   logit = rule_lib.capped(rule.scale * logit, rule)
-  acc = jnp.broadcast_to(value, (sizes.num_groups, sizes.head_dim))
+  acc = jnp.broadcast_to(value, (sizes.call.num_groups, sizes.call.head_dim))
   return logit, _Softmax(logit, jnp.ones_like(logit), acc)
 
 
@@ -296,7 +294,9 @@ def _write(
   page, at = refs.pages.page(k, page), refs.slot[0, 0, k]
   for kind, far in enumerate(refs.pages.stored):
     tile, new = refs.scratch.tiles.at[0, k, kind], refs.scratch.numbers[kind, k]
-    tile[...] = tpu_step.replaced(tile[...], new, at & (sizes.tile_rows - 1))
+    tile[...] = tpu_step.replaced(
+        tile[...], new, at & (sizes.call.tile_rows - 1)
+    )
     pltpu.make_async_copy(tile, far.at[page, around], refs.pages.writes).start()
 
 
@@ -304,7 +304,7 @@ def _place(
     sizes: paged_tpu_config.Sizes, refs: tpu_refs.Refs, k: hw_types.Index
 ) -> tuple[jax.Array, hw_types.Slice]:
   """The page of a head's slot, and the rows around it there."""
-  slot, rows = refs.slot[0, 0, k], sizes.tile_rows
+  slot, rows = refs.slot[0, 0, k], sizes.call.tile_rows
   first = (slot % sizes.page_size) & -rows
   return slot // sizes.page_size, pl.ds(tpu_layout.aligned(first, rows), rows)
 

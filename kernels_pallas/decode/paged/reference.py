@@ -14,14 +14,10 @@ from kernels_pallas.decode.paged import rule as paged_rule
 
 
 def step(
-    token: slots_lib.Token,
-    pool: slots_lib.Slots,
-    pages: paged_rule.PageTable,
-    is_by_page: bool,
-    rule: rule_lib.Rule,
+    given: paged_rule.Given, is_by_page: bool, rule: rule_lib.Rule
 ) -> slots_lib.Stepped:
   """Computes the op, see `api`."""
-  page_table, num_pages = pages
+  token, pool, (page_table, num_pages) = given
   batch, num_kv_heads = token.key.shape[:2]
   num_rows, size = page_table.shape
   page = jax.lax.broadcasted_iota(jnp.int32, page_table.shape, 1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.decode import rule as rule_lib
+from kernels_pallas.decode import slots as slots_lib
 
 
 class PageTable(NamedTuple):
@@ -22,6 +23,20 @@ class PageTable(NamedTuple):
 
   page_table: Int[Array, "R M"]
   num_pages: Int[Array, "R"]
+
+
+class Given(NamedTuple):
+  """Arrays of a step.
+
+  Attributes:
+    token: What each sequence adds.
+    pool: Of pages.
+    pages: Which of them each row has.
+  """
+
+  token: slots_lib.Token
+  pool: slots_lib.Slots
+  pages: PageTable
 
 
 def choose(

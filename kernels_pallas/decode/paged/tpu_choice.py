@@ -30,7 +30,7 @@ def choose(
   """
   score, pos = pages.near["score"], pages.near["pos"]
 
-  @pl.loop(0, sizes.num_kv_heads)
+  @pl.loop(0, sizes.call.num_kv_heads)
   def _(k: hw_types.Index):
     order = rule_lib.order(score[k], pos[k], position, rule)
     page = jax.lax.broadcasted_iota(jnp.int32, order.shape, 0)

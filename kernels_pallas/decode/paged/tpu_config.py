@@ -24,27 +24,12 @@ _SMEM_KEPT = 32 << 10
 
 
 class Sizes(NamedTuple):
-  """Of a call, and bytes of an element of the query and of the pool."""
+  """Of a call over pages."""
 
-  batch: int
-  num_heads: int
-  num_kv_heads: int
+  call: tpu_config.Sizes  # With as many slots as pages of a row may have.
   most_pages: int  # M
   page_size: int  # S
   total_pages: int  # P
-  head_dim: int
-  itemsize: int
-  cache_itemsize: int
-
-  @property
-  def num_groups(self) -> int:
-    """G, query heads of a key head."""
-    return self.num_heads // self.num_kv_heads
-
-  @property
-  def tile_rows(self) -> int:
-    """Rows that memory moves together: 8 of 32 bits."""
-    return 32 // self.cache_itemsize
 
   @property
   def block_pages(self) -> int:
@@ -81,17 +66,16 @@ def sizes_of(
   batch, num_heads, head_dim = query.shape
   total_pages, page_size = pool.pos.shape
   num_rows, most_pages = page_table.shape
-  return Sizes(
+  call = tpu_config.Sizes(
       batch,
       num_heads,
       num_rows // batch,
-      most_pages,
-      page_size,
-      total_pages,
+      most_pages * page_size,
       head_dim,
       query.dtype.itemsize,
       pool.key.dtype.itemsize,
   )
+  return Sizes(call, most_pages, page_size, total_pages)
 
 
 def check(sizes: Sizes) -> None:
@@ -100,12 +84,12 @@ def check(sizes: Sizes) -> None:
   Raises:
     ValueError: With the arithmetic.
   """
-  rows, size = sizes.tile_rows, sizes.page_size
+  rows, size = sizes.call.tile_rows, sizes.page_size
   if size % rows or (_LANES % size and size % _LANES):
     fitting = [n for n in (16, 32, 64, 128) if n % rows == 0]
     raise ValueError(
         f"pages of {size} slots: with elements of"
-        f" {8 * sizes.cache_itemsize} bits a TPU takes pages of"
+        f" {8 * sizes.call.cache_itemsize} bits a TPU takes pages of"
         f" {', '.join(map(str, fitting))} slots or a multiple of {_LANES}"
     )
   _check_smem(sizes)
@@ -116,32 +100,34 @@ def smem(sizes: Sizes) -> dict[str, int]:
   """Bytes of scalar memory, by what for."""
   # Of a batch that is not known what one sequence needs: whether all fit, the
   # compiler says.
-  up, batch = tpu_layout.round_up, exported.known(sizes.batch, 1)
-  num_rows = batch * sizes.num_kv_heads
+  up, batch = tpu_layout.round_up, exported.known(sizes.call.batch, 1)
+  num_rows = batch * sizes.call.num_kv_heads
   return {
       "page_table": 4 * up(num_rows, _SUBLANES) * up(sizes.most_pages, _LANES),
       "num_pages and positions": (
           4 * up(num_rows, _LANES) + 4 * up(batch, _LANES)
       ),
-      "slots": 2 * 4 * up(sizes.num_kv_heads, _LANES),
+      "slots": 2 * 4 * up(sizes.call.num_kv_heads, _LANES),
   }
 
 
 def vmem(sizes: Sizes) -> dict[str, int]:
   """Bytes of VMEM that a sequence takes at most, by what for."""
   up = tpu_layout.round_up
-  lanes, slots = up(sizes.head_dim, _LANES), up(sizes.page_size, _LANES)
-  groups, kv_heads = up(sizes.num_groups, 8), sizes.num_kv_heads
-  num_small = 4 if sizes.cache_itemsize == 1 else 2
+  lanes, slots = up(sizes.call.head_dim, _LANES), up(sizes.page_size, _LANES)
+  groups, kv_heads = up(sizes.call.num_groups, 8), sizes.call.num_kv_heads
+  num_small = 4 if sizes.call.cache_itemsize == 1 else 2
   of_row = 4 * sizes.padded_pages * slots
-  blocks = 2 * (up(sizes.num_heads, 16) + up(kv_heads, 16))
+  blocks = 2 * (up(sizes.call.num_heads, 16) + up(kv_heads, 16))
   return {
       # Two blocks: one is computed with while the next one comes.
-      "keys and values": 4 * sizes.block_slots * lanes * sizes.cache_itemsize,
+      "keys and values": (
+          4 * sizes.block_slots * lanes * sizes.call.cache_itemsize
+      ),
       "scores and positions": num_small * kv_heads * of_row,
       "logits": 4 * sizes.num_blocks * groups * up(sizes.block_slots, _LANES),
       "vectors": (
-          2 * blocks * lanes * sizes.itemsize
+          2 * blocks * lanes * sizes.call.itemsize
           + 4 * kv_heads * lanes * (2 * groups + 4 * 8)
       ),
       "rows to write": 4 * kv_heads * 32 * lanes,
@@ -155,15 +141,12 @@ def _check_vmem(sizes: Sizes) -> None:
   need, limit = vmem(sizes), tpu_config.limit()
   if sum(need.values()) <= limit:
     return
-  parts = " + ".join(f"{name} {n / _MIB:.1f}" for name, n in need.items())
-  info = tpu_layout.tpu_info()
-  raise ValueError(
+  what = (
       f"{sizes.most_pages} pages of {sizes.page_size} slots of"
-      f" {sizes.num_kv_heads} heads of {sizes.head_dim} need"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {parts}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {limit / _MIB:.1f}: use fewer or larger pages"
+      f" {sizes.call.num_kv_heads} heads of {sizes.call.head_dim} need"
   )
+  message = tpu_layout.over_vmem(what, need, limit)
+  raise ValueError(f"{message}: use fewer or larger pages")
 
 
 def _check_smem(sizes: Sizes) -> None:
@@ -174,7 +157,7 @@ def _check_smem(sizes: Sizes) -> None:
     return
   parts = " + ".join(f"{name} {n / 1024:.1f}" for name, n in need.items())
   raise ValueError(
-      f"tables of {sizes.batch * sizes.num_kv_heads} rows of"
+      f"tables of {sizes.call.batch * sizes.call.num_kv_heads} rows of"
       f" {sizes.most_pages} pages need {sum(need.values()) / 1024:.1f} KiB of"
       f" scalar memory: {parts}; a TPU {info.chip_version} has"
       f" {info.smem_capacity_bytes / 1024:.1f} KiB, of which a kernel may take"
@@ -184,15 +167,4 @@ def _check_smem(sizes: Sizes) -> None:
 
 def cost_estimate(sizes: Sizes) -> pl.CostEstimate | None:
   """What XLA is told: all pages that rows may have."""
-  capacity = sizes.most_pages * sizes.page_size
-  return tpu_config.cost_estimate(
-      tpu_config.Sizes(
-          sizes.batch,
-          sizes.num_heads,
-          sizes.num_kv_heads,
-          capacity,
-          sizes.head_dim,
-          sizes.itemsize,
-          sizes.cache_itemsize,
-      )
-  )
+  return tpu_config.cost_estimate(sizes.call)

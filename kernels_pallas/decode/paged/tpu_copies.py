@@ -144,14 +144,14 @@ class Pages(NamedTuple):
 
   def await_writes(self, tiles: hw_types.Ref) -> None:
     """Waits for all scores, `tiles`, and the rest of a page a head."""
-    num_others = self.sizes.num_kv_heads * (len(self.near) - 1)
+    num_others = self.sizes.call.num_kv_heads * (len(self.near) - 1)
     # All scores go back, of positions and scales one page a head.
     self._await_rows(self._total() + num_others, self.writes)
     tpu_step.await_bytes(tiles, self.writes)
 
   def _total(self) -> jax.Array:
     """Pages of all heads."""
-    counts = map(self.pages_of, range(self.sizes.num_kv_heads))
+    counts = map(self.pages_of, range(self.sizes.call.num_kv_heads))
     return functools.reduce(operator.add, counts)
 
   def _await_rows(self, num: jax.Array, semaphore: hw_types.Barrier) -> None:
@@ -166,7 +166,7 @@ class Pages(NamedTuple):
   def _for_blocks(self, body: Callable[[Any, Any], None]) -> None:
     """Calls with each key head and each of its blocks."""
 
-    @pl.loop(0, self.sizes.num_kv_heads)
+    @pl.loop(0, self.sizes.call.num_kv_heads)
     def _(k: hw_types.Index):
       pl.loop(0, self.num_blocks(k))(lambda i: body(k, i))
 

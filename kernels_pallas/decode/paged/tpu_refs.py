@@ -63,11 +63,15 @@ def scratch_of(
     sizes: tpu_config.Sizes, small: dict[str, jax.Array], dtype: jnp.dtype
 ) -> list[hw_types.Buffer]:
   """VMEM and semaphores, in the order in which the kernel takes them."""
-  kv_heads, head_dim, wide = sizes.num_kv_heads, sizes.head_dim, jnp.float32
+  kv_heads, head_dim, wide = (
+      sizes.call.num_kv_heads,
+      sizes.call.head_dim,
+      jnp.float32,
+  )
   near = (kv_heads, sizes.padded_pages, sizes.page_size)
   # Two blocks, of which one is computed with while the other arrives.
   block = (2, sizes.block_pages, sizes.page_size, head_dim)
-  heads = (kv_heads, sizes.num_groups, head_dim)
+  heads = (kv_heads, sizes.call.num_groups, head_dim)
   return [
       *(pltpu.VMEM(near, x.dtype) for x in small.values()),
       pltpu.VMEM(block, dtype),
@@ -81,5 +85,5 @@ def scratch_of(
       pltpu.VMEM((2, kv_heads, 1, head_dim), wide),
       pltpu.VMEM((2, kv_heads, 1, head_dim), wide),
       pltpu.VMEM((2, kv_heads, 1, 1), wide),
-      pltpu.VMEM((2, kv_heads, 2, sizes.tile_rows, head_dim), dtype),
+      pltpu.VMEM((2, kv_heads, 2, sizes.call.tile_rows, head_dim), dtype),
   ]

@@ -22,14 +22,10 @@ _PAGES_AT_ONCE = 64
 
 
 def step(
-    token: slots_lib.Token,
-    pool: slots_lib.Slots,
-    pages: paged_rule.PageTable,
-    is_by_page: bool,
-    rule: rule_lib.Rule,
+    given: paged_rule.Given, is_by_page: bool, rule: rule_lib.Rule
 ) -> slots_lib.Stepped:
   """Computes the op, see `api`."""
-  query, key, value, positions = token
+  (query, key, value, positions), pool, pages = given
   page_table, num_pages = pages
   batch, num_kv_heads = key.shape[:2]
   num_rows, size = page_table.shape

@@ -63,17 +63,6 @@ class Chunk(NamedTuple):
   state: Float[Array, "H J"]
 
 
-class Cotangents(NamedTuple):
-  """Of a chunk's arrays; `log_decay` is as it was given."""
-
-  query: Float[Array, "C H"]
-  key: Float[Array, "C H"]
-  value: Float[Array, "C J"]
-  log_decay: Float[Array, "_ _"]
-  beta: Float[Array, "C 1"]
-  state: Float[Array, "H J"]
-
-
 class _Added(NamedTuple):
   """What a chunk adds to its state, and on the way to that."""
 
@@ -106,8 +95,8 @@ def backward(
     d_out: Float[Array, "C J"],
     d_state: Float[Array, "H J"],
     make_solver: MakeSolver,
-) -> Cotangents:
-  """Returns cotangents, from those of `forward`."""
+) -> tuple[Chunk, Float[Array, "_ _"]]:
+  """Returns cotangents of the chunk and of log_decay, as that was given."""
   query, key, _, beta, state = chunk
   product = fades.product
   same, missing, added, solve = _add(chunk, fades, make_solver)
@@ -129,14 +118,9 @@ def backward(
   d_total = (key * to_end).sum(axis=0, keepdims=True)
   d_total += products.to_row((kept * state).sum(axis=1, keepdims=True))
   d_sums = query * d_query + key * (later - earlier)
-  return Cotangents(
-      d_query,
-      later + earlier,
-      d_value,
-      fades.pull_logs(d_sums, d_total),
-      d_beta.sum(axis=1, keepdims=True),
-      d_start,
-  )
+  d_beta = d_beta.sum(axis=1, keepdims=True)
+  cotangents = Chunk(d_query, later + earlier, d_value, d_beta, d_start)
+  return cotangents, fades.pull_logs(d_sums, d_total)
 
 
 class Sweep(NamedTuple):

@@ -124,10 +124,7 @@ def into_heads(
   Raises:
     ValueError: If the kernels do not have the type or the sizes.
   """
-  x, kernel, plan = given
-  size = kernel.shape[1]
-  _check(x, size, kernel.shape[2])
-  matrix = kernel.reshape(-1, kernel.shape[2])
+  x, matrix, plan, size = _laid_out(given)
   out = gather.into_rows(x, matrix, plan, size, config or Config())
   return out.reshape(x.shape[0], -1, size)
 
@@ -140,12 +137,19 @@ def out_of_heads(
   Raises:
     ValueError: If the kernels do not have the type or the sizes.
   """
-  heads, kernel, plan = given
-  size = kernel.shape[1]
-  _check(heads, size, kernel.shape[2])
-  matrix = kernel.reshape(-1, kernel.shape[2])
+  heads, matrix, plan, size = _laid_out(given)
   hidden = heads.reshape(heads.shape[0], -1)
   return gather.out_of_rows(hidden, matrix, plan, size, config or Config())
+
+
+def _laid_out(
+    given: parts.GivenHeads,
+) -> tuple[jax.Array, jax.Array, parts.Plan, int]:
+  """What is projected, all heads as one matrix, the plan and a head's size."""
+  x, kernel, plan = given
+  size, width = kernel.shape[1:]
+  _check(x, size, width)
+  return x, kernel.reshape(-1, width), plan, size
 
 
 def why_not(

@@ -133,15 +133,9 @@ def first_that_fits(
     if sum(need_of(tiles).values()) <= limit():
       return tiles
   need = need_of(all_tiles[-1])
-  listed = " + ".join(f"{k} {n / _MIB:.1f}" for k, n in need.items() if n)
-  info = tpu_layout.tpu_info()
-  raise ValueError(
-      f"{name_of(all_tiles[-1])} at a time need"
-      f" {sum(need.values()) / _MIB:.1f} MiB of VMEM: {listed}; a TPU"
-      f" {info.chip_version} has {info.vmem_capacity_bytes / _MIB:.1f} MiB, of"
-      f" which a kernel may take {limit() / _MIB:.1f}: use smaller rows or"
-      " batch"
-  )
+  what = f"{name_of(all_tiles[-1])} at a time need"
+  message = tpu_layout.over_vmem(what, need, limit())
+  raise ValueError(f"{message}: use smaller rows or batch")
 
 
 def vmem(tiles: Tiles, sizes: Sizes, is_backward: bool) -> dict[str, int]:

@@ -272,19 +272,22 @@ class _Call:
     return parts.Weights(up, down, gate, up_bias, gate_bias)
 
   def _cost(self) -> pl.CostEstimate | None:
-    work = (cost.backward_of if self.is_backward else cost.forward_of)(
-        batch=self.x.shape[0],
-        width=self.x.shape[1],
-        num_chosen=self.plan.blocks.shape[0] * self.spec.block_size,
-        num_neurons=self.matrices[0].shape[0],
-        num_matrices=len(self.matrices),
-        itemsize=self.x.dtype.itemsize,
-        num_reads=self.num_tiles,
+    cost_of = cost.backward_of if self.is_backward else cost.forward_of
+    found = cost_of(
+        cost.Work(
+            self.x.shape[0],
+            self.x.shape[1],
+            self.plan.blocks.shape[0] * self.spec.block_size,
+            self.matrices[0].shape[0],
+            len(self.matrices),
+            self.x.dtype.itemsize,
+            self.num_tiles,
+        )
     )
     return exported.estimate(
-        flops=work.flops,
-        bytes_accessed=work.bytes_accessed,
-        transcendentals=work.transcendentals,
+        flops=found.flops,
+        bytes_accessed=found.bytes_accessed,
+        transcendentals=found.transcendentals,
     )
 
 
