@@ -22,6 +22,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.probes import recall
 from joma.studies.systems.routing import moh
 from launch.command import app
 from launch.command import study_run
@@ -35,6 +36,7 @@ _STUDIES = {
     "pooling": pooling.STUDY,
     "positional": positional.STUDY,
     "random_features": random_features.STUDY,
+    "recall": recall.STUDY,
     "retrieval": retrieval.STUDY,
     "reuse": reuse.STUDY,
     "selection": selection.STUDY,

@@ -1,5 +1,6 @@
 """What studies of systems are tried on.
 
+associations         the task of `recall`: what a relation says of a subject
 facts                the task of `retrieval`: facts, and questions about some
 kept_tokens          answers of its models from the few tokens that are kept
 positional_network   the networks of `positional`, and their lists

@@ -26,6 +26,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.probes import recall
 from joma.studies.systems.routing import moh
 from scansnap_jax.experiment import figures
 
@@ -106,6 +107,21 @@ STUDIES = {
             width=8,
             batch_size=4,
             num_test=8,
+            **_FEW,
+        ),
+    ),
+    "recall": (
+        recall.STUDY,
+        dict(
+            batch_size=2,
+            num_names=2,
+            num_relations=2,
+            num_values=4,
+            num_filler=1,
+            num_layers=2,
+            num_heads=2,
+            width=8,
+            num_random=1,
             **_FEW,
         ),
     ),

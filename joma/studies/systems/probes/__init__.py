@@ -1,0 +1,1 @@
+"""Studies of probes: what they find of small models that are known."""

@@ -1,0 +1,40 @@
+"""Faults in probes, read-outs and their studies."""
+
+TABLE = """
+joma/systems/probes/recall.py
+- mlps.append(hidden @ down["kernel"] + mlp_bias[None])
++ mlps.append(hidden @ down["kernel"])
+? an MLP's bias is nobody's
+@ test_parts_add_up_to_the_logits
+
+joma/systems/probes/recall.py
+- part = part - part.mean(axis=-1, keepdims=True)
++ part = part - 0 * part.mean(axis=-1, keepdims=True)
+? a head's mean, which the norm takes off, is in the logits
+@ test_a_head_adds_what_its_rows_of_the_output_projection_make
+
+joma/systems/probes/recall.py
+- y, x = mlp - mlp.mean(axis=0), heads - heads.mean(axis=0)
++ y, x = mlp, heads
+? the constant of the task counts as what heads explain
+@ test_a_planted_sum_is_found
+
+joma/systems/probes/patching.py
+- chosen = jnp.einsum("BT,N->BTN", is_token, self.is_patched)
++ chosen = jnp.einsum("BT,N->BTN", is_token | True, self.is_patched)
+? heads are patched at every token
+@ test_a_patched_head_says_what_it_said_of_the_other_text
+
+joma/studies/systems/probes/recall.py
+- [(run([head])[0] - before)[is_first].mean() for head in range(count)]
++ [(run([head])[0] - before).mean() for head in range(count)]
+? heads are found on the subjects that they are judged by
+@ test_heads_are_found_by_what_they_move_of_the_first_half
+
+joma/studies/systems/subjects/associations.py
+- others = jnp.broadcast_to(order.reshape(2, half)[place // half], shape)
++ others = jnp.broadcast_to(order.reshape(2, half)[1 - place // half], shape)
+? the other subject is one that was not to be used
+@ tests/joma/studies/systems/probes/recall_test.py
+@ test_pairs_are_of_one_relation_one_half_and_two_answers
+"""
