@@ -159,7 +159,8 @@ def _run(config: RecallConfig) -> dict[str, Any]:
   )
   rows = []
   for run, seed in enumerate(settings_lib.seeds(config)):
-    rows.append(_look(config, one, trained.params_of(run), seed))
+    params = jax.device_put(trained.params_of(run))
+    rows.append(_look(config, one, params, seed))
   return {
       **{name: [row[name] for row in rows] for name in rows[0]},
       "num_heads": config.num_layers * config.num_heads,
@@ -238,10 +239,10 @@ def _found(
       [(run([head])[0] - before)[is_first].mean() for head in range(count)]
   )
   order = np.argsort(-effects)
-  for number in range(1, count // 2 + 1):
-    chosen = order[:number]
-    if run(chosen)[1][is_first].mean() >= config.enough:
-      break
+  flip = lambda heads: run(heads)[1][is_first].mean()
+  sizes = range(1, count // 2)
+  enough = (size for size in sizes if flip(order[:size]) >= config.enough)
+  chosen = order[: next(enough, count // 2)]
   draw = np.random.default_rng(seed)
   rest = order[len(chosen) :]
   others = [
@@ -267,12 +268,9 @@ def _regressions(
   found = []
   for layer in range(config.num_layers):
     before = heads[:, : layer + 1].reshape(len(heads), -1, config.width)
-    found.append(
-        np.mean([
-            recall.regress(mlp[rows, layer], before[rows]).r2
-            for rows in (relations == r for r in range(relations.max() + 1))
-        ])
-    )
+    of = [relations == r for r in range(config.num_relations)]
+    r2 = [recall.regress(mlp[rows, layer], before[rows]).r2 for rows in of]
+    found.append(float(np.mean(r2)))
   return found
 
 
