@@ -7,6 +7,7 @@ import os
 from typing import Any, SupportsIndex
 
 from joma.transformer.text import tokenizer as tokenizer_lib
+from scansnap_jax.experiment import errors
 
 # What stands for bytes that are no text, or not yet.
 _REPLACEMENT = "\ufffd"
@@ -41,23 +42,41 @@ class StreamDecoder:
     # first group of them is context: decoders treat the start of a text apart.
     self._context = [operator.index(token) for token in prompt_ids]
     self._pending: list[int] = []
-    self._shown = tokenizer.decode(self._context) if self._context else ""
+    self._shown = self._text_of(self._context) or ""
     self._is_at_prompt = bool(self._context)
 
   def push(self, *ids: SupportsIndex) -> str:
     """Takes ids that come next and returns the text that is now certain."""
     self._pending += map(operator.index, ids)
-    text = self._decode()
+    text = self._text_of([*self._context, *self._pending])
+    if text is None:
+      return ""
     certain = self._certain(text)
     piece = self._advance(certain)
     if piece and certain == text and not self._reach:
-      self._context, self._pending = self._pending, []
-      self._shown = self._tokenizer.decode(self._context)
+      self._forget()
     return piece
 
   def finish(self) -> str:
     """Returns what was held back, incomplete as it is."""
     return self._advance(self._decode())
+
+  def _forget(self) -> None:
+    """Keeps of the ids that were given out the last ones, as context."""
+    shown = self._text_of(self._pending)
+    if shown is not None:
+      self._context, self._pending = self._pending, []
+      self._shown = shown
+
+  def _text_of(self, ids: list[int]) -> str | None:
+    """Their text; None where they have none alone, but may with more of them.
+
+    A decoder that strips the end panics where nothing is left to strip.
+    """
+    try:
+      return self._tokenizer.decode(ids) if ids else ""
+    except errors.UserError:
+      return None
 
   def _decode(self, *more: int) -> str:
     return self._tokenizer.decode([*self._context, *self._pending, *more])
