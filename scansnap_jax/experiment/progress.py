@@ -47,10 +47,13 @@ class _Work:
     # When speed began to count, and how far it was then: what a resumed run had
     # done already, and what was compiled, does not belong to it.
     self._first: tuple[float, int] | None = None
+    # When the last steps were counted, and how many they were.
+    self._last = self.started, 0
 
   def advance(self, num_steps: int) -> None:
     """Counts steps."""
     self.done += num_steps
+    self._last = time.monotonic(), num_steps
     if self._first is None and num_steps:
       self._first = time.monotonic(), self.done
 
@@ -62,11 +65,15 @@ class _Work:
 
   def rate(self) -> float | None:
     """Units a second; None before there are any."""
-    if self._first is None:
+    if self._first is None or self.done == self._first[1]:
       return None
-    since, before = self._first
-    steps, seconds = self.done - before, time.monotonic() - since
-    return steps * self.per_step / seconds if steps > 0 and seconds else None
+    (since, before), (last, more) = self._first, self._last
+    steps = self.done - before
+    # Between two counts the speed is the last known one, until as many steps as
+    # before are overdue.
+    seconds = [(last - since, steps), (time.monotonic() - since, steps + more)]
+    rates = [n * self.per_step / passed for passed, n in seconds if passed]
+    return min(rates, default=None)
 
   def state(self) -> str:
     """What it waits for, or shown values and speed."""
@@ -87,7 +94,8 @@ class _Work:
     rate = self.rate()
     if rate is not None:
       left = (self.total - self.done) * self.per_step / rate
-      parts.append(f"{_clock(left)} left")
+      left -= time.monotonic() - self._last[0]
+      parts.append(f"{_clock(max(left, 0))} left")
     return ", ".join(filter(None, parts))
 
   def last_line(self) -> str:

@@ -157,14 +157,32 @@ class LinesTest(absltest.TestCase):
       advance(20)
       self.clock.now += 10
       advance(20)
-      # Twenty steps in ten seconds: forty would take as long as twenty more.
+      # Twenty steps in ten seconds, so that twenty more may come just now.
       self.assertEqual(
           self._pass(10),
-          ["lm: 40 of 100, loss 2.346, 8 tokens/s, 1:00 left"],
+          ["lm: 40 of 100, loss 2.346, 16 tokens/s, 0:20 left"],
       )
     self.assertEndsWith(
         self.err.getvalue(),
-        "lm: done in 69.0 s, loss 2.346, 8 tokens/s\n",
+        "lm: done in 69.0 s, loss 2.346, 16 tokens/s\n",
+    )
+
+  def test_speed_falls_when_steps_are_overdue(self):
+    with progress.bar("lm", total=1000, unit="steps") as advance:
+      advance(100)
+      self.clock.now += 200
+      advance(100)
+      progress.heard()
+      lines = [self._pass(100)[-1] for _ in range(4)]
+    # Known after 200 s: 100 steps, then as if 200 had been taken by now.
+    rates = ["0.5", "0.5", "0.4", "0.333"]
+    left = ["25:00", "23:20", "28:20", "33:20"]
+    self.assertEqual(
+        lines,
+        [
+            f"lm: 200 of 1,000, {rate} steps/s, {clock} left"
+            for rate, clock in zip(rates, left, strict=True)
+        ],
     )
 
   def test_steps_of_before_a_resume_and_compilation_are_no_speed(self):
@@ -178,7 +196,7 @@ class LinesTest(absltest.TestCase):
       advance(5)
       self.clock.now += 10
       self.assertEqual(
-          self._pass(1), ["lm: 90 of 100, 0.238 steps/s, 0:42 left"]
+          self._pass(1), ["lm: 90 of 100, 0.476 steps/s, 0:10 left"]
       )
 
   def test_a_small_program_is_not_worth_a_line(self):
