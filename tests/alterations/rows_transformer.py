@@ -135,7 +135,7 @@ joma/transformer/text/tokenizer.py
 @ test_ids_are_by_falling_frequency_then_by_characters
 
 joma/transformer/text/streaming.py
-- self._shown = self._tokenizer.decode(self._context)
+- self._shown = shown
 + self._shown = ""
 ? streamed text repeats itself
 @ tests/joma/transformer/text/streaming_test.py
