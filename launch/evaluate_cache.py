@@ -5,13 +5,18 @@ r"""Evaluates KV-cache policies: quality against budget, and against bytes.
       --length=512 --batch_size=8 --corpus=wikitext2-raw --data_dir=DATA \
       --workdir=runs/cache
 
+  python -m launch.evaluate_cache --model=DIR --tasks=ruler \
+      --protocol=agnostic --length=512 --batch_size=4 --workdir=runs/ruler
+
 Without --model a small Transformer is trained on the task first, in a minute or
 two on two cores. Policies share texts, seeds and budgets, and stand beside the
 full cache, a plain window and random eviction. What is reported of each:
 quality with a 95 % interval, how many of the tokens that hold the answer were
 still in the cache when it was asked, the bytes of a step by the cost model,
-bytes held, measured time, compilations. Below --workdir: report.html,
-summary.json, figures/, flags.txt, config.json.
+bytes held, measured time, compilations. With --tasks=ruler: a table of scores,
+policies against tasks, by one of three protocols. Below --workdir: report.html,
+summary.json, figures/, flags.txt, config.json, and rows.jsonl, a row as each
+setting ends: a run that was cut goes on from there.
 """
 
 import pathlib
@@ -37,21 +42,57 @@ def main(_: list[str]) -> None:
   """Makes or loads the model, evaluates, reports."""
   config = _CONFIG()
 
-  def check() -> None:
-    from joma.inference.evaluation import evaluate_subject
+  is_ruler = evaluate_config.RULER in config.tasks
 
-    evaluate_subject.check(config, _MODEL.value)
+  def check() -> None:
+    if is_ruler:
+      from joma.inference.evaluation.protocols import ruler_subject as subject
+    else:
+      from joma.inference.evaluation import evaluate_subject as subject
+    subject.check(config, _MODEL.value)
 
   run.run(
       "evaluate_cache",
       lambda: _folder(config),
-      measure=lambda _: _measure(config),
-      report=_report,
+      measure=lambda this: (_measure_ruler if is_ruler else _measure)(
+          config, this.folder
+      ),
+      report=_report_ruler if is_ruler else _report,
       check=check,
   )
 
 
-def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
+def _measure_ruler(
+    config: evaluate_config.EvaluateConfig, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Loads the model and reads RULER's tasks with every policy."""
+  from joma.inference.evaluation.protocols import ruler_grid
+  from joma.inference.evaluation.protocols import ruler_subject
+  from scansnap_jax.experiment import progress
+
+  reader = ruler_subject.load(config, _MODEL.value or "")
+  with progress.bar(
+      "reading", total=ruler_grid.num_cells(config), unit="tasks"
+  ) as on_progress:
+    found = ruler_grid.measure(config, reader, workdir, on_progress)
+  facts = {"protocol": config.protocol, "passes": config.ruler.passes}
+  return {**facts, **found}
+
+
+def _report_ruler(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+  from joma.inference.evaluation.protocols import leaderboard
+  from joma.inference.evaluation.protocols import ruler_report
+
+  path = ruler_report.write(this.folder, summary, this.facts, this.started)
+  board = leaderboard.make(summary["rows"], summary["passes"])
+  print(*ruler_report.lines(board), sep="\n")
+  print(ruler_report.finding(board, summary["protocol"]))
+  return path
+
+
+def _measure(
+    config: evaluate_config.EvaluateConfig, workdir: pathlib.Path
+) -> dict[str, Any]:
   """Makes or loads the model and evaluates every policy on it."""
   from joma.inference.evaluation import evaluate_grid
   from scansnap_jax.experiment import progress
@@ -63,7 +104,13 @@ def _measure(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
       unit="texts",
       per_step=config.batch_size,
   ) as on_progress:
-    rows = evaluate_grid.measure(config, subject, _DATA_DIR.value, on_progress)
+    rows = evaluate_grid.measure(
+        config,
+        subject,
+        _DATA_DIR.value,
+        on_progress,
+        workdir,
+    )
   return {"tasks": rows, "training": training, "length": config.length}
 
 

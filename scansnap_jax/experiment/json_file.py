@@ -1,5 +1,6 @@
 """JSON files that others wrote: read with bounds, refused in one sentence."""
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
@@ -98,6 +99,41 @@ def read_lines(path: pathlib.Path, flag: str) -> list[str]:
   except errors.UserError as error:
     raise errors.UserError(f"--{flag}: {error}") from error
   return [line.removesuffix("\r") for line in lines]
+
+
+def append_object(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Adds a line with a JSON object to a file; it is on the disk then.
+
+  Raises:
+    UserError: The file cannot be written.
+  """
+  try:
+    # A line that a kill cut short is ended first: it would spoil the next one.
+    is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+      file.write("\n" * is_cut + json.dumps(value) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    raise errors.UserError(
+        f"{path} cannot be written: {error.strerror}."
+    ) from error
+
+
+def read_objects(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the objects of a file of one a line; none where there is no file.
+
+  Lines that are no object are left out: a kill may have cut one short.
+  """
+  if not path.exists():
+    return []
+  found = []
+  for line in read_text(path).splitlines():
+    try:
+      found.append(parse_object(line, path))
+    except errors.UserError:
+      continue
+  return found
 
 
 def local_path(name: str | os.PathLike[str]) -> pathlib.Path:

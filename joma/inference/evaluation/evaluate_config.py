@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from joma.inference.evaluation.ruler import ruler_config
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
@@ -25,7 +26,8 @@ TEXTS = (
     "long_generation",
 )
 PERPLEXITY = "perplexity"
-TASKS = (*SYMBOLS, *TEXTS, PERPLEXITY)
+RULER = "ruler"
+TASKS = (*SYMBOLS, *TEXTS, PERPLEXITY, RULER)
 # Whatever is asked for, these stand beside.
 ALWAYS = policy_names.BESIDE
 
@@ -37,7 +39,8 @@ class EvaluateConfig:
   Attributes:
     tasks: Tasks to evaluate, among mqar, induction, copy; passkey, niah_single,
       niah_multikey, niah_multivalue, niah_multiquery, variable_tracking,
-      common_words, frequent_words, long_generation; and perplexity. All but the
+      common_words, frequent_words, long_generation; perplexity; and ruler, all
+      13 tasks of RULER (arXiv 2404.06654), which stands alone. All but the
       first three want a model with a tokenizer.
     policies: Names of policies, each with settings of its own if need be, as
       h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
@@ -51,6 +54,11 @@ class EvaluateConfig:
     reading: tokens takes the text in one by one, so that the policy acts from
       the first token on; context reads it at once up to the question and then
       that token by token; prompt reads all at once.
+    protocol: How ruler reads: agnostic compresses the context once, question
+      and answer come on top and evict nothing; aware compresses the question
+      together with the context; decoding evicts from the first token on.
+    ruler: Which of ruler's tasks are read, and how; its budgets stand for
+      `budgets`.
     positions: What rotary positions count: absolute ones, or places in the
       cache.
     cache_dtype: How keys and values are stored.
@@ -87,6 +95,8 @@ class EvaluateConfig:
   batch_size: int = 64
   length: int = 64
   reading: Reading = "tokens"
+  protocol: ruler_config.Protocol = "agnostic"
+  ruler: ruler_config.RulerConfig = ruler_config.RulerConfig()
   positions: Literal["absolute", "rolled"] = "absolute"
   cache_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
   num_pairs: int = 8
@@ -117,6 +127,12 @@ class EvaluateConfig:
         raise UserError(f"tasks={task} is none of {', '.join(TASKS)}.")
     if not self.tasks:
       raise UserError("tasks must name at least one.")
+    if RULER in self.tasks and len(self.tasks) > 1:
+      raise UserError(
+          "tasks=ruler stands alone, for it has a protocol and budgets of its"
+          " own: leave the other tasks to another run."
+      )
+    self.ruler.mapped()
     for name in ("num_seeds", "batch_size", "num_pairs"):
       require.at_least(name, getattr(self, name), 1)
     for name in ("train_steps", "train_batch"):

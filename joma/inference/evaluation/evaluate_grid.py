@@ -10,6 +10,7 @@ Letters: B texts, T tokens, L layers.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_data
 from joma.inference.evaluation import tasks
+from joma.inference.evaluation.protocols import saved_rows
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -77,6 +79,7 @@ def measure(
     subject: Subject,
     data_dir: str | None = None,
     on_progress: Callable[[int], None] = lambda num_readings: None,
+    workdir: pathlib.Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
   """Evaluates all tasks, policies and budgets.
 
@@ -85,6 +88,8 @@ def measure(
     subject: The model.
     data_dir: Where a corpus is looked for.
     on_progress: Told how many batches have been read since.
+    workdir: Rows are kept there as they are measured, and what is there is not
+      measured again; None keeps none.
 
   Returns:
     By task, rows: `policy`, `budget` (1 for full), `slots`, `quality` with
@@ -109,7 +114,8 @@ def measure(
   for task, batches in of_tasks.items():
     is_text = task == evaluate_config.PERPLEXITY
     ask = functools.partial(_perplexity if is_text else _answers, config)
-    found[task] = _grid(config, subject, batches, ask, on_progress)
+    rows = saved_rows.SavedRows(workdir, {"task": task})
+    found[task] = _grid(config, subject, batches, ask, on_progress, rows)
     if is_text:
       _compare(found[task])
     for row in found[task]:
@@ -131,7 +137,7 @@ def _batches(
   draw = evaluate_data.drawer(
       config, task, subject.model.config.vocab_size, subject.tokenizer
   )
-  return _stack_alike([
+  return tasks.stack_alike([
       evaluate_data.examples(config, draw, config.first_seed + seed)
       for seed in range(config.num_seeds)
   ])
@@ -149,30 +155,13 @@ def num_readings(
   return settings * seeds * len(config.tasks)
 
 
-def _stack_alike(
-    drawn: list[list[tasks.Example]],
-) -> list[tuple[tasks.Batch, list[tasks.Example]]]:
-  """Batches of one shape, which one compilation reads."""
-  together = tasks.stack([e for examples in drawn for e in examples])
-  size, batches = len(drawn[0]), []
-  for seed, examples in enumerate(drawn):
-    rows = slice(seed * size, (seed + 1) * size)
-    part = {
-        field.name: getattr(together, field.name)[rows]
-        for field in dataclasses.fields(together)
-        if field.name != "num_new"
-    }
-    batch = tasks.Batch(**part, num_new=together.num_new)
-    batches.append((batch, examples))
-  return batches
-
-
 def _grid(
     config: Config,
     subject: Subject,
     batches: list[Any],
     ask: Callable[[Subject, Any, Any], dict[str, Any]],
     on_progress: Callable[[int], None],
+    saved: saved_rows.SavedRows,
 ) -> list[dict[str, Any]]:
   settings = [(policy_names.REFERENCE, 1.0, None)]
   for name in evaluate_caches.names_of(config, subject.model.config)[1:]:
@@ -185,39 +174,58 @@ def _grid(
   shape = (first[0].tokens if isinstance(first, tuple) else first).shape
   more = max(_num_new(first, subject) - 1, 0)
   for name, budget, slots in settings:
-    parts, before = [], _num_compiled()
-    draws = policy_names.parse(name).draws
     number = slots or shape[1] + more
-    for seed, batch in enumerate(batches):
-      caches = evaluate_caches.make(
-          config, subject.model.config, name, number, shape[0], seed, more
+    row = saved.find(policy=name, slots=number)
+    if row is None:
+      row = _setting(
+          config, subject, batches, ask, (name, number, more), on_progress
       )
-      parts.append(ask(subject, batch, caches))
-      on_progress(1)
-    seen, times = _joined(parts)
-    compilations = _num_compiled() - before
-    row = {"policy": name, "budget": budget, "slots": number}
-    # One draw has no interval of its own; its texts have.
-    num_draws = len(batches) if draws and len(batches) > 1 else None
-    row |= _sum_up(seen, num_draws)
-    row["gold_in_sinks"] = _gold_in_sinks(
-        batches, policy_names.parse(name).num_sinks
-    )
-    row |= evaluate_caches.cost(config, subject.model, name, number, shape)
-    row["compilations"] = compilations
-    # Each draw of a policy is a program of its own.
-    is_timed = bool(times) and not draws and not np.isnan(times).any()
-    row["ms_per_step"] = float(np.median(times)) if is_timed else None
-    row["failed"] = _failed(seen["quality"])
-    rows.append(row)
-    mean = np.mean(seen["quality"])
-    progress.say(f"{name} with {number} slots: {mean:.4g}")
+      progress.say(f"{name} with {number} slots: {np.mean(row['values']):.4g}")
+      saved.add(row, policy=name, slots=number)
+    else:
+      on_progress(len(batches))
+    rows.append({"policy": name, "budget": budget, "slots": number, **row})
   if all(row["failed"] for row in rows):
     raise errors.UserError(
         f"no policy can be evaluated: {rows[0]['failed']}. The model's weights"
         " or activations are not finite."
     )
   return rows
+
+
+def _setting(
+    config: Config,
+    subject: Subject,
+    batches: list[Any],
+    ask: Callable[[Subject, Any, Any], dict[str, Any]],
+    setting: tuple[str, int, int],
+    on_progress: Callable[[int], None],
+) -> dict[str, Any]:
+  """The row of a policy, its slots, and the tokens beyond the text."""
+  name, number, more = setting
+  first = batches[0]
+  shape = (first[0].tokens if isinstance(first, tuple) else first).shape
+  parts, before = [], _num_compiled()
+  policy = policy_names.parse(name)
+  for seed, batch in enumerate(batches):
+    caches = evaluate_caches.make(
+        config, subject.model.config, name, number, shape[0], seed, more
+    )
+    parts.append(ask(subject, batch, caches))
+    on_progress(1)
+  seen, times = _joined(parts)
+  compilations = _num_compiled() - before
+  # One draw has no interval of its own; its texts have.
+  num_draws = len(batches) if policy.draws and len(batches) > 1 else None
+  row = _sum_up(seen, num_draws)
+  row["gold_in_sinks"] = _gold_in_sinks(batches, policy.num_sinks)
+  row |= evaluate_caches.cost(config, subject.model, name, number, shape)
+  row["compilations"] = compilations
+  # Each draw of a policy is a program of its own.
+  is_timed = bool(times) and not policy.draws and not np.isnan(times).any()
+  row["ms_per_step"] = float(np.median(times)) if is_timed else None
+  row["failed"] = _failed(seen["quality"])
+  return row
 
 
 def _joined(
@@ -257,7 +265,8 @@ def _sum_up(
 ) -> dict[str, Any]:
   """Means and intervals; texts for which a policy drew alike are one draw."""
   values = seen["quality"]
-  row: dict[str, Any] = {"values": values, "num_texts": len(values)}
+  # A list, as a row that was saved has it.
+  row: dict[str, Any] = {"values": values.tolist(), "num_texts": len(values)}
   row["num_draws"] = num_draws
   if num_draws is not None:
     seen = {
@@ -381,11 +390,11 @@ def _kept_mass(kv_cache: PyTree, position: Int[np.ndarray, "B"]) -> np.ndarray:
 
 def _compare(rows: list[dict[str, Any]]) -> None:
   """Adds perplexity, and its ratio to the full cache's, text by text."""
-  full = rows[0]["values"]
+  full = np.array(rows[0]["values"])
   for row in rows:
     exp = lambda parts: {k: float(np.exp(v)) for k, v in parts.items()}
     row["perplexity"] = exp(row["quality"])
-    ratios = row["values"] - full
+    ratios = np.array(row["values"]) - full
     if row["num_draws"] is not None:
       parts = np.split(ratios, row["num_draws"])
       ratios = np.array([part.mean() for part in parts])

@@ -124,3 +124,25 @@ def stack(examples: Sequence[Example], num_gold: int | None = None) -> Batch:
       gold=gold,
       num_new=max(len(q.answer) for e in examples for q in e.queries),
   )
+
+
+def stack_alike(
+    drawn: list[list[Example]],
+) -> list[tuple[Batch, list[Example]]]:
+  """Puts batches together in one shape, which one compilation reads.
+
+  Args:
+    drawn: As many examples a batch.
+  """
+  together = stack([e for examples in drawn for e in examples])
+  size, batches = len(drawn[0]), []
+  for seed, examples in enumerate(drawn):
+    rows = slice(seed * size, (seed + 1) * size)
+    part = {
+        field.name: getattr(together, field.name)[rows]
+        for field in dataclasses.fields(together)
+        if field.name != "num_new"
+    }
+    batch = Batch(**part, num_new=together.num_new)
+    batches.append((batch, examples))
+  return batches

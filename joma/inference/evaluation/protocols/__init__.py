@@ -1,0 +1,1 @@
+"""RULER through caches that evict: three protocols, grid and leaderboard."""
