@@ -36,6 +36,7 @@ _HOMES = {
             for room in (
                 "inference/bridge/drawing",
                 "inference/evaluation/drawing",
+                "inference/evaluation/protocols/drawing",
                 "inference/sparsity/study/report",
                 "transformer/checkpoints/drawing",
                 "transformer/rope/extension_report",

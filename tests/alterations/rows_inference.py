@@ -112,6 +112,76 @@ joma/inference/evaluation/tasks_needles.py
 @ tests/joma/inference/evaluation/tasks_test.py
 @ test_gold_of_needles_are_the_numbers_asked
 
+joma/inference/evaluation/ruler/needles.py
+- return other() if key in keys else _needle(task, key, value)
++ return _needle(task, keys[0], value)
+? needles that nobody asks for have the key that is asked
+@ tests/joma/inference/evaluation/ruler/needles_test.py
+@ test_what_is_asked_is_what_needles_say
+
+joma/inference/evaluation/ruler/hay.py
+- places = np.full(len(needles), round(depth * len(pieces)))
++ places = np.full(len(needles), round((1 - depth) * len(pieces)))
+? the depth of a needle counts from the end
+@ tests/joma/inference/evaluation/ruler/needles_test.py
+@ test_a_depth_is_a_share_of_the_hay
+
+joma/inference/evaluation/ruler/word_counts.py
+- asked = words[1 : num_asked + 1]
++ asked = words[:num_asked]
+? the dots count as a word
+@ tests/joma/inference/evaluation/ruler/others_test.py
+@ test_frequencies_follow_a_zeta_law
+
+joma/inference/evaluation/ruler/tracking.py
+- turns = generator.permutation(np.repeat(np.arange(num_chains), per_chain))
++ turns = np.repeat(np.arange(num_chains), per_chain)[::-1] * 0
+? every statement is of the first chain
+@ tests/joma/inference/evaluation/ruler/others_test.py
+@ test_variables_are_those_that_get_the_value
+
+joma/inference/evaluation/ruler/questions.py
+- return _ask(generator, texts, question, rivers[0])
++ return _ask(generator, texts, question, rivers[-1])
+? another town's river is the answer
+@ tests/joma/inference/evaluation/ruler/others_test.py
+@ test_two_passages_hold_the_answer_together
+
+joma/inference/evaluation/ruler/scoring.py
+- found = [answer.lower() in said for answer in answers]
++ found = [answer in said for answer in answers]
+? capital letters are lost
+@ tests/joma/inference/evaluation/ruler/ruler_tasks_test.py
+@ test_shares_of_what_was_said
+
+joma/inference/evaluation/protocols/reading.py
+- is_kept = order[..., ::-1] < sizes[:, None, None]
++ is_kept = order[..., ::-1] <= sizes[:, None, None]
+? a shorter text keeps one token too many
+@ tests/joma/inference/evaluation/protocols/reading_test.py
+@ test_the_greatest_stay_and_of_equal_ones_the_newest
+
+joma/inference/evaluation/protocols/reading.py
+- said = jnp.where(is_answer & ~is_end, place, size)
++ said = jnp.where(is_answer, place, size)
+? the token that ends an answer is part of it
+@ tests/joma/inference/evaluation/protocols/reading_test.py
+@ test_an_answer_ends_before_the_token_that_ends_it
+
+joma/inference/evaluation/protocols/leaderboard.py
+- counted = [by_task[task] for task in passed]
++ counted = [*by_task.values()]
+? the mean has tasks that the full cache fails
+@ tests/joma/inference/evaluation/protocols/ruler_grid_test.py
+@ test_means_leave_out_what_full_fails
+
+scansnap_jax/experiment/json_file.py
+- file.write("\\n" * is_cut + json.dumps(value) + "\\n")
++ file.write(json.dumps(value) + "\\n")
+? a row after one that was cut short is lost with it
+@ tests/joma/inference/evaluation/protocols/ruler_grid_test.py
+@ test_a_run_that_was_cut_goes_on_from_its_rows
+
 joma/inference/cost/cost_model.py
 - return kept if self.is_shared else 1 - (1 - kept) ** batch_size
 + return kept

@@ -64,7 +64,7 @@ def draw_map(rows: Sequence[Row]) -> mpl_figure.Figure:
         if row["policy"] == name:
           place = depths.index(row["depth"]), lengths.index(row["length"])
           values[place] = 100 * np.mean(row["scores"])
-      figures.draw_heat_map(axes, values, 100)
+      figures.draw_heat_map(axes, values, 100.0)
       for (row, column), value in np.ndenumerate(values):
         color = "white" if value < 60 else "black"
         style = dict(ha="center", va="center", fontsize=6, color=color)

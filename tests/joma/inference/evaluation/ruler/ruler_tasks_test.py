@@ -9,6 +9,7 @@ from joma.inference.evaluation.ruler import ruler_tasks
 from joma.inference.evaluation.ruler import sample as sample_lib
 from joma.inference.evaluation.ruler import scoring
 from joma.inference.evaluation.ruler import written
+from joma.transformer.text import chat_template
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
 
@@ -71,10 +72,12 @@ class ScoringTest(parameterized.TestCase):
 
 
 class _Template:
+  """Jinja's part of a chat template."""
 
-  def render(self, messages):
+  def generate(self, messages, **options):
     (message,) = messages
-    return f"<user>{message['content']}</user><assistant>"
+    assert options["add_generation_prompt"]
+    yield f"<user>{message['content']}</user><assistant>"
 
 
 class _Framed(tokenizer.Bytes):
@@ -100,7 +103,9 @@ class WriterTest(absltest.TestCase):
     self.assertEqual(written.Writer(_Framed()).count(self.sample), 27)
 
   def test_a_chat_ends_before_the_answer_begins(self):
-    writer = written.Writer(_Framed(), _Template())
+    writer = written.Writer(
+        _Framed(), chat_template.ChatTemplate("here", _Template(), {})
+    )
     made = writer.write(self.sample)
     self.assertEqual(bytes(made.context.tolist()), b"<user>It rained.")
     self.assertEqual(
