@@ -22,7 +22,9 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
+from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import moh
 from launch.command import app
 from launch.command import study_run
@@ -30,6 +32,7 @@ from launch.command import study_run
 _STUDIES = {
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
+    "drift": head_drift.STUDY,
     "length": length.STUDY,
     "moh": moh.STUDY,
     "mqar": mqar.STUDY,
@@ -41,6 +44,7 @@ _STUDIES = {
     "reuse": reuse.STUDY,
     "selection": selection.STUDY,
     "sinks": sinks.STUDY,
+    "update_rank": update_rank.STUDY,
 }
 _RUN = study_run.define("attention", "study", _STUDIES, "positional")
 

@@ -1,6 +1,38 @@
 """Faults in probes, read-outs and their studies."""
 
 TABLE = """
+joma/systems/probes/drift.py
+- return entropy((one + two) / 2) - (entropy(one) + entropy(two)) / 2
++ return entropy((one + two) / 2) - entropy(one)
+? a head that is sharper in a conflict has drifted less
+@ test_is_the_divergence_of_what_roles_get
+
+joma/systems/probes/drift.py
+- order = np.argsort(-np.asarray(scores), axis=None, kind="stable")
++ order = np.argsort(np.asarray(scores), axis=None, kind="stable")
+? the head that drifts least is the first
+@ test_heads_are_ranked_by_layer_and_place
+
+joma/transformer/training/optimizer.py
+-       if not is_updated(path, layers):
+-         return value
++       if layers is None:
++         return value
+? what is left out of an update decays
+@ test_layers_that_are_left_out_stay_to_the_bit
+
+joma/transformer/training/optimizer.py
+-             grad if is_updated(path, layers) else jnp.zeros_like(grad)
++             grad if is_updated(path, layers) else grad
+? gradients of what is left out are clipped with the others
+@ test_layers_that_are_left_out_stay_to_the_bit
+
+joma/studies/systems/probes/head_drift.py
+- chosen = layers[rows, focal]
++ chosen = layers.max(axis=1)
+? the best layer passes for the one that drifts
+@ test_claims_are_of_the_layer_that_drifts_most
+
 joma/systems/probes/recall.py
 - mlps.append(hidden @ down["kernel"] + mlp_bias[None])
 + mlps.append(hidden @ down["kernel"])
@@ -24,6 +56,18 @@ joma/systems/probes/patching.py
 + chosen = jnp.einsum("BT,N->BTN", is_token | True, self.is_patched)
 ? heads are patched at every token
 @ test_a_patched_head_says_what_it_said_of_the_other_text
+
+joma/studies/systems/probes/update_rank.py
+- product = path[:, i] @ product
++ product = product @ path[:, i]
+? factors are multiplied from the wrong side
+@ test_a_product_that_was_made_is_read
+
+joma/studies/systems/probes/update_rank.py
+- product = factor @ product
++ product = factor + product
+? what descends is no product
+@ test_two_factors_follow_the_closed_form
 
 joma/studies/systems/probes/recall.py
 - [(run([head])[0] - before)[is_first].mean() for head in range(count)]

@@ -50,6 +50,8 @@ class LmConfig:
     schedule: Learning rate after the warmup: constant, or a half cosine that
       reaches lr_end at the last step.
     lr_end: Rate at the end of the cosine, over lr.
+    update_layers: Layers, from 0, whose parameters are trained, while all
+      others keep their first values, embedding and output too; empty is all.
     reset_optimizer_every_epoch: Whether moments are lost at each epoch's start.
     init: Initial values: those of `model`, or PyTorch's for the same layers
       with embedding and output layer uniform in +-.1.
@@ -101,6 +103,7 @@ class LmConfig:
   warmup_steps: int = 20
   schedule: Literal["constant", "cosine"] = "cosine"
   lr_end: float = 0.1
+  update_layers: tuple[int, ...] = ()
   reset_optimizer_every_epoch: bool = False
   init: Literal["model", "pytorch"] = "model"
   identical_layers: bool = False
@@ -183,6 +186,12 @@ class LmConfig:
       )
 
   def _check_parts(self) -> None:
+    for layer in self.update_layers:
+      require.between("update_layers", layer, 0, self.model.num_layers - 1)
+      if self.update_layers.count(layer) > 1:
+        raise UserError(
+            f"update_layers={self.update_layers} has {layer} twice."
+        )
     if self.group_penalty < 0:
       raise UserError(
           f"group_penalty={self.group_penalty} must not be below 0."

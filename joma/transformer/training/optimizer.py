@@ -2,7 +2,8 @@
 
 The update rule has rate 1 and state that starts at 0; the rate of a step, a
 pure function of its number, multiplies what comes out. So a reset of the
-moments leaves the schedule as it is.
+moments leaves the schedule as it is. Parameters that a config leaves out of the
+update have no gradient, no moments and no decay, and stay to the last bit.
 """
 
 from typing import NamedTuple
@@ -49,17 +50,38 @@ class Optimizer(NamedTuple):
       opt_state = jax.tree.map(
           lambda x: jnp.where(is_kept, x, jnp.zeros_like(x)), opt_state
       )
+    layers = self.config.update_layers
+    # Before the rule, so that the norm that is clipped is of what is updated.
+    grads = jax.tree_util.tree_map_with_path(
+        lambda path, grad: (
+            grad if is_updated(path, layers) else jnp.zeros_like(grad)
+        ),
+        grads,
+    )
     # The rule knows no rate: MLPs may have one of their own.
     direction, opt_state = self.rule.update(grads, opt_state, params)
     lr = learning_rate(self.config, step, self.num_steps)
     scale = (self.config.lr_mlp or self.config.lr) / self.config.lr
 
     def move(path: jax.tree_util.KeyPath, value: Array, change: Array) -> Array:
+      if not is_updated(path, layers):
+        return value
       is_mlp = any(getattr(key, "key", None) == "mlp" for key in path)
       return value - (lr * scale if is_mlp else lr) * change
 
     params = jax.tree_util.tree_map_with_path(move, params, direction)
     return params, opt_state
+
+
+def is_updated(path: jax.tree_util.KeyPath, layers: tuple[int, ...]) -> bool:
+  """Whether a parameter is of one of the layers; all are where none is named.
+
+  Args:
+    path: In the tree of a Transformer's parameters.
+    layers: From 0.
+  """
+  names = {getattr(key, "key", None) for key in path}
+  return not layers or any(f"layers_{layer}" in names for layer in layers)
 
 
 def make_optimizer(

@@ -2,6 +2,7 @@
 
 associations         the task of `recall`: what a relation says of a subject
 facts                the task of `retrieval`: facts, and questions about some
+instructions         the task of `drift`, and a head that is planted in a model
 kept_tokens          answers of its models from the few tokens that are kept
 positional_network   the networks of `positional`, and their lists
 reuse_subject        the models of `reuse`, and their text

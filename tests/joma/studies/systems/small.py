@@ -26,7 +26,9 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
+from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import moh
 from scansnap_jax.experiment import figures
 
@@ -51,6 +53,21 @@ STUDIES = {
             batch_size=2,
             seq_len=4,
             width=8,
+            **_FEW,
+        ),
+    ),
+    "head_drift": (
+        head_drift.STUDY,
+        dict(
+            num_planted=2,
+            batch_size=2,
+            num_values=4,
+            span=2,
+            num_layers=2,
+            num_heads=2,
+            width=8,
+            num_update=2,
+            num_test=4,
             **_FEW,
         ),
     ),
@@ -167,6 +184,18 @@ STUDIES = {
             num_heads=20,
             num_test=200,
             num_examples=(400,),
+        ),
+    ),
+    "update_rank": (
+        update_rank.STUDY,
+        dict(
+            num_seeds=2,
+            depths=(1, 2),
+            width=4,
+            num_directions=3,
+            rate=0.1,
+            num_steps=400,
+            num_records=40,
         ),
     ),
     "sinks": (

@@ -15,6 +15,8 @@ class LmConfigTest(parameterized.TestCase):
       (dict(batch_size=0), "batch_size must be at least 1"),
       (dict(lr=0.0), "lr must be positive"),
       (dict(lr_mlp=-1.0), "lr_mlp must be positive"),
+      (dict(update_layers=(4,)), "update_layers must be from 0 to 3"),
+      (dict(update_layers=(1, 1)), "has 1 twice"),
       (dict(clip_norm=0.0), "clip_norm must be positive"),
       (dict(beta_1=1.0), r"beta_1 must lie in \[0, 1\), got 1"),
       (dict(weight_decay=2.0), r"weight_decay must lie in \[0, 1\]"),

@@ -99,6 +99,26 @@ class UpdateTest(parameterized.TestCase):
     kept = _run(dataclasses.replace(_PLAIN, optimizer="adam"), self.grads)
     self.assertGreater(np.abs(kept[2:] - found[2:]).max(), 1e-3)
 
+  def test_layers_that_are_left_out_stay_to_the_bit(self):
+    config = dataclasses.replace(
+        _PLAIN, weight_decay=0.2, clip_norm=0.5, update_layers=(0,)
+    )
+    # The gradients that are left out would be all of the norm.
+    grads = self.grads * [1.0, 1.0, 1e3]
+    found = _run(config, grads)
+    np.testing.assert_array_equal(found[:, 2], 3.0)
+    norms = np.linalg.norm(grads[:, :2], axis=1, keepdims=True)
+    clipped = grads * np.minimum(1, 0.5 / norms)
+    wanted = self._adam(clipped, decay=0.2, decoupled=True)
+    np.testing.assert_allclose(found[:, :2], wanted[:, :2], rtol=1e-5)
+
+  def test_a_layer_is_no_other_that_begins_with_its_number(self):
+    path = lambda name: (jax.tree_util.DictKey(name),)
+    self.assertTrue(optimizer_lib.is_updated(path("layers_1"), (1, 3)))
+    self.assertFalse(optimizer_lib.is_updated(path("layers_12"), (1, 3)))
+    self.assertFalse(optimizer_lib.is_updated(path("output"), (1, 3)))
+    self.assertTrue(optimizer_lib.is_updated(path("output"), ()))
+
 
 class LearningRateTest(absltest.TestCase):
 
