@@ -1,14 +1,16 @@
-"""Runs one study of an attention system, from flags to a report.
+"""Runs one study of attention, of a system or a theory, from flags to a report.
 
   python -m launch.attention --study=positional --workdir=runs/positional
 
-Each study holds a paper's claims against small models that it trains, in
-minutes on a CPU; `--help` lists the studies with their flags, which begin with
-the name of the study, as `--positional.rate`. Below --workdir it writes
-report.html, with every claim expected beside measured, summary.json (every
-number that the figure shows), figures/, metrics.jsonl, flags.txt, config.json
-and parts/, what is done already. The same command continues an interrupted run;
---flagfile=OLD/flags.txt --workdir=NEW repeats one.
+Each study holds a paper's claims of an attention system against small models
+that it trains, or a theory of how attention learns against a computation that
+does not use it, in minutes on a CPU; `--help` lists the studies with their
+flags, which begin with the name of the study, as `--positional.rate`. Below
+--workdir it writes report.html, with every claim expected beside measured,
+summary.json (every number that the figure shows), figures/, metrics.jsonl,
+flags.txt, config.json and parts/, what is done already. The same command
+continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW repeats
+one.
 """
 
 from joma.studies.systems import conv
@@ -26,6 +28,8 @@ from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import moh
+from joma.studies.theories import in_context
+from joma.studies.theories import max_margin
 from launch.command import app
 from launch.command import study_run
 
@@ -33,7 +37,9 @@ _STUDIES = {
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
     "drift": head_drift.STUDY,
+    "in_context": in_context.STUDY,
     "length": length.STUDY,
+    "max_margin": max_margin.STUDY,
     "moh": moh.STUDY,
     "mqar": mqar.STUDY,
     "pooling": pooling.STUDY,

@@ -196,4 +196,29 @@ joma/hierarchy/scores.py
 + transferred=unseen.max(axis=1),
 ? transferred scores choose their node anew
 @ test_a_network_that_found_the_latents_stands_out
+
+joma/studies/theories/max_margin.py
+- gaps = scores[:, :, None] - scores[:, None]
++ gaps = scores[:, :, None] + scores[:, None]
+? pairs of tokens pull by their sum
+@ test_both_forms_are_minus_the_gradient
+
+joma/studies/theories/margins.py
+- missing = 1 - rows @ start.ravel()
++ missing = 1 + rows @ start.ravel()
+? what is there already counts as missing
+@ tests/joma/studies/theories/max_margin_test.py
+@ test_no_direction_lowers_the_nuclear_norm
+
+joma/studies/theories/in_context.py
+- return values, (1 + 1 / n) * values**2 + values.sum() / n * values
++ return values, values**2 + values.sum() / n * values
+? the same example counts once in a fourth moment
+@ test_mean_loss_is_that_of_drawn_prompts
+
+joma/studies/theories/in_context.py
+- near = np.abs(curve[start:end, None] / known[1:-1] - 1) < _NEAR
++ near = np.abs(curve[:end, None] / known[:-1] - 1) < _NEAR
+? the time before the descent counts as waiting
+@ test_waiting_is_the_share_of_steps_near_a_level
 """

@@ -23,6 +23,7 @@ import pty
 import resource
 import runpy
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -79,6 +80,9 @@ def _serve() -> dict:
       if not child:
         os.close(orders.fileno())
         os.close(answers.fileno())
+        # Folders that imports made, as matplotlib's where it may write nowhere,
+        # are for all children: their parent removes them.
+        atexit.unregister(shutil.rmtree)
         return order
       answer = {"pid": child}
     else:

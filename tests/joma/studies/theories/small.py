@@ -1,0 +1,62 @@
+"""Small studies of theories: each run once, for all that is asked of it."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+
+from joma.studies.theories import in_context
+from joma.studies.theories import max_margin
+from scansnap_jax.experiment import figures
+
+STUDIES = {
+    "in_context": (
+        in_context.STUDY,
+        dict(
+            spectrum=(1.0, 0.5),
+            num_examples=7,
+            num_seeds=2,
+            num_steps=4,
+            num_records=2,
+            batch_size=4,
+            num_heads=4,
+            start=0.1,
+            flow_time=200.0,
+        ),
+    ),
+    "max_margin": (
+        max_margin.STUDY,
+        dict(
+            num_seeds=2,
+            num_inputs=2,
+            num_tokens=3,
+            width=4,
+            num_steps=300,
+            num_pair_steps=400,
+        ),
+    ),
+}
+
+
+@functools.cache
+def measured(name):
+  """The summary of a small study, as it is read back from summary.json."""
+  study, changes = STUDIES[name]
+  config = dataclasses.replace(study.config, **changes)
+  with tempfile.TemporaryDirectory() as folder:
+    summary = study.measure(config, pathlib.Path(folder))
+  to_list = lambda x: x.tolist()
+  return json.loads(json.dumps(summary, default=to_list, allow_nan=False))
+
+
+def drawn(name):
+  """The figure of a small study, and all that it says."""
+  figure = STUDIES[name][0].draw(measured(name))
+  with figures.style():
+    figure.draw_without_rendering()
+  texts = []
+  for axes in figure.axes:
+    texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+    texts += axes.get_legend_handles_labels()[1]
+  return figure, texts
