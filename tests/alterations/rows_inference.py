@@ -182,6 +182,20 @@ scansnap_jax/experiment/json_file.py
 @ tests/joma/inference/evaluation/protocols/ruler_grid_test.py
 @ test_a_run_that_was_cut_goes_on_from_its_rows
 
+joma/inference/harness/requests.py
+- span = slice(length - count - 1, length - 1)
++ span = slice(length - count, length)
+? a continuation is scored by the losses of the tokens after its own
+@ tests/joma/inference/harness/requests_test.py
+@ test_scores_are_those_of_single_tokens
+
+joma/inference/harness/requests.py
+- text = text.split(stop)[0] if stop else text
++ text = text.partition(stop)[0] + stop if stop in text else text
+? the string that ends a text is part of it
+@ tests/joma/inference/harness/requests_test.py
+@ test_texts_end_before_a_string
+
 joma/inference/cost/cost_model.py
 - return kept if self.is_shared else 1 - (1 - kept) ** batch_size
 + return kept

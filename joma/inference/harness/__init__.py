@@ -1,0 +1,1 @@
+"""Models for lm-evaluation-harness, with a cache policy as an argument."""
