@@ -1,6 +1,31 @@
 """Faults in `joma.systems`: routers and mixers."""
 
 TABLE = """
+joma/systems/cache_policies/by_attention/kvzip.py
+- is_counted = (rows >= starts[:, None]) & (rows < prompt.lengths[:, None])
++ is_counted = rows < prompt.lengths[:, None]
+? the text's own queries count as well as its repetition's
+@ test_what_the_repetition_looks_at_stays
+
+joma/inference/cache/rehearsal.py
+- positions=jnp.where(is_text, positions, -1),
++ positions=positions,
+? tokens of the repetition stay
+@ tests/joma/systems/cache_policies/by_attention/kvzip_test.py
+@ test_what_the_repetition_looks_at_stays
+
+joma/systems/cache_policies/by_attention/chunkkv.py
+- chunk = jnp.where(pos < 0, -1, pos // size)[order]
++ chunk = (jnp.where(pos < 0, -1, pos) // size)[order] // 2
+? chunks are twice as long
+@ test_sums_of_chunks_by_hand
+
+joma/systems/cache_policies/by_key/qfilter.py
+- signed = jnp.where(along[..., None] < 0, -main, main).mean(axis=2)
++ signed = main.mean(axis=2)
+? the sign of the main direction is left to chance
+@ test_keeps_what_plain_python_keeps_at_every_step
+
 joma/systems/readouts/pooling.py
 - return jnp.arange(num_tokens)[None] < lengths[:, None]
 + return jnp.arange(num_tokens)[None] <= lengths[:, None]

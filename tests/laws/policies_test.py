@@ -12,6 +12,7 @@ _SIZED = {
     "pyramidkv": "pyramidkv:beta=1",
     "keyformer": "keyformer:num_steps=40",
     "scissorhands": "scissorhands:history=5",
+    "chunkkv": "chunkkv:chunk_size=3",
     "lagkv": "lagkv:num_sinks=1:lag_size=4",
     "expected_attention": "expected_attention:num_sinks=2:num_future=3",
     "quest": "quest:page_size=4",

@@ -32,6 +32,25 @@ def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
   return jnp.zeros((batch, num_kv_heads, seq_len)), None, None
 
 
+def request(policy: Policy) -> str | None:
+  """What asks for a text a second time; None where it is read once."""
+  return policy.request if isinstance(policy, rules.Rehearses) else None
+
+
+def read_rehearsal(
+    policy: Policy, prompt: policy_lib.Prompt, starts: Int[Array, "B"]
+) -> rules.Prompted:
+  """Returns score, aux and state after a text that was read twice.
+
+  Args:
+    policy: One with a `request`.
+    prompt: The text, the request, and the text again.
+    starts: Tokens of the text itself.
+  """
+  assert isinstance(policy, rules.Rehearses)  # Its request was asked for.
+  return policy.read_rehearsal(prompt, starts)
+
+
 def row_weights(
     policy: Policy, positions: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> Float[Array, "B T"] | None:

@@ -21,6 +21,7 @@ from joma.inference.cache import cache_options
 from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
+from joma.inference.cache import rules
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
@@ -268,16 +269,25 @@ def _read(
       capacity=capacity,
       is_raw=cache.options.keys == "raw",
   )
-  out, cache = result.out, _keep(cache, prompt)
+  out = result.out
+  cache = keep(cache, prompt, calls.read_prompt(policy, prompt))
   if not policy.evicts:
     overflows = prompt.lengths > capacity
     out = jnp.where(overflows[:, None, None, None], jnp.nan, out)
   return out, cache
 
 
-def _keep(cache: SlotCache, prompt: policy_lib.Prompt) -> SlotCache:
-  """Chooses among the tokens of a prompt."""
-  score, aux, state = calls.read_prompt(cache.policy, prompt)
+def keep(
+    cache: SlotCache, prompt: policy_lib.Prompt, prompted: rules.Prompted
+) -> SlotCache:
+  """Chooses among the tokens of a prompt.
+
+  Args:
+    cache: Empty, of one layer.
+    prompt: Of which those with a position may stay.
+    prompted: What the policy says of them.
+  """
+  score, aux, state = prompted
   key, value = prompt.key.swapaxes(1, 2), prompt.value.swapaxes(1, 2)
   pos = jnp.broadcast_to(prompt.positions[:, None], key.shape[:3])
   seq_len, capacity = pos.shape[2], cache.capacity

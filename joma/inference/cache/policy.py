@@ -142,6 +142,10 @@ class Prompt:
     Rows before the first token have weights 0 and positions below 0.
     """
     rows = self.lengths[:, None] - num_rows + jnp.arange(num_rows)[None]
+    return self.weights_at(rows), rows
+
+  def weights_at(self, rows: Int[Array, "B W"]) -> Float[Array, "B K G W T"]:
+    """Attention weights of the queries at such rows; 0 at rows below 0."""
     index = jnp.maximum(rows, 0)[:, :, None, None]
     query = jnp.take_along_axis(self.query, index, axis=1)
     attn_logits = logits.attention_logits(
@@ -174,7 +178,7 @@ class Prompt:
     total = unnormalized.sum(axis=-1, keepdims=True)
     if more is not None:
       total += jnp.exp(more - highest).sum(axis=-1, keepdims=True)
-    return unnormalized / jnp.maximum(total, 1e-30), rows
+    return unnormalized / jnp.maximum(total, 1e-30)
 
 
 @runtime_checkable

@@ -45,6 +45,31 @@ class ReadsPrompts(Protocol):
 
 
 @runtime_checkable
+class Rehearses(Protocol):
+  """Scores a text by what the model attends to when it reads it once more.
+
+  Attributes:
+    request: What is said between the text and its repetition.
+  """
+
+  @property
+  def request(self) -> str:
+    """What asks for the repetition."""
+    ...
+
+  def read_rehearsal(
+      self, prompt: policy_lib.Prompt, starts: Int[Array, "B"]
+  ) -> Prompted:
+    """Returns score, aux and state of a prompt that holds its text twice.
+
+    Args:
+      prompt: The text, the request, and the text again.
+      starts: Tokens of the text itself: of the others none can stay.
+    """
+    ...
+
+
+@runtime_checkable
 class WeighsRows(Protocol):
   """Counts some queries of a prompt for more than others."""
 

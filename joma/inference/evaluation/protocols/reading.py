@@ -27,6 +27,7 @@ import numpy as np
 from joma.inference import prompt_ids
 from joma.inference.cache import calls
 from joma.inference.cache import kv_cache as kv_cache_lib
+from joma.inference.cache import rehearsal
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.evaluation.ruler import ruler_config
@@ -63,6 +64,7 @@ class Setting(NamedTuple):
     make_caches: Makes empty caches.
     sizes: Of all texts.
     eos_ids: Tokens that end an answer.
+    request: Tokens that ask for what a policy that rehearses reads again.
   """
 
   protocol: Protocol
@@ -70,6 +72,7 @@ class Setting(NamedTuple):
   make_caches: MakeCaches
   sizes: Sizes
   eos_ids: tuple[int, ...] = ()
+  request: tuple[int, ...] = ()
 
 
 def num_slots(protocol: Protocol, budget: float, sizes: Sizes) -> int:
@@ -141,16 +144,20 @@ def _compress(
   Caches are made within the program, so that it need not be ready for some that
   hold something.
   """
+  longest, whole = rows.shape[1], lengths
+  caches = rehearsal.prepare(_empty(setting, len(rows)), lengths)
+  if rehearsal.are_rehearsing(caches):
+    rows, whole = rehearsal.repeat(rows, lengths, setting.request)
   steps = jnp.arange(rows.shape[1])[None]
   logits, caches = model.apply(
       {"params": params},
       rows,
-      positions=jnp.where(steps < lengths[:, None], steps, -1),
-      kv_cache=_empty(setting, len(rows)),
+      positions=jnp.where(steps < whole[:, None], steps, -1),
+      kv_cache=caches,
       logits_at=lengths - 1,
   )
   first = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-  return first, _settled(setting, caches, lengths, rows.shape[1])
+  return first, _settled(setting, caches, lengths, longest)
 
 
 def _answer(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from joma.inference.cache import calls
 from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation import evaluate_grid
@@ -242,6 +243,7 @@ class _Grid:
         ),
         sizes=sizes,
         eos_ids=self._reader.eos_ids,
+        request=self._request(key["policy"]),
     )
     started, said, scores = time.monotonic(), [], []
     for samples, texts in zip(cell.samples, cell.texts, strict=True):
@@ -266,6 +268,14 @@ class _Grid:
     }
     progress.say(_line(key | row))
     return row
+
+  def _request(self, name: str) -> tuple[int, ...]:
+    """Ids of what a policy that rehearses says between text and repetition."""
+    request = calls.request(policy_names.parse(name))
+    tokenizer = self._reader.subject.tokenizer
+    if request is None or tokenizer is None:
+      return ()
+    return tuple(tokenizer.encode(request, special=False).tolist())
 
 
 def _line(row: Mapping[str, Any]) -> str:

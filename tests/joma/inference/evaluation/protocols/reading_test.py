@@ -194,6 +194,18 @@ class ReadingTest(parameterized.TestCase):
       found = _answer(setting, texts, number)
       self.assertEqual(found, [row[:number] for row in whole])
 
+  @parameterized.parameters("agnostic", "aware")
+  @pytest.mark.by_default(0)
+  def test_what_is_read_twice_stands_once(self, protocol):
+    """With room for the text alone nothing of request and repetition stays."""
+    texts, request = _texts(), (7, 8, 9)
+    setting = _setting(protocol, "kvzip", 0.99)._replace(request=request)
+    self.assertEqual(reading.num_slots(protocol, 0.99, _SIZES) % 4, 0)
+    found = _answer(setting, texts)
+    self.assertEqual(found, _answer(_setting(protocol), texts))
+    less = _answer(setting._replace(budget=0.25), texts)
+    self.assertNotEqual(found, less)
+
   def test_what_shares_slots_out_cannot_keep_a_question_on_top(self):
     with self.assertRaisesRegex(errors.UserError, "protocol=decoding"):
       _answer(_setting("agnostic", "adakv:h2o", 0.5), _texts())
