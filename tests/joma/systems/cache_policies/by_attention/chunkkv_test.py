@@ -1,5 +1,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,10 +44,10 @@ class ChunkKVTest(parameterized.TestCase):
     plain.check(Plain, _POLICY, *heads, num_steps=512)
 
   def test_sums_of_chunks_by_hand(self):
-    score = np.array([[[1.0, 2.0, 4.0, 8.0, 16.0]]], np.float32)
-    pos = np.array([[[7, 0, 6, -1, 2]]], np.int32)
+    score = jnp.array([[[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]]])
+    pos = jnp.array([[[7, 0, 6, -1, 2, 4]]], jnp.int32)
     found = chunkkv._sums_of_chunks(score, pos, 3)
-    np.testing.assert_array_equal(found[0, 0], [5, 18, 5, 8, 18])
+    np.testing.assert_array_equal(found[0, 0], [5, 18, 5, 8, 18, 32])
 
   @parameterized.parameters(dict(chunk_size=0), dict(window=0))
   def test_out_of_range_is_named(self, **fields):
