@@ -10,6 +10,7 @@ Letters: B texts, T tokens, V vocabulary.
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def _losses(
   """Cross-entropy of the token after each, and the likeliest one."""
   steps = jnp.arange(tokens.shape[1])[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
-  logits = model.apply({"params": params}, tokens, positions=positions)
+  logits: Any = model.apply({"params": params}, tokens, positions=positions)
   targets = jnp.roll(tokens, -1, axis=1)[..., None]
   picked = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
   losses = jax.nn.logsumexp(logits, axis=-1) - picked
