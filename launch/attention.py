@@ -29,6 +29,7 @@ from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import moh
 from joma.studies.theories import in_context
+from joma.studies.theories import incremental_rank
 from joma.studies.theories import max_margin
 from launch.command import app
 from launch.command import study_run
@@ -38,6 +39,7 @@ _STUDIES = {
     "deconstruct": deconstruct.STUDY,
     "drift": head_drift.STUDY,
     "in_context": in_context.STUDY,
+    "incremental_rank": incremental_rank.STUDY,
     "length": length.STUDY,
     "max_margin": max_margin.STUDY,
     "moh": moh.STUDY,

@@ -210,6 +210,12 @@ joma/studies/theories/margins.py
 @ tests/joma/studies/theories/max_margin_test.py
 @ test_no_direction_lowers_the_nuclear_norm
 
+joma/studies/theories/incremental_rank.py
+- return jnp.square(error).sum(axis=-1).mean() / 2
++ return jnp.square(error).mean() / 2
+? a mean over coordinates, which slows the flow
+@ test_a_step_goes_down_the_slope_of_the_loss
+
 joma/studies/theories/in_context.py
 - return values, (1 + 1 / n) * values**2 + values.sum() / n * values
 + return values, values**2 + values.sum() / n * values

@@ -45,7 +45,7 @@ class DivergedTest(parameterized.TestCase):
     short = {k: v for k, v in _SHORT.items() if hasattr(study.config, k)}
     if module in _SMALL:
       short = _SMALL[module][1]
-    config = dataclasses.replace(study.config, **short, **{rate: 1e30})
+    config = dataclasses.replace(study.config, **(short | {rate: 1e30}))
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, "diverged"):
       study.measure(config, folder)

@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 
 from joma.studies.theories import in_context
+from joma.studies.theories import incremental_rank
 from joma.studies.theories import max_margin
 from scansnap_jax.experiment import figures
 
@@ -23,6 +24,18 @@ STUDIES = {
             num_heads=4,
             start=0.1,
             flow_time=200.0,
+        ),
+    ),
+    "incremental_rank": (
+        incremental_rank.STUDY,
+        dict(
+            alphas=(0.3, 0.1),
+            keys=(1.5, 1.0),
+            values=(2.0, 1.0),
+            num_seeds=2,
+            num_inputs=16,
+            num_tokens=3,
+            num_steps=300,
         ),
     ),
     "max_margin": (
