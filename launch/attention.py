@@ -27,6 +27,7 @@ from joma.studies.systems import sinks
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
+from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
@@ -40,6 +41,7 @@ _STUDIES = {
     "drift": head_drift.STUDY,
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,
+    "flux": flux.STUDY,
     "length": length.STUDY,
     "max_margin": max_margin.STUDY,
     "moh": moh.STUDY,

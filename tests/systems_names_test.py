@@ -10,14 +10,15 @@ from joma.systems.cache_policies import names as policy_names
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _LIST = "joma/systems/cache_policies/names.py"
-# Words of ordinary English: as strings they say other things elsewhere.
-_ORDINARY = {"full", "window", "random"}
+# Words of ordinary English, and a unit: as strings they say other things
+# elsewhere.
+_ORDINARY = {"full", "window", "random", "nats"}
 # Where names stand nevertheless, and why.
 _MAY = {
     # The kernels' argument of that name.
     "joma/transformer/weighing/rule.py": {"sink_logits"},
     # The studies of those names.
-    "launch/attention.py": {"moh", "positional"},
+    "launch/attention.py": {"flux", "moh", "positional"},
 }
 # Where policies are asked which of its protocols they follow.
 _CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"

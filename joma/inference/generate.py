@@ -74,7 +74,8 @@ class Steps(Iterator[Shown]):
       tokens, is_done, is_finite = (
           np.asarray(x) for x in (state.tokens, state.is_done, state.is_finite)
       )
-      _check_are_finite(is_finite, step)
+      # The newest: those of the step before have been donated to it.
+      _check_are_finite(is_finite, step, self.last.kv_cache)
       # Sequences that have ended take in nothing more.
       is_over = bool(is_done.all())
       self.is_last_shown = is_over or step + 1 == max_new_tokens
@@ -329,11 +330,21 @@ def _read_at_once(
   )
 
 
-def _check_are_finite(is_finite: Bool[np.ndarray, "B"], step: int) -> None:
-  if not is_finite.all():
-    raise errors.UserError(
-        f"Sequence {int(np.argmin(is_finite))}: the logits of new token {step}"
-        " are not finite, so that no token can be drawn. Either the KV cache"
-        " has no slot left, or the model's parameters or activations are not"
-        " finite."
-    )
+def _check_are_finite(
+    is_finite: Bool[np.ndarray, "B"], step: int, kv_cache: PyTree
+) -> None:
+  if is_finite.all():
+    return
+  reason = (
+      "Either the KV cache has no slot left, or the model's parameters or"
+      " activations are not finite."
+  )
+  for layer, cache in enumerate(kv_cache):
+    told = cache.overflow() if isinstance(cache, hooks.Overflows) else None
+    if told is not None:
+      reason = f"Layer {layer}: {told}"
+      break
+  raise errors.UserError(
+      f"Sequence {int(np.argmin(is_finite))}: the logits of new token {step}"
+      f" are not finite, so that no token can be drawn. {reason}"
+  )

@@ -105,6 +105,7 @@ def train(
     schedule: Schedule,
     rate: float,
     decay: float = 0.0,
+    start: Sequence[PyTree] | None = None,
 ) -> Trained:
   """Trains a model from each seed.
 
@@ -114,6 +115,7 @@ def train(
     schedule: How long.
     rate: Highest learning rate.
     decay: See `Member`.
+    start: Parameters that each run begins with; None draws them.
 
   Raises:
     UserError: A run diverged.
@@ -123,8 +125,9 @@ def train(
       for seed in seeds
   ]
   layout = ensemble.make_ensemble(len(members))
-  # Outside of the program, as drawing many arrays takes long to compile.
-  start = [problem.init(jax.random.key(seed)) for seed in seeds]
+  if start is None:
+    # Outside of the program, as drawing many arrays takes long to compile.
+    start = [problem.init(jax.random.key(seed)) for seed in seeds]
   run = layout.map(_train, problem=problem, schedule=schedule)
   laid_out = layout.scatter(
       jax.tree.map(lambda *x: np.stack(x), *zip(members, start, strict=True))

@@ -37,6 +37,7 @@ SYSTEMS: dict[str, str] = {
     "moh": "joma.systems.routers.moh:Moh",
     "moh_blocks": "joma.systems.routers.moh_blocks:MohBlocks",
     "moh_norms": "joma.systems.routers.moh_norms:MohNorms",
+    "nats": "joma.systems.routers.nats:Nats",
     "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
     "nsa": "joma.systems.selectors.nsa:Nsa",
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",

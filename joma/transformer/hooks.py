@@ -143,6 +143,18 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Overflows(Protocol):
+  """A cache that what a text says, not its length, may fill.
+
+  From then on its outputs are NaN.
+  """
+
+  def overflow(self) -> str | None:
+    """What did not fit, in a sentence with its number; None if all did."""
+    ...
+
+
+@runtime_checkable
 class TakesPieces(Protocol):
   """A cache that may be given a prompt piece by piece."""
 

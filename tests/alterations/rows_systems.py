@@ -205,4 +205,69 @@ joma/studies/systems/subjects/closed_heads.py
 ? a head is removed from every layer at once
 @ tests/joma/studies/systems/routing/moh_test.py
 @ test_a_removed_head_is_one_that_is_closed
+
+joma/systems/routers/nats_text.py
+- faded = jnp.exp(arrays[3].sum(axis=1))[..., None, None] * state
++ faded = state
+? the state does not fade over chunks that are kept
+@ tests/joma/systems/routers/nats_test.py
+@ test_the_state_fades_over_what_is_kept
+@ test_one_pass_is_that_by_hand
+
+joma/systems/routers/nats_text.py
+- is_before = (place[None] < place[:, None])[None, None]
++ is_before = (place[None] != place[:, None])[None, None]
+? queries read kept chunks that come after them
+@ tests/joma/systems/routers/nats_test.py
+@ test_kept_chunks_are_dense_attention
+
+joma/systems/routers/nats_text.py
+- taken = jnp.where(is_kept, 0.0, 1.0 + slope)
++ taken = jnp.where(is_kept, slope, 1.0 + slope)
+? a way that was not chosen has a gradient
+@ tests/joma/systems/routers/nats_test.py
+@ test_what_was_not_chosen_has_no_gradient
+
+joma/systems/routers/nats_cache.py
+- state = jnp.where(of_heads, faded, self.inner)
++ state = self.inner
+? a chunk that is kept is folded into the state too
+@ tests/joma/systems/conformance_test.py
+@ test_prompts_and_steps_equal_one_pass
+
+joma/systems/routers/nats_cache.py
+- return jnp.where(is_lost, jnp.nan, out)
++ return out
+? a chunk without a slot is dropped silently
+@ tests/joma/systems/routers/nats_test.py
+@ test_a_chunk_without_a_slot_is_told
+@ test_generation_ends_with_the_number
+
+joma/inference/generate.py
+- reason = f"Layer {layer}: {told}"
++ reason = f"Layer {layer} is full."
+? the number of what did not fit is not told
+@ tests/joma/systems/routers/nats_test.py
+@ test_generation_ends_with_the_number
+
+joma/studies/systems/subjects/two_prompts.py
+- targets = jnp.roll(tokens, _BACK, axis=1)
++ targets = jnp.roll(tokens, _BACK - 1, axis=1)
+? what a local text asks for is nearer than it says
+@ tests/joma/studies/systems/routing/flux_test.py
+@ test_local_answers_stand_four_places_before
+
+joma/studies/systems/subjects/two_prompts.py
+- said = jnp.concatenate([said, c], axis=1)
++ said = jnp.concatenate([said, b], axis=1)
+? texts that help say b where c follows it
+@ tests/joma/studies/systems/routing/flux_test.py
+@ test_answers_are_one_link_away_or_two
+
+joma/studies/systems/subjects/two_prompts.py
+- return float((apart > 0).mean() + 0.5 * (apart == 0).mean())
++ return float((apart >= 0).mean())
+? equal probabilities count as told apart
+@ tests/joma/studies/systems/routing/flux_test.py
+@ test_the_area_is_the_share_of_pairs_in_order
 """

@@ -212,6 +212,14 @@ class Flux:
     )
     return {"target": self.price(params["multipliers"], sparse)}
 
+  def probe(
+      self, params: hooks.Params, call: hooks.Call, made: hooks.Made
+  ) -> dict[str, Float[Array, "B"]]:
+    """Returns p of each text, unless the route is forced."""
+    if self.force:
+      return {}
+    return {"full_prob": self.full_prob(params, made.query, call.positions)}
+
   def price(
       self, multipliers: Float[Array, "2"], sparse: Float[Array, ""]
   ) -> Float[Array, ""]:

@@ -45,6 +45,7 @@ _SMALL = {
     "moba": "moba:k=2:block=2",
     "moh_blocks": "moh_blocks:block=2",
     "moh_norms": "moh_norms:active=2:shared=1",
+    "nats": "nats:chunk=3",
     "nsa": "nsa:k=2:block=2:window=3:compress=mlp:hidden=8",
     "superlinear": "superlinear:k=2:s=1:behind=0.5",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",

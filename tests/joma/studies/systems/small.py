@@ -29,6 +29,7 @@ from joma.studies.systems import sinks
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
+from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from scansnap_jax.experiment import figures
 
@@ -67,6 +68,19 @@ STUDIES = {
             num_heads=2,
             width=8,
             num_update=2,
+            num_test=4,
+            **_FEW,
+        ),
+    ),
+    "flux": (
+        flux.STUDY,
+        dict(
+            num_tuned=2,
+            batch_size=2,
+            num_chains=1,
+            num_symbols=3,
+            window=5,
+            width=16,
             num_test=4,
             **_FEW,
         ),
@@ -212,8 +226,8 @@ STUDIES = {
 }
 
 
-def _untrained(problem, seeds, *, schedule, rate, decay=0.0):
-  drawn = [problem.init(jax.random.key(seed)) for seed in seeds]
+def _untrained(problem, seeds, *, schedule, rate, decay=0.0, start=None):
+  drawn = start or [problem.init(jax.random.key(seed)) for seed in seeds]
   steps = np.arange(1, schedule.num_records + 1)
   # Falls as if it had learned.
   curve = np.broadcast_to(1.0 / steps, (len(seeds), len(steps)))
