@@ -12,6 +12,7 @@ Letters: B texts, T tokens, M chains of a text, L layers.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,8 @@ def look(
   )
   _, score = problem.measured(logits, found)
   name = f"{flux.Flux.name}_full_prob"
-  layers = [seen["intermediates"][f"layers_{i}"]["attn"] for i in (0, 1)]
+  sown: Any = seen["intermediates"]
+  layers = [sown[f"layers_{i}"]["attn"] for i in (0, 1)]
   if name not in layers[0]:
     return score, None
   return score, jnp.stack([layer[name][0] for layer in layers])
