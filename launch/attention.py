@@ -31,6 +31,7 @@ from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
+from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
 from launch.command import app
 from launch.command import study_run
@@ -43,6 +44,7 @@ _STUDIES = {
     "incremental_rank": incremental_rank.STUDY,
     "flux": flux.STUDY,
     "length": length.STUDY,
+    "loss_sparsity": loss_sparsity.STUDY,
     "max_margin": max_margin.STUDY,
     "moh": moh.STUDY,
     "mqar": mqar.STUDY,

@@ -210,6 +210,12 @@ joma/studies/theories/margins.py
 @ tests/joma/studies/theories/max_margin_test.py
 @ test_no_direction_lowers_the_nuclear_norm
 
+joma/studies/theories/loss_sparsity.py
+- return jnp.logaddexp(0.0, -labels * found).mean()
++ return jnp.logaddexp(0.0, labels * found).mean()
+? the logistic loss wants the other label
+@ test_a_step_follows_the_slope_and_records_what_is_there
+
 joma/studies/theories/incremental_rank.py
 - return jnp.square(error).sum(axis=-1).mean() / 2
 + return jnp.square(error).mean() / 2

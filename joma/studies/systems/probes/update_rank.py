@@ -186,6 +186,7 @@ def _read(
   for i in range(1, path.shape[1]):
     product = path[:, i] @ product
   held = np.einsum("Si,Nij,Sj->NS", left, product, right) / _values(config)
+  claims.require_finite("update_rank", held)
   times = np.array([appears(curve) for curve in held.T])
   ranks = lambda record: [
       update_rank.update_rank(now, before)

@@ -8,6 +8,7 @@ import tempfile
 
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
+from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
 from scansnap_jax.experiment import figures
 
@@ -36,6 +37,17 @@ STUDIES = {
             num_inputs=16,
             num_tokens=3,
             num_steps=300,
+        ),
+    ),
+    "loss_sparsity": (
+        loss_sparsity.STUDY,
+        dict(
+            scales=(0.1, 1.0),
+            num_seeds=2,
+            num_inputs=4,
+            num_tokens=3,
+            width=4,
+            num_steps=100,
         ),
     ),
     "max_margin": (
