@@ -29,6 +29,7 @@ from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
+from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
 from joma.studies.theories import loss_sparsity
@@ -39,6 +40,7 @@ from launch.command import study_run
 _STUDIES = {
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
+    "dormant": dormant.STUDY,
     "drift": head_drift.STUDY,
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,

@@ -210,6 +210,12 @@ joma/studies/theories/margins.py
 @ tests/joma/studies/theories/max_margin_test.py
 @ test_no_direction_lowers_the_nuclear_norm
 
+joma/studies/theories/dormant.py
+- slopes = (logit * (first - others) * p * rest, value * p, value * rest)
++ slopes = (logit * (first - others) * p, value * p, value * rest)
+? the sigmoid's slope lacks a factor
+@ test_velocity_is_minus_the_gradient
+
 joma/studies/theories/loss_sparsity.py
 - return jnp.logaddexp(0.0, -labels * found).mean()
 + return jnp.logaddexp(0.0, labels * found).mean()

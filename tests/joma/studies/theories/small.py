@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 
+from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
 from joma.studies.theories import loss_sparsity
@@ -13,6 +14,7 @@ from joma.studies.theories import max_margin
 from scansnap_jax.experiment import figures
 
 STUDIES = {
+    "dormant": (dormant.STUDY, dict(num_seeds=2, end_time=1e3, num_times=9)),
     "in_context": (
         in_context.STUDY,
         dict(
