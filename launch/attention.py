@@ -29,6 +29,7 @@ from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
+from joma.studies.theories import composed
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
@@ -38,6 +39,7 @@ from launch.command import app
 from launch.command import study_run
 
 _STUDIES = {
+    "composed": composed.STUDY,
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
     "dormant": dormant.STUDY,

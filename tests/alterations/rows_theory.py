@@ -210,6 +210,12 @@ joma/studies/theories/margins.py
 @ tests/joma/studies/theories/max_margin_test.py
 @ test_no_direction_lowers_the_nuclear_norm
 
+joma/studies/theories/composed.py
+- around = pairs[rows, (total - rows) % size].sum(axis=0)
++ around = pairs[rows, (total + rows) % size].sum(axis=0)
+? squares are summed over the difference of frequencies
+@ test_a_network_of_waves_is_a_solution_by_loss_and_by_sums
+
 joma/studies/theories/dormant.py
 - slopes = (logit * (first - others) * p * rest, value * p, value * rest)
 + slopes = (logit * (first - others) * p, value * p, value * rest)

@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 
+from joma.studies.theories import composed
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
@@ -14,6 +15,10 @@ from joma.studies.theories import max_margin
 from scansnap_jax.experiment import figures
 
 STUDIES = {
+    "composed": (
+        composed.STUDY,
+        dict(modulus=5, num_nodes=4, num_seeds=2, num_steps=4),
+    ),
     "dormant": (dormant.STUDY, dict(num_seeds=2, end_time=1e3, num_times=9)),
     "in_context": (
         in_context.STUDY,
