@@ -20,6 +20,7 @@ _ARROWS = {
     "joma/systems": {"scansnap_jax", "kernels_pallas"},
     "joma/studies/systems": {"scansnap_jax", "kernels_pallas"},
     "joma/inference": {"scansnap_jax", "kernels_pallas"},
+    "joma/scale": {"scansnap_jax", "kernels_pallas"},
     "kernels_pallas": set(),
     "launch": {"scansnap_jax", "joma", "kernels_pallas"},
     "tests": {"scansnap_jax", "joma", "kernels_pallas", "launch"},

@@ -110,6 +110,37 @@ def device_mesh(chip: chips.Chip, num_devices: int = 1) -> Mesh:
   return Mesh(np.array(whole), ("device",))
 
 
+def named_devices(name: str) -> tuple[chips.Chip, list[jax.Device]]:
+  """Returns the kind of device and all devices of a TPU topology.
+
+  Args:
+    name: A chip and the chips along each side of its torus, as "v5p:4x4x4" or
+      "v5e:16x16".
+
+  Raises:
+    ToolchainMissing: If libtpu is not installed.
+    ValueError: If there is no such chip or torus.
+  """
+  kind, _, torus = name.partition(":")
+  chip = chips.get_chip(kind)
+  if chip.platform != "tpu":
+    raise ValueError(f"{name}: topologies are of {', '.join(chips.TPU_NAMES)}")
+  require("tpu")
+  with _environment(_ENVIRONMENT["tpu"]):
+    try:
+      return chip, _of_torus(chip.name, torus)
+    except Exception as error:
+      raise ValueError(f"{name} is no topology: {error}") from error
+
+
+def _of_torus(name: str, torus: str) -> list[jax.Device]:
+  return topologies.get_topology_desc(
+      platform="tpu",
+      topology_name=f"{'tpu7x' if name == 'v7x' else name}:{torus}",
+      **({"chip_config_name": "megacore"} if name == "v4" else {}),
+  ).devices
+
+
 def _tpu_devices(name: str, num_devices: int) -> list[jax.Device]:
   # Topologies are named by chips; a v7x chip is two devices.
   devices_per_chip = 2 if name == "v7x" else 1
@@ -118,11 +149,7 @@ def _tpu_devices(name: str, num_devices: int) -> list[jax.Device]:
     raise ValueError(f"{num_devices} {name} devices; sizes are 1, {[*sizes]}")
   flat, cube = sizes.get(num_devices, _TORI[4])
   torus = flat if name in ("v5e", "v6e") else cube
-  return topologies.get_topology_desc(
-      platform="tpu",
-      topology_name=f"{'tpu7x' if name == 'v7x' else name}:{torus}",
-      **({"chip_config_name": "megacore"} if name == "v4" else {}),
-  ).devices
+  return _of_torus(name, torus)
 
 
 def _h100_devices(num_devices: int) -> list[jax.Device]:

@@ -23,6 +23,9 @@ class Peak:
     bytes_per_sec: From and to that memory.
     flops_per_sec: Dense matrix products in bfloat16.
     num_devices: That JAX sees: two on a v7x, one for each TensorCore.
+    ici_bytes_per_sec: Sent over all links to other chips of a slice, one way;
+      the pages give both ways, or 8 bits a byte. 0 on what is no TPU.
+    ici_dims: Of the torus of chips, each with two links.
     source: Where the figures are from.
   """
 
@@ -30,6 +33,8 @@ class Peak:
   bytes_per_sec: int
   flops_per_sec: int
   num_devices: int = 1
+  ici_bytes_per_sec: int = 0
+  ici_dims: int = 0
   source: str
 
 
@@ -38,6 +43,7 @@ def _peak(
     gb_per_sec: int,
     tflops: int,
     source: str,
+    ici: tuple[int, int] = (0, 0),
     num_devices: int = 1,
 ) -> Peak:
   return Peak(
@@ -45,17 +51,19 @@ def _peak(
       bytes_per_sec=gb_per_sec * _GB,
       flops_per_sec=tflops * 1000 * _GB,
       num_devices=num_devices,
+      ici_bytes_per_sec=ici[0] * _GB,
+      ici_dims=ici[1],
       source=source,
   )
 
 
 PEAKS: dict[str, Peak] = {
     # GB or GiB as the pages have it.
-    "v4": _peak(32 * _GIB, 1228, 275, _TPU + "v4"),
-    "v5e": _peak(16 * _GB, 819, 197, _TPU + "v5e"),
-    "v5p": _peak(95 * _GIB, 2765, 459, _TPU + "tpu7x"),
-    "v6e": _peak(32 * _GIB, 1638, 918, _TPU + "tpu7x"),
-    "v7x": _peak(192 * _GIB, 7380, 2307, _TPU + "tpu7x", num_devices=2),
+    "v4": _peak(32 * _GIB, 1228, 275, _TPU + "v4", (300, 3)),
+    "v5e": _peak(16 * _GB, 819, 197, _TPU + "v5e", (200, 2)),
+    "v5p": _peak(95 * _GIB, 2765, 459, _TPU + "tpu7x", (600, 3)),
+    "v6e": _peak(32 * _GIB, 1638, 918, _TPU + "tpu7x", (400, 2)),
+    "v7x": _peak(192 * _GIB, 7380, 2307, _TPU + "tpu7x", (600, 3), 2),
     # SXM boards.
     "a100": _peak(80 * _GB, 2039, 312, _NVIDIA + "a100/"),
     "h100": _peak(80 * _GB, 3350, 989, _NVIDIA + "h100/"),

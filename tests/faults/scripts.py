@@ -105,6 +105,10 @@ _SMALL = {
     "launch.embed": ("--model=model", "--text=text.txt"),
     "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
     "launch.compare_lm": ("--runs=runs/a",),
+    "launch.plan": (
+        *("--topology=v5e:1x1", "--shape=model", "--task=decode"),
+        *("--batch=1", "--seq_len=16", "--mesh=1,1,1"),
+    ),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
     "launch.bench_attention": (
         *("--entries=softmax", "--train_length=8", "--decode_length=8"),

@@ -4,12 +4,14 @@ Letters: B batch, C slots, N query heads, K key and value heads, G = N / K, H
 head size.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.inference.cache import cache_options
 from joma.inference.cache import calls
@@ -18,6 +20,7 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
 from joma.transformer import hooks
+from joma.transformer import sharding
 from joma.transformer.weighing import one_query
 from kernels_pallas import implementations
 from kernels_pallas.decode import api
@@ -97,17 +100,17 @@ def decode_fused(
       value_scale=cache.value.scale,
       votes=bits(cache.aux, jnp.int32),
   )
-  out, kept, slot = api.decode_step(
-      new.rotated_query[:, 0],
-      new.rotated_key[:, 0],
-      new.value[:, 0],
-      kept,
-      new.positions[:, 0],
+  step = functools.partial(
+      api.decode_step,
       scale=new.options.scale,
       logits_soft_cap=new.options.logits_soft_cap,
       window=new.options.window,
       implementation="pallas_tpu",
       **kernel_options,
+  )
+  vectors = new.rotated_query, new.rotated_key, new.value
+  out, kept, slot = _by_heads(
+      step, kept, [x[:, 0] for x in vectors], new.positions[:, 0]
   )
   cache = dataclasses.replace(
       cache,
@@ -118,6 +121,32 @@ def decode_fused(
       aux=bits(kept.votes, jnp.uint32),
   )
   return out[:, None], cache
+
+
+def _by_heads(
+    step: Callable[..., PyTree],
+    kept: kernel_slots.Slots,
+    vectors: Sequence[Array],
+    position: Int[Array, "B"],
+) -> PyTree:
+  """Calls `step(*vectors, kept, position)`; on a mesh each device its heads."""
+  leaves, treedef = jax.tree.flatten(kept)
+  num = len(vectors)
+  # Sequences and heads come first in all of them.
+  label = lambda x: "bn" + "." * (x.ndim - 2)
+
+  def of_part(*arrays: Array) -> PyTree:
+    *slots, position = arrays
+    slots, vectors = slots[:-num], slots[-num:]
+    return step(*vectors, jax.tree.unflatten(treedef, slots), position)
+
+  arrays = (*leaves, *vectors)
+  return sharding.per_head(
+      of_part,
+      (*arrays, position),
+      [*map(label, arrays), "b"],
+      ("bn.", jax.tree.map(label, kept), "bn"),
+  )
 
 
 def _entered(

@@ -34,6 +34,23 @@ def smollm2_135m() -> TransformerConfig:
   return dataclasses.replace(model, head_dim=64, tie_embeddings=True)
 
 
+def llama3_405b() -> TransformerConfig:
+  """Llama-3.1-405B, for a slice of many chips."""
+  return _llama(128_256, 126, 16_384, 128, 8, 53_248)
+
+
+def llama32_1b() -> TransformerConfig:
+  """Llama-3.2-1B: output and embedding are one."""
+  model = _llama(128_256, 16, 2048, 32, 8, 8192)
+  return dataclasses.replace(model, tie_embeddings=True)
+
+
+def smollm2_1b7() -> TransformerConfig:
+  """SmolLM2-1.7B: as many KV heads as query heads."""
+  model = _llama(49_152, 24, 2048, 32, 32, 8192)
+  return dataclasses.replace(model, tie_embeddings=True)
+
+
 def opt_6b7() -> TransformerConfig:
   """OPT-6.7B, one of H2O's models: multi-head, ReLU."""
   return _opt(32, 4096, 32)
@@ -216,8 +233,11 @@ PRESETS = {
     for preset in (
         llama3_8b,
         llama3_70b,
+        llama3_405b,
+        llama32_1b,
         llama2_7b,
         smollm2_135m,
+        smollm2_1b7,
         opt_6b7,
         opt_30b,
         opt_175b,

@@ -1,0 +1,61 @@
+"""Draws what a plan's meshes hold and how long their steps take."""
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from joma.scale import plan
+from scansnap_jax.experiment import figures
+
+Summary = Mapping[str, Any]
+
+
+def draw(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
+  """Writes the figure of a plan; returns the path of plan.png.
+
+  Args:
+    summary: Of `plan.make`.
+    folder: Where it goes.
+  """
+  rows = summary["meshes"]
+  names = [plan.mesh_name(row["mesh"]).replace(" x ", "\n") for row in rows]
+  with figures.style():
+    height = 1.3 + 0.6 * len(rows)
+    figure = figures.make_figure(figures.PAGE_WIDTH, height)
+    held, times = figure.subplots(1, 2)
+    _draw_bytes(held, rows, names)
+    _draw_times(times, rows, names)
+    return figures.save(figure, folder, "plan")[0]
+
+
+def _draw_bytes(axes: Any, rows: Any, names: list[str]) -> None:
+  places = np.arange(len(rows))
+  kinds = list(dict.fromkeys(k for row in rows for k in row.get("bytes", {})))
+  left = np.zeros(len(rows))
+  for kind in kinds:
+    size = np.array([row.get("bytes", {}).get(kind, 0) for row in rows]) / 1e9
+    axes.barh(places, size, left=left, label=kind)
+    left += size
+  room = [row["hbm_bytes"] / 1e9 for row in rows if "hbm_bytes" in row]
+  if room:
+    axes.axvline(room[0], color="black", linestyle="--", label="HBM")
+  axes.set(xlabel="GB a device", yticks=places, yticklabels=names)
+  axes.invert_yaxis()
+  axes.legend()
+
+
+def _draw_times(axes: Any, rows: Any, names: list[str]) -> None:
+  width = 0.25
+  for number, name in enumerate(("compute", "HBM", "ICI")):
+    places = np.arange(len(rows)) + (number - 1) * width
+    seconds = [1e3 * row.get("seconds", {}).get(name, 0) for row in rows]
+    axes.barh(places, seconds, width, label=name)
+  axes.set(
+      xlabel="ms a step, at the peaks",
+      yticks=np.arange(len(rows)),
+      yticklabels=names,
+  )
+  axes.invert_yaxis()
+  axes.legend()

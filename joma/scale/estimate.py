@@ -1,0 +1,204 @@
+"""What a step should cost on a mesh, by formulas: for ranking, not for records.
+
+Of N parameters on a mesh of d x f x t devices (data, fsdp, tensor), in
+bfloat16 with float32 parameters and two moments,
+
+  state        12 N / (f t) bytes in training; 2 N / (f t) and the cache in
+               decoding
+  fsdp         weights gathered for the forward and for the backward pass (and
+               once more where layers are computed anew), gradients scattered:
+               2 N / t bytes each
+  data         gradients summed: 2 N / (f t) bytes
+  tensor       two sums of the residual stream a layer and pass
+
+after "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/). What
+a device sends, of these, is that of `collectives`. Imports no jax.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from joma.inference.cost import cache_plan
+from joma.inference.cost import cost_model
+from joma.inference.cost import model_size
+from joma.scale import interconnect
+from joma.scale import plan_config
+from joma.transformer.config import TransformerConfig
+from kernels_pallas.hardware import peaks
+
+_BF16, _F32 = 2, 4
+_ADAM = 3 * _F32  # Parameter and two moments.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """Of one device and step.
+
+  Attributes:
+    mesh: Sizes of the axes.
+    flops: That it computes.
+    hbm_bytes: That it reads and writes.
+    ici_bytes: That it sends, by axis.
+    held_bytes: That it holds at most.
+    activation_bytes: Of these, what the backward pass waits for.
+    compute_seconds: Least time of the FLOPs.
+    hbm_seconds: Of HBM.
+    ici_seconds: Of all exchanges, one after the other.
+    fits: Whether it holds less than its HBM.
+  """
+
+  mesh: dict[str, int]
+  flops: float
+  hbm_bytes: float
+  ici_bytes: dict[str, float]
+  held_bytes: float
+  activation_bytes: float
+  compute_seconds: float
+  hbm_seconds: float
+  ici_seconds: float
+  fits: bool
+
+  @property
+  def seconds(self) -> float:
+    """The slowest of the three, as if the others hid behind it."""
+    return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds)
+
+
+def model_flops(
+    config: plan_config.PlanConfig, model: TransformerConfig
+) -> float:
+  """FLOPs that a step needs, over all devices, nothing computed twice.
+
+  Attention counts the pairs that a causal mask lets through. Training is three
+  times its forward pass.
+  """
+  load = cost_model.Load(batch_size=config.batch, length=config.seq_len)
+  if config.task == "decode":
+    return cost_model.decode(model, load, cache(config)).flops
+  forward = cost_model.prefill(model, load, cache_plan.full()).flops
+  output = model_size.count(model).output
+  # The cost model has the logits of last tokens alone.
+  forward += 2 * config.batch * (config.seq_len - 1) * output
+  return 3 * forward
+
+
+def cache(config: plan_config.PlanConfig) -> cache_plan.CachePlan:
+  """What the cache keeps, as if its policy scored every slot."""
+  if config.capacity is None or config.capacity >= config.seq_len:
+    return cache_plan.full()
+  return cache_plan.scored(config.capacity)
+
+
+def of_mesh(
+    config: plan_config.PlanConfig,
+    model: TransformerConfig,
+    sizes: tuple[int, ...],
+) -> Estimate:
+  """Estimates a step on a mesh of these sizes."""
+  mesh = dict(zip(plan_config.AXES, sizes, strict=True))
+  parts = _Parts(config, model, mesh)
+  peak = peaks.PEAKS[config.chip]
+  flops, moved, held, activations = (
+      parts.training() if config.task == "train" else parts.decoding()
+  )
+  sent = parts.sent()
+  torus = interconnect.Torus(config.chip, config.sides)
+  ids = np.arange(config.num_devices).reshape(sizes)
+  seconds = 0.0
+  for axis, name in enumerate(plan_config.AXES):
+    group = np.moveaxis(ids, axis, -1).reshape(-1, sizes[axis])[0]
+    if len(group) > 1:
+      seconds += torus.seconds(sent[name], group)
+  return Estimate(
+      mesh=mesh,
+      flops=flops,
+      hbm_bytes=moved,
+      ici_bytes=sent,
+      held_bytes=held,
+      activation_bytes=activations,
+      compute_seconds=flops * peak.num_devices / peak.flops_per_sec,
+      hbm_seconds=moved * peak.num_devices / peak.bytes_per_sec,
+      ici_seconds=seconds,
+      fits=held <= peak.hbm_bytes / peak.num_devices,
+  )
+
+
+class _Parts:
+  """Sizes of what a device has of a step."""
+
+  def __init__(
+      self,
+      config: plan_config.PlanConfig,
+      model: TransformerConfig,
+      mesh: dict[str, int],
+  ):
+    self.config, self.model = config, model
+    self.data, self.fsdp, self.tensor = mesh.values()
+    self.params = model_size.count(model).total
+    self.split = self.fsdp * self.tensor
+    self.sequences = config.batch / (self.data * self.fsdp)
+
+  def training(self) -> tuple[float, float, float, float]:
+    """Returns FLOPs, bytes moved, bytes held and bytes of activations."""
+    again = 4 / 3 if self.config.use_remat else 1
+    flops = again * model_flops(self.config, self.model)
+    state = _ADAM * self.params / self.split
+    gradients = _F32 * self.params / self.split
+    activations, widest = self.activations()
+    passes = 3 if self.config.use_remat else 2
+    gathered = passes * 2 * _BF16 * self.params / self.tensor
+    moved = 2 * state + 2 * gradients + gathered + 3 * activations + 3 * widest
+    held = state + gradients + activations + widest
+    return flops / self.config.num_devices, moved, held, activations
+
+  def activations(self) -> tuple[float, float]:
+    """Bytes that wait for the backward pass, and of the logits beside them."""
+    model, tokens = self.model, self.sequences * self.config.seq_len
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    hidden = (3 if model.use_gated_mlp else 2) * model.hidden_dim
+    layer = 4 * model.embed_dim + (heads + hidden) / self.tensor
+    kept = model.num_layers * layer
+    if self.config.use_remat:
+      kept = model.num_layers * model.embed_dim + layer
+    logits = tokens * model.vocab_size / self.tensor * (_F32 + _BF16)
+    return _BF16 * tokens * kept, logits
+
+  def decoding(self) -> tuple[float, float, float, float]:
+    """As `training`, of a step that makes one token."""
+    load = cost_model.Load(
+        batch_size=self.config.batch, length=self.config.seq_len
+    )
+    step = cost_model.decode(self.model, load, cache(self.config))
+    cache_split = self.data * self.fsdp * self.tensor
+    weights = _BF16 * self.params
+    held = weights / self.split + (step.memory_bytes - weights) / cache_split
+    moved = step.weight_bytes / self.tensor + step.cache_bytes / cache_split
+    if self._products() < weights / self.tensor:  # Weights stay in parts.
+      moved -= step.weight_bytes / self.tensor * (1 - 1 / self.fsdp)
+    return step.flops / self.config.num_devices, moved, held, 0.0
+
+  def _products(self) -> float:
+    """Bytes of a token's products that fsdp would have to add up, twice."""
+    model = self.model
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    hidden = (1 + model.use_gated_mlp) * model.hidden_dim
+    width = 2 * model.embed_dim + (heads + hidden) / self.tensor
+    tokens = self.config.batch / self.data
+    return 2 * _BF16 * tokens * model.num_layers * width
+
+  def sent(self) -> dict[str, float]:
+    """Bytes that a device sends in a step, by axis."""
+    is_training = self.config.task == "train"
+    share = lambda size: (size - 1) / size
+    weights = _BF16 * self.params / self.tensor
+    remat = self.config.use_remat
+    fsdp = (2 + remat + 1) * weights * share(self.fsdp)
+    if not is_training:  # Of few tokens the products are less than weights.
+      fsdp = min(weights, self._products()) * share(self.fsdp)
+    data = 2 * weights / self.fsdp * share(self.data) if is_training else 0.0
+    tokens = self.sequences * (self.config.seq_len if is_training else 1)
+    stream = _BF16 * tokens * self.model.embed_dim
+    sums = 2 * self.model.num_layers * (2 + remat if is_training else 1)
+    tensor = 2 * sums * stream * share(self.tensor)
+    return {"data": data, "fsdp": fsdp, "tensor": tensor}

@@ -1,0 +1,72 @@
+"""The torus between chips: over how many links a group of devices exchanges.
+
+A chip has two links along each side of the torus. Where a side closes to a ring
+a group that spans it uses both; else a chip at its end has one, which the
+others wait for. Sides close on v5e and v6e at 16 chips, on the others in slices
+whose sides are all multiples of 4
+(https://docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+
+Device numbers go along the first side first, as libtpu hands devices out.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import numpy as np
+
+from kernels_pallas.hardware import peaks
+
+_RING_OF_TWO_DIMS = 16
+_RING_OF_THREE_DIMS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Torus:
+  """The chips of a slice.
+
+  Attributes:
+    chip: Name of the chip.
+    sides: Chips along each side.
+  """
+
+  chip: str
+  sides: tuple[int, ...]
+
+  @property
+  def link_bytes_per_sec(self) -> float:
+    """Of one link of a device, one way."""
+    peak = peaks.PEAKS[self.chip]
+    per_device = peak.ici_bytes_per_sec / peak.num_devices
+    return per_device / (2 * peak.ici_dims)
+
+  @functools.cached_property
+  def coordinates(self) -> np.ndarray:
+    """Of each device, one column a side."""
+    number = peaks.PEAKS[self.chip].num_devices
+    order = tuple(reversed(self.sides))
+    places = np.indices(order).reshape(len(order), -1)[::-1].T
+    return np.repeat(places, number, axis=0)
+
+  def closes(self, side: int) -> bool:
+    """Whether a side is a ring."""
+    if len(self.sides) == 2:
+      return self.sides[side] == _RING_OF_TWO_DIMS
+    return all(size % _RING_OF_THREE_DIMS == 0 for size in self.sides)
+
+  def num_links(self, group: Sequence[int]) -> int:
+    """Links of a device over which a group, by numbers, can exchange.
+
+    Devices of one chip, which need none, are taken to have one.
+    """
+    places = self.coordinates[list(group)]
+    links = 0
+    for side, size in enumerate(self.sides):
+      spanned = len(np.unique(places[:, side]))
+      if spanned > 1:
+        links += 2 if spanned == size and self.closes(side) else 1
+    return max(links, 1)
+
+  def seconds(self, sent_bytes: float, group: Sequence[int]) -> float:
+    """Least time in which each device of a group sends so many bytes."""
+    return sent_bytes / (self.num_links(group) * self.link_bytes_per_sec)

@@ -1,0 +1,76 @@
+"""The meshes that a slice can be laid out as, best estimate first."""
+
+import dataclasses
+
+from joma.scale import estimate
+from joma.scale import plan_config
+from joma.transformer.config import TransformerConfig
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """What search found.
+
+  Attributes:
+    best: Meshes that should fit, the fastest first, then those that should not.
+    num_refused: Meshes that do not divide model or batch.
+  """
+
+  best: tuple[estimate.Estimate, ...]
+  num_refused: int
+
+
+def divisors(number: int) -> list[int]:
+  """All of them, from 1."""
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def check(
+    config: plan_config.PlanConfig,
+    model: TransformerConfig,
+    sizes: tuple[int, ...],
+) -> None:
+  """Raises UserError, with the sizes that would do, if a mesh does not divide.
+
+  Training splits sequences over data and fsdp; heads, hidden units and
+  vocabulary go over tensor.
+  """
+  data, fsdp, tensor = sizes
+  if config.task == "train" and config.batch % (data * fsdp):
+    fitting = [n for n in divisors(config.batch) if config.num_devices % n == 0]
+    raise errors.UserError(
+        f"batch={config.batch} sequences do not divide over data x fsdp ="
+        f" {data * fsdp} devices; {', '.join(map(str, fitting))} would do."
+    )
+  for name in ("num_heads", "num_kv_heads", "hidden_dim", "vocab_size"):
+    size = getattr(model, name)
+    if size % tensor:
+      fitting = [n for n in divisors(size) if config.num_devices % n == 0]
+      raise errors.UserError(
+          f"{name}={size} does not divide over tensor={tensor};"
+          f" {', '.join(map(str, fitting))} would do."
+      )
+
+
+def rank(config: plan_config.PlanConfig, model: TransformerConfig) -> Ranking:
+  """Estimates every mesh that divides.
+
+  Raises:
+    UserError: None does.
+  """
+  found, refused = [], 0
+  number = config.num_devices
+  for tensor in divisors(number):
+    for fsdp in divisors(number // tensor):
+      sizes = (number // (tensor * fsdp), fsdp, tensor)
+      try:
+        check(config, model, sizes)
+      except errors.UserError:
+        refused += 1
+        continue
+      found.append(estimate.of_mesh(config, model, sizes))
+  if not found:
+    check(config, model, (1, number, 1))
+  by_time = sorted(found, key=lambda one: (not one.fits, one.seconds))
+  return Ranking(tuple(by_time), refused)

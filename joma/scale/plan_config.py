@@ -1,0 +1,135 @@
+"""What a plan is asked: model, chips, step and mesh; imports no jax."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from joma.inference.cost import cost_table_config
+from joma.systems.cache_policies import names as policy_names
+from joma.transformer.config import TransformerConfig
+from kernels_pallas.hardware import peaks
+from scansnap_jax.experiment import require
+from scansnap_jax.experiment.errors import UserError
+
+SHAPES = cost_table_config.PRESETS
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+  """One step of one model on one slice of TPUs.
+
+  Attributes:
+    topology: A chip and the chips along each side of its torus, as v5p:4x4x4,
+      v5e:16x16, v4:2x2x1, v6e:2x4 or v7x:2x2x1.
+    shape: Name of a model, or a Hugging Face folder with its config.json.
+    task: train compiles a step of the trainer, decode one token more for each
+      sequence of a KV cache.
+    batch: Sequences, over all devices.
+    seq_len: Tokens of each sequence; in decode, those in the cache.
+    mesh: Sizes of the axes data, fsdp and tensor, as 1,64,1; or search, which
+      ranks all meshes by an estimate and compiles the best few.
+    num_compiled: Meshes that search compiles.
+    use_remat: Whether the backward pass computes layers anew; train alone.
+    policy: What the KV cache keeps, by the names that evaluate_cache knows;
+      decode alone.
+    capacity: Slots of the KV cache, where its policy lets tokens go; decode
+      alone.
+  """
+
+  topology: str = "v5p:4x4x4"
+  shape: str = "llama3_8b"
+  task: Literal["train", "decode"] = "train"
+  batch: int = 64
+  seq_len: int = 8192
+  mesh: str = "search"
+  num_compiled: int = 2
+  use_remat: bool = True
+  policy: str = "full"
+  capacity: int | None = None
+
+  def __post_init__(self):
+    for name in ("batch", "seq_len", "num_compiled"):
+      require.at_least(name, getattr(self, name), 1)
+    sides = self.sides
+    if self.mesh != "search" and math.prod(self.sizes) != self.num_devices:
+      raise UserError(
+          f"mesh={self.mesh} is of {math.prod(self.sizes)} devices, and"
+          f" topology={self.topology} has {self.num_devices}."
+      )
+    if any(side < 1 for side in sides):
+      raise UserError(f"topology={self.topology}: a side must be 1 or more.")
+    policy_names.check(self.policy)
+    evicts = self.policy.partition(":")[0] != policy_names.REFERENCE
+    if self.task == "train" and (evicts or self.capacity is not None):
+      raise UserError("policy and capacity are those of task=decode.")
+    if evicts != (self.capacity is not None):
+      raise UserError(
+          f"policy={self.policy} needs capacity."
+          if evicts
+          else f"capacity={self.capacity} has no effect with policy=full."
+      )
+
+  @property
+  def chip(self) -> str:
+    """Name of the chip."""
+    name = self.topology.partition(":")[0]
+    known = [chip for chip, peak in peaks.PEAKS.items() if peak.ici_dims]
+    if name not in known:
+      raise UserError(
+          f"topology={self.topology}: {name} is none of {', '.join(known)}."
+      )
+    return name
+
+  @property
+  def sides(self) -> tuple[int, ...]:
+    """Chips along each side of the torus."""
+    text, dims = (
+        self.topology.partition(":")[2],
+        peaks.PEAKS[self.chip].ici_dims,
+    )
+    parts = text.split("x")
+    if len(parts) != dims or not all(part.isdigit() for part in parts):
+      example = "x".join(["4"] * dims)
+      raise UserError(
+          f"topology={self.topology}: a {self.chip} torus has {dims} sides, as"
+          f" in {self.chip}:{example}."
+      )
+    return tuple(map(int, parts))
+
+  @property
+  def num_devices(self) -> int:
+    """Devices as JAX counts them."""
+    return math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Sizes of the axes, where a mesh is given."""
+    parts = self.mesh.split(",")
+    if len(parts) != len(AXES) or not all(
+        part.isdigit() and int(part) for part in parts
+    ):
+      raise UserError(
+          f"mesh={self.mesh} must be search, or three numbers from 1, for data,"
+          " fsdp and tensor, as 1,64,1."
+      )
+    return tuple(map(int, parts))
+
+  def model(self) -> TransformerConfig:
+    """The shape, by its name or from its folder.
+
+    Raises:
+      UserError: There is neither.
+    """
+    if self.shape in SHAPES:
+      return SHAPES[self.shape]()
+    # Imported here: named shapes do without jax.
+    from joma.transformer.hf import pretrained
+
+    try:
+      return pretrained.read_config(self.shape)
+    except UserError as error:
+      raise UserError(
+          f"shape={self.shape} is none of {', '.join(SHAPES)}, and no folder"
+          f" either: {error}"
+      ) from error

@@ -1,0 +1,71 @@
+"""Faults in `joma/scale`: programs, exchanges, work, tori, estimates."""
+
+TABLE = """
+joma/scale/program.py
+- yield from _walk(program, body, times * (trips or 1), unknown)
++ yield from _walk(program, body, times, unknown)
+? the body of a loop counts once, however often it runs
+@ test_loops_run_as_often_as_their_conditions_say
+
+joma/scale/program.py
+- return limit - first
++ return limit
+? a loop that starts above 0 is taken to run too often
+@ test_loops_run_as_often_as_their_conditions_say
+
+joma/scale/collectives.py
+- if key not in found and made.group_size > 1:
++ if made.group_size > 1:
+? the last part of an asynchronous exchange stands for its first
+@ test_one_channel_is_one_exchange_and_one_device_is_none
+
+joma/scale/collectives.py
+- passes = 2 if self.kind == "all-reduce" else 1
++ passes = 1
+? a sum is sent once, though every device gets it
+@ test_bytes_by_kind
+
+joma/scale/collectives.py
+- kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
++ kind = "all-reduce" if scatters else kind
+? a scattered sum counts as one that all devices get
+@ test_a_fused_sum_of_which_a_part_stays_is_a_reduce_scatter
+
+joma/scale/work.py
+- met += 0 <= at and at % dilate == 0 and at // dilate < size
++ met += 1
+? products with padding are taken for work
+@ test_padding_is_no_work
+
+joma/scale/work.py
+- read[place] = min(read[place], parts)
++ parts = min(read[place], parts)
+? a layer of a stack counts as the whole stack
+@ test_a_slice_of_a_stack_counts_by_itself
+
+joma/scale/interconnect.py
+- links += 2 if spanned == size and self.closes(side) else 1
++ links += 2 if self.closes(side) else 1
+? half of a ring is taken for one
+@ test_links_of_a_group
+
+joma/scale/estimate.py
+- tensor = 2 * sums * stream * share(self.tensor)
++ tensor = sums * stream * share(self.tensor)
+? sums over tensor cost half
+@ tests/joma/scale/meshes_test.py
+@ test_tensor_alone_by_hand
+
+joma/scale/meshes.py
+- by_time = sorted(found, key=lambda one: (not one.fits, one.seconds))
++ by_time = sorted(found, key=lambda one: one.seconds)
+? a mesh that does not fit may be called the best
+@ test_every_mesh_that_divides_is_ranked
+
+joma/scale/step.py
+- output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
++ output_bytes=memory.output_size_in_bytes,
+? the state counts twice, though it is updated in place
+@ tests/joma/scale/plan_test.py
+@ test_decoding_over_tensor_by_hand
+"""

@@ -1,0 +1,143 @@
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import pytest
+
+from joma.scale import plan
+from joma.scale import plan_config
+from joma.scale import report
+from joma.scale import step
+from joma.transformer import config as configs
+from kernels_pallas.aot import overflow
+from kernels_pallas.aot import topology
+from scansnap_jax.experiment import errors
+
+_L, _D, _V = 2, 512, 1024
+_SHAPE = configs.TransformerConfig(
+    vocab_size=_V,
+    num_layers=_L,
+    embed_dim=_D,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=128,
+    hidden_dim=1024,
+)
+# Query, key, value, out; gate, up, down. Norms are not split.
+_LAYER = (8 + 4 + 4 + 8) * 128 * _D + 3 * 1024 * _D
+_NORMS = (2 * _L + 1) * _D
+
+
+def _plan(**settings):
+  config = plan_config.PlanConfig(**settings)
+  with mock.patch.object(plan_config.PlanConfig, "model", lambda self: _SHAPE):
+    return plan.make(config)
+
+
+def _bytes(row, kind, axes):
+  return sum(
+      one["bytes"]
+      for one in row["collectives"]
+      if (one["kind"], one["axes"]) == (kind, axes)
+  )
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class CompiledPlanTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("v5e:2x2", "full", None), ("v5p:2x2x1", "h2o", 256)
+  )
+  def test_decoding_over_tensor_by_hand(self, name, policy, capacity):
+    summary = _plan(
+        topology=name,
+        task="decode",
+        batch=4,
+        seq_len=1024,
+        mesh="1,1,4",
+        policy=policy,
+        capacity=capacity,
+    )
+    (row,) = summary["meshes"]
+    params = (_V * _D + _L * _LAYER) // 4 + _NORMS
+    self.assertEqual(row["bytes"]["parameters"], 2 * params)
+    slots = 4 * (4 // 4) * (capacity or 1024) * _L
+    # Keys and values of 128 bfloat16 numbers; a score and a position.
+    self.assertEqual(
+        row["bytes"]["cache"], slots * (2 * 128 * 2 + 8 * bool(capacity))
+    )
+    # The embedding's rows, then two sums of the stream a layer.
+    summed = (2 * _L + 1) * 4 * _D * 2
+    self.assertAlmostEqual(
+        _bytes(row, "all-reduce", "tensor") / summed, 1, delta=0.01
+    )
+    self.assertEqual(_bytes(row, "all-gather", "fsdp"), 0)
+    self.assertTrue(row["fits"])
+    self.assertEqual(row["bound"], "HBM")
+    # Of argument bytes the compiler adds no more than padding.
+    padding = row["bytes"]["padding"]
+    self.assertBetween(padding, 0, 0.01 * row["held_bytes"])
+    # The caches are written in place.
+    self.assertLess(row["bytes"]["outputs"], 0.01 * row["held_bytes"])
+    # Two FLOPs a weight and sequence; two products of 8 heads with each slot.
+    needed = 2 * 4 * (_V * _D + _L * _LAYER) / 4
+    needed += 2 * 2 * _L * 4 * (8 // 4) * 128 * (capacity or 1024)
+    self.assertAlmostEqual(row["flops"] / needed, 1, delta=0.01)
+
+  @pytest.mark.slow
+  def test_training_over_fsdp_by_hand(self):
+    summary = _plan(
+        topology="v5e:2x2", batch=8, seq_len=512, mesh="1,4,1", use_remat=True
+    )
+    (row,) = summary["meshes"]
+    split = _V * _D + _L * _LAYER
+    self.assertEqual(row["bytes"]["parameters"], 4 * (split // 4 + _NORMS))
+    # Two moments, a count and the step's number.
+    self.assertEqual(row["bytes"]["optimizer"], 8 * (split // 4 + _NORMS) + 8)
+    # Weights forward, and those of layers once more for the backward pass.
+    gathered = 2 * split + 2 * _L * _LAYER
+    self.assertAlmostEqual(
+        _bytes(row, "all-gather", "fsdp") / gathered, 1, delta=0.01
+    )
+    # 6 FLOPs a parameter and token, 2 more for layers computed anew; attention.
+    tokens = 8 * 512 / 4
+    least = tokens * (6 * _V * _D + 8 * _L * _LAYER)
+    self.assertBetween(row["flops"], least, 1.3 * least)
+
+  @pytest.mark.slow
+  def test_search_compiles_the_best_and_says_what_it_left(self):
+    summary = _plan(
+        topology="v5e:2x2", task="decode", batch=4, seq_len=64, num_compiled=1
+    )
+    self.assertLen(summary["meshes"], 1)
+    self.assertLen(summary["estimates"], 6)
+    self.assertRegex(summary["finding"][1], "Not compiled: 5 more meshes")
+
+  def test_no_such_topology_is_one_line(self):
+    with self.assertRaisesRegex(errors.UserError, "v5e:3x5 is no topology"):
+      _plan(
+          topology="v5e:3x5", task="decode", batch=15, seq_len=8, mesh="15,1,1"
+      )
+
+
+class SummaryTest(absltest.TestCase):
+
+  def test_what_does_not_fit_is_reported_and_drawn(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    error = overflow.OutOfHbm("HBM: 40 GB of 16 GB", 40, 16)
+    with mock.patch.object(step, "compile_step", side_effect=error):
+      summary = _plan(topology="v5e:2x2", batch=4, seq_len=64, mesh="1,4,1")
+    (row,) = summary["meshes"]
+    self.assertFalse(row["fits"])
+    self.assertIn("No mesh that was compiled fits", summary["finding"][0])
+    path = report.write(folder, summary, {"command": "c"})
+    self.assertIn("HBM: 40 GB of 16 GB", path.read_text())
+    self.assertEqual(
+        json.loads((folder / "summary.json").read_text())["meshes"], [row]
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
