@@ -20,6 +20,7 @@ import dataclasses
 import numpy as np
 
 from joma.inference.cost import cache_plan
+from joma.inference.cost import chips
 from joma.inference.cost import cost_model
 from joma.inference.cost import model_size
 from joma.scale import interconnect
@@ -27,6 +28,7 @@ from joma.scale import plan_config
 from joma.transformer.config import TransformerConfig
 from kernels_pallas.hardware import peaks
 
+Number = chips.Number
 _BF16, _F32 = 2, 4
 _ADAM = 3 * _F32  # Parameter and two moments.
 
@@ -49,25 +51,25 @@ class Estimate:
   """
 
   mesh: dict[str, int]
-  flops: float
-  hbm_bytes: float
-  ici_bytes: dict[str, float]
-  held_bytes: float
-  activation_bytes: float
-  compute_seconds: float
-  hbm_seconds: float
-  ici_seconds: float
+  flops: Number
+  hbm_bytes: Number
+  ici_bytes: dict[str, Number]
+  held_bytes: Number
+  activation_bytes: Number
+  compute_seconds: Number
+  hbm_seconds: Number
+  ici_seconds: Number
   fits: bool
 
   @property
-  def seconds(self) -> float:
+  def seconds(self) -> Number:
     """The slowest of the three, as if the others hid behind it."""
     return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds)
 
 
 def model_flops(
     config: plan_config.PlanConfig, model: TransformerConfig
-) -> float:
+) -> Number:
   """FLOPs that a step needs, over all devices, nothing computed twice.
 
   Attention counts the pairs that a causal mask lets through. Training is three
@@ -139,7 +141,7 @@ class _Parts:
     self.split = self.fsdp * self.tensor
     self.sequences = config.batch / (self.data * self.fsdp)
 
-  def training(self) -> tuple[float, float, float, float]:
+  def training(self) -> tuple[Number, Number, Number, Number]:
     """Returns FLOPs, bytes moved, bytes held and bytes of activations."""
     again = 4 / 3 if self.config.use_remat else 1
     flops = again * model_flops(self.config, self.model)
@@ -152,7 +154,7 @@ class _Parts:
     held = state + gradients + activations + widest
     return flops / self.config.num_devices, moved, held, activations
 
-  def activations(self) -> tuple[float, float]:
+  def activations(self) -> tuple[Number, Number]:
     """Bytes that wait for the backward pass, and of the logits beside them."""
     model, tokens = self.model, self.sequences * self.config.seq_len
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
@@ -164,7 +166,7 @@ class _Parts:
     logits = tokens * model.vocab_size / self.tensor * (_F32 + _BF16)
     return _BF16 * tokens * kept, logits
 
-  def decoding(self) -> tuple[float, float, float, float]:
+  def decoding(self) -> tuple[Number, Number, Number, Number]:
     """As `training`, of a step that makes one token."""
     load = cost_model.Load(
         batch_size=self.config.batch, length=self.config.seq_len
@@ -178,7 +180,7 @@ class _Parts:
       moved -= step.weight_bytes / self.tensor * (1 - 1 / self.fsdp)
     return step.flops / self.config.num_devices, moved, held, 0.0
 
-  def _products(self) -> float:
+  def _products(self) -> Number:
     """Bytes of a token's products that fsdp would have to add up, twice."""
     model = self.model
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
@@ -187,7 +189,7 @@ class _Parts:
     tokens = self.config.batch / self.data
     return 2 * _BF16 * tokens * model.num_layers * width
 
-  def sent(self) -> dict[str, float]:
+  def sent(self) -> dict[str, Number]:
     """Bytes that a device sends in a step, by axis."""
     is_training = self.config.task == "train"
     share = lambda size: (size - 1) / size

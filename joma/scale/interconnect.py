@@ -67,6 +67,6 @@ class Torus:
         links += 2 if spanned == size and self.closes(side) else 1
     return max(links, 1)
 
-  def seconds(self, sent_bytes: float, group: Sequence[int]) -> float:
+  def seconds(self, sent_bytes: int | float, group: Sequence[int]) -> float:
     """Least time in which each device of a group sends so many bytes."""
     return sent_bytes / (self.num_links(group) * self.link_bytes_per_sec)

@@ -146,5 +146,5 @@ def estimates_table(summary: Summary) -> report.Table:
   )
 
 
-def _gb(number: float | None) -> str:
+def _gb(number: int | float | None) -> str:
   return "–" if number is None else f"{number / 1e9:.4g}"
