@@ -139,16 +139,17 @@ class _Parts:
     self.data, self.fsdp, self.tensor = mesh.values()
     self.params = model_size.count(model).total
     self.split = self.fsdp * self.tensor
+    self.is_anew = config.remat == "full"
     self.sequences = config.batch / (self.data * self.fsdp)
 
   def training(self) -> tuple[Number, Number, Number, Number]:
     """Returns FLOPs, bytes moved, bytes held and bytes of activations."""
-    again = 4 / 3 if self.config.use_remat else 1
+    again = 4 / 3 if self.is_anew else 1
     flops = again * model_flops(self.config, self.model)
     state = _ADAM * self.params / self.split
     gradients = _F32 * self.params / self.split
     activations, widest = self.activations()
-    passes = 3 if self.config.use_remat else 2
+    passes = 3 if self.is_anew else 2
     gathered = passes * 2 * _BF16 * self.params / self.tensor
     moved = 2 * state + 2 * gradients + gathered + 3 * activations + 3 * widest
     held = state + gradients + activations + widest
@@ -161,7 +162,12 @@ class _Parts:
     hidden = (3 if model.use_gated_mlp else 2) * model.hidden_dim
     layer = 4 * model.embed_dim + (heads + hidden) / self.tensor
     kept = model.num_layers * layer
-    if self.config.use_remat:
+    if self.config.remat == "dots":  # What products with weights gave.
+      heads -= 2 * model.num_heads * model.head_dim // 2
+      hidden -= model.hidden_dim
+      kept = 3 * model.embed_dim + (heads + hidden) / self.tensor
+      kept = model.num_layers * kept + layer
+    if self.is_anew:
       kept = model.num_layers * model.embed_dim + layer
     logits = tokens * model.vocab_size / self.tensor * (_F32 + _BF16)
     return _BF16 * tokens * kept, logits
@@ -194,7 +200,7 @@ class _Parts:
     is_training = self.config.task == "train"
     share = lambda size: (size - 1) / size
     weights = _BF16 * self.params / self.tensor
-    remat = self.config.use_remat
+    remat = self.is_anew
     fsdp = (2 + remat + 1) * weights * share(self.fsdp)
     if not is_training:  # Of few tokens the products are less than weights.
       fsdp = min(weights, self._products()) * share(self.fsdp)

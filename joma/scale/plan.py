@@ -238,8 +238,8 @@ def findings(
     lines.append(
         f"Not compiled: {left} more meshes with worse estimates. Not"
         f" considered: {num_refused} that do not divide model or batch, other"
-        " batches, accumulated gradients, other policies of computing layers"
-        " anew, pipelines, sequences over devices, and several slices."
+        " batches, accumulated gradients, other values of remat, pipelines,"
+        " sequences over devices, and several slices."
     )
   loops = sum(len(one.get("unknown_loops", ())) for one in compiled)
   if loops:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from joma.inference.cost import cost_table_config
 from joma.systems.cache_policies import names as policy_names
+from joma.transformer.config import Remat
 from joma.transformer.config import TransformerConfig
 from kernels_pallas.hardware import peaks
 from scansnap_jax.experiment import require
@@ -30,7 +31,10 @@ class PlanConfig:
     mesh: Sizes of the axes data, fsdp and tensor, as 1,64,1; or search, which
       ranks all meshes by an estimate and compiles the best few.
     num_compiled: Meshes that search compiles.
-    use_remat: Whether the backward pass computes layers anew; train alone.
+    remat: What the backward pass computes anew: none, full (whole layers) or
+      dots (of layers all but products with weights); train alone.
+    scan_layers: Whether layers are one that runs in a loop, which is compiled
+      once; a model whose layers differ is compiled layer by layer. train alone.
     policy: What the KV cache keeps, by the names that evaluate_cache knows;
       decode alone.
     capacity: Slots of the KV cache, where its policy lets tokens go; decode
@@ -44,7 +48,8 @@ class PlanConfig:
   seq_len: int = 8192
   mesh: str = "search"
   num_compiled: int = 2
-  use_remat: bool = True
+  remat: Remat = "full"
+  scan_layers: bool = True
   policy: str = "full"
   capacity: int | None = None
 

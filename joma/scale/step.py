@@ -116,11 +116,11 @@ def _lower_train(
     config: plan_config.PlanConfig, model: TransformerConfig, mesh: Mesh
 ) -> tuple[jax.stages.Lowered, dict[str, PyTree]]:
   run = lm_config.LmConfig(
-      model=model,
+      model=_scanned(model) if config.scan_layers else model,
       batch_size=config.batch,
       seq_len=config.seq_len,
       dtype="bfloat16",
-      use_remat=config.use_remat,
+      remat=config.remat,
       parallelism="mesh",
       fsdp=mesh.shape["fsdp"],
       tensor=mesh.shape["tensor"],
@@ -139,6 +139,14 @@ def _lower_train(
       "batch": batch,
   }
   return step.lower(state, batch), parts
+
+
+def _scanned(model: TransformerConfig) -> TransformerConfig:
+  """The same model as one layer in a loop, where its layers are alike."""
+  try:
+    return dataclasses.replace(model, scan_layers=True)
+  except errors.UserError:
+    return model
 
 
 def _lower_decode(

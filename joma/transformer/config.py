@@ -18,6 +18,10 @@ from kernels_pallas.activation_names import Activation
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
+# What the backward pass computes anew: nothing, whole layers, or all of them
+# but the products with weights.
+Remat = Literal["none", "full", "dots"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -71,6 +75,8 @@ class TransformerConfig:
     attention: Systems in place of plain attention, parts joined by + as in
       ssa+hip:k=512; one entry for all layers, one a layer, or a pattern that
       repeats, softmax being plain; empty is plain everywhere.
+    scan_layers: Whether layers are one that runs in a loop, which is compiled
+      once; for training, of models whose layers are alike.
   """
 
   vocab_size: int = 256
@@ -111,6 +117,7 @@ class TransformerConfig:
   hidden_dropout: float = 0.0
   residual_scale: bool = False
   attention: tuple[str, ...] = ()
+  scan_layers: bool = False
 
   def __post_init__(self):
     for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):
@@ -141,6 +148,7 @@ class TransformerConfig:
     if any(window < 0 for window in self.windows):
       raise UserError(f"windows must not be negative, got {self.windows}.")
     names.check(self.attention, self.num_layers)
+    self._check_alike()
     if self.use_parallel_residual and self.norm_placement != "pre":
       raise UserError(
           "use_parallel_residual wants norm_placement=pre, got"
@@ -155,6 +163,22 @@ class TransformerConfig:
           f"rotary positions turn pairs: head_dim={self.head_dim} x"
           f" rotary_fraction={self.rotary_fraction} must be even, got"
           f" {self.rotary_dim}."
+      )
+
+  def _check_alike(self) -> None:
+    """Raises UserError if layers of one program would differ."""
+    if not self.scan_layers:
+      return
+    if len(set(self.windows)) > 1:
+      raise UserError(
+          "scan_layers makes one program of all layers, which would differ:"
+          f" windows={','.join(map(str, self.windows))}."
+      )
+    if self.attention:
+      raise UserError(
+          "scan_layers makes one program of all layers, and"
+          f" attention={','.join(self.attention)} may differ from layer to"
+          " layer or hand on what layers have in common."
       )
 
   @property

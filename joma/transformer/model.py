@@ -26,6 +26,7 @@ from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
+from joma.transformer import scanning
 from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
@@ -43,8 +44,8 @@ class Transformer(nn.Module):
     dtype: Of the products and the residual stream; norms, softmax and logits
       are float32, and parameters are as they are stored.
     implementation: Of attention, see `kernels_pallas.implementations`.
-    use_remat: Whether the backward pass computes each layer anew instead of
-      keeping its activations.
+    remat: What the backward pass computes anew instead of keeping it: none,
+      full (each layer) or dots (of each layer all but products with weights).
     mlp_piece: Positions that an MLP takes at a time, so that long texts need
       less memory; None is all.
   """
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
   config: configs.TransformerConfig
   dtype: jax.typing.DTypeLike = jnp.float32
   implementation: implementations.Implementation | None = None
-  use_remat: bool = False
+  remat: configs.Remat = "none"
   mlp_piece: int | None = None
 
   @nn.compact
@@ -115,10 +116,14 @@ class Transformer(nn.Module):
       router: routing.Router | None,
   ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
     """The residual stream after all layers, and their caches."""
-    # Attributes of static arguments: self is 0, is_training the last.
-    layer_class = (
-        nn.remat(Layer, static_argnums=(5,)) if self.use_remat else Layer
-    )
+    if self.config.scan_layers:
+      if router is not None or any(cache is not None for cache in caches):
+        raise errors.UserError(
+            "scan_layers is for training: caches and routers want layers one by"
+            " one, as scanning.unstack makes them."
+        )
+      return self._scanned(x, positions, mask, is_training), caches
+    layer_class = self._layer_class()
     # What a layer of systems hands to later ones; plain layers need nothing.
     carry: Mapping[str, PyTree] = (
         {"resid_embed": x} if self.config.attention else {}
@@ -138,6 +143,51 @@ class Transformer(nn.Module):
       # For a router alone: remat would keep it for every layer.
       x_before = x_in if router is not None else None
     return x, tuple(new_caches)
+
+  def _layer_class(self) -> type["Layer"]:
+    """Layer, or one of which the backward pass computes some anew."""
+    if self.remat == "none":
+      return Layer
+    # Products with weights have no batch among their axes.
+    policies = jax.checkpoint_policies
+    keeps = {"full": None, "dots": policies.dots_with_no_batch_dims_saveable}
+    return nn.remat(
+        Layer,
+        # self is 0, is_training 5.
+        static_argnums=(5,),
+        policy=keeps[self.remat],
+        # Within a loop nothing can be found to be the same as before it.
+        prevent_cse=not self.config.scan_layers,
+    )
+
+  def _scanned(
+      self,
+      x: Float[Array, "B T D"],
+      positions: Int[Array, "B T"],
+      mask: masks.Mask | None,
+      is_training: bool,
+  ) -> Float[Array, "B T D"]:
+    """The residual stream after all layers, one program that runs L times."""
+    # Any number stands for all: `config` has seen to it that they are alike.
+    layer = self._layer_class()(
+        self.config,
+        0,
+        self.dtype,
+        self.implementation,
+        self.mlp_piece,
+        name=scanning.STACKED,
+    )
+
+    def body(layer: Layer, x: Array, _: None) -> tuple[Array, None]:
+      return layer(x, positions, mask, None, is_training)[0], None
+
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0, "intermediates": 0, "losses": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=self.config.num_layers,
+    )
+    return scan(layer, x, None)[0]
 
   def _embed(
       self,

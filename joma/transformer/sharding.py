@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.systems import names
+from joma.transformer import scanning
 from kernels_pallas import masks
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors
@@ -76,6 +77,9 @@ def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
     shape: Its shape. An axis that the mesh does not divide is not split.
     mesh: The mesh.
   """
+  if f"{scanning.STACKED}/" in path:  # The layers' own axis stays whole.
+    one = path.replace(f"{scanning.STACKED}/", f"{scanning.STACKED}_0/")
+    return P(None, *partition_spec(one, shape[1:], mesh))
   axes = _system_axes(path)
   if axes is None:
     axes = next(axes for rule, axes in _RULES if re.search(rule + "$", path))

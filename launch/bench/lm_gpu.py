@@ -73,7 +73,7 @@ def make_task(config: lm_sizes.LmBenchConfig) -> lm_step.Task:
       batch_size=config.gpu_batch_size,
       seq_len=config.gpu_seq_len,
       dtype="bfloat16",
-      use_remat=config.gpu_use_remat,
+      remat="full" if config.gpu_use_remat else "none",
       seed=config.seed,
   )
   return lm_step.make_task(lm, 1000, 1000)

@@ -90,4 +90,32 @@ joma/transformer/training/summary.py
 + "rebound": start - low,
 ? the rebound of entropy is its fall
 @ test_extremes
+
+launch/starters/tpu_vm.sh
+- at_end delete_all
++ true
+? a slice goes on costing when the run has ended
+@ tests/launch/starters/starters_test.py
+@ test_a_slice_is_made_used_and_deleted
+
+launch/starters/tpu_vm.sh
+- elif ! "${what[@]}" && [[ -n $(state_of_vm) ]]; then
++ elif ! "${what[@]}" && false; then
+? a slice that could not be deleted is not named
+@ tests/launch/starters/starters_test.py
+@ test_a_slice_that_stays_is_named
+
+launch/starters/common.sh
+- [[ -z $child ]] || kill "$child" 2>/dev/null || true
++ [[ -z $child ]] || wait "$child" || true
+? a signal is heard only when the command ends by itself
+@ tests/launch/starters/starters_test.py
+@ test_a_signal_ends_it_and_deletes
+
+launch/starters/gke.sh
+- printf "'%s'" "${1//\'/\'\'}"
++ printf "'%s'" "$1"
+? a quote in a flag ends a word of the manifest
+@ tests/launch/starters/starters_test.py
+@ test_pods_are_applied_followed_and_deleted
 """

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
+from joma.transformer import scanning
 from joma.transformer.config import TransformerConfig
 from joma.transformer.hf import config_json
 from joma.transformer.hf import own_form
@@ -108,7 +109,7 @@ def save(
   Args:
     folder: Made where it is not there; weights that it holds are replaced.
     config: The model's.
-    params: Its parameters.
+    params: Its parameters, of either layout of layers.
     family: Its model_type; None is that of `like`, or the first that can
       describe it, or the project's own for one with attention systems.
     dtype: Of the file: float32, bfloat16 or float16; None is the parameters'.
@@ -120,6 +121,8 @@ def save(
     UserError: If no family, or not this one, can describe the model, or if a
       parameter is missing, of another shape or not expected.
   """
+  # Files have layers one by one.
+  config, params = scanning.unrolled(config), scanning.unstack(params)
   like_fields: dict[str, Any] = {}
   if like is not None:
     like = _existing(like)

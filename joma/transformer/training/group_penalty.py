@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from joma.transformer import scanning
+
 
 def block_norms(params: PyTree, size: int) -> dict[str, Float[Array, "U"]]:
   """Returns the norm of each block, by the layer's name.
@@ -22,7 +24,7 @@ def block_norms(params: PyTree, size: int) -> dict[str, Float[Array, "U"]]:
     size: Neurons of a block; divides those of a layer.
   """
   found = {}
-  for name, layer in params.items():
+  for name, layer in scanning.unstack(params).items():
     if not name.startswith("layers_"):
       continue
     mlp = layer["mlp"]

@@ -8,6 +8,7 @@ from jaxtyping import Array, PyTree
 
 from joma.systems import names as systems
 from joma.transformer import model as model_lib
+from joma.transformer import scanning
 from joma.transformer.training import lm_config
 
 
@@ -19,6 +20,9 @@ def init_params(
   Returns:
     The tree that `model` defines.
   """
+  if model.config.scan_layers:  # The same numbers, whatever the layout.
+    one_by_one = model.clone(config=scanning.unrolled(model.config))
+    return scanning.stack(init_params(config, one_by_one))
   key = jax.random.fold_in(jax.random.key(config.seed), 0)
   # Attention has no parameters: what computes it does not matter here.
   model = model.clone(implementation="reference")

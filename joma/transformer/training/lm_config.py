@@ -75,7 +75,8 @@ class LmConfig:
     map_batch: Number of the training batch whose first sequence the maps are
       of.
     dtype: Number type of activations and products; parameters are float32.
-    use_remat: Whether the backward pass computes layers anew to save memory.
+    remat: What the backward pass computes anew to save memory: none, full
+      (whole layers) or dots (of layers all but products with weights).
     grad_accum: Parts that a batch is computed in, one after the other.
     parallelism: `replicate` keeps the whole state on every device and splits
       batches (pmap); `mesh` splits states too (jit over a mesh).
@@ -119,7 +120,7 @@ class LmConfig:
   map_steps: tuple[int, ...] = (0, 100, 500)
   map_batch: int = 0
   dtype: Literal["float32", "bfloat16"] = "float32"
-  use_remat: bool = False
+  remat: model_config.Remat = "none"
   grad_accum: int = 1
   parallelism: Literal["replicate", "mesh"] = "replicate"
   fsdp: int = 1

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import probes
+from joma.transformer import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_step
 
@@ -55,8 +56,9 @@ def probe(
   sums, total = lm_step.sum_over(sums, axis_name)
   entropy, effective_support, sink_mass = sums / total
   # Parameters are the same in every batch: looked at once.
+  layers = scanning.unstack(params)
   kernels = [
-      params[f"layers_{layer}"]["mlp"]["up"]["kernel"]
+      layers[f"layers_{layer}"]["mlp"]["up"]["kernel"]
       for layer in range(shape[0])
   ]
   is_sink = sink_mass > probes.SINK_THRESHOLD
@@ -87,9 +89,7 @@ def probe_by_name(
   """
 
   def sums(batch: batches_lib.Batch) -> named.TextSums:
-    _, seen = task.model.apply(
-        {"params": params}, batch.inputs, mutable="intermediates"
-    )
+    seen = _seen(params, batch, task)
     is_token = jnp.asarray(batch.weights) > 0
     return probes.by_name(names, seen, task.config.model, is_token)
 
@@ -146,11 +146,18 @@ def _attn_weights(
     params: PyTree, batch: batches_lib.Batch, task: lm_step.Task
 ) -> list[Float[Array, "B N T T"]]:
   """Attention weights [B, N, T, T] of each layer."""
-  _, seen = task.model.apply(
-      {"params": params}, batch.inputs, mutable="intermediates"
-  )
+  seen = _seen(params, batch, task)
   config = task.config.model
   return [
       probes.weights_of(seen, layer, config, batch.inputs.shape)
       for layer in range(config.num_layers)
   ]
+
+
+def _seen(
+    params: PyTree, batch: batches_lib.Batch, task: lm_step.Task
+) -> PyTree:
+  """What the model's layers, one by one, leave to be looked at."""
+  model = task.model.clone(config=scanning.unrolled(task.model.config))
+  variables = {"params": scanning.unstack(params)}
+  return model.apply(variables, batch.inputs, mutable="intermediates")[1]

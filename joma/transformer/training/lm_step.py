@@ -70,7 +70,7 @@ def make_task(
       config.model,
       dtype=jnp.dtype(config.dtype),
       implementation=implementation,
-      use_remat=config.use_remat,
+      remat=config.remat,
   )
   optimizer = optimizer_lib.make_optimizer(config, num_steps, steps_per_epoch)
   return Task(config, model, optimizer)

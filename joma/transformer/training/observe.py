@@ -14,6 +14,7 @@ import numpy as np
 from joma.systems.probes import names as probe_names
 from joma.systems.probes import read as named
 from joma.systems.probes import update_rank
+from joma.transformer import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import init as init_lib
@@ -87,7 +88,8 @@ class Observer:
     self._start: PyTree = None
     if probe_names.OF_UPDATES in config.probes:
       make, model = init_lib.init_params, task.model
-      self._start = layout.gather(layout.init(make, config=config, model=model))
+      start = layout.gather(layout.init(make, config=config, model=model))
+      self._start = scanning.unstack(start)
     # As many rows as a training batch has, so that they fit the devices.
     rows = max(1, config.batch_size // layout.num_parts)
     self._valid = valid_batches(config, corpus, rows * layout.num_parts)
@@ -141,7 +143,8 @@ class Observer:
       sums = self._layout.gather(self._probe_by_name(params, some))
       rows |= named.rows(named.means(sums))
     if self._start is not None:
-      rows |= update_rank.of_params(self._layout.gather(params), self._start)
+      now = scanning.unstack(self._layout.gather(params))
+      rows |= update_rank.of_params(now, self._start)
     return rows
 
 

@@ -89,7 +89,7 @@ class CompiledPlanTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_training_over_fsdp_by_hand(self):
     summary = _plan(
-        topology="v5e:2x2", batch=8, seq_len=512, mesh="1,4,1", use_remat=True
+        topology="v5e:2x2", batch=8, seq_len=512, mesh="1,4,1", remat="full"
     )
     (row,) = summary["meshes"]
     split = _V * _D + _L * _LAYER

@@ -108,7 +108,7 @@ class AddASystemTest(absltest.TestCase):
         eval_batch_size=3,
         map_steps=(0,),
         init="pytorch",
-        use_remat=True,
+        remat="full",
     )
     corpus = corpus_lib.load()
     corpus = dataclasses.replace(

@@ -215,7 +215,7 @@ class LawsTest(parameterized.TestCase):
     )
     got, want = (
         _with_gradients(one, params, *text)
-        for one in (model.clone(use_remat=True), model)
+        for one in (model.clone(remat="full"), model)
     )
     chex.assert_trees_all_close(got, want, atol=1e-6)
 

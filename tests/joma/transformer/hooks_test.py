@@ -260,7 +260,7 @@ class HooksTest(parameterized.TestCase):
     model, params, tokens = _make("observed+shift")
     loss = lambda params, model: model.apply({"params": params}, tokens).sum()
     want = jax.grad(loss)(params, model)
-    got = jax.grad(loss)(params, model.clone(use_remat=True))
+    got = jax.grad(loss)(params, model.clone(remat="full"))
     chex.assert_trees_all_close(got, want, atol=20 * _TOLERANCE)
 
   @parameterized.parameters(

@@ -34,10 +34,10 @@ _KINDS = dict(
 )
 
 
-def _model(dtype=jnp.float32, use_remat=False, **changes):
+def _model(dtype=jnp.float32, remat="none", **changes):
   config = configs.TransformerConfig(**_SMALL | changes)
   # Plain attention: a program to compile less.
-  return models.Transformer(config, dtype, "reference", use_remat)
+  return models.Transformer(config, dtype, "reference", remat)
 
 
 def _tokens(seq_len=9):
@@ -70,8 +70,8 @@ class TransformerTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_remat_changes_neither_value_nor_gradient(self):
     plain, remat = (
-        _model(use_remat=use, dropout=0.5, **_KINDS["sandwich"])
-        for use in (False, True)
+        _model(remat=use, dropout=0.5, **_KINDS["sandwich"])
+        for use in ("none", "full")
     )
     params, tokens = _params(plain), _tokens()
 

@@ -47,12 +47,12 @@ class PlainCostTest(parameterized.TestCase):
   # With remat 9,024 FLOPs and 640 bytes less than before there were seats, ever
   # since hooks read what projections give.
   @parameterized.parameters(
-      (False, 17_702_268, 929_184), (True, 21_751_436, 864_040)
+      ("none", 17_702_268, 929_184), ("full", 21_751_436, 864_040)
   )
   @pytest.mark.slow
-  def test_a_step_of_training(self, use_remat, flops, temp_bytes):
+  def test_a_step_of_training(self, remat, flops, temp_bytes):
     config = lm_config.LmConfig(
-        model=_SHAPE, batch_size=4, seq_len=32, use_remat=use_remat
+        model=_SHAPE, batch_size=4, seq_len=32, remat=remat
     )
     task = lm_step.make_task(config, 1, 1, "xla")
     state = jax.eval_shape(lambda: lm_step.init(task))

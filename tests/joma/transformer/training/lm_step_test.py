@@ -69,7 +69,7 @@ class TrainTest(parameterized.TestCase):
     np.testing.assert_allclose(losses, self.losses, rtol=1e-5)
     chex.assert_trees_all_close(state.params, self.state.params, atol=1e-5)
 
-  @parameterized.parameters(dict(grad_accum=2), dict(use_remat=True))
+  @parameterized.parameters(dict(grad_accum=2), dict(remat="full"))
   @pytest.mark.slow
   def test_saving_memory_changes_nothing(self, **change):
     # The parts of an uneven batch count by their tokens.
