@@ -113,7 +113,7 @@ launch/starters/common.sh
 @ test_a_signal_ends_it_and_deletes
 
 launch/starters/gke.sh
-- printf "'%s'" "${1//\'/\'\'}"
+- printf "'%s'" "${1//\\'/\\'\\'}"
 + printf "'%s'" "$1"
 ? a quote in a flag ends a word of the manifest
 @ tests/launch/starters/starters_test.py
