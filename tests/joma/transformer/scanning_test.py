@@ -46,6 +46,7 @@ class TreesTest(absltest.TestCase):
     self.assertIsInstance(stacked[0]["layers"]["w"], np.ndarray)
     chex.assert_trees_all_equal(scanning.unstack(stacked), (tree, [1]))
 
+  @pytest.mark.slow
   def test_a_state_of_training_is_of_either_layout(self):
     one_by_one, scanned = (_task(m) for m in (_ONE_BY_ONE, _SCANNED))
     ours, theirs = (
@@ -95,7 +96,8 @@ class RefusalTest(parameterized.TestCase):
 
 class SameModelTest(parameterized.TestCase):
 
-  @parameterized.parameters("none", "full", "dots")
+  @parameterized.parameters("full", "none", "dots")
+  @pytest.mark.by_default(1)
   def test_losses_are_those_of_layers_one_by_one(self, remat):
     batches = tiny_task.draw_batches(3)
     plain = _task(_ONE_BY_ONE)
