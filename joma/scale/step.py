@@ -5,6 +5,7 @@ those of the trainer's table; in decoding caches go by sequences over data and
 fsdp and by key heads over tensor.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -130,7 +131,9 @@ def _lower_train(
   state = layout.to_restore(jax.eval_shape(lambda: lm_step.init(task)))
   place = sharding.batch_sharding(mesh, 3, batch_axis=1)
   shape = (1, config.batch, config.seq_len)
-  array = lambda kind: jax.ShapeDtypeStruct(shape, kind, sharding=place)
+  array: Callable[[Any], Any] = lambda kind: jax.ShapeDtypeStruct(
+      shape, kind, sharding=place
+  )
   batch = batches_lib.Batch(array(np.int32), array(np.int32), array(np.float32))
   step = layout.compiled(lm_step.train, state, True, task=task)
   parts = {

@@ -7,7 +7,7 @@ with an axis [L, ...] in front, where others have `layers_0`, `layers_1`, ...
 its form: gradients, moments, a whole state of training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import re
 from typing import Any
@@ -75,6 +75,6 @@ def _mapped(
     return of_dict({k: _mapped(v, of_dict) for k, v in tree.items()})
   if isinstance(tree, tuple) and hasattr(tree, "_fields"):
     return type(tree)(*(_mapped(one, of_dict) for one in tree))
-  if isinstance(tree, Sequence) and not isinstance(tree, str):
+  if isinstance(tree, (list, tuple)):
     return type(tree)(_mapped(one, of_dict) for one in tree)
   return tree
