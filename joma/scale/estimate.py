@@ -109,7 +109,7 @@ def of_mesh(
   ids = np.arange(config.num_devices).reshape(sizes)
   seconds = 0.0
   for axis, name in enumerate(plan_config.AXES):
-    group = np.moveaxis(ids, axis, -1).reshape(-1, sizes[axis])[0]
+    group = np.moveaxis(ids, axis, -1).reshape(-1, sizes[axis])[0].tolist()
     if len(group) > 1:
       seconds += torus.seconds(sent[name], group)
   return Estimate(
