@@ -26,7 +26,7 @@ from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.systems import names
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 from kernels_pallas import masks
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from joma.transformer import scanning
 from joma.transformer.config import TransformerConfig
 from joma.transformer.hf import config_json
 from joma.transformer.hf import own_form
@@ -32,6 +31,7 @@ from joma.transformer.hf import own_tensors
 from joma.transformer.hf import safetensors_folder
 from joma.transformer.hf import tensors
 from joma.transformer.hf.safetensors_folder import StoredTensor
+from joma.transformer.layers import scanning
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment.errors import UserError
 

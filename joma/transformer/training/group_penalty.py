@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 
 
 def block_norms(params: PyTree, size: int) -> dict[str, Float[Array, "U"]]:

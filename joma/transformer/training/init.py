@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from joma.systems import names as systems
 from joma.transformer import model as model_lib
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 from joma.transformer.training import lm_config
 
 

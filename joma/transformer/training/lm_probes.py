@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import probes
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_step
 

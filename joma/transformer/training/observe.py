@@ -14,7 +14,7 @@ import numpy as np
 from joma.systems.probes import names as probe_names
 from joma.systems.probes import read as named
 from joma.systems.probes import update_rank
-from joma.transformer import scanning
+from joma.transformer.layers import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import init as init_lib

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from joma.transformer import model as models
-from joma.transformer import scanning
 from joma.transformer import sharding
 from joma.transformer.hf import pretrained
+from joma.transformer.layers import scanning
 from joma.transformer.training import init
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_probes

@@ -1,0 +1,1 @@
+"""The script of plans: `python -m launch.plan`."""
