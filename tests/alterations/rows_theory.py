@@ -211,9 +211,9 @@ joma/studies/theories/margins.py
 @ test_no_direction_lowers_the_nuclear_norm
 
 joma/studies/theories/composed.py
-- around = pairs[rows, (total - rows) % size].sum(axis=0)
-+ around = pairs[rows, (total + rows) % size].sum(axis=0)
-? squares are summed over the difference of frequencies
+- found = np.einsum("FI,FJ,FK->IJK", a, b, c.conj())[1:, 1:, 1:] / goal
++ found = np.einsum("FI,FJ,FK->IJK", a, b, c)[1:, 1:, 1:] / goal
+? the vote is taken at the opposite frequency
 @ test_a_network_of_waves_is_a_solution_by_loss_and_by_sums
 
 joma/studies/theories/dormant.py
