@@ -101,6 +101,27 @@ def distinct_recall(
   return (hits / is_distinct.sum(axis=1)[:, None]).mean(axis=0)
 
 
+def leading_rank(
+    attended: Float[Array, "K M"],
+    probs: Float[Array, "K M"],
+    is_distinct: Bool[Array, "K M"],
+) -> Int[Array, "K"]:
+  """Finds which distinct token of each class has the most attention.
+
+  Args:
+    attended: c_n.
+    probs: P(l|n).
+    is_distinct: True where token l is distinct for class n.
+
+  Returns:
+    Its rank by P(l|n) among the distinct tokens: 1 is the most frequent one.
+  """
+  own = jnp.where(is_distinct, attended, -1.0).argmax(axis=1)
+  frequency = jnp.where(is_distinct, probs, -1.0)
+  of_leader = jnp.take_along_axis(frequency, own[:, None], axis=1)
+  return 1 + (frequency > of_leader).sum(axis=1)
+
+
 def snapping_time(
     times: Float[Array, "S"], growth: Float[Array, "S"]
 ) -> Float[Array, ""]:

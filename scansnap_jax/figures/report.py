@@ -13,6 +13,7 @@ import numpy as np
 
 from scansnap_jax import config as config_lib
 from scansnap_jax import flow
+from scansnap_jax import metrics
 from scansnap_jax import published
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
@@ -157,8 +158,22 @@ def _by_rate(result: train.Result, name: str) -> dict[str, Any]:
         "lr_z": row["lr_z"],
         "lr_ratio": row["lr_ratio"],
         "num_seeds": row["num_seeds"],
+        "leading_ranks": _leading_ranks(
+            result, _runs_of_rates(result)[row["lr_z"], row["lr_ratio"]]
+        ),
     }
   return summary
+
+
+def _leading_ranks(result: train.Result, runs: list[int]) -> list[int]:
+  """How often each rank leads, the most frequent first; of runs and classes."""
+  probs, is_distinct = map(
+      jnp.asarray, (result.classes.probs, result.classes.is_distinct)
+  )
+  last = jnp.asarray(result.history.attended[:, -1])
+  ranks = [metrics.leading_rank(last[r], probs, is_distinct) for r in runs]
+  most = int(is_distinct.sum(axis=1).max())
+  return np.bincount(np.concatenate(ranks), minlength=most + 1)[1:].tolist()
 
 
 def _runs_of_rates(

@@ -1,6 +1,12 @@
 """Faults in `scansnap_jax`, the layer and what it stands on."""
 
 TABLE = """
+scansnap_jax/metrics.py
+- return 1 + (frequency > of_leader).sum(axis=1)
++ return (frequency > of_leader).sum(axis=1)
+? the most frequent token has rank 0
+@ test_counts_distinct_tokens_that_are_more_frequent
+
 scansnap_jax/data.py
 - return occurs & (occurs.sum(axis=0) == 1)
 + return occurs & (occurs.sum(axis=0) <= 2)

@@ -43,6 +43,20 @@ class AttendedDistributionTest(parameterized.TestCase):
     chex.assert_trees_all_equal(after[1], before[1])
 
 
+class LeadingRankTest(absltest.TestCase):
+
+  def test_counts_distinct_tokens_that_are_more_frequent(self):
+    probs = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    is_distinct = np.array(
+        [[False, True, True, True], [True, True, True, False]]
+    )
+    attended = np.array([[0.7, 0.05, 0.05, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    ranks = metrics.leading_rank(
+        *map(jnp.asarray, (attended, probs, is_distinct))
+    )
+    np.testing.assert_array_equal(ranks, [3, 1])
+
+
 class EntropyTest(parameterized.TestCase):
 
   def test_start_value_of_figure_4(self):

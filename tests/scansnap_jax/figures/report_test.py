@@ -227,6 +227,9 @@ class SummarizeTest(parameterized.TestCase):
         chex.assert_trees_all_close(
             row[field], statistics.mean(own), atol=_ATOL, rtol=0
         )
+      # One leader a class of each run.
+      num_runs = row["num_seeds"] * result.classes.num_classes
+      self.assertEqual(sum(row["leading_ranks"]), num_runs)
 
   @parameterized.parameters("figure6", "figure11", "figure12", "sweep")
   def test_others_are_a_row_a_cell(self, name):
