@@ -46,7 +46,8 @@ def _draw_curves(axes: Any, board: leaderboard.Leaderboard, task: str) -> None:
     x = 100 * np.array(budgets)
     of = {key: np.array([p[key] for p in parts]) for key in parts[0]}
     axes.plot(x, of["mean"], **look._asdict(), label=drawing.label(name))
-    figures.shade(axes, x, of["low"], of["high"], look)
+    if task == leaderboard.MEAN:  # Those of single tasks cover each other.
+      figures.shade(axes, x, of["low"], of["high"], look)
   full = board.scores[policy_names.REFERENCE, 1.0][task]["mean"]
   axes.axhline(full, color="black", linestyle=":", linewidth=0.8)
 
@@ -66,7 +67,7 @@ def draw_map(rows: Sequence[Row]) -> mpl_figure.Figure:
           values[place] = 100 * np.mean(row["scores"])
       figures.draw_heat_map(axes, values, 100.0)
       for (row, column), value in np.ndenumerate(values):
-        color = "white" if value < 60 else "black"
+        color = "white" if value > 55 else "black"  # The map darkens.
         style = dict(ha="center", va="center", fontsize=6, color=color)
         axes.text(column, row, f"{value:.0f}", **style)
       axes.set_title(drawing.label(name))

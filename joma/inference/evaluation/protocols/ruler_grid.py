@@ -216,6 +216,8 @@ class _Grid:
     _, *others = evaluate_caches.names_of(
         self._config, self._reader.subject.model.config
     )
+    # What was asked for comes before what stands beside.
+    others.sort(key=lambda name: name not in self._config.policies)
     for policy in others:
       for budget in sorted(set(budgets)):
         yield policy, budget

@@ -49,7 +49,10 @@ def write(
       report.Table(_caption(board, summary), *table(board))
   ]
   if board.passed:
-    caption = "Score by the share of tokens that is kept. Bands: 95 %."
+    caption = (
+        "Score by the share of tokens that is kept. Bands, of the mean alone:"
+        " 95 % over texts."
+    )
     png = save(ruler_drawing.draw(board), "scores")
     items.append(report.Figure(caption, png))
   if summary["map"]:

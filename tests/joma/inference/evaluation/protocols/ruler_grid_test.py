@@ -103,7 +103,7 @@ class GridTest(absltest.TestCase):
     rows, map_ = found["rows"], found["map"]
     settings = [(r["policy"], r["budget"], r["task"]) for r in rows]
     expected = [("full", 1.0, task) for task in _CONFIG.ruler.names]
-    for policy in ("window", "random", "h2o"):
+    for policy in ("h2o", "window", "random"):
       for budget in (0.25, 0.5):
         for task in ("niah_single_1", "qa_1"):
           expected.append((policy, budget, task))
@@ -115,7 +115,7 @@ class GridTest(absltest.TestCase):
     self.assertEqual(
         [(r["policy"], r["depth"], r["length"]) for r in map_[:4]],
         [("full", 0, 500), ("full", 1, 500)]
-        + [("window", d, 500) for d in (0, 1)],
+        + [("h2o", d, 500) for d in (0, 1)],
     )
     self.assertEqual(rows[0]["scores"], [1.0] * 4)
     self.assertEqual(rows[1]["scores"], [0.0] * 4)
