@@ -17,7 +17,6 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import mqar
-from joma.studies.systems import pooling
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -27,6 +26,9 @@ from joma.studies.systems import sinks
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
+from joma.studies.systems.readouts import grid
+from joma.studies.systems.readouts import pairs
+from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from joma.studies.theories import composed
@@ -47,11 +49,13 @@ _STUDIES = {
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,
     "flux": flux.STUDY,
+    "grid": grid.STUDY,
     "length": length.STUDY,
     "loss_sparsity": loss_sparsity.STUDY,
     "max_margin": max_margin.STUDY,
     "moh": moh.STUDY,
     "mqar": mqar.STUDY,
+    "pairs": pairs.STUDY,
     "pooling": pooling.STUDY,
     "positional": positional.STUDY,
     "random_features": random_features.STUDY,

@@ -27,6 +27,7 @@ SYSTEMS: dict[str, str] = {
     "gated_attention": "joma.systems.routers.gated_attention:GatedAttention",
     "gated_conv": "joma.systems.mixers.gated_conv:GatedConv",
     "gdn": "joma.systems.mixers.gdn:Gdn",
+    "grid_bias": "joma.systems.score_rules.grid_bias:GridBias",
     "hip": "joma.systems.selectors.hip:Hip",
     "hylra": "joma.systems.reuse.hylra:Hylra",
     "indexer": "joma.systems.selectors.indexer:Indexer",

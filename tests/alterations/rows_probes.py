@@ -57,6 +57,43 @@ joma/systems/probes/patching.py
 ? heads are patched at every token
 @ test_a_patched_head_says_what_it_said_of_the_other_text
 
+joma/systems/readouts/pair_head.py
+- parts = [one, two, one * two, jnp.abs(one - two)]
++ parts = [one, two, one * two, jnp.abs(one + two)]
+? a pair head is told of the sum for the distance
+@ test_is_an_mlp_of_four_features
+
+joma/systems/readouts/boxes.py
+- return iou(one, two) - (around - either) / around
++ return iou(one, two) - (around - either) / either
+? GIoU has no bound below
+@ test_giou_is_that_of_areas
+
+joma/systems/readouts/boxes.py
+- both = jnp.maximum(most - least, 0).prod(axis=-1)
++ both = (most - least).prod(axis=-1)
+? boxes that are apart in both directions overlap
+@ test_giou_is_that_of_areas
+
+joma/systems/score_rules/grid_bias.py
+- column = apart[1] + self.columns - 1
++ column = jnp.abs(apart[1]) + self.columns - 1
+? what lies to the left is as what lies to the right
+@ test_is_of_row_and_column_distance
+
+joma/systems/score_rules/grid_bias.py
+- found = jnp.where(inside[..., None], found, 0)
++ found = jnp.where(inside[..., None] | True, found, 0)
+? a word in front of a grid lies on it
+@ test_is_of_row_and_column_distance
+
+joma/studies/systems/subjects/grid_scenes.py
+- column += jnp.where(label == 0, 0, size - apart)
++ column += jnp.where(label == 0, 0, 0 * apart)
+? marks of both classes are on one row
+@ tests/joma/studies/systems/readouts/grid_test.py
+@ test_marks_are_as_far_on_one_row_as_on_two
+
 joma/studies/systems/probes/update_rank.py
 - product = path[:, i] @ product
 + product = product @ path[:, i]

@@ -19,7 +19,6 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import mqar
-from joma.studies.systems import pooling
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
 from joma.studies.systems import retrieval
@@ -29,6 +28,9 @@ from joma.studies.systems import sinks
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
+from joma.studies.systems.readouts import grid
+from joma.studies.systems.readouts import pairs
+from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from scansnap_jax.experiment import figures
@@ -56,6 +58,10 @@ STUDIES = {
             width=8,
             **_FEW,
         ),
+    ),
+    "grid": (
+        grid.STUDY,
+        dict(batch_size=2, size=4, width=8, num_heads=2, num_test=4, **_FEW),
     ),
     "head_drift": (
         head_drift.STUDY,
@@ -122,6 +128,17 @@ STUDIES = {
             num_keys=4,
             num_values=4,
             width=8,
+            num_test=4,
+            **_FEW,
+        ),
+    ),
+    "pairs": (
+        pairs.STUDY,
+        dict(
+            batch_size=2,
+            num_values=3,
+            num_tokens=2,
+            width=4,
             num_test=4,
             **_FEW,
         ),

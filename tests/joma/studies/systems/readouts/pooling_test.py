@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from joma.studies.systems import pooling
+from joma.studies.systems.readouts import pooling
 from tests.joma.studies.systems import small
 
 

@@ -1,0 +1,1 @@
+"""Studies of read-outs: what vectors of texts, pairs and grids can say."""
