@@ -16,6 +16,7 @@ one.
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
+from joma.studies.systems import memory
 from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
@@ -53,6 +54,7 @@ _STUDIES = {
     "length": length.STUDY,
     "loss_sparsity": loss_sparsity.STUDY,
     "max_margin": max_margin.STUDY,
+    "memory": memory.STUDY,
     "moh": moh.STUDY,
     "mqar": mqar.STUDY,
     "pairs": pairs.STUDY,

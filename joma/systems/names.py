@@ -49,6 +49,7 @@ SYSTEMS: dict[str, str] = {
     "ssa": "joma.systems.score_rules.ssa:Ssa",
     "static_qk": "joma.systems.score_rules.static_qk:StaticQk",
     "superlinear": "joma.systems.mixers.superlinear:Superlinear",
+    "titans": "joma.systems.mixers.memory.titans:Titans",
     "xattention": "joma.systems.selectors.xattention:XAttention",
 }
 

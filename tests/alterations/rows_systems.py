@@ -270,4 +270,39 @@ joma/studies/systems/subjects/two_prompts.py
 ? equal probabilities count as told apart
 @ tests/joma/studies/systems/routing/flux_test.py
 @ test_the_area_is_the_share_of_pairs_in_order
+
+joma/systems/mixers/memory/titans_memory.py
+- pushes = jax.tree.map(lambda x: -wide(rate) * x, grads)
++ pushes = jax.tree.map(lambda x: wide(rate) * x, grads)
+? the memory climbs away from what it should say
+@ tests/joma/systems/mixers/memory/titans_test.py
+@ test_is_the_two_recurrences_by_hand
+@ test_alone_it_is_the_delta_rule
+
+joma/systems/mixers/memory/titans_memory.py
+- return one[0] * two[0], two[0] * one[1] + two[1]
++ return one[0] * two[0], one[0] * one[1] + two[1]
+? earlier steps fade by their own rates
+@ tests/joma/systems/mixers/memory/titans_test.py
+@ test_is_the_two_recurrences_by_hand
+
+joma/systems/mixers/memory/titans_memory.py
+- rest = jnp.where(where, 1 - first(tokens.forget), 1.0)
++ rest = 1 - first(tokens.forget)
+? padding makes the memory fade
+@ tests/joma/systems/mixers/memory/titans_test.py
+@ test_padding_changes_nothing
+
+joma/systems/mixers/memory/titans_cache.py
+- is_end = (self.length + 1) % system.chunk == 0
++ is_end = self.length % system.chunk == 0
+? chunks of steps end one token late
+@ tests/joma/systems/conformance_test.py
+@ test_prompts_and_steps_equal_one_pass
+
+joma/studies/systems/memory.py
+- near = jnp.einsum("BPH,BQH->BPQ", found, values[:, :, 0])
++ near = jnp.einsum("BPH,BQH->BPQ", found, keys[:, :, 0])
+? what is recalled is held against keys
+@ test_a_linear_memory_without_more_is_the_delta_rule
 """

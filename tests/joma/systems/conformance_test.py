@@ -49,6 +49,7 @@ _SMALL = {
     "nats": "nats:chunk=3",
     "nsa": "nsa:k=2:block=2:window=3:compress=mlp:hidden=8",
     "superlinear": "superlinear:k=2:s=1:behind=0.5",
+    "titans": "titans:chunk=3",
     "xattention": "xattention:stride=1:block=2:threshold=0.5",
 }
 # Systems of layers that take from the one before.

@@ -18,6 +18,7 @@ from joma.studies import training
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
+from joma.studies.systems import memory
 from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
@@ -103,6 +104,10 @@ STUDIES = {
             num_test=4,
             **_FEW,
         ),
+    ),
+    "memory": (
+        memory.STUDY,
+        dict(batch_size=2, size=4, pairs=(2, 6), **_FEW),
     ),
     "moh": (
         moh.STUDY,

@@ -1,0 +1,1 @@
+"""Memories that learn as they read: weights are the state."""
