@@ -4,11 +4,7 @@ Where nothing is said of training, which `training_test` is about, models stay
 as they are drawn: to compile the steps of each would take the longest.
 """
 
-import dataclasses
 import functools
-import json
-import pathlib
-import tempfile
 from unittest import mock
 
 import jax
@@ -34,7 +30,7 @@ from joma.studies.systems.readouts import pairs
 from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
-from scansnap_jax.experiment import figures
+from tests.joma.studies import smalls
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
 STUDIES = {
@@ -265,25 +261,11 @@ def _untrained(problem, seeds, *, schedule, rate, decay=0.0, start=None):
 @functools.cache
 def measured(name, is_trained=False):
   """The summary of a small study, as it is read back from summary.json."""
-  study, changes = STUDIES[name]
-  config = dataclasses.replace(study.config, **changes)
   train = training.train if is_trained else _untrained
-  with (
-      tempfile.TemporaryDirectory() as folder,
-      mock.patch.object(training, "train", train),
-  ):
-    summary = study.measure(config, pathlib.Path(folder))
-  to_list = lambda x: x.tolist()
-  return json.loads(json.dumps(summary, default=to_list, allow_nan=False))
+  with mock.patch.object(training, "train", train):
+    return smalls.measured(*STUDIES[name])
 
 
 def drawn(name):
   """The figure of a small study, and all that it says."""
-  figure = STUDIES[name][0].draw(measured(name))
-  with figures.style():
-    figure.draw_without_rendering()
-  texts = []
-  for axes in figure.axes:
-    texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
-    texts += axes.get_legend_handles_labels()[1]
-  return figure, texts
+  return smalls.drawn(STUDIES[name][0], measured(name))

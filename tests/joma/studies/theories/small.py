@@ -1,10 +1,6 @@
 """Small studies of theories: each run once, for all that is asked of it."""
 
-import dataclasses
 import functools
-import json
-import pathlib
-import tempfile
 
 from joma.studies.theories import composed
 from joma.studies.theories import dormant
@@ -12,7 +8,7 @@ from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
 from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
-from scansnap_jax.experiment import figures
+from tests.joma.studies import smalls
 
 STUDIES = {
     "composed": (
@@ -74,21 +70,9 @@ STUDIES = {
 @functools.cache
 def measured(name):
   """The summary of a small study, as it is read back from summary.json."""
-  study, changes = STUDIES[name]
-  config = dataclasses.replace(study.config, **changes)
-  with tempfile.TemporaryDirectory() as folder:
-    summary = study.measure(config, pathlib.Path(folder))
-  to_list = lambda x: x.tolist()
-  return json.loads(json.dumps(summary, default=to_list, allow_nan=False))
+  return smalls.measured(*STUDIES[name])
 
 
 def drawn(name):
   """The figure of a small study, and all that it says."""
-  figure = STUDIES[name][0].draw(measured(name))
-  with figures.style():
-    figure.draw_without_rendering()
-  texts = []
-  for axes in figure.axes:
-    texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
-    texts += axes.get_legend_handles_labels()[1]
-  return figure, texts
+  return smalls.drawn(STUDIES[name][0], measured(name))
