@@ -138,6 +138,8 @@ def _of_torus(name: str, torus: str) -> list[jax.Device]:
       platform="tpu",
       topology_name=f"{'tpu7x' if name == 'v7x' else name}:{torus}",
       **({"chip_config_name": "megacore"} if name == "v4" else {}),
+      # A host has four chips, unless it is told of one.
+      **({"chips_per_host_bounds": (1, 1, 1)} if set(torus) <= {*"1x"} else {}),
   ).devices
 
 

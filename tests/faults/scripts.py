@@ -106,8 +106,8 @@ _SMALL = {
     "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
     "launch.compare_lm": ("--runs=runs/a",),
     "launch.plan": (
-        *("--topology=v5e:1x1", "--shape=model", "--task=decode"),
-        *("--batch=1", "--seq_len=16", "--mesh=1,1,1"),
+        *("--topology=v5e:2x2", "--shape=model", "--task=decode"),
+        *("--batch=4", "--seq_len=16", "--mesh=4,1,1"),
     ),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
     "launch.bench_attention": (

@@ -37,7 +37,11 @@ class InterconnectTest(parameterized.TestCase):
 
   @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
   @parameterized.parameters(
-      ("v5e", (2, 4)), ("v5p", (2, 2, 1)), ("v4", (2, 2, 4)), ("v7x", (2, 2, 1))
+      ("v5e", (1, 1)),
+      ("v5e", (2, 4)),
+      ("v5p", (2, 2, 1)),
+      ("v4", (2, 2, 4)),
+      ("v7x", (2, 2, 1)),
   )
   def test_devices_stand_where_libtpu_says(self, chip, sides):
     name = f"{chip}:{'x'.join(map(str, sides))}"
