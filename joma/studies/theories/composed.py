@@ -59,8 +59,8 @@ class ComposedConfig:
     num_seeds: Draws of the start.
     first_seed: The seeds are first_seed, first_seed + 1, ...
     num_steps: Steps of Adam on all pairs of numbers.
-    rate: Its learning rate.
-    decay: Of this times each weight is added to its gradient.
+    rate: Learning rate of Adam.
+    decay: Weight decay, a factor of each weight in its gradient.
     start: Deviation of the first weights.
   """
 

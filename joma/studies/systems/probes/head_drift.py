@@ -60,12 +60,12 @@ class DriftConfig:
     batch_size: Texts of a step.
     num_values: What an instruction may say.
     span: Words of each role.
-    num_layers: Layers.
+    num_layers: Layers of the model.
     num_heads: Heads of a layer.
     width: Width of the residual stream.
     rate: Highest learning rate.
     num_update: Steps of an update.
-    update_rate: Its learning rate.
+    update_rate: Learning rate of the update.
     num_test: Texts that drift and answers are measured on.
   """
 

@@ -55,17 +55,17 @@ class RecallConfig:
   """Which heads fetch a fact's subject, and do answers follow them?
 
   Attributes:
-    num_seeds: Models.
+    num_seeds: Number of models, each from a seed of its own.
     first_seed: The seeds are first_seed, first_seed + 1, ...
     num_steps: Steps of a run, a multiple of num_records.
     num_records: Records of each run.
     batch_size: Texts of a step.
     num_names: First names, and as many last names; a pair of them is a
       subject, of which half find the heads.
-    num_relations: Relations.
+    num_relations: Number of relations.
     num_values: Answers of each relation.
     num_filler: Words without meaning between subject and relation.
-    num_layers: Layers.
+    num_layers: Layers of the model.
     num_heads: Heads of a layer.
     width: Width of the residual stream.
     rate: Highest learning rate.

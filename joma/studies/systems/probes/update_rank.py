@@ -51,7 +51,7 @@ class UpdateRankConfig:
     width: Rows and columns of every factor.
     num_directions: Singular values of the target that are not 0.
     largest: The first singular value; the last is 1, and steps are equal.
-    initial: Of a factor: standard deviation of its numbers, times sqrt(width).
+    initial: Standard deviation of a factor's numbers, times sqrt(width).
     rate: Step of gradient descent on half the squared distance.
     num_steps: Steps of a run, a multiple of num_records.
     num_records: Records of each run.
