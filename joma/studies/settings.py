@@ -129,7 +129,7 @@ def check_tree(config: _OnTrees) -> None:
   require.positive("step_size", config.step_size)
 
 
-def require_several(name: str, values: tuple[float, ...]) -> None:
+def require_several(name: str, values: tuple[float | int, ...]) -> None:
   """Raises UserError unless there are two or more positive values."""
   if len(set(values)) < 2 or len(set(values)) < len(values):
     raise errors.UserError(

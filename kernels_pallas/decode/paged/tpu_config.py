@@ -55,7 +55,9 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(
-    query: jax.Array, pool: slots_lib.Slots, page_table: jax.Array
+    query: jax.Array | jax.ShapeDtypeStruct,
+    pool: slots_lib.Slots,
+    page_table: jax.Array | jax.ShapeDtypeStruct,
 ) -> Sizes:
   """Sizes of query [B, N, H], a pool, and a table [B K, M].
 
