@@ -88,10 +88,14 @@ def _check_free(path: pathlib.Path, config: Mapping[str, Any]) -> bool:
     difference = describe_difference(_read_config(path / _CONFIG), asked)
     if difference:
       more = f"; and {len(difference) - 6} more" if len(difference) > 6 else ""
+      advice = "or the settings there to resume it"
+      if any(line.endswith(f"{_show(_ABSENT)} here") for line in difference):
+        # What does not exist here cannot be given.
+        advice = "or resume it with the version that began it"
       raise errors.UserError(
           f"{path} holds a run with other settings:"
-          f" {'; '.join(difference[:6])}{more}."
-          " Give another --workdir, or the settings there to resume it."
+          f" {'; '.join(difference[:6])}{more}. Give another --workdir,"
+          f" {advice}."
       )
     return True
   # A kill may have left a lock, or half a config; anything else is someone's.

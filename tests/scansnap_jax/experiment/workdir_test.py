@@ -61,6 +61,15 @@ class ClaimTest(parameterized.TestCase):
     workdir.claim(self.path, config, "--other\n")
     self.assertEqual(_contents(self.path), before)
 
+  def test_a_setting_that_is_no_more_wants_the_version_that_had_it(self):
+    workdir.claim(self.path, _CONFIG | {"use_remat": False}, "--seed=3\n")
+    with self.assertRaisesRegex(
+        errors.UserError,
+        "use_remat: false there, absent here. Give another --workdir, or resume"
+        " it with the version that began it",
+    ):
+      workdir.claim(self.path, _CONFIG, "--seed=3\n")
+
   def test_other_config_is_refused_by_field_and_changes_nothing(self):
     workdir.claim(self.path, _CONFIG, "--seed=3\n")
     before = _contents(self.path)
