@@ -18,8 +18,8 @@ _TEST = re.compile(r"`(?:[\w/]+(?:\.py)?::)?([A-Z]\w*Test)::(test_\w+)`")
 
 
 def pages() -> list[pathlib.Path]:
-  """README and all pages of docs."""
-  return [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
+  """README and its like, and all pages of docs."""
+  return [*sorted(_ROOT.glob("*.md")), *sorted((_ROOT / "docs").rglob("*.md"))]
 
 
 def anchors(text: str) -> set[str]:
