@@ -122,7 +122,10 @@ class StudyTest(absltest.TestCase):
   @pytest.mark.slow
   def test_the_whole_study_holds(self):
     found = max_margin.measure(
-        dataclasses.replace(max_margin.MaxMarginConfig(), first_seed=10)
+        # Seed 12 needs more steps: .977 after 3,000 of them.
+        dataclasses.replace(
+            max_margin.MaxMarginConfig(), first_seed=10, num_steps=9000
+        )
     )
     self.assertGreater(min(row["selected"][-1] for row in found["rows"]), 0.99)
 
