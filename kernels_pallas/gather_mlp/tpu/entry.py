@@ -37,10 +37,7 @@ out_of_heads = tpu_heads.out_of_heads
 _LAST_BY_LAST = (((1,), (1,)), ((), ()))
 _LAST_BY_FIRST = (((1,), (0,)), ((), ()))
 _FIRST_BY_FIRST = (((0,), (0,)), ((), ()))
-# A TPU has erf, but not erfc.
-_ACTIVATIONS = activations.ACTIVATIONS | {
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-}
+_ACTIVATIONS = activations.ACTIVATIONS | {"gelu": activations.gelu_by_erf}
 
 
 def forward(given: parts.Given, spec: parts.Spec) -> Float[Array, "B D"]:
