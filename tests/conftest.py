@@ -37,14 +37,10 @@ os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # Each instruction's place in Python's stack, a twentieth of all work.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Workers and subprocesses share what they compile; the first process, whose
-# variables they inherit, clears it away. jax 0.11 cannot read programs for TPUs
-# that are not there.
+# variables they inherit, clears it away.
 _COMPILED = None
 _START = time.monotonic()
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    and metadata.version("jax") < "0.11"
-):
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _COMPILED = tempfile.mkdtemp(prefix="scansnap_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"

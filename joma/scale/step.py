@@ -88,7 +88,7 @@ def compile_step(
   lower = _lower_train if config.task == "train" else _lower_decode
   with jax.set_mesh(mesh), overflow.explained():
     lowered, parts = lower(config, model, mesh)
-    return _describe(lowered.compile(), parts)
+    return _describe(topology.compiled(lowered), parts)
 
 
 def _describe(compiled: jax.stages.Compiled, parts: dict[str, PyTree]) -> Step:

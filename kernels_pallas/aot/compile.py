@@ -95,7 +95,7 @@ def compile_for(
   # Lowering asks the mesh in context, not jax.devices(), what the chip is.
   with jax.set_mesh(mesh), overflow.explained():
     traced = jitted.trace(*args, **static)
-    executable = traced.lower().compile()
+    executable = topology.compiled(traced.lower())
   return _describe(chip, executable, traced.jaxpr, min_copy_bytes)
 
 

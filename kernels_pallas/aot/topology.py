@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 
 import jax
@@ -131,6 +132,21 @@ def named_devices(name: str) -> tuple[chips.Chip, list[jax.Device]]:
       return chip, _of_torus(chip.name, torus)
     except Exception as error:
       raise ValueError(f"{name} is no topology: {error}") from error
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles for devices that are described.
+
+  jax writes such a program into the cache on disk, if there is one, and cannot
+  read it again: it is kept out of it.
+  """
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update(name, math.inf)
+  try:
+    return lowered.compile()
+  finally:
+    jax.config.update(name, before)
 
 
 def _of_torus(name: str, torus: str) -> list[jax.Device]:

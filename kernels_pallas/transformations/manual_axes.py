@@ -161,8 +161,8 @@ def _differentiate(
 
 _call = core.Primitive("isolated")
 _call.multiple_results = True
-# Its programs may hold what jax 0.12 translates on the way to the compiler, which
-# it does where `_lower` traces them once more.
+# jax 0.12 translates parts of its programs before it compiles them: it does so
+# where `_lower` traces them once more.
 _call.is_high = lambda *_, **__: False
 _call.def_abstract_eval(_results)
 _call.def_impl(

@@ -65,7 +65,7 @@ def _train(entry, chip, num_devices):
   batch = batches.Batch(array(np.int32), array(np.int32), array(np.float32))
   with jax.set_mesh(mesh):
     step = layout.compiled(lm_step.train, state, True, task=task)
-    return step.lower(state, batch).compile()
+    return topology.compiled(step.lower(state, batch))
 
 
 def _decode(entry, chip, length):

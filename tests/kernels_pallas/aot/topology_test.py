@@ -34,6 +34,30 @@ assert "libtpu" not in open("/proc/self/maps").read()
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+_COMPILE_TWICE = """
+import sys, warnings
+import jax
+from kernels_pallas.aot import compile
+warnings.simplefilter("error")
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+x = jax.ShapeDtypeStruct((8,), "float32")
+for _ in range(2):
+  compile.compile_for("v5e", jax.numpy.sin, x)
+  jax.clear_caches()
+assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
+"""
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class CompiledTest(absltest.TestCase):
+
+  def test_with_a_cache_on_disk_a_program_compiles_a_second_time(self):
+    folder = self.create_tempdir().full_path
+    command = [sys.executable, "-c", _COMPILE_TWICE, folder]
+    subprocess.run(command, check=True)
+
+
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class TpuMeshTest(parameterized.TestCase):
 

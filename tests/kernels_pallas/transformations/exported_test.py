@@ -148,7 +148,8 @@ class SymbolicBatchTest(parameterized.TestCase):
           jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
           for x in _arguments(op, 3)
       ]
-      text = jax.jit(program.call).lower(*arrays).compile().as_text()
+      lowered = jax.jit(program.call).lower(*arrays)
+      text = topology.compiled(lowered).as_text()
     # A forward pass that both results share is there once.
     self.assertGreaterEqual(text.count('"tpu_custom_call"'), 2)
 

@@ -126,7 +126,7 @@ def _compile_for(chip, num_devices, fsdp, tensor):
   batch = batches_lib.Batch(array(np.int32), array(np.int32), array(np.float32))
   with jax.set_mesh(mesh):
     step = layout.compiled(lm_step.train, state, True, task=task)
-    return step.lower(state, batch).compile()
+    return topology.compiled(step.lower(state, batch))
 
 
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
