@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pathlib
 import stat
@@ -78,7 +79,8 @@ class UseTest(absltest.TestCase):
     self.assertEqual(
         told, f"what is compiled is not kept: {self.folder}/file: File exists"
     )
-    told = compilation_cache.use(f"~nobody_here/{'x' * 300}")
+    with contextlib.chdir(self.folder):
+      told = compilation_cache.use(f"~nobody_here/{'x' * 300}")
     self.assertEndsWith(told, "File name too long")
     self.folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with mock.patch.object(os, "access", return_value=False):  # As root, too.
