@@ -141,7 +141,7 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   read it again: it is kept out of it.
   """
   name = "jax_persistent_cache_min_compile_time_secs"
-  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  before = getattr(jax.config, name)
   jax.config.update(name, math.inf)
   try:
     return lowered.compile()
