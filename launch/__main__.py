@@ -19,20 +19,30 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import interrupts
 
 _FOLDER = pathlib.Path(__file__).parent
+_IS_RUN = "if __name__ == '__main__':"
+_FORMER = "The former name"
 _HELP = ("help", "-h", "-help", "--help", "--helpfull")
 
 
 def scripts() -> dict[str, pathlib.Path]:
-  """Returns the scripts by name: modules, and packages with a `__main__`."""
-  modules = {path.stem: path for path in _FOLDER.glob("[a-z]*.py")}
-  packages = {path.parent.name: path for path in _FOLDER.glob("*/__main__.py")}
-  return dict(sorted((modules | packages).items()))
+  """Returns the files that can be run, by what follows `python -m launch.`."""
+  found = {}
+  for path in sorted(_FOLDER.rglob("*.py")):
+    parts = path.relative_to(_FOLDER).with_suffix("").parts
+    name = ".".join(parts).removesuffix(".__main__")
+    last = _tree_of(path).body[-1]
+    if name != "__main__" and ast.unparse(last).startswith(_IS_RUN):
+      found[name] = path
+  return found
 
 
 def summary_of(script: pathlib.Path) -> str:
   """Returns the first line of a script's docstring, without importing it."""
-  told = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-  return (told or "").partition("\n")[0]
+  return (ast.get_docstring(_tree_of(script)) or "").partition("\n")[0]
+
+
+def _tree_of(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -50,8 +60,10 @@ def main() -> None:
 
 def _show(_: list[str]) -> None:
   print("scansnap SCRIPT --flag=value ..., where SCRIPT is one of:\n")
-  for name, path in scripts().items():
-    print(f"  {name:<20} {summary_of(path)}")
+  summaries = {name: summary_of(path) for name, path in scripts().items()}
+  for name, summary in summaries.items():
+    if not summary.startswith(_FORMER):
+      print(f"  {name:<20} {summary}")
   print("\nscansnap SCRIPT --help lists the flags of one.")
 
 

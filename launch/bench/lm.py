@@ -13,7 +13,7 @@ of the common batch at the common parameters, nothing dropped.
 """
 
 from launch.bench import harness
-from launch.bench import lm_sizes
+from launch.bench.language import lm_sizes
 
 
 def measure(config: lm_sizes.LmBenchConfig) -> harness.Row:
@@ -24,8 +24,8 @@ def measure(config: lm_sizes.LmBenchConfig) -> harness.Row:
       no GPU to measure on.
   """
   # Imported here, so that --help and wrong flags answer at once.
-  from launch.bench import lm_gpu
-  from launch.bench import lm_train
+  from launch.bench.language import lm_gpu
+  from launch.bench.language import lm_train
 
   if config.part == "train" and config.torch:
     harness.require(["torch"], "--notorch")

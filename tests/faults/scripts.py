@@ -1,6 +1,11 @@
 """All scripts of `launch`, found by reading it, and their smallest work.
 
 A script that is new is found, and attacked with the flags that its names ask
+_SMALL_ATTENTION = (
+    *("--entries=softmax", "--train_length=8", "--decode_length=8"),
+    *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
+    *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
+)
 for, until it gets a line in `_SMALL`.
 """
 
@@ -110,11 +115,8 @@ _SMALL = {
         *("--batch=4", "--seq_len=16", "--mesh=4,1,1"),
     ),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
-    "launch.bench_attention": (
-        *("--entries=softmax", "--train_length=8", "--decode_length=8"),
-        *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
-        *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
-    ),
+    "launch.bench.attention": _SMALL_ATTENTION,
+    "launch.bench_attention": _SMALL_ATTENTION,
     "launch.bench.generate": (
         *("--model=model", "--nopeer", "--batch_sizes=1", "--prompt_len=4"),
         *("--num_rounds=1", "--num_steps=1"),

@@ -6,8 +6,8 @@ import pytest
 
 from joma.transformer import config as config_lib
 from launch.bench import lm
-from launch.bench import lm_gpu
-from launch.bench import lm_sizes
+from launch.bench.language import lm_gpu
+from launch.bench.language import lm_sizes
 from scansnap_jax.experiment import errors
 
 _SMALL = lm_sizes.LmBenchConfig(

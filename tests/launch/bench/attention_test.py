@@ -3,7 +3,7 @@ from unittest import mock
 from absl.testing import absltest
 import pytest
 
-from launch import bench_attention
+from launch.bench import attention as bench_attention
 from scansnap_jax.experiment import errors
 
 _TINY = bench_attention.BenchConfig(

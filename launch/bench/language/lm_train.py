@@ -19,8 +19,8 @@ from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from launch.bench import harness
-from launch.bench import lm_sizes
 from launch.bench import torch_peer
+from launch.bench.language import lm_sizes
 
 
 def measure(config: lm_sizes.LmBenchConfig) -> list[harness.Row]:

@@ -18,8 +18,8 @@ from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from kernels_pallas.hardware import peaks
 from launch.bench import harness
-from launch.bench import lm_sizes
-from launch.bench import lm_train
+from launch.bench.language import lm_sizes
+from launch.bench.language import lm_train
 from scansnap_jax.experiment import errors
 
 _GPUS = ("H100", "H200", "A100")

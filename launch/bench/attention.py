@@ -1,6 +1,6 @@
 """Times every attention system beside softmax: a training step, a decode step.
 
-  python -m launch.bench_attention --output=attention.json
+  python -m launch.bench.attention --output=attention.json
 
 A model of one layer takes training steps (loss, gradients, AdamW) on texts of
 --train_length tokens, and decode steps with --decode_length - 1 tokens in its

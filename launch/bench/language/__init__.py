@@ -1,0 +1,1 @@
+"""What `launch.bench.lm` measures: a training step on cores and on a GPU."""

@@ -1,0 +1,1 @@
+"""The former name of `python -m launch.bench.attention`; it runs still."""
