@@ -1,18 +1,16 @@
 """Text to token ids and back: by bytes, by words, or by `tokenizers` BPE.
 
-Three kinds with one small interface, `Tokenizer`; each is one JSON text, which
-`save` writes as tokenizer.json and `from_folder` reads, whether it is ours or
-that of a Hugging Face folder. `streaming` turns ids into text as they come.
+Three kinds with one small interface, `Tokenizer`; each is one JSON text. A
+folder by `save` opens in transformers, too; `from_folder` reads it as that of
+any Hugging Face model. `streaming` turns ids into text as they come.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-import contextlib
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import importlib
 import json
-import os
 import pathlib
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -20,6 +18,8 @@ from jaxtyping import Int, Integer
 import numpy as np
 
 from joma.transformer.text import growth
+from joma.transformer.text import library_form
+from joma.transformer.text import panics
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
@@ -30,6 +30,7 @@ KINDS = ("bytes", "words", "bpe")
 UNKNOWN = "<unk>"
 
 _FILE = "tokenizer.json"
+_SETTINGS = "tokenizer_config.json"
 # What `basic_english` does to single characters; the rest stays.
 _SPACED = {
     **{ord(char): f" {char} " for char in "'.,()!?"},
@@ -166,7 +167,7 @@ class Bpe:
       UserError: `tokenizers` is not installed, or cannot read it.
     """
     library = _tokenizers()
-    with _panics_as_errors():
+    with panics.as_errors():
       self._tokenizer = library.Tokenizer.from_str(content)
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -200,7 +201,7 @@ class Bpe:
       UserError: The text has lone surrogates, or the tokenizer fails on it.
     """
     check_text(text)
-    with _panics_as_errors():
+    with panics.as_errors():
       found = self._tokenizer.encode(text, add_special_tokens=special)
       return np.asarray(found.ids, np.int32)
 
@@ -209,7 +210,7 @@ class Bpe:
 
     A model's output layer may have more rows than there are tokens.
     """
-    with _panics_as_errors():
+    with panics.as_errors():
       return self._tokenizer.decode(_checked(ids, 2**32).tolist())
 
   def to_json(self) -> str:
@@ -220,8 +221,8 @@ class Bpe:
 def basic_english(text: str) -> list[str]:
   """Cuts a text into words as the runs of Scan & Snap and JoMA did.
 
-  All is lower case; double quotes and `<br />` vanish; each of ' . , ( ) ! ? is
-  a word of its own; ; and : are spaces; the rest is cut at spaces. That is the
+  All is lower case; double quotes vanish; each of ' . , ( ) ! ? is a word of
+  its own; `<br />`, ; and : are spaces; the rest is cut at spaces. That is the
   normalisation `basic_english` of torchtext
   (https://pytorch.org/text/stable/data_utils.html). On the words of WikiText-2
   it gives 28,782 kinds and 2,049,990 tokens, the numbers of those runs: line
@@ -294,12 +295,30 @@ def from_json(content: str) -> Tokenizer:
     ):
       raise UserError(f"words must be a list of words, got {words!r:.60}.")
     return Words(tuple(words))
-  return Bpe(content)
+  if library_form.is_bytes(fields):
+    return Bytes()
+  words = library_form.words_of(fields)
+  return Bpe(content) if words is None else Words(tuple(words))
 
 
-def save(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-  """Writes tokenizer.json into a folder."""
-  workdir.write_atomic(folder / _FILE, tokenizer.to_json())
+def save(
+    tokenizer: Tokenizer, folder: pathlib.Path, max_len: int | None = None
+) -> None:
+  """Writes tokenizer.json and tokenizer_config.json, for transformers too.
+
+  Args:
+    tokenizer: Of any kind.
+    folder: Which is there.
+    max_len: Longest text of the model, in tokens; None where any fits.
+  """
+  content = tokenizer.to_json()
+  if isinstance(tokenizer, Bytes):
+    content = json.dumps(library_form.of_bytes())
+  if isinstance(tokenizer, Words):
+    described = library_form.of_words(tokenizer.words)
+    content = json.dumps(described, ensure_ascii=False)
+  workdir.write_atomic(folder / _FILE, content)
+  workdir.write_atomic(folder / _SETTINGS, library_form.settings(max_len))
 
 
 def from_folder(folder: str | pathlib.Path) -> Tokenizer:
@@ -345,45 +364,6 @@ def check_text(text: str) -> None:
         f"The text {place!r} holds bytes that are no UTF-8, or lone surrogates:"
         " give it in UTF-8."
     ) from error
-
-
-@contextlib.contextmanager
-def _panics_as_errors() -> Iterator[None]:
-  """What the `tokenizers` library fails with becomes one sentence.
-
-  It raises plain Exception, and a panic of its Rust code is no Exception at
-  all, but a BaseException of the name PanicException, and writes where it came
-  from to the process's standard error.
-  """
-  try:
-    with _no_standard_error():
-      yield
-  except UserError:
-    raise
-  except BaseException as error:
-    is_panic = type(error).__name__ == "PanicException"
-    if not is_panic and not isinstance(error, Exception):
-      raise
-    raise UserError(f"No tokenizer in this JSON, or it fails: {error}") from (
-        error
-    )
-
-
-@contextlib.contextmanager
-def _no_standard_error() -> Iterator[None]:
-  """Drops what is written to the process's standard error meanwhile."""
-  try:
-    kept = os.dup(2)
-  except OSError:  # It was closed: nothing is shown anyway.
-    yield
-    return
-  try:
-    with open(os.devnull, "wb") as nowhere:
-      os.dup2(nowhere.fileno(), 2)
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
 
 
 def _tokenizers() -> Any:

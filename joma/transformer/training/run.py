@@ -124,7 +124,7 @@ def _save_steps(
       folder = workdir / form / f"step{step}"
       family = own_form.MODEL_TYPE if form == "own" else None
       pretrained.save(folder, config.model, params, family=family)
-      tokenizer_lib.save(corpus.tokenizer, folder)
+      tokenizer_lib.save(corpus.tokenizer, folder, config.model.max_len)
 
   return save
 
