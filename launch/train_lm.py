@@ -32,15 +32,16 @@ _REFERENCE_CSV = run.define_reference_csv()
 _SAVE_HF = flags.DEFINE_boolean(
     "save_hf",
     False,
-    "Write the model at each of map_steps as a Hugging Face folder, hf/step0"
-    " and so on, which inspect_lm and generate read.",
+    "Write the model at each of map_steps and at the end as a Hugging Face"
+    " folder, hf/step0 and so on, which transformers, inspect_lm and generate"
+    " read. The same command over a run that is done writes its end.",
 )
 _SAVE_OWN = flags.DEFINE_boolean(
     "save_own",
     False,
-    "Write the model at each of map_steps as a folder of the project's own"
-    " form, own/step0 and so on: it describes every model, and inspect_lm,"
-    " generate and evaluate_cache read it.",
+    "Write the model at each of map_steps and at the end as a folder of the"
+    " project's own form, own/step0 and so on: it describes every model, and"
+    " inspect_lm, generate and evaluate_cache read it.",
 )
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = flags.DEFINE_integer(

@@ -321,6 +321,11 @@ def save(
   workdir.write_atomic(folder / _SETTINGS, library_form.settings(max_len))
 
 
+def is_in(folder: pathlib.Path) -> bool:
+  """Whether a folder has a tokenizer.json."""
+  return (folder / _FILE).is_file()
+
+
 def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   """Reads the tokenizer.json of a folder: `save`'s, or Hugging Face's.
 

@@ -70,8 +70,9 @@ def train(
     config: The run.
     workdir: Its folder.
     data_dir: Where the corpus may lie.
-    forms: In which to write the model at each of `map_steps`: `hf`, a Hugging
-      Face folder hf/step0 and so on, or `own`, the project's own likewise.
+    forms: In which to write the model at each of `map_steps` and at the end:
+      `hf`, a Hugging Face folder hf/step0 and so on, or `own`, the project's
+      own likewise. A run that is done writes its end alone.
 
   Raises:
     UserError: As `corpus.load` and `train.train_and_evaluate`.
@@ -96,6 +97,7 @@ def train(
     print(describe(facts), flush=True)
   text = train_lib.make_batches(config, corpus)
   num_steps = train_lib.num_steps(config, text.steps_per_epoch)
+  save = _save_steps(config, corpus, workdir, forms) if forms else None
   with progress.bar(
       config.corpus,
       total=num_steps,
@@ -107,8 +109,10 @@ def train(
         corpus,
         workdir,
         on_progress=on_progress,
-        on_map=_save_steps(config, corpus, workdir, forms) if forms else None,
+        on_map=save,
     )
+  if save is not None:
+    save(num_steps, result.params)
   return Run(config, corpus, result)
 
 
@@ -122,6 +126,8 @@ def _save_steps(
   def save(step: int, params: PyTree) -> None:
     for form in forms if devices.is_main_process() else ():
       folder = workdir / form / f"step{step}"
+      if tokenizer_lib.is_in(folder):  # It is written last.
+        continue
       family = own_form.MODEL_TYPE if form == "own" else None
       pretrained.save(folder, config.model, params, family=family)
       tokenizer_lib.save(corpus.tokenizer, folder, config.model.max_len)
