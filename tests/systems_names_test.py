@@ -18,7 +18,7 @@ _MAY = {
     # The kernels' argument of that name.
     "joma/transformer/weighing/rule.py": {"sink_logits"},
     # The studies of those names.
-    "launch/attention.py": {"flux", "moh", "positional"},
+    "launch/attention.py": {"act", "flux", "moh", "positional"},
 }
 # Where policies are asked which of its protocols they follow.
 _CONTRACT, _PROTOCOLS = "joma/inference/cache/calls.py", "rules"
