@@ -58,8 +58,8 @@ class CalibrationConfig:
     num_tokens: Tokens of a text, the prompt included.
     num_find: Texts of the train split on which heads are tried.
     num_texts: Texts of the validation split that are measured.
-    thetas: Values for the heads that are found.
-    betas: Likewise.
+    thetas: Values of theta by which the heads that are found are measured.
+    betas: Values of beta by which the heads that are found are measured.
   """
 
   num_seeds: int = 4

@@ -149,7 +149,7 @@ def calibrate(
     out: Float[Array, "B T N H"],
     part: Float[Array, "B T N H"],
     mass: Float[Array, "B T N"],
-    beta: float,
+    beta: float | Float[Array, ""],
 ) -> Float[Array, "B T N H"]:
   """Scales what S gave, and the rest so that rows sum to 1.
 

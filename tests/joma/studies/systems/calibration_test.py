@@ -121,10 +121,13 @@ class PlantedColumnsTest(absltest.TestCase):
       np.testing.assert_allclose(got, [out[0] - out[1:].max()], atol=1e-5)
 
 
-class Subject:
+class Subject(calibrated_heads.Calibrated):
   """Losses of four heads by hand: the second alone helps, the third hurts."""
 
   cost = np.array([[0.0, -0.5], [0.25, -1.0]])
+
+  def __init__(self):
+    """No model."""
 
   def losses(self, tokens, is_head, theta, beta):
     del theta, beta
@@ -135,7 +138,8 @@ class StudyTest(parameterized.TestCase):
 
   def test_found_are_those_that_help_alone_among_loud_ones(self):
     loud = np.array([[True, True], [True, False]])
-    found = calibration.find(Subject(), np.zeros((2, 3)), loud, 0.1, 0.4)
+    tokens = jnp.zeros((2, 3), jnp.int32)
+    found = calibration.find(Subject(), tokens, loud, 0.1, 0.4)
     np.testing.assert_array_equal(found, [[False, True], [False, False]])
     drawn = calibration.at_random(loud, 2, 0)
     self.assertEqual(drawn.sum(), 2)
