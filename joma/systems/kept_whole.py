@@ -8,23 +8,13 @@ size.
 """
 
 import dataclasses
-from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
+from joma.systems import of_system
 from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 
-
-@runtime_checkable
-class Named(Protocol):
-  """A system, by its name in `joma.systems.names`."""
-
-  name: ClassVar[str]
-
-
-System = TypeVar("System", bound=Named)
 Read = tuple[Float[Array, "B T N H"], "KeptWhole"]
 
 
@@ -61,21 +51,14 @@ class New:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptWhole(Generic[System]):
+class KeptWhole(of_system.PromptFirst[of_system.System]):
   """A `hooks.KVCache` of one layer.
 
   Attributes:
     kept: `full_cache.FullCache` of rotated keys.
-    system: Static.
   """
 
   kept: full_cache.FullCache
-  system: System = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
 
   def num_positions(self) -> int:
     """Those of what it keeps."""
@@ -83,20 +66,6 @@ class KeptWhole(Generic[System]):
 
   def kept_positions(self) -> None:
     """None: nothing leaves."""
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> Read:
-    """A first prompt as a whole text; what follows one by one."""
-    arguments = (query, key, value, positions, rotate, options)
-    cls = type(self)
-    return one_by_one.but_first(cls.take, cls.attend, self, *arguments)
 
   def take(
       self,

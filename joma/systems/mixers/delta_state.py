@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import of_system
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -85,28 +86,17 @@ def finish(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DeltaState:
+class DeltaState(of_system.InPieces[Ruled]):
   """A KVCache of one layer.
 
   Attributes:
     state: Float32 [B, N, H, H].
     inputs: The newest of queries, keys and values, [B, W, N, H] or [B, W, K,
       H], by name.
-    system: The mixer, static.
   """
 
   state: PyTree
   inputs: PyTree
-  system: Ruled = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its mixer."""
-    return (self.system.name,)
-
-  def takes_pieces(self) -> bool:
-    """Always: the state of a text so far is all that there is."""
-    return True
 
   def attend(
       self,
@@ -121,18 +111,19 @@ class DeltaState:
     call = options.call
     assert call is not None  # A layer gives it to the caches of its systems.
     params, is_token = call.params[self.system.name], positions >= 0
-    lengths, made, after = is_token.sum(axis=1), [], {}
-    for part, x in zip(PARTS, (query, key, value), strict=True):
-      both = jnp.concatenate([self.inputs[part].astype(x.dtype), x], axis=1)
-      made.append(convolved.convolve(both, params[part], x.shape[1]))
-      newest = convolved.last_inputs(both, lengths, self.system.width - 1)
-      after[part] = newest.astype(self.inputs[part].dtype)
+    both, inputs = with_inputs(
+        self.inputs, (query, key, value), is_token.sum(axis=1)
+    )
+    made = [
+        convolved.convolve(x, params[part], query.shape[1])
+        for part, x in both.items()
+    ]
     vectors = unit(made, query.shape[2])
     arrays = (*vectors, *self.system.rates(params, call.x))
     sweep = self._step if query.shape[1] == 1 else self._sweep
     result = sweep(arrays, is_token, options)
     out = finish(self.system, params, call.x, result.out)
-    return out, dataclasses.replace(self, state=result.state, inputs=after)
+    return out, dataclasses.replace(self, state=result.state, inputs=inputs)
 
   def _step(
       self,
@@ -158,6 +149,47 @@ class DeltaState:
         initial_state=self.state,
         lengths=is_token.sum(axis=1),
     )
+
+
+def no_inputs(
+    config: configs.TransformerConfig, batch_size: int, width: int
+) -> dict[str, Array]:
+  """Zeros, the inputs before the first token, by name [B, w - 1, ., H].
+
+  Args:
+    config: The model's.
+    batch_size: B.
+    width: w, tokens that the convolutions read.
+  """
+  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+  return {
+      part: jnp.zeros((batch_size, width - 1, num, config.head_dim))
+      for part, num in zip(PARTS, heads, strict=True)
+  }
+
+
+def with_inputs(
+    inputs: dict[str, Array],
+    vectors: tuple[Array, Array, Array],
+    lengths: Int[Array, "B"],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Puts the newest inputs in front of new ones.
+
+  Args:
+    inputs: The newest of queries, keys and values, by name [B, W, ., H].
+    vectors: New queries, keys and values [B, T, ., H].
+    lengths: Tokens of each text among them; padding follows.
+
+  Returns:
+    Both, by name, and the inputs that are then the newest.
+  """
+  both, after = {}, {}
+  for part, x in zip(PARTS, vectors, strict=True):
+    old = inputs[part]
+    both[part] = jnp.concatenate([old.astype(x.dtype), x], axis=1)
+    newest = convolved.last_inputs(both[part], lengths, old.shape[1])
+    after[part] = newest.astype(old.dtype)
+  return both, after
 
 
 def rule(
@@ -191,11 +223,7 @@ def init(
     system: Ruled, config: configs.TransformerConfig, batch_size: int
 ) -> DeltaState:
   """Returns the empty state of one layer."""
-  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-  size, width = config.head_dim, system.width - 1
-  inputs = {
-      part: jnp.zeros((batch_size, width, num, size))
-      for part, num in zip(PARTS, heads, strict=True)
-  }
+  size = config.head_dim
+  inputs = no_inputs(config, batch_size, system.width)
   state = jnp.zeros((batch_size, config.num_heads, size, size))
-  return DeltaState(state, inputs, system)
+  return DeltaState(system, state, inputs)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import of_system
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas.linear_attention import api
@@ -50,25 +51,14 @@ class Fading(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FadingState:
+class FadingState(of_system.InPieces[Fading]):
   """A KVCache of one layer.
 
   Attributes:
     state: Float32 [B, N, H, H].
-    system: The mixer, static.
   """
 
   state: PyTree
-  system: Fading = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its mixer."""
-    return (self.system.name,)
-
-  def takes_pieces(self) -> bool:
-    """Always: the state of a text so far is all that there is."""
-    return True
 
   def attend(
       self,
@@ -135,4 +125,4 @@ def init(
 ) -> FadingState:
   """Returns the empty state of one layer."""
   shape = (batch_size, config.num_heads, config.head_dim, config.head_dim)
-  return FadingState(jnp.zeros(shape), system)
+  return FadingState(system, jnp.zeros(shape))

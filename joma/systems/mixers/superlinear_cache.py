@@ -149,4 +149,4 @@ def init(
   kept = full_cache.of_rotated(
       system.name, config, layer, batch_size, capacity, dtype
   )
-  return SuperlinearCache(kept, system)
+  return SuperlinearCache(system, kept)

@@ -104,4 +104,4 @@ def init(
   kept = full_cache.of_rotated(
       system.name, config, layer, batch_size, capacity, dtype
   )
-  return FluxCache(kept, system, jnp.ones((batch_size,)))
+  return FluxCache(system, kept, jnp.ones((batch_size,)))

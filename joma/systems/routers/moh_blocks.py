@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from joma.systems import kept_whole
 from joma.systems.routers import moh
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -125,39 +126,23 @@ class MohBlocks:
     kept = full_cache.of_rotated(
         self.name, config, layer, batch_size, capacity, dtype
     )
-    return RoutedCache(kept, jnp.zeros((batch_size, config.num_heads)), self)
+    return RoutedCache(self, kept, jnp.zeros((batch_size, config.num_heads)))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RoutedCache:
+class RoutedCache(kept_whole.KeptWhole[MohBlocks]):
   """A `hooks.KVCache` of one layer.
 
   Attributes:
-    kept: `full_cache.FullCache`.
     gates: Of the block that is not full yet, float32 [B, N].
-    system: Static.
   """
 
-  kept: full_cache.FullCache
   gates: PyTree
-  system: MohBlocks = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
-
-  def num_positions(self) -> int:
-    """Those of what it keeps."""
-    return self.kept.num_positions()
 
   def takes_pieces(self) -> bool:
     """Always: a piece finds the gates of the block that it goes on with."""
     return True
-
-  def kept_positions(self) -> None:
-    """None: nothing leaves."""
 
   def attend(
       self,

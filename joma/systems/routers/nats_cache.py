@@ -15,19 +15,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import of_system
 from joma.systems.mixers import delta_state
 from joma.systems.routers import nats_text
-from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
 from kernels_pallas.gated_delta_rule import api
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NatsCache:
+class NatsCache(
+    of_system.InPieces[nats_text.Routing],
+    of_system.PromptFirst[nats_text.Routing],
+):
   """A KVCache of one layer.
 
   Attributes:
@@ -42,7 +44,6 @@ class NatsCache:
     value: Likewise.
     num_kept: Slots that are filled [B, K].
     num_lost: Chunks that found none [B, K].
-    system: The router, static.
   """
 
   state: PyTree
@@ -55,21 +56,11 @@ class NatsCache:
   value: PyTree
   num_kept: PyTree
   num_lost: PyTree
-  system: nats_text.Routing = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its system."""
-    return (self.system.name,)
 
   @property
   def num_slots(self) -> int:
     """P."""
     return self.key.shape[2] // self.system.chunk - 1
-
-  def takes_pieces(self) -> bool:
-    """Always: a chunk is routed when it is complete, however it came."""
-    return True
 
   def num_positions(self) -> int | None:
     """Those of a text whose chunks all stay; None where slots are bounded."""
@@ -89,20 +80,6 @@ class NatsCache:
         " has."
     )
 
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "NatsCache"]:
-    """A first prompt as a whole text; what follows one by one."""
-    arguments = (query, key, value, positions, rotate, options)
-    cls = type(self)
-    return one_by_one.but_first(cls.take, cls.attend, self, *arguments)
-
   def take(
       self,
       query: Float[Array, "B T N H"],
@@ -115,15 +92,11 @@ class NatsCache:
     """Takes a first prompt, padded at its end, or one token a sequence."""
     call = options.call
     assert call is not None  # A layer gives it to the caches of its systems.
-    is_token, both, after = positions >= 0, {}, {}
+    is_token, arrays = positions >= 0, (query, key, value)
     lengths = is_token.sum(axis=1)
-    arrays = (query, key, value)
-    for part, x in zip(delta_state.PARTS, arrays, strict=True):
-      both[part] = jnp.concatenate([self.inputs[part].astype(x.dtype), x], 1)
-      newest = convolved.last_inputs(both[part], lengths, self.system.width - 1)
-      after[part] = newest.astype(self.inputs[part].dtype)
+    both, inputs = delta_state.with_inputs(self.inputs, arrays, lengths)
     cache = dataclasses.replace(
-        self, inputs=after, length=self.length + lengths
+        self, inputs=inputs, length=self.length + lengths
     )
     if query.shape[1] > 1:
       return cache._prompt(call, arrays, lengths)
@@ -287,14 +260,10 @@ def init(
     capacity: Positions of the longest text.
     dtype: Of keys and values.
   """
-  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
   size, slots = config.head_dim, system.slots or -(-capacity // system.chunk)
   zeros = lambda *shape: jnp.zeros((batch_size, *shape))
   count = lambda *shape: jnp.zeros((batch_size, *shape), jnp.int32)
-  inputs = {
-      part: zeros(system.width - 1, num, size)
-      for part, num in zip(delta_state.PARTS, heads, strict=True)
-  }
+  inputs = delta_state.no_inputs(config, batch_size, system.width)
   state = zeros(config.num_heads, size, size)
   length = (slots + 1) * system.chunk
   keys = jnp.zeros((batch_size, config.num_kv_heads, length, size), dtype)

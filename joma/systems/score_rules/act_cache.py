@@ -107,4 +107,4 @@ def init(
       system.name, config, layer, batch_size, capacity, dtype
   )
   chosen = jnp.full((batch_size, config.num_heads, num_columns), -1, jnp.int32)
-  return ActCache(kept, system, chosen)
+  return ActCache(system, kept, chosen)

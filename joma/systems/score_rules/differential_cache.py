@@ -66,7 +66,7 @@ def init(
   kept = full_cache.of_rotated(
       system.name, config, layer, batch_size, capacity, dtype
   )
-  return DifferentialCache(kept, system)
+  return DifferentialCache(system, kept)
 
 
 def of_pairs(value: Float[Array, "B T K H"]) -> Float[Array, "B T K _"]:

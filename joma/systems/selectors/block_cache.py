@@ -225,7 +225,7 @@ def init(
     num_blocks = size // system.block
     summary = system.init_summary(config, batch_size, num_blocks)
   kept = full_cache.FullCache(empty(), empty())
-  return BlockCache(kept, system, summary)
+  return BlockCache(system, kept, summary)
 
 
 class InBlocks:

@@ -218,4 +218,4 @@ def init(
   num_blocks = capacity // system.block
   shape = (batch_size, num_blocks, config.num_kv_heads, config.head_dim)
   blocks = {of: jnp.zeros(shape, dtype) for of in ("key", "value")}
-  return NsaCache(kept, system, blocks)
+  return NsaCache(system, kept, blocks)

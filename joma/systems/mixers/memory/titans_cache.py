@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from joma.systems import of_system
 from joma.systems.mixers import delta_state
 from joma.systems.mixers.memory import titans_memory
-from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from joma.transformer import one_by_one
 
 
 @runtime_checkable
@@ -70,7 +69,9 @@ class Remembering(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TitansCache:
+class TitansCache(
+    of_system.InPieces[Remembering], of_system.PromptFirst[Remembering]
+):
   """A KVCache of one layer.
 
   Attributes:
@@ -78,36 +79,11 @@ class TitansCache:
       weights then take the place of: there are none when a cache is made.
     length: Tokens of each text so far [B].
     inputs: The newest of queries, keys and values, by name, [B, w - 1, ., H].
-    system: The mixer, static.
   """
 
   state: PyTree
   length: PyTree
   inputs: PyTree
-  system: Remembering = dataclasses.field(metadata={"static": True})
-
-  @property
-  def honours(self) -> tuple[str, ...]:
-    """Its mixer."""
-    return (self.system.name,)
-
-  def takes_pieces(self) -> bool:
-    """Always: the state of a text so far is all that there is."""
-    return True
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "TitansCache"]:
-    """A first prompt as a whole text; what follows one by one."""
-    arguments = (query, key, value, positions, rotate, options)
-    cls = type(self)
-    return one_by_one.but_first(cls.take, cls.attend, self, *arguments)
 
   def take(
       self,
@@ -122,12 +98,10 @@ class TitansCache:
     call, system = options.call, self.system
     assert call is not None  # A layer gives it to the caches of its systems.
     params, is_token = call.params[system.name], positions >= 0
-    lengths, both, after = is_token.sum(axis=1), {}, {}
-    vectors = (query, key, value)
-    for part, x in zip(delta_state.PARTS, vectors, strict=True):
-      both[part] = jnp.concatenate([self.inputs[part].astype(x.dtype), x], 1)
-      newest = convolved.last_inputs(both[part], lengths, system.width - 1)
-      after[part] = newest.astype(self.inputs[part].dtype)
+    lengths = is_token.sum(axis=1)
+    both, inputs = delta_state.with_inputs(
+        self.inputs, (query, key, value), lengths
+    )
     tokens = system.tokens(params, call.x, both)
     first = system.first(params)
     state, is_mean = self._begun(first), system.loss == "mean"
@@ -139,7 +113,7 @@ class TitansCache:
           state, tokens, lengths, system.chunk, is_mean
       )
     cache = dataclasses.replace(
-        self, state=state, length=self.length + lengths, inputs=after
+        self, state=state, length=self.length + lengths, inputs=inputs
     )
     out = system.finish(params, call.x, out).astype(query.dtype)
     return out, cache
@@ -162,15 +136,11 @@ def init(
     system: Remembering, config: configs.TransformerConfig, batch_size: int
 ) -> TitansCache:
   """Returns the state before the first token."""
-  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
   size = config.head_dim
-  inputs = {
-      part: jnp.zeros((batch_size, system.width - 1, num, size))
-      for part, num in zip(delta_state.PARTS, heads, strict=True)
-  }
+  inputs = delta_state.no_inputs(config, batch_size, system.width)
   zeros = tuple(
       jnp.zeros((config.num_heads, size, size)) for _ in range(system.depth)
   )
   state = titans_memory.begin(zeros, batch_size)
   length = jnp.zeros((batch_size,), jnp.int32)
-  return TitansCache(state, length, inputs, system)
+  return TitansCache(system, state, length, inputs)
