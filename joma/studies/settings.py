@@ -35,6 +35,15 @@ class _Trained(_Seeded, Protocol):
 
 
 @runtime_checkable
+class _Rated(_Trained, Protocol):
+  """Settings of runs that train at one rate."""
+
+  @property
+  def rate(self) -> float:
+    ...
+
+
+@runtime_checkable
 class _OnTrees(_Trained, Protocol):
   """Settings of runs on latent trees."""
 
@@ -106,6 +115,19 @@ def check_runs(config: _Trained) -> None:
         f"num_steps must be a multiple of num_records={config.num_records},"
         f" got {config.num_steps}."
     )
+
+
+def check_trained(config: _Rated, *sizes: str) -> None:
+  """Raises UserError unless runs fit, the rate is positive, sizes 1 or more.
+
+  Args:
+    config: Settings of a study.
+    sizes: Names of those of which there must be one at least.
+  """
+  check_runs(config)
+  for name in sizes:
+    require.at_least(name, getattr(config, name), 1)
+  require.positive("rate", config.rate)
 
 
 def check_tree(config: _OnTrees) -> None:

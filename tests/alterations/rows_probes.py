@@ -118,4 +118,31 @@ joma/studies/systems/subjects/associations.py
 ? the other subject is one that was not to be used
 @ tests/joma/studies/systems/probes/recall_test.py
 @ test_pairs_are_of_one_relation_one_half_and_two_answers
+
+joma/studies/systems/subjects/calibrated_heads.py
+- mean = weights[:, :, :num_prompt].mean(axis=2)
++ mean = weights.mean(axis=2)
+? what follows the prompt chooses columns for it
+@ tests/joma/studies/systems/calibration_test.py
+@ test_columns_are_of_the_prompt_and_never_the_first
+
+joma/studies/systems/subjects/calibrated_heads.py
+- return (mean > theta).at[..., 0].set(False)
++ return mean > theta
+? the first column is turned down
+@ tests/joma/studies/systems/calibration_test.py
+@ test_it_is_what_a_prompt_and_steps_of_the_system_give
+
+joma/studies/systems/calibration.py
+- found[head] = subject.losses(tokens, alone, theta, beta).mean() < plain
++ found[head] = subject.losses(tokens, alone, theta, beta).mean() <= plain
+? heads that change nothing pass for such that help
+@ test_found_are_those_that_help_alone_among_loud_ones
+
+joma/systems/of_system.py
+- return one_by_one.but_first(cls.take, cls.attend, self, *arguments)
++ return cls.take(self, *arguments)
+? a second prompt is read as if nothing came before it
+@ tests/joma/systems/conformance_test.py
+@ test_a_second_prompt_goes_on_from_the_first
 """

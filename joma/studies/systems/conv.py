@@ -78,9 +78,7 @@ class ConvConfig:
   rate: float = 3e-3
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_pairs"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(self, "batch_size", "num_pairs")
     require.at_least("width", self.width, 2)
     for name in ("num_keys", "num_values"):
       require.between(name, getattr(self, name), self.num_pairs, 10**4)
@@ -89,7 +87,6 @@ class ConvConfig:
           "seq_len must be even and more than two tokens a pair of"
           f" num_pairs={self.num_pairs}, got {self.seq_len}."
       )
-    require.positive("rate", self.rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -87,10 +87,8 @@ class MqarConfig:
   num_test: int = 128
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
+    settings_lib.check_trained(self, "batch_size", "num_pairs", "num_test")
     settings_lib.require_choices("models", self.models, tuple(MODELS))
-    for name in ("batch_size", "num_pairs", "num_test"):
-      require.at_least(name, getattr(self, name), 1)
     require.at_least("width", self.width, 4)
     for name in ("num_keys", "num_values"):
       require.between(name, getattr(self, name), self.num_pairs, 10**4)
@@ -99,7 +97,6 @@ class MqarConfig:
           "seq_len must be three tokens or more a pair of"
           f" num_pairs={self.num_pairs}, got {self.seq_len}."
       )
-    require.positive("rate", self.rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

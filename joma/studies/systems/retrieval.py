@@ -97,15 +97,14 @@ class RetrievalConfig:
   num_test: int = 64
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_asked", "num_test", "budget"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(
+        self, "batch_size", "num_asked", "num_test", "budget"
+    )
     require.at_least("num_facts", self.num_facts, 4)
     require.between("num_keys", self.num_keys, _LONGER * self.num_facts, 10**4)
     require.between("num_values", self.num_values, 2, 10**4)
     require.between("chunk", self.chunk, 1, self.num_facts - 1)
     settings_lib.require_multiple("width", self.width, 4)
-    require.positive("rate", self.rate)
     for name in self.policies:
       policy_names.check(name)
 

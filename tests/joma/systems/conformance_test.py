@@ -259,6 +259,28 @@ class CacheTest(parameterized.TestCase):
           )
         at = at + active
 
+  @parameterized.parameters(*_NAMES)
+  @pytest.mark.slow
+  def test_a_second_prompt_goes_on_from_the_first(self, name):
+    """Of five tokens, then of six and of four, one row being shorter."""
+    system = _system(name)
+    sees_later = isinstance(system, hooks.SeesLater)
+    entry = system.neutral if sees_later else _small(name)
+    pair = _drawn(name, 1)[0]
+    model, params, tokens = _model(entry, *pair, _num_layers(name))
+    want = _logits(model, params, tokens, _steps(tokens.shape))
+    cache = full_cache.init(model.config, 3, _LENGTH)
+    first = _steps((3, 5))
+    logits, cache = applied.step(model, params, tokens[:, :5], first, cache)
+    chex.assert_trees_all_close(logits, want[:, :5], atol=1e-5)
+    second = _steps((3, 6), (6, 4, 6))
+    second = np.where(second < 0, -1, second + 5)
+    logits, _ = applied.step(model, params, tokens[:, 5:11], second, cache)
+    for row, length in enumerate((6, 4, 6)):
+      chex.assert_trees_all_close(
+          logits[row, :length], want[row, 5 : 5 + length], atol=1e-5
+      )
+
   def _caches(self, model):
     """The cache that keeps everything, and slots where they can follow."""
     yield full_cache.init(model.config, 3, _LENGTH)

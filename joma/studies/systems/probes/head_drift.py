@@ -86,14 +86,13 @@ class DriftConfig:
   num_test: int = 256
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("num_planted", "span", "num_update", "num_test"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(
+        self, "num_planted", "span", "num_update", "num_test"
+    )
     for name in ("batch_size", "num_values", "num_layers"):
       require.at_least(name, getattr(self, name), 2)
     require.at_least("num_heads", self.num_heads, 1)
     settings_lib.require_multiple("width", self.width, 2 * self.num_heads)
-    require.positive("rate", self.rate)
     require.positive("update_rate", self.update_rate)
 
 

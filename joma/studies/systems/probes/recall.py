@@ -92,16 +92,15 @@ class RecallConfig:
   num_random: int = 8
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_relations", "num_layers", "num_random"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(
+        self, "batch_size", "num_relations", "num_layers", "num_random"
+    )
     require.at_least("num_filler", self.num_filler, 0)
     require.positive("decay", self.decay)
     require.at_least("num_heads", self.num_heads, 2)
     require.at_least("num_values", self.num_values, 2)
     settings_lib.require_multiple("num_names", self.num_names, 2)
     settings_lib.require_multiple("width", self.width, 2 * self.num_heads)
-    require.positive("rate", self.rate)
     require.positive("enough", self.enough)
 
 

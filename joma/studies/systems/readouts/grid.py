@@ -79,13 +79,10 @@ class GridConfig:
   num_test: int = 512
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_heads", "num_test"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(self, "batch_size", "num_heads", "num_test")
     require.at_least("size", self.size, 4)
     settings_lib.require_multiple("size", self.size, 2)
     settings_lib.require_multiple("width", self.width, self.num_heads)
-    require.positive("rate", self.rate)
 
 
 def measure(

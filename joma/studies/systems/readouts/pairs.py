@@ -70,12 +70,9 @@ class PairsConfig:
   num_test: int = 1024
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_tokens", "num_test"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(self, "batch_size", "num_tokens", "num_test")
     require.at_least("num_values", self.num_values, 2)
     settings_lib.require_multiple("width", self.width, 4)
-    require.positive("rate", self.rate)
 
 
 def measure(

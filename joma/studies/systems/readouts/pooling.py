@@ -74,14 +74,11 @@ class PoolingConfig:
   rate: float = 0.01
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_tokens", "num_latents"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(self, "batch_size", "num_tokens", "num_latents")
     require.at_least("num_layers", self.num_layers, 3)
     require.at_least("width", self.width, 4)
     require.between("num_classes", self.num_classes, 2, self.width)
     require.positive("signal", self.signal)
-    require.positive("rate", self.rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

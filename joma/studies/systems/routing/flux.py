@@ -85,15 +85,12 @@ class FluxConfig:
   num_test: int = 128
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
+    settings_lib.check_trained(self, "batch_size", "num_chains", "num_test")
     settings_lib.require_multiple("num_tuned", self.num_tuned, self.num_records)
     settings_lib.require_multiple("width", self.width, 16)
-    for name in ("batch_size", "num_chains", "num_test"):
-      require.at_least(name, getattr(self, name), 1)
     require.between("num_symbols", self.num_symbols, self.num_chains, 10**4)
     # What a local text asks for lies within it.
     require.at_least("window", self.window, 5)
-    require.positive("rate", self.rate)
     require.not_negative("cost", self.cost)
 
 

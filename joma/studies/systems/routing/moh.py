@@ -90,15 +90,14 @@ class MohConfig:
   num_texts: int = 8
 
   def __post_init__(self):
-    settings_lib.check_runs(self)
-    for name in ("batch_size", "num_test", "num_texts", "block"):
-      require.at_least(name, getattr(self, name), 1)
+    settings_lib.check_trained(
+        self, "batch_size", "num_test", "num_texts", "block"
+    )
     require.at_least("num_symbols", self.num_symbols, 2)
     # Two heads of four read as far back as four tokens.
     require.at_least("seq_len", self.seq_len, 5)
     require.at_least("width", self.width, 4)
     require.at_least("num_tokens", self.num_tokens, 2)
-    require.positive("rate", self.rate)
     settings_lib.require_multiple("num_heads", self.num_heads, 4)
     settings_lib.require_multiple("num_keys", self.num_keys, self.block)
 
