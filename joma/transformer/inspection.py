@@ -93,7 +93,8 @@ def measure(
     have, each a number a layer; `sink_rate` [L]; `stable_rank`, each [L];
     `loss` in nats and `perplexity`, of every token but the first of a window,
     null where there is none; `num_tokens`, `num_targets`, `num_windows`;
-    `probes` of each name a mean over windows, [L], [L, N] or [L, N, 4].
+    `probes` of each name a mean over windows, [L], [L, N] or [L, N, 4]. What
+    is of attention weights is NaN in layers that have none.
 
   Raises:
     UserError: As `check_ids`.
@@ -124,7 +125,7 @@ def measure(
     uniform = more if uniform is None else jax.tree.map(np.add, uniform, more)
     on_progress(len(part))
   assert total is not None and uniform is not None, "a text has a window"
-  return _summary(total, uniform, params, len(windows))
+  return _summary(total, uniform, params, len(windows), config)
 
 
 def _calls(
@@ -170,8 +171,11 @@ def _summary(
     uniform: probes.Attention,
     params: PyTree,
     num_windows: int,
+    config: configs.TransformerConfig,
 ) -> dict[str, Any]:
-  mean = jax.tree.map(lambda x: x / total.num_tokens, total.attention)
+  mean = jax.tree.map(
+      lambda x: probes.marked(x / total.num_tokens, config), total.attention
+  )
   num_targets = int(total.num_targets)
   loss = float(total.loss) / num_targets if num_targets else None
   return {
@@ -186,5 +190,5 @@ def _summary(
       "num_tokens": int(total.num_tokens),
       "num_targets": num_targets,
       "num_windows": num_windows,
-      "probes": named.means(total.named),
+      "probes": probes.marked_by_name(named.means(total.named), config),
   }

@@ -30,9 +30,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
+from joma.systems.probes import maps
 from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 
 TOP_SHARE = 0.2
@@ -69,7 +71,7 @@ def attention(
     num_visible: v, keys that the mask allows; see `count_visible`.
   """
   attn_weights = attn_weights.astype(jnp.float32)
-  # Where a layer has no weights, counts of them are no numbers either.
+  # Where weights are no numbers, counts of them are none either.
   none = jnp.where(jnp.isnan(attn_weights[..., 0]), jnp.nan, 0)
   entropy = jax.scipy.special.entr(attn_weights).sum(axis=-1)
   num_top = jnp.ceil(TOP_SHARE * num_visible).astype(jnp.int32)
@@ -220,6 +222,7 @@ def by_name(
       ],
       stream_of(seen, config),
       is_token,
+      tuple(has_weights(config)),
   )
 
 
@@ -242,7 +245,7 @@ def weights_of(
     config: configs.TransformerConfig,
     shape: tuple[int, ...],
 ) -> Float[Array, "B N T T"]:
-  """Attention weights of a layer; NaN where its mixer has none.
+  """Attention weights of a layer; zeros where its mixer has none.
 
   Those of a rule whose rows need not sum to 1 are divided so that they do.
 
@@ -257,7 +260,39 @@ def weights_of(
     if name in attn:
       return attn[name][0]
   batch, length = shape
-  return jnp.full((batch, config.num_heads, length, length), jnp.nan)
+  return jnp.zeros((batch, config.num_heads, length, length))
+
+
+def has_weights(config: configs.TransformerConfig) -> Bool[np.ndarray, "L"]:
+  """Which layers have attention weights: those without a mixer."""
+  layers = range(config.num_layers)
+  return np.array(
+      [layer_hooks.of_layer(config, layer).mixer is None for layer in layers]
+  )
+
+
+def marked(
+    values: Float[np.ndarray, "L *v"], config: configs.TransformerConfig
+) -> Float[np.ndarray, "L *v"]:
+  """Puts NaN where a layer has no attention weights.
+
+  This is done on the host: a NaN in an array of a device is a fault, and is
+  taken for one under JAX_DEBUG_NANS.
+  """
+  values = np.asarray(values)
+  is_known = has_weights(config).reshape(-1, *(1,) * (values.ndim - 1))
+  return np.where(is_known, values, np.nan)
+
+
+def marked_by_name(
+    means: Mapping[str, Float[np.ndarray, "L *v"]],
+    config: configs.TransformerConfig,
+) -> dict[str, Float[np.ndarray, "L *v"]]:
+  """Does so with what `named.means` gives of attention weights."""
+  return {
+      name: marked(values, config) if name in maps.PROBES else values
+      for name, values in means.items()
+  }
 
 
 def sink_rate(sink_mass: Float[np.ndarray, "*b N"]) -> Float[np.ndarray, "*b"]:

@@ -23,6 +23,7 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import compilation_cache
 from scansnap_jax.experiment.processes import interrupts
+from scansnap_jax.experiment.processes import variables
 
 if TYPE_CHECKING:
   from typing_extensions import Buffer  # typing has it from Python 3.12 on.
@@ -58,6 +59,7 @@ def run(
       --compilation_cache says. Benchmarks compile anew.
   """
   interrupts.install()
+  variables.settle()
   _prepare_streams()
   if keeps_compiled:
     _define_compilation_cache()
@@ -71,6 +73,7 @@ def run(
         raise errors.UserError(
             f"unexpected {argv[1:]}; flags are written --name=value"
         )
+      variables.check()
       if keeps_compiled:
         _keep_compiled()
       with progress.watch():

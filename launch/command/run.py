@@ -12,7 +12,6 @@ main process alone claims and reports. `run` is the same with callbacks.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from importlib import metadata
-import os
 import pathlib
 import platform
 import secrets
@@ -242,6 +241,8 @@ _DEPENDENCIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def _facts_of_all_hosts() -> dict[str, str]:
   """What must be equal on all hosts: flags, versions, number settings."""
+  from scansnap_jax.experiment.processes import devices
+
   given = flags.FLAGS.flag_values_dict()
   facts = {
       f"--{name}": str(value)
@@ -251,10 +252,7 @@ def _facts_of_all_hosts() -> dict[str, str]:
   facts["the version of Python"] = platform.python_version()
   for name in _DEPENDENCIES:
     facts[f"the version of {name}"] = metadata.version(name)
-  facts["JAX_DEFAULT_MATMUL_PRECISION"] = os.environ.get(
-      "JAX_DEFAULT_MATMUL_PRECISION", ""
-  )
-  return facts
+  return facts | devices.number_settings()
 
 
 @contextlib.contextmanager
@@ -278,6 +276,10 @@ def _claimed(
       asked = folder()
       workdir = json_file.local_path(asked.path).absolute()
       if is_main:
+        chosen = devices.number_settings()
+        if chosen:  # Under others a resume would give other bits.
+          settings = {**asked.settings, workdir_lib.ENVIRONMENT: chosen}
+          asked = asked._replace(settings=settings)
         held.enter_context(workdir_lib.hold(*asked))
     if peers is not None:
       _check_shared(workdir, peers)

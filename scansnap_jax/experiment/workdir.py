@@ -22,6 +22,8 @@ from scansnap_jax.experiment import json_file
 _CONFIG = "config.json"
 _FLAGS = "flags.txt"
 _LOCK = ".lock"
+# Of a config: variables of the environment that decide numbers, where set.
+ENVIRONMENT = "environment"
 _ABSENT = object()
 
 
@@ -89,7 +91,11 @@ def _check_free(path: pathlib.Path, config: Mapping[str, Any]) -> bool:
     if difference:
       more = f"; and {len(difference) - 6} more" if len(difference) > 6 else ""
       advice = "or the settings there to resume it"
-      if any(line.endswith(f"{_show(_ABSENT)} here") for line in difference):
+      if any(
+          line.endswith(f"{_show(_ABSENT)} here")
+          for line in difference
+          if not line.startswith(f"{ENVIRONMENT}.")
+      ):
         # What does not exist here cannot be given.
         advice = "or resume it with the version that began it"
       raise errors.UserError(

@@ -150,11 +150,11 @@ def kernel_options(policy: Policy) -> dict[str, Any] | None:
 
 def kept_mass(
     policy: Policy, slots: policy_lib.Slots, position: Int[Array, "B"]
-) -> Float[Array, "B K"]:
-  """Share of all attention so far that went to what is kept, or NaN."""
+) -> Float[Array, "B K"] | None:
+  """Share of all attention so far that went to what is kept, if known."""
   if isinstance(policy, rules.KnowsMass):
     return policy.kept_mass(slots, position)
-  return jnp.full(slots.pos.shape[:2], jnp.nan)
+  return None
 
 
 def capacities(

@@ -242,20 +242,19 @@ def stats(
   Returns:
     occupancy, the share of slots taken; mean_age and max_age of the kept
     tokens in positions; kept_mass, the share of all attention so far (N / K
-    a query) that went to tokens still kept: NaN unless the policy's score is
-    a sum of it.
+    a query) that went to tokens still kept, where the policy's score is a sum
+    of it.
   """
   is_kept = cache.pos >= 0
   count = is_kept.sum(axis=-1)
   age = jnp.where(is_kept, position[:, None, None] - cache.pos, 0)
-  return {
+  found = {
       "occupancy": count / cache.capacity,
       "mean_age": age.sum(axis=-1) / jnp.maximum(count, 1),
       "max_age": age.max(axis=-1).astype(jnp.float32),
-      "kept_mass": calls.kept_mass(
-          cache.policy, slot_step.view(cache), position
-      ),
   }
+  mass = calls.kept_mass(cache.policy, slot_step.view(cache), position)
+  return found if mass is None else {**found, "kept_mass": mass}
 
 
 def _read(

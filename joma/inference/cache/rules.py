@@ -135,8 +135,11 @@ class KnowsMass(Protocol):
 
   def kept_mass(
       self, slots: policy_lib.Slots, position: Int[Array, "B"]
-  ) -> Float[Array, "B K"]:
-    """Returns the share of all attention so far that went to what is kept."""
+  ) -> Float[Array, "B K"] | None:
+    """Returns the share of all attention so far that went to what is kept.
+
+    None where the score as it is set up is no such sum.
+    """
     ...
 
 

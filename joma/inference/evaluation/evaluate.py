@@ -34,6 +34,8 @@ class KnowsPositions(Protocol):
 
 # In the place of a token: the logits were not finite, and none is likely.
 _NO_TOKEN = -2
+# In the place of a share, on the device: NaN is a fault there.
+_NOT_ASKED = -1.0
 
 
 class Reading(NamedTuple):
@@ -45,7 +47,7 @@ class Reading(NamedTuple):
     losses: Cross-entropy in nats of the token after each, [B, T]; 0 where the
       text has ended.
     recall: Share of the gold tokens of a query that its layer still had, mean
-      over KV heads, [B, T, L]; NaN where nothing is asked.
+      over KV heads, [B, T, L]; -1 where nothing is asked.
     kv_cache: After the last token.
   """
 
@@ -106,7 +108,7 @@ def read(
 
   # One compilation for texts of all lengths: what has ended is padding.
   _, kinds = jax.eval_shape(step, 0, kv_cache)
-  nothing = (_NO_TOKEN, 0.0, jnp.nan)
+  nothing = (_NO_TOKEN, 0.0, _NOT_ASKED)
   empty = tuple(
       jnp.full((len(tokens), seq_len, *kind.shape[1:]), value, kind.dtype)
       for kind, value in zip(kinds, nothing, strict=True)
@@ -121,15 +123,15 @@ def read(
 def _recall_where_asked(
     kv_cache: PyTree, gold: Int[Array, "B M"], is_read: Bool[Array, "B"]
 ) -> Float[Array, "B L"]:
-  """`gold_recall` of the texts that go on; NaN where nothing is asked."""
+  """`gold_recall` of the texts that go on; -1 where nothing is asked."""
   # Recall takes time, and most tokens ask nothing.
   recall = jax.lax.cond(
       ((gold >= 0) & is_read[:, None]).any(),
       lambda cache: gold_recall(cache, gold),
-      lambda cache: jnp.full((len(gold), len(cache)), jnp.nan),
+      lambda cache: jnp.full((len(gold), len(cache)), _NOT_ASKED),
       kv_cache,
   )
-  return jnp.where(is_read[:, None], recall, jnp.nan)
+  return jnp.where(is_read[:, None], recall, _NOT_ASKED)
 
 
 def gold_recall(
@@ -139,7 +141,7 @@ def gold_recall(
 
   Args:
     kv_cache: A cache a layer.
-    gold: Positions; -1 is none. A text without any gives NaN, and so does a
+    gold: Positions; -1 is none. A text without any gives -1, and so does a
       layer whose mixer keeps a state of all tokens together.
   """
   is_gold = gold >= 0
@@ -147,16 +149,23 @@ def gold_recall(
   layers = []
   for cache in kv_cache:
     if not isinstance(cache, KnowsPositions):
-      layers.append(jnp.full(number.shape, jnp.nan))
+      layers.append(jnp.full(number.shape, _NOT_ASKED))
       continue
     pos = cache.kept_positions()
     if pos is None:
-      layers.append(jnp.where(number > 0, 1.0, jnp.nan))
+      layers.append(jnp.where(number > 0, 1.0, _NOT_ASKED))
       continue
     is_kept = (pos[..., None] == gold[:, None, None]).any(axis=2)
     kept = (is_kept & is_gold[:, None]).sum(axis=2).mean(axis=1)
-    layers.append(kept / number)
+    share = kept / jnp.maximum(number, 1)
+    layers.append(jnp.where(number > 0, share, _NOT_ASKED))
   return jnp.stack(layers, axis=1)
+
+
+def _with_nans(recall: Float[Array, "*b"]) -> Float[np.ndarray, "*b"]:
+  """On the host, where no trap of JAX_DEBUG_NANS takes it for a fault."""
+  shares = np.asarray(recall)
+  return np.where(shares == _NOT_ASKED, np.nan, shares)
 
 
 @functools.partial(
@@ -284,7 +293,7 @@ def _read_prompts(
   predicted[last] = first
   layers = gold_recall(kv_cache, jnp.asarray(batch.gold[last]))
   recall = np.full((*shape, layers.shape[1]), np.nan, np.float32)
-  recall[last] = layers
+  recall[last] = _with_nans(layers)
   return _Seen(predicted, recall, None, kv_cache)
 
 
@@ -308,7 +317,7 @@ def _read_by_token(
   )
   length = batch.tokens.shape[1]
   predicted = _back(np.asarray(seen.next_tokens), starts, length, -1)
-  recall = _back(np.asarray(seen.recall), starts, length, np.nan)
+  recall = _back(_with_nans(seen.recall), starts, length, np.nan)
   return _Seen(predicted, recall, ms_per_step, seen.kv_cache)
 
 

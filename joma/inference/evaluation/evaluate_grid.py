@@ -378,14 +378,18 @@ def _perplexity(
 
 
 def _kept_mass(kv_cache: PyTree, position: Int[np.ndarray, "B"]) -> np.ndarray:
-  """Share of attention so far that is on what is kept, mean over layers."""
-  if not all(isinstance(c, kv_cache_lib.SlotCache) for c in kv_cache):
-    return np.full(len(position), np.nan)
-  masses = [
-      kv_cache_lib.stats(cache, jnp.asarray(position))["kept_mass"]
-      for cache in kv_cache
-  ]
-  return np.mean([np.asarray(mass).mean(axis=1) for mass in masses], axis=0)
+  """Share of attention so far that is on what is kept, mean over layers.
+
+  NaN where a layer's cache does not know it.
+  """
+  masses = []
+  for cache in kv_cache:
+    is_slots = isinstance(cache, kv_cache_lib.SlotCache)
+    found = kv_cache_lib.stats(cache, jnp.asarray(position)) if is_slots else {}
+    if "kept_mass" not in found:
+      return np.full(len(position), np.nan)
+    masses.append(np.asarray(found["kept_mass"]).mean(axis=1))
+  return np.mean(masses, axis=0)
 
 
 def _compare(rows: list[dict[str, Any]]) -> None:

@@ -39,7 +39,7 @@ def sinks(
 ) -> Float[Array, "B N"]:
   """1 where the first key is a sink."""
   mass = first_mass(weights, num_queries)
-  # Where a layer has no weights, it is no sink either.
+  # A mass that is no number is no sink either.
   return jnp.where(jnp.isnan(mass), mass, mass > SINK_THRESHOLD)
 
 

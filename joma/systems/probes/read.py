@@ -36,18 +36,23 @@ def text_sums(
     maps: Sequence[Float[Array, "#B N T T"]],
     resid: Float[Array, "B M T D"],
     is_token: Bool[Array, "B T"],
+    has_weights: Sequence[bool] | None = None,
 ) -> TextSums:
   """Sums probes over texts.
 
   Args:
     wanted: Of `names.PROBES`, but for that of updates.
-    maps: Attention weights of each layer; NaN where one has none.
+    maps: Attention weights of each layer.
     resid: The residual stream before each layer and after the last, M = L + 1;
       may be anything where no name asks for it.
     is_token: Which positions are no padding; that is at the end.
+    has_weights: Which layers have weights: sums of others are 0. None is all.
   """
   of_maps = tuple(name for name in wanted if name in maps_lib.PROBES)
   layers = [maps_lib.text_sums(of_maps, one, is_token) for one in maps]
+  for layer, has in enumerate(has_weights or ()):
+    if not has:
+      layers[layer] = {k: jnp.zeros_like(v) for k, v in layers[layer].items()}
   values = {name: jnp.stack([one[name] for one in layers]) for name in of_maps}
   if "secondary_sinks" in wanted:
     values["secondary_sinks"] = stream.text_sums(resid, is_token)

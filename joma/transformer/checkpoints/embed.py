@@ -9,7 +9,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from joma.systems.readouts import pooling
@@ -98,9 +98,11 @@ def embed(
     for place, row in enumerate(rows):
       tokens[place, : len(ids[row])] = ids[row]
       lengths[place] = len(ids[row])
-    vectors = _read(
+    vectors, is_known = _read(
         model, params, jnp.int32(tokens), jnp.int32(lengths), design
     )
+    # Marked on the host: on a device a NaN is taken for a fault.
+    vectors = np.where(np.asarray(is_known)[:, None], vectors, np.nan)
     found[rows] = vectors[: len(rows)]
     on_progress(len(rows))
   return found
@@ -113,7 +115,8 @@ def _read(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     design: str,
-) -> Float[Array, "B D"]:
+) -> tuple[Float[Array, "B D"], Bool[Array, "B"]]:
+  """Vectors, and of which texts all states have a direction."""
   config = model.config
   _, seen = model.apply({"params": params}, tokens, mutable="intermediates")
   resid = probes.stream_of(seen, config)
@@ -126,4 +129,5 @@ def _read(
     last = final.apply({"params": params["final_norm"]}, resid[:, -1])
     resid = resid.at[:, -1].set(last)
   vectors = pooling.pool(design, resid, lengths)
-  return jnp.where(has_direction.all(axis=1)[:, None], vectors, jnp.nan)
+  is_known = has_direction.all(axis=1)
+  return jnp.where(is_known[:, None], vectors, 0), is_known

@@ -252,8 +252,7 @@ def _check_finite(
 
   Layers whose systems have no attention weights have none to measure.
   """
-  layers = range(model.num_layers)
-  has_none = [layer_hooks.of_layer(model, n).mixer is not None for n in layers]
+  has_none = ~probes.has_weights(model)
   of_weights = (*probes.Attention._fields, "sink_rate", "probes")
   for path, values in jax.tree_util.tree_leaves_with_path(dict(found)):
     is_good = np.isfinite(np.asarray(values, np.float64))

@@ -14,6 +14,8 @@ import numpy as np
 from joma.systems.probes import names as probe_names
 from joma.systems.probes import read as named
 from joma.systems.probes import update_rank
+from joma.transformer import config as configs
+from joma.transformer import probes as probes_lib
 from joma.transformer.layers import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
@@ -122,7 +124,9 @@ class Observer:
     seen = self._layout.gather(
         Observation(probes, chunk_entropy, valid_loss, attn_maps)
     )
-    return seen._replace(named=self._by_name(params, some))
+    return _marked(seen, config.model)._replace(
+        named=self._by_name(params, some)
+    )
 
   @property
   def named(self) -> tuple[str, ...]:
@@ -141,11 +145,27 @@ class Observer:
     rows: dict[str, np.ndarray] = {}
     if self._names:
       sums = self._layout.gather(self._probe_by_name(params, some))
-      rows |= named.rows(named.means(sums))
+      means = probes_lib.marked_by_name(named.means(sums), self._config.model)
+      rows |= named.rows(means)
     if self._start is not None:
       now = scanning.unstack(self._layout.gather(params))
       rows |= update_rank.of_params(now, self._start)
     return rows
+
+
+def _marked(
+    seen: Observation, config: configs.TransformerConfig
+) -> Observation:
+  """Puts NaN where a layer has no attention weights to look at."""
+  mark = lambda x: None if x is None else probes_lib.marked(x, config)
+  kept = seen.probes.stable_rank  # Of parameters, which all layers have.
+  return seen._replace(
+      probes=lm_probes.Probes(*map(mark, seen.probes))._replace(
+          stable_rank=kept
+      ),
+      chunk_entropy=mark(seen.chunk_entropy),
+      attn_maps=mark(seen.attn_maps),
+  )
 
 
 def draw(

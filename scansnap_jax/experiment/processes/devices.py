@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import glob
 import os
+import re
 import sys
 import tempfile
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import rendezvous
+from scansnap_jax.experiment.processes import xla_flags
 
 # TPU, NVIDIA (also under WSL), AMD, others: what their drivers put under /dev.
 _ACCELERATORS = (
@@ -28,6 +30,24 @@ _ACCELERATORS = (
     "kfd",
     "dri/renderD*",
 )
+# Settings that the program relies on, whatever the environment says: of the
+# same seed come the same numbers.
+_FIXED = {
+    "jax_enable_x64": False,
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_softmax_custom_jvp": False,
+    "jax_numpy_dtype_promotion": "standard",
+}
+# Settings that a user may want, with what they are by default.
+_CHOSEN = {
+    "jax_default_matmul_precision": None,
+    "jax_disable_jit": False,
+    "jax_disable_most_optimizations": False,
+}
+_NUMBER_FLAGS = re.compile("fast_math|precision|fast_min_max|denormal")
 
 
 def set_up(
@@ -54,13 +74,13 @@ def set_up(
     The processes of a run on several hosts, otherwise None.
 
   Raises:
-    UserError: There is no such platform, or no cluster, or the processes are
-      not alike.
+    UserError: There is no such platform, or no cluster, XLA_FLAGS has a flag
+      that is none, or the processes are not alike.
   """
+  xla_flags.check()
   # Runs are repeated and resumed bit for bit, whatever the environment says.
-  jax.config.update("jax_enable_x64", False)
-  jax.config.update("jax_threefry_partitionable", True)
-  jax.config.update("jax_default_prng_impl", "threefry2x32")
+  for name, value in _FIXED.items():
+    jax.config.update(name, value)
   if _is_cpu_only():
     # Or an installed libtpu looks for its TPU, in seconds and several lines.
     jax.config.update("jax_platforms", "cpu")
@@ -85,6 +105,22 @@ def set_up(
   return peers
 
 
+def number_settings() -> dict[str, str]:
+  """What else of the environment decides the last bits, where it was set.
+
+  By the name of the variable: of XLA_FLAGS those that are about numbers.
+  """
+  values = jax.config.values
+  found = {
+      name.upper(): str(values[name])
+      for name, default in _CHOSEN.items()
+      if values[name] != default
+  }
+  given = os.environ.get("XLA_FLAGS", "").split()
+  chosen = [flag for flag in given if _NUMBER_FLAGS.search(flag)]
+  return found | ({"XLA_FLAGS": " ".join(sorted(chosen))} if chosen else {})
+
+
 @contextlib.contextmanager
 def _telling_only_if_well() -> Iterator[None]:
   """Drops what a driver writes to standard error before the block raises.
@@ -92,11 +128,12 @@ def _telling_only_if_well() -> Iterator[None]:
   That of a TPU that is not there writes a page.
   """
   try:
+    said = tempfile.TemporaryFile()
     kept = os.dup(2)
-  except OSError:  # It was closed.
+  except OSError:  # It was closed, or no disk can be written.
     yield
     return
-  with tempfile.TemporaryFile() as said:
+  with said:
     os.dup2(said.fileno(), 2)
     try:
       yield

@@ -1,5 +1,6 @@
 """Tests of the inspection of one model on one text."""
 
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
@@ -146,6 +147,23 @@ class MeasureTest(absltest.TestCase):
     self.assertIsNone(found["loss"])
     self.assertIsNone(found["perplexity"])
     np.testing.assert_allclose(found["sink_mass"], 1, atol=_ATOL)
+
+  def test_a_layer_without_weights_is_marked_and_no_trap_is_sprung(self):
+    config = dataclasses.replace(
+        _CONFIG, windows=(), attention=("lightning", "softmax")
+    )
+    params = applied.params(models.Transformer(config))
+    names = ("sinks", "diversity", "secondary_sinks")
+    with jax.debug_nans(True):  # On a device a NaN is a fault.
+      found = inspection.measure(config, params, _IDS, 5, names=names)
+    named = found["probes"]
+    self.assertTrue(np.isfinite(named.pop("secondary_sinks")).all())
+    for name in probes.Attention._fields:
+      named[name] = found[name]
+    for values in (*named.values(), found["sink_rate"]):
+      self.assertTrue(np.isnan(values[0]).all())
+      self.assertTrue(np.isfinite(values[1]).all())
+    self.assertTrue(np.isfinite(found["stable_rank"]["up"]).all())
 
 
 if __name__ == "__main__":

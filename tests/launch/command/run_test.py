@@ -21,6 +21,11 @@ class RunTest(absltest.TestCase):
     # of other files may have computed in this one.
     self.enterContext(mock.patch.object(devices, "set_up", return_value=None))
     self.path = pathlib.Path(self.create_tempdir().full_path) / "new"
+    # The environment of whoever runs the tests is no part of them.
+    self.chosen = {}
+    self.enterContext(
+        mock.patch.object(devices, "number_settings", lambda: self.chosen)
+    )
     self.folder = lambda: run.Folder(str(self.path), {"a": 1}, "--a=1\n")
     self.reported = []
 
@@ -84,6 +89,19 @@ class RunTest(absltest.TestCase):
     other = run.Folder(str(self.path), {"a": 2}, "")
     with self.assertRaisesRegex(errors.UserError, "a: 1 there, 2 here"):
       self.start(self.fail, folder=lambda: other)
+
+  def test_other_number_settings_are_refused_by_their_name(self):
+    name = "JAX_DEFAULT_MATMUL_PRECISION"
+    self.chosen = {name: "highest"}
+    self.start(lambda this: None)
+    self.start(lambda this: None)
+    self.chosen = {}
+    message = (
+        f'environment.{name}: "highest" there, absent here. Give another'
+        " --workdir, or the settings there to resume it"
+    )
+    with self.assertRaisesRegex(errors.UserError, message):
+      self.start(self.fail)
 
   def test_what_the_check_refuses_leaves_no_folder(self):
     def check():

@@ -83,9 +83,9 @@ class H2O(policy_lib.Policy):
 
   def kept_mass(
       self, slots: policy_lib.Slots, position: Int[Array, "B"]
-  ) -> Float[Array, "B K"]:
+  ) -> Float[Array, "B K"] | None:
     if self.score == "ema" or self.reduce == "max":
       # Neither is a sum of what was given: no share follows from it.
-      return jnp.full(slots.pos.shape[:2], jnp.nan)
+      return None
     kept = jnp.where(slots.pos >= 0, slots.score, 0.0).sum(axis=-1)
     return kept / jnp.maximum(position * slots.num_groups, 1)[:, None]

@@ -75,7 +75,10 @@ class EmbedTest(absltest.TestCase):
     params["token_embed"]["embedding"] = embed_table.at[ord("c")].set(3e38)
     pretrained.save(folder, _CONFIG, params, family="llama")
     tokenizer.save(tokenizer.Bytes(), folder)
-    with self.assertRaisesRegex(errors.UserError, "Line 2 of .* has no vector"):
+    with (
+        jax.debug_nans(True),  # The mark of such a line is made on the host.
+        self.assertRaisesRegex(errors.UserError, "Line 2 of .* has no vector"),
+    ):
       embed.embed_lines(folder, ("a", "bc"), "mean", 2)
 
 

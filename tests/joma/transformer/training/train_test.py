@@ -184,11 +184,21 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     model = dataclasses.replace(
         _SMALL.model, num_layers=2, attention=("lightning", "softmax")
     )
-    config = dataclasses.replace(_SMALL, model=model, num_steps=2)
-    result = train.train_and_evaluate(config, _corpus(), self._workdir())
-    self.assertTrue(np.isnan(result.history.entropy[:, 0]).all())
-    self.assertTrue(np.isfinite(result.history.entropy[:, 1]).all())
-    self.assertTrue(np.isfinite(result.history.stable_rank).all())
+    names = ("sinks", "diversity", "local")
+    config = dataclasses.replace(
+        _SMALL, model=model, num_steps=2, probes=names, map_steps=(0,)
+    )
+    with jax.debug_nans(True):  # On a device a NaN is a fault.
+      result = train.train_and_evaluate(config, _corpus(), self._workdir())
+    history = result.history
+    self.assertLen(history.named, 6)
+    for seen in (
+        *(history.entropy, history.effective_support, history.sink_rate),
+        *(history.attn_maps, *history.named.values()),
+    ):
+      self.assertTrue(np.isnan(seen[:, 0]).all())
+      self.assertTrue(np.isfinite(seen[:, 1]).all())
+    self.assertTrue(np.isfinite(history.stable_rank).all())
 
   def test_what_a_layer_without_weights_lacks_is_no_divergence(self):
     model = dataclasses.replace(

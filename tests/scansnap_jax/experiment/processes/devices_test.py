@@ -163,6 +163,9 @@ class SetUpTest(parameterized.TestCase):
       ("JAX_ENABLE_X64", "1"),
       ("JAX_THREEFRY_PARTITIONABLE", "0"),
       ("JAX_DEFAULT_PRNG_IMPL", "rbg"),
+      ("JAX_RANDOM_SEED_OFFSET", "1"),
+      ("JAX_HIGH_DYNAMIC_RANGE_GUMBEL", "1"),
+      ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
   )
   @pytest.mark.slow
   def test_the_environment_does_not_decide_the_bits(self, name, value):
@@ -171,6 +174,7 @@ from scansnap_jax.experiment.processes import devices
 devices.set_up(num_cpu_devices=1)
 import jax
 print(jax.random.normal(jax.random.key(1), (3,)), jax.numpy.zeros(1).dtype)
+print(jax.random.gumbel(jax.random.key(1), (3,)) + jax.numpy.arange(3))
 """
     plain = {k: v for k, v in os.environ.items() if k != name}
     outputs = {
@@ -186,6 +190,30 @@ print(jax.random.normal(jax.random.key(1), (3,)), jax.numpy.zeros(1).dtype)
     }
     self.assertLen(outputs, 1)
     self.assertIn("float32", outputs.pop())
+
+  @parameterized.parameters(
+      ("", False, {}),
+      ("--xla_backend_optimization_level=0", False, {}),
+      ("", True, {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}),
+      (
+          "--xla_dump_to=x --xla_cpu_enable_fast_math=true",
+          False,
+          {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"},
+      ),
+  )
+  def test_what_else_decides_numbers_is_named_where_it_is_set(
+      self, xla_flags, is_unoptimized, expected
+  ):
+    values = {
+        "jax_default_matmul_precision": None,
+        "jax_disable_jit": False,
+        "jax_disable_most_optimizations": is_unoptimized,
+    }
+    with (
+        mock.patch.object(jax, "config", types.SimpleNamespace(values=values)),
+        mock.patch.dict(os.environ, {"XLA_FLAGS": xla_flags}),
+    ):
+      self.assertEqual(devices.number_settings(), expected)
 
 
 class NumCoresTest(parameterized.TestCase):
