@@ -47,6 +47,13 @@ _CHOSEN = {
     "jax_disable_jit": False,
     "jax_disable_most_optimizations": False,
 }
+# What a user asks jax to refuse, of which every program here has need.
+_GUARDS = (
+    "jax_transfer_guard",
+    "jax_transfer_guard_host_to_device",
+    "jax_transfer_guard_device_to_device",
+    "jax_transfer_guard_device_to_host",
+)
 _NUMBER_FLAGS = re.compile("fast_math|precision|fast_min_max|denormal")
 
 
@@ -75,9 +82,10 @@ def set_up(
 
   Raises:
     UserError: There is no such platform, or no cluster, XLA_FLAGS has a flag
-      that is none, or the processes are not alike.
+      that is none, transfers are not allowed, or the processes are not alike.
   """
   xla_flags.check()
+  _check_guards()
   # Runs are repeated and resumed bit for bit, whatever the environment says.
   for name, value in _FIXED.items():
     jax.config.update(name, value)
@@ -103,6 +111,17 @@ def set_up(
   if peers is not None:
     peers.compare({"the kind and number of local devices": _describe_local()})
   return peers
+
+
+def _check_guards() -> None:
+  """Raises UserError where jax was asked to refuse what is done everywhere."""
+  for name in _GUARDS:
+    value = str(getattr(jax.config, name, None))
+    if value.startswith("disallow"):
+      raise errors.UserError(
+          f"{name.upper()}={value} cannot be used here: arrays go to devices"
+          " and come back without being asked to. Leave it out, or give log."
+      )
 
 
 def number_settings() -> dict[str, str]:

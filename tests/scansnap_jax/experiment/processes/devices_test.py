@@ -192,6 +192,22 @@ print(jax.random.gumbel(jax.random.key(1), (3,)) + jax.numpy.arange(3))
     self.assertIn("float32", outputs.pop())
 
   @parameterized.parameters(
+      ("jax_transfer_guard", "disallow"),
+      ("jax_transfer_guard_host_to_device", "disallow_explicit"),
+  )
+  def test_a_guard_that_forbids_what_is_done_everywhere_is_named(
+      self, name, value
+  ):
+    config = types.SimpleNamespace(**{name: value})
+    with (
+        mock.patch.object(jax, "config", config),
+        self.assertRaisesRegex(
+            errors.UserError, f"{name.upper()}={value} cannot be used here"
+        ),
+    ):
+      devices.set_up()
+
+  @parameterized.parameters(
       ("", False, {}),
       ("--xla_backend_optimization_level=0", False, {}),
       ("", True, {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}),
