@@ -121,7 +121,7 @@ class Zygote:
       streams: Other ends of stdin, stdout and stderr; see `zygote`.
       hooks: `stops` lets a training loop stop at its first evaluation, as
         after SIGTERM; `flags` prints the script's flags in place of its work;
-        `undrawn` leaves figures empty.
+        `undrawn` leaves figures empty; `untimed` measures no bandwidth.
     """
     self._count += 1
     out, err = (
@@ -215,6 +215,7 @@ class Tally:
     self._counts = collections.defaultdict(collections.Counter)
     self.failures: list[str] = []
     self.memory = 0
+    self.cpu_s = 0.0
 
   def add(
       self, kind: str, name: str, ended: Ended, outcome: str | None = None
@@ -230,6 +231,7 @@ class Tally:
     outcome = outcome or ended.outcome
     self._counts[kind][outcome] += 1
     self.memory = max(self.memory, ended.memory)
+    self.cpu_s += ended.cpu_s
     if not self.tries % _TOLD_EVERY:
       print(f"{self.tries} attacks", flush=True)
     if outcome in (TRACEBACK, SILENT, HANG):
@@ -265,6 +267,7 @@ def report(tally: Tally, title: str) -> str:
   """Prints the table; returns what is wrong, empty where nothing is."""
   print(f"\n{title}\n\n{tally.table()}\n")
   print(f"Most memory of one: {tally.memory / _GB:.2f} GiB.")
+  print(f"Seconds of all cores: {tally.cpu_s:.0f}.")
   return "\n".join(tally.failures)
 
 

@@ -142,6 +142,10 @@ _SMALL = {
 }
 
 
+# They write one file, and never over another.
+_WITH_OUTPUT = ("launch.embed",)
+
+
 class Script(NamedTuple):
   """A script of `launch`.
 
@@ -197,6 +201,8 @@ class World(NamedTuple):
   def argv(self, script: Script, workdir: str) -> list[str]:
     """The flags of a script's smallest work, in a folder of its own."""
     own = [f"--workdir={workdir}"] if script.has_workdir else []
+    if script.module in _WITH_OUTPUT:
+      own = [f"--out={workdir}.npz"]
     return [*own, *script.argv]
 
 

@@ -61,8 +61,11 @@ _ENVIRONMENTS = {
     "no path": {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
 }
 # Figures are drawn in these, which concern them, and left empty elsewhere.
-_DRAWN = ("plain C", "no home", "a window system", "drawing settings gone")
-_HOOKS = dict.fromkeys((*_DRAWN, "nowhere for temporary files"), ())
+_DRAWN = (
+    *("plain C", "no home", "a window system", "drawing settings gone"),
+    "nowhere for temporary files",
+)
+_DRAWN_HOOKS, _OTHER_HOOKS = ("untimed",), ("undrawn", "untimed")
 _STREAMS = {
     "stdin closed": {"stdin": "closed"},
     "stdin a folder": {"stdin": "/"},
@@ -139,13 +142,15 @@ class SurroundingsTest(parameterized.TestCase):
   @pytest.mark.timeout(3600)
   def test_all_scripts_in_an_environment(self, name):
     with attacks.Zygote(_ENVIRONMENTS[name]) as zygote:
-      self._run_all(name, zygote, hooks=_HOOKS.get(name, ["undrawn"]))
+      hooks = _DRAWN_HOOKS if name in _DRAWN else _OTHER_HOOKS
+      self._run_all(name, zygote, hooks=hooks)
 
   @parameterized.parameters(*_STREAMS)
   @pytest.mark.slow
   @pytest.mark.timeout(3600)
   def test_all_scripts_with_streams(self, name):
-    self._run_all(name, self.zygote, streams=_STREAMS[name], hooks=["undrawn"])
+    streams = _STREAMS[name]
+    self._run_all(name, self.zygote, streams=streams, hooks=_OTHER_HOOKS)
 
 
 def _outcome(ended, options, status):

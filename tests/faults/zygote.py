@@ -240,10 +240,24 @@ def _draw_nothing() -> None:
   figure.Figure.savefig = lambda self, file, **options: file.write(_PNG)
 
 
+def _time_nothing() -> None:
+  """Benchmarks call what they measure of the machine once, not many times."""
+  import numpy as np
+
+  from launch.bench import harness
+
+  def once(call, num_calls):
+    call()
+    return np.full(num_calls, 1e-3)
+
+  harness.seconds_of = once
+
+
 _HOOKS = {
     "stops": _stop_at_every_evaluation,
     "flags": _describe_flags,
     "undrawn": _draw_nothing,
+    "untimed": _time_nothing,
 }
 
 
