@@ -38,6 +38,8 @@ _OF_FILES = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
 )
+# What the system lets no process of this user have more of.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _EXHAUSTED = re.compile("(?:RESOURCE_EXHAUSTED: |(?=Out of memory ))(.*)")
 
 
@@ -107,6 +109,11 @@ def _status_of(error: OSError) -> int:
     return _BROKEN_PIPE
   if error.filename is not None and error.errno in _OF_FILES:
     return _complain(f"{error.filename}: {error.strerror}.")
+  if error.errno in _LIMITS:
+    return _complain(
+        f"the system gives this process no more: {error.strerror}. Raise its"
+        " limits (ulimit -a), or use smaller sizes."
+    )
   if error.errno not in _FULL:
     raise error
   _drop_stdout()

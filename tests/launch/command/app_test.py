@@ -48,6 +48,8 @@ def main(argv):
     raise MemoryError("Unable to allocate 6.00 GiB")
   if config.num_steps == -4:
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\\nallocating 8 bytes")
+  if config.num_steps == -5:
+    raise OSError(errno.EMFILE, "Too many open files", "shakespeare.txt")
   if config.num_steps < 0:
     raise ValueError("a bug")
   print(config.num_steps)
@@ -115,6 +117,7 @@ class RunTest(parameterized.TestCase):
       (-2, "metrics.jsonl: No space left on device."),
       (-3, r"not enough memory \(Unable to allocate 6.00 GiB\)"),
       (-4, r"not enough memory \(Out of memory allocating 8 bytes\)"),
+      (-5, "no more: Too many open files. Raise its limits"),
   )
   def test_what_the_machine_lacks_is_one_line(self, number, message):
     result = self._run(f"--num_steps={number}")

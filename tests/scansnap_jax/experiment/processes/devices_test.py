@@ -129,9 +129,12 @@ class SetUpTest(parameterized.TestCase):
       os.write(2, b"a page")
       raise AssertionError
 
+    config = types.SimpleNamespace(
+        jax_platforms="tpu", update=lambda name, value: None
+    )
+    self.enterContext(mock.patch.object(jax, "config", config))
     try:
       with (
-          mock.patch.object(jax.config, "update"),
           mock.patch.object(jax, "devices", side_effect=fail),
           self.assertRaisesRegex(
               errors.UserError, "no device of it was found$"
@@ -139,14 +142,20 @@ class SetUpTest(parameterized.TestCase):
       ):
         devices.set_up()
       with mock.patch.object(jax, "devices", lambda: os.write(2, b"kept")):
-        with mock.patch.object(jax.config, "update"):
-          devices.set_up()
+        devices.set_up()
+      # A CPU writes no page; what XLA says before it ends the process is seen.
+      config.jax_platforms = "cpu"
+      with (
+          mock.patch.object(jax, "devices", side_effect=fail),
+          self.assertRaises(errors.UserError),
+      ):
+        devices.set_up()
     finally:
       os.dup2(kept, 2)
       for number in (kept, write):
         os.close(number)
     with os.fdopen(read, "rb") as shown:
-      self.assertEqual(shown.read(), b"kept")
+      self.assertEqual(shown.read(), b"kepta page")
 
   def test_a_platform_that_is_absent_is_named(self):
     failed = RuntimeError("Unable to initialize backend 'cuda'\nmore\nlines")
