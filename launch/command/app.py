@@ -205,7 +205,7 @@ def _parse(argv: list[str]) -> list[str]:
     hint = f"did you mean --{name}?" if name else "--help lists them"
     status = _complain(f"unknown flag --{error.flagname}; {hint}")
   except (flags.Error, ValueError) as error:  # absl raises both.
-    status = _complain(str(error))
+    status = _complain(str(error).removeprefix("ERROR:: "))
   sys.exit(status)
 
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM outside of training: one line, and the shell's status.
+"""Ctrl-C, SIGTERM, SIGHUP outside of training: one line, the shell's status.
 
 The package installs this before a script's first import. A training loop holds
-both signals back (`preemption.stop_requests`), saves and then stops; everywhere
+the signals back (`preemption.stop_requests`), saves and then stops; everywhere
 else nothing is lost by leaving at once, as files are written whole or not at
 all. Python runs a signal's handler between two of its own steps alone: a
 compilation of half a minute, or a library that catches every exception, would
@@ -19,7 +19,7 @@ import time
 import types
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h"  # A progress bar hides it.
 _leaving = threading.Lock()
 # How many signals of a kind the main thread took and the other has yet to see.
@@ -32,7 +32,7 @@ _standard_error: int | None = None
 
 
 def install() -> None:
-  """Lets both signals end the process, unless it was started to ignore them."""
+  """Lets signals end the process, but for those it was started to ignore."""
   global _standard_error
   if leave in map(signal.getsignal, _SIGNALS):
     return  # It has been installed.

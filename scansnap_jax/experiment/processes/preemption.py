@@ -1,4 +1,7 @@
-"""A stop asked for by SIGTERM or Ctrl-C, taken between two steps."""
+"""A stop that a signal asked for, taken between two steps.
+
+Ctrl-C, SIGTERM, or SIGHUP, with which a terminal that closes ends its jobs.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -13,16 +16,18 @@ import numpy as np
 
 from scansnap_jax.experiment.processes import interrupts
 
+_HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Of the process, as signals are; what asked for the last stop.
 _last_signal: int = signal.SIGTERM
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-  """Holds SIGTERM and SIGINT back; yields a function that tells of them.
+  """Holds the signals back; yields a function that tells of them.
 
-  A second signal of the same kind acts as usual. Outside the main thread
-  signals cannot be held, and the function always answers False.
+  A second signal of the same kind acts as usual, and one that was ignored (by
+  nohup) stays so. Outside the main thread signals cannot be held, and the
+  function always answers False.
 
   Example:
     >>> with stop_requests() as stop_requested:
@@ -44,8 +49,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     interrupts.take(signal_number)
     signal.signal(signal_number, previous[signal_number])
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    previous[number] = signal.signal(number, note)
+  for number in _HELD:
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      previous[number] = signal.signal(number, note)
   try:
     yield requested.is_set
   finally:
@@ -65,8 +71,8 @@ class Stopped(Exception):
 
   Attributes:
     status: What the process should exit with, as a shell reports the signal
-      that asked: 130 for Ctrl-C, 143 for SIGTERM or where another process was
-      asked.
+      that asked: 130 for Ctrl-C, 129 for SIGHUP, 143 for SIGTERM or where
+      another process was asked.
   """
 
   def __init__(self, where: str):

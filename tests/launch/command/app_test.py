@@ -97,6 +97,13 @@ class RunTest(parameterized.TestCase):
       ),
       ("--zzz", "unknown flag --zzz; --help lists them"),
       (
+          "--flagfile=/no/file",
+          (
+              "Unable to open flagfile: [Errno 2] No such file or directory:"
+              " '/no/file'"
+          ),
+      ),
+      (
           "num_steps=3",
           "unexpected ['num_steps=3']; flags are written --name=value",
       ),

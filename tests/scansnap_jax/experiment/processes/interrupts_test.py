@@ -69,7 +69,8 @@ class LeaveTest(parameterized.TestCase):
     return process
 
   @parameterized.product(
-      place=list(_PLACES), number=[signal.SIGINT, signal.SIGTERM]
+      place=list(_PLACES),
+      number=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
   )
   def test_wherever_it_is_the_process_ends_in_one_line(self, place, number):
     process = self._start("-c", _START + _PLACES[place])
@@ -78,7 +79,7 @@ class LeaveTest(parameterized.TestCase):
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     self.assertEqual(process.returncode, 128 + number)
-    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[number]
+    name = "Ctrl-C" if number == signal.SIGINT else f"SIG{number.name[3:]}"
     self.assertEqual(said, f"stopped by {name}.\n")
 
   def test_who_holds_a_signal_back_decides(self):

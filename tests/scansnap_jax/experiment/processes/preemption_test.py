@@ -16,7 +16,7 @@ import pytest
 from scansnap_jax.experiment.processes import preemption
 
 _ROOT = pathlib.Path(__file__).parents[4]
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _KILL_TWICE = """
 import os, signal
@@ -93,6 +93,15 @@ class StopRequestsTest(parameterized.TestCase):
       for number in numbers:
         _send(number)
       self.assertEmpty(self.usual)
+
+  @parameterized.parameters(*_SIGNALS)
+  def test_a_signal_that_was_ignored_stays_so(self, number):
+    """As nohup has SIGHUP, and a shell SIGINT of what it starts with &."""
+    signal.signal(number, signal.SIG_IGN)
+    with preemption.stop_requests() as stop_requested:
+      _send(number)
+      self.assertFalse(stop_requested())
+    self.assertIs(signal.getsignal(number), signal.SIG_IGN)
 
   def test_second_ctrl_c_interrupts(self):
     signal.signal(signal.SIGINT, signal.default_int_handler)
