@@ -342,4 +342,11 @@ joma/inference/sparsity/study/predictor_training.py
 + order = np.maximum(np.arange(layer_in.shape[1]), 0)
 ? heads that are predicted ahead learn from their own layer
 @ test_look_ahead_reads_a_layer_before
+
+joma/inference/evaluation/evaluate.py
+- _NOT_ASKED = -1.0
++ _NOT_ASKED = jnp.nan
+? what is not asked for is a fault to JAX_DEBUG_NANS
+@ tests/joma/inference/evaluation/evaluate_grid_test.py
+@ test_rows_of_a_task
 """

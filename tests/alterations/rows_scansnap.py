@@ -209,4 +209,16 @@ scansnap_jax/experiment/report.py
 + ' class="number"' if any(map(_NUMBER.fullmatch, column)) else ""
 ? a column of words stands to the right for one number
 @ test_columns_of_numbers_are_aligned
+
+scansnap_jax/experiment/processes/preemption.py
+- if signal.getsignal(number) is not signal.SIG_IGN:
++ if number != signal.SIGKILL:
+? a run under nohup stops when its terminal closes
+@ test_a_signal_that_was_ignored_stays_so
+
+scansnap_jax/experiment/processes/devices.py
+- if config.jax_platforms == "cpu":
++ if config.jax_platforms == "none":
+? what XLA says before it ends the process is dropped
+@ test_a_platform_without_a_device_is_one_sentence
 """
