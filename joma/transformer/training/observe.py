@@ -5,7 +5,7 @@ Letters: L layers, N heads, T positions.
 
 from collections.abc import Callable, Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Float, PyTree
@@ -157,12 +157,15 @@ def _marked(
     seen: Observation, config: configs.TransformerConfig
 ) -> Observation:
   """Puts NaN where a layer has no attention weights to look at."""
-  mark = lambda x: None if x is None else probes_lib.marked(x, config)
-  kept = seen.probes.stable_rank  # Of parameters, which all layers have.
+  mark: Any = lambda x: None if x is None else probes_lib.marked(x, config)
+  # All but the stable rank: it is of parameters, which every layer has.
+  probes = seen.probes._replace(
+      entropy=mark(seen.probes.entropy),
+      effective_support=mark(seen.probes.effective_support),
+      sink_rate=mark(seen.probes.sink_rate),
+  )
   return seen._replace(
-      probes=lm_probes.Probes(*map(mark, seen.probes))._replace(
-          stable_rank=kept
-      ),
+      probes=probes,
       chunk_entropy=mark(seen.chunk_entropy),
       attn_maps=mark(seen.attn_maps),
   )
