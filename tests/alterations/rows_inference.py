@@ -63,8 +63,8 @@ joma/inference/evaluation/evaluate.py
 @ test_token_by_token_is_what_reading_at_once_gives
 
 joma/inference/evaluation/evaluate.py
-- layers.append(kept / number)
-+ layers.append(kept / jnp.maximum(number, 2))
+- share = kept / jnp.maximum(number, 1)
++ share = kept / jnp.maximum(number, 2)
 ? recall of one gold token is half of it
 @ test_a_window_has_the_last_tokens
 
