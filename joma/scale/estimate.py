@@ -1,6 +1,6 @@
 """What a step should cost on a mesh, by formulas: for ranking, not for records.
 
-Of N parameters on a mesh of d x f x t devices (data, fsdp, tensor), in
+Of N parameters on a mesh of d x f x t x s devices (data, fsdp, tensor, seq), in
 bfloat16 with float32 parameters and two moments,
 
   state        12 N / (f t) bytes in training; 2 N / (f t) and the cache in
@@ -10,6 +10,9 @@ bfloat16 with float32 parameters and two moments,
                2 N / t bytes each
   data         gradients summed: 2 N / (f t) bytes
   tensor       two sums of the residual stream a layer and pass
+  seq          gradients summed as over data; in training, keys and values of a
+               device sent s - 1 times a pass, and their gradients with them,
+               in float32, in the backward pass
 
 after "How to Scale Your Model" (https://jax-ml.github.io/scaling-book/). What
 a device sends, of these, is that of `collectives`. Imports no jax.
@@ -136,11 +139,12 @@ class _Parts:
       mesh: dict[str, int],
   ):
     self.config, self.model = config, model
-    self.data, self.fsdp, self.tensor = mesh.values()
+    self.data, self.fsdp, self.tensor, self.seq = mesh.values()
     self.params = model_size.count(model).total
     self.split = self.fsdp * self.tensor
     self.is_anew = config.remat == "full"
     self.sequences = config.batch / (self.data * self.fsdp)
+    self.positions = config.seq_len / self.seq
 
   def training(self) -> tuple[Number, Number, Number, Number]:
     """Returns FLOPs, bytes moved, bytes held and bytes of activations."""
@@ -157,7 +161,7 @@ class _Parts:
 
   def activations(self) -> tuple[Number, Number]:
     """Bytes that wait for the backward pass, and of the logits beside them."""
-    model, tokens = self.model, self.sequences * self.config.seq_len
+    model, tokens = self.model, self.sequences * self.positions
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     hidden = (3 if model.use_gated_mlp else 2) * model.hidden_dim
     layer = 4 * model.embed_dim + (heads + hidden) / self.tensor
@@ -204,9 +208,21 @@ class _Parts:
     fsdp = (2 + remat + 1) * weights * share(self.fsdp)
     if not is_training:  # Of few tokens the products are less than weights.
       fsdp = min(weights, self._products()) * share(self.fsdp)
-    data = 2 * weights / self.fsdp * share(self.data) if is_training else 0.0
-    tokens = self.sequences * (self.config.seq_len if is_training else 1)
+    gradients = 2 * weights / self.fsdp if is_training else 0.0
+    tokens = self.sequences * (self.positions if is_training else 1)
     stream = _BF16 * tokens * self.model.embed_dim
     sums = 2 * self.model.num_layers * (2 + remat if is_training else 1)
     tensor = 2 * sums * stream * share(self.tensor)
-    return {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return {
+        "data": gradients * share(self.data),
+        "fsdp": fsdp,
+        "tensor": tensor,
+        "seq": gradients * share(self.seq) + self._round_the_ring(tokens),
+    }
+
+  def _round_the_ring(self, tokens: Number) -> Number:
+    """Bytes of keys and values, and of their gradients, that a device sends."""
+    model = self.model
+    heads = 2 * model.num_kv_heads * model.head_dim / self.tensor
+    passes = _BF16 * (2 + self.is_anew) + _F32
+    return model.num_layers * tokens * heads * passes * (self.seq - 1)

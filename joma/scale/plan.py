@@ -239,7 +239,7 @@ def findings(
         f"Not compiled: {left} more meshes with worse estimates. Not"
         f" considered: {num_refused} that do not divide model or batch, other"
         " batches, accumulated gradients, other values of remat, pipelines,"
-        " sequences over devices, and several slices."
+        " and several slices."
     )
   loops = sum(len(one.get("unknown_loops", ())) for one in compiled)
   if loops:

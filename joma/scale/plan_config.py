@@ -6,6 +6,7 @@ from typing import Literal
 
 from joma.inference.cost import cost_table_config
 from joma.systems.cache_policies import names as policy_names
+from joma.transformer import mesh_config
 from joma.transformer.config import Remat
 from joma.transformer.config import TransformerConfig
 from kernels_pallas.hardware import peaks
@@ -13,7 +14,7 @@ from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
 SHAPES = cost_table_config.PRESETS
-AXES = ("data", "fsdp", "tensor")
+AXES = mesh_config.AXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,9 @@ class PlanConfig:
       sequence of a KV cache.
     batch: Sequences, over all devices.
     seq_len: Tokens of each sequence; in decode, those in the cache.
-    mesh: Sizes of the axes data, fsdp and tensor, as 1,64,1; or search, which
-      ranks all meshes by an estimate and compiles the best few.
+    mesh: Sizes of the axes data, fsdp, tensor and seq, as 1,16,1,4, of which
+      seq may be left out; or search, which ranks all meshes by an estimate and
+      compiles the best few.
     num_compiled: Meshes that search compiles.
     remat: What the backward pass computes anew: none, full (whole layers) or
       dots (of layers all but products with weights); train alone.
@@ -110,15 +112,7 @@ class PlanConfig:
   @property
   def sizes(self) -> tuple[int, ...]:
     """Sizes of the axes, where a mesh is given."""
-    parts = self.mesh.split(",")
-    if len(parts) != len(AXES) or not all(
-        part.isdigit() and int(part) for part in parts
-    ):
-      raise UserError(
-          f"mesh={self.mesh} must be search, or three numbers from 1, for data,"
-          " fsdp and tensor, as 1,64,1."
-      )
-    return tuple(map(int, parts))
+    return mesh_config.sizes_of(self.mesh)
 
   def model(self) -> TransformerConfig:
     """The shape, by its name or from its folder.

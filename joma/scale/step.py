@@ -74,7 +74,7 @@ def compile_step(
     model: TransformerConfig,
     sizes: tuple[int, ...],
 ) -> Step:
-  """Compiles a step on a mesh of data x fsdp x tensor devices.
+  """Compiles a step on a mesh of data x fsdp x tensor x seq devices.
 
   Raises:
     UserError: There is no such topology, or no compiler for it.
@@ -84,7 +84,7 @@ def compile_step(
     _, devices = topology.named_devices(config.topology)
   except (ValueError, topology.ToolchainMissing) as error:
     raise errors.UserError(str(error)) from error
-  mesh = sharding.make_mesh(sizes[1], sizes[2], devices)
+  mesh = sharding.make_mesh(*sizes[1:], devices)
   lower = _lower_train if config.task == "train" else _lower_decode
   with jax.set_mesh(mesh), overflow.explained():
     lowered, parts = lower(config, model, mesh)
@@ -125,6 +125,7 @@ def _lower_train(
       parallelism="mesh",
       fsdp=mesh.shape["fsdp"],
       tensor=mesh.shape["tensor"],
+      seq=mesh.shape["seq"],
   )
   task = lm_step.make_task(run, 2, 1)
   layout = layouts.Sharded(mesh)

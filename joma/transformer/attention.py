@@ -25,9 +25,8 @@ from joma.transformer import layer_hooks
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
-from joma.transformer import sharding
 from joma.transformer.rope import rotary
-from joma.transformer.weighing import merged
+from joma.transformer.weighing import in_parts
 from joma.transformer.weighing import rows
 from joma.transformer.weighing import rule as rules
 from kernels_pallas import implementations
@@ -309,17 +308,7 @@ class Attention(nn.Module):
       layer_hooks.check_implementation(rule, options.implementation)
     if not is_softmax or len(query) < len(value):
       return rows.attend(query, key, value, where, options, places)
-
-    def attend(query: Array, key: Array, value: Array, *rest: Any) -> Array:
-      where, *of_heads = rest
-      ruled = options
-      if rule is not None and of_heads:
-        own = dataclasses.replace(rule, **of_heads[0])
-        ruled = dataclasses.replace(options, weights=own)
-      return merged.attend(query, key, value, where, ruled).out
-
-    of_heads = None if rule is None else rule.of_heads
-    return sharding.per_part(attend, query, key, value, where, of_heads)
+    return in_parts.attend(query, key, value, where, options).out
 
 
 def _places(

@@ -18,7 +18,7 @@ from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import one_by_one
-from joma.transformer.weighing import merged
+from joma.transformer.weighing import in_parts
 from joma.transformer.weighing import one_query
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
@@ -237,7 +237,7 @@ def attend_many(
     options: Static.
     **returns: What else `api.attention` is to return.
   """
-  return merged.attend(
+  return in_parts.attend(
       query,
       key.swapaxes(1, 2).astype(query.dtype),
       value.swapaxes(1, 2).astype(query.dtype),

@@ -1,10 +1,11 @@
 """Which axis of a mesh splits which axis of which parameter: one table.
 
-A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data and
-fsdp. Parameters, and optimizer moments with them, are split over fsdp, which
-saves memory (https://arxiv.org/abs/1910.02054), and over tensor, which splits
-heads, hidden units and vocabulary (https://arxiv.org/abs/1909.08053); over data
-they are copies.
+A mesh has the axes `data`, `fsdp`, `tensor` and `seq`. Batches are split over
+data and fsdp, and their positions over seq
+(https://arxiv.org/abs/2310.01889). Parameters, and optimizer moments with them,
+are split over fsdp, which saves memory (https://arxiv.org/abs/1910.02054), and
+over tensor, which splits heads, hidden units and vocabulary
+(https://arxiv.org/abs/1909.08053); over data and seq they are copies.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.systems import names
+from joma.transformer import mesh_config
 from joma.transformer.layers import scanning
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -30,7 +32,7 @@ from scansnap_jax.experiment import errors
 
 AnyMesh = Mesh | AbstractMesh
 
-AXES = ("data", "fsdp", "tensor")
+AXES = mesh_config.AXES
 BATCH_AXES = ("data", "fsdp")
 
 # The first pattern that the end of a path matches holds. Of two products in a
@@ -53,20 +55,27 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(
-    fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    fsdp: int = 1,
+    tensor: int = 1,
+    seq: int = 1,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """Lays all devices out; what fsdp and tensor leave goes to data.
+  """Lays all devices out; what fsdp, tensor and seq leave goes to data.
 
   Raises:
     UserError: If the devices cannot be so divided.
   """
   devices = jax.devices() if devices is None else list(devices)
-  data, rest = divmod(len(devices), fsdp * tensor)
+  number = len(devices)
+  data, rest = divmod(number, fsdp * tensor * seq)
   if rest:
+    fitting = mesh_config.divisors(number)
     raise errors.UserError(
-        f"fsdp={fsdp} x tensor={tensor} must divide the {len(devices)} devices."
+        f"fsdp={fsdp} x tensor={tensor} x seq={seq} must divide the"
+        f" {number} devices: their product can be"
+        f" {mesh_config.listed(fitting)}."
     )
-  return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
+  return Mesh(np.array(devices).reshape(data, fsdp, tensor, seq), AXES)
 
 
 def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
@@ -114,9 +123,11 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh, ndim: int, batch_axis: int) -> NamedSharding:
-  """Splits one axis of an array over data and fsdp."""
+  """Splits one axis of an array over data and fsdp, the next over seq."""
   axes: list[Any] = [None] * ndim
   axes[batch_axis] = BATCH_AXES
+  if batch_axis + 1 < ndim:
+    axes[batch_axis + 1] = "seq"
   return NamedSharding(mesh, P(*axes))
 
 
@@ -126,14 +137,14 @@ def keep_split(
     kwargs: dict[str, Any],
     context: nn.module.InterceptorContext,
 ) -> PyTree:
-  """Keeps the outputs [B, ...] of modules split by sequences.
+  """Keeps the outputs [B, T, D] of modules split by sequences and positions.
 
   For `nn.intercept_methods`, under `jax.set_mesh` of a mesh of this module: XLA
   may else gather activations where it should gather parameters.
   """
   output = next_fun(*args, **kwargs)
-  mesh = jax.sharding.get_abstract_mesh()
-  if context.method_name != "__call__" or not set(AXES) <= set(mesh.auto_axes):
+  mesh = current_mesh()
+  if context.method_name != "__call__" or mesh is None:
     return output
   num_parts = num_batch_parts(mesh)
 
@@ -141,8 +152,11 @@ def keep_split(
     # Streams [B, T, D] alone: of heads and their like XLA knows best.
     if leaf.ndim != 3 or leaf.shape[0] % num_parts:
       return leaf
-    free = (P.UNCONSTRAINED,) * (leaf.ndim - 1)
-    return jax.lax.with_sharding_constraint(leaf, P(BATCH_AXES, *free))
+    free = P.UNCONSTRAINED
+    positions = free if leaf.shape[1] % mesh.shape["seq"] else "seq"
+    return jax.lax.with_sharding_constraint(
+        leaf, P(BATCH_AXES, positions, free)
+    )
 
   return jax.tree.map(keep, output)
 
@@ -163,15 +177,12 @@ def per_part(
   `of_heads`, arrays whose first axes are heads, is given, it comes after those.
   """
   extra = () if of_heads is None else (of_heads,)
-  mesh = jax.sharding.get_abstract_mesh()
-  if not set(AXES) <= set(mesh.auto_axes):
+  mesh = current_mesh()
+  if mesh is None:
     return attend(query, key, value, where, *extra)
-  num_parts = num_batch_parts(mesh)
-  batch = BATCH_AXES if query.shape[0] % num_parts == 0 else None
-  # By key heads: query heads go with the key head that they share.
-  heads = None if key.shape[2] % mesh.shape["tensor"] else "tensor"
-  arrays = P(batch, None, heads, None)
-  split = jax.tree.map(lambda _: P(heads), extra)
+  place = places(mesh, len(query), key.shape[2])
+  arrays = place("b.n.")
+  split = jax.tree.map(lambda _: place("n"), extra)
   in_parts = lambda attend, *places: jax.shard_map(
       attend,
       in_specs=(arrays, arrays, arrays, *places, *split),
@@ -179,18 +190,20 @@ def per_part(
       # Kernels do not say over which axes of the mesh their outputs vary.
       check_vma=False,
   )
-  if isinstance(where, selection.Selection):
-    place = _selection_specs(where, batch, heads)
-  else:
-    leaves = jax.tree.leaves(where)
-    is_known = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    if is_known and where.starts.ndim == 2:  # Tiles can then be left out.
-      alike = lambda query, key, value, *extra: attend(
-          query, key, value, where, *extra
-      )
-      return in_parts(alike)(query, key, value, *extra)
-    place = _mask_specs(where, batch)
-  return in_parts(attend, place)(query, key, value, where, *extra)
+  if is_known(where):  # Tiles can then be left out.
+    alike = lambda query, key, value, *extra: attend(
+        query, key, value, where, *extra
+    )
+    return in_parts(alike)(query, key, value, *extra)
+  of_where = where_specs(where, place)
+  return in_parts(attend, of_where)(query, key, value, where, *extra)
+
+
+def is_known(where: masks.Mask | selection.Selection) -> bool:
+  """Whether it is a mask that is known while tracing, one for all sequences."""
+  leaves = jax.tree.leaves(where)
+  is_numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+  return isinstance(where, masks.Mask) and is_numpy and where.starts.ndim == 2
 
 
 def per_head(
@@ -210,8 +223,8 @@ def per_head(
       other.
     results: Labels of what `function` returns, in its structure.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not set(AXES) <= set(mesh.auto_axes):
+  mesh = current_mesh()
+  if mesh is None:
     return function(*arrays)
   sizes = dict(zip(labels[0], arrays[0].shape, strict=True))
   axes = {
@@ -228,28 +241,68 @@ def per_head(
   )(*arrays)
 
 
-def _mask_specs(mask: masks.Mask, batch: Any) -> masks.Mask:
-  """Splits what a mask has for each sequence."""
-  split = lambda leaf, rank: P(batch) if leaf.ndim == rank else P()
+def current_mesh() -> AnyMesh | None:
+  """The mesh of `jax.set_mesh`, where XLA may split over all of its axes."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if set(AXES) <= set(mesh.auto_axes) else None
+
+
+def places(
+    mesh: AnyMesh, batch_size: int, num_kv_heads: int, splits_seq: bool = False
+) -> Callable[[str], P]:
+  """Returns how an array of attention lies, by a letter an axis.
+
+  "b" are sequences, "n" heads, "t" positions; "." is any other axis. An axis
+  that the mesh does not divide is not split.
+
+  Args:
+    mesh: The mesh.
+    batch_size: Sequences.
+    num_kv_heads: Query heads go with the key head that they share.
+    splits_seq: Whether positions are split.
+  """
+  axes = {
+      "b": None if batch_size % num_batch_parts(mesh) else BATCH_AXES,
+      "n": None if num_kv_heads % mesh.shape["tensor"] else "tensor",
+      "t": "seq" if splits_seq else None,
+  }
+  return lambda label: P(*(axes.get(letter) for letter in label))
+
+
+def where_specs(
+    where: masks.Mask | selection.Selection, place: Callable[[str], P]
+) -> PyTree:
+  """How a mask or a selection lies: `place` is that of `places`."""
+  if isinstance(where, selection.Selection):
+    return _selection_specs(where, place)
+
+  def own(leaf: Any, rank: int) -> P | None:
+    # An axis of sequences may be absent; spans have an axis of their own.
+    if leaf is None:
+      return None
+    label = ("b" if len(leaf) > 1 else ".") + "." * (rank - 2) + "t"
+    return place(label[rank - leaf.ndim :])
+
   return masks.Mask(
-      split(mask.starts, 3),
-      split(mask.stops, 3),
-      None if mask.query_ids is None else split(mask.query_ids, 2),
-      None if mask.key_ids is None else split(mask.key_ids, 2),
+      own(where.starts, 3),
+      own(where.stops, 3),
+      own(where.query_ids, 2),
+      own(where.key_ids, 2),
   )
 
 
 def _selection_specs(
-    where: selection.Selection, batch: Any, heads: Any
+    where: selection.Selection, place: Callable[[str], P]
 ) -> selection.Selection:
   """Splits tables by sequences and heads, unless those share one."""
   rows, columns = where.num_valid.shape[:2]
-  place = P(batch if rows > 1 else None, heads if columns > 1 else None)
+  own = place(("b" if rows > 1 else ".") + ("n" if columns > 1 else "."))
+  mask = where.mask
   return dataclasses.replace(
       where,
-      block_table=place,
-      num_valid=place,
-      mask=None if where.mask is None else _mask_specs(where.mask, batch),
+      block_table=own,
+      num_valid=own,
+      mask=None if mask is None else where_specs(mask, place),
   )
 
 

@@ -88,12 +88,12 @@ def attention(
   )
   area = exported.abstract(where)
   choose = lambda named=None: implementations.choose_for(
-      named, _module, widest, area
+      named, module_of, widest, area
   )
   chosen, query = exported.chosen(
       "attention", implementation, choose, ("BTNH", query), ("BSKJ", value)
   )
-  arguments.check_config(config, chosen, _module(chosen))
+  arguments.check_config(config, chosen, module_of(chosen))
   if 0 in query.shape or 0 in key.shape:
     chosen, config = "reference", None  # There are no tiles of nothing.
   if isinstance(where, selection_lib.Selection) and chosen != "xla":
@@ -110,7 +110,7 @@ def attention(
   size = max(query.shape[-1], value_dim)
   query, key, value = (_widen(x, size) for x in (query, key, value))
   result = differentiable.attend(
-      _module(chosen),
+      module_of(chosen),
       differentiable.Inputs(query, key, value, where, sink_logits, row_weights),
       spec,
   )
@@ -124,6 +124,8 @@ def _widen(x: Float[Array, "B T N H"], size: int) -> jax.Array:
   return jnp.pad(x, [(0, 0)] * 3 + [(0, padding)]) if padding else x
 
 
-def _module(implementation: implementations.Implementation) -> types.ModuleType:
+def module_of(
+    implementation: implementations.Implementation,
+) -> types.ModuleType:
   """Imports on demand: GPU kernels need a newer jax than the others."""
   return importlib.import_module(f"{__package__}.{_ENTRIES[implementation]}")

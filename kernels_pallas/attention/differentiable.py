@@ -190,7 +190,7 @@ def attend(
     d_out, d_lse, _ = cotangents
     products = getattr(implementation, "row_products", None)
     if products is None:
-      delta = _delta(d_out, out, d_lse)
+      delta = row_deltas(d_out, out, d_lse)
     else:
       # d_lse adds P d_lse to the cotangent of the logits, as -delta does.
       delta = once(lambda pair: products(*pair), (d_out, out)) - d_lse
@@ -204,7 +204,7 @@ def attend(
     d_query, d_key, d_value = once(back, saved, labels=split)
     d_sink = None
     if given.sink_logits is not None:
-      d_sink = _d_sink(given.sink_logits, lse, delta)
+      d_sink = sink_cotangent(given.sink_logits, lse, delta)
     return (Inputs(d_query, d_key, d_value, None, d_sink, None),)
 
   call.defvjp(forward, backward)
@@ -231,7 +231,7 @@ def _full_weights(inputs: Inputs) -> jax.Array:
   return jax.lax.stop_gradient(jnp.broadcast_to(inputs.row_weights, shape))
 
 
-def _delta(d_out: jax.Array, out: jax.Array, d_lse: jax.Array) -> jax.Array:
+def row_deltas(d_out: jax.Array, out: jax.Array, d_lse: jax.Array) -> jax.Array:
   """rowsum(d_out * out) - d_lse, in the type of the lse."""
   # TPUs would round float32 to bfloat16 first.
   delta = jnp.einsum(
@@ -245,7 +245,7 @@ def _delta(d_out: jax.Array, out: jax.Array, d_lse: jax.Array) -> jax.Array:
   return delta - d_lse
 
 
-def _d_sink(
+def sink_cotangent(
     sink_logits: jax.Array, lse: jax.Array, delta: jax.Array
 ) -> jax.Array:
   """The cotangent of a key a head whose value is 0."""

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 import numpy as np
 
+from joma.transformer import mesh_config
 from joma.transformer import sharding
 from joma.transformer.training import lm_config
 from scansnap_jax.experiment import errors
@@ -239,7 +240,7 @@ def make_layout(config: lm_config.LmConfig) -> Layout:
     UserError: If its batches cannot be split over them.
   """
   if config.parallelism == "mesh":
-    layout = Sharded(sharding.make_mesh(config.fsdp, config.tensor))
+    layout = Sharded(sharding.make_mesh(config.fsdp, config.tensor, config.seq))
   else:
     layout = Replicated()
   check_batch(config, layout.num_parts)
@@ -248,10 +249,13 @@ def make_layout(config: lm_config.LmConfig) -> Layout:
 
 def check_batch(config: lm_config.LmConfig, num_parts: int) -> None:
   """Raises UserError if batches cannot be split into so many parts."""
-  if config.batch_size % (num_parts * config.grad_accum):
+  sequences, rest = divmod(config.batch_size, config.grad_accum)
+  if rest or sequences % num_parts:
+    fitting = mesh_config.divisors(sequences)
     raise errors.UserError(
         f"batch_size={config.batch_size} must be a multiple of {num_parts}"
-        f" devices x grad_accum={config.grad_accum}."
+        f" devices x grad_accum={config.grad_accum};"
+        f" {mesh_config.listed(fitting)} devices would do."
     )
 
 

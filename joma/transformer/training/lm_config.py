@@ -15,6 +15,7 @@ from typing import Literal
 
 from joma.systems.probes import names
 from joma.transformer import config as model_config
+from joma.transformer import mesh_config
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
@@ -82,6 +83,8 @@ class LmConfig:
       batches (pmap); `mesh` splits states too (jit over a mesh).
     fsdp: Devices of the mesh that split parameters, and batches with them.
     tensor: Devices of the mesh that split heads, hidden units and vocabulary.
+    seq: Devices of the mesh that split the positions of a text, between which
+      keys and values go round; divides seq_len.
     seed: Random seed for initial values, windows and dropout.
   """
 
@@ -125,12 +128,15 @@ class LmConfig:
   parallelism: Literal["replicate", "mesh"] = "replicate"
   fsdp: int = 1
   tensor: int = 1
+  seq: int = 1
   seed: int = 1
 
   def __post_init__(self):
     for name in ("batch_size", "seq_len", "log_every", "eval_every"):
       require.at_least(name, getattr(self, name), 1)
-    for name in ("checkpoint_every", "eval_batch_size", "fsdp", "tensor"):
+    for name in ("checkpoint_every", "eval_batch_size"):
+      require.at_least(name, getattr(self, name), 1)
+    for name in ("fsdp", "tensor", "seq"):
       require.at_least(name, getattr(self, name), 1)
     for name in ("warmup_steps", "map_batch", "probe_batches"):
       require.at_least(name, getattr(self, name), 0)
@@ -208,9 +214,17 @@ class LmConfig:
           f"batch_size={self.batch_size} must be a multiple of"
           f" grad_accum={self.grad_accum}."
       )
-    if self.parallelism == "replicate" and self.fsdp * self.tensor > 1:
+    on_mesh = self.fsdp * self.tensor * self.seq
+    if self.parallelism == "replicate" and on_mesh > 1:
       raise UserError(
-          f"fsdp={self.fsdp} and tensor={self.tensor} want parallelism=mesh."
+          f"fsdp={self.fsdp}, tensor={self.tensor} and seq={self.seq} want"
+          " parallelism=mesh."
+      )
+    if self.seq_len % self.seq:
+      fitting = mesh_config.divisors(self.seq_len)
+      raise UserError(
+          f"seq={self.seq} devices do not divide the seq_len={self.seq_len}"
+          f" positions; {mesh_config.listed(fitting)} would do."
       )
 
 

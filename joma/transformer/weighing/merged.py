@@ -4,6 +4,7 @@ Letters: B batch, T queries, S keys, N query heads, K key and value heads, H
 head size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ def attend(
     value: Float[Array, "B S K H"],
     where: hooks.Where,
     options: hooks.AttentionOptions,
+    op: Callable[..., output.AttentionOutput] = api.attention,
     **returns: Any,
 ) -> output.AttentionOutput:
   """The kernels' op by a rule that is softmax, with its learned keys if any.
@@ -36,7 +38,8 @@ def attend(
     value: Of the keys.
     where: A mask, or blocks of keys and a mask inside them.
     options: Scale, soft cap, implementation and the rule.
-    **returns: What else `api.attention` is to return.
+    op: `api.attention`, or one that takes the same.
+    **returns: What else it is to return.
   """
   rule, asked = options.weights, dict(returns)
   shared: Any = dict(
@@ -47,10 +50,8 @@ def attend(
   )
   if rule is None or rule.extra_keys is None:
     sinks = options.sink_logits
-    return api.attention(
-        query, key, value, sink_logits=sinks, **shared, **asked
-    )
-  text = api.attention(query, key, value, return_lse=True, **shared)
+    return op(query, key, value, sink_logits=sinks, **shared, **asked)
+  text = op(query, key, value, return_lse=True, **shared)
   whole = output.merge(text, _of_extra(query, rule, options))
   if not asked.pop("return_col_mass", False):
     return whole
@@ -58,7 +59,7 @@ def attend(
   share = jnp.exp(text.lse - whole.lse)
   by_row = asked.pop("row_weights", None)
   by_row = share if by_row is None else share * by_row
-  mass = api.attention(
+  mass = op(
       query,
       key,
       value,

@@ -57,25 +57,41 @@ def forward(
       *operands, rows, spans, sink_logits, weights, plan
   )
   lse = layout.unpad_queries(result.lse, -1, tiles, sizes.num_queries)
-  col_mass = result.col_mass
-  # Where a row of logits does not fit into VMEM, they are made once more, by
-  # key tiles, from the lse that is now known.
+  sums = result.col_mass
+  # Where a row of logits does not fit into VMEM, they are made once more.
   if is_second_pass:
-    columns = lists.by_key(where, sizes, tiles)
-    plan = plan_lib.col_mass_plan(*arguments, columns, logits)
-    col_mass = tpu_col_mass.col_mass(
-        padded_query,
-        padded_key,
-        columns,
-        spans,
-        safe_lse(lse, tiles),
-        None if row_weights is None else weights,
-        plan,
-    )
-  if col_mass is not None:
-    col_mass = col_mass[..., : sizes.num_keys]
+    sums = col_mass(inputs, lse, spec)
+  elif sums is not None:
+    sums = sums[..., : sizes.num_keys]
   out = layout.unpad_queries(result.out, 2, tiles, sizes.num_queries)
-  return output.AttentionOutput(tpu_layout.to_heads(out), lse, col_mass)
+  return output.AttentionOutput(tpu_layout.to_heads(out), lse, sums)
+
+
+def col_mass(
+    inputs: differentiable.Inputs,
+    lse: Float[Array, "B N T"],
+    spec: differentiable.AttentionSpec,
+) -> Float[Array, "B N S"]:
+  """Sums what each key gets by key tiles, from the lse; errors as `forward`."""
+  query, key, _, where, _, row_weights = inputs
+  sizes = layout.sizes_of(query, key)
+  config = spec.config or Config()
+  tiles = plan_lib.tiles_of(config, sizes, where, True)
+  columns = lists.by_key(where, sizes, tiles)
+  logits = tpu_tile.Logits(float(spec.scale), spec.logits_soft_cap)
+  plan = plan_lib.col_mass_plan(config, sizes, tiles, columns, logits)
+  weights = None
+  if row_weights is not None:
+    weights = _padded_weights(row_weights, sizes, tiles)
+  sums = tpu_col_mass.col_mass(
+      *_lay_out(query, key, tiles),
+      columns,
+      layout.spans_of(_mask(where), sizes, tiles),
+      safe_lse(lse, tiles),
+      weights,
+      plan,
+  )
+  return sums[..., : sizes.num_keys]
 
 
 def backward(

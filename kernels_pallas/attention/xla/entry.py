@@ -7,6 +7,8 @@ keys that no list names are not read, see `loops`.
 from collections.abc import Callable
 from typing import TypeVar
 
+from jaxtyping import Array, Float
+
 from kernels_pallas import output
 from kernels_pallas.attention import differentiable
 from kernels_pallas.attention.xla import loops
@@ -29,6 +31,16 @@ def backward(
 ) -> differentiable.Cotangents:
   """Computes the cotangents of query, key and value."""
   return _run(loops.backward, saved, spec)
+
+
+def col_mass(
+    inputs: differentiable.Inputs,
+    lse: Float[Array, "B N T"],
+    spec: differentiable.AttentionSpec,
+) -> Float[Array, "B N S"]:
+  """Sums what each key gets, from an lse that more keys may have part in."""
+  lists, layout = plan.lists_of(inputs, spec)
+  return loops.col_mass(inputs, lse, spec, lists, layout)
 
 
 def _run(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from kernels_pallas import output
@@ -42,12 +43,7 @@ def forward(
   if sink_logits is not None:
     sinks = sink_logits.astype(dtype).reshape(layout.num_units, layout.group)
   if spec.return_col_mass:
-    if row_weights is None:
-      batch, num_queries, num_heads = query.shape[:3]
-      row_weights = jnp.ones((batch, num_heads, num_queries), dtype)
-    weights = layout.split_queries(row_weights.astype(dtype).swapaxes(1, 2))
-    num_tiles = layout.batch_size * layout.num_units * layout.num_tiles
-    col_mass = jnp.zeros((num_tiles, layout.group * layout.block_kv), dtype)
+    weights, col_mass = _columns(row_weights, dtype, layout)
 
   def compute(strip: gather.Strip, carry: tuple[Any, ...]) -> tuple[Any, ...]:
     outs, lses, col_mass = carry
@@ -120,6 +116,50 @@ def backward(
       layout.join_keys(d_keys).astype(key.dtype),
       layout.join_keys(d_values).astype(value.dtype),
   )
+
+
+def col_mass(
+    inputs: differentiable.Inputs,
+    lse: Float[Array, "B N T"],
+    spec: differentiable.AttentionSpec,
+    lists: xla_lists.Lists,
+    layout: xla_layout.Layout,
+) -> Float[Array, "B N S"]:
+  """Sums exp(logits - lse) over the queries of listed tiles, in weights."""
+  query, key = inputs.query, inputs.key
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  queries = layout.split_queries(query.astype(dtype) * spec.scale)
+  keys = layout.split_keys(key.astype(dtype))
+  lses = layout.split_queries(lse.swapaxes(1, 2))
+  weights, sums = _columns(inputs.row_weights, dtype, layout)
+
+  def compute(strip: gather.Strip, sums: jax.Array) -> jax.Array:
+    found = strips.col_mass(
+        _at(queries, strip.index),
+        strip.gather(keys),
+        strip.allowed,
+        _at(lses, strip.index),
+        _at(weights, strip.index),
+        spec,
+    )
+    return strip.add_to_columns(sums, found)
+
+  return layout.join_columns(_run(compute, sums, lists, layout))
+
+
+def _columns(
+    row_weights: Float[Array, "B N T"] | None,
+    dtype: jax.typing.DTypeLike,
+    layout: xla_layout.Layout,
+) -> tuple[jax.Array, jax.Array]:
+  """Weights of rows, cut as queries are, and sums to begin with."""
+  if row_weights is None:
+    shape = layout.batch_size, layout.num_heads, layout.num_queries
+    row_weights = jnp.ones(shape, dtype)
+  weights = layout.split_queries(row_weights.astype(dtype).swapaxes(1, 2))
+  num_tiles = layout.batch_size * layout.num_units * layout.num_tiles
+  size = layout.group * layout.block_kv
+  return weights, jnp.zeros((num_tiles, size), dtype)
 
 
 def _run(

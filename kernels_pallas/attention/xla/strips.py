@@ -39,12 +39,7 @@ def forward(
     row_weights: Weights of the queries in `col_mass`; None returns no col_mass.
     spec: Of the attention.
   """
-  attn_logits = _masked(
-      logits_lib.soft_cap(
-          _einsum("GTH,SH->GTS", query, key), spec.logits_soft_cap
-      ),
-      allowed,
-  )
+  attn_logits = _masked(_capped_logits(query, key, spec), allowed)
   highest = attn_logits.max(axis=-1)
   if sink_logits is not None:
     highest = jnp.maximum(highest, sink_logits[:, None])
@@ -88,11 +83,8 @@ def backward(
     d_out: Cotangent of out.
     spec: Of the attention.
   """
-  capped = logits_lib.soft_cap(
-      _einsum("GTH,SH->GTS", query, key), spec.logits_soft_cap
-  )
-  safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
-  attn_weights = jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
+  capped = _capped_logits(query, key, spec)
+  attn_weights = _weights(capped, allowed, lse)
   d_value = _einsum("GTH,GTS->HS", d_out, attn_weights)
   d_weights = _einsum("GTH,SH->GTS", d_out, value)
   # The softmax's own derivative; forbidden pairs have weight 0.
@@ -101,6 +93,29 @@ def backward(
     d_logits *= 1 - jnp.square(capped / spec.logits_soft_cap)
   d_query = _einsum("GTS,SH->GTH", d_logits, key)
   return d_query, _einsum("GTH,GTS->HS", query, d_logits), d_value
+
+
+def col_mass(
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    allowed: Bool[Array, "T S"] | None,
+    lse: Float[Array, "G T"],
+    row_weights: Float[Array, "G T"],
+    spec: differentiable.AttentionSpec,
+) -> Float[Array, "G S"]:
+  """Column sums where lse is known; arguments as in `forward`."""
+  weights = _weights(_capped_logits(query, key, spec), allowed, lse)
+  return _einsum("GTS,GT->GS", weights, row_weights)
+
+
+def _weights(
+    capped: Float[Array, "G T S"],
+    allowed: Bool[Array, "T S"] | None,
+    lse: Float[Array, "G T"],
+) -> Float[Array, "G T S"]:
+  """Attention weights; 0 where a query has no key."""
+  safe_lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+  return jnp.exp(_masked(capped, allowed) - safe_lse[..., None])
 
 
 def _capped_logits(

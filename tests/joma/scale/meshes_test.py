@@ -22,7 +22,7 @@ class PlanConfigTest(parameterized.TestCase):
           dict(topology="v5e:4x4", mesh="1,4,2"),
           "is of 8 devices, and .* has 16",
       ),
-      (dict(mesh="64"), "must be search, or three numbers"),
+      (dict(mesh="64"), "must be numbers from 1 for data"),
       (dict(capacity=8), "are those of task=decode"),
       (dict(task="decode", policy="h2o"), "policy=h2o needs capacity"),
       (dict(task="decode", capacity=8), "has no effect with policy=full"),
@@ -56,12 +56,13 @@ class MeshesTest(parameterized.TestCase):
     model = _CONFIG.model()
     ranking = meshes.rank(_CONFIG, model)
     sizes = {tuple(one.mesh.values()) for one in ranking.best}
-    # 16 = d f t with t of 1, 2, 4, 8, as there are 8 KV heads.
+    # 16 = d f t s with t of 1, 2, 4, 8, as there are 8 KV heads.
     wanted = {
-        (16 // (f * t), f, t)
+        (16 // (f * t * s), f, t, s)
         for t in (1, 2, 4, 8)
         for f in (1, 2, 4, 8, 16)
-        if 16 % (f * t) == 0
+        for s in (1, 2, 4, 8, 16)
+        if 16 % (f * t * s) == 0
     }
     self.assertEqual(sizes, wanted)
     self.assertEqual(ranking.num_refused, 1)
@@ -71,8 +72,9 @@ class MeshesTest(parameterized.TestCase):
     self.assertEqual(flags, sorted(flags, reverse=True))
 
   @parameterized.parameters(
-      ((1, 1, 16), "num_kv_heads=8 .* tensor=16; 1, 2, 4, 8 would do"),
-      ((8, 2, 1), "batch=8 .* = 16 devices; 1, 2, 4, 8 would do"),
+      ((1, 1, 16, 1), "num_kv_heads=8 .* tensor=16; 1, 2, 4, 8 would do"),
+      ((1, 1, 1, 3), "seq_len=1024 .* seq=3; 1, 2, 4, 8, 16 would do"),
+      ((8, 2, 1, 1), "batch=8 .* = 16 devices; 1, 2, 4, 8 would do"),
   )
   def test_a_mesh_that_does_not_divide_names_those_that_would(
       self, sizes, message
@@ -93,7 +95,7 @@ class MeshesTest(parameterized.TestCase):
 class EstimateTest(parameterized.TestCase):
 
   def test_fsdp_alone_by_hand(self):
-    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (1, 16, 1))
+    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (1, 16, 1, 1))
     params = model_size.count(_CONFIG.model()).total
     # Weights three times, gradients once: bfloat16, 15 / 16 of each is sent.
     self.assertAlmostEqual(
@@ -106,7 +108,7 @@ class EstimateTest(parameterized.TestCase):
     self.assertAlmostEqual(found.ici_seconds / seconds, 1)
 
   def test_tensor_alone_by_hand(self):
-    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 4))
+    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 4, 1))
     # 32 layers, 2 sums in each of 3 passes of 8 sequences of 1,024 x 4,096.
     stream = 8 * 1024 * 4096 * 2
     wanted = 32 * 2 * 3 * 2 * stream * 3 / 4
@@ -119,14 +121,14 @@ class EstimateTest(parameterized.TestCase):
     pairs = 32 * 1024 * 1025 // 2 * 32  # Sequences, pairs, layers.
     wanted = 6 * tokens * size.multiplied + 3 * 4 * pairs * 32 * 128
     self.assertAlmostEqual(needed / wanted, 1, places=3)
-    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (1, 16, 1))
+    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (1, 16, 1, 1))
     self.assertAlmostEqual(found.flops * 16 / needed, 4 / 3)
 
   def test_a_cache_that_evicts_holds_less(self):
     full = plan_config.PlanConfig(task="decode", batch=64, seq_len=65_536)
     h2o = dataclasses.replace(full, policy="h2o", capacity=4096)
     held = [
-        estimate.of_mesh(one, one.model(), (8, 1, 8)).held_bytes
+        estimate.of_mesh(one, one.model(), (8, 1, 8, 1)).held_bytes
         for one in (full, h2o)
     ]
     weights = 2 * model_size.count(full.model()).total / 8

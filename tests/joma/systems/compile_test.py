@@ -57,7 +57,7 @@ def _train(entry, chip, num_devices):
   )
   task = lm_step.make_task(config, 1, 1)
   devices = topology.device_mesh(chips.get_chip(chip), num_devices).devices
-  mesh = sharding.make_mesh(2, 2, devices.ravel().tolist())
+  mesh = sharding.make_mesh(2, 2, 1, devices.ravel().tolist())
   layout = layouts.Sharded(mesh)
   state = layout.to_restore(jax.eval_shape(lambda: lm_step.init(task)))
   place = sharding.batch_sharding(mesh, 3, batch_axis=1)

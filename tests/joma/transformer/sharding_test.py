@@ -12,7 +12,7 @@ from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 
 _MESH = jax.sharding.AbstractMesh(
-    (1, 2, 4), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
+    (1, 2, 4, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
 )
 
 
@@ -66,7 +66,9 @@ class PartitionSpecTest(parameterized.TestCase):
 class MakeMeshTest(absltest.TestCase):
 
   def test_refuses_what_does_not_divide_the_devices(self):
-    with self.assertRaisesRegex(errors.UserError, "fsdp=2 x tensor=1 must"):
+    with self.assertRaisesRegex(
+        errors.UserError, "seq=1 must divide the 3 .* can be 1, 3"
+    ):
       sharding.make_mesh(2, 1, devices=jax.devices()[:1] * 3)
 
   def test_data_has_what_is_left(self):

@@ -279,7 +279,7 @@ class PlatformTest(parameterized.TestCase):
     where = selection_lib.Selection(table, table[..., 0], None, 1, block)
     query = jax.ShapeDtypeStruct((1, 512, 2, 128), jnp.bfloat16)
     choose = lambda asked: implementations.choose_for(
-        asked, api._module, query, where
+        asked, api.module_of, query, where
     )
     with mock.patch.object(
         implementations, "current_platform", return_value="tpu"

@@ -102,7 +102,7 @@ class LayoutsTest(parameterized.TestCase):
       layouts.check_batch(config, two.num_parts)
 
 
-def _compile_for(chip, num_devices, fsdp, tensor):
+def _compile_for(chip, num_devices, fsdp, tensor, seq=1):
   """A training step on a mesh of TPUs that are not there."""
   model = config_lib.TransformerConfig(
       vocab_size=256,
@@ -118,7 +118,7 @@ def _compile_for(chip, num_devices, fsdp, tensor):
   )
   task = lm_step.make_task(config, 1, 1)
   devices = topology.device_mesh(chips.get_chip(chip), num_devices).devices
-  mesh = sharding.make_mesh(fsdp, tensor, devices.ravel().tolist())
+  mesh = sharding.make_mesh(fsdp, tensor, seq, devices.ravel().tolist())
   layout = layouts.Sharded(mesh)
   state = layout.to_restore(jax.eval_shape(lambda: lm_step.init(task)))
   place = sharding.batch_sharding(mesh, 3, batch_axis=1)

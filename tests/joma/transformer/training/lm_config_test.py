@@ -26,7 +26,8 @@ class LmConfigTest(parameterized.TestCase):
       (dict(log_every=7), "eval_every must .*log_every=7, got 100"),
       (dict(map_steps=(30,)), "map_steps must .*log_every=25, got 30"),
       (dict(grad_accum=3), "batch_size=16 must be a multiple of grad_accum=3"),
-      (dict(fsdp=2), "fsdp=2 and tensor=1 want parallelism=mesh"),
+      (dict(fsdp=2), "fsdp=2, tensor=1 and seq=1 want parallelism=mesh"),
+      (dict(parallelism="mesh", seq=3), "seq=3 .* 1, 2, 4, 8, .* would do"),
   )
   def test_a_wrong_setting_is_named(self, change, message):
     with self.assertRaisesRegex(errors.UserError, message):
