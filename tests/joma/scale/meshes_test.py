@@ -87,7 +87,7 @@ class MeshesTest(parameterized.TestCase):
     config = dataclasses.replace(_CONFIG, topology="v5e:1x1", batch=1)
     model = dataclasses.replace(config.model(), vocab_size=7)
     self.assertLen(meshes.rank(config, model).best, 1)
-    odd = dataclasses.replace(config, topology="v5e:2x2")
+    odd = dataclasses.replace(config, topology="v5e:2x2", seq_len=1023)
     with self.assertRaisesRegex(errors.UserError, "batch=1"):
       meshes.rank(odd, model)
 
@@ -106,6 +106,18 @@ class EstimateTest(parameterized.TestCase):
     # 4 x 4 chips of v5e close no ring: two lines of 50 GB/s each.
     seconds = found.ici_bytes["fsdp"] / 100e9
     self.assertAlmostEqual(found.ici_seconds / seconds, 1)
+
+  def test_seq_alone_by_hand(self):
+    found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 1, 4))
+    params = model_size.count(_CONFIG.model()).total
+    # 32 layers of keys and values of 8 heads of 128; 8 sequences of 256 each.
+    chunk = 32 * 8 * 256 * 2 * 8 * 128
+    # Three passes of bfloat16, and gradients in float32 in the last.
+    ring = 3 * chunk * (3 * 2 + 4)
+    gradients = 2 * 2 * params * 3 / 4
+    self.assertAlmostEqual(found.ici_bytes["seq"] / (ring + gradients), 1)
+    whole = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 4, 1))
+    self.assertEqual(found.flops, whole.flops)
 
   def test_tensor_alone_by_hand(self):
     found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 4, 1))

@@ -92,13 +92,32 @@ class LayoutsTest(parameterized.TestCase):
     streams = [s for s in found["gathered"] if s.startswith("f32[4,6,")]
     self.assertLessEqual(len(streams), 1)
 
+  @pytest.mark.slow
+  def test_losses_of_fifty_steps_are_those_of_one_device_on_every_mesh(self):
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.joma.transformer.training.on_eight"],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=pathlib.Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr[-4000:])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    alone = rows.pop(0)["losses"]
+    self.assertLess(alone[-1], 0.7 * alone[0])  # It learns.
+    self.assertLen(rows, 7)
+    for row in rows:
+      off = np.abs(np.subtract(row["losses"], alone)).max()
+      self.assertLess(off, 1e-5, row["layout"])
+
   def test_a_batch_that_devices_cannot_share_is_refused(self):
     config = lm_config.LmConfig(batch_size=7, seq_len=8)
     layout = layouts.make_layout(config)
     self.assertEqual(layout.num_parts, len(jax.devices()))
     two = layouts.Replicated(jax.devices()[:1] * 2)
     self.assertEqual(two.num_parts, 2)
-    with self.assertRaisesRegex(errors.UserError, "multiple of 2 devices"):
+    with self.assertRaisesRegex(errors.UserError, "multiple of 2 devices.*; 1, 7 devices would"):
       layouts.check_batch(config, two.num_parts)
 
 
@@ -143,13 +162,14 @@ class TpuTest(parameterized.TestCase):
         memory.alias_size_in_bytes, 0.95 * memory.output_size_in_bytes
     )
 
-  def test_a_step_compiles_for_a_mesh_of_v5e(self):
-    self._check(_compile_for("v5e", 4, fsdp=2, tensor=2))
+  @parameterized.parameters((2, 2, 1), (2, 1, 2))
+  def test_a_step_compiles_for_a_mesh_of_v5e(self, *sizes):
+    self._check(_compile_for("v5e", 4, *sizes))
 
   @parameterized.parameters("v4", "v5p", "v6e", "v7x")
   @pytest.mark.slow
   def test_a_step_compiles_for_a_mesh_of_other_chips(self, chip):
-    self._check(_compile_for(chip, 8, fsdp=2, tensor=2))
+    self._check(_compile_for(chip, 8, fsdp=2, tensor=2, seq=2))
 
 
 if __name__ == "__main__":
