@@ -12,6 +12,7 @@ report.html. The same command continues an interrupted run; --flagfile=
 OLD/flags.txt --workdir=NEW repeats one.
 """
 
+import math
 import pathlib
 from typing import Any
 
@@ -44,6 +45,7 @@ _SAVE_OWN = flags.DEFINE_boolean(
     " inspect_lm, generate and evaluate_cache read it.",
 )
 _MULTIHOST = run.define_multihost()
+_MESH = run.define_mesh()
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
 )
@@ -53,10 +55,15 @@ _CONFIG = flag_config.define(lm_config.default())
 def main(_: list[str]) -> None:
   """Trains, and writes what was measured."""
   config = _CONFIG(lm_config.PRESETS[_PRESET.value]())
+  sizes = run.mesh_sizes(_MESH.value)
+  if sizes is not None:
+    config = lm_config.on_mesh(config, sizes)
 
   def check() -> None:
+    from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
+    layouts.make_layout(config, sizes and sizes[0])
     training_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
 
   def measure(this: run.Run) -> Any:
@@ -84,7 +91,7 @@ def main(_: list[str]) -> None:
       report=report,
       check=check,
       multihost=_MULTIHOST.value,
-      num_cpu_devices=_NUM_CPU_DEVICES.value,
+      num_cpu_devices=max(_NUM_CPU_DEVICES.value, math.prod(sizes or (1,))),
   )
 
 
@@ -96,7 +103,9 @@ def _folder(config: lm_config.LmConfig) -> run.Folder:
   }
   extra = {"preset": _PRESET.value, "data_dir": _DATA_DIR.value}
   flagfile = flag_config.to_flagfile(config, extra)
-  return run.Folder(_WORKDIR.value, described, flagfile)
+  # What lies where changes with the devices that there are.
+  may_differ = tuple(f"lm.{name}" for name in lm_config.LAYOUT)
+  return run.Folder(_WORKDIR.value, described, flagfile, may_differ)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,22 @@ def make_mesh(
   return Mesh(np.array(devices).reshape(data, fsdp, tensor, seq), AXES)
 
 
+def check_data(mesh: Mesh, data: int | None) -> None:
+  """Raises UserError if there are more or fewer devices than asked for.
+
+  Args:
+    mesh: Of all devices.
+    data: Asked for along that axis; None is any number.
+  """
+  if data not in (None, mesh.shape["data"]):
+    _, *rest = mesh.shape.values()
+    wanted = ",".join(map(str, (data, *rest)))
+    raise errors.UserError(
+        f"mesh={wanted} is of {data * math.prod(rest)} devices, and there are"
+        f" {mesh.size}: {mesh.shape['data']} of them would go to data."
+    )
+
+
 def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:
   """How a parameter, or what the optimizer keeps of it, is split.
 

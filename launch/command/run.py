@@ -38,11 +38,14 @@ class Folder(NamedTuple):
     path: Its path, as given.
     settings: All settings in plain JSON types; another run's are refused.
     flagfile: Text of flags.txt, with which the run can be repeated.
+    may_differ: Settings, by their dotted names, in which a run that goes on
+      may differ from the one that began.
   """
 
   path: str
   settings: Mapping[str, Any]
   flagfile: str
+  may_differ: tuple[str, ...] = ()
 
 
 class Run(NamedTuple):
@@ -129,6 +132,28 @@ def define_num_cpu_devices() -> flags.FlagHolder:
       0,
       4096,
   )
+
+
+def define_mesh() -> flags.FlagHolder:
+  """Defines --mesh, which `mesh_sizes` reads."""
+  return flags.DEFINE_string(
+      "mesh",
+      None,
+      "Devices along the axes data, fsdp, tensor and, if wanted, seq of a mesh,"
+      " as 2,1,4 or 1,2,2,2: data splits sequences, fsdp parameters too, tensor"
+      " heads and hidden units, seq positions. A CPU is split into as many.",
+  )
+
+
+def mesh_sizes(mesh: str | None) -> tuple[int, ...] | None:
+  """Sizes of data, fsdp, tensor and seq; None where --mesh is not given.
+
+  Raises:
+    UserError: It is no mesh.
+  """
+  from joma.transformer import mesh_config
+
+  return None if mesh is None else mesh_config.sizes_of(mesh)
 
 
 def command(script: str) -> str:

@@ -5,7 +5,7 @@ else. The same command finds them again and continues; another config is told
 what differs and touches nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import dataclasses
 import enum
@@ -31,6 +31,7 @@ def claim(
     workdir: str | os.PathLike[str],
     config: Mapping[str, Any],
     flagfile_text: str,
+    may_differ: Collection[str] = (),
 ) -> pathlib.Path:
   """Makes `workdir` the folder of the run with this config, or finds it so.
 
@@ -40,6 +41,8 @@ def claim(
     workdir: A local folder, created with its parents if need be.
     config: The settings, as `config_to_json` gives them.
     flagfile_text: Becomes `flags.txt`, with which the run can be repeated.
+    may_differ: Settings, by their dotted names, in which a run that goes on
+      may differ from the one that began.
 
   Returns:
     The absolute path of the folder, which holds `config.json` and `flags.txt`.
@@ -50,7 +53,7 @@ def claim(
       changed.
   """
   path = _writable_folder(workdir)
-  if not _check_free(path, config):
+  if not _check_free(path, config, may_differ):
     text = json.dumps(config, indent=2, allow_nan=False)
     write_atomic(path / _CONFIG, text + "\n")
   if not (path / _FLAGS).exists():
@@ -63,6 +66,7 @@ def hold(
     workdir: str | os.PathLike[str],
     config: Mapping[str, Any],
     flagfile_text: str,
+    may_differ: Collection[str] = (),
 ) -> Iterator[pathlib.Path]:
   """Claims a folder and keeps other runs out of it, in one step.
 
@@ -72,13 +76,18 @@ def hold(
     The absolute path of the folder.
   """
   path = _writable_folder(workdir)
-  _check_free(path, config)  # A folder of something else gets no lock either.
+  # A folder of something else gets no lock either.
+  _check_free(path, config, may_differ)
   with lock(path):
     # Two runs may have come that far: what the lock's holder finds counts.
-    yield claim(workdir, config, flagfile_text)
+    yield claim(workdir, config, flagfile_text, may_differ)
 
 
-def _check_free(path: pathlib.Path, config: Mapping[str, Any]) -> bool:
+def _check_free(
+    path: pathlib.Path,
+    config: Mapping[str, Any],
+    may_differ: Collection[str],
+) -> bool:
   """Whether the folder is that of this run already; it may be nobody's.
 
   Raises:
@@ -87,7 +96,8 @@ def _check_free(path: pathlib.Path, config: Mapping[str, Any]) -> bool:
   if os.path.lexists(path / _CONFIG):
     # What reads back is compared with what was read: tuples are lists there.
     asked = json.loads(json.dumps(config, allow_nan=False))
-    difference = describe_difference(_read_config(path / _CONFIG), asked)
+    found = _read_config(path / _CONFIG)
+    difference = describe_difference(found, asked, may_differ)
     if difference:
       more = f"; and {len(difference) - 6} more" if len(difference) > 6 else ""
       advice = "or the settings there to resume it"
@@ -150,13 +160,16 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def describe_difference(
-    a: Mapping[str, Any], b: Mapping[str, Any]
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    may_differ: Collection[str] = (),
 ) -> list[str]:
   """Lists the settings in which `a` and `b` differ.
 
   Args:
     a: The settings found, possibly nested.
     b: The settings asked for.
+    may_differ: Settings that are left out, by their dotted names.
 
   Returns:
     Lines such as `optimizer.lr_z: 0.5 there, 1.0 here`, in the order of `a`
@@ -170,7 +183,7 @@ def describe_difference(
   return [
       f"{name}: {_show(found)} there, {_show(asked)} here"
       for name, (found, asked) in pairs.items()
-      if not _is_same(found, asked)
+      if name not in may_differ and not _is_same(found, asked)
   ]
 
 

@@ -277,4 +277,26 @@ kernels_pallas/decode/rule.py
 ? a window sees one token more
 @ tests/kernels_pallas/decode/api_test.py
 @ test_rules_of_policies_equal_the_oracle
+
+kernels_pallas/attention/ring/order.py
+- mirrored = 2 * num_devices - 1 - device
++ mirrored = num_devices + device
+? devices meet different amounts of work
+@ test_every_half_has_one_place_and_its_mirror_beside_it
+
+kernels_pallas/attention/ring/passes.py
+- d_query, *sums = _around(ring, meet, start, chunk)
+  return d_query, *ring.permute(tuple(sums), 1 - ring.num_steps)
++ d_query, *sums = _around(ring, meet, start, chunk)
+  return d_query, *ring.permute(tuple(sums), 1)
+? gradients of keys that go part of the way round come home to another device
+@ tests/kernels_pallas/attention/ring/api_test.py
+@ test_values_gradients_and_column_sums_are_those_of_one_device
+
+kernels_pallas/attention/ring/passes.py
+- return starts.clip(0, size), stops.clip(0, size)
++ return starts.clip(0), stops.clip(0)
+? keys of the second half are seen through the first one's spans
+@ tests/kernels_pallas/attention/ring/api_test.py
+@ test_a_ragged_causal_text_is_that_of_one_device
 """

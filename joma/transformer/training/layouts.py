@@ -233,14 +233,21 @@ class Sharded:
 Layout = Replicated | Sharded
 
 
-def make_layout(config: lm_config.LmConfig) -> Layout:
+def make_layout(config: lm_config.LmConfig, data: int | None = None) -> Layout:
   """The layout of a run on all devices.
 
+  Args:
+    config: The run.
+    data: Devices of a mesh along `data`; None is all that are left.
+
   Raises:
-    UserError: If its batches cannot be split over them.
+    UserError: If devices or batches cannot be split so.
   """
   if config.parallelism == "mesh":
-    layout = Sharded(sharding.make_mesh(config.fsdp, config.tensor, config.seq))
+    sizes = config.fsdp, config.tensor, config.seq
+    mesh = sharding.make_mesh(*sizes)
+    sharding.check_data(mesh, data)
+    layout = Sharded(mesh)
   else:
     layout = Replicated()
   check_batch(config, layout.num_parts)

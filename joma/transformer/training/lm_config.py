@@ -228,6 +228,18 @@ class LmConfig:
       )
 
 
+# Fields that say where a run is computed, and not what.
+LAYOUT = ("parallelism", "fsdp", "tensor", "seq")
+
+
+def on_mesh(config: LmConfig, sizes: tuple[int, ...]) -> LmConfig:
+  """The same run on a mesh of data, fsdp, tensor and seq devices."""
+  _, fsdp, tensor, seq = sizes
+  return dataclasses.replace(
+      config, parallelism="mesh", fsdp=fsdp, tensor=tensor, seq=seq
+  )
+
+
 def default() -> LmConfig:
   """A small Llama on the embedded text, by bytes: minutes on a CPU."""
   return LmConfig()

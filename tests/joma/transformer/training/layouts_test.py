@@ -117,7 +117,8 @@ class LayoutsTest(parameterized.TestCase):
     self.assertEqual(layout.num_parts, len(jax.devices()))
     two = layouts.Replicated(jax.devices()[:1] * 2)
     self.assertEqual(two.num_parts, 2)
-    with self.assertRaisesRegex(errors.UserError, "multiple of 2 devices.*; 1, 7 devices would"):
+    message = "multiple of 2 devices.*; 1, 7 devices would"
+    with self.assertRaisesRegex(errors.UserError, message):
       layouts.check_batch(config, two.num_parts)
 
 
