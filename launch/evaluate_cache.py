@@ -19,6 +19,8 @@ summary.json, figures/, flags.txt, config.json, and rows.jsonl, a row as each
 setting ends: a run that was cut goes on from there.
 """
 
+import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -35,12 +37,13 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Folder of a model and its tokenizer; none trains one."
 )
 _DATA_DIR = run.define_data_dir()
+_MESH = run.define_mesh()
 _CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
 
 
 def main(_: list[str]) -> None:
   """Makes or loads the model, evaluates, reports."""
-  config = _CONFIG()
+  config, sizes = _CONFIG(), run.mesh_sizes(_MESH.value)
 
   is_ruler = evaluate_config.RULER in config.tasks
 
@@ -55,25 +58,34 @@ def main(_: list[str]) -> None:
       "evaluate_cache",
       lambda: _folder(config),
       measure=lambda this: (_measure_ruler if is_ruler else _measure)(
-          config, this.folder
+          config, this.folder, sizes
       ),
       report=_report_ruler if is_ruler else _report,
       check=check,
+      num_cpu_devices=math.prod(sizes or (1,)),
   )
 
 
 def _measure_ruler(
-    config: evaluate_config.EvaluateConfig, workdir: pathlib.Path
+    config: evaluate_config.EvaluateConfig,
+    workdir: pathlib.Path,
+    sizes: tuple[int, ...] | None,
 ) -> dict[str, Any]:
   """Loads the model and reads RULER's tasks with every policy."""
+  from joma.inference import on_mesh
   from joma.inference.evaluation.protocols import ruler_grid
   from joma.inference.evaluation.protocols import ruler_subject
   from scansnap_jax.experiment import progress
 
   reader = ruler_subject.load(config, _MODEL.value or "")
-  with progress.bar(
-      "reading", total=ruler_grid.num_cells(config), unit="tasks"
-  ) as on_progress:
+  subject = _on_mesh(config, reader.subject, sizes)
+  reader = dataclasses.replace(reader, subject=subject)
+  with (
+      on_mesh.of_sizes(sizes),
+      progress.bar(
+          "reading", total=ruler_grid.num_cells(config), unit="tasks"
+      ) as on_progress,
+  ):
     found = ruler_grid.measure(config, reader, workdir, on_progress)
   facts = {"protocol": config.protocol, "passes": config.ruler.passes}
   return {**facts, **found}
@@ -90,20 +102,37 @@ def _report_ruler(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
   return path
 
 
+def _on_mesh(config: Any, subject: Any, sizes: tuple[int, ...] | None) -> Any:
+  """Lays the parameters of what is evaluated out on the devices."""
+  from joma.inference import on_mesh
+
+  on_mesh.check(sizes, subject.model.config, config.batch_size)
+  with on_mesh.of_sizes(sizes):
+    params = on_mesh.place(subject.params, sizes)
+  return dataclasses.replace(subject, params=params)
+
+
 def _measure(
-    config: evaluate_config.EvaluateConfig, workdir: pathlib.Path
+    config: evaluate_config.EvaluateConfig,
+    workdir: pathlib.Path,
+    sizes: tuple[int, ...] | None,
 ) -> dict[str, Any]:
   """Makes or loads the model and evaluates every policy on it."""
+  from joma.inference import on_mesh
   from joma.inference.evaluation import evaluate_grid
   from scansnap_jax.experiment import progress
 
   subject, training = _subject(config)
-  with progress.bar(
-      "reading",
-      total=evaluate_grid.num_readings(config, subject.model.config),
-      unit="texts",
-      per_step=config.batch_size,
-  ) as on_progress:
+  subject = _on_mesh(config, subject, sizes)
+  with (
+      on_mesh.of_sizes(sizes),
+      progress.bar(
+          "reading",
+          total=evaluate_grid.num_readings(config, subject.model.config),
+          unit="texts",
+          per_step=config.batch_size,
+      ) as on_progress,
+  ):
     rows = evaluate_grid.measure(
         config,
         subject,
@@ -139,6 +168,7 @@ def _subject(config: evaluate_config.EvaluateConfig):
 def _folder(config: evaluate_config.EvaluateConfig) -> run.Folder:
   extra = {"model": _MODEL.value, "data_dir": _DATA_DIR.value}
   given = {name: value for name, value in extra.items() if value is not None}
+  extra["mesh"] = _MESH.value  # Results are the same on any.
   return run.Folder(
       _WORKDIR.value,
       {**given, **workdir_lib.config_to_json(config)},

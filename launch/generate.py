@@ -5,8 +5,9 @@
 One prompt is continued on stdout as its tokens come; several, of any lengths,
 are continued as one batch and printed one after the other. Greedy by default;
 --temperature, --top_k and --top_p draw. --policy=h2o --capacity=1024 bounds the
-KV cache: see `joma.systems.cache_policies` for what may leave it. How fast it
-went goes to stderr, the compilation apart.
+KV cache: see `joma.systems.cache_policies` for what may leave it. --mesh=2,1,4
+computes on several devices. How fast it went goes to stderr, the compilation
+apart.
 
   python -m launch.generate --model=DIR --chat
 
@@ -18,6 +19,7 @@ terminal a line that is refused costs no more than itself.
 from collections.abc import Callable, Iterable, Iterator
 import functools
 import io
+import math
 import sys
 import time
 from typing import Any
@@ -27,6 +29,7 @@ from absl import flags
 from joma.inference import sampling_config
 from launch.command import app
 from launch.command import flag_config
+from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 
@@ -76,6 +79,7 @@ _PREFILL_CHUNK = flags.DEFINE_integer(
 _CHAT = flags.DEFINE_boolean(
     "chat", False, "Answers lines of stdin by the model's chat template."
 )
+_MESH = run.define_mesh()
 _MUCH_WORK = 1e12  # Flop; some ten seconds of two cores.
 _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 
@@ -83,8 +87,10 @@ _SAMPLER = flag_config.define(sampling_config.SamplingConfig())
 def main(_: list[str]) -> None:
   """Loads the model, continues the prompts or chats, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
+  sizes = run.mesh_sizes(_MESH.value)
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import generate
+  from joma.inference import on_mesh
   from joma.inference import stop_tokens
   from joma.transformer import layer_hooks
   from joma.transformer import model as models
@@ -94,7 +100,8 @@ def main(_: list[str]) -> None:
 
   make_cache = _read_policy()
   template = _read_template()
-  devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
+  # One, whose computations take all cores, or those of the mesh.
+  devices.set_up(num_cpu_devices=math.prod(sizes or (1,)))
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
   attention = tuple(_ATTENTION.value)
@@ -106,27 +113,30 @@ def main(_: list[str]) -> None:
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   if ids:
     _check_sizes(config, [len(tokens) for tokens in ids], make_cache is None)
+  on_mesh.check(sizes, config, max(len(ids), 1))
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
   options: dict[str, Any] = dict(
       sampler=sampler, eos_ids=eos_ids, prefill_chunk=_PREFILL_CHUNK.value
   )
-  if template is not None:
-    begin = _beginning(model, params, make_cache, options)
-    _chat(begin, template, tokenizer, eos_ids)
-    return
-  options |= dict(
-      max_new_tokens=_MAX_NEW_TOKENS.value,
-      kv_cache=make_cache
-      and make_cache(config, batch_size=len(ids), dtype=_DTYPE.value),
-  )
-  show = _show_one if len(prompts) == 1 else _show_many
-  speed: list[str] = []
-  # What cannot be continued is refused before anything is shown.
-  steps = generate.stream(model, params, ids, **options)
-  show(prompts, tokenizer, _timed_steps(steps, speed))
-  print(*speed, file=sys.stderr)
+  with on_mesh.of_sizes(sizes):
+    params = on_mesh.place(params, sizes)
+    if template is not None:
+      begin = _beginning(model, params, make_cache, options)
+      _chat(begin, template, tokenizer, eos_ids)
+      return
+    options |= dict(
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        kv_cache=make_cache
+        and make_cache(config, batch_size=len(ids), dtype=_DTYPE.value),
+    )
+    show = _show_one if len(prompts) == 1 else _show_many
+    speed: list[str] = []
+    # What cannot be continued is refused before anything is shown.
+    steps = generate.stream(model, params, ids, **options)
+    show(prompts, tokenizer, _timed_steps(steps, speed))
+    print(*speed, file=sys.stderr)
 
 
 def _read_template() -> Any:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 import numpy as np
 
@@ -199,12 +198,6 @@ def _placed(
     shape: TransformerConfig,
     mesh: Mesh,
 ) -> jax.ShapeDtypeStruct:
-  """Splits sequences and key heads, the first axes of a cache's arrays."""
-  axes: list[Any] = [None] * leaf.ndim
-  splits = config.batch % sharding.num_batch_parts(mesh) == 0
-  if leaf.ndim and leaf.shape[0] == config.batch and splits:
-    axes[0] = sharding.BATCH_AXES
-  if leaf.ndim > 1 and leaf.shape[1] == shape.num_kv_heads:
-    axes[1] = "tensor"
-  place = NamedSharding(mesh, P(*axes))
+  spec = sharding.cache_spec(leaf.shape, mesh, config.batch, shape.num_kv_heads)
+  place = NamedSharding(mesh, spec)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

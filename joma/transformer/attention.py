@@ -25,6 +25,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
+from joma.transformer import sharding
 from joma.transformer.rope import rotary
 from joma.transformer.weighing import in_parts
 from joma.transformer.weighing import rows
@@ -224,6 +225,8 @@ class Attention(nn.Module):
       head_out, kv_cache = layer_hooks.attend(
           own, call, query, key, value, kv_cache
       )
+      heads = self.config.num_kv_heads
+      kv_cache = sharding.keep_cache(kv_cache, len(value), heads)
     elif own.mixer is not None:
       params = call.params[own.mixer.name]
       head_out = own.mixer.mix(params, call, query, key, value, mask)

@@ -23,6 +23,11 @@ def sizes_of(text: str) -> tuple[int, ...]:
   return (*map(int, parts), 1)[: len(AXES)]
 
 
+def text_of(sizes: Sequence[int]) -> str:
+  """The inverse of `sizes_of`."""
+  return ",".join(map(str, sizes))
+
+
 def divisors(number: int) -> list[int]:
   """All of them, from 1."""
   return [n for n in range(1, number + 1) if number % n == 0]

@@ -147,6 +147,42 @@ def batch_sharding(mesh: Mesh, ndim: int, batch_axis: int) -> NamedSharding:
   return NamedSharding(mesh, P(*axes))
 
 
+def cache_spec(
+    shape: Sequence[int], mesh: AnyMesh, batch_size: int, num_kv_heads: int
+) -> P:
+  """How an array of a KV cache is split: by sequences, and by key heads.
+
+  Slots are chosen by each key head for itself, so that no device needs to know
+  what another one keeps.
+
+  Args:
+    shape: Its shape; an array whose first axes are not these is not split.
+    mesh: The mesh. What it does not divide is not split.
+    batch_size: Sequences.
+    num_kv_heads: Key heads of the model.
+  """
+  place = places(mesh, batch_size, num_kv_heads)
+  has_batch = len(shape) > 0 and shape[0] == batch_size
+  has_heads = len(shape) > 1 and shape[1] == num_kv_heads
+  label = ("b" if has_batch else ".") + ("n" if has_heads else ".")
+  return place((label + "." * len(shape))[: len(shape)])
+
+
+def keep_cache(kv_cache: PyTree, batch_size: int, num_kv_heads: int) -> PyTree:
+  """Keeps a cache split as `cache_spec` says, under `jax.set_mesh` of a mesh.
+
+  Else XLA may choose anew in each program, and copy what it could write in
+  place.
+  """
+  mesh = current_mesh()
+  if mesh is None:
+    return kv_cache
+  keep = lambda leaf: jax.lax.with_sharding_constraint(
+      leaf, cache_spec(leaf.shape, mesh, batch_size, num_kv_heads)
+  )
+  return jax.tree.map(keep, kv_cache)
+
+
 def keep_split(
     next_fun: Callable[..., PyTree],
     args: tuple[Any, ...],
