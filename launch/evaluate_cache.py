@@ -79,7 +79,7 @@ def _measure_ruler(
 
   reader = ruler_subject.load(config, _MODEL.value or "")
   subject = _on_mesh(config, reader.subject, sizes)
-  reader = dataclasses.replace(reader, subject=subject)
+  reader = reader._replace(subject=subject)
   with (
       on_mesh.of_sizes(sizes),
       progress.bar(

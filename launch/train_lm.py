@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
     from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
-    layouts.make_layout(config, sizes and sizes[0])
+    layouts.make_layout(config, sizes[0] if sizes else None)
     training_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
 
   def measure(this: run.Run) -> Any:

@@ -71,9 +71,7 @@ def of_sizes(
   if sizes is None:
     yield
     return
-  mesh = sharding.make_mesh(*sizes[1:], devices)
-  sharding.check_data(mesh, sizes[0])
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(sharding.mesh_of(sizes, devices)):
     yield
 
 
@@ -83,5 +81,5 @@ def place(
   """Lays parameters out, each device its parts; arguments as `of_sizes`."""
   if sizes is None:
     return params
-  mesh = sharding.make_mesh(*sizes[1:], devices)
+  mesh = sharding.mesh_of(sizes, devices)
   return jax.device_put(params, sharding.shardings(params, mesh))

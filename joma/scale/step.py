@@ -83,7 +83,7 @@ def compile_step(
     _, devices = topology.named_devices(config.topology)
   except (ValueError, topology.ToolchainMissing) as error:
     raise errors.UserError(str(error)) from error
-  mesh = sharding.make_mesh(*sizes[1:], devices)
+  mesh = sharding.mesh_of(sizes, devices)
   lower = _lower_train if config.task == "train" else _lower_decode
   with jax.set_mesh(mesh), overflow.explained():
     lowered, parts = lower(config, model, mesh)

@@ -78,20 +78,21 @@ def make_mesh(
   return Mesh(np.array(devices).reshape(data, fsdp, tensor, seq), AXES)
 
 
-def check_data(mesh: Mesh, data: int | None) -> None:
-  """Raises UserError if there are more or fewer devices than asked for.
+def mesh_of(sizes: Sequence[int], devices: Sequence[Any] | None = None) -> Mesh:
+  """The mesh of all devices of these sizes of data, fsdp, tensor and seq.
 
-  Args:
-    mesh: Of all devices.
-    data: Asked for along that axis; None is any number.
+  Raises:
+    UserError: There are more or fewer devices.
   """
-  if data not in (None, mesh.shape["data"]):
-    _, *rest = mesh.shape.values()
-    wanted = ",".join(map(str, (data, *rest)))
+  data, fsdp, tensor, seq = sizes
+  mesh = make_mesh(fsdp, tensor, seq, devices)
+  if mesh.shape["data"] != data:
     raise errors.UserError(
-        f"mesh={wanted} is of {data * math.prod(rest)} devices, and there are"
-        f" {mesh.size}: {mesh.shape['data']} of them would go to data."
+        f"mesh={mesh_config.text_of(sizes)} is of {math.prod(sizes)} devices,"
+        f" and there are {mesh.size}: {mesh.shape['data']} of them would go to"
+        " data."
     )
+  return mesh
 
 
 def partition_spec(path: str, shape: Sequence[int], mesh: AnyMesh) -> P:

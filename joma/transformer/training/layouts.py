@@ -246,7 +246,8 @@ def make_layout(config: lm_config.LmConfig, data: int | None = None) -> Layout:
   if config.parallelism == "mesh":
     sizes = config.fsdp, config.tensor, config.seq
     mesh = sharding.make_mesh(*sizes)
-    sharding.check_data(mesh, data)
+    if data is not None:
+      mesh = sharding.mesh_of((data, *sizes))
     layout = Sharded(mesh)
   else:
     layout = Replicated()

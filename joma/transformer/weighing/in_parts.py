@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from joma.transformer import hooks
 from joma.transformer import sharding
@@ -27,7 +27,7 @@ from kernels_pallas.attention.ring import order
 
 
 class _Arrays(NamedTuple):
-  """What is split.
+  """What is split, or how.
 
   Attributes:
     query: Rotated.
@@ -38,12 +38,12 @@ class _Arrays(NamedTuple):
     row_weights: None where they are 1.
   """
 
-  query: Float[Array, "B T N H"]
-  key: Float[Array, "B S K H"]
-  value: Float[Array, "B S K H"]
-  where: hooks.Where | None
-  of_heads: dict[str, Array]
-  row_weights: Float[Array, "B N T"] | None
+  query: PyTree[Float[Array, "B T N H"]]
+  key: PyTree[Float[Array, "B S K H"]]
+  value: PyTree[Float[Array, "B S K H"]]
+  where: PyTree
+  of_heads: dict[str, Any]
+  row_weights: PyTree[Float[Array, "B N T"]]
 
 
 def attend(
@@ -105,7 +105,7 @@ def _own(
 ) -> output.AttentionOutput:
   """What one device computes."""
   query, key, value, where, of_heads, row_weights = arrays
-  where = known if where is None else where
+  where: Any = known if where is None else where
   assert where is not None  # One of the two is given.
   rule = options.weights
   if rule is not None:
@@ -136,9 +136,8 @@ def _specs(
       None if arrays.row_weights is None else place("bnt"),
   )
   asked = lambda name: place("bnt") if returns.get(name) else None
-  results = output.AttentionOutput(
-      place("btn."), asked("return_lse"), asked("return_col_mass")
-  )
+  named: Any = output.AttentionOutput
+  results = named(place("btn."), asked("return_lse"), asked("return_col_mass"))
   return places, results
 
 

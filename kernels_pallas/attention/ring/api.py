@@ -99,11 +99,11 @@ def attention(
       query, key, value, where, sink_logits, row_weights
   )
   inputs = _enter(ring, manual_axes.align(inputs))
-  result = _attend(api.module_of(chosen), inputs, ring, spec)
+  result: Any = _attend(api.module_of(chosen), inputs, ring, spec)
   result = output.AttentionOutput(
       ring.leave(result.out, 1),
       ring.leave(result.lse, 2),
-      result.col_mass if result.col_mass is None else ring.leave(result[2], 2),
+      None if result.col_mass is None else ring.leave(result.col_mass, 2),
   )
   return output.finish(result, key.shape[2], return_lse, col_mass_heads)
 
@@ -130,14 +130,22 @@ def _enter(
     ring: order.Ring, inputs: differentiable.Inputs
 ) -> differentiable.Inputs:
   """Puts all that has positions into the order of the ring."""
-  enter = lambda x, axis: None if x is None else ring.enter(x, axis)
-  where = inputs.where
-  last = lambda x: None if x is None else enter(jnp.asarray(x), x.ndim - 1)
-  return differentiable.Inputs(
-      *(enter(x, 1) for x in inputs[:3]),
-      masks.Mask(*map(last, vars(where).values())),
-      inputs.sink_logits,
-      enter(inputs.row_weights, 2),
+  where: Any = inputs.where
+  last = lambda x: (
+      None if x is None else ring.enter(jnp.asarray(x), x.ndim - 1)
+  )
+  weights = inputs.row_weights
+  return inputs._replace(
+      query=ring.enter(inputs.query, 1),
+      key=ring.enter(inputs.key, 1),
+      value=ring.enter(inputs.value, 1),
+      where=masks.Mask(
+          last(where.starts),
+          last(where.stops),
+          last(where.query_ids),
+          last(where.key_ids),
+      ),
+      row_weights=None if weights is None else ring.enter(weights, 2),
   )
 
 
@@ -156,7 +164,7 @@ def _attend(
   def forward(
       given: differentiable.Inputs,
   ) -> tuple[output.AttentionOutput, tuple[Any, ...]]:
-    made = passes.forward(module, given, ring, spec)
+    made: Any = passes.forward(module, given, ring, spec)
     sums = None
     if spec.return_col_mass:
       sums = passes.col_mass(module, given, made.lse, ring, spec)
@@ -172,13 +180,14 @@ def _attend(
     given, out, lse = kept
     d_out, d_lse, _ = cotangents
     delta = differentiable.row_deltas(d_out, out, d_lse)
-    saved = differentiable.Saved(*given[:4], lse, delta, d_out)
+    query, key, value, where, *_ = given
+    saved = differentiable.Saved(query, key, value, where, lse, delta, d_out)
     found = passes.backward(module, saved, ring, spec)
-    found = [x.astype(y.dtype) for x, y in zip(found, given[:3], strict=True)]
+    query, key, value = (x.astype(query.dtype) for x in found)
     d_sink = None
     if given.sink_logits is not None:
       d_sink = differentiable.sink_cotangent(given.sink_logits, lse, delta)
-    return (differentiable.Inputs(*found, None, d_sink, None),)
+    return (differentiable.Inputs(query, key, value, None, d_sink, None),)
 
   call.defvjp(forward, backward)
   return derivatives.reverse_only("attention", call, inputs)

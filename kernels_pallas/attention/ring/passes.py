@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
   """
 
   key: Float[Array, "B S K H"]
-  value: Float[Array, "B S K H"] | None
+  value: Any
   key_ids: Array | None
 
 
@@ -52,7 +52,7 @@ class Met(NamedTuple):
 
   at: slice
   key: Float[Array, "B s K H"]
-  value: Float[Array, "B s K H"] | None
+  value: Any
   where: masks.Mask
 
 
@@ -76,7 +76,7 @@ def forward(
     return so_far
 
   start = _nothing(query, sink_logits)
-  chunk = Chunk(inputs.key, inputs.value, inputs.where.key_ids)
+  chunk = _own(inputs.key, inputs.value, inputs.where)
   return _around(ring, meet, start, chunk)
 
 
@@ -106,7 +106,7 @@ def backward(
 
   zeros = lambda x: jnp.zeros_like(x, dtype)
   start = zeros(saved.query), zeros(saved.key), zeros(saved.value)
-  chunk = Chunk(saved.key, saved.value, saved.where.key_ids)
+  chunk = _own(saved.key, saved.value, saved.where)
   d_query, *sums = _around(ring, meet, start, chunk)
   return d_query, *ring.permute(tuple(sums), 1 - ring.num_steps)
 
@@ -134,7 +134,7 @@ def col_mass(
     return sums
 
   start = jnp.zeros((batch, inputs.query.shape[2], num_keys), lse.dtype)
-  chunk = Chunk(inputs.key, None, inputs.where.key_ids)
+  chunk = _own(inputs.key, None, inputs.where)
   sums = _around(ring, meet, start, chunk)
   return ring.permute(sums, 1 - ring.num_steps)
 
@@ -179,10 +179,17 @@ def _nothing(
   return output.AttentionOutput(jnp.zeros_like(query, dtype), lse)
 
 
+def _own(key: jax.Array, value: Any, where: differentiable.Where) -> Chunk:
+  """What a device begins with."""
+  assert isinstance(where, masks.Mask)  # Of the others there are none here.
+  return Chunk(key, value, where.key_ids)
+
+
 def _parts(
-    where: masks.Mask, chunk: Chunk, ring: order.Ring, step: Any
+    where: differentiable.Where, chunk: Chunk, ring: order.Ring, step: Any
 ) -> Iterator[Met]:
   """A chunk, or its pieces where all of its spans are more than masks have."""
+  assert isinstance(where, masks.Mask)
   source = (jax.lax.axis_index(ring.axis) - step) % ring.num_devices
   pieces, num_keys = ring.pieces(source), chunk.key.shape[1]
   size = num_keys // len(pieces)
