@@ -46,6 +46,18 @@ _SAVE_OWN = flags.DEFINE_boolean(
 )
 _MULTIHOST = run.define_multihost()
 _MESH = run.define_mesh()
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Steps START:STOP, as 100:150, whose programs are traced; the trace goes to"
+    " profile/ and XProf shows it.",
+)
+_TENSORBOARD = flags.DEFINE_boolean(
+    "tensorboard",
+    False,
+    "Write what metrics.jsonl holds, and attention maps, as TensorBoard events"
+    " to tensorboard/; needs the extra [log].",
+)
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
 )
@@ -64,13 +76,22 @@ def main(_: list[str]) -> None:
     from joma.transformer.training import run as training_run
 
     layouts.make_layout(config, sizes[0] if sizes else None)
-    training_run.check(config, _REFERENCE_CSV.value, _SAVE_HF.value)
+    training_run.check(
+        config, _REFERENCE_CSV.value, _SAVE_HF.value, _PROFILE.value
+    )
 
   def measure(this: run.Run) -> Any:
     from joma.transformer.training import run as training_run
 
     forms = ["hf"] * _SAVE_HF.value + ["own"] * _SAVE_OWN.value
-    return training_run.train(config, this.folder, _DATA_DIR.value, forms)
+    return training_run.train(
+        config,
+        this.folder,
+        _DATA_DIR.value,
+        forms,
+        profile=_PROFILE.value,
+        has_tensorboard=_TENSORBOARD.value,
+    )
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:
     from joma.transformer.training import run as training_run
@@ -103,8 +124,7 @@ def _folder(config: lm_config.LmConfig) -> run.Folder:
   }
   extra = {"preset": _PRESET.value, "data_dir": _DATA_DIR.value}
   flagfile = flag_config.to_flagfile(config, extra)
-  # What lies where changes with the devices that there are.
-  may_differ = tuple(f"lm.{name}" for name in lm_config.LAYOUT)
+  may_differ = tuple(f"lm.{name}" for name in lm_config.MAY_DIFFER)
   return run.Folder(_WORKDIR.value, described, flagfile, may_differ)
 
 

@@ -69,6 +69,11 @@ class Estimate:
     """The slowest of the three, as if the others hid behind it."""
     return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds)
 
+  @property
+  def serial_seconds(self) -> Number:
+    """All three, one after the other."""
+    return self.compute_seconds + self.hbm_seconds + self.ici_seconds
+
 
 def model_flops(
     config: plan_config.PlanConfig, model: TransformerConfig

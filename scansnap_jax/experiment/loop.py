@@ -152,6 +152,8 @@ class Recorder:
       tags: Mapping[str, Any],
       runs: Sequence[str],
       rates: str,
+      has_tensorboard: bool = False,
+      refuses_nan: bool = True,
   ):
     """Opens the checkpoints.
 
@@ -161,7 +163,12 @@ class Recorder:
       tags: What all its metric rows are about.
       runs: Names each run by its settings, for errors.
       rates: Names the settings to make smaller if a run diverges.
+      has_tensorboard: Whether rows go to `tensorboard/`, too.
+      refuses_nan: Whether losses that are no numbers end a run, as parameters
+        that are none always do.
     """
+    self._refuses_nan = refuses_nan
+    self._tensorboard = workdir / "tensorboard" if has_tensorboard else None
     self._path, self._tags = workdir / "metrics.jsonl", tags
     self._name, self._runs, self._rates = name, runs, rates
     self._stack = contextlib.ExitStack()
@@ -195,12 +202,26 @@ class Recorder:
               self._path,
               resume_below=step + 1 if step else None,
               tags=self._tags,
+              tensorboard_dir=self._tensorboard,
           )
       )
     if restored is None:
       return 0, None, history
     saved = restored.tree
     return step, saved["state"], type(history)(**saved["history"])
+
+  def restore(self, template: PyTree, history: History) -> PyTree | None:
+    """Reads the state of the last good checkpoint once more.
+
+    Args:
+      template: As `resume`.
+      history: As `resume`; what is saved of it is not read.
+
+    Returns:
+      The state; None if there is no checkpoint.
+    """
+    restored = self._checkpointer.restore_latest(_tree(template, history))
+    return None if restored is None else restored.tree["state"]
 
   def write(
       self,
@@ -220,6 +241,11 @@ class Recorder:
     for r, row in enumerate(rows):
       last = {} if losses is None else {"loss": losses[r]}
       self._stream.write(step, {**row, **last})
+
+  def draw(self, step: int, name: str, image: Float[np.ndarray, "H W"]) -> None:
+    """Shows a picture in TensorBoard, where that is asked for."""
+    if self._stream is not None:
+      self._stream.draw(step, name, image)
 
   def save(
       self,
@@ -262,7 +288,9 @@ class Recorder:
     """
     # Later losses are NaN as they are still to come.
     losses = losses[:, : interval.end]
-    is_good = np.isfinite(losses).all(axis=1) & is_finite
+    is_good = is_finite
+    if self._refuses_nan:
+      is_good = np.isfinite(losses).all(axis=1) & is_finite
     if is_good.all():
       return
     r = int(np.argmin(is_good))

@@ -19,6 +19,7 @@ import pathlib
 from typing import Any, SupportsIndex
 
 from absl import logging
+import numpy as np
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
@@ -113,6 +114,18 @@ class MetricStream:
       for name, value in scalars.items():
         if value is not None:
           self._tensorboard.add_scalar(prefix + name, value, row["step"])
+
+  def draw(self, step: SupportsIndex, name: str, image: np.ndarray) -> None:
+    """Shows a picture in TensorBoard, where that is asked for.
+
+    Args:
+      step: Of the run.
+      name: Of the picture.
+      image: [height, width], 0 is black and 1 white.
+    """
+    if self._tensorboard is not None:
+      step = operator.index(step)
+      self._tensorboard.add_image(name, image, step, dataformats="HW")
 
   def close(self) -> None:
     """Closes the file."""

@@ -53,8 +53,8 @@ class Replicated:
 
   def map(
       self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
-  ) -> Callable[[PyTree, PyTree], PyTree]:
-    """Compiles `fn(state, batches, *, axis_name, **static)`.
+  ) -> Callable[..., PyTree]:
+    """Compiles `fn(state, batches, *shared, axis_name, **static)`.
 
     Args:
       fn: A pure function that sums over `axis_name`; of a module rather than a
@@ -63,10 +63,13 @@ class Replicated:
       **static: Hashable, known at compile time.
 
     Returns:
-      A function of a state, laid out, and of host batches, leaves [N, B, ...].
+      A function of a state, laid out, of host batches, leaves [N, B, ...], and
+      of numbers that all devices share.
     """
     compiled = _pmapped(fn, tuple(self._devices), donate, _items(static))
-    return lambda state, batches: compiled(state, self._split(batches))
+    return lambda state, batches, *shared: compiled(
+        state, self._split(batches), shared
+    )
 
   def _split(self, batches: PyTree) -> PyTree:
     """Leaves [N, B, ...] as [D, N, B / D, ...], this process's rows of them."""
@@ -118,10 +121,12 @@ def _pmapped(
     devices: tuple[jax.Device, ...],
     donate: bool,
     static: tuple[tuple[str, Hashable], ...],
-) -> Callable[[PyTree, PyTree], PyTree]:
+) -> Callable[..., PyTree]:
+  fn = functools.partial(fn, axis_name=_AXIS, **dict(static))
   return jax.pmap(
-      functools.partial(fn, axis_name=_AXIS, **dict(static)),
+      lambda state, batches, shared: fn(state, batches, *shared),
       axis_name=_AXIS,
+      in_axes=(0, 0, None),
       donate_argnums=0 if donate else (),
       devices=devices,
   )
@@ -162,13 +167,13 @@ class Sharded:
 
   def map(
       self, fn: Callable[..., PyTree], *, donate: bool = False, **static: Any
-  ) -> Callable[[PyTree, PyTree], PyTree]:
+  ) -> Callable[..., PyTree]:
     """Compiles as `Replicated.map` does; a donated state is returned first."""
 
-    def call(state: PyTree, batches: PyTree) -> PyTree:
+    def call(state: PyTree, batches: PyTree, *shared: Any) -> PyTree:
       with jax.set_mesh(self.mesh):
         return self.compiled(fn, state, donate, **static)(
-            state, self._split(batches)
+            state, self._split(batches), *shared
         )
 
     return call

@@ -85,6 +85,11 @@ class LmConfig:
     tensor: Devices of the mesh that split heads, hidden units and vocabulary.
     seq: Devices of the mesh that split the positions of a text, between which
       keys and values go round; divides seq_len.
+    on_nan: What a loss that is no number does, or one above spike: `stop` ends
+      the run, `skip` leaves that update out, `roll_back` goes back to the last
+      checkpoint and on with later batches.
+    spike: Times the mean loss of the row before, above which a batch's loss is
+      taken for a failure; None is never.
     seed: Random seed for initial values, windows and dropout.
   """
 
@@ -129,6 +134,8 @@ class LmConfig:
   fsdp: int = 1
   tensor: int = 1
   seq: int = 1
+  on_nan: Literal["stop", "skip", "roll_back"] = "stop"
+  spike: float | None = None
   seed: int = 1
 
   def __post_init__(self):
@@ -151,6 +158,8 @@ class LmConfig:
         8 * self.batch_size * self.seq_len,
     )
     require.positive("lr", self.lr)
+    if self.spike is not None and self.spike <= 1:
+      raise UserError(f"spike={self.spike} must be above 1, or none.")
     for name in ("lr_mlp", "clip_norm"):
       if getattr(self, name) is not None:
         require.positive(name, getattr(self, name))
@@ -228,8 +237,9 @@ class LmConfig:
       )
 
 
-# Fields that say where a run is computed, and not what.
-LAYOUT = ("parallelism", "fsdp", "tensor", "seq")
+# Fields that say where a run is computed, and what is done about a failure: one
+# that goes on may have others.
+MAY_DIFFER = ("parallelism", "fsdp", "tensor", "seq", "on_nan", "spike")
 
 
 def on_mesh(config: LmConfig, sizes: tuple[int, ...]) -> LmConfig:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
+import optax
 
 from joma.transformer import model as model_lib
 from joma.transformer import sharding
@@ -175,6 +176,7 @@ def apply_with_losses(
 def train(
     state: TrainState,
     batches: batches_lib.Batch,
+    limit: Float[Array, ""] | None = None,
     *,
     task: Task,
     axis_name: str | None = None,
@@ -184,6 +186,8 @@ def train(
   Args:
     state: The run so far.
     batches: Of each step, leaves [N, B, T]; with an axis, this device's part.
+    limit: Updates of steps whose loss is above it, or whose gradient is not
+      finite, are left out; None takes them all.
     task: The run.
     axis_name: Of the devices that hold the other parts.
 
@@ -199,7 +203,12 @@ def train(
     params, opt_state = task.optimizer.update(
         grads, state.opt_state, state.params, state.step
     )
-    return TrainState(state.step + 1, params, opt_state), loss
+    new = TrainState(state.step + 1, params, opt_state)
+    if limit is None:
+      return new, loss
+    is_good = jnp.isfinite(optax.global_norm(grads)) & (loss <= limit)
+    kept = jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, state)
+    return kept._replace(step=new.step), loss
 
   return jax.lax.scan(step, state, batches)
 

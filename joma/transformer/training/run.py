@@ -23,6 +23,7 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import inputs
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment import profiling
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import devices
 
@@ -42,9 +43,14 @@ class Run(NamedTuple):
 
 
 def check(
-    config: lm_config.LmConfig, reference_csv: str | None, save_hf: bool
+    config: lm_config.LmConfig,
+    reference_csv: str | None,
+    save_hf: bool,
+    profile: str | None = None,
 ) -> None:
   """Raises UserError before the run for what would fail after it."""
+  if profile is not None:
+    profiling.parse(profile)
   layer_hooks.check_trainable(config.model)
   if reference_csv is not None:
     summary_lib.read_reference(json_file.local_path(reference_csv))
@@ -63,6 +69,9 @@ def train(
     workdir: pathlib.Path,
     data_dir: str | None,
     forms: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    has_tensorboard: bool = False,
 ) -> Run:
   """Loads the corpus, says which it is, and trains from the last checkpoint.
 
@@ -73,6 +82,8 @@ def train(
     forms: In which to write the model at each of `map_steps` and at the end:
       `hf`, a Hugging Face folder hf/step0 and so on, or `own`, the project's
       own likewise. A run that is done writes its end alone.
+    profile: Steps to trace, see `profiling.parse`.
+    has_tensorboard: Whether TensorBoard's events are written.
 
   Raises:
     UserError: As `corpus.load` and `train.train_and_evaluate`.
@@ -110,6 +121,8 @@ def train(
         workdir,
         on_progress=on_progress,
         on_map=save,
+        profile=None if profile is None else profiling.parse(profile),
+        has_tensorboard=has_tensorboard,
     )
   if save is not None:
     save(num_steps, result.params)

@@ -22,6 +22,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
+from joma.transformer.training import divergence
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_probes
@@ -29,6 +30,7 @@ from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
+from scansnap_jax.experiment import profiling
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import preemption
 
@@ -83,6 +85,8 @@ def train_and_evaluate(
     *,
     on_progress: Callable[[int], None] = lambda num_steps: None,
     on_map: Callable[[int, PyTree], None] | None = None,
+    profile: profiling.Steps | None = None,
+    has_tensorboard: bool = False,
 ) -> Result:
   """Trains and evaluates a run, from its last checkpoint on.
 
@@ -93,6 +97,8 @@ def train_and_evaluate(
     on_progress: Told how many steps have been taken since.
     on_map: Given the step and the parameters, on the host, at `map_steps`; a
       run that continues comes to a step again if it was stopped close to it.
+    profile: Steps that are traced, below `profile/`.
+    has_tensorboard: Whether TensorBoard's events go to `tensorboard/`.
 
   Returns:
     The run.
@@ -113,35 +119,51 @@ def train_and_evaluate(
   observer = observe.Observer(layout, task, corpus, text, steps, on_map)
   with (
       preemption.stop_requests() as stop_requested,
-      _make_recorder(config, workdir) as recorder,
+      _make_recorder(config, workdir, has_tensorboard) as recorder,
+      profiling.Profiler(profile, workdir / "profile") as profiler,
   ):
+    template = layout.to_restore(jax.eval_shape(init))
     start, saved, recorded = recorder.resume(
-        layout.to_restore(jax.eval_shape(init)),
-        _start_history(config, schedule, observer),
+        template, _start_history(config, schedule, observer)
     )
     history = _only(recorded)  # What is written to it, `recorded` holds too.
     state = init() if start == 0 else layout.from_saved(saved)
+
+    def restore() -> PyTree:
+      saved = recorder.restore(template, recorded)
+      return init() if saved is None else layout.from_saved(saved)
+
+    guard = divergence.Guard(config, layout, recorder, restore)
     on_progress(start)
     for interval in schedule.intervals(start):
       is_first = interval.start == 0
       before = observer.observe(state.params, 0) if is_first else None
       batches = observe.draw(text, config.seed, interval.steps)
-      state, losses, tokens_per_sec = train(state, batches)
-      after = observer.observe(state.params, interval.end)
+      limit = guard.limit(history.losses, interval.start)
+      shared = (limit,) if config.on_nan == "skip" else ()
+      profiler.begin(interval.start, interval.end)
+      state, losses, tokens_per_sec = train(state, batches, *shared)
+      profiler.finish(interval.end)
       history.losses[interval.steps] = losses = layout.gather(losses)
+      mended = guard.mend(interval, state, losses, limit)
+      state = mended.state
+      after = observer.observe(state.params, interval.end)
       is_good = layouts.is_finite(_with_weights(after, config.model))
       recorder.check_finite(interval, recorded.losses, is_good)
       # Rows after the check: a run that diverged leaves none behind.
       record = functools.partial(_record, history, observer.map_steps)
       if before is not None:
         recorder.write(0, [record(before, 0, 0)])
-      trained = _trained_row(losses, tokens_per_sec)
+      trained = _trained_row(losses, tokens_per_sec, mended.num_skipped)
       seen = record(after, interval.evaluation, interval.end)
       recorder.write(interval.end, [trained | seen], losses[-1:])
+      if after.attn_maps is not None:
+        recorder.draw(interval.end, "attn_maps", _picture(after.attn_maps))
       progress.show(loss=float(losses[-1]))
       on_progress(len(interval.steps))
       stop = preemption.on_any_process(stop_requested())
-      if stop or interval.is_saved:
+      # What was rolled back to is that of an earlier step: this one has it too.
+      if stop or interval.is_saved or mended.is_rolled_back:
         saved = layout.to_save(state)
         is_finite = layouts.is_finite(saved.params)
         recorder.save(interval, saved, recorded, is_finite)
@@ -182,7 +204,9 @@ def metric_rows(result: Result) -> list[dict[str, Any]]:
     )
     row: dict[str, Any] = {"step": int(step)}
     row["train_loss"] = (
-        known(history.losses[steps[e - 1] : step].mean()) if e else None
+        known(divergence.mean_of(history.losses[steps[e - 1] : step]))
+        if e
+        else None
     )
     row["valid_loss"] = known(history.valid_loss[e])
     named = {n: curve[e] for n, curve in (history.named or {}).items()}
@@ -207,7 +231,7 @@ def _make_schedule(
 
 
 def _make_recorder(
-    config: lm_config.LmConfig, workdir: pathlib.Path
+    config: lm_config.LmConfig, workdir: pathlib.Path, has_tensorboard: bool
 ) -> loop.Recorder:
   return loop.Recorder(
       workdir,
@@ -215,12 +239,25 @@ def _make_recorder(
       tags={},
       runs=[f"lr={config.lr:g}, seed={config.seed}"],
       rates="lr",
+      has_tensorboard=has_tensorboard,
+      refuses_nan=config.on_nan == "stop",
   )
 
 
+def _picture(
+    attn_maps: Float[np.ndarray, "L N T T"],
+) -> Float[np.ndarray, "H W"]:
+  """Maps side by side, a row a layer, each as bright as its largest weight."""
+  highest = attn_maps.max(axis=(2, 3), keepdims=True)
+  maps = attn_maps / np.maximum(highest, 1e-30)
+  layers, heads, length, _ = maps.shape
+  rows = maps.swapaxes(1, 2).reshape(layers * length, heads * length)
+  return np.nan_to_num(rows)
+
+
 def _timed(
-    train: Callable[[Any, Any], tuple[Any, Any]],
-) -> Callable[[Any, Any], tuple[Any, Any, float | None]]:
+    train: Callable[..., tuple[Any, Any]],
+) -> Callable[..., tuple[Any, Any, float | None]]:
   """Adds tokens a second to what a training function returns.
 
   None where it may have been compiled meanwhile: a new number of steps is a new
@@ -229,10 +266,10 @@ def _timed(
   lengths: set[int] = set()
 
   def timed(
-      state: PyTree, batches: PyTree
+      state: PyTree, batches: PyTree, *shared: Any
   ) -> tuple[PyTree, PyTree, float | None]:
     started = time.monotonic()
-    state, losses = train(state, batches)
+    state, losses = train(state, batches, *shared)
     losses = jax.block_until_ready(losses)
     seconds = time.monotonic() - started
     is_compiled = len(batches.weights) in lengths
@@ -304,10 +341,14 @@ def _only(recorded: History) -> History:
 
 
 def _trained_row(
-    losses: Float[np.ndarray, "N"], tokens_per_sec: float | None
+    losses: Float[np.ndarray, "N"],
+    tokens_per_sec: float | None,
+    num_skipped: int,
 ) -> dict[str, Any]:
   """What the metric row of an interval says of its steps."""
-  row: dict[str, Any] = {"train_loss": losses.mean()}
+  row: dict[str, Any] = {"train_loss": divergence.mean_of(losses)}
+  if num_skipped:
+    row["num_skipped"] = num_skipped
   if tokens_per_sec is not None:
     row["tokens_per_sec"] = tokens_per_sec
   return row

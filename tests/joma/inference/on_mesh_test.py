@@ -101,13 +101,12 @@ class EightDevicesTest(absltest.TestCase):
     for row in policies:
       self.assertTrue(row["is_equal"], row)
       self.assertGreater(row["num_tokens"], 20)  # No text that repeats.
-    exchanged = {
-        row["mesh"]: row["exchanged"] for row in rows if "exchanged" in row
-    }
-    self.assertEqual(set(exchanged), set(on_eight.MESHES))
-    # Heads that divide: what goes over tensor are sums of the stream and what
-    # picks a token, no cache.
-    self.assertNotIn("all-to-all", exchanged["1,1,4,1"])
+    exchanged = [row for row in rows if "exchanges" in row]
+    self.assertLen(exchanged, len(on_eight.MESHES))
+    for row in exchanged:
+      self.assertGreater(row["exchanges"], 0)
+      # Each key head keeps and evicts for itself.
+      self.assertEqual(row["of_cache"], 0, row)
 
 
 if __name__ == "__main__":
