@@ -57,8 +57,8 @@ joma/scale/estimate.py
 @ test_tensor_alone_by_hand
 
 joma/scale/meshes.py
-- by_time = sorted(found, key=lambda one: (not one.fits, one.seconds))
-+ by_time = sorted(found, key=lambda one: one.seconds)
+- found, key=lambda one: (not one.fits, one.seconds, one.serial_seconds)
++ found, key=lambda one: (one.seconds, one.serial_seconds)
 ? a mesh that does not fit may be called the best
 @ test_every_mesh_that_divides_is_ranked
 
@@ -68,4 +68,17 @@ joma/scale/step.py
 ? the state counts twice, though it is updated in place
 @ tests/joma/scale/plan_test.py
 @ test_decoding_over_tensor_by_hand
+
+joma/scale/estimate.py
+- return model.num_layers * tokens * heads * passes * (self.seq - 1)
++ return model.num_layers * tokens * heads * passes * self.seq
+? keys go round once more than there are others to meet them
+@ tests/joma/scale/meshes_test.py
+@ test_seq_alone_by_hand
+
+joma/scale/scaling.py
+- return ratios[max(below) if below else min(ratios)]
++ return ratios[max(ratios)]
+? few chips are scaled by the program of many
+@ test_rows_that_are_not_compiled_are_scaled_by_those_that_are
 """

@@ -14,11 +14,13 @@ from joma.transformer import config as config_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import divergence
 from joma.transformer.training import lm_config
+from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from joma.transformer.training import train
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment.processes import preemption
+from tests.joma.transformer.training.made import tiny_task
 
 _CONFIG = lm_config.LmConfig(
     model=config_lib.TransformerConfig(
@@ -137,11 +139,35 @@ class RunTest(parameterized.TestCase):
       self._run({5: np.nan})
 
 
+class StepTest(absltest.TestCase):
+
+  def test_a_loss_above_the_limit_is_not_learned_from(self):
+    task = tiny_task.make_task()
+    state, batches = lm_step.init(task), tiny_task.draw_batches(2)
+    kept, losses = lm_step.train(state, batches, np.float32(0), task=task)
+    chex.assert_trees_all_equal(
+        (kept.params, kept.opt_state), (state.params, state.opt_state)
+    )
+    self.assertEqual(int(kept.step), 2)
+    self.assertTrue(np.isfinite(losses).all())
+    taken, _ = lm_step.train(state, batches, np.float32(np.inf), task=task)
+    plain, _ = lm_step.train(state, batches, task=task)
+    chex.assert_trees_all_close(taken, plain, rtol=1e-6)
+
+
 class GuardTest(parameterized.TestCase):
 
-  def _guard(self, **changes):
+  def _guard(self, restore=lambda: None, **changes):
     config = dataclasses.replace(_CONFIG, **changes)
-    return divergence.Guard(config, None, None, lambda: None)
+    return divergence.Guard(config, None, None, restore)
+
+  def test_a_state_that_comes_back_counts_on(self):
+    old = lm_step.TrainState(np.int32(2), {}, {})
+    guard = self._guard(lambda: old, on_nan="roll_back")
+    interval = mock.Mock(start=4, end=6, steps=np.arange(4, 6))
+    losses = np.array([1.0, np.nan], np.float32)
+    mended = guard.mend(interval, old, losses, np.float32(np.inf))
+    self.assertEqual(mended, (old._replace(step=6), 2, True))
 
   def test_a_spike_is_above_the_row_before(self):
     guard = self._guard(spike=3.0)
