@@ -285,10 +285,8 @@ kernels_pallas/attention/ring/order.py
 @ test_every_half_has_one_place_and_its_mirror_beside_it
 
 kernels_pallas/attention/ring/passes.py
-- d_query, *sums = _around(ring, meet, start, chunk)
-  return d_query, *ring.permute(tuple(sums), 1 - ring.num_steps)
-+ d_query, *sums = _around(ring, meet, start, chunk)
-  return d_query, *ring.permute(tuple(sums), 1)
+- return d_query, *ring.permute(tuple(sums), 1 - ring.num_steps)
++ return d_query, *ring.permute(tuple(sums), 1)
 ? gradients of keys that go part of the way round come home to another device
 @ tests/kernels_pallas/attention/ring/api_test.py
 @ test_values_gradients_and_column_sums_are_those_of_one_device

@@ -162,6 +162,18 @@ class TensorboardTest(MetricStreamTestCase):
     writer.add_scalar.assert_called_once_with("fast/loss", 0.5, 4)
     writer.close.assert_called_once_with()
 
+  def test_pictures_go_there_alone(self):
+    writer, image = mock.Mock(), np.eye(3, dtype=np.float32)
+    package = types.SimpleNamespace(
+        SummaryWriter=mock.Mock(return_value=writer)
+    )
+    with mock.patch.dict(sys.modules, {"tensorboardX": package}):
+      with self._open(tensorboard_dir="events") as stream:
+        stream.draw(4, "maps", image)
+    writer.add_image.assert_called_once_with("maps", image, 4, dataformats="HW")
+    with self._open() as stream:
+      stream.draw(4, "maps", image)  # Nobody asked.
+
 
 if __name__ == "__main__":
   absltest.main()
