@@ -15,9 +15,9 @@ import jax
 from jaxtyping import PyTree
 
 from joma.transformer import config as configs
-from joma.transformer import mesh_config
 from joma.transformer import sharding
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import mesh_config
 
 Sizes = tuple[int, ...] | None
 

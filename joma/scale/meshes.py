@@ -4,9 +4,9 @@ import dataclasses
 
 from joma.scale import estimate
 from joma.scale import plan_config
-from joma.transformer import mesh_config
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import mesh_config
 
 
 @dataclasses.dataclass(frozen=True)

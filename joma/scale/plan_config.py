@@ -6,12 +6,12 @@ from typing import Literal
 
 from joma.inference.cost import cost_table_config
 from joma.systems.cache_policies import names as policy_names
-from joma.transformer import mesh_config
 from joma.transformer.config import Remat
 from joma.transformer.config import TransformerConfig
 from kernels_pallas.hardware import peaks
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
+from scansnap_jax.experiment.processes import mesh_config
 
 SHAPES = cost_table_config.PRESETS
 AXES = mesh_config.AXES

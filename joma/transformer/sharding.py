@@ -24,11 +24,11 @@ from jaxtyping import Array, Float, PyTree
 import numpy as np
 
 from joma.systems import names
-from joma.transformer import mesh_config
 from joma.transformer.layers import scanning
 from kernels_pallas import masks
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import mesh_config
 
 AnyMesh = Mesh | AbstractMesh
 

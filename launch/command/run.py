@@ -151,7 +151,7 @@ def mesh_sizes(mesh: str | None) -> tuple[int, ...] | None:
   Raises:
     UserError: It is no mesh.
   """
-  from joma.transformer import mesh_config
+  from scansnap_jax.experiment.processes import mesh_config
 
   return None if mesh is None else mesh_config.sizes_of(mesh)
 

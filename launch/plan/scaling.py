@@ -19,7 +19,7 @@ from rich import box
 from rich import console as rich_console
 from rich import table as rich_table
 
-from joma.scale import scaling_config
+from joma.scale.curve import curve_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
@@ -28,7 +28,7 @@ from scansnap_jax.experiment import workdir as workdir_lib
 _WORKDIR = run.define_workdir(
     "Local folder of this run; none writes no file.", is_required=False
 )
-_CONFIG = flag_config.define(scaling_config.ScalingConfig())
+_CONFIG = flag_config.define(curve_config.ScalingConfig())
 _WIDTH = 160
 
 
@@ -39,25 +39,25 @@ def main(_: list[str]) -> None:
   check = config.plan(config.num_chips[0]).model
   with run.start("plan.scaling", folder, check=check) as this:
     # Imported here, so that --help and wrong flags answer at once.
-    from joma.scale import scaling
-    from joma.scale import scaling_report
+    from joma.scale.curve import report as curve_report
+    from joma.scale.curve import scaling
     from scansnap_jax.experiment import report as reports
 
     tell = lambda line: print(line, file=sys.stderr)
     summary = scaling.make(config, tell)
-    _show(scaling_report.table(summary))
+    _show(curve_report.table(summary))
     print(*summary["finding"], sep="\n")
 
     def write() -> Any:
       if this.workdir is None:
         return None
       facts = {**this.facts, **reports.run_facts(this.started)}
-      return scaling_report.write(this.workdir, summary, facts)
+      return curve_report.write(this.workdir, summary, facts)
 
     this.finish(write)
 
 
-def _folder(config: scaling_config.ScalingConfig) -> run.Folder:
+def _folder(config: curve_config.ScalingConfig) -> run.Folder:
   return run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),

@@ -76,7 +76,7 @@ joma/scale/estimate.py
 @ tests/joma/scale/meshes_test.py
 @ test_seq_alone_by_hand
 
-joma/scale/scaling.py
+joma/scale/curve/scaling.py
 - return ratios[max(below) if below else min(ratios)]
 + return ratios[max(ratios)]
 ? few chips are scaled by the program of many

@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, PyTree
 import numpy as np
 
-from joma.transformer import mesh_config
 from joma.transformer import sharding
 from joma.transformer.training import lm_config
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import mesh_config
 
 _AXIS = "data"
 

@@ -15,10 +15,10 @@ from typing import Literal
 
 from joma.systems.probes import names
 from joma.transformer import config as model_config
-from joma.transformer import mesh_config
 from joma.transformer.config import TransformerConfig
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
+from scansnap_jax.experiment.processes import mesh_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import inputs
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import metric_stream
-from scansnap_jax.experiment import profiling
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import devices
+from scansnap_jax.experiment.processes import profiling
 
 
 class Run(NamedTuple):

@@ -30,9 +30,9 @@ from joma.transformer.training import lm_step
 from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
-from scansnap_jax.experiment import profiling
 from scansnap_jax.experiment import progress
 from scansnap_jax.experiment.processes import preemption
+from scansnap_jax.experiment.processes import profiling
 
 
 class History(NamedTuple):

@@ -24,8 +24,8 @@ from joma.inference.evaluation import evaluate
 from joma.inference.evaluation import tasks
 from joma.systems.cache_policies import names
 from joma.transformer import config as configs
-from joma.transformer import mesh_config
 from joma.transformer import model as models
+from scansnap_jax.experiment.processes import mesh_config
 
 MESHES = (
     "1,1,2,1",

@@ -14,9 +14,9 @@ import pytest
 
 from joma.inference import on_mesh
 from joma.transformer import config as configs
-from joma.transformer import mesh_config
 from joma.transformer import sharding
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import mesh_config
 from tests.joma.inference import on_eight
 
 _CONFIG = configs.TransformerConfig(num_heads=8, num_kv_heads=4)

@@ -96,7 +96,11 @@ class LayoutsTest(parameterized.TestCase):
   def test_losses_of_fifty_steps_are_those_of_one_device_on_every_mesh(self):
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.joma.transformer.training.on_eight"],
+        [
+            sys.executable,
+            "-m",
+            "tests.joma.transformer.training.devices.on_eight",
+        ],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=pathlib.Path(__file__).parents[4],
         capture_output=True,

@@ -15,7 +15,7 @@ from typing import Any
 from joma.scale import estimate as estimates
 from joma.scale import meshes
 from joma.scale import plan
-from joma.scale import scaling_config
+from joma.scale.curve import curve_config
 from kernels_pallas.hardware import peaks
 from scansnap_jax.experiment import errors
 
@@ -24,7 +24,7 @@ _KINDS = ("flops", "hbm_bytes", "sent_bytes")
 
 
 def make(
-    config: scaling_config.ScalingConfig,
+    config: curve_config.ScalingConfig,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Summary:
   """Compiles and estimates.
@@ -86,13 +86,13 @@ def make(
 
 
 def _estimated(
-    config: scaling_config.ScalingConfig,
+    config: curve_config.ScalingConfig,
     number: int,
     guess: estimates.Estimate,
 ) -> Summary:
   return {
       "num_chips": number,
-      "topology": scaling_config.topology(config.chip, number),
+      "topology": curve_config.topology(config.chip, number),
       "mesh": guess.mesh,
       "is_compiled": False,
       "fits": guess.fits,
@@ -165,7 +165,7 @@ def _bound(row: Summary, needed: float, first: Summary) -> None:
 
 
 def findings(
-    config: scaling_config.ScalingConfig, rows: list[Summary]
+    config: curve_config.ScalingConfig, rows: list[Summary]
 ) -> list[str]:
   """Where the curve bends, and why, in sentences."""
   last = [row for row in rows if row["efficiency"] >= 0.5][-1]

@@ -11,18 +11,18 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
-from tests.joma.transformer.training import elsewhere
+from tests.joma.transformer.training.devices import elsewhere
 
 _FLAG = "--xla_force_host_platform_device_count"
 
 
 def _part(workdir, mesh, num_devices, end):
-  module = "tests.joma.transformer.training.elsewhere"
+  module = "tests.joma.transformer.training.devices.elsewhere"
   flags = f"{_FLAG}={num_devices} --xla_backend_optimization_level=0"
   done = subprocess.run(
       [sys.executable, "-m", module, str(workdir), mesh, str(end)],
       env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-      cwd=pathlib.Path(__file__).parents[4],
+      cwd=pathlib.Path(__file__).parents[5],
       capture_output=True,
       text=True,
   )

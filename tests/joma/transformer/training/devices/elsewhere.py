@@ -1,6 +1,7 @@
 """A part of a run on the devices of this process, from the last checkpoint on.
 
-Run as `python -m tests.joma.transformer.training.elsewhere WORKDIR MESH END`,
+Run as
+`python -m tests.joma.transformer.training.devices.elsewhere WORKDIR MESH END`,
 with a mesh as `8,1,1,1`, or pmap; XLA_FLAGS says how many devices there are. It
 takes steps up to END of 12 and saves. Prints a line of JSON: where it started,
 digests of the parameters and moments that it found and that it left, and the
@@ -17,13 +18,13 @@ import jax
 import numpy as np
 
 from joma.transformer import config as configs
-from joma.transformer import mesh_config
 from joma.transformer import sharding
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment import loop
+from scansnap_jax.experiment.processes import mesh_config
 
 NUM_STEPS = 12
 

@@ -1,7 +1,7 @@
 """A program of eight devices: fifty steps on each mesh, beside one device.
 
-Run as `python -m tests.joma.transformer.training.on_eight [MESH...]`, with
-meshes as `1x2x2x2`; prints a line of JSON for each layout: its losses.
+Run as `python -m tests.joma.transformer.training.devices.on_eight [MESH...]`,
+with meshes as `1x2x2x2`; prints a line of JSON for each layout: its losses.
 """
 
 import json

@@ -6,9 +6,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from joma.scale import plan
-from joma.scale import scaling
-from joma.scale import scaling_config
-from joma.scale import scaling_report
+from joma.scale.curve import curve_config
+from joma.scale.curve import report as curve_report
+from joma.scale.curve import scaling
 from scansnap_jax.experiment import errors
 
 
@@ -23,7 +23,7 @@ class ConfigTest(parameterized.TestCase):
   def test_what_is_no_curve_is_refused(self, changes, message):
     settings = {"compiled": (), **changes}
     with self.assertRaisesRegex(errors.UserError, message):
-      scaling_config.ScalingConfig(**settings)
+      curve_config.ScalingConfig(**settings)
 
   @parameterized.parameters(
       ("v5p", 8, "v5p:2x2x2"),
@@ -33,13 +33,13 @@ class ConfigTest(parameterized.TestCase):
       ("v5e", 1, "v5e:1x1"),
   )
   def test_slices_are_as_near_to_cubes_as_can_be(self, chip, number, name):
-    self.assertEqual(scaling_config.topology(chip, number), name)
+    self.assertEqual(curve_config.topology(chip, number), name)
 
 
 class ScalingTest(absltest.TestCase):
 
   def _make(self, **changes):
-    return scaling.make(scaling_config.ScalingConfig(compiled=(), **changes))
+    return scaling.make(curve_config.ScalingConfig(compiled=(), **changes))
 
   def test_arithmetic_falls_as_chips_grow_and_the_knee_is_where_it_is_less(
       self,
@@ -59,9 +59,7 @@ class ScalingTest(absltest.TestCase):
     self.assertEqual(efficiency, sorted(efficiency, reverse=True))
 
   def test_rows_that_are_not_compiled_are_scaled_by_those_that_are(self):
-    config = scaling_config.ScalingConfig(
-        num_chips=(8, 16, 32), compiled=(8, 32)
-    )
+    config = curve_config.ScalingConfig(num_chips=(8, 16, 32), compiled=(8, 32))
     plain = self._make(num_chips=(8, 16, 32))["rows"]
 
     def compiled(asked, model, guess):
@@ -95,12 +93,12 @@ class ScalingTest(absltest.TestCase):
   def test_it_is_written_and_drawn(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     summary = self._make(num_chips=(8, 64, 4096))
-    path = scaling_report.write(folder, summary, {})
+    path = curve_report.write(folder, summary, {})
     self.assertIn("4096", path.read_text())
     self.assertTrue((folder / "scaling.png").exists())
     saved = json.loads((folder / "summary.json").read_text())
     self.assertLen(saved["rows"], 3)
-    self.assertLen(scaling_report.table(summary).rows, 3)
+    self.assertLen(curve_report.table(summary).rows, 3)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from absl.testing import parameterized
 import jax.numpy as jnp
 
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import profiling
+from scansnap_jax.experiment.processes import profiling
 
 
 class ProfilingTest(parameterized.TestCase):

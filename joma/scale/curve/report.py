@@ -14,7 +14,7 @@ def write(
 ) -> pathlib.Path:
   """Writes everything; returns the path of report.html."""
   # Imported here: matplotlib is large, and tables need none.
-  from joma.scale import scaling_drawing
+  from joma.scale.curve import drawing
 
   summary = report.write_summary(workdir, summary)
   asked = summary["question"]
@@ -22,7 +22,7 @@ def write(
       "Left: least time of a step by what it goes over, each at its peak;"
       " filled marks are compiled programs, the others formulas. Right: what a"
       " chip does of its work on the fewest chips. Nothing was measured.",
-      scaling_drawing.draw(summary, workdir),
+      drawing.draw(summary, workdir),
   )
   title = f"{asked['shape']}: {asked['task']} on more and more {asked['chip']}"
   sections = [

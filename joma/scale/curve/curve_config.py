@@ -17,7 +17,7 @@ class ScalingConfig:
     chip: Name of the chip, such as v5p.
     num_chips: Numbers of chips, each a power of two.
     compiled: Numbers among num_chips whose best mesh is compiled; the others
-      are estimated, see `joma.scale.scaling`.
+      are estimated, see `joma.scale.curve.scaling`.
     shape: Name of a model, or a Hugging Face folder with its config.json.
     task: train is a step of the trainer, decode one token more for each
       sequence of a KV cache.
