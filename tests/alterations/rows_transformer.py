@@ -224,8 +224,8 @@ joma/transformer/config.py
 @ test_layers_that_differ_are_refused_with_the_reason
 
 joma/transformer/training/lm_step.py
-- is_good = jnp.isfinite(optax.global_norm(grads)) & (loss <= limit)
-+ is_good = jnp.isfinite(optax.global_norm(grads))
+- is_good = jnp.isfinite(optax.tree.norm(grads)) & (loss <= limit)
++ is_good = jnp.isfinite(optax.tree.norm(grads))
 ? a loss above the limit is learned from
 @ tests/joma/transformer/training/divergence_test.py
 @ test_a_loss_above_the_limit_is_not_learned_from

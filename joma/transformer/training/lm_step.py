@@ -206,7 +206,7 @@ def train(
     new = TrainState(state.step + 1, params, opt_state)
     if limit is None:
       return new, loss
-    is_good = jnp.isfinite(optax.global_norm(grads)) & (loss <= limit)
+    is_good = jnp.isfinite(optax.tree.norm(grads)) & (loss <= limit)
     kept = jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, state)
     return kept._replace(step=new.step), loss
 
