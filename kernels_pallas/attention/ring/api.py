@@ -30,7 +30,7 @@ def attention(
     value: Float[Array, "B S K H"],
     *,
     ring: order.Ring,
-    where: masks.Mask | None = None,
+    where: differentiable.Where = None,
     scale: float | None = None,
     logits_soft_cap: float | None = None,
     sink_logits: Float[Array, "N"] | None = None,
@@ -52,7 +52,8 @@ def attention(
     value: This device's, of the size of the keys' heads.
     ring: From `order.plan`, of the whole text's mask.
     where: Rows of this device's queries, and ids of its keys. Spans count keys
-      from the beginning of the whole text. None allows every key.
+      from the beginning of the whole text. None allows every key, and a
+      selection is refused.
     scale: Factor of the logits; None is H ** -0.5.
     logits_soft_cap: As there.
     sink_logits: As there.
