@@ -50,7 +50,7 @@ def check(
     print(
         f"note: tensor={tensor} devices do not divide the"
         f" {config.num_kv_heads} key heads, so that each of them keeps the"
-        f" whole cache and attends for all heads; {fitting} would split it.",
+        f" whole cache; {fitting} would split it.",
         file=sys.stderr,
     )
 
