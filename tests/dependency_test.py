@@ -30,6 +30,7 @@ _HOMES = {
     "orbax": ("scansnap_jax/experiment/checkpoint.py", "tests/"),
     "matplotlib": (
         "scansnap_jax/experiment/figures.py",
+        "scansnap_jax/experiment/figure_data.py",
         "scansnap_jax/figures/",
         "joma/studies/",
         *(

@@ -31,9 +31,9 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.processes import digest
 
 _RESUMES = "resumes.jsonl"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)

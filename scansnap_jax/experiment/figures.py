@@ -26,6 +26,7 @@ from matplotlib import lines as mpl_lines
 from matplotlib import rcsetup
 import numpy as np
 
+from scansnap_jax.experiment import figure_data
 from scansnap_jax.experiment import workdir
 
 # Inches: the text width of a two-column page, and one of its columns.
@@ -148,7 +149,7 @@ def as_is(name: str) -> str:
 def save(
     figure: mpl_figure.Figure, folder: pathlib.Path, name: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes a figure as PNG and PDF and frees what it holds.
+  """Writes a figure as PNG and PDF, its numbers as CSV, and frees it.
 
   The files depend on the figure alone, not on when they are written.
 
@@ -176,6 +177,8 @@ def save(
       figure.savefig(buffer, format=kind, metadata=entries)
     paths.append(folder / f"{name}.{kind}")
     workdir.write_atomic(paths[-1], buffer.getvalue())
+  table = figure_data.to_csv(figure)
+  workdir.write_atomic(folder / f"{name}.csv", table)
   figure.clear()
   return paths[0], paths[1]
 

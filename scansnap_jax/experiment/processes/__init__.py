@@ -3,5 +3,6 @@
 `devices` chooses the platform and joins hosts, over `rendezvous`, where hosts
 meet first. `preemption` holds signals back while a loop trains; `interrupts`
 ends a process by them everywhere else. `variables` and `xla_flags` look at what
-libraries read of the environment.
+libraries read of the environment. `digest` says what a tree of arrays is, and
+whether all processes hold the same.
 """

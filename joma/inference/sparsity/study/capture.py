@@ -34,10 +34,10 @@ from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import sparsity_labels
 from joma.transformer import config as configs
 from joma.transformer import model as models
-from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.processes import digest
 
 MANIFEST = "manifest.json"
 FIELDS = ("layer_in", "mlp_in", "units", "heads")

@@ -4,8 +4,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from scansnap_jax.experiment import digest
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import digest
 
 
 def _merge(checksums, is_held=None):
