@@ -65,7 +65,9 @@ def _cut(x: jax.Array, chunk: int) -> jax.Array:
     x = jnp.pad(x, [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2))
   else:
     x = jnp.pad(x, ((0, 0), (0, fill)), mode="edge")
-  return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
+  # A symbolic batch has no length.
+  shape = (x.shape[0], x.shape[1] // chunk, chunk, *x.shape[2:])
+  return jnp.moveaxis(x.reshape(shape), 1, 0)
 
 
 def _visit(

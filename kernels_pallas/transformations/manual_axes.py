@@ -6,12 +6,14 @@ communicates with no other device: it is traced as if there were no such axes,
 and all of its results vary over all axes that an argument varies over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 from typing import Any, TypeVar
 
 import jax
 from jax.extend import core
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import ad
 from jax.interpreters import batching
 from jax.interpreters import mlir
@@ -67,8 +69,13 @@ def isolated(
     is_narrow: Whether it is traced and compiled as without `jax_enable_x64`.
       No argument may have a 64-bit type that it uses.
     labels: How a program of several devices may split it, see `partitions`.
+
+  Raises:
+    ValueError: If arrays are sharded over explicit axes of a mesh, or a kernel
+      is called where there are any.
   """
   leaves, tree = jax.tree.flatten(align(args))
+  _check_explicit(leaves, is_kernel=is_narrow)
   is_narrow = is_narrow and jax.config.read("jax_enable_x64")
   if _axes(leaves) or not partitions.are_possible():
     labels = None
@@ -93,6 +100,34 @@ def isolated(
     split = jax.make_jaxpr(call)(*shapes)
   results = _call.bind(*arrays, of=jaxpr, is_narrow=is_narrow, split=split)
   return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def _check_explicit(leaves: list[Any], is_kernel: bool) -> None:
+  """Refuses what would fail deep in jax, see `isolated`."""
+  kinds = [jax.typeof(x).sharding for x in leaves if isinstance(x, jax.Array)]
+  used = {name for kind in kinds for name in _names(kind.spec)}
+  meshes = [kind.mesh for kind in kinds]
+  if is_kernel:
+    meshes.append(jax.sharding.get_abstract_mesh())
+  explicit = {
+      name
+      for mesh in meshes
+      for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+      if kind == jax.sharding.AxisType.Explicit and (is_kernel or name in used)
+  }
+  if explicit:
+    raise ValueError(
+        f"the mesh has explicit axes ({', '.join(sorted(map(str, explicit)))}),"
+        " over which this op cannot be split; make it with axis_types=(jax."
+        "sharding.AxisType.Auto,) for each axis, or call the op in"
+        " jax.shard_map"
+    )
+
+
+def _names(spec: jax.P) -> Iterator[Any]:
+  """Mesh axes that an array is sharded over."""
+  for names in spec:
+    yield from names if isinstance(names, tuple) else (names,)
 
 
 def _numbers(is_narrow: bool) -> contextlib.AbstractContextManager[Any]:
@@ -131,9 +166,21 @@ def _lower(
   ctx = ctx.replace(
       avals_in=without(ctx.avals_in), avals_out=without(ctx.avals_out)
   )
+  if is_narrow and ctx.dim_var_values:
+    # What was lowered for symbolic sizes of 64 bits is not for those of 32.
+    ctx = ctx.replace(
+        dim_var_values=[_int32(x) for x in ctx.dim_var_values],
+        module_context=ctx.module_context.replace(lowering_cache={}),
+    )
   call = core.jaxpr_as_fun(split or of)
   with _numbers(is_narrow):
     return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
+
+
+def _int32(size: ir.Value) -> ir.Value:
+  """A symbolic size, which has 64 bits with jax_enable_x64, as without."""
+  kind = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
+  return stablehlo.convert(kind, size)
 
 
 def _batch(
@@ -156,7 +203,7 @@ def _differentiate(
   """By jax: only XLA's implementations come here, see `derivatives.run`."""
   del options
   tangents = [ad.instantiate_zeros(x) for x in tangents]
-  return jax.jvp(core.jaxpr_as_fun(of), primals, tangents)
+  return jax.jvp(core.jaxpr_as_fun(of), list(primals), tangents)
 
 
 _call = core.Primitive("isolated")

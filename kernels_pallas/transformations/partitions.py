@@ -101,6 +101,9 @@ def are_possible() -> bool:
   if implementations.current_platform() == "tpu":
     return False
   mesh = jax.sharding.get_abstract_mesh()
+  # Over explicit axes jax splits by the types of arrays, not XLA.
+  if jax.sharding.AxisType.Explicit in mesh.axis_types:
+    return False
   return mesh.size > 1 or (mesh.empty and jax.device_count() > 1)
 
 

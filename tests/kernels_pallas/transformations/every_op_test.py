@@ -1,5 +1,7 @@
 """shard_map as jax has it by default, forward mode and second derivatives."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -8,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from kernels_pallas.transformations import partitions
 from tests.kernels_pallas import modes
 from tests.kernels_pallas.transformations import every_op
 
+_EXPLICIT = jax.sharding.AxisType.Explicit
 _VARIANTS = [
     (op, implementation)
     for op in every_op.OPS
@@ -60,6 +64,30 @@ class ShardMapTest(parameterized.TestCase):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+class ExplicitAxesTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_VARIANTS)
+  @pytest.mark.by_default(0, 11)
+  def test_they_are_refused(self, op, implementation):
+    function, x, w = every_op.OPS[op]
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(_EXPLICIT,))
+    call = lambda x: function(implementation, x, w)
+    with modes.mode_of(implementation), jax.set_mesh(mesh):
+      x = jax.device_put(x, jax.NamedSharding(mesh, P("d")))
+      with self.assertRaisesRegex(ValueError, r"explicit axes \(d\).*Auto"):
+        jax.jit(call)(x)
+
+  @parameterized.parameters(*every_op.OPS)
+  @pytest.mark.by_default(2)
+  def test_xla_runs_where_they_split_nothing(self, op):
+    function, *arrays = every_op.OPS[op]
+    call = jax.jit(lambda *arrays: function("xla", *arrays))
+    expected = call(*arrays)
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(_EXPLICIT,))
+    with jax.set_mesh(mesh):
+      np.testing.assert_array_equal(call(*arrays), expected)
+
+
 class DerivativesTest(parameterized.TestCase):
 
   @parameterized.parameters(*_VARIANTS)
@@ -91,9 +119,13 @@ class DerivativesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "by implementation='xla'"):
       jax.grad(lambda x: (jax.grad(loss)(x, w) ** 2).sum())(x)
 
-  @parameterized.parameters("attention", "linear")
+  @parameterized.product(op=("attention", "linear"), is_split=(False, True))
   @pytest.mark.slow
-  def test_a_second_derivative_of_xla_is_right(self, op):
+  def test_a_second_derivative_of_xla_is_right(self, op, is_split):
+    # As in a program of several devices, which may split the call.
+    self.enter_context(
+        mock.patch.object(partitions, "are_possible", lambda: is_split)
+    )
     _, x, w = every_op.OPS[op]
     second = lambda implementation: jax.jit(
         jax.grad(

@@ -12,6 +12,7 @@ from kernels_pallas import implementations
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
 from kernels_pallas.hardware import described
+from kernels_pallas.linear_attention import api as linear_lib
 from tests.kernels_pallas import modes
 from tests.kernels_pallas.transformations import every_op
 
@@ -102,11 +103,11 @@ class SymbolicBatchTest(parameterized.TestCase):
     jaxtyping.config.update("jaxtyping_disable", True)
     self.addCleanup(jaxtyping.config.update, "jaxtyping_disable", False)
 
-  @parameterized.parameters(*_OF_ANY_BATCH)
-  @pytest.mark.by_default(2)
-  def test_kernels_of_any_batch(self, op):
+  @parameterized.product(op=_OF_ANY_BATCH, is_wide=(False, True))
+  @pytest.mark.by_default(4, 5)
+  def test_kernels_of_any_batch(self, op, is_wide):
     call = jax.jit(_both_passes(op, None))
-    with described.traced_for("v5e"):
+    with described.traced_for("v5e"), jax.enable_x64(is_wide):
       program = jax.export.export(call, platforms=["tpu"])(
           *_arguments(op, _symbolic())
       )
@@ -132,14 +133,33 @@ class SymbolicBatchTest(parameterized.TestCase):
         expected,
     )
 
-  @parameterized.parameters(*_OF_ANY_BATCH)
   @pytest.mark.slow
-  def test_it_compiles(self, op):
+  def test_documents_and_lengths_of_any_batch(self):
+    def attend(starts, lengths, query, key):
+      return linear_lib.linear_attention(
+          query, key, key, segment_starts=starts, lengths=lengths
+      ).out
+
+    query, key = every_op.OPS["linear"][1:]
+    arrays = (jnp.arange(8)[None] == jnp.array([[3], [5]]), jnp.array([8, 6]))
+    arrays += (query, key)
+    batch = _symbolic()
+    abstract = [
+        jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in arrays
+    ]
+    program = jax.export.export(jax.jit(attend))(*abstract)
+    np.testing.assert_allclose(
+        program.call(*arrays), attend(*arrays), rtol=1e-5, atol=1e-6
+    )
+
+  @parameterized.product(op=_OF_ANY_BATCH, is_wide=(False, True))
+  @pytest.mark.slow
+  def test_it_compiles(self, op, is_wide):
     if not topology.has_toolchain("tpu"):
       self.skipTest("libtpu is not installed")
     mesh = topology.device_mesh(chips.get_chip("v5e"))
     place = jax.sharding.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.enable_x64(is_wide):
       call = jax.jit(_both_passes(op, None))
       program = jax.export.export(call, platforms=["tpu"])(
           *_arguments(op, _symbolic())
