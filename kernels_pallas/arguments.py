@@ -15,6 +15,16 @@ from kernels_pallas.masks import AnyArray
 _FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64")
 
 
+def narrow(x: Any) -> Any:
+  """32 bits for the 64 that numbers have with `jax_enable_x64`; None stays.
+
+  For what stands beside the arrays of a kernel: chips have no such types.
+  """
+  narrower = {"int64": jnp.int32, "float64": jnp.float32}
+  dtype = narrower.get(str(getattr(x, "dtype", "")))
+  return x if dtype is None else jnp.asarray(x, dtype)
+
+
 def check_arrays(
     query: AnyArray,
     key: AnyArray,

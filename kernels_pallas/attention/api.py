@@ -99,6 +99,8 @@ def attention(
   if isinstance(where, selection_lib.Selection) and chosen != "xla":
     # XLA computes the heads of a group together, kernels one by one.
     where = selection_lib.by_query_head(where, query.shape[2])
+  if chosen not in ("reference", "xla"):
+    sink_logits, row_weights = map(arguments.narrow, (sink_logits, row_weights))
   value_dim = value.shape[-1]
   spec = differentiable.AttentionSpec(
       scale=query.shape[-1] ** -0.5 if scale is None else scale,

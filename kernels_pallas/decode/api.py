@@ -98,6 +98,7 @@ def decode_step(
       implementation is unknown or not for this platform. What is only known
       when the program runs is checked under `jax.experimental.checkify`.
   """
+  positions = arguments.narrow(positions)
   check_vectors(query, key, value, positions)
   _check_cache(cache, key, value)
   rule = make_rule(

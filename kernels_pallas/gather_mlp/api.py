@@ -91,6 +91,9 @@ def gather_mlp(
   )
   chosen, x = exported.chosen("gather_mlp", implementation, choose, ("BD", x))
   module = module_of(chosen)
+  if chosen not in ("reference", "xla"):
+    up_bias, gate_bias = map(arguments.narrow, (up_bias, gate_bias))
+    weights = weights._replace(up_bias=up_bias, gate_bias=gate_bias)
   arguments.check_config(config, chosen, module)
   dtype = parts.sum_type(x.dtype)
   # Kernels have no grid of nothing.

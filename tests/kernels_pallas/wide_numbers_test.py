@@ -1,5 +1,6 @@
 """With jax_enable_x64 kernels compile, and compute, as without."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from kernels_pallas.aot import topology
 from kernels_pallas.attention import api
 from kernels_pallas.decode import api as decode_lib
 from kernels_pallas.decode import slots
+from kernels_pallas.decode.paged import api as paged_lib
 from kernels_pallas.gated_delta_rule import api as delta_lib
+from kernels_pallas.gather_mlp import api as mlp_lib
 from tests.kernels_pallas import modes
 
 _TESTS = (
@@ -72,6 +75,47 @@ class CompileTest(absltest.TestCase):
       )
     # The states of the chunks' starts, and the way back.
     self.assertLen(compiled.scoped_vmem_bytes, 2)
+
+  @pytest.mark.slow
+  def test_what_stands_beside_the_arrays(self):
+    """Sinks, weights of rows and biases that have 64 bits."""
+    struct = jax.ShapeDtypeStruct
+    vectors = lambda *shape: struct(shape, jnp.bfloat16)
+    wide = lambda *shape: struct(shape, jnp.float64)
+
+    def attend(query, sink, weights):
+      result = api.attention(
+          query,
+          query,
+          query,
+          sink_logits=sink,
+          row_weights=weights,
+          return_col_mass=True,
+          implementation="pallas_tpu",
+      )
+      return result.out.sum(), result.col_mass
+
+    def mlp(x, up, bias):
+      return mlp_lib.gather_mlp(
+          x,
+          up,
+          up,
+          np.array([1]),
+          up_bias=bias,
+          gate=up,
+          gate_bias=bias,
+          implementation="pallas_tpu",
+      ).sum()
+
+    arrays = vectors(1, 300, 2, 64), wide(2), wide(1, 2, 300)
+    with jax.enable_x64(True):
+      gradients = jax.grad(attend, (0, 1), has_aux=True)
+      compiled = compile_lib.compile_for("v5e", gradients, *arrays)
+      self.assertLen(compiled.scoped_vmem_bytes, 2)
+      arrays = vectors(4, 80), vectors(256, 80), wide(256)
+      gradients = jax.grad(mlp, (0, 1, 2))
+      compiled = compile_lib.compile_for("v5e", gradients, *arrays)
+      self.assertLen(compiled.scoped_vmem_bytes, 1)
 
   @pytest.mark.slow
   def test_all_that_compiles_for_the_v5e(self):
@@ -145,6 +189,26 @@ class ValuesTest(parameterized.TestCase):
       with jax.enable_x64(True):
         wide = step()
     jax.tree.map(np.testing.assert_array_equal, narrow, wide)
+
+  @parameterized.parameters("decode", "pages")
+  def test_positions_and_tables_of_64_bits(self, op):
+    query, key = (jnp.ones((2, n, 16), jnp.float32) for n in (2, 1))
+    cache = slots.empty(2, 1, 16, 16)
+    call = functools.partial(decode_lib.decode_step, query, key, key, cache)
+    wholes = [np.array([0, -1])]
+    if op == "pages":
+      pool = jax.tree.map(lambda x: x[:, 0], cache)
+      call = lambda at, table, num: paged_lib.decode_step(
+          query, key, key, pool, table, num, at
+      )
+      wholes += [np.array([[1], [0]]), np.array([1, 1])]
+    narrow = call(*(jnp.asarray(x, jnp.int32) for x in wholes))
+    with jax.enable_x64(True):
+      wide = call(*(jnp.asarray(x, jnp.int64) for x in wholes))
+    self.assertEqual(narrow[-1].tolist(), [[0], [-1]])
+    jax.tree.map(np.testing.assert_array_equal, narrow, wide)
+    types = lambda tree: [x.dtype for x in jax.tree.leaves(tree)]
+    self.assertEqual(types(wide), types(narrow))
 
 
 if __name__ == "__main__":

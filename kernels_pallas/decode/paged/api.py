@@ -16,6 +16,7 @@ from jax.experimental import checkify
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas import arguments
 from kernels_pallas import implementations
 from kernels_pallas import masks
 from kernels_pallas.decode import api
@@ -104,6 +105,9 @@ def decode_step(
     ValueError: As there. Entries of the table that are out of range are found
       under `jax.experimental.checkify`.
   """
+  positions, page_table, num_pages = map(
+      arguments.narrow, (positions, page_table, num_pages)
+  )
   api.check_vectors(query, key, value, positions)
   _check_pool(pool, key, value, page_table, num_pages)
   api.check_choice("granularity", granularity, Granularity)
