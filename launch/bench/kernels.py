@@ -59,9 +59,19 @@ _SPARSE_LENGTH = flags.DEFINE_integer(
 _OPS = flags.DEFINE_multi_enum(
     "ops",
     ["attention", "mlp", "decode"],
-    ["attention", "mlp", "decode", "prefill", "delta"],
+    [
+        "attention",
+        "mlp",
+        "decode",
+        "prefill",
+        "planning",
+        "memory",
+        "delta",
+    ],
     "Which ops; linear attention goes with attention; prefill, on a TPU, is"
-    " attention to a tenth of a prompt, the choice included; delta is the gated"
+    " attention to a tenth of a prompt, the choice included; planning, on a"
+    " TPU, is what surrounds attention to blocks that data choose; memory, on a"
+    " TPU, is temporary bytes of attention's two passes; delta is the gated"
     " delta rule.",
     flag_values=_FLAGS,
 )

@@ -21,8 +21,10 @@ from kernels_pallas.linear_attention import shapes as linear_shapes
 from launch.bench import harness
 from launch.bench.ops import compiled
 from launch.bench.ops import decode_tpu
+from launch.bench.ops import memory_tpu
 from launch.bench.ops import mlp_tpu
 from launch.bench.ops import peers
+from launch.bench.ops import planning_tpu
 from launch.bench.ops import prefill_tpu
 from launch.bench.ops import programs
 
@@ -33,7 +35,7 @@ DENSITIES = (0.1, 0.3)
 # that fit a v5e at 4,096 and of four at 16,384 the best of each chip and length
 # are among these; larger ones outgrow VMEM.
 SPLASH_TILES = ((1024, 1024, 512), (1024, 2048, 256), (1024, 2048, 512))
-OPS = ("attention", "mlp", "decode", "prefill")
+OPS = ("attention", "mlp", "decode", "prefill", "planning", "memory")
 # Where linear attention and our dense forward pass are close.
 LINEAR_LENGTHS = (256, 512, 1024)
 CALIBRATION = (
@@ -350,6 +352,10 @@ def report(
     rows += decode_tpu.report(chip)
   if "prefill" in ops:
     rows += prefill_tpu.report(chip, sparse_length)
+  if "planning" in ops:
+    rows += planning_tpu.report(chip, sparse_length)
+  if "memory" in ops:
+    rows += memory_tpu.report(chip)
   return rows
 
 
