@@ -5,10 +5,15 @@ XLA's implementations a second time; kernels it cannot.
 """
 
 from collections.abc import Callable
+import functools
 import types
 from typing import Any, TypeVar
 
 import jax
+from jax.extend import core
+from jax.interpreters import ad
+from jax.interpreters import batching
+from jax.interpreters import mlir
 import numpy as np
 
 from kernels_pallas.transformations import manual_axes
@@ -44,8 +49,16 @@ def run(
   if kernel is None and is_by_jax and not manual_axes.are_varying(args):
     return manual_axes.isolated(function, *args, labels=labels)
 
+  by = f"implementation={kernel or 'xla'!r}"
+  reason = (
+      f"{op} has no such derivative by {by}, for these arguments only a"
+      " gradient of first order, if any; use implementation='reference'"
+  )
+
   @jax.custom_jvp
   def call(*args: Any) -> _ResultT:
+    if kernel is not None or not is_by_jax:
+      args = jax.tree.map(functools.partial(_guard, reason), args)
     if kernel is None:
       return manual_axes.isolated(function, *args, labels=labels)
     # Chips have no 64-bit types: with jax_enable_x64 each Python number of a
@@ -57,11 +70,7 @@ def run(
   @call.defjvp
   def refuse(primals: Any, tangents: Any) -> Any:
     del primals, tangents
-    by = f"implementation={kernel or 'xla'!r}"
-    raise ValueError(
-        f"{op} has no such derivative by {by}, for these arguments only a"
-        " gradient of first order, if any; use implementation='reference'"
-    )
+    raise ValueError(reason)
 
   return call(*args)
 
@@ -85,6 +94,24 @@ def reverse_only(
     ) from error
 
 
+def _guard(reason: str, array: jax.Array) -> jax.Array:
+  """The same array, which has no derivative.
+
+  Where a loop is differentiated twice jax forgets the rule of what is called.
+  """
+  is_float = jax.numpy.issubdtype(array.dtype, jax.numpy.floating)
+  return _guarded.bind(array, reason=reason) if is_float else array
+
+
+def _refuse(primals: Any, tangents: Any, *, reason: str) -> Any:
+  del primals, tangents
+  raise ValueError(reason)
+
+
+def _batch(args: Any, axes: Any, **reason: str) -> tuple[Any, Any]:
+  return _guarded.bind(*args, **reason), axes[0]
+
+
 def _narrow(array: jax.Array) -> jax.Array:
   """int32 for int64; kernels refuse wide floats themselves."""
   is_wide = array.dtype in (np.int64, np.uint64)
@@ -96,3 +123,11 @@ def _kernel_of(implementation: types.ModuleType | object) -> str | None:
   parts = getattr(implementation, "__name__", "").split(".")
   found = [_KERNELS[part] for part in parts if part in _KERNELS]
   return found[0] if found else None
+
+
+_guarded = core.Primitive("has_no_derivative")
+_guarded.def_abstract_eval(lambda x, **reason: x)
+_guarded.def_impl(lambda x, **reason: x)
+mlir.register_lowering(_guarded, lambda ctx, x, **reason: [x])
+batching.primitive_batchers[_guarded] = _batch
+ad.primitive_jvps[_guarded] = _refuse

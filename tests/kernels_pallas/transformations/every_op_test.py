@@ -111,6 +111,21 @@ class DerivativesTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "by implementation='pallas_tpu'"):
         second(x)
 
+  @parameterized.parameters("linear", "attention", "mlp", "project", "delta")
+  @pytest.mark.by_default(0)
+  def test_so_it_is_within_a_loop(self, op):
+    """Where jax forgets the rule of what the loop calls."""
+    function, x, w = every_op.OPS[op]
+
+    def loss(x):
+      add = lambda carry, _: (carry + function("pallas_tpu", carry, w).sum(), 0)
+      return jax.lax.scan(add, x, None, length=2)[0].sum()
+
+    second = jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())
+    with modes.mode_of("pallas_tpu"):
+      with self.assertRaisesRegex(ValueError, "by implementation='pallas_tpu'"):
+        second(x)
+
   @parameterized.parameters("mlp", "project", "attention_by_data")
   @pytest.mark.by_default(2)
   def test_a_second_derivative_of_loops_by_data_is_refused(self, op):
