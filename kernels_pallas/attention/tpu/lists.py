@@ -79,7 +79,7 @@ def _of_table(
   """The lists of a table that depends on data, entry by entry."""
   table = jnp.asarray(selection.block_table, jnp.int32)
   width = table.shape[-1]
-  entry = masks.to_rank(jnp.arange(width), table.ndim)
+  entry = masks.to_rank(_numbers(width), table.ndim)
   states = selection_lib.tile_states(selection.mask, *sizes[3:5], *tiles)
   states = (states if states.ndim == 3 else states[None])[:, None]
   is_there = (table >= 0) & (table < states.shape[-1])
@@ -95,8 +95,7 @@ def _of_states(
     states: Int[Array, "B N R C"], width: int | None
 ) -> visits_lib.Visits:
   """The lists of all states, of which `width` at most are not empty."""
-  tile = jnp.arange(states.shape[-1], dtype=jnp.int32)
-  tile = masks.to_rank(tile, states.ndim)
+  tile = masks.to_rank(_numbers(states.shape[-1]), states.ndim)
   width = min(width or states.shape[-1], states.shape[-1])
   return _listed(states, tile, width)
 
@@ -130,12 +129,12 @@ def _listed(
     table = _by_product(place, tile, width)
   else:
     # Past its end a list repeats its last tile.
-    slot = masks.to_rank(jnp.arange(width), place.ndim)
+    slot = masks.to_rank(_numbers(width), place.ndim)
     slot = jnp.minimum(slot, jnp.maximum(num_valid - 1, 0)[..., None])
     is_here = place[..., None, :] == slot[..., None]
     table = jnp.where(is_here, tile[..., None, :], 0).sum(axis=-1)
     return visits_lib.Visits(table.astype(jnp.int32), num_full, num_valid)
-  slot = masks.to_rank(jnp.arange(width), table.ndim)
+  slot = masks.to_rank(_numbers(width), table.ndim)
   last = jnp.where(slot == num_valid[..., None] - 1, table, 0).sum(axis=-1)
   table = jnp.where(slot < num_valid[..., None], table, last[..., None])
   return visits_lib.Visits(table.astype(jnp.int32), num_full, num_valid)
@@ -152,11 +151,12 @@ def _by_product(
   one of matrices. Numbers of tiles are cut at 8 bits, exact in bfloat16.
   """
   base = 1 << (max(width - 1, 1).bit_length() + 1) // 2
-  digit = masks.to_rank(jnp.arange(base), place.ndim)[..., None]
+  digit = masks.to_rank(_numbers(base), place.ndim)[..., None]
   # A place of -1 has no digits: a shift leaves it negative.
   high = (place // base)[..., None, :] == digit
   low = (place % base)[..., None, :] == digit
-  parts = jnp.stack([tile & 255, tile >> 8], axis=-2).astype(jnp.float32)
+  xp = np if isinstance(tile, np.ndarray) else jnp
+  parts = xp.stack([tile & 255, tile >> 8], axis=-2).astype(np.float32)
   weighed = high[..., None, :, :] * parts[..., :, None, :]
   found = jnp.einsum(
       "...ahw,...lw->...ahl",
@@ -180,7 +180,7 @@ def _state_of(
   if isinstance(states, np.ndarray):
     edges = _changes(states)
   if edges is None:
-    tiles = masks.to_rank(jnp.arange(states.shape[-1]), table.ndim + 1)
+    tiles = masks.to_rank(_numbers(states.shape[-1]), table.ndim + 1)
     is_it = table[..., None] == tiles
     return jnp.where(is_it, states[..., None, :], 0).sum(axis=-1)
   state: Any = jnp.zeros_like(table) + states[..., :1].astype(np.int32)
@@ -192,7 +192,12 @@ def _state_of(
 
 def _is_before(size: int, ndim: int) -> masks.AnyArray:
   """Bool [.., size, size]: whether a column's entry is before the row's."""
-  return masks.to_rank(jnp.tri(size, k=-1, dtype=bool), ndim)
+  return masks.to_rank(np.tri(size, k=-1, dtype=bool), ndim)
+
+
+def _numbers(size: int) -> np.ndarray:
+  """0, 1, ..: a constant, where XLA would make an operation of a range."""
+  return np.arange(size, dtype=np.int32)
 
 
 def _changes(

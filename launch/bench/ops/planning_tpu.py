@@ -32,6 +32,7 @@ DENSITY = 0.1
 BLOCKS = (128, 512)
 # As many fill the sublanes of a tile.
 _NUM_COPIED = 8
+_UNKNOWN = 1 << 62
 _COLUMNS: harness.Columns = {
     "chip": ("chip", str),
     "block": ("blocks", "{0}x{0}".format),
@@ -142,14 +143,17 @@ def _row(found: Sequence[_Found]) -> harness.Row:
       raise jobs_lib.JobFailed(f"{case.kernel}, {case.facts}: {row['note']}")
   (_, known, _), (case, _, data), (_, _, copied) = found
   assert data is not None and copied is not None
-  return {
+  row = {
       "chip": known["chip"],
       **case.facts,
       "kernels": known["static_bundles"],
       "planning": data.fusion_cycles,
       "share": data.fusion_cycles / known["static_bundles"],
-      "copies": copied.fusion_cycles / _NUM_COPIED,
   }
+  # For v7x XLA says of a copy that it takes the largest of all numbers.
+  if copied.fusion_cycles < _UNKNOWN:
+    row["copies"] = copied.fusion_cycles / _NUM_COPIED
+  return row
 
 
 def report(chip: chips.Chip, length: int) -> list[harness.Row]:
