@@ -79,7 +79,8 @@ def tpu_row(
       "spills": sum(kernel.spills for kernel in kernels),
       "temp_bytes": report.temp_bytes,
       "temp_mib": report.temp_bytes / 2**20,
-      "steps": steps and steps // chip.num_cores,
+      # Of the busier core, where there is more than one.
+      "steps": steps and -(-steps // chip.num_cores),
   }
   bundles = schedule.total(kernel.issued for kernel in kernels)
   if bundles is None:

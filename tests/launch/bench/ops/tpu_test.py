@@ -64,6 +64,15 @@ class RowTest(parameterized.TestCase):
     )
     self.assertEqual(row["shape"], "mha_4k")
 
+  def test_a_step_that_is_one_core_s(self):
+    """A sequence decodes on one core of two."""
+    case, *_ = tpu.dense_cases(4096, 1)
+    result = _result(1000)
+    result["kernels"][0]["num_steps"] = 1
+    job = jobs.Job("v4", "nowhere:fn")
+    row, _ = compiled.tpu_row(chips.get_chip("v4"), case, job, result)
+    self.assertEqual((row["steps"], row["per_step"]), (1, 1000))
+
   def test_of_a_backward_pass_the_last_kernel_counts(self):
     row = _row(_result(1000, 500), kernel="backward")
     self.assertEqual((row["static_bundles"], row["spills"]), (500, 3))
