@@ -19,12 +19,12 @@ from kernels_pallas.attention import shapes
 from kernels_pallas.linear_attention import cost as linear_cost
 from kernels_pallas.linear_attention import shapes as linear_shapes
 from launch.bench import harness
+from launch.bench.around import memory_tpu
+from launch.bench.around import planning_tpu
 from launch.bench.ops import compiled
 from launch.bench.ops import decode_tpu
-from launch.bench.ops import memory_tpu
 from launch.bench.ops import mlp_tpu
 from launch.bench.ops import peers
-from launch.bench.ops import planning_tpu
 from launch.bench.ops import prefill_tpu
 from launch.bench.ops import programs
 

@@ -3,7 +3,7 @@ import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
-from launch.bench.ops import memory_tpu
+from launch.bench.around import memory_tpu
 
 
 class ProgramTest(absltest.TestCase):

@@ -6,7 +6,7 @@ import pytest
 
 from kernels_pallas.aot import chips
 from kernels_pallas.aot import topology
-from launch.bench.ops import planning_tpu
+from launch.bench.around import planning_tpu
 from launch.bench.ops import programs
 from tests.kernels_pallas import modes
 

@@ -1,0 +1,1 @@
+"""What is around attention's kernels on TPUs: planning, copies, memory."""
