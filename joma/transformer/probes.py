@@ -222,7 +222,7 @@ def by_name(
       ],
       stream_of(seen, config),
       is_token,
-      tuple(has_weights(config)),
+      has_weights(config).tolist(),
   )
 
 

@@ -162,10 +162,9 @@ def gold_recall(
   return jnp.stack(layers, axis=1)
 
 
-def _with_nans(recall: Float[Array, "*b"]) -> Float[np.ndarray, "*b"]:
+def _with_nans(recall: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
   """On the host, where no trap of JAX_DEBUG_NANS takes it for a fault."""
-  shares = np.asarray(recall)
-  return np.where(shares == _NOT_ASKED, np.nan, shares)
+  return np.where(recall == _NOT_ASKED, np.nan, recall)
 
 
 @functools.partial(
@@ -293,7 +292,7 @@ def _read_prompts(
   predicted[last] = first
   layers = gold_recall(kv_cache, jnp.asarray(batch.gold[last]))
   recall = np.full((*shape, layers.shape[1]), np.nan, np.float32)
-  recall[last] = _with_nans(layers)
+  recall[last] = _with_nans(np.asarray(layers))
   return _Seen(predicted, recall, None, kv_cache)
 
 
@@ -317,7 +316,8 @@ def _read_by_token(
   )
   length = batch.tokens.shape[1]
   predicted = _back(np.asarray(seen.next_tokens), starts, length, -1)
-  recall = _back(_with_nans(seen.recall), starts, length, np.nan)
+  asked = _with_nans(np.asarray(seen.recall))
+  recall = _back(asked, starts, length, np.nan)
   return _Seen(predicted, recall, ms_per_step, seen.kv_cache)
 
 
