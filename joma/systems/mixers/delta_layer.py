@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from joma.systems.mixers import delta_state
 from joma.systems.mixers import documents
+from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -67,7 +68,7 @@ class DeltaLayer:
     found = documents.of_mask(self.name, call, mask, len(query))
     since, made = found.since(), []
     vectors = (query, key, value)
-    for part, x in zip(delta_state.PARTS, vectors, strict=True):
+    for part, x in zip(newest_inputs.PARTS, vectors, strict=True):
       before = jnp.zeros((len(x), self.width - 1, *x.shape[2:]), x.dtype)
       both = jnp.concatenate([before, x], axis=1)
       made.append(convolved.convolve(both, params[part], x.shape[1], since))
@@ -98,7 +99,7 @@ def draw_shared(
   keys = jax.random.split(key, 4)
   found = {
       part: width**-0.5 * jax.random.normal(one, (width, num, config.head_dim))
-      for part, num, one in zip(delta_state.PARTS, heads, keys, strict=False)
+      for part, num, one in zip(newest_inputs.PARTS, heads, keys, strict=False)
   }
   shape = (config.embed_dim, config.num_heads)
   beta = config.embed_dim**-0.5 * jax.random.normal(keys[3], shape)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import of_system
+from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -22,7 +23,6 @@ from joma.transformer import sharding
 from kernels_pallas.gated_delta_rule import api
 from kernels_pallas.gated_delta_rule import output
 
-PARTS = ("query", "key", "value")
 # Which axes of the rule's other arguments are sequences, and heads.
 _LABELS = {"segment_starts": "b.", "initial_state": "bn..", "lengths": "b"}
 
@@ -111,7 +111,7 @@ class DeltaState(of_system.InPieces[Ruled]):
     call = options.call
     assert call is not None  # A layer gives it to the caches of its systems.
     params, is_token = call.params[self.system.name], positions >= 0
-    both, inputs = with_inputs(
+    both, inputs = newest_inputs.put_before(
         self.inputs, (query, key, value), is_token.sum(axis=1)
     )
     made = [
@@ -151,47 +151,6 @@ class DeltaState(of_system.InPieces[Ruled]):
     )
 
 
-def no_inputs(
-    config: configs.TransformerConfig, batch_size: int, width: int
-) -> dict[str, Array]:
-  """Zeros, the inputs before the first token, by name [B, w - 1, ., H].
-
-  Args:
-    config: The model's.
-    batch_size: B.
-    width: w, tokens that the convolutions read.
-  """
-  heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-  return {
-      part: jnp.zeros((batch_size, width - 1, num, config.head_dim))
-      for part, num in zip(PARTS, heads, strict=True)
-  }
-
-
-def with_inputs(
-    inputs: dict[str, Array],
-    vectors: tuple[Array, Array, Array],
-    lengths: Int[Array, "B"],
-) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Puts the newest inputs in front of new ones.
-
-  Args:
-    inputs: The newest of queries, keys and values, by name [B, W, ., H].
-    vectors: New queries, keys and values [B, T, ., H].
-    lengths: Tokens of each text among them; padding follows.
-
-  Returns:
-    Both, by name, and the inputs that are then the newest.
-  """
-  both, after = {}, {}
-  for part, x in zip(PARTS, vectors, strict=True):
-    old = inputs[part]
-    both[part] = jnp.concatenate([old.astype(x.dtype), x], axis=1)
-    newest = convolved.last_inputs(both[part], lengths, old.shape[1])
-    after[part] = newest.astype(old.dtype)
-  return both, after
-
-
 def rule(
     options: hooks.AttentionOptions,
     arrays: tuple[Array, ...],
@@ -224,6 +183,6 @@ def init(
 ) -> DeltaState:
   """Returns the empty state of one layer."""
   size = config.head_dim
-  inputs = no_inputs(config, batch_size, system.width)
+  inputs = newest_inputs.none(config, batch_size, system.width)
   state = jnp.zeros((batch_size, config.num_heads, size, size))
   return DeltaState(system, state, inputs)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import of_system
-from joma.systems.mixers import delta_state
+from joma.systems.mixers import newest_inputs
 from joma.systems.routers import nats_text
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -94,7 +94,7 @@ class NatsCache(
     assert call is not None  # A layer gives it to the caches of its systems.
     is_token, arrays = positions >= 0, (query, key, value)
     lengths = is_token.sum(axis=1)
-    both, inputs = delta_state.with_inputs(self.inputs, arrays, lengths)
+    both, inputs = newest_inputs.put_before(self.inputs, arrays, lengths)
     cache = dataclasses.replace(
         self, inputs=inputs, length=self.length + lengths
     )
@@ -263,7 +263,7 @@ def init(
   size, slots = config.head_dim, system.slots or -(-capacity // system.chunk)
   zeros = lambda *shape: jnp.zeros((batch_size, *shape))
   count = lambda *shape: jnp.zeros((batch_size, *shape), jnp.int32)
-  inputs = delta_state.no_inputs(config, batch_size, system.width)
+  inputs = newest_inputs.none(config, batch_size, system.width)
   state = zeros(config.num_heads, size, size)
   length = (slots + 1) * system.chunk
   keys = jnp.zeros((batch_size, config.num_kv_heads, length, size), dtype)

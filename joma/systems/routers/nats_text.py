@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joma.systems.mixers import delta_state
 from joma.systems.mixers import gdn
+from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import hooks
 from joma.transformer.weighing import merged
@@ -128,7 +129,7 @@ def vectors(
   length = x.shape[1]
   made = [
       convolved.convolve(both[part], params[part], length)
-      for part in delta_state.PARTS
+      for part in newest_inputs.PARTS
   ]
   query, key, value = (jax.nn.silu(each) for each in made)
   norm = lambda x, name: normed(x, params[name], system.epsilon).astype(x.dtype)
@@ -168,7 +169,7 @@ def read(
     lengths: Tokens of each; what follows them leaves nothing.
   """
   both = {}
-  for part, x in zip(delta_state.PARTS, arrays, strict=True):
+  for part, x in zip(newest_inputs.PARTS, arrays, strict=True):
     before = jnp.zeros((len(x), system.width - 1, *x.shape[2:]), x.dtype)
     both[part] = jnp.concatenate([before, x], axis=1)
   found = vectors(system, params, call.x, both)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from joma.systems.mixers import delta_layer
 from joma.systems.mixers import delta_state
+from joma.systems.mixers import newest_inputs
 from joma.systems.mixers.memory import titans_cache
 from joma.systems.mixers.memory import titans_memory
 from joma.systems.score_rules import convolved
@@ -58,7 +59,7 @@ class Titans:
   paper: ClassVar[str] = "https://arxiv.org/abs/2501.00663"
   neutral: ClassVar[str] = ""
   axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
-      **{part: (None, "tensor", None) for part in delta_state.PARTS},
+      **{part: (None, "tensor", None) for part in newest_inputs.PARTS},
       **{name: ("fsdp", "tensor") for name in _BIASES},
       **{f"{name}_bias": ("tensor",) for name in _BIASES},
       **{f"layer_{i}": ("tensor", None, None) for i in range(_LAYERS)},
@@ -117,7 +118,7 @@ class Titans:
     """Returns the heads' outputs of whole texts; refuses other masks."""
     layer_hooks.check_causal(self.name, call, mask)
     both, vectors = {}, (query, key, value)
-    for part, x in zip(delta_state.PARTS, vectors, strict=True):
+    for part, x in zip(newest_inputs.PARTS, vectors, strict=True):
       before = jnp.zeros((len(x), self.width - 1, *x.shape[2:]), x.dtype)
       both[part] = jnp.concatenate([before, x], axis=1)
     tokens = self.tokens(params, call.x, both)
@@ -148,7 +149,7 @@ class Titans:
     """
     made = [
         convolved.convolve(both[part], params[part], x.shape[1])
-        for part in delta_state.PARTS
+        for part in newest_inputs.PARTS
     ]
     vectors = delta_state.unit(made, params["gate"].shape[1])
     wide = x.astype(jnp.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from joma.systems import of_system
-from joma.systems.mixers import delta_state
+from joma.systems.mixers import newest_inputs
 from joma.systems.mixers.memory import titans_memory
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -99,7 +99,7 @@ class TitansCache(
     assert call is not None  # A layer gives it to the caches of its systems.
     params, is_token = call.params[system.name], positions >= 0
     lengths = is_token.sum(axis=1)
-    both, inputs = delta_state.with_inputs(
+    both, inputs = newest_inputs.put_before(
         self.inputs, (query, key, value), lengths
     )
     tokens = system.tokens(params, call.x, both)
@@ -137,7 +137,7 @@ def init(
 ) -> TitansCache:
   """Returns the state before the first token."""
   size = config.head_dim
-  inputs = delta_state.no_inputs(config, batch_size, system.width)
+  inputs = newest_inputs.none(config, batch_size, system.width)
   zeros = tuple(
       jnp.zeros((config.num_heads, size, size)) for _ in range(system.depth)
   )
