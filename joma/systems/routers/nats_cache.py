@@ -264,18 +264,19 @@ def init(
   zeros = lambda *shape: jnp.zeros((batch_size, *shape))
   count = lambda *shape: jnp.zeros((batch_size, *shape), jnp.int32)
   inputs = newest_inputs.none(config, batch_size, system.width)
-  state = zeros(config.num_heads, size, size)
+  # Each its own arrays, which a step may write in place.
+  state = lambda: zeros(config.num_heads, size, size)
   length = (slots + 1) * system.chunk
-  keys = jnp.zeros((batch_size, config.num_kv_heads, length, size), dtype)
+  shape = (batch_size, config.num_kv_heads, length, size)
   return NatsCache(
-      state=state,
-      inner=state,
+      state=state(),
+      inner=state(),
       faded=zeros(config.num_heads),
       total=zeros(config.embed_dim),
       length=count(),
       inputs=inputs,
-      key=keys,
-      value=keys,
+      key=jnp.zeros(shape, dtype),
+      value=jnp.zeros(shape, dtype),
       num_kept=count(config.num_kv_heads),
       num_lost=count(config.num_kv_heads),
       system=system,

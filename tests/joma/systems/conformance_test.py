@@ -91,9 +91,8 @@ def _small(name):
   return _SMALL.get(name, name)
 
 
-@functools.cache
-def _model(entry, num_kv_heads, positions, num_layers=1):
-  config = configs.TransformerConfig(
+def _config(entry, num_kv_heads, positions, num_layers=1):
+  return configs.TransformerConfig(
       vocab_size=11,
       num_layers=num_layers,
       embed_dim=16,
@@ -106,6 +105,11 @@ def _model(entry, num_kv_heads, positions, num_layers=1):
       positions=positions,
       attention=(entry,) if entry else (),
   )
+
+
+@functools.cache
+def _model(entry, num_kv_heads, positions, num_layers=1):
+  config = _config(entry, num_kv_heads, positions, num_layers)
   model = models.Transformer(config, implementation="reference")
   tokens = np.random.default_rng(1).integers(0, 11, (3, _LENGTH), np.int32)
   return model, applied.params(model), tokens
@@ -258,6 +262,14 @@ class CacheTest(parameterized.TestCase):
               logits[row, 0], want[row, at[row]], atol=1e-5
           )
         at = at + active
+
+  def test_no_two_arrays_of_an_empty_cache_are_one(self):
+    """Else a step that writes in place would be given one twice."""
+    for name in _NAMES:
+      config = _config(_small(name), 2, "rotary", _num_layers(name))
+      leaves = jax.tree.leaves(full_cache.init(config, 3, _LENGTH))
+      places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+      self.assertLen({*places}, len(places), name)
 
   @parameterized.parameters(*_NAMES)
   @pytest.mark.slow

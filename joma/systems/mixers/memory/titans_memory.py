@@ -57,10 +57,11 @@ class Tokens(NamedTuple):
 
 def begin(weights: Weights, batch_size: int) -> State:
   """The state before the first token, of weights [N, H, H]."""
-  memory = tuple(
+  wide = lambda: tuple(
       jnp.broadcast_to(w[None], (batch_size, *w.shape)) for w in weights
   )
-  return State(memory, memory, jax.tree.map(jnp.zeros_like, memory))
+  # Each its own arrays, which a step may write in place.
+  return State(wide(), wide(), jax.tree.map(jnp.zeros_like, wide()))
 
 
 def recall(weights: Weights, x: Float[Array, "H"]) -> Float[Array, "H"]:
