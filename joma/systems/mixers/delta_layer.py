@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from joma.systems import newest_inputs
 from joma.systems.mixers import delta_state
 from joma.systems.mixers import documents
-from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks

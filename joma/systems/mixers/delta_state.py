@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import newest_inputs
 from joma.systems import of_system
-from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks

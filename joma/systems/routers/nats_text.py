@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.systems import newest_inputs
 from joma.systems.mixers import delta_state
 from joma.systems.mixers import gdn
-from joma.systems.mixers import newest_inputs
 from joma.systems.score_rules import convolved
 from joma.transformer import hooks
 from joma.transformer.weighing import merged

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from joma.systems import newest_inputs
 from joma.systems.mixers import delta_layer
 from joma.systems.mixers import delta_state
-from joma.systems.mixers import newest_inputs
 from joma.systems.mixers.memory import titans_cache
 from joma.systems.mixers.memory import titans_memory
 from joma.systems.score_rules import convolved
