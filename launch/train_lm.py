@@ -112,7 +112,12 @@ def main(_: list[str]) -> None:
       report=report,
       check=check,
       multihost=_MULTIHOST.value,
-      num_cpu_devices=max(_NUM_CPU_DEVICES.value, math.prod(sizes or (1,))),
+      num_cpu_devices=max(
+          _NUM_CPU_DEVICES.value,
+          math.prod(sizes or (1,)),
+          # As a flagfile has a mesh.
+          config.fsdp * config.tensor * config.seq,
+      ),
   )
 
 

@@ -67,6 +67,26 @@ class TrainLmTest(absltest.TestCase):
     self.assertIn("--model.embed_dim=8\n", flags)
 
   @pytest.mark.slow
+  def test_a_run_on_a_mesh_goes_on_on_another_and_from_its_flagfile(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path) / "run"
+    given = (f"--workdir={workdir}", *_TINY)
+    first = self._run(*given, "--mesh=1,1,1,2", "--profile=2:4")
+    self.assertEqual(first.returncode, 0, first.stderr)
+    self.assertLen(list((workdir / "profile").rglob("*.xplane.pb")), 1)
+    again = self._run(*given, "--mesh=1,2,1")
+    self.assertEqual(again.returncode, 0, again.stderr)
+    other = workdir.with_name("other")
+    flagfile = f"--flagfile={workdir}/flags.txt"
+    third = self._run(flagfile, f"--workdir={other}")
+    self.assertEqual(third.returncode, 0, third.stderr)
+    of = lambda done: done.stdout.split("Validation loss ")[1].split()[0]
+    self.assertEqual(of(first), of(again))
+    self.assertEqual(of(first), of(third))
+    bad = self._run(*given, "--mesh=2,1,1,3")
+    self.assertEqual(bad.returncode, 2)
+    self.assertIn("1, 2, 4, 8 would do", bad.stderr)
+
+  @pytest.mark.slow
   def test_what_would_fail_at_the_end_fails_at_once(self):
     workdir = self.create_tempdir().full_path
     for arguments, message in (
