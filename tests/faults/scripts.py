@@ -1,11 +1,6 @@
 """All scripts of `launch`, found by reading it, and their smallest work.
 
 A script that is new is found, and attacked with the flags that its names ask
-_SMALL_ATTENTION = (
-    *("--entries=softmax", "--train_length=8", "--decode_length=8"),
-    *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
-    *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
-)
 for, until it gets a line in `_SMALL`.
 """
 
@@ -55,6 +50,11 @@ TABLE1 = (
 SCANSNAP = (
     *("--preset=sweep", "--num_last=1", "--lr_z=1", "--lr_ratio=2"),
     *("--num_seeds=2", "--batch_size=4", "--data.seq_len=9"),
+)
+_SMALL_ATTENTION = (
+    *("--entries=softmax", "--train_length=8", "--decode_length=8"),
+    *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
+    *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
 )
 _BRIDGE = (
     *("--scansnap.num_seeds=2", "--scansnap.num_steps=2"),
