@@ -53,6 +53,10 @@ class StopRequestsTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
+    # What a test sends is not what stopped anything in the next one.
+    self.enterContext(
+        mock.patch.object(preemption, "_last_signal", signal.SIGTERM)
+    )
     self.usual = []
     note = lambda number, _: self.usual.append(number)
     for number in _SIGNALS:
