@@ -85,11 +85,10 @@ class Nats:
     """Returns `gdn`'s, W_r [D, K, 2], W [N, H, 2] and scales of norms [H]."""
     keys, size = jax.random.split(key, 3), config.head_dim
     normal = lambda key, *shape: jax.random.normal(key, shape)
-    ones = jnp.ones((size,))
     found = {
         **self.rule.init_params(keys[0], config, layer),
         "mix": size**-0.5 * normal(keys[1], config.num_heads, size, 2),
-        **{part: ones for part in ("soft", "soft_query", "soft_key")},
+        **{p: jnp.ones((size,)) for p in ("soft", "soft_query", "soft_key")},
     }
     if not self.force:
       shape = (config.embed_dim, config.num_kv_heads, 2)

@@ -29,6 +29,7 @@ from joma.systems.cache_policies.by_place import full
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
@@ -263,12 +264,15 @@ class CacheTest(parameterized.TestCase):
           )
         at = at + active
 
-  def test_no_two_arrays_of_an_empty_cache_are_one(self):
+  def test_no_two_arrays_of_a_new_layer_or_cache_are_one(self):
     """Else a step that writes in place would be given one twice."""
     for name in _NAMES:
       config = _config(_small(name), 2, "rotary", _num_layers(name))
-      leaves = jax.tree.leaves(full_cache.init(config, 3, _LENGTH))
-      places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+      made = [full_cache.init(config, 3, _LENGTH)]
+      for system in layer_hooks.of_layer(config, 0).systems:
+        if isinstance(system, hooks.Parametric):
+          made.append(system.init_params(jax.random.key(0), config, 0))
+      places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(made)]
       self.assertLen({*places}, len(places), name)
 
   @parameterized.parameters(*_NAMES)
