@@ -13,7 +13,7 @@ continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW repeats
 one.
 """
 
-from joma.studies.systems import calibration
+from joma.studies.systems import act
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
@@ -43,7 +43,7 @@ from launch.command import app
 from launch.command import study_run
 
 _STUDIES = {
-    "act": calibration.STUDY,
+    "act": act.STUDY,
     "composed": composed.STUDY,
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,

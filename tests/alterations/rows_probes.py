@@ -123,17 +123,17 @@ joma/studies/systems/subjects/calibrated_heads.py
 - mean = weights[:, :, :num_prompt].mean(axis=2)
 + mean = weights.mean(axis=2)
 ? what follows the prompt chooses columns for it
-@ tests/joma/studies/systems/calibration_test.py
+@ tests/joma/studies/systems/act_test.py
 @ test_columns_are_of_the_prompt_and_never_the_first
 
 joma/studies/systems/subjects/calibrated_heads.py
 - return (mean > theta).at[..., 0].set(False)
 + return mean > theta
 ? the first column is turned down
-@ tests/joma/studies/systems/calibration_test.py
+@ tests/joma/studies/systems/act_test.py
 @ test_it_is_what_a_prompt_and_steps_of_the_system_give
 
-joma/studies/systems/calibration.py
+joma/studies/systems/act.py
 - found[head] = subject.losses(tokens, alone, theta, beta).mean() < plain
 + found[head] = subject.losses(tokens, alone, theta, beta).mean() <= plain
 ? heads that change nothing pass for such that help

@@ -114,6 +114,11 @@ _SMALL = {
         *("--topology=v5e:2x2", "--shape=model", "--task=decode"),
         *("--batch=4", "--seq_len=16", "--mesh=4,1,1"),
     ),
+    "launch": ("help",),
+    "launch.plan.scaling": (
+        *("--chip=v5e", "--num_chips=1,2", "--compiled=", "--shape=model"),
+        *("--task=decode", "--batch=2", "--seq_len=16"),
+    ),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
     "launch.bench.attention": _SMALL_ATTENTION,
     "launch.bench_attention": _SMALL_ATTENTION,

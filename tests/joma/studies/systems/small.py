@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from joma.studies import training
-from joma.studies.systems import calibration
+from joma.studies.systems import act
 from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
@@ -35,7 +35,7 @@ from tests.joma.studies import smalls
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
 STUDIES = {
-    "act": (calibration.STUDY, dict(num_seeds=2, num_keys=16)),
+    "act": (act.STUDY, dict(num_seeds=2, num_keys=16)),
     "conv": (
         conv.STUDY,
         dict(

@@ -59,7 +59,7 @@ class TreesTest(absltest.TestCase):
     self.assertEqual(type(theirs.opt_state), type(ours.opt_state))
 
   def test_axes_of_a_stack_are_those_of_a_layer(self):
-    mesh = jax.sharding.AbstractMesh((1, 2, 2), sharding.AXES)
+    mesh = jax.sharding.AbstractMesh((1, 2, 2, 1), sharding.AXES)
     P = jax.sharding.PartitionSpec  # pylint: disable=invalid-name
     for path, shape, axes in (
         ("attn/query/kernel", (3, 8, 2, 4), (None, "fsdp", "tensor", None)),

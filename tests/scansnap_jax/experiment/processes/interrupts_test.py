@@ -50,10 +50,11 @@ class LeaveTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    # A shell that starts the tests in the background has SIGINT ignored, and
-    # what is ignored stays so in those that the tests start.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    self.addCleanup(signal.signal, signal.SIGINT, before)
+    # A shell that starts the tests in the background has SIGINT ignored, nohup
+    # SIGHUP, and what is ignored stays so in those that the tests start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+      before = signal.signal(number, signal.SIG_DFL)
+      self.addCleanup(signal.signal, number, before)
 
   def _start(self, *command):
     process = subprocess.Popen(

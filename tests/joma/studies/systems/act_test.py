@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.studies.systems import calibration
+from joma.studies.systems import act as calibration
 from joma.studies.systems.subjects import calibrated_heads
 from joma.studies.systems.subjects import planted_columns
 from joma.transformer import config as configs
