@@ -197,7 +197,7 @@ def findings(
     )
   compiled = [str(row["num_chips"]) for row in rows if row["is_compiled"]]
   lines.append(
-      f"Compiled: {', '.join(compiled) or 'none'} chips; the others are"
+      f"Compiled: {', '.join(compiled) or 'no number of'} chips; the others are"
       " formulas, times what the nearest compiled program had of them."
   )
   return lines
