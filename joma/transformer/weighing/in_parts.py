@@ -113,7 +113,13 @@ def _own(
     options = dataclasses.replace(options, weights=rule)
   if row_weights is not None:
     returns = {**returns, "row_weights": row_weights}
-  return merged.attend(query, key, value, where, options, op, **returns)
+  found = merged.attend(query, key, value, where, options, op, **returns)
+  # Learned keys are merged by lse, which then is there without being asked for.
+  return output.AttentionOutput(
+      found.out,
+      found.lse if returns.get("return_lse") else None,
+      found.col_mass if returns.get("return_col_mass") else None,
+  )
 
 
 def _specs(
