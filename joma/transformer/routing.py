@@ -83,3 +83,26 @@ class Route(Protocol):
   def new_cache(self, kv_cache: PyTree) -> PyTree:
     """Returns what the layer hands on as its cache."""
     ...
+
+
+class Products:
+  """What a `Route` that changes products of attention alone leaves as it is."""
+
+  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: PyTree) -> PyTree:
+    """The cache that is there."""
+    del attn_in
+    return kv_cache
+
+  def mlp(
+      self,
+      apply_mlp: mlp.Mlp,
+      mlp_in: Float[Array, "B T D"],
+      resid: Float[Array, "B T D"],
+  ) -> Float[Array, "B T D"]:
+    """The MLP as it is."""
+    del resid
+    return apply_mlp(mlp_in)
+
+  def new_cache(self, kv_cache: PyTree) -> PyTree:
+    """The cache that is there."""
+    return kv_cache

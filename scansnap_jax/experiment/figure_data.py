@@ -52,9 +52,9 @@ def _series(axes: mpl_axes.Axes) -> Iterator[tuple[str, str, Any]]:
     elif isinstance(drawn, mpl_collections.PolyCollection):
       for path in drawn.get_paths():
         yield name, "band", path.vertices
-  for container in axes.containers:
-    bars = [x for x in container if isinstance(x, mpl_patches.Rectangle)]
-    yield str(container.get_label()), "bar", [_end_of(bar) for bar in bars]
+  for number, group in enumerate(axes.containers, start=1):
+    bars = [x for x in group if isinstance(x, mpl_patches.Rectangle)]
+    yield _name(group, number), "bar", [_end_of(bar) for bar in bars]
 
 
 def _name(drawn: Any, number: int) -> str:

@@ -87,6 +87,18 @@ class TrainLmTest(absltest.TestCase):
     self.assertIn("1, 2, 4, 8 would do", bad.stderr)
 
   @pytest.mark.slow
+  def test_a_run_that_is_done_writes_its_end(self):
+    text = self.create_tempfile("text.txt", "to be or not to be\n" * 99)
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    flags = (f"--workdir={workdir}", f"--corpus={text.full_path}", *_TINY)
+    flags = (*flags, "--map_steps=0,2")
+    for more in ((), ("--save_hf",)):
+      done = self._run(*flags, *more)
+      self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual([p.name for p in (workdir / "hf").iterdir()], ["step4"])
+    pretrained.load(workdir / "hf" / "step4")
+
+  @pytest.mark.slow
   def test_what_would_fail_at_the_end_fails_at_once(self):
     workdir = self.create_tempdir().full_path
     for arguments, message in (

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from joma.transformer import mlp
+from joma.transformer import routing
 
 
 @jax.tree_util.register_dataclass
@@ -51,16 +51,12 @@ class Patch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Patched:
+class _Patched(routing.Products):
   """One layer: a `routing.Route`."""
 
   head_out: Array
   at: Array
   is_patched: Array
-
-  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: PyTree) -> PyTree:
-    del attn_in
-    return kv_cache
 
   def product(self, dense: nn.Module, x: Array) -> Array:
     if dense.name == "out":
@@ -68,18 +64,6 @@ class _Patched:
       chosen = jnp.einsum("BT,N->BTN", is_token, self.is_patched)
       x = jnp.where(chosen[..., None], self.head_out[:, None], x)
     return dense(x)  # type: ignore[not-callable]
-
-  def mlp(
-      self,
-      apply_mlp: mlp.Mlp,
-      mlp_in: Float[Array, "B T D"],
-      resid: Float[Array, "B T D"],
-  ) -> Float[Array, "B T D"]:
-    del resid
-    return apply_mlp(mlp_in)
-
-  def new_cache(self, kv_cache: PyTree) -> PyTree:
-    return kv_cache
 
 
 def head_outs(

@@ -124,8 +124,13 @@ def train(
         profile=None if profile is None else profiling.parse(profile),
         has_tensorboard=has_tensorboard,
     )
-  if save is not None:
-    save(num_steps, result.params)
+  # The tokenizer is written last: where it is, the model is.
+  missing = [
+      form
+      for form in forms
+      if not tokenizer_lib.is_in(workdir / form / f"step{num_steps}")
+  ]
+  _save_steps(config, corpus, workdir, missing)(num_steps, result.params)
   return Run(config, corpus, result)
 
 
@@ -139,8 +144,6 @@ def _save_steps(
   def save(step: int, params: PyTree) -> None:
     for form in forms if devices.is_main_process() else ():
       folder = workdir / form / f"step{step}"
-      if tokenizer_lib.is_in(folder):  # It is written last.
-        continue
       family = own_form.MODEL_TYPE if form == "own" else None
       pretrained.save(folder, config.model, params, family=family)
       tokenizer_lib.save(corpus.tokenizer, folder, config.model.max_len)

@@ -22,8 +22,8 @@ from joma.studies import once
 from joma.systems.score_rules import act
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from joma.transformer import mlp
 from joma.transformer import model as models
+from joma.transformer import routing
 from joma.transformer.rope import rotary
 from joma.transformer.training import lm_step
 from joma.transformer.weighing import rows
@@ -65,7 +65,7 @@ class Calibration:
     return _Calibrated(self, layer, positions)
 
 
-class _Calibrated:
+class _Calibrated(routing.Products):
   """One layer: a `routing.Route` that notes queries, keys and values."""
 
   def __init__(
@@ -74,10 +74,6 @@ class _Calibrated:
     self._how, self._layer, self._positions = how, layer, positions
     self._notes: dict[str, Array] = {}
 
-  def heads(self, attn_in: Float[Array, "B T D"], kv_cache: PyTree) -> PyTree:
-    del attn_in
-    return kv_cache
-
   def product(self, dense: nn.Module, x: Array) -> Array:
     if dense.name == "out":
       chosen = self._how.is_head[self._layer][None, None, :, None]
@@ -85,18 +81,6 @@ class _Calibrated:
       return dense(x)  # type: ignore[not-callable]
     self._notes[str(dense.name)] = dense(x)  # type: ignore[not-callable]
     return self._notes[str(dense.name)]
-
-  def mlp(
-      self,
-      apply_mlp: mlp.Mlp,
-      mlp_in: Float[Array, "B T D"],
-      resid: Float[Array, "B T D"],
-  ) -> Float[Array, "B T D"]:
-    del resid
-    return apply_mlp(mlp_in)
-
-  def new_cache(self, kv_cache: PyTree) -> PyTree:
-    return kv_cache
 
   def _calibrated(self, out: Float[Array, "B T N H"]) -> Array:
     how, value = self._how, self._notes["value"]
