@@ -147,6 +147,8 @@ _SMALL = {
 }
 
 
+# It starts the others.
+_WITHOUT_FLAGS = ("launch",)
 # They write one file, and never over another.
 _WITH_OUTPUT = ("launch.embed",)
 
@@ -236,8 +238,10 @@ def flags_of(
   """The flags that a script has, as it says itself.
 
   Raises:
-    ValueError: It names none.
+    ValueError: It names none, and is not one without flags.
   """
+  if script.module in _WITHOUT_FLAGS:
+    return []
   argv = world.argv(script, "unused")
   ended = zygote.attack(script.module, *argv, cwd=world.folder, hooks=["flags"])
   found = json.loads(ended.out)

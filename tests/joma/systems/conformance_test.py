@@ -192,7 +192,7 @@ class LawsTest(parameterized.TestCase):
     chex.assert_trees_all_close(got, want, atol=1e-6)
 
   @parameterized.parameters(*_NAMES)
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_two_drawn_pairs(self, name):
     first, second = _drawn(name, 2)
     self._check_with_gradients(name, *first)

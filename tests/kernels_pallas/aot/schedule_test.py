@@ -150,6 +150,7 @@ class ReportTest(parameterized.TestCase):
     )
     self.assertRegex(sentence, r"bundles rose from \d+ to \d+")
 
+  @pytest.mark.slow
   def test_the_rest_of_the_program_is_reported_too(self):
     matmul = _reports()[str(_job("v5e", "matmul", block=_BLOCK))]
     self.assertEqual((matmul.fusion_cycles, matmul.temp_bytes), (0, 0))

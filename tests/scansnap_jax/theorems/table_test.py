@@ -3,6 +3,7 @@ import math
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
+import pytest
 
 from scansnap_jax.theorems import table
 
@@ -57,6 +58,7 @@ _STATEMENTS = (
 
 class CheckAllTest(parameterized.TestCase):
 
+  @pytest.mark.slow  # The main job makes the table, too; .ci/run makes it.
   def test_every_statement_has_a_row_and_holds(self):
     checks = table.check_all()
     self.assertSequenceEqual([check.name for check in checks], _STATEMENTS)

@@ -4,6 +4,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from joma.scale import plan
 from joma.scale.curve import curve_config
@@ -41,6 +42,7 @@ class ScalingTest(absltest.TestCase):
   def _make(self, **changes):
     return scaling.make(curve_config.ScalingConfig(compiled=(), **changes))
 
+  @pytest.mark.slow
   def test_arithmetic_falls_as_chips_grow_and_the_knee_is_where_it_is_less(
       self,
   ):

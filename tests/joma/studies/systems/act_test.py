@@ -95,6 +95,7 @@ class CalibratedHeadsTest(parameterized.TestCase):
 
 class PlantedColumnsTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_the_margin_is_that_of_weights_by_hand(self):
     """One draw, its weights scaled by hand."""
     key, value = planted_columns._draw("useless", 3, 12)

@@ -39,6 +39,7 @@ class MeasureTest(absltest.TestCase):
       self.assertGreater(row["printed_relative_error"], 0.05)
       self.assertGreater(row["printed_correlation"], 0.9)
 
+  @pytest.mark.slow
   def test_rates_and_temperature_enter_as_a_factor(self):
     for row in _summary()["factors"]:
       factor = row["rate_ratio"] / row["temperature"]

@@ -33,7 +33,7 @@ class MohBlocksTest(parameterized.TestCase):
     self.assertGreater(np.abs(got - gates[..., None] * plain).max(), 0.1)
 
   @parameterized.parameters((1, 1), (2, 3), (0, 4))
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_tiles_visited_are_those_of_active_heads(self, shared, active):
     system = moh_blocks.MohBlocks(shared=shared, active=active, block=16)
     length, config = 100, dataclasses.replace(one_layer.CONFIG, num_heads=8)

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference import generate
 from joma.systems.routers import nats_text
@@ -270,6 +271,7 @@ class CacheTest(parameterized.TestCase):
       np.testing.assert_allclose(one, two, atol=1e-5)
 
   @parameterized.parameters(((9,),), ((1,) * 9,), ((4, 1, 1, 1, 1, 1),))
+  @pytest.mark.by_default(0)
   def test_a_chunk_without_a_slot_is_told(self, parts):
     entry = f"nats:chunk={_CHUNK}:force=soft:slots=1"
     config, params, x = one_layer.draw(entry)
@@ -281,6 +283,7 @@ class CacheTest(parameterized.TestCase):
     if len(parts) > 1:  # The first chunk has a slot.
       self.assertFalse(np.isnan(out[:, :5]).any())
 
+  @pytest.mark.slow
   def test_generation_ends_with_the_number(self):
     config = dataclasses.replace(
         one_layer.CONFIG,

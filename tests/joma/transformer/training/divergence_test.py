@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
+import pytest
 
 from joma.transformer import config as config_lib
 from joma.transformer.text import corpus as corpus_lib
@@ -112,6 +113,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(np.isnan(found.history.losses).tolist()[:7], [False] * 7)
 
   @parameterized.parameters("skip", "roll_back")
+  @pytest.mark.by_default(0)
   def test_a_run_that_is_cut_behind_a_failure_goes_on_bitwise(self, on_nan):
     weights = {3: np.nan, 7: np.nan}
     whole, _ = self._run(weights, on_nan=on_nan)

@@ -168,6 +168,7 @@ class TpuTest(parameterized.TestCase):
     )
 
   @parameterized.parameters((2, 2, 1), (2, 1, 2))
+  @pytest.mark.by_default(0)
   def test_a_step_compiles_for_a_mesh_of_v5e(self, *sizes):
     self._check(_compile_for("v5e", 4, *sizes))
 

@@ -144,6 +144,7 @@ class InterpretedTest(parameterized.TestCase):
         conformance.Options(has_sinks=True, has_row_weights=True),
     )
 
+  @pytest.mark.slow
   def test_selection_with_soft_cap_ids_and_rows_without_keys(self):
     ids = np.arange(130) % 3
     mask = masks.streaming(130, window=40, num_sinks=3) & masks.hash_sparse(
@@ -160,6 +161,7 @@ class InterpretedTest(parameterized.TestCase):
         conformance.Options(soft_cap=2.0, scale=-0.2),
     )
 
+  @pytest.mark.slow
   def test_copies_do_not_race_with_reads(self):
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 

@@ -51,7 +51,7 @@ class MemoryTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ("forward", _forward), ("backward", _backward)
   )
-  @pytest.mark.by_default("backward")
+  @pytest.mark.slow
   def test_grows_as_the_sequence(self, make):
     found = [
         memory.temp_bytes(make(length), shapes.square(length, 1, 1, 64))

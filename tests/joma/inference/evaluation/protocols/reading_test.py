@@ -144,6 +144,7 @@ class ReadingTest(parameterized.TestCase):
     self.assertEqual(found, wanted)
     self.assertNotEqual(found, _answer(_setting("agnostic"), texts))
 
+  @pytest.mark.slow
   def test_aware_forgets_of_context_and_question(self):
     texts, wanted = _texts(), []
     for text in texts:
@@ -174,7 +175,7 @@ class ReadingTest(parameterized.TestCase):
     self.assertNotEqual(found, _answer(_setting("decoding"), texts))
 
   @parameterized.parameters("agnostic", "aware", "decoding")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_an_answer_ends_before_the_token_that_ends_it(self, protocol):
     texts = _texts()
     whole = _answer(_setting(protocol), texts)
@@ -195,7 +196,7 @@ class ReadingTest(parameterized.TestCase):
       self.assertEqual(found, [row[:number] for row in whole])
 
   @parameterized.parameters("agnostic", "aware")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_what_is_read_twice_stands_once(self, protocol):
     """With room for the text alone nothing of request and repetition stays."""
     texts, request = _texts(), (7, 8, 9)

@@ -78,6 +78,7 @@ class PromptsTest(parameterized.TestCase):
     # 3 is above 1 and 2; 2 above 1 and equal to 2.
     self.assertAlmostEqual(auc, (2 + 1 + 0.5) / 6)
 
+  @pytest.mark.slow
   def test_a_router_goes_on_from_what_is_known(self):
     config = flux.FluxConfig(width=16)
     dense = flux.problem(config, ("full", "full"))
