@@ -77,6 +77,11 @@ def from_data(
 
     return (programs.with_backward(attend) if is_backward else attend)(*arrays)
 
+  if is_backward:
+    # A layer's cotangent is a product's result, which dQ may overwrite; an
+    # argument is not, and would be copied.
+    run = jax.jit(run, donate_argnums=4)
+
   table = tuple(
       jax.ShapeDtypeStruct(x.shape, jnp.int32)
       for x in (known.block_table, known.num_valid)

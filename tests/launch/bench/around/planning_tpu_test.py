@@ -39,7 +39,7 @@ class ProgramTest(absltest.TestCase):
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class MeasureTest(parameterized.TestCase):
 
-  @parameterized.parameters("v5e", "v6e")
+  @parameterized.parameters("v5e", "v6e", "v5p")
   @pytest.mark.slow
   def test_planning_is_a_small_part_of_what_the_kernels_take(self, name):
     """A promise of the docs, for both sizes of blocks and both passes."""
