@@ -27,7 +27,11 @@ _ARROWS = {
 }
 # Third-party packages with one home: (where they may be imported).
 _HOMES = {
-    "orbax": ("scansnap_jax/experiment/checkpoint.py", "tests/"),
+    "orbax": (
+        "scansnap_jax/experiment/checkpoint.py",
+        "scansnap_jax/experiment/saved/",
+        "tests/",
+    ),
     "matplotlib": (
         "scansnap_jax/experiment/figures.py",
         "scansnap_jax/experiment/figure_data.py",

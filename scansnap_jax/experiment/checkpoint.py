@@ -14,14 +14,11 @@ import contextlib
 import errno
 import gc
 import json
-import logging as python_logging
 import os
 import pathlib
 import sys
 import time
 from typing import Any, NamedTuple
-import warnings
-import zlib
 
 from absl import logging
 import jax
@@ -34,6 +31,8 @@ import orbax.checkpoint as ocp
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.processes import digest
+from scansnap_jax.experiment.saved import leaves as leaves_lib
+from scansnap_jax.experiment.saved import noise
 
 _RESUMES = "resumes.jsonl"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -76,7 +75,7 @@ class Checkpointer:
     """
     self._directory = pathlib.Path(os.path.abspath(directory))
     workdir.make_folder(self._directory)  # Orbax would log a traceback.
-    self._noise = _OrbaxNoise()
+    self._noise = noise.OrbaxNoise()
     self._noise.attach()
     try:
       with self._writing(), self._noise.silenced():
@@ -119,7 +118,9 @@ class Checkpointer:
           step,
           args=ocp.args.Composite(
               arrays=ocp.args.PyTreeSave(_numbered(arrays)),
-              digest=ocp.args.JsonSave({"crc32": _crc32(body), "body": body}),
+              digest=ocp.args.JsonSave(
+                  {"crc32": leaves_lib.crc32(body), "body": body}
+              ),
           ),
           force=True,
       )
@@ -202,7 +203,7 @@ class Checkpointer:
         step, args=ocp.args.Composite(digest=ocp.args.JsonRestore())
     )["digest"]
     body = saved["body"]
-    if _crc32(body) != saved["crc32"]:
+    if leaves_lib.crc32(body) != saved["crc32"]:
       raise OSError("the checksum of the list of checksums does not match")
     # A folder may have been copied or linked under another step's name; what
     # was written before steps had their number inside is taken at its name.
@@ -239,7 +240,7 @@ class Checkpointer:
         ),
     )["arrays"]
     return [
-        arrays[_NAME % i]
+        arrays[leaves_lib.NAME % i]
         if target.size
         else np.zeros(target.shape, target.dtype)
         for i, target in enumerate(targets)
@@ -282,54 +283,6 @@ def _aside(path: pathlib.Path, count: int) -> pathlib.Path:
   return path.with_suffix(f".corrupt{count if count > 1 else ''}")
 
 
-class _OrbaxNoise(python_logging.Filter):
-  """Drops what orbax logs at every step, and all of it where told so.
-
-  A failed restore, or a full disk, logs hundreds of lines, and leaves reads
-  behind that complain that their event loop is closed; it is raised too, and
-  the caller reports it in one line.
-  """
-
-  def __init__(self):
-    super().__init__()
-    self._level = python_logging.WARNING
-    self._loggers = [python_logging.getLogger(n) for n in ("absl", "asyncio")]
-    self._next_hook = sys.unraisablehook
-
-  def attach(self) -> None:
-    for logger in self._loggers:
-      logger.addFilter(self)
-    self._next_hook = sys.unraisablehook
-    sys.unraisablehook = self._hook
-
-  def detach(self) -> None:
-    for logger in self._loggers:
-      logger.removeFilter(self)
-    if sys.unraisablehook == self._hook:
-      sys.unraisablehook = self._next_hook
-
-  @contextlib.contextmanager
-  def silenced(self) -> Generator[None, None, None]:
-    self._level = python_logging.CRITICAL + 1
-    try:
-      with warnings.catch_warnings():
-        # Coroutines that a failure left behind were never awaited.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-    finally:
-      self._level = python_logging.WARNING
-
-  def filter(self, record: python_logging.LogRecord) -> bool:
-    is_noise = record.name == "asyncio" or "orbax" in record.pathname
-    is_raised = record.levelno >= python_logging.ERROR
-    return not is_noise or (record.levelno >= self._level and not is_raised)
-
-  def _hook(self, unraisable: Any) -> None:
-    is_late = str(unraisable.exc_value) == "Event loop is closed"
-    if self._level == python_logging.WARNING and not is_late:
-      self._next_hook(unraisable)
-
-
 def _open_manager(
     directory: pathlib.Path, max_to_keep: int | None
 ) -> ocp.CheckpointManager:
@@ -346,12 +299,11 @@ def _open_manager(
   )
 
 
-_NAME = "leaf_%05d"
-
-
 def _numbered(arrays: list[digest.Plain]) -> dict[str, digest.Plain]:
   """Names the arrays by position; orbax refuses empty ones and empty trees."""
-  named = {_NAME % i: array for i, array in enumerate(arrays) if array.size}
+  named = {
+      leaves_lib.NAME % i: array for i, array in enumerate(arrays) if array.size
+  }
   return named or {"nothing": np.zeros(1, np.uint8)}
 
 
@@ -379,10 +331,6 @@ def _like(
   if isinstance(target, (bool, int, float, complex)):
     return type(target)(value.item())
   return value[()] if isinstance(target, np.generic) else value
-
-
-def _crc32(body: Mapping[str, Any]) -> int:
-  return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
 def _shorten(error: Exception) -> str:

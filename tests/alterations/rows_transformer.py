@@ -242,4 +242,11 @@ joma/transformer/sharding.py
 ? every device keeps the slots of all key heads
 @ tests/joma/inference/on_mesh_test.py
 @ test_sequences_and_key_heads_are_split
+
+joma/transformer/checkpoints/export.py
+- steps = steps[: steps.index(last) + 1]
++ steps = steps[: steps.index(last)]
+? a run gives away the step before its last
+@ tests/joma/transformer/checkpoints/export_test.py
+@ test_a_step_becomes_a_model_with_its_tokenizer
 """

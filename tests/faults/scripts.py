@@ -108,6 +108,7 @@ _SMALL = {
     "launch.evaluate_cache": _EVALUATE,
     "launch.generate": ("--model=model", "--prompt=a", "--max_new_tokens=3"),
     "launch.embed": ("--model=model", "--text=text.txt"),
+    "launch.export": ("--workdir=runs/a",),
     "launch.inspect_lm": ("--model=model", "--text=text.txt", "--window=16"),
     "launch.compare_lm": ("--runs=runs/a",),
     "launch.plan": (
@@ -149,8 +150,8 @@ _SMALL = {
 
 # It starts the others.
 _WITHOUT_FLAGS = ("launch",)
-# They write one file, and never over another.
-_WITH_OUTPUT = ("launch.embed",)
+# They write one file, or folder, and never over another; how its name ends.
+_WITH_OUTPUT = {"launch.embed": ".npz", "launch.export": ""}
 
 
 class Script(NamedTuple):
@@ -209,7 +210,7 @@ class World(NamedTuple):
     """The flags of a script's smallest work, in a folder of its own."""
     own = [f"--workdir={workdir}"] if script.has_workdir else []
     if script.module in _WITH_OUTPUT:
-      own = [f"--out={workdir}.npz"]
+      own = [f"--out={workdir}{_WITH_OUTPUT[script.module]}"]
     return [*own, *script.argv]
 
 
@@ -223,7 +224,7 @@ def make_world(folder: pathlib.Path) -> World:
 
 
 def add_run(world: World, zygote: attacks.Zygote) -> None:
-  """Adds runs/a, which `launch.compare_lm` reads."""
+  """Adds runs/a, which `launch.compare_lm` and `launch.export` read."""
   argv = [*_SMALL["launch.train_lm"], "--workdir=runs/a"]
   ended = zygote.attack(
       "launch.train_lm", *argv, cwd=world.folder, hooks=["undrawn"]

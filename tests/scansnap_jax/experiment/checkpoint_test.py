@@ -17,6 +17,7 @@ import pytest
 
 from scansnap_jax.experiment import checkpoint
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.saved import noise
 from tests.scansnap_jax.experiment import checkpoints
 
 
@@ -213,7 +214,7 @@ class FaultTest(checkpoints.TestCase):
     checkpointer.close()
 
   def test_orbax_logs_no_page_of_what_it_raises_too(self):
-    noise = checkpoint._OrbaxNoise()
+    filtered = noise.OrbaxNoise()
     for level, path, is_shown in (
         (logging.ERROR, "/x/orbax/checkpoint/future.py", False),
         (logging.WARNING, "/x/orbax/checkpoint/future.py", True),
@@ -221,7 +222,7 @@ class FaultTest(checkpoints.TestCase):
         (logging.ERROR, "/x/ours.py", True),
     ):
       record = logging.LogRecord("absl", level, path, 1, "text", (), None)
-      self.assertEqual(noise.filter(record), is_shown)
+      self.assertEqual(filtered.filter(record), is_shown)
 
   def test_directory_that_was_removed_is_not_made_anew(self):
     checkpointer = checkpoint.Checkpointer(self.directory)

@@ -1,0 +1,1 @@
+"""The script of folders for others: `python -m launch.export`."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: `leaves` by their names, `noise` of orbax."""
