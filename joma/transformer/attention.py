@@ -130,12 +130,12 @@ class Attention(nn.Module):
   ) -> tuple[Array, Array, Array]:
     config = self.config
     dense = lambda name, x, num_heads: self._product(
-        nn.DenseGeneral(
+        mlp.projection(
+            config,
             (num_heads, config.head_dim),
+            name,
             use_bias=config.use_qkv_bias,
             dtype=self.dtype,
-            kernel_init=mlp.kernel_init(config),
-            name=name,
         ),
         x,
         route,
@@ -155,18 +155,19 @@ class Attention(nn.Module):
       query, key = normalize("query_norm")(query), normalize("key_norm")(key)
     return query, key, dense("value", read[2], config.num_kv_heads)
 
-  def _dense_out(self) -> nn.DenseGeneral:
-    return nn.DenseGeneral(
-        self.config.embed_dim,
-        axis=(-2, -1),
+  def _dense_out(self) -> nn.Module:
+    return mlp.projection(
+        self.config,
+        (self.config.embed_dim,),
+        "out",
         use_bias=self.config.use_attn_out_bias,
         dtype=self.dtype,
-        kernel_init=mlp.kernel_init(self.config, into_residual=True),
-        name="out",
+        num_axes=2,
+        into_residual=True,
     )
 
   def _product(
-      self, dense: nn.DenseGeneral, x: Array, route: routing.Route | None
+      self, dense: nn.Module, x: Array, route: routing.Route | None
   ) -> Array:
     return dense(x) if route is None else route.product(dense, x)
 

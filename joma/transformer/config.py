@@ -13,6 +13,7 @@ import dataclasses
 from typing import Literal
 
 from joma.systems import names
+from joma.transformer.layers import projections
 from joma.transformer.rope.config import RopeConfig
 from kernels_pallas.activation_names import Activation
 from scansnap_jax.experiment import require
@@ -75,6 +76,9 @@ class TransformerConfig:
     attention: Systems in place of plain attention, parts joined by + as in
       ssa+hip:k=512; one entry for all layers, one a layer, or a pattern that
       repeats, softmax being plain; empty is plain everywhere.
+    projection: What the matrices of attention and MLPs are: dense, or monarch,
+      two block-diagonal factors, with options as in
+      monarch:blocks=16:rank=1:part=mlp.
     scan_layers: Whether layers are one that runs in a loop, which is compiled
       once; for training, of models whose layers are alike.
   """
@@ -117,6 +121,7 @@ class TransformerConfig:
   hidden_dropout: float = 0.0
   residual_scale: bool = False
   attention: tuple[str, ...] = ()
+  projection: str = projections.DENSE
   scan_layers: bool = False
 
   def __post_init__(self):
@@ -149,6 +154,7 @@ class TransformerConfig:
       raise UserError(f"windows must not be negative, got {self.windows}.")
     names.check(self.attention, self.num_layers)
     self._check_alike()
+    self._check_monarch()
     if self.use_parallel_residual and self.norm_placement != "pre":
       raise UserError(
           "use_parallel_residual wants norm_placement=pre, got"
@@ -181,6 +187,25 @@ class TransformerConfig:
           " layer or hand on what layers have in common."
       )
 
+  def _check_monarch(self) -> None:
+    """Raises UserError unless all matrices can be cut into their blocks."""
+    sizes = self.monarch
+    if sizes is None:
+      return
+    if sizes.is_of("attn"):
+      for name, heads in (
+          ("query", self.num_heads),
+          ("key", self.num_kv_heads),
+      ):
+        sizes.check(name, self.embed_dim, heads * self.head_dim)
+    if sizes.is_of("mlp"):
+      sizes.check("the MLP", self.embed_dim, self.hidden_dim)
+
+  @property
+  def monarch(self) -> projections.Monarch | None:
+    """Sizes of Monarch matrices; None where all are dense."""
+    return projections.parse(self.projection)
+
   @property
   def rotary_dim(self) -> int:
     """Numbers of each head that are rotated."""
@@ -195,6 +220,20 @@ class TransformerConfig:
   def window_of(self, layer: int) -> int | None:
     """Keys that a layer's queries see; None where all are."""
     return (self.windows[layer] or None) if self.windows else None
+
+
+def require_dense(config: TransformerConfig, who: str) -> None:
+  """Raises UserError if what reads whole matrices meets Monarch ones.
+
+  Args:
+    config: The model's.
+    who: Begins the sentence.
+  """
+  if config.monarch is not None:
+    raise UserError(
+        f"{who} reads dense matrices, and this model has"
+        f" projection={config.projection}."
+    )
 
 
 def authors_encoder(

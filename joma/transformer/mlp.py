@@ -1,7 +1,10 @@
-"""The MLP of a Transformer block, plain or gated (arXiv 2002.05202)."""
+"""The MLP of a Transformer block, plain or gated (arXiv 2002.05202).
+
+What its matrices and those of attention are, `projection` says for both.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from joma.transformer import config as configs
+from joma.transformer.layers import monarch
 from kernels_pallas import activations
 
 # A projection and what it reads, to what takes the place of its product.
@@ -46,11 +50,13 @@ class Mlp(nn.Module):
     config = self.config
 
     def dense(x: Array, width: int, name: str, **options: Any) -> Array:
-      module = nn.Dense(
-          width,
+      module = projection(
+          config,
+          (width,),
+          name,
           use_bias=config.use_mlp_bias,
           dtype=self.dtype,
-          name=name,
+          part="mlp",
           **options,
       )
       return module(x) if product is None else product(module, x)
@@ -65,8 +71,53 @@ class Mlp(nn.Module):
     hidden = nn.Dropout(config.hidden_dropout)(
         hidden, deterministic=not is_training
     )
-    init = kernel_init(config, into_residual=True)
-    return dense(hidden, config.embed_dim, "down", kernel_init=init)
+    return dense(hidden, config.embed_dim, "down", into_residual=True)
+
+
+def projection(
+    config: configs.TransformerConfig,
+    features: tuple[int, ...],
+    name: str,
+    *,
+    use_bias: bool,
+    dtype: jax.typing.DTypeLike,
+    part: Literal["attn", "mlp"] = "attn",
+    num_axes: int = 1,
+    into_residual: bool = False,
+) -> Any:
+  """The module of a matrix of a layer, as `config.projection` has it.
+
+  Args:
+    config: The model's.
+    features: Sizes of the output's axes.
+    name: Of the module.
+    use_bias: Whether it has one.
+    dtype: Of the product.
+    part: Where it is.
+    num_axes: Last axes that it reads.
+    into_residual: Whether what comes out is added to the residual stream.
+  """
+  sizes = config.monarch
+  if sizes is not None and sizes.is_of(part):
+    return monarch.Monarch(
+        features,
+        sizes,
+        num_axes,
+        use_bias,
+        dtype,
+        scale=_variance(config, into_residual),
+        name=name,
+    )
+  options: dict[str, Any] = dict(
+      use_bias=use_bias,
+      dtype=dtype,
+      kernel_init=kernel_init(config, into_residual=into_residual),
+      name=name,
+  )
+  if part == "mlp":
+    return nn.Dense(features[0], **options)
+  axis = tuple(range(-num_axes, 0))
+  return nn.DenseGeneral(features, axis=axis, **options)
 
 
 def in_pieces(
@@ -96,6 +147,10 @@ def kernel_init(
     config: configs.TransformerConfig, *, into_residual: bool = False
 ) -> nn.initializers.Initializer:
   """Variance 1 / fan_in; less by 2 L into the residual where config says so."""
-  shrink = into_residual and config.residual_scale
-  scale = 1 / (2 * config.num_layers) if shrink else 1.0
+  scale = _variance(config, into_residual)
   return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
+def _variance(config: configs.TransformerConfig, into_residual: bool) -> float:
+  shrink = into_residual and config.residual_scale
+  return 1 / (2 * config.num_layers) if shrink else 1.0

@@ -36,6 +36,7 @@ from joma.theory import metrics
 from joma.transformer import config as configs
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
+from joma.transformer.layers import monarch
 
 TOP_SHARE = 0.2
 NEGLIGIBLE = 0.01
@@ -317,8 +318,9 @@ def stable_ranks(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   num_layers = sum(name.startswith("layers_") for name in params)
   layers = [params[f"layers_{layer}"]["mlp"] for layer in range(num_layers)]
   rank = lambda kernel: float(_stable_rank(kernel.astype(jnp.float32)))
+  kernel = monarch.kernel_of
   return {
-      name: np.array([rank(layer[name]["kernel"]) for layer in layers])
+      name: np.array([rank(kernel(layer[name])) for layer in layers])
       for name in sorted(layers[0])
   }
 

@@ -43,6 +43,14 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"position_embed/embedding", (None, "fsdp")),
     (r"attn/(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r"attn/(query|key|value)/bias", ("tensor", None)),
+    # Of Monarch factors: outputs are split by rows s, inputs by blocks a.
+    (r"(attn/(query|key|value)|mlp/(gate|up))/right", (None, "fsdp")),
+    (
+        r"(attn/(query|key|value)|mlp/(gate|up))/left",
+        ("fsdp", None, None, "tensor"),
+    ),
+    (r"(attn/out|mlp/down)/right", ("tensor", "fsdp")),
+    (r"(attn/out|mlp/down)/left", (None, "tensor", None, "fsdp")),
     (r"attn/out/kernel", ("tensor", None, "fsdp")),
     (r"mlp/(gate|up)/kernel", ("fsdp", "tensor")),
     (r"mlp/(gate|up)/bias", ("tensor",)),

@@ -34,8 +34,8 @@ joma/studies/systems/probes/head_drift.py
 @ test_claims_are_of_the_layer_that_drifts_most
 
 joma/systems/probes/recall.py
-- mlps.append(hidden @ down["kernel"] + mlp_bias[None])
-+ mlps.append(hidden @ down["kernel"])
+- mlps.append(hidden @ monarch.kernel_of(down) + mlp_bias[None])
++ mlps.append(hidden @ monarch.kernel_of(down))
 ? an MLP's bias is nobody's
 @ test_parts_add_up_to_the_logits
 

@@ -8,10 +8,22 @@ joma/transformer/mlp.py
 @ test_equals_numpy
 
 joma/transformer/mlp.py
-- scale = 1 / (2 * config.num_layers) if shrink else 1.0
-+ scale = 1 / config.num_layers if shrink else 1.0
+- return 1 / (2 * config.num_layers) if shrink else 1.0
++ return 1 / config.num_layers if shrink else 1.0
 ? the residual stream grows with depth
 @ test_residual_scale_shrinks_what_enters_the_stream
+
+joma/transformer/layers/monarch.py
+- between = jnp.einsum("...ap,apjr->...jar", x, right)
++ between = jnp.einsum("...ap,apjr->...ajr", x, right)
+? blocks are not permuted between the factors
+@ test_the_product_is_two_block_diagonals_and_a_permutation
+
+joma/transformer/layers/monarch.py
+- blocks, matrix.shape[0] // blocks, -1, blocks
++ blocks, matrix.shape[0] // blocks, blocks, -1
+? slices are of neighbouring outputs, which the product does not have
+@ test_a_projection_leaves_out_the_last_singular_values
 
 joma/transformer/norm.py
 - y = _along_last(scale + self.scale_offset, y) * y

@@ -153,6 +153,8 @@ def decode(
   Raises:
     UserError: If the plan does not fit config or length.
   """
+  if sparsity is not None:
+    configs.require_dense(config, "Contextual sparsity")
   sparsity = sparsity or ContextualSparsity()
   arguments = (config, load.length, load.cache_dtype)
   systems = system_costs.of_step(*arguments)

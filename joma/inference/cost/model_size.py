@@ -52,10 +52,13 @@ class ModelSize:
 def count(config: configs.TransformerConfig) -> ModelSize:
   """Counts the parameters of `model.Transformer(config)`."""
   width, head_dim = config.embed_dim, config.head_dim
+  matrix = lambda *sides: _matrix(config, "attn", *sides)
   into = lambda num_heads: (
-      (width + config.use_qkv_bias) * num_heads * head_dim
+      matrix(width, num_heads * head_dim)
+      + config.use_qkv_bias * num_heads * head_dim
   )
-  out = config.num_heads * head_dim * width + config.use_attn_out_bias * width
+  out = matrix(config.num_heads * head_dim, width)
+  out += config.use_attn_out_bias * width
   layers = config.num_layers
   return ModelSize(
       lookup=_lookup(config),
@@ -66,6 +69,16 @@ def count(config: configs.TransformerConfig) -> ModelSize:
       output=_output(config),
       systems=system_costs.num_params(config),
   )
+
+
+def _matrix(
+    config: configs.TransformerConfig, part: str, num_in: int, num_out: int
+) -> int:
+  """Numbers of a matrix of a layer, each of which is multiplied once."""
+  sizes = config.monarch
+  if sizes is None or not sizes.is_of(part):
+    return num_in * num_out
+  return sizes.num_params(num_in, num_out)
 
 
 def _lookup(config: configs.TransformerConfig) -> int:
@@ -82,8 +95,9 @@ def _embedding(config: configs.TransformerConfig) -> int:
 
 def _mlp(config: configs.TransformerConfig) -> int:
   width, hidden = config.embed_dim, config.hidden_dim
-  lower = (1 + config.use_gated_mlp) * (width + config.use_mlp_bias) * hidden
-  return lower + (hidden + config.use_mlp_bias) * width
+  matrix = _matrix(config, "mlp", width, hidden)
+  num_lower, bias = 1 + config.use_gated_mlp, config.use_mlp_bias
+  return (num_lower + 1) * matrix + bias * (num_lower * hidden + width)
 
 
 def _norms(config: configs.TransformerConfig) -> int:

@@ -147,6 +147,7 @@ def check(
     is_measured: bool,
 ) -> None:
   """Raises UserError if a plan does not fit a model, or cannot decode."""
+  configs.require_dense(config, "Contextual sparsity")
   if plan.block_size < 1 or config.hidden_dim % plan.block_size:
     raise errors.UserError(
         f"block_size={plan.block_size} must divide the {config.hidden_dim}"

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from joma.transformer import config as configs
+from joma.transformer.layers import monarch
 from scansnap_jax.experiment import errors
 
 
@@ -74,11 +75,12 @@ def writes(
     own, made = params[f"layers_{layer}"], sown[f"layers_{layer}"]
     out, down = own["attn"]["out"], own["mlp"]["down"]
     head_out = of_token(made["attn"]["head_out"])
-    heads.append(jnp.einsum("BNH,NHD->BND", head_out, out["kernel"]))
+    kernel = monarch.kernel_of(out).reshape(*head_out.shape[1:], -1)
+    heads.append(jnp.einsum("BNH,NHD->BND", head_out, kernel))
     biases.append(out.get("bias", jnp.zeros(config.embed_dim)))
     hidden = of_token(made["mlp"]["hidden"])
     mlp_bias = down.get("bias", jnp.zeros(config.embed_dim))
-    mlps.append(hidden @ down["kernel"] + mlp_bias[None])
+    mlps.append(hidden @ monarch.kernel_of(down) + mlp_bias[None])
   return Writes(
       embed=of_token(sown["resid_embed"]),
       heads=jnp.stack(heads, axis=1),

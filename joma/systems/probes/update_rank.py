@@ -10,6 +10,8 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from joma.transformer.layers import monarch
+
 
 def update_rank(
     now: Float[np.ndarray, "I O"],
@@ -36,8 +38,10 @@ def matrices(params: Mapping[str, Any], layer: int) -> dict[str, np.ndarray]:
   found = {}
   for part in ("attn", "mlp"):
     for name, module in params[f"layers_{layer}"].get(part, {}).items():
-      kernel = module.get("kernel") if isinstance(module, Mapping) else None
-      if kernel is not None and kernel.ndim > 1:
+      if not isinstance(module, Mapping) or not {"kernel", "right"} & {*module}:
+        continue
+      kernel = monarch.kernel_of(module)
+      if kernel.ndim > 1:
         # Heads are part of the side that they are on: [D, N, H] or [N, H, D].
         sides = (-1, kernel.shape[-1]) if name == "out" else (len(kernel), -1)
         found[f"{part}_{name}"] = np.asarray(kernel, np.float32).reshape(sides)

@@ -131,13 +131,13 @@ def to_hf(
   Args:
     config: What to describe.
     family: A model_type; None is the first that can describe `config`, and the
-      project's own, joma, for one with attention systems.
+      project's own, joma, for one with attention systems or Monarch matrices.
 
   Raises:
     UserError: If the family cannot describe `config`; the message names the
       fields that it cannot say.
   """
-  if family == own_form.MODEL_TYPE or (family is None and config.attention):
+  if family == own_form.MODEL_TYPE or (family is None and is_own(config)):
     return own_form.to_fields(config)
   if family is None:
     family = family_of(config)
@@ -149,6 +149,11 @@ def to_hf(
     values = ", ".join(f"{name}={getattr(config, name)}" for name in unsaid)
     raise UserError(f"model_type={family} cannot say {values}; {_OWN_CAN}.")
   return _write(config, family)
+
+
+def is_own(config: TransformerConfig) -> bool:
+  """Whether the project's own form alone can describe a model."""
+  return bool(config.attention) or config.monarch is not None
 
 
 def family_of(config: TransformerConfig) -> str:

@@ -111,7 +111,8 @@ def save(
     config: The model's.
     params: Its parameters, of either layout of layers.
     family: Its model_type; None is that of `like`, or the first that can
-      describe it, or the project's own for one with attention systems.
+      describe it, or the project's own for one with attention systems or
+      Monarch matrices.
     dtype: Of the file: float32, bfloat16 or float16; None is the parameters'.
     max_shard_bytes: Weights beyond it go to further files, with an index.
     like: Folder whose tokenizer and generation_config.json are copied, and
@@ -127,7 +128,8 @@ def save(
   if like is not None:
     like = _existing(like)
     like_fields = json_file.read_object(like / "config.json")
-    theirs = None if config.attention else like_fields.get("model_type")
+    is_own = config_json.is_own(config)
+    theirs = None if is_own else like_fields.get("model_type")
     family = family or theirs
   fields = config_json.to_hf(config, family)
   dtype = _checked_dtype(dtype)

@@ -1,1 +1,4 @@
-"""The layers of a model as one, or one by one; public module: scanning."""
+"""Layers as one, or one by one; their matrices.
+
+Public modules: scanning, projections, monarch.
+"""

@@ -8,6 +8,7 @@ from jaxtyping import Array, PyTree
 
 from joma.systems import names as systems
 from joma.transformer import model as model_lib
+from joma.transformer.layers import monarch
 from joma.transformer.layers import scanning
 from joma.transformer.training import lm_config
 
@@ -49,7 +50,8 @@ def _like_pytorch(key: Array, params: PyTree) -> PyTree:
 
   after https://pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention
   and torch.nn.Linear; norms keep scale 1 and bias 0, and the parameters of
-  attention systems what those drew.
+  attention systems what those drew. The factors of a Monarch matrix are uniform
+  too, so that its entries have the variance that those of a dense one had.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   keys = jax.random.split(key, len(leaves))
@@ -74,18 +76,49 @@ def _bound(names: list[str], params: PyTree) -> float | None:
     return 0.1 if name == "kernel" else 0.0
   if module.endswith("norm") or module in systems.SYSTEMS:
     return None
-  kernel = params
+  here = params
   for parent in (*parents, module):
-    kernel = kernel[parent]
-  shape = kernel["kernel"].shape
-  if module in ("query", "key", "value"):
-    attn = params[parents[0]]["attn"]
-    fan_out = sum(
-        math.prod(attn[part]["kernel"].shape[1:])
-        for part in ("query", "key", "value")
-        if part in attn  # A layer may take queries and keys of another.
-    )
-    return math.sqrt(6 / (shape[0] + fan_out)) if name == "kernel" else 0.0
-  if parents[-1:] == ["attn"]:
-    return math.prod(shape[:-1]) ** -0.5 if name == "kernel" else 0.0
-  return shape[0] ** -0.5
+    here = here[parent]
+  if name in monarch.FACTORS:
+    return _factor_bound(name, here, _kernel_bound(parents, module, params))
+  if name == "bias" and parents[-1:] == ["attn"]:
+    return 0.0
+  if name == "bias":
+    return _fans(module, here)[0] ** -0.5
+  return _kernel_bound(parents, module, params)
+
+
+def _kernel_bound(parents: list[str], module: str, params: PyTree) -> float:
+  """Of the matrix of a projection, dense or not."""
+  layer = params
+  for parent in parents:
+    layer = layer[parent]
+  fan_in = _fans(module, layer[module])[0]
+  if module not in ("query", "key", "value"):
+    return fan_in**-0.5
+  fan_out = sum(
+      _fans(part, layer[part])[1]
+      for part in ("query", "key", "value")
+      if part in layer  # A layer may take queries and keys of another.
+  )
+  return math.sqrt(6 / (fan_in + fan_out))
+
+
+def _fans(name: str, module: PyTree) -> tuple[int, int]:
+  """Inputs and outputs of a projection."""
+  if "kernel" not in module:
+    (blocks, inner, *_), outer = module["right"].shape, module["left"].shape[-1]
+    return blocks * inner, blocks * outer
+  shape = module["kernel"].shape
+  # [D, N, H] into heads, [N, H, D] out of them.
+  num_in = math.prod(shape[:-1]) if name == "out" else shape[0]
+  return num_in, math.prod(shape) // num_in
+
+
+def _factor_bound(name: str, module: PyTree, bound: float) -> float:
+  """Of R products of two numbers summed as of one in +-bound."""
+  _, inner, _, rank = module["right"].shape
+  # right has variance 1 / P, so that what lies between is as large as x.
+  return (
+      (3 / inner) ** 0.5 if name == "right" else bound * (inner / rank) ** 0.5
+  )

@@ -212,6 +212,8 @@ class LmConfig:
       raise UserError(
           f"group_penalty={self.group_penalty} must not be below 0."
       )
+    if self.group_penalty:
+      model_config.require_dense(self.model, "group_penalty")
     require.at_least("group_size", self.group_size, 1)
     if self.group_penalty and self.model.hidden_dim % self.group_size:
       raise UserError(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from joma.systems.probes import read as named
 from joma.theory import metrics
 from joma.transformer import probes
+from joma.transformer.layers import monarch
 from joma.transformer.layers import scanning
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_step
@@ -58,7 +59,7 @@ def probe(
   # Parameters are the same in every batch: looked at once.
   layers = scanning.unstack(params)
   kernels = [
-      layers[f"layers_{layer}"]["mlp"]["up"]["kernel"]
+      monarch.kernel_of(layers[f"layers_{layer}"]["mlp"]["up"])
       for layer in range(shape[0])
   ]
   is_sink = sink_mass > probes.SINK_THRESHOLD

@@ -163,6 +163,7 @@ def write(
     UserError: The folder holds the capture of something else, blocks do not
       divide the neurons, or a number is too large for float16.
   """
+  configs.require_dense(model.config, "A capture of what neurons do")
   if not texts.size:
     raise errors.UserError(f"There is no text to capture: {texts.shape}.")
   manifest = _plan(model, params, texts, config)

@@ -13,6 +13,7 @@ import numpy as np
 
 from joma.studies import once
 from joma.systems.routers import moh_norms
+from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import corpus as corpus_lib
@@ -40,6 +41,7 @@ def measure(
     at each share.
   """
   shape, params = pretrained.load(folder)
+  configs.require_dense(shape, "A study of removed heads")
   text = corpus_lib.load(corpus, tokenizer=folder)
   model = models.Transformer(shape, implementation="xla")
   test, train = (
