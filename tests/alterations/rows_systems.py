@@ -293,6 +293,13 @@ joma/systems/mixers/memory/titans_memory.py
 @ tests/joma/systems/mixers/memory/titans_test.py
 @ test_padding_changes_nothing
 
+joma/systems/mixers/memory/titans_memory.py
+- jax.checkpoint(one), state, (jnp.arange(num_chunks), runs)
++ one, state, (jnp.arange(num_chunks), runs)
+? a gradient keeps the weights after every token
+@ tests/joma/systems/mixers/memory/titans_test.py
+@ test_a_gradient_keeps_the_states_of_chunks_alone
+
 joma/systems/mixers/memory/titans_cache.py
 - is_end = (self.length + 1) % system.chunk == 0
 + is_end = self.length % system.chunk == 0

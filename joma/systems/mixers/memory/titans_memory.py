@@ -165,7 +165,10 @@ def sweep(
     start = chosen(left == size, after.memory, state.start)
     return after._replace(start=start), out
 
-  state, outs = jax.lax.scan(one, state, (jnp.arange(num_chunks), runs))
+  # A gradient keeps the state of each chunk's start, not of every token.
+  state, outs = jax.lax.scan(
+      jax.checkpoint(one), state, (jnp.arange(num_chunks), runs)
+  )
   outs = jnp.moveaxis(outs, 0, 1)
   return outs.reshape(len(outs), -1, *outs.shape[3:])[:, :length], state
 

@@ -163,6 +163,26 @@ class MemoryTest(parameterized.TestCase):
       for got, want in pairs:
         np.testing.assert_allclose(got[row], want[row], atol=1e-6)
 
+  def test_a_gradient_keeps_the_states_of_chunks_alone(self):
+    size, length, shape = 8, 64, (2, 64, 3, 16)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    tokens = titans_memory.Tokens(*[of(*shape)] * 3, *[of(*shape[:3])] * 3)
+    weights = (of(3, 16, 16),) * 2
+    run = lambda weights, tokens: titans_memory.sweep(
+        titans_memory.begin(weights, 2),
+        tokens,
+        jnp.full(2, length),
+        size,
+        False,
+    )[0]
+    kept = jax.eval_shape(lambda *x: jax.vjp(run, *x)[1], weights, tokens)
+    num_kept = sum(x.size for x in jax.tree.leaves(kept))
+    # Start, newest and momentum of two layers, of two texts and three heads.
+    state = 3 * 2 * 2 * 3 * 16**2
+    given = sum(x.size for x in tokens)
+    self.assertGreaterEqual(num_kept, length // size * state)
+    self.assertLess(num_kept, 2 * (length // size * state + given))
+
 
 class LayerTest(parameterized.TestCase):
 
