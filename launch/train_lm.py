@@ -70,8 +70,10 @@ def main(_: list[str]) -> None:
   sizes = run.mesh_sizes(_MESH.value)
   if sizes is not None:
     config = lm_config.on_mesh(config, sizes)
+  learned: Any = None
 
   def check() -> None:
+    nonlocal config, learned
     from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
@@ -79,6 +81,10 @@ def main(_: list[str]) -> None:
     training_run.check(
         config, _REFERENCE_CSV.value, _SAVE_HF.value, _PROFILE.value
     )
+    if flags.FLAGS["model.vocab_size"].using_default_value:
+      config, learned = training_run.with_vocabulary(
+          config, _WORKDIR.value, _DATA_DIR.value
+      )
 
   def measure(this: run.Run) -> Any:
     from joma.transformer.training import run as training_run
@@ -89,6 +95,7 @@ def main(_: list[str]) -> None:
         this.folder,
         _DATA_DIR.value,
         forms,
+        learned=learned,
         profile=_PROFILE.value,
         has_tensorboard=_TENSORBOARD.value,
     )

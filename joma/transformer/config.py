@@ -29,7 +29,8 @@ class TransformerConfig:
   """Every hyperparameter of the model; the defaults are a small Llama.
 
   Attributes:
-    vocab_size: Vocabulary size V.
+    vocab_size: Vocabulary size V; train_lm takes the tokenizer's where it is
+      not given.
     num_layers: Number of layers L.
     embed_dim: Width D of the residual stream.
     num_heads: Number of query heads N.

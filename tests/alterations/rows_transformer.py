@@ -261,4 +261,18 @@ joma/transformer/checkpoints/export.py
 ? a run gives away the step before its last
 @ tests/joma/transformer/checkpoints/export_test.py
 @ test_a_step_becomes_a_model_with_its_tokenizer
+
+joma/transformer/text/corpus.py
+- if learned is not None and learned.key == key:
++ if learned is not None:
+? a tokenizer that was learned of another text is taken
+@ tests/joma/transformer/training/run_test.py
+@ test_what_was_learned_is_not_learned_again
+
+joma/transformer/training/run.py
+- if number is None:
++ if True:
+? a run that began with more tokens than its text has cannot go on
+@ tests/joma/transformer/training/run_test.py
+@ test_a_run_that_goes_on_keeps_its_number
 """

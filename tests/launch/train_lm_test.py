@@ -10,6 +10,7 @@ import pytest
 
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
+from tests.faults import attacks
 
 _TINY = (
     "--model.num_layers=1",
@@ -97,6 +98,29 @@ class TrainLmTest(absltest.TestCase):
       self.assertEqual(done.returncode, 0, done.stderr)
     self.assertEqual([p.name for p in (workdir / "hf").iterdir()], ["step4"])
     pretrained.load(workdir / "hf" / "step4")
+
+  @pytest.mark.slow
+  def test_the_vocabulary_is_the_tokenizers_where_it_is_not_given(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / "text.txt").write_text("to be or not to be\n" * 400)
+    flags = (*_TINY, "--corpus=text.txt", "--tokenizer=words")
+    with attacks.Zygote() as zygote:
+      run = lambda *more: zygote.attack(
+          "launch.train_lm", *flags, *more, cwd=root, hooks=["undrawn"]
+      )
+      # The number of old, as a run began with it that goes on today.
+      for more, number in (((), 5), (("--model.vocab_size=256",), 256)):
+        for given in (more, ()):
+          done = run(f"--workdir={number}", *given)
+          self.assertEqual(done.status, 0, done.err)
+        self.assertIn("lm goes on from step 4.", done.err)
+        recorded = json.loads((root / str(number) / "config.json").read_text())
+        self.assertEqual(recorded["lm"]["model"]["vocab_size"], number)
+        line = f"--model.vocab_size={number}\n"
+        self.assertIn(line, (root / str(number) / "flags.txt").read_text())
+      done = run("--model.vocab_size=4", "--workdir=new")
+      self.assertEqual(done.status, 2)
+      self.assertIn("vocab_size=4 is less than the 5 tokens", done.err)
 
   @pytest.mark.slow
   def test_what_would_fail_at_the_end_fails_at_once(self):

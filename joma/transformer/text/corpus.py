@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 from jaxtyping import Integer
@@ -26,6 +26,7 @@ from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.errors import UserError
 
 _CHUNK = 2**20
+_LEARNED = ("words", "bpe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,37 @@ class Corpus:
     }
 
 
+class Learned(NamedTuple):
+  """A tokenizer, and what it was learned of.
+
+  Attributes:
+    key: Kind, most tokens and sha256 of the text; empty where nothing was
+      learned.
+    tokenizer: The tokenizer.
+  """
+
+  key: tuple[str, ...]
+  tokenizer: tokenizer_lib.Tokenizer
+
+
+def learn(
+    name: str = corpus_text.EMBEDDED,
+    *,
+    tokenizer: str = "bytes",
+    data_dir: str | os.PathLike[str] | None = None,
+    bpe_vocab_size: int = 8192,
+) -> Learned:
+  """Makes the tokenizer that `load` would, and encodes nothing.
+
+  Arguments and errors are those of `load`.
+  """
+  if tokenizer not in _LEARNED:
+    return Learned((), _make_tokenizer(tokenizer, b"", bpe_vocab_size, None))
+  train = corpus_text.find(name, data_dir=data_dir).splits["train"]
+  made = _make_tokenizer(tokenizer, train, bpe_vocab_size, None)
+  return Learned(_key(tokenizer, train, bpe_vocab_size), made)
+
+
 def load(
     name: str = corpus_text.EMBEDDED,
     *,
@@ -76,6 +108,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     bpe_vocab_size: int = 8192,
     fractions: Sequence[float] = (0.9, 0.05, 0.05),
+    learned: Learned | None = None,
 ) -> Corpus:
   """Loads a corpus.
 
@@ -89,6 +122,7 @@ def load(
       it, and a text that changed is encoded anew.
     bpe_vocab_size: V at most of a tokenizer `bpe`.
     fractions: Shares of train, valid and test of a text without splits.
+    learned: What `learn` gave; of the same text it is not learned again.
 
   Returns:
     The corpus.
@@ -102,7 +136,7 @@ def load(
     workdir.make_folder(cache)
   if isinstance(tokenizer, str):
     tokenizer = _make_tokenizer(
-        tokenizer, text.splits["train"], bpe_vocab_size, cache
+        tokenizer, text.splits["train"], bpe_vocab_size, cache, learned
     )
   described = tokenizer.to_json().encode()
   ids = {}
@@ -117,7 +151,11 @@ def load(
 
 
 def _make_tokenizer(
-    kind: str, train: bytes, bpe_vocab_size: int, cache: pathlib.Path | None
+    kind: str,
+    train: bytes,
+    bpe_vocab_size: int,
+    cache: pathlib.Path | None,
+    learned: Learned | None = None,
 ) -> tokenizer_lib.Tokenizer:
   if kind == "bytes":
     return tokenizer_lib.Bytes()
@@ -129,16 +167,24 @@ def _make_tokenizer(
       )
     return tokenizer_lib.from_folder(kind)
   lines = corpus_text.blocks(train)
-  if kind == "words":
-    learn = lambda: tokenizer_lib.learn_words(lines)
+  key = _key(kind, train, bpe_vocab_size)
+  if learned is not None and learned.key == key:
+    make = lambda: learned.tokenizer
+  elif kind == "words":
+    make = lambda: tokenizer_lib.learn_words(lines)
   else:
-    learn = lambda: tokenizer_lib.learn_bpe(lines, bpe_vocab_size)
+    make = lambda: tokenizer_lib.learn_bpe(lines, bpe_vocab_size)
   if cache is None:
-    return learn()
-  size = f"-{bpe_vocab_size}" if kind == "bpe" else ""
-  path = cache / f"{kind}{size}-{_sha256(train)[:16]}.json"
-  _make_whole(path, lambda: learn().to_json().encode())
+    return make()
+  path = cache / f"{'-'.join((*key[:-1], key[-1][:16]))}.json"
+  _make_whole(path, lambda: make().to_json().encode())
   return tokenizer_lib.from_json(path.read_text(encoding="utf-8"))
+
+
+def _key(kind: str, train: bytes, bpe_vocab_size: int) -> tuple[str, ...]:
+  """What a tokenizer that is learned depends on."""
+  size = (str(bpe_vocab_size),) if kind == "bpe" else ()
+  return (kind, *size, _sha256(train))
 
 
 def _encode(

@@ -26,7 +26,8 @@ class LmConfig:
   """A run: model, text, optimizer, and what is recorded of it.
 
   Attributes:
-    model: The Transformer; its vocabulary must hold that of the corpus.
+    model: The Transformer; its vocabulary must hold that of the corpus, whose
+      it is where `train_lm` is not given one.
     corpus: Name of a corpus, or a text file or folder; see `corpus`.
     tokenizer: What a token is: `bytes`, `words` or `bpe`, or what the
       tokenizer.json of a folder says.

@@ -1,6 +1,7 @@
 """The parts of `train_lm`: check, train, write."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -64,12 +65,55 @@ def check(
       ) from error
 
 
+def with_vocabulary(
+    config: lm_config.LmConfig, workdir: str, data_dir: str | None
+) -> tuple[lm_config.LmConfig, corpus_lib.Learned | None]:
+  """Gives the model as many tokens as its tokenizer has.
+
+  A run that goes on keeps the number that it began with.
+
+  Args:
+    config: The run.
+    workdir: Its folder, which may be still to come.
+    data_dir: Where the corpus may lie.
+
+  Returns:
+    The run, and the tokenizer where it had to be made for that.
+
+  Raises:
+    UserError: As `corpus.load`.
+  """
+  learned, number = None, _recorded_vocabulary(json_file.local_path(workdir))
+  if number is None:
+    learned = corpus_lib.learn(
+        config.corpus,
+        tokenizer=config.tokenizer,
+        data_dir=data_dir,
+        bpe_vocab_size=config.bpe_vocab_size,
+    )
+    number = learned.tokenizer.vocab_size
+  model = dataclasses.replace(config.model, vocab_size=number)
+  return dataclasses.replace(config, model=model), learned
+
+
+def _recorded_vocabulary(workdir: pathlib.Path) -> int | None:
+  """The number that a run recorded; None where nothing sound is there."""
+  try:
+    number = json_file.read_object(workdir / "config.json")["lm"]["model"][
+        "vocab_size"
+    ]
+  except (errors.UserError, KeyError, TypeError):
+    return None  # Whoever claims the folder says what is wrong with it.
+  return number if type(number) is int and 0 < number < 2**31 else None
+
+
 def train(
     config: lm_config.LmConfig,
     workdir: pathlib.Path,
     data_dir: str | None,
     forms: Sequence[str] = (),
     *,
+    learned: corpus_lib.Learned | None = None,
     profile: str | None = None,
     has_tensorboard: bool = False,
 ) -> Run:
@@ -82,6 +126,7 @@ def train(
     forms: In which to write the model at each of `map_steps` and at the end:
       `hf`, a Hugging Face folder hf/step0 and so on, or `own`, the project's
       own likewise. A run that is done writes its end alone.
+    learned: Its tokenizer, where `with_vocabulary` made it.
     profile: Steps to trace, see `profiling.parse`.
     has_tensorboard: Whether TensorBoard's events are written.
 
@@ -95,6 +140,7 @@ def train(
       data_dir=data_dir,
       cache_dir=workdir / "corpus",
       bpe_vocab_size=config.bpe_vocab_size,
+      learned=learned,
   )
   facts = corpus.facts()
   inputs.record(
