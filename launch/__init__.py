@@ -11,7 +11,9 @@ import sys
 
 if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
   from scansnap_jax.experiment.processes import interrupts
+  from scansnap_jax.experiment.processes import limits
   from scansnap_jax.experiment.processes import variables
 
   interrupts.install()
+  limits.settle()
   variables.settle()

@@ -17,6 +17,7 @@ import sys
 from launch.command import app
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import interrupts
+from scansnap_jax.experiment.processes import limits
 
 _FOLDER = pathlib.Path(__file__).parent
 _IS_RUN = "if __name__ == '__main__':"
@@ -48,6 +49,7 @@ def _tree_of(path: pathlib.Path) -> ast.Module:
 def main() -> None:
   """Runs the script that the first argument names, and exits as it does."""
   interrupts.install()
+  limits.settle()
   name = sys.argv[1] if sys.argv[1:] else _HELP[0]
   if name in scripts():
     del sys.argv[1]

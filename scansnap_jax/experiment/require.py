@@ -4,9 +4,9 @@ Imports no jax, so that command lines answer at once.
 """
 
 import math
-import os
 
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import limits
 
 _LARGEST_SEED = 2**31 - 1
 # Indices and counters on devices are of int32.
@@ -49,17 +49,17 @@ def seeds(name: str, first: int, count: int = 1) -> None:
 
 
 def memory(what: str, num_bytes: int | float) -> None:
-  """Raises UserError if arrays are larger than all memory of this machine.
+  """Raises UserError if arrays are larger than all memory there is.
 
   Args:
     what: The setting and its value, as `num_steps=1000`.
     num_bytes: What it would take, in bytes.
   """
-  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  total, holder = limits.memory()
   if num_bytes > total:
     raise errors.UserError(
-        f"{what} would take {num_bytes / 1e9:,.1f} GB of memory; this machine"
-        f" has {total / 1e9:,.1f}."
+        f"{what} would take {num_bytes / 1e9:,.1f} GB of memory; {holder}"
+        f" {total / 1e9:,.1f}."
     )
 
 

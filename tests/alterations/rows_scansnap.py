@@ -228,4 +228,11 @@ scansnap_jax/experiment/saved/leaves.py
 ? flipped bits of a finished run are given away
 @ tests/joma/transformer/checkpoints/export_test.py
 @ test_what_is_no_whole_finished_run_is_one_sentence
+
+scansnap_jax/experiment/processes/limits.py
+- for group in (place, *place.parents):
++ for group in (place,):
+? a job's limit is not that of its steps
+@ tests/scansnap_jax/experiment/processes/limits_test.py
+@ test_a_control_group_is_the_least_limit
 """
