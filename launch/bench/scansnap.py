@@ -374,6 +374,7 @@ def _measure_or_be_child(child: str | None, config: BenchConfig) -> harness.Row:
   """Measures; or one thing, for the process that wants it of a fresh one."""
   if child is None:
     return measure(config)
+  harness.require(["torch"] if child == "torch" else (), "--notorch")
   found = _MEASUREMENTS[child](config)
   print(json.dumps(found))
   return found

@@ -42,6 +42,8 @@ class ScalingConfig:
     known = [chip for chip, peak in peaks.PEAKS.items() if peak.ici_dims]
     if self.chip not in known:
       raise UserError(f"chip={self.chip} is none of {', '.join(known)}.")
+    if not self.num_chips:
+      raise UserError("num_chips must name one number of chips or more.")
     for number in self.num_chips:
       require.at_least("num_chips", number, 1)
       if number & (number - 1):

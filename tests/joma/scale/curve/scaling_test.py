@@ -16,6 +16,7 @@ from scansnap_jax.experiment import errors
 class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
+      (dict(num_chips=()), "num_chips must name one"),
       (dict(num_chips=(8, 12)), "num_chips=12 must be a power of two"),
       (dict(compiled=(16,), num_chips=(8,)), "compiled=16 must be among"),
       (dict(chip="h100"), "chip=h100 is none of v4, v5e, v5p"),
