@@ -10,3 +10,5 @@ Rooms, from the theory to the experiments:
   systems       attention systems and cache policies, one file each
   inference     continuations of prompts, their cost, and what may be left out
 """
+
+from scansnap_jax.version import attribute as __getattr__  # __version__.

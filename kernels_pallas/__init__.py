@@ -17,3 +17,5 @@ Letters of shapes, in annotations, einsums and docstrings alike:
 
 A module that needs more says so in its docstring.
 """
+
+from kernels_pallas.version import attribute as __getattr__  # __version__.

@@ -9,6 +9,8 @@ its subject, in joma and scansnap_jax; benchmarks are in `bench`.
 
 import sys
 
+from scansnap_jax.version import attribute as __getattr__  # __version__.
+
 if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
   from scansnap_jax.experiment.processes import interrupts
   from scansnap_jax.experiment.processes import limits

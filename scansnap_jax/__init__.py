@@ -25,3 +25,5 @@ Letters, in shapes and in the sentences about them:
 
 `dynamics` introduces the symbols of the paper's formulas.
 """
+
+from scansnap_jax.version import attribute as __getattr__  # __version__.

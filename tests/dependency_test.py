@@ -4,8 +4,10 @@ import ast
 import collections
 import functools
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -127,6 +129,24 @@ class DependencyTest(parameterized.TestCase):
   def test_a_forbidden_import_is_seen(self, path, name):
     self.assertNotEmpty(violations(path, [name]))
 
+  def test_what_is_imported_is_declared_and_what_is_declared_is_imported(self):
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())
+    names = project["tool"]["deptry"]["package_module_name_map"]
+    named = lambda requirements: {
+        names.get(name, name)
+        for name in (re.split(r"[\[<>=; ]", text)[0] for text in requirements)
+    }
+    extras = dict(project["project"]["optional-dependencies"])
+    del extras["test"], extras["lint"]  # The product imports none of them.
+    needed = named(project["project"]["dependencies"])
+    ours = [p for p in _files() if p.relative_to(_ROOT).parts[0] != "tests"]
+    imported = {n.split(".")[0] for path in ours for n in _imports(path)}
+    self.assertEmpty(needed - imported)
+    declared = needed | named(sum(extras.values(), []))
+    known = declared | {*_PACKAGES, "jaxlib", *sys.stdlib_module_names}
+    # Of types alone, and with Python.
+    self.assertEmpty(imported - known - {"typing_extensions"})
+
   def test_no_import_cycles(self):
     graph = {}
     for path in _files():
@@ -161,8 +181,10 @@ class DependencyTest(parameterized.TestCase):
     for path in _files():
       if path.name == "__init__.py":
         body = ast.parse(path.read_text()).body
-        if path.parent == _ROOT / "launch":  # It guards scripts' imports, too.
-          body = body[:1]
+        if path.parent.parent == _ROOT and path.parent.name != "tests":
+          # The version; and launch guards scripts' imports, too.
+          self.assertIn("attribute as __getattr__", path.read_text())
+          body = body[:1] if path.parent.name == "launch" else body[:-1]
         self.assertLen(body, 1, path)
         self.assertIsInstance(body[0], ast.Expr)
 
