@@ -144,10 +144,14 @@ def attend(
   # are known must not, or kernels could not plan by them.
   leaves, tree = jax.tree.flatten(inputs.where)
   traced = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+  # The function outlives this trace, as the rule of a derivative: it holds no
+  # tracer.
+  known = [None if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+  del leaves
 
   def whole(given: _WithWhere) -> _WithWhere:
     rest = iter(jax.tree.leaves(given.where))
-    found = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
+    found = [next(rest) if leaf is None else leaf for leaf in known]
     return given._replace(where=jax.tree.unflatten(tree, found))
 
   # The gradient by a sink adds up all rows' delta, and their rounding: without

@@ -64,6 +64,21 @@ class ShardMapTest(parameterized.TestCase):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+class TracersTest(parameterized.TestCase):
+
+  @parameterized.parameters(*_VARIANTS)
+  @pytest.mark.by_default(2)
+  def test_none_outlives_its_trace(self, op, implementation):
+    """The rule of a derivative does, and what it holds with it."""
+    function, *arrays = every_op.OPS[op]
+    calls = [lambda x, w: function(implementation, x, w)]
+    if "decode" not in function.__name__:
+      calls.append(jax.grad(every_op.loss(op, implementation)))
+    with modes.mode_of(implementation), jax.checking_leaks():
+      for call in calls:
+        jax.eval_shape(jax.jit(call), *arrays)
+
+
 class ExplicitAxesTest(parameterized.TestCase):
 
   @parameterized.parameters(*_VARIANTS)
