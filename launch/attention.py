@@ -18,6 +18,7 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import memory
+from joma.studies.systems import monarch
 from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
@@ -58,6 +59,7 @@ _STUDIES = {
     "max_margin": max_margin.STUDY,
     "memory": memory.STUDY,
     "moh": moh.STUDY,
+    "monarch": monarch.STUDY,
     "mqar": mqar.STUDY,
     "pairs": pairs.STUDY,
     "pooling": pooling.STUDY,

@@ -115,20 +115,25 @@ class PlanConfig:
     return mesh_config.sizes_of(self.mesh)
 
   def model(self) -> TransformerConfig:
-    """The shape, by its name or from its folder.
+    """The shape, by its name or from its folder; see `model_of`."""
+    return model_of(self.shape)
 
-    Raises:
-      UserError: There is neither.
-    """
-    if self.shape in SHAPES:
-      return SHAPES[self.shape]()
-    # Imported here: named shapes do without jax.
-    from joma.transformer.hf import pretrained
 
-    try:
-      return pretrained.read_config(self.shape)
-    except UserError as error:
-      raise UserError(
-          f"shape={self.shape} is none of {', '.join(SHAPES)}, and no folder"
-          f" either: {error}"
-      ) from error
+def model_of(shape: str) -> TransformerConfig:
+  """A shape, by its name or from its folder.
+
+  Raises:
+    UserError: There is neither.
+  """
+  if shape in SHAPES:
+    return SHAPES[shape]()
+  # Imported here: named shapes do without jax.
+  from joma.transformer.hf import pretrained
+
+  try:
+    return pretrained.read_config(shape)
+  except UserError as error:
+    raise UserError(
+        f"shape={shape} is none of {', '.join(SHAPES)}, and no folder"
+        f" either: {error}"
+    ) from error

@@ -76,6 +76,18 @@ joma/scale/estimate.py
 @ tests/joma/scale/meshes_test.py
 @ test_seq_alone_by_hand
 
+joma/inference/cost/offload.py
+- buffered = min(_BUFFERS, k) * weights
++ buffered = 0
+? weights that come by have no place
+@ test_bytes_and_times_by_hand
+
+joma/inference/cost/offload.py
+- batch = min(batch, (room - fixed) // each)
++ batch = min(batch, (room - fixed) // each + 1)
+? one sequence more than there is room for
+@ test_the_largest_batch_is_the_last_that_fits
+
 joma/scale/curve/scaling.py
 - return ratios[max(below) if below else min(ratios)]
 + return ratios[max(ratios)]

@@ -120,6 +120,7 @@ _SMALL = {
         *("--chip=v5e", "--num_chips=1,2", "--compiled=", "--shape=model"),
         *("--task=decode", "--batch=2", "--seq_len=16"),
     ),
+    "launch.plan.offload": ("--shape=model", "--seq_len=16", "--max_batch=4"),
     "launch.cost_table": ("--lengths=512", "--batch_sizes=1"),
     "launch.bench.attention": _SMALL_ATTENTION,
     "launch.bench_attention": _SMALL_ATTENTION,

@@ -27,7 +27,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from joma.inference.sparsity import lazy_kv
 from joma.inference.sparsity import plan as plan_lib
@@ -70,7 +70,7 @@ def prepare(
     *,
     predictors: Any = None,
     thresholds: Mapping[str, Array] | None = None,
-    calibrated: Mapping[str, Float[Array, "L"]] | None = None,
+    calibrated: Mapping[str, Num[Any, "L"]] | None = None,
     dtype: Any = jnp.float32,
     to_decode: bool = True,
 ) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import memory
+from joma.studies.systems import monarch
 from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
@@ -119,6 +120,23 @@ STUDIES = {
             block=8,
             num_heads=4,
             **_FEW,
+        ),
+    ),
+    "monarch": (
+        monarch.STUDY,
+        dict(
+            shares=(0.4, 0.7),
+            blocks=2,
+            num_layers=1,
+            width=16,
+            num_steps=2,
+            seq_len=8,
+            batch_size=2,
+            num_tune=1,
+            num_texts=2,
+            num_capture=2,
+            predictor_rank=1,
+            predictor_steps=1,
         ),
     ),
     "mqar": (

@@ -20,6 +20,8 @@ import pytest
 from joma.inference import generate
 from joma.transformer import model
 from joma.transformer.hf import pretrained
+from joma.transformer.layers import monarch
+from joma.transformer.layers import projections
 from joma.transformer.text import tokenizer
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -161,6 +163,19 @@ class SmolLm2Test(absltest.TestCase):
     prompt = self.tokenizer.encode("The capital of France is")
     tokens = _greedy(self.config, self.params, np.asarray(prompt), 2)
     self.assertEqual(self.tokenizer.decode(tokens), " Paris.")
+
+  def test_a_projection_leaves_out_the_last_singular_values(self):
+    sizes = projections.Monarch(blocks=4, rank=32)
+    matrix = np.asarray(self.params["layers_7"]["mlp"]["up"]["kernel"])
+    wide = matrix.astype(np.float64)
+    right, left, discarded = monarch.project(wide, sizes)
+    self.assertEqual(discarded.shape, (4, 4, 144 - 32))
+    made = np.einsum("apjr,jars->apsj", right, left).reshape(matrix.shape)
+    off = np.sum(np.square(made - wide))
+    np.testing.assert_allclose(off, np.sum(discarded**2), rtol=1e-5)
+    # By no more numbers than a matrix of rank 128, and less near than that.
+    values = np.linalg.svd(wide, compute_uv=False)
+    self.assertGreater(off, np.sum(values[128:] ** 2))
 
   def test_perplexity_is_that_of_transformers(self):
     text = _needs(_SHARED / "data" / "wikitext-2-raw" / "wiki.test.raw")

@@ -1,0 +1,4 @@
+"""One chip and its host: a plan of where things lie.
+
+Public modules: offload_config, plan, report, drawing.
+"""
