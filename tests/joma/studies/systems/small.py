@@ -16,7 +16,6 @@ from joma.studies.systems import conv
 from joma.studies.systems import deconstruct
 from joma.studies.systems import length
 from joma.studies.systems import memory
-from joma.studies.systems import monarch
 from joma.studies.systems import mqar
 from joma.studies.systems import positional
 from joma.studies.systems import random_features
@@ -27,6 +26,7 @@ from joma.studies.systems import sinks
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
+from joma.studies.systems.projections import monarch
 from joma.studies.systems.readouts import grid
 from joma.studies.systems.readouts import pairs
 from joma.studies.systems.readouts import pooling

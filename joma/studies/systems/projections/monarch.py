@@ -41,7 +41,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import once
   from joma.studies import parts
-  from joma.studies.systems.subjects import compressed_mlps
+  from joma.studies.systems.projections import compressed_mlps
   from joma.systems.reuse import distillation
   from joma.transformer import config as configs
   from joma.transformer import model as models

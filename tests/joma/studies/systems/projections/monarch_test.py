@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from joma.inference.sparsity import unit_rules
-from joma.studies.systems import monarch as study
-from joma.studies.systems.subjects import compressed_mlps
+from joma.studies.systems.projections import compressed_mlps
+from joma.studies.systems.projections import monarch as study
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors

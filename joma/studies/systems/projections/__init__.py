@@ -1,0 +1,1 @@
+"""Studies of what the matrices of a layer are; public module: monarch."""
