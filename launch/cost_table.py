@@ -42,7 +42,9 @@ _PRESET = flags.DEFINE_enum(
     "Model that --shape flags are laid over.",
 )
 _WORKDIR = run.define_workdir(
-    "Local folder of this run; none writes no file.", is_required=False
+    "Local folder of this run; none writes no file.",
+    is_required=False,
+    has_figures=False,
 )
 _WIDTH = 200
 _CONFIG = flag_config.define(cost_table_config.CostTableConfig())

@@ -37,6 +37,7 @@ _HOMES = {
     "matplotlib": (
         "scansnap_jax/experiment/figures.py",
         "scansnap_jax/experiment/figure_data.py",
+        "scansnap_jax/experiment/venues/",
         "scansnap_jax/figures/",
         "joma/studies/",
         *(

@@ -25,6 +25,7 @@ from absl import flags
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.experiment.venues import page
 
 flags.disclaim_key_flags()  # --help lists the flags under the script.
 
@@ -87,9 +88,21 @@ class Run(NamedTuple):
 
 
 def define_workdir(
-    text: str = "Local folder of this run.", *, is_required: bool = True
+    text: str = "Local folder of this run.",
+    *,
+    is_required: bool = True,
+    has_figures: bool = True,
 ) -> flags.FlagHolder:
-  """Defines --workdir."""
+  """Defines --workdir, and --figure_style, which `start` reads."""
+  if has_figures:
+    flags.DEFINE_enum(
+        "figure_style",
+        page.SCREEN,
+        page.NAMES,
+        "Page that figures are drawn for: screen, or a paper's, its text width"
+        " and letters, with the extra [figures]. A run that is done draws"
+        " anew.",
+    )
   return flags.DEFINE_string("workdir", None, text, required=is_required)
 
 
@@ -203,6 +216,8 @@ def start(
       timeout=flags.FLAGS.multihost_timeout if multihost else 0,
   )
   progress.set_main(devices.is_main_process())
+  if "figure_style" in flags.FLAGS:
+    page.use(flags.FLAGS.figure_style)
   check()
   with (
       rendezvous.heard_out(peers),

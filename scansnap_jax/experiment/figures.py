@@ -28,8 +28,11 @@ import numpy as np
 
 from scansnap_jax.experiment import figure_data
 from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.venues import fit
+from scansnap_jax.experiment.venues import page
 
-# Inches: the text width of a two-column page, and one of its columns.
+# Inches: the text width of a two-column page, and one of its columns, for which
+# figures are laid out; `make_figure` makes them those of the chosen page.
 PAGE_WIDTH = 6.9
 COLUMN_WIDTH = 3.35
 
@@ -128,11 +131,22 @@ def style() -> Iterator[None]:
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_RC)
+    matplotlib.rcParams.update(page.chosen().settings)
     yield
 
 
 def make_figure(width: float, height: float) -> mpl_figure.Figure:
-  """Makes an empty figure of this size in inches that lays itself out."""
+  """Makes an empty figure that lays itself out.
+
+  Args:
+    width: In inches, where a page is `PAGE_WIDTH` and a column `COLUMN_WIDTH`;
+      on another page it takes the same part of it.
+    height: In inches.
+  """
+  if width <= COLUMN_WIDTH:
+    width *= page.chosen().column_width / COLUMN_WIDTH
+  else:
+    width *= page.chosen().width / PAGE_WIDTH
   return mpl_figure.Figure(figsize=(width, height), layout="constrained")
 
 
@@ -165,6 +179,10 @@ def save(
     UserError: They cannot be written.
   """
   workdir.make_folder(folder)
+  table = figure_data.to_csv(figure)
+  if page.chosen().settings:
+    with style():
+      fit.break_long(figure)
   metadata = {
       "png": {"Software": None},
       "pdf": {"Title": name, "CreationDate": None},
@@ -177,7 +195,6 @@ def save(
       figure.savefig(buffer, format=kind, metadata=entries)
     paths.append(folder / f"{name}.{kind}")
     workdir.write_atomic(paths[-1], buffer.getvalue())
-  table = figure_data.to_csv(figure)
   workdir.write_atomic(folder / f"{name}.csv", table)
   figure.clear()
   return paths[0], paths[1]

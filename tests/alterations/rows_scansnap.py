@@ -235,4 +235,17 @@ scansnap_jax/experiment/processes/limits.py
 ? a job's limit is not that of its steps
 @ tests/scansnap_jax/experiment/processes/limits_test.py
 @ test_a_control_group_is_the_least_limit
+
+scansnap_jax/experiment/venues/page.py
+- sizes = {size: max(SMALLEST, bundle[size]) for size in _SIZES}
++ sizes = {size: bundle[size] for size in _SIZES}
+? ticks and legends have six points on ICML's page
+@ test_letters_can_be_read_at_the_printed_size
+
+scansnap_jax/experiment/figures.py
+- if width <= COLUMN_WIDTH:
++ if width < 0:
+? a figure of one panel is not as wide as a column
+@ tests/scansnap_jax/experiment/venues/page_test.py
+@ test_a_figure_of_one_panel_takes_a_column
 """

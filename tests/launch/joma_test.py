@@ -54,6 +54,19 @@ class JomaTest(parameterized.TestCase):
     result = _run("--help", check=False)
     self.assertIn("--figure4.step_size: Step size eta", result.stdout)
 
+  @pytest.mark.slow
+  def test_a_run_that_is_done_is_drawn_for_a_paper(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    flags = (f"--workdir={workdir}", "--preset=erf")
+    widths = []
+    for more in ((), ("--figure_style=icml",)):
+      _run(*flags, *more)
+      png = (workdir / "figures" / "erf.png").read_bytes()
+      widths.append(int.from_bytes(png[16:20], "big") / 300)
+    self.assertEqual(widths, [6.9, 6.75])
+    flagfile = (workdir / "flags.txt").read_text()
+    self.assertNotIn("figure_style", flagfile)
+
   def test_default_writes_everything(self):
     self._run_default(pathlib.Path(self.create_tempdir().full_path))
 

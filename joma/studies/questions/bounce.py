@@ -355,7 +355,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         xticks=range(len(panels)),
     )
     labels = [name.replace(", ", ",\n") for name in panels]
-    last.set_xticklabels(labels, rotation=60, ha="right", fontsize=6)
+    last.set_xticklabels(labels, rotation=60, ha="right", fontsize=7)
     figures.put_legend_above(figure, figures.legend_entries(axes_of[0]))
   return figure
 

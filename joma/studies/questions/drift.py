@@ -244,7 +244,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
     )
     share.set(title="share mended by a moving b̄", ylim=(0, 1.05))
     share.set_xticks(range(len(rows)))
-    share.set_xticklabels([*rows], rotation=30, ha="right", fontsize=6)
+    share.set_xticklabels([*rows], rotation=30, ha="right", fontsize=7)
     for (name, row), look in zip(
         rows.items(), drawing.looks_of([*rows]).values(), strict=True
     ):
@@ -262,7 +262,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         xscale="log",
         yscale="log",
     )
-    against.legend(fontsize=6)
+    against.legend()
     figures.put_legend_above(figure, figures.legend_entries(panels[0]))
   return figure
 

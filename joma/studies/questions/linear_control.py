@@ -219,7 +219,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         ylabel="nats",
         ylim=(0, None),
     )
-    last.legend(fontsize=6)
+    last.legend()
     figures.put_legend_above(figure, figures.legend_entries(curves[0]))
   return figure
 

@@ -314,8 +314,8 @@ def _draw_laws(axes: mpl_axes.Axes, rows: Mapping[str, Any]) -> None:
     )
   axes.set_xticks(range(len(rows)))
   labels = [" ".join(name.split("/")[1:]) for name in rows]
-  axes.set_xticklabels(labels, rotation=60, ha="right", fontsize=6)
-  axes.legend(fontsize=6)
+  axes.set_xticklabels(labels, rotation=60, ha="right", fontsize=7)
+  axes.legend()
 
 
 STUDY = study_lib.Study(

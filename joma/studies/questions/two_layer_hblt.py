@@ -253,7 +253,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       look = curves[str((layer, depth))]
       drawing.draw_interval(course, times, parts, look, label)
     course.set(title="learned attention", xlabel="step", ylim=(0, 1))
-    course.legend(fontsize=6, loc="lower right")
+    course.legend(loc="lower right")
     for case in ("learned", "frozen"):
       strong = cases[case]["strong_share"]
       drawing.draw_interval(share, steps, strong, looks[case], case)
@@ -287,7 +287,7 @@ def _draw_ends(
   axes.set_xticks(range(len(places)))
   axes.set_xticklabels(
       [f"layer {layer + 1}\ndepth {depth}" for layer, depth in places],
-      fontsize=6,
+      fontsize=7,
   )
   return looks
 

@@ -126,7 +126,7 @@ def entropy(groups: Sequence[Group]) -> mpl_figure.Figure:
           1.03,
           _best(group),
           transform=axes.transAxes,
-          fontsize=6.5,
+          fontsize=7,
           ha="center",
       )
       _start_at_zero(axes)

@@ -68,7 +68,7 @@ def draw_map(rows: Sequence[Row]) -> mpl_figure.Figure:
       figures.draw_heat_map(axes, values, 100.0)
       for (row, column), value in np.ndenumerate(values):
         color = "white" if value > 55 else "black"  # The map darkens.
-        style = dict(ha="center", va="center", fontsize=6, color=color)
+        style = dict(ha="center", va="center", fontsize=7, color=color)
         axes.text(column, row, f"{value:.0f}", **style)
       axes.set_title(drawing.label(name))
       axes.set_xticks(range(len(lengths)), [str(n) for n in lengths])

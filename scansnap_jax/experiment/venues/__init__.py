@@ -1,0 +1,1 @@
+"""Pages that figures are drawn for: `page` says their width and letters."""
