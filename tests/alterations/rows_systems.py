@@ -271,6 +271,34 @@ joma/studies/systems/subjects/two_prompts.py
 @ tests/joma/studies/systems/routing/flux_test.py
 @ test_the_area_is_the_share_of_pairs_in_order
 
+joma/studies/systems/routing/nats.py
+- ours, is_kept = prob[:, : is_needle.shape[1]], prob >= 0.5
++ ours, is_kept = prob[:, -is_needle.shape[1] :], prob >= 0.5
+? chunks that are asked stand for those of the text
+@ tests/joma/studies/systems/routing/nats_test.py
+@ test_is_told_of_chunks_before_what_is_asked
+
+joma/studies/systems/routing/nats.py
+- more = -(-(num_bytes - cache_bytes(model, 1)) // each)
++ more = (num_bytes - cache_bytes(model, 1)) // each
+? a window has fewer bytes than the router
+@ tests/joma/studies/systems/routing/nats_test.py
+@ test_a_window_is_the_least_with_as_many_bytes
+
+joma/studies/systems/routing/nats.py
+- ends = both(take(key_of), take(value_of))
++ ends = both(take(key_of), value_of[:, again[0]])
+? answers are in the order of the first text
+@ tests/joma/studies/systems/routing/nats_test.py
+@ test_pairs_stand_in_needle_chunks_and_are_asked
+
+joma/systems/mixers/memory/titans.py
+- state, tokens, lengths, self.chunk, self.loss == "mean"
++ state, tokens, lengths, self.chunk, self.loss == "sum"
+? squares are averaged where they should be summed
+@ tests/joma/systems/mixers/memory/titans_test.py
+@ test_means_of_squares_are_their_sums_with_smaller_steps
+
 joma/systems/mixers/memory/titans_memory.py
 - pushes = jax.tree.map(lambda x: -wide(rate) * x, grads)
 + pushes = jax.tree.map(lambda x: wide(rate) * x, grads)

@@ -218,6 +218,14 @@ class LayerTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(losses).all(), seed)
       self.assertLess(losses[-1], 0.8 * losses[0], seed)
 
+  def test_means_of_squares_are_their_sums_with_smaller_steps(self):
+    """By as much as a head has channels."""
+    outs = []
+    for entry in ("titans:loss=mean:rate=4.0:chunk=4", "titans:chunk=4"):
+      config, params, x = one_layer.draw(entry)
+      outs.append(one_layer.run(config, params, x)[0])
+    np.testing.assert_allclose(*outs, atol=1e-5)
+
   @parameterized.parameters(
       ("titans:depth=0", "titans: depth must be from 1 to 8"),
       ("titans:chunk=0", "titans: chunk must be at least 1"),
