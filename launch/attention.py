@@ -34,6 +34,7 @@ from joma.studies.systems.readouts import pairs
 from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
+from joma.studies.systems.routing import nats
 from joma.studies.theories import composed
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
@@ -61,6 +62,7 @@ _STUDIES = {
     "moh": moh.STUDY,
     "monarch": monarch.STUDY,
     "mqar": mqar.STUDY,
+    "nats": nats.STUDY,
     "pairs": pairs.STUDY,
     "pooling": pooling.STUDY,
     "positional": positional.STUDY,

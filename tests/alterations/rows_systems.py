@@ -272,8 +272,8 @@ joma/studies/systems/subjects/two_prompts.py
 @ test_the_area_is_the_share_of_pairs_in_order
 
 joma/studies/systems/routing/nats.py
-- ours, is_kept = prob[:, : is_needle.shape[1]], prob >= 0.5
-+ ours, is_kept = prob[:, -is_needle.shape[1] :], prob >= 0.5
+- ours = prob[:, : is_needle.shape[1]]
++ ours = prob[:, -is_needle.shape[1] :]
 ? chunks that are asked stand for those of the text
 @ tests/joma/studies/systems/routing/nats_test.py
 @ test_is_told_of_chunks_before_what_is_asked

@@ -15,6 +15,7 @@ from joma.studies.systems.readouts import pairs
 from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
+from joma.studies.systems.routing import nats
 from scansnap_jax.experiment import errors
 
 # A size each, of which there must be one or more.
@@ -29,6 +30,7 @@ _SIZES = (
     (pooling, "num_latents"),
     (flux, "num_chains"),
     (moh, "num_texts"),
+    (nats, "num_asked"),
 )
 
 

@@ -32,6 +32,7 @@ from joma.studies.systems.readouts import pairs
 from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
+from joma.studies.systems.routing import nats
 from tests.joma.studies import smalls
 
 _FEW = dict(num_seeds=2, num_steps=2, num_records=2)
@@ -148,6 +149,20 @@ STUDIES = {
             num_pairs=2,
             num_keys=4,
             num_values=4,
+            width=8,
+            num_test=4,
+            **_FEW,
+        ),
+    ),
+    "nats": (
+        nats.STUDY,
+        dict(
+            batch_size=2,
+            chunk=2,
+            num_chunks=3,
+            num_needles=1,
+            num_asked=1,
+            num_symbols=2,
             width=8,
             num_test=4,
             **_FEW,
