@@ -14,6 +14,11 @@ apart.
 answers the lines of stdin one after the other, by the model's chat template,
 until stdin ends. Each line is read once: the cache holds what came before. In a
 terminal a line that is refused costs no more than itself.
+
+  python -m launch.generate --model=DIR --prompt=... --draft=ngram
+
+lets what the text has said before, or a smaller model (--draft_model=DIR),
+guess tokens ahead, which one pass verifies: the same tokens, in fewer passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -76,6 +81,17 @@ _PREFILL_CHUNK = flags.DEFINE_integer(
     " of long ones; by default a size that fits the cache.",
     1,
 )
+_DRAFT = flags.DEFINE_string(
+    "draft",
+    None,
+    "Who guesses tokens ahead, so that one pass verifies several: the text so"
+    " far, ngram or ngram:n=3:least=2:k=4, or --draft_model, model:k=4.",
+)
+_DRAFT_MODEL = flags.DEFINE_string(
+    "draft_model",
+    None,
+    "Folder of a smaller model, with the same tokens, that guesses ahead.",
+)
 _CHAT = flags.DEFINE_boolean(
     "chat", False, "Answers lines of stdin by the model's chat template."
 )
@@ -88,6 +104,7 @@ def main(_: list[str]) -> None:
   """Loads the model, continues the prompts or chats, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   sizes = run.mesh_sizes(_MESH.value)
+  draft_config = _read_draft(sizes)
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import generate
   from joma.inference import on_mesh
@@ -114,6 +131,7 @@ def main(_: list[str]) -> None:
   if ids:
     _check_sizes(config, [len(tokens) for tokens in ids], make_cache is None)
   on_mesh.check(sizes, config, max(len(ids), 1))
+  begin_draft = _drafting(draft_config, config, tokenizer)
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
@@ -134,9 +152,70 @@ def main(_: list[str]) -> None:
     show = _show_one if len(prompts) == 1 else _show_many
     speed: list[str] = []
     # What cannot be continued is refused before anything is shown.
-    steps = generate.stream(model, params, ids, **options)
+    if begin_draft is None:
+      steps = generate.stream(model, params, ids, **options)
+    else:
+      steps = begin_draft(model, params, ids, **options)
     show(prompts, tokenizer, _timed_steps(steps, speed))
-    print(*speed, file=sys.stderr)
+    print(*speed, sep="; ", file=sys.stderr)
+
+
+def _read_draft(sizes: Any) -> Any:
+  """Returns what the flags say of a draft; None is none."""
+  if _DRAFT.value is None and _DRAFT_MODEL.value is None:
+    return None
+  from joma.inference.speculative import draft_config
+
+  for flag, is_given in (("chat", _CHAT.value), ("mesh", sizes is not None)):
+    if is_given:
+      raise errors.UserError(
+          f"--draft and --draft_model do not go together with --{flag}: leave"
+          " one of them out."
+      )
+  config = draft_config.parse(_DRAFT.value or "model")
+  is_of_model = isinstance(config, draft_config.Model)
+  if is_of_model and _DRAFT_MODEL.value is None:
+    raise errors.UserError(f"--draft={_DRAFT.value} needs --draft_model=DIR.")
+  if not is_of_model and _DRAFT_MODEL.value is not None:
+    raise errors.UserError(
+        f"--draft_model has no effect with --draft={_DRAFT.value}."
+    )
+  return config
+
+
+def _drafting(
+    draft_config: Any, config: Any, tokenizer: Any
+) -> Callable[..., Any] | None:
+  """Returns what streams with a draft; None is without.
+
+  A draft that does not fit the model is refused before weights are read.
+  """
+  if draft_config is None:
+    return None
+  from joma.inference.speculative import drafts
+  from joma.inference.speculative import streaming
+  from joma.transformer import model as models
+  from joma.transformer.hf import pretrained
+  from joma.transformer.text import tokenizer as tokenizers
+
+  if _DRAFT_MODEL.value is None:
+    return functools.partial(streaming.stream, draft=drafts.of(draft_config))
+  own = models.Transformer(pretrained.read_config(_DRAFT_MODEL.value))
+  drafts.of(draft_config, own).check(config, 1)
+  if (
+      tokenizers.from_folder(_DRAFT_MODEL.value).to_json()
+      != tokenizer.to_json()
+  ):
+    print(
+        "note: the tokenizer of --draft_model is not that of --model: guesses"
+        " may be of other texts.",
+        file=sys.stderr,
+    )
+  shape, draft_params = pretrained.load(_DRAFT_MODEL.value, _DTYPE.value)
+  draft = drafts.of(draft_config, models.Transformer(shape, _DTYPE.value))
+  return functools.partial(
+      streaming.stream, draft=draft, draft_params=draft_params
+  )
 
 
 def _read_template() -> Any:
@@ -260,11 +339,16 @@ def _check_sizes(config: Any, lengths: list[int], keeps_all: bool) -> None:
 def _timed_steps(
     steps: Iterable[tuple[Any, Any]], speed: list[str]
 ) -> Iterator[tuple[Any, Any]]:
-  """Yields the steps of `generate.stream`, then appends how fast they came."""
+  """Yields the steps of `generate.stream`, then appends how fast they came.
+
+  Of a draft also what it gave.
+  """
   started, num_new, first = time.monotonic(), 0, None
+  # Prompts, and then a pass: both compile. With a draft there may be two kinds.
+  num_passes = lambda step: getattr(steps, "num_rounds", step)
+  num_warm = 3 if hasattr(steps, "num_rounds") else 2
   for step, (tokens, is_new) in enumerate(steps):
-    # The first two steps compile: prefill and decode.
-    if step == 2:
+    if first is None and num_passes(step) >= num_warm:
       first, num_new = time.monotonic(), 0
     num_new += int(is_new.sum())
     yield tokens, is_new
@@ -274,6 +358,8 @@ def _timed_steps(
         f"{num_new / (ended - first):.1f} tokens/s after"
         f" {first - started:.1f} s for prefill and compilation"
     )
+  if hasattr(steps, "summary"):
+    speed.append(steps.summary())
 
 
 def _show_one(prompts: list[str], tokenizer: Any, steps: Any) -> None:

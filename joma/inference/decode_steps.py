@@ -64,7 +64,7 @@ def state_of(
   """
   if is_finite is None:
     is_finite = jnp.ones(tokens.shape, bool)
-  is_done = _is_eos(tokens, eos_ids)
+  is_done = is_eos(tokens, eos_ids)
   return DecodeState(
       tokens, positions, is_done, jnp.int32(1), is_finite, kv_cache
   )
@@ -182,7 +182,7 @@ def _decode(
   return DecodeState(
       tokens=tokens,
       positions=state.positions + ~state.is_done,
-      is_done=state.is_done | _is_eos(tokens, eos_ids),
+      is_done=state.is_done | is_eos(tokens, eos_ids),
       num_new=state.num_new + 1,
       is_finite=state.is_done | _are_finite(logits[:, 0], tokens),
       kv_cache=kv_cache,
@@ -247,8 +247,9 @@ def _are_finite(
   return jnp.isfinite(drawn[:, 0])
 
 
-def _is_eos(tokens: Int[Array, "B"], eos_ids: tuple[int, ...]) -> Array:
-  is_eos = jnp.zeros(tokens.shape, bool)
+def is_eos(tokens: Int[Array, "..."], eos_ids: tuple[int, ...]) -> Array:
+  """Whether a token ends its sequence."""
+  found = jnp.zeros(tokens.shape, bool)
   for eos in eos_ids:
-    is_eos = is_eos | (tokens == eos)
-  return is_eos
+    found = found | (tokens == eos)
+  return found

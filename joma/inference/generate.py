@@ -75,7 +75,7 @@ class Steps(Iterator[Shown]):
           np.asarray(x) for x in (state.tokens, state.is_done, state.is_finite)
       )
       # The newest: those of the step before have been donated to it.
-      _check_are_finite(is_finite, step, self.last.kv_cache)
+      check_are_finite(is_finite, step, self.last.kv_cache)
       # Sequences that have ended take in nothing more.
       is_over = bool(is_done.all())
       self.is_last_shown = is_over or step + 1 == max_new_tokens
@@ -330,9 +330,16 @@ def _read_at_once(
   )
 
 
-def _check_are_finite(
+def check_are_finite(
     is_finite: Bool[np.ndarray, "B"], step: int, kv_cache: PyTree
 ) -> None:
+  """Raises UserError if a token was drawn from what is no number.
+
+  Args:
+    is_finite: Of each sequence's newest token.
+    step: Which of the new tokens it is, from 0.
+    kv_cache: A cache a layer, which may say why.
+  """
   if is_finite.all():
     return
   reason = (

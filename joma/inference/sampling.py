@@ -26,13 +26,47 @@ def sample(
     config: Static.
     step: Counts the draws of a continuation; each has keys of its own.
   """
-  if config.temperature < _GREEDY_BELOW:
+  return draw(logits, config, jax.random.key(config.seed), step)
+
+
+def is_greedy(config: sampling_config.SamplingConfig) -> bool:
+  """Whether the largest logit is taken, and nothing drawn."""
+  return config.temperature < _GREEDY_BELOW
+
+
+def draw(
+    logits: Float[Array, "B V"],
+    config: sampling_config.SamplingConfig,
+    key: Array,
+    step: Int[Array, ""] | int,
+) -> Int[Array, "B"]:
+  """As `sample`, with the keys of a stream of one's own.
+
+  Args:
+    logits: Not normalized.
+    config: Static.
+    key: Of the stream.
+    step: Counts the draws of it.
+  """
+  if is_greedy(config):
     return logits.argmax(axis=-1).astype(jnp.int32)
   logits = keep_top(logits / config.temperature, config)
-  prng_key = jax.random.fold_in(jax.random.key(config.seed), step)
-  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  keys = fold_in(prng_key, jnp.arange(logits.shape[0]))
+  keys = row_keys(jax.random.fold_in(key, step), logits.shape[0])
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def row_keys(key: Array, num_rows: int) -> Array:
+  """A key a sequence."""
+  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return fold_in(key, jnp.arange(num_rows))
+
+
+def probs(
+    logits: Float[Array, "*B V"], config: sampling_config.SamplingConfig
+) -> Float[Array, "*B V"]:
+  """Returns the probabilities by which `sample` draws, above temperature 0."""
+  flat = logits.reshape(-1, logits.shape[-1]) / config.temperature
+  return jax.nn.softmax(keep_top(flat, config)).reshape(logits.shape)
 
 
 def keep_top(

@@ -55,6 +55,15 @@ class FullCache:
     """Whether all frequencies are known before the text has ended."""
     return not self.keeps_raw
 
+  def on_trial(self) -> "FullCache":
+    """Takes tokens on trial as it takes all others."""
+    return self
+
+  def keep(self, counts: Int[Array, "B"]) -> "FullCache":
+    """Itself: no query stands behind tokens that are taken back."""
+    del counts
+    return self
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

@@ -26,6 +26,7 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
 from joma.inference.cache import storage
 from joma.inference.cache import tokens
+from joma.inference.cache import trial
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -48,6 +49,10 @@ class SlotCache(slot_arrays.SlotArrays):
   def kept_positions(self) -> Int[Array, "B K C"]:
     """Positions that each head keeps, -1 in empty slots."""
     return self.pos
+
+  def on_trial(self) -> trial.SlotTrial:
+    """Notes what tokens overwrite, so that they can be taken back."""
+    return trial.SlotTrial(self)
 
   def attend(
       self,
