@@ -19,6 +19,7 @@ terminal a line that is refused costs no more than itself.
 
 lets what the text has said before, or a smaller model (--draft_model=DIR),
 guess tokens ahead, which one pass verifies: the same tokens, in fewer passes.
+--prompt_file=FILE --rows=8 continues eight prompts at a time, however many.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -92,6 +93,13 @@ _DRAFT_MODEL = flags.DEFINE_string(
     None,
     "Folder of a smaller model, with the same tokens, that guesses ahead.",
 )
+_ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "Prompts that are continued at a time: as one ends, the next takes its"
+    " place. By default all begin together.",
+    1,
+)
 _CHAT = flags.DEFINE_boolean(
     "chat", False, "Answers lines of stdin by the model's chat template."
 )
@@ -104,7 +112,8 @@ def main(_: list[str]) -> None:
   """Loads the model, continues the prompts or chats, prints."""
   sampler, prompts = _SAMPLER(), _read_prompts()
   sizes = run.mesh_sizes(_MESH.value)
-  draft_config = _read_draft(sizes)
+  _check_goes_alone(sizes)
+  draft_config = _read_draft()
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference import generate
   from joma.inference import on_mesh
@@ -131,7 +140,7 @@ def main(_: list[str]) -> None:
   if ids:
     _check_sizes(config, [len(tokens) for tokens in ids], make_cache is None)
   on_mesh.check(sizes, config, max(len(ids), 1))
-  begin_draft = _drafting(draft_config, config, tokenizer)
+  make_stream = _streaming(draft_config, config, tokenizer)
   config, params = pretrained.load(_MODEL.value, _DTYPE.value)
   config = layer_hooks.over(config, attention)
   model = models.Transformer(config, _DTYPE.value)
@@ -144,34 +153,41 @@ def main(_: list[str]) -> None:
       begin = _beginning(model, params, make_cache, options)
       _chat(begin, template, tokenizer, eos_ids)
       return
-    options |= dict(
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        kv_cache=make_cache
-        and make_cache(config, batch_size=len(ids), dtype=_DTYPE.value),
-    )
+    options["max_new_tokens"] = _MAX_NEW_TOKENS.value
+    if make_cache is not None:
+      make = functools.partial(make_cache, config, dtype=_DTYPE.value)
+      is_queued = _ROWS.value is not None
+      options |= (
+          {"make_caches": make}
+          if is_queued
+          else {"kv_cache": make(batch_size=len(ids))}
+      )
     show = _show_one if len(prompts) == 1 else _show_many
     speed: list[str] = []
     # What cannot be continued is refused before anything is shown.
-    if begin_draft is None:
-      steps = generate.stream(model, params, ids, **options)
-    else:
-      steps = begin_draft(model, params, ids, **options)
+    steps = make_stream(model, params, ids, **options)
     show(prompts, tokenizer, _timed_steps(steps, speed))
     print(*speed, sep="; ", file=sys.stderr)
 
 
-def _read_draft(sizes: Any) -> Any:
+def _check_goes_alone(sizes: Any) -> None:
+  """Refuses two ways to go on at once."""
+  is_drafted = _DRAFT.value is not None or _DRAFT_MODEL.value is not None
+  ways = {"draft": is_drafted, "rows": _ROWS.value is not None}
+  ways |= {"chat": _CHAT.value, "mesh": sizes is not None}
+  given = [f"--{name}" for name, is_given in ways.items() if is_given]
+  if len(given) > 1 and given != ["--chat", "--mesh"]:
+    raise errors.UserError(
+        f"{' and '.join(given)} do not go together: leave one of them out."
+    )
+
+
+def _read_draft() -> Any:
   """Returns what the flags say of a draft; None is none."""
   if _DRAFT.value is None and _DRAFT_MODEL.value is None:
     return None
   from joma.inference.speculative import draft_config
 
-  for flag, is_given in (("chat", _CHAT.value), ("mesh", sizes is not None)):
-    if is_given:
-      raise errors.UserError(
-          f"--draft and --draft_model do not go together with --{flag}: leave"
-          " one of them out."
-      )
   config = draft_config.parse(_DRAFT.value or "model")
   is_of_model = isinstance(config, draft_config.Model)
   if is_of_model and _DRAFT_MODEL.value is None:
@@ -183,36 +199,24 @@ def _read_draft(sizes: Any) -> Any:
   return config
 
 
-def _drafting(
-    draft_config: Any, config: Any, tokenizer: Any
-) -> Callable[..., Any] | None:
-  """Returns what streams with a draft; None is without.
+def _streaming(draft_config: Any, config: Any, tokenizer: Any) -> Any:
+  """Returns what makes steps: of all prompts, of few, or with a draft."""
+  from joma.inference import generate
+  from joma.inference.serving import streaming as serving
 
-  A draft that does not fit the model is refused before weights are read.
-  """
+  if _ROWS.value is not None:
+    return functools.partial(serving.stream, num_rows=_ROWS.value)
   if draft_config is None:
-    return None
+    return generate.stream
   from joma.inference.speculative import drafts
+  from joma.inference.speculative import folder
   from joma.inference.speculative import streaming
-  from joma.transformer import model as models
-  from joma.transformer.hf import pretrained
-  from joma.transformer.text import tokenizer as tokenizers
 
   if _DRAFT_MODEL.value is None:
     return functools.partial(streaming.stream, draft=drafts.of(draft_config))
-  own = models.Transformer(pretrained.read_config(_DRAFT_MODEL.value))
-  drafts.of(draft_config, own).check(config, 1)
-  if (
-      tokenizers.from_folder(_DRAFT_MODEL.value).to_json()
-      != tokenizer.to_json()
-  ):
-    print(
-        "note: the tokenizer of --draft_model is not that of --model: guesses"
-        " may be of other texts.",
-        file=sys.stderr,
-    )
-  shape, draft_params = pretrained.load(_DRAFT_MODEL.value, _DTYPE.value)
-  draft = drafts.of(draft_config, models.Transformer(shape, _DTYPE.value))
+  draft, draft_params = folder.read(
+      _DRAFT_MODEL.value, draft_config, _DTYPE.value, config, tokenizer
+  )
   return functools.partial(
       streaming.stream, draft=draft, draft_params=draft_params
   )

@@ -105,7 +105,7 @@ def prefill(
       logits_at=lengths - 1,
   )
   tokens = sampling.sample(logits[:, 0], sampler)
-  is_finite = _are_finite(logits[:, 0], tokens)
+  is_finite = are_finite(logits[:, 0], tokens)
   return state_of(tokens, starts + lengths, kv_cache, eos_ids, is_finite)
 
 
@@ -154,7 +154,7 @@ def read_piece(
   drawn = sampling.sample(logits[:, 0], sampler)
   is_end = (ends >= 0) & (ends < size)
   tokens = jnp.where(is_end, drawn, found[0])
-  is_finite = jnp.where(is_end, _are_finite(logits[:, 0], drawn), found[1])
+  is_finite = jnp.where(is_end, are_finite(logits[:, 0], drawn), found[1])
   return state_of(tokens, starts + lengths, kv_cache, eos_ids, is_finite)
 
 
@@ -184,7 +184,7 @@ def _decode(
       positions=state.positions + ~state.is_done,
       is_done=state.is_done | is_eos(tokens, eos_ids),
       num_new=state.num_new + 1,
-      is_finite=state.is_done | _are_finite(logits[:, 0], tokens),
+      is_finite=state.is_done | are_finite(logits[:, 0], tokens),
       kv_cache=kv_cache,
   )
 
@@ -235,7 +235,7 @@ def check_follows(
   jax.eval_shape(lambda: model.init(jax.random.key(0), token, kv_cache=init()))
 
 
-def _are_finite(
+def are_finite(
     logits: Float[Array, "B V"], tokens: Int[Array, "B"]
 ) -> Bool[Array, "B"]:
   """Whether tokens were drawn from numbers.

@@ -48,10 +48,19 @@ def draw(
     key: Of the stream.
     step: Counts the draws of it.
   """
+  keys = row_keys(jax.random.fold_in(key, step), logits.shape[0])
+  return draw_by(logits, config, keys)
+
+
+def draw_by(
+    logits: Float[Array, "B V"],
+    config: sampling_config.SamplingConfig,
+    keys: Array,
+) -> Int[Array, "B"]:
+  """As `sample`, each sequence by a key of its own, [B]."""
   if is_greedy(config):
     return logits.argmax(axis=-1).astype(jnp.int32)
   logits = keep_top(logits / config.temperature, config)
-  keys = row_keys(jax.random.fold_in(key, step), logits.shape[0])
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 

@@ -145,6 +145,14 @@ _SMALL = {
     "launch.bench.kernels": ("--target=abacus",),
     "launch.bench_kernels": ("--target=abacus",),
     "launch.bench.sampling": ("--vocab_size=16", "--repeats=1"),
+    "launch.bench.serving": (
+        *("--model=model", "--num_requests=2", "--num_rows=1"),
+        *("--prompt_lens=1,2", "--new_tokens=1,2", "--prefix_len=0"),
+        "--num_rounds=1",
+    ),
+    "launch.bench.speculative": (
+        *("--model=model", "--ks=1", "--num_new=2", "--num_rounds=1"),
+    ),
     "launch.bench.scansnap": ("--what=length", "--seq_lens=0"),
 }
 

@@ -51,7 +51,7 @@ class SlotCache(slot_arrays.SlotArrays):
     return self.pos
 
   def on_trial(self) -> trial.SlotTrial:
-    """Notes what tokens overwrite, so that they can be taken back."""
+    """Notes what tokens change, so that they can be taken back."""
     return trial.SlotTrial(self)
 
   def attend(

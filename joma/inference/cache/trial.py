@@ -1,9 +1,9 @@
 """Tokens that a cache takes on trial, of which only the first may stay.
 
-A slot cache notes of each token what it overwrites: the vectors of one slot a
-head, and all that is a number a slot or a row a sequence. Taking tokens back
-puts these there again, the newest first, so that the cache is what it would be
-had they never come, bit for bit.
+A slot cache is copied, and notes of each token which slots it took, its vectors
+as they are kept there, and all that is a number a slot or a row a sequence.
+Those that stay are written into the copy, so that the cache is what it would be
+had the others never come, bit for bit.
 
 Letters: B batch, T tokens on trial, N query heads, K key and value heads, C
 slots, H head size.
@@ -47,17 +47,19 @@ class TakesBack(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Notes:
-  """What each token on trial has overwritten.
+  """What each token on trial has changed.
 
   Attributes:
-    before: Numbers of slots and sequences before each token and after the last
-      one, [T + 1, B, ...] each.
+    kept: Keys and values before the first.
+    numbers: Those of slots and sequences before the first token and after each,
+      [T + 1, B, ...] each.
     slots: Where each token was written, C for nowhere, int32 [T, B, K].
-    vectors: Keys and values that stood there, [T, B, K, ...] each.
+    vectors: Keys and values as they were written, [T, B, K, ...] each.
     num_taken: Tokens so far, int32.
   """
 
-  before: PyTree
+  kept: PyTree
+  numbers: PyTree
   slots: storage.Leaf
   vectors: PyTree
   num_taken: storage.Leaf
@@ -86,33 +88,29 @@ class SlotTrial:
       rotate: hooks.Rotate,
       options: hooks.AttentionOptions,
   ) -> tuple[Float[Array, "B T N H"], "SlotTrial"]:
-    """Takes the tokens one by one, as steps would, and notes what goes."""
+    """Takes the tokens one by one, as steps would, and notes what changes."""
     noting = SlotTrial(self.slots, _blank(self.slots, query.shape[1]))
     return one_by_one.attend(
         SlotTrial._take, noting, query, key, value, positions, rotate, options
     )
 
   def keep(self, counts: Int[Array, "B"]) -> Any:
-    """Puts what later tokens have overwritten back, the newest first."""
+    """Writes the first tokens into what was kept before them."""
     notes = self.notes
     assert notes is not None  # Nothing was taken on trial.
-    length = len(notes.slots)
 
-    def put_back(step: Int[Array, ""], kept: PyTree) -> PyTree:
-      at = length - 1 - step
-      slot = jnp.where(
-          (at >= counts)[:, None], notes.slots[at], self.slots.capacity
-      )
-      index = _index(slot)
+    def write(at: Int[Array, ""] | int, kept: PyTree) -> PyTree:
+      stays = (at < counts)[:, None]
+      index = _index(jnp.where(stays, notes.slots[at], self.slots.capacity))
       return jax.tree.map(
-          lambda x, old: x.at[index].set(old[at], mode="drop"),
+          lambda x, new: x.at[index].set(new[at], mode="drop"),
           kept,
           notes.vectors,
       )
 
-    key, value = jax.lax.fori_loop(0, length, put_back, _vectors(self.slots))
+    key, value = jax.lax.fori_loop(0, len(notes.slots), write, notes.kept)
     rows = jnp.arange(len(counts))
-    numbers = jax.tree.map(lambda x: x[counts, rows], notes.before)
+    numbers = jax.tree.map(lambda x: x[counts, rows], notes.numbers)
     return dataclasses.replace(self.slots, key=key, value=value, **numbers)
 
   def _take(
@@ -127,20 +125,20 @@ class SlotTrial:
     notes, old = self.notes, self.slots
     assert notes is not None  # `attend` has made them.
     out, new = old.attend(query, key, value, positions, rotate, options)
-    position = positions[:, 0, None, None]
+    position, at = positions[:, 0, None, None], notes.num_taken
     is_new = (new.pos == position) & (position >= 0)
     slot = jnp.where(is_new.any(axis=-1), is_new.argmax(axis=-1), old.capacity)
-    slot, at = slot.astype(jnp.int32), notes.num_taken
-    there = jax.tree.map(
-        lambda x: x.at[_index(slot)].get(mode="clip"), _vectors(old)
+    vectors = jax.tree.map(
+        lambda x: x.at[_index(slot)].get(mode="clip"), _vectors(new)
     )
-    write = lambda x, y: x.at[at].set(y)
-    notes = Notes(
-        before=jax.tree.map(
-            lambda x, y: x.at[at + 1].set(y), notes.before, _numbers(new)
+    write = lambda x, y: x.at[at].set(y.astype(x.dtype))
+    notes = dataclasses.replace(
+        notes,
+        numbers=jax.tree.map(
+            lambda x, y: x.at[at + 1].set(y), notes.numbers, _numbers(new)
         ),
         slots=write(notes.slots, slot),
-        vectors=jax.tree.map(write, notes.vectors, there),
+        vectors=jax.tree.map(write, notes.vectors, vectors),
         num_taken=at + 1,
     )
     return out, SlotTrial(new, notes)
@@ -175,7 +173,8 @@ def _blank(slots: Any, length: int) -> Notes:
   """Notes for so many tokens; before the first all is as it is."""
   shape = slots.pos.shape[:2]
   return Notes(
-      before=jax.tree.map(
+      kept=_vectors(slots),
+      numbers=jax.tree.map(
           lambda x: jnp.repeat(x[None], length + 1, axis=0), _numbers(slots)
       ),
       slots=jnp.full((length, *shape), slots.capacity, jnp.int32),

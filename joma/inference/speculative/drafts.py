@@ -8,7 +8,7 @@ vocabulary.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Guess(NamedTuple):
   state: PyTree
 
 
+@runtime_checkable
 class Draft(Protocol):
   """What guesses; hashable, for programs are compiled for it."""
 

@@ -5,7 +5,7 @@ S + 1 tokens of each sequence: those that the model itself would have drawn, one
 pass for all of them. What the cache took of guesses that did not stay is taken
 back (`cache.trial`), so that it is as steps would have left it.
 
-Letters: B batch, S guesses a round, V vocabulary.
+Letters: B batch, S guesses a round, W = S + 1 tokens of a pass, V vocabulary.
 """
 
 import functools
@@ -99,7 +99,7 @@ def _key(
 
 
 def _verified(
-    logits: Float[Array, "B S+1 V"],
+    logits: Float[Array, "B W V"],
     guesses: Int[Array, "B S"],
     drawn_by: Float[Array, "B S V"] | None,
     last: Round,
@@ -125,7 +125,7 @@ def _verified(
 
 
 def _until_end(
-    came: Int[Array, "B S+1"], counts: Int[Array, "B"], eos_ids: tuple[int, ...]
+    came: Int[Array, "B W"], counts: Int[Array, "B"], eos_ids: tuple[int, ...]
 ) -> Int[Array, "B"]:
   """Counts the token that ends a sequence, and nothing behind it."""
   is_end = decode_steps.is_eos(came, eos_ids)
@@ -135,9 +135,9 @@ def _until_end(
 
 def _next(
     last: Round,
-    came: Int[Array, "B S+1"],
+    came: Int[Array, "B W"],
     counts: Int[Array, "B"],
-    logits: Float[Array, "B S+1 V"],
+    logits: Float[Array, "B W V"],
     eos_ids: tuple[int, ...],
 ) -> Round:
   is_new = jnp.arange(came.shape[1])[None] < counts[:, None]

@@ -6,7 +6,7 @@ than q, max(0, p - q). Both together have the model's distribution p, whatever q
 is (Leviathan et al. 2023, arXiv 2211.17192, section 2.3 and appendix A.1). If
 all stay, one more token comes from p: the last pass has it anyway.
 
-Letters: B batch, S guesses a round, V vocabulary.
+Letters: B batch, S guesses a round, W = S + 1 tokens of a pass, V vocabulary.
 """
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def greedy(
-    best: Int[Array, "B S+1"], guesses: Int[Array, "B S"]
+    best: Int[Array, "B W"], guesses: Int[Array, "B S"]
 ) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
   """Returns how many guesses stay, and the token behind them.
 
@@ -28,7 +28,7 @@ def greedy(
 
 
 def accept(
-    target: Float[Array, "B S+1 V"],
+    target: Float[Array, "B W V"],
     draft: Float[Array, "B S V"],
     guesses: Int[Array, "B S"],
     uniforms: Float[Array, "B S"],
