@@ -8,7 +8,7 @@ Letters: B rows.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import PyTree
@@ -26,6 +26,7 @@ from scansnap_jax.experiment import require
 Prompt = Any  # A row of token ids.
 
 
+@runtime_checkable
 class MakeCaches(Protocol):
   """Makes empty caches, one a layer: `kv_cache.init` with its other arguments.
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import flagsaver
@@ -10,6 +11,7 @@ import pytest
 
 from launch import generate
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment.processes import devices
 from tests.launch import generate_test
 
 
@@ -17,7 +19,9 @@ class AheadTest(absltest.TestCase):
 
   def _run(self, **flags):
     out, err = io.StringIO(), io.StringIO()
-    with flagsaver.flagsaver(**flags):
+    # This process has its devices already.
+    has_devices = mock.patch.object(devices, "set_up")
+    with flagsaver.flagsaver(**flags), has_devices:
       with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         generate.main([])
     return out.getvalue(), err.getvalue()
