@@ -144,17 +144,17 @@ class SlotTrial:
     return out, SlotTrial(new, notes)
 
 
-def begin(kv_cache: tuple[Any, ...]) -> tuple[Any, ...]:
+def begin(kv_cache: PyTree) -> tuple[Any, ...]:
   """Returns caches, one a layer, that take tokens on trial."""
   return tuple(cache.on_trial() for cache in kv_cache)
 
 
-def keep(caches: tuple[Any, ...], counts: Int[Array, "B"]) -> tuple[Any, ...]:
+def keep(caches: PyTree, counts: Int[Array, "B"]) -> tuple[Any, ...]:
   """Returns caches of `begin` after a call, with its first tokens alone."""
   return tuple(cache.keep(counts) for cache in caches)
 
 
-def check(kv_cache: tuple[Any, ...]) -> None:
+def check(kv_cache: PyTree) -> None:
   """Raises UserError if tokens cannot be taken back from a layer's cache."""
   from joma.systems.cache_policies import names
 

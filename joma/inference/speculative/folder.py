@@ -1,6 +1,6 @@
 """A draft's model from a Hugging Face folder."""
 
-import os
+import pathlib
 import sys
 
 from jaxtyping import PyTree
@@ -14,7 +14,7 @@ from joma.transformer.text import tokenizer as tokenizers
 
 
 def read(
-    folder: str | os.PathLike[str],
+    folder: str | pathlib.Path,
     config: draft_config.Model,
     dtype: str,
     target: configs.TransformerConfig,
