@@ -44,8 +44,8 @@ class BenchConfig:
 
   num_requests: int = 16
   num_rows: int = 8
-  prompt_lens: tuple[int, int] = (8, 64)
-  new_tokens: tuple[int, int] = (16, 64)
+  prompt_lens: tuple[int, ...] = (8, 64)
+  new_tokens: tuple[int, ...] = (16, 64)
   prefix_len: int = 256
   num_rounds: int = 3
   seed: int = 0

@@ -9,7 +9,7 @@ joma/inference/decode_steps.py
 @ test_a_sequence_ends_at_its_end_of_text
 
 joma/inference/decode_steps.py
-- is_done=state.is_done | _is_eos(tokens, eos_ids),
+- is_done=state.is_done | is_eos(tokens, eos_ids),
 + is_done=state.is_done,
 ? a stop token stops nothing
 @ tests/joma/inference/generate_test.py
