@@ -64,11 +64,23 @@ def run(
     # Imported here, so that --help and wrong flags answer at once.
     from scansnap_jax.experiment.processes import devices
 
+    check_compiles()
     write = writer(path.value)
     devices.set_up(num_cpu_devices=num_cpu_devices)
     write(measure(build()))
 
   app.run(main, keeps_compiled=False)
+
+
+def check_compiles() -> None:
+  """Raises UserError where jax was told to compile nothing."""
+  import jax  # Not before flags are read.
+
+  if jax.config.jax_disable_jit:
+    raise errors.UserError(
+        "JAX_DISABLE_JIT=1 leaves nothing to measure: a benchmark times what"
+        " jax compiles. Unset it."
+    )
 
 
 def define_model(text: str, *, is_required: bool = False) -> flags.FlagHolder:

@@ -86,6 +86,7 @@ _UPDATE = flags.DEFINE_boolean(
 
 def main(_: list[str]) -> None:
   """Measures, prints, writes."""
+  harness.check_compiles()
   write = harness.writer(_OUTPUT.value)
   devices.set_up()
   if _UPDATE.value:

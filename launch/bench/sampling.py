@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from joma.inference import sampling
 from joma.inference import sampling_config
+from launch.bench import harness
 from launch.command import app
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment.processes import devices
@@ -61,6 +62,7 @@ def measure(vocab_size: int, batch_size: int, repeats: int) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
   """Prints a line a case."""
+  harness.check_compiles()
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   # Logits, their draws, and what a sort makes of them.
   require.memory(

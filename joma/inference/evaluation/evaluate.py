@@ -81,6 +81,8 @@ def read(
     kv_cache: A cache a layer; donated.
   """
   seq_len = tokens.shape[1]
+  # With JAX_DISABLE_JIT they come as they are, and NumPy takes no traced index.
+  tokens, golds = jnp.asarray(tokens), jnp.asarray(golds)
   targets = jnp.roll(tokens, -1, axis=1)
 
   def step(time: Any, kv_cache: PyTree) -> tuple[PyTree, Any]:

@@ -7,6 +7,7 @@ import pathlib
 from unittest import mock
 
 from absl.testing import absltest
+import jax
 import numpy as np
 
 from launch.bench import harness
@@ -148,6 +149,17 @@ class ChildTest(absltest.TestCase):
     (folder / "child.py").write_text(code)
     with mock.patch.dict(os.environ, PYTHONPATH=str(folder)):
       yield
+
+
+class CheckCompilesTest(absltest.TestCase):
+
+  def test_without_compilation_nothing_is_measured(self):
+    harness.check_compiles()
+    with (
+        jax.disable_jit(),
+        self.assertRaisesRegex(errors.UserError, "JAX_DISABLE_JIT=1 leaves"),
+    ):
+      harness.check_compiles()
 
 
 class WriterTest(absltest.TestCase):

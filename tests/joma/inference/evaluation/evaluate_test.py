@@ -177,6 +177,21 @@ class ReadTest(parameterized.TestCase):
 
 class AnswerTest(parameterized.TestCase):
 
+  @pytest.mark.slow
+  def test_tokens_are_read_without_compilation(self):
+    """JAX_DISABLE_JIT: NumPy arrays reach what is traced in any case."""
+    read = lambda: evaluate.answer(
+        _MODEL,
+        _params(),
+        _batch(),
+        _slots(full.Full(), _LENGTH + 3),
+        reading="tokens",
+        num_new=4,
+    )
+    with jax.disable_jit():
+      found = read()
+    np.testing.assert_array_equal(found.generated, read().generated)
+
   def test_all_ways_of_reading_agree_where_all_is_kept(self):
     found = {}
     with jax.debug_nans(True):  # What is not asked is no NaN on a device.
