@@ -112,6 +112,11 @@ def parts(entry: str) -> tuple[Part, ...]:
     name, *settings = text.strip().split(":")
     if name == PLAIN and entry.strip() == PLAIN:
       return ()
+    if name == PLAIN:
+      raise errors.UserError(
+          f"attention={entry!r}: {PLAIN!r} stands alone and has no options;"
+          " what else the entry names changes it, so leave it out."
+      )
     if name not in SYSTEMS:
       raise errors.UserError(_unknown(name, entry))
     if name in (part.name for part in found):

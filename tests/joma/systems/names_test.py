@@ -50,7 +50,8 @@ class NamesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("lout", "no system 'lout'; the nearest is 'loud'"),
-      ("loud+softmax", "no system 'softmax'"),
+      ("loud+softmax", "'softmax' stands alone.*so leave it out"),
+      ("softmax:k=1", "'softmax:k=1': 'softmax' stands alone"),
       ("loud+loud", "'loud' twice"),
       ("loud:k", "written :name=value, got 'k'"),
       ("", "no system ''"),

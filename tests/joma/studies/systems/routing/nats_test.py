@@ -90,7 +90,7 @@ class KeptTest(parameterized.TestCase):
     # sum of its decays, its length, and how many are kept and lost.
     rest = 4 * (16 + 1 + 1 + 1 + 1)
     want = (2 + 1) * 4 * pair + newest + 2 * state + rest
-    self.assertEqual(nats.routed_bytes(routed, 2), want)
+    self.assertEqual(nats.routed_bytes(routed, 2.0), want)
     self.assertEqual(nats.routed_bytes(routed, 0.5), want - 6 * pair)
 
   @parameterized.parameters(nats.WINDOW, nats.HYBRID)
