@@ -46,8 +46,8 @@ ROUTED, WINDOW = "nats", "sliding window"
 HYBRID = "3 gdn + 1 softmax"
 _SOFTMAX = "convolved:width=4"
 _LAYERS: dict[str, tuple[str, ...]] = {
-    HYBRID: ("gdn", "gdn", "gdn", _SOFTMAX),
     WINDOW: (_SOFTMAX,),
+    HYBRID: ("gdn", "gdn", "gdn", _SOFTMAX),
 }
 MODELS = (ROUTED, *_LAYERS)
 _KINDS = ("needle", "filler")
