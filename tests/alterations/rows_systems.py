@@ -285,7 +285,7 @@ joma/studies/systems/routing/nats.py
 @ tests/joma/studies/systems/routing/nats_test.py
 @ test_a_window_is_the_least_with_as_many_bytes
 
-joma/studies/systems/routing/nats.py
+joma/studies/systems/routing/needle_chunks.py
 - ends = both(take(key_of), take(value_of))
 + ends = both(take(key_of), value_of[:, again[0]])
 ? answers are in the order of the first text

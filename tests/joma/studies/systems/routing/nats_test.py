@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from joma.studies.systems.routing import nats
+from joma.studies.systems.routing import needle_chunks
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
@@ -31,7 +32,7 @@ class NatsTest(absltest.TestCase):
 class NeedlesTest(absltest.TestCase):
 
   def test_pairs_stand_in_needle_chunks_and_are_asked(self):
-    task = nats.Needles(
+    task = needle_chunks.Needles(
         chunk=4, num_chunks=5, num_needles=2, num_asked=2, num_symbols=6
     )
     # One program compiles sooner than its operations.
@@ -107,6 +108,7 @@ class KeptTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(num_chunks=1), "num_chunks must be from 2 to"),
       (dict(chunk=7), "chunk must be a multiple of 2, got 7"),
+      (dict(others=("moh",)), "others must be one or more of sliding window"),
       (dict(num_symbols=3), "num_symbols must be from 4 to"),
   )
   def test_says_what_would_be_right(self, changes, message):
