@@ -76,7 +76,8 @@ def check_compiles() -> None:
   """Raises UserError where jax was told to compile nothing."""
   import jax  # Not before flags are read.
 
-  if jax.config.jax_disable_jit:
+  # The flag is made as jax is imported, and a context may set it.
+  if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
     raise errors.UserError(
         "JAX_DISABLE_JIT=1 leaves nothing to measure: a benchmark times what"
         " jax compiles. Unset it."
