@@ -69,6 +69,13 @@ _POLICY = flags.DEFINE_string(
 _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "Slots of the KV cache a key head, where tokens leave.", 1
 )
+_HOST_PAGE = flags.DEFINE_integer(
+    "host_page",
+    None,
+    "Keeps the KV cache in the memory of the accelerator's host, in pages of so"
+    " many tokens, which come to the device one by one; for --policy=full.",
+    1,
+)
 _ATTENTION = flags.DEFINE_list(
     "attention",
     [],
@@ -125,9 +132,12 @@ def main(_: list[str]) -> None:
   from scansnap_jax.experiment.processes import devices
 
   make_cache = _read_policy()
+  _check_host_page(sizes, make_cache)
   template = _read_template()
   # One, whose computations take all cores, or those of the mesh.
   devices.set_up(num_cpu_devices=math.prod(sizes or (1,)))
+  if _HOST_PAGE.value is not None:
+    _check_backend()
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
   attention = tuple(_ATTENTION.value)
@@ -154,14 +164,13 @@ def main(_: list[str]) -> None:
       _chat(begin, template, tokenizer, eos_ids)
       return
     options["max_new_tokens"] = _MAX_NEW_TOKENS.value
-    if make_cache is not None:
+    if _ROWS.value is None:
+      longest = max(map(len, ids)) + _MAX_NEW_TOKENS.value
+      caches = _caches(make_cache, config, len(ids), longest)
+      options |= {} if caches is None else {"kv_cache": caches}
+    elif make_cache is not None:
       make = functools.partial(make_cache, config, dtype=_DTYPE.value)
-      is_queued = _ROWS.value is not None
-      options |= (
-          {"make_caches": make}
-          if is_queued
-          else {"kv_cache": make(batch_size=len(ids))}
-      )
+      options["make_caches"] = make
     show = _show_one if len(prompts) == 1 else _show_many
     speed: list[str] = []
     # What cannot be continued is refused before anything is shown.
@@ -238,10 +247,9 @@ def _beginning(
   from joma.inference import generate
 
   def begin(num_tokens: int) -> conversation.Conversation:
-    if make_cache is None:
+    caches = _caches(make_cache, model.config, 1, num_tokens)
+    if caches is None:
       caches = generate.empty_caches(model, 1, num_tokens)
-    else:
-      caches = make_cache(model.config, batch_size=1, dtype=_DTYPE.value)
     return conversation.Conversation(model, params, caches, **options)
 
   return begin
@@ -296,6 +304,51 @@ def _read_policy() -> Callable[..., Any] | None:
   if capacity is None:
     return None
   return functools.partial(kv_cache.init, policy, capacity=capacity)
+
+
+def _check_host_page(sizes: Any, make_cache: Any) -> None:
+  """Refuses what does not go with a cache in the host's memory."""
+  if _HOST_PAGE.value is None:
+    return
+  others = {
+      f"--policy={_POLICY.value}": make_cache is not None,
+      "--mesh": sizes is not None,
+      "--rows": _ROWS.value is not None,
+      "--draft": _DRAFT.value is not None or _DRAFT_MODEL.value is not None,
+  }
+  for name, is_given in others.items():
+    if is_given:
+      raise errors.UserError(
+          f"--host_page={_HOST_PAGE.value} keeps all of a few texts for one"
+          f" device and does not go with {name}: leave one of them out."
+      )
+
+
+def _check_backend() -> None:
+  import jax
+
+  from joma.inference.cache import host_pages
+
+  host_pages.check_device(jax.default_backend())
+
+
+def _caches(
+    make_cache: Any, config: Any, batch_size: int, num_positions: int
+) -> Any:
+  """Caches of a policy, or in the host's memory; None is for `generate`."""
+  from joma.inference.cache import host_pages
+
+  if make_cache is not None:
+    return make_cache(config, batch_size=batch_size, dtype=_DTYPE.value)
+  if _HOST_PAGE.value is None:
+    return None
+  return host_pages.init(
+      config,
+      batch_size,
+      num_positions,
+      _DTYPE.value,
+      page_size=_HOST_PAGE.value,
+  )
 
 
 def _read_prompts() -> list[str]:

@@ -1,6 +1,18 @@
 """Faults in `joma.inference`: sampling, evaluation, costs, bridge, sparsity."""
 
 TABLE = """
+joma/inference/cache/host_pages.py
+- _, total, out = jax.lax.fori_loop(0, index, add_page, sums)
++ _, total, out = jax.lax.fori_loop(0, index + 1, add_page, sums)
+? the page that is being filled counts twice
+@ test_a_step_is_softmax_over_all_before_it
+
+joma/inference/cache/host_pages.py
+- total * shrink + weights.sum(axis=-1),
++ total + weights.sum(axis=-1),
+? a page of greater logits leaves the sums before it too large
+@ test_a_step_is_softmax_over_all_before_it
+
 joma/inference/decode_steps.py
 - tokens = jnp.where(state.is_done, state.tokens, tokens)
 + tokens = jnp.where(state.is_done, tokens, state.tokens)

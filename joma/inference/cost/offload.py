@@ -36,9 +36,11 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
 Bound = Literal["transfer", "memory", "arithmetic"]
-# What is on the device of things that come by and by: one part is computed
-# with while the next comes.
+# Of what comes by and by: one part is computed with while the next comes.
 _BUFFERS = 2
+# Of each layer's cache the page that is being filled, and one that comes by:
+# a compiler shares no buffers between the loops of layers.
+_PAGES = 2
 _ACTIVATION = 2  # bfloat16.
 
 
@@ -212,7 +214,7 @@ def _parts(work: Work, where: Placement) -> dict[str, tuple[int, int]]:
   k, j, stays = where.host_weights, where.host_cache, not where.host_stream
   layers, weights = work.num_layers, work.layer_bytes
   buffered = min(_BUFFERS, k) * weights
-  pages = _BUFFERS * work.page_bytes if j else 0
+  pages = _PAGES * j * work.page_bytes
   stream = 0 if stays else layers * work.stream_bytes
   from_host = k * weights, j * work.read_bytes + stream
   return {

@@ -63,21 +63,21 @@ def _enumerated(work, machine, most):
 class PlacementTest(parameterized.TestCase):
 
   def test_bytes_and_times_by_hand(self):
-    """3 sequences, weights of 3 layers and caches of 1 in the host."""
-    found = offload.of_placement(_WORK, _machine(), _place(3, 1, True, 3))
-    # 50 fixed, one layer, two buffers; caches of 3 layers, two pages, streams.
+    """3 sequences, weights of 3 layers and caches of 2 in the host."""
+    found = offload.of_placement(_WORK, _machine(), _place(3, 2, True, 3))
+    # 50 fixed, one layer, two buffers; caches of 2 layers, 4 pages, streams.
     self.assertEqual(
-        found.device_bytes, 50 + 100 + 200 + 3 * (3 * 40 + 20 + 2 + 6)
+        found.device_bytes, 50 + 100 + 200 + 3 * (2 * 40 + 40 + 2 + 6)
     )
-    self.assertEqual(found.host_bytes, 300 + 3 * (40 + 2))
-    up = 300 + 3 * (30 + 4 * 2)
+    self.assertEqual(found.host_bytes, 300 + 3 * (80 + 2))
+    up = 300 + 3 * (60 + 4 * 2)
     self.assertEqual(found.seconds["transfer"], up / 10)
     self.assertEqual(found.seconds["memory"], (440 + 3 * 4 * 30 + up) / 100)
     self.assertEqual(found.seconds["arithmetic"], 3.0)
     self.assertEqual(found.bound, "transfer")
     self.assertEqual(found.tokens_per_sec, 3 / (up / 10))
     fast = _machine(link=1e4, flops=10.0)
-    found = offload.of_placement(_WORK, fast, _place(3, 1, True, 3))
+    found = offload.of_placement(_WORK, fast, _place(3, 2, True, 3))
     self.assertEqual((found.bound, found.step_seconds), ("arithmetic", 300))
     # On the chip: nothing is buffered, nothing goes over the link.
     found = offload.of_placement(_WORK, _machine(), _place(0, 0, False, 2))

@@ -10,6 +10,7 @@ import pytest
 from joma.inference.sparsity import unit_rules
 from joma.studies.systems.projections import compressed_mlps
 from joma.studies.systems.projections import monarch as study
+from joma.studies.systems.projections import monarch_subject as subjects
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
@@ -47,12 +48,12 @@ class CompressedTest(absltest.TestCase):
     self.assertEqual(subject.num_neurons(44, predicted), 3)
     self.assertEqual(subject.num_neurons(43, predicted), 2)
     self.assertEqual(subject.num_neurons(44, unit_rules.Oracle()), 5)
-    config = study.MonarchConfig(blocks=2, shares=(0.4, 0.8))
+    config = subjects.MonarchConfig(blocks=2, shares=(0.4, 0.8))
     # 2 matrices, 2 blocks, 4 + 8 numbers: 48 of 64 weights a rank.
-    self.assertEqual(study._per_rank(config, subject), 48)
-    self.assertEqual(study._rank(config, subject, 0.8), 1)
+    self.assertEqual(subjects.per_rank(config, subject), 48)
+    self.assertEqual(subjects.rank_of(config, subject, 0.8), 1)
     with self.assertRaisesRegex(errors.UserError, "share=0.4 of an MLP's"):
-      study._rank(config, subject, 0.4)
+      subjects.rank_of(config, subject, 0.4)
 
   @pytest.mark.slow
   def test_all_neurons_and_all_ranks_are_the_dense_model(self):
@@ -118,7 +119,7 @@ class StudyTest(parameterized.TestCase):
   )
   def test_settings_that_cannot_be_are_refused(self, changes, message):
     with self.assertRaisesRegex(errors.UserError, message):
-      study.MonarchConfig(**changes)
+      subjects.MonarchConfig(**changes)
 
 
 if __name__ == "__main__":
