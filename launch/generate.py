@@ -35,6 +35,7 @@ from absl import flags
 from joma.inference import sampling_config
 from launch.command import app
 from launch.command import flag_config
+from launch.command import host_pages
 from launch.command import run
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
@@ -69,13 +70,7 @@ _POLICY = flags.DEFINE_string(
 _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "Slots of the KV cache a key head, where tokens leave.", 1
 )
-_HOST_PAGE = flags.DEFINE_integer(
-    "host_page",
-    None,
-    "Keeps the KV cache in the memory of the accelerator's host, in pages of so"
-    " many tokens, which come to the device one by one; for --policy=full.",
-    1,
-)
+_HOST_PAGE = host_pages.define()
 _ATTENTION = flags.DEFINE_list(
     "attention",
     [],
@@ -132,12 +127,18 @@ def main(_: list[str]) -> None:
   from scansnap_jax.experiment.processes import devices
 
   make_cache = _read_policy()
-  _check_host_page(sizes, make_cache)
+  is_drafted = _DRAFT.value is not None or _DRAFT_MODEL.value is not None
+  host_pages.check(
+      _HOST_PAGE.value,
+      policy=make_cache is not None,
+      mesh=sizes is not None,
+      rows=_ROWS.value is not None,
+      draft=is_drafted,
+  )
   template = _read_template()
   # One, whose computations take all cores, or those of the mesh.
   devices.set_up(num_cpu_devices=math.prod(sizes or (1,)))
-  if _HOST_PAGE.value is not None:
-    _check_backend()
+  host_pages.check_backend(_HOST_PAGE.value)
   tokenizer = tokenizers.from_folder(_MODEL.value)
   eos_ids = () if _IGNORE_EOS.value else stop_tokens.read(_MODEL.value)
   attention = tuple(_ATTENTION.value)
@@ -166,7 +167,9 @@ def main(_: list[str]) -> None:
     options["max_new_tokens"] = _MAX_NEW_TOKENS.value
     if _ROWS.value is None:
       longest = max(map(len, ids)) + _MAX_NEW_TOKENS.value
-      caches = _caches(make_cache, config, len(ids), longest)
+      caches = host_pages.caches(
+          _HOST_PAGE.value, make_cache, config, len(ids), longest, _DTYPE.value
+      )
       options |= {} if caches is None else {"kv_cache": caches}
     elif make_cache is not None:
       make = functools.partial(make_cache, config, dtype=_DTYPE.value)
@@ -247,7 +250,9 @@ def _beginning(
   from joma.inference import generate
 
   def begin(num_tokens: int) -> conversation.Conversation:
-    caches = _caches(make_cache, model.config, 1, num_tokens)
+    caches = host_pages.caches(
+        _HOST_PAGE.value, make_cache, model.config, 1, num_tokens, _DTYPE.value
+    )
     if caches is None:
       caches = generate.empty_caches(model, 1, num_tokens)
     return conversation.Conversation(model, params, caches, **options)
@@ -304,51 +309,6 @@ def _read_policy() -> Callable[..., Any] | None:
   if capacity is None:
     return None
   return functools.partial(kv_cache.init, policy, capacity=capacity)
-
-
-def _check_host_page(sizes: Any, make_cache: Any) -> None:
-  """Refuses what does not go with a cache in the host's memory."""
-  if _HOST_PAGE.value is None:
-    return
-  others = {
-      f"--policy={_POLICY.value}": make_cache is not None,
-      "--mesh": sizes is not None,
-      "--rows": _ROWS.value is not None,
-      "--draft": _DRAFT.value is not None or _DRAFT_MODEL.value is not None,
-  }
-  for name, is_given in others.items():
-    if is_given:
-      raise errors.UserError(
-          f"--host_page={_HOST_PAGE.value} keeps all of a few texts for one"
-          f" device and does not go with {name}: leave one of them out."
-      )
-
-
-def _check_backend() -> None:
-  import jax
-
-  from joma.inference.cache import host_pages
-
-  host_pages.check_device(jax.default_backend())
-
-
-def _caches(
-    make_cache: Any, config: Any, batch_size: int, num_positions: int
-) -> Any:
-  """Caches of a policy, or in the host's memory; None is for `generate`."""
-  from joma.inference.cache import host_pages
-
-  if make_cache is not None:
-    return make_cache(config, batch_size=batch_size, dtype=_DTYPE.value)
-  if _HOST_PAGE.value is None:
-    return None
-  return host_pages.init(
-      config,
-      batch_size,
-      num_positions,
-      _DTYPE.value,
-      page_size=_HOST_PAGE.value,
-  )
 
 
 def _read_prompts() -> list[str]:

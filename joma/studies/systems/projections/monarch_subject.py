@@ -39,7 +39,7 @@ class MonarchConfig:
 
   Attributes:
     model: Folder of a checkpoint; none trains a small model.
-    corpus: Its text.
+    corpus: Text that models are trained on and asked about.
     seed: Random seed of the model that is trained, of texts and of predictors.
     shares: Shares of the MLPs' weights that a token reads.
     blocks: Blocks of a Monarch matrix.
@@ -51,7 +51,7 @@ class MonarchConfig:
     batch_size: Texts of a step.
     rate: Learning rate of its training.
     num_tune: Steps that factors are trained after the projection; 0 is none.
-    tune_rate: Their learning rate.
+    tune_rate: Learning rate of factors after the projection.
     num_texts: Texts that losses are of.
     num_capture: Texts that predictors learn from, 2 or more.
     predictor_rank: Rank of a predictor.
