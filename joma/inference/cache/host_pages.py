@@ -239,8 +239,8 @@ def _step(
   batch, head_dim = len(query), query.shape[-1]
   page, kind = cache.newest[0].shape[2], cache.key.dtype
   grouped = query.reshape(batch, key.shape[2], -1, head_dim).astype(kind)
-  new = tuple(x.astype(kind).swapaxes(1, 2) for x in (key, value))
-  cache = _written(cache, *new, positions)
+  as_kept = lambda x: x.astype(kind).swapaxes(1, 2)
+  cache = _written(cache, as_kept(key), as_kept(value), positions)
   index = (cache.count - 1) // page
   nothing = (
       jnp.full(grouped.shape[:3], _NOTHING, jnp.float32),
@@ -309,10 +309,10 @@ def _written(
   """Puts a token into the next slot, and its page into the host as well."""
   page = cache.newest[0].shape[2]
   index, slot = cache.count // page, cache.count % page
-  newest = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
-      for old, new in zip(cache.newest, (key, value), strict=True)
+  add = lambda page, new: jax.lax.dynamic_update_slice_in_dim(
+      page, new, slot, axis=2
   )
+  newest = add(cache.newest[0], key), add(cache.newest[1], value)
   put = lambda pages, new: jax.lax.dynamic_update_index_in_dim(
       pages, _to_host(new.reshape(pages.shape[1:])), index, axis=0
   )
