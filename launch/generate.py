@@ -361,9 +361,10 @@ def _timed_steps(
   Of a draft also what it gave.
   """
   started, num_new, first = time.monotonic(), 0, None
-  # Prompts, and then a pass: both compile. With a draft there may be two kinds.
+  # Prompts and a pass compile; with a draft there may be two kinds of passes,
+  # with rows each prompt comes by itself.
   num_passes = lambda step: getattr(steps, "num_rounds", step)
-  num_warm = 3 if hasattr(steps, "num_rounds") else 2
+  num_warm = 3 if hasattr(steps, "num_rounds") else 2 + (_ROWS.value or 0)
   for step, (tokens, is_new) in enumerate(steps):
     if first is None and num_passes(step) >= num_warm:
       first, num_new = time.monotonic(), 0
