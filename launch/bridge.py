@@ -23,13 +23,14 @@ from launch.command import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
+_PRESET = run.define_preset()
 _DATA_DIR = run.define_data_dir()
 _CONFIG = flag_config.define(bridge_config.BridgeConfig())
 
 
 def main(_: list[str]) -> None:
   """Trains, measures, and writes the report."""
-  config = _CONFIG()
+  config = _CONFIG(bridge_config.PRESETS[_PRESET.value]())
   folder = run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),

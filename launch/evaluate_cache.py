@@ -33,6 +33,7 @@ from launch.command import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
+_PRESET = run.define_preset()
 _MODEL = flags.DEFINE_string(
     "model", None, "Folder of a model and its tokenizer; none trains one."
 )
@@ -43,7 +44,8 @@ _CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
 
 def main(_: list[str]) -> None:
   """Makes or loads the model, evaluates, reports."""
-  config, sizes = _CONFIG(), run.mesh_sizes(_MESH.value)
+  config = _CONFIG(evaluate_config.PRESETS[_PRESET.value]())
+  sizes = run.mesh_sizes(_MESH.value)
 
   is_ruler = evaluate_config.RULER in config.tasks
 

@@ -30,6 +30,7 @@ from joma.studies.theorems import hblt
 from joma.studies.theorems import invariants
 from joma.studies.theorems import stable_rank
 from launch.command import app
+from launch.command import run
 from launch.command import study_run
 
 _STUDIES = {
@@ -52,7 +53,10 @@ _STUDIES = {
     "noisy_hblt": noisy_hblt.STUDY,
 }
 # Presets are the studies, and these with settings of their own.
-_VARIANTS = {"table1_reduced": ("table1", table1_config.table1_reduced())}
+_VARIANTS = {
+    "table1_reduced": ("table1", table1_config.table1_reduced()),
+    run.SMOKE: ("table1", table1_config.smoke()),
+}
 
 _RUN = study_run.define(
     "joma", "preset", _STUDIES, "figure4", variants=_VARIANTS, multihost=True

@@ -20,12 +20,13 @@ from launch.command import run
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
+_PRESET = run.define_preset()
 _CONFIG = flag_config.define(extension_config.RopeExtensionConfig())
 
 
 def main(_: list[str]) -> None:
   """Trains, reads, and writes the report."""
-  config = _CONFIG()
+  config = _CONFIG(extension_config.PRESETS[_PRESET.value]())
   folder = run.Folder(
       _WORKDIR.value,
       workdir_lib.config_to_json(config),

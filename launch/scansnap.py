@@ -34,11 +34,15 @@ _PRESETS = {
     "figure12": {"figure12": config_lib.figure12},
     "theorems": {},
     "sweep": {"sweep": config_lib.ScanSnapConfig},
+    run.SMOKE: {"sweep": config_lib.smoke},
 }
 
 _WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
-    "preset", "main", list(_PRESETS), "What to run; sweep is the flags alone."
+    "preset",
+    "main",
+    list(_PRESETS),
+    "What to run; sweep is the flags alone, smoke one that takes seconds.",
 )
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = run.define_num_cpu_devices()

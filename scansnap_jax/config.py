@@ -269,3 +269,17 @@ def figure11() -> ScanSnapConfig:
 def figure12() -> ScanSnapConfig:
   """Figure 6's runs, read as recall of distinct tokens, by eta_Y / eta_Z."""
   return dataclasses.replace(figure6(), lr_z=(1.0,))
+
+
+def smoke() -> ScanSnapConfig:
+  """A sweep that takes seconds, at a size at which numbers mean nothing."""
+  return ScanSnapConfig(
+      data=DataConfig(seq_len=9),
+      num_last=(2,),
+      lr_z=(1.0,),
+      lr_ratio=(2.0,),
+      num_seeds=2,
+      batch_size=4,
+      num_steps=2,
+      log_every=2,
+  )

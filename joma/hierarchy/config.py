@@ -154,3 +154,21 @@ def table1_reduced() -> Table1Config:
       num_steps=300,
       checkpoint_every=100,
   )
+
+
+def smoke() -> Table1Config:
+  """A single cell in seconds, at a size at which numbers mean nothing."""
+  return Table1Config(
+      num_classes=(5,),
+      num_combinations=(2,),
+      num_latents_0=(6,),
+      num_latents_1=(7,),
+      num_tokens=20,
+      seq_len=9,
+      embed_dim=8,
+      num_seeds=2,
+      num_unseen=5,
+      num_shuffles=2,
+      num_steps=2,
+      log_every=2,
+  )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import pathlib
+import types
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 from etils import epy
@@ -42,6 +43,8 @@ class Study(NamedTuple):
       writes nothing.
     caption: What the figure shows.
     report_title: Heading of the report.
+    smoke: Settings in place of those by default, with which all of it runs in
+      seconds; what comes out means nothing.
   """
 
   title: str
@@ -50,6 +53,7 @@ class Study(NamedTuple):
   draw: Callable[[Summary], mpl_figure.Figure]
   caption: str
   report_title: str = "JoMA: joint dynamics of MLP and attention"
+  smoke: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def streamed(

@@ -30,6 +30,8 @@ from scansnap_jax.experiment.venues import page
 flags.disclaim_key_flags()  # --help lists the flags under the script.
 
 Measured = TypeVar("Measured")
+# The preset that tries a whole script out.
+SMOKE = "smoke"
 
 
 class Folder(NamedTuple):
@@ -104,6 +106,17 @@ def define_workdir(
         " anew.",
     )
   return flags.DEFINE_string("workdir", None, text, required=is_required)
+
+
+def define_preset() -> flags.FlagHolder:
+  """Defines --preset for a script whose settings are one default."""
+  return flags.DEFINE_enum(
+      "preset",
+      "default",
+      ["default", SMOKE],
+      "Settings to start from; smoke does all of the work in seconds, at sizes"
+      " at which numbers mean nothing.",
+  )
 
 
 def define_data_dir() -> flags.FlagHolder:

@@ -8,6 +8,7 @@ The flags of a study begin with its name, as `--figure4.step_size`.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -50,6 +51,8 @@ def define(
   )
   on_hosts = run.define_multihost() if multihost else None
   num_cpu_devices = run.define_num_cpu_devices()
+  has_smoke = any(study.smoke for study in studies.values())
+  preset = run.define_preset() if has_smoke else None
   configs = {
       name: flag_config.define(study.config, prefix=f"{name}.")
       for name, study in studies.items()
@@ -57,6 +60,8 @@ def define(
 
   def start() -> None:
     name, base = variants.get(chosen.value, (chosen.value, None))
+    if preset is not None and preset.value == run.SMOKE:
+      base = dataclasses.replace(studies[name].config, **studies[name].smoke)
     _check_flags(studies, name, f"--{flag}={chosen.value}")
     study, config = studies[name], configs[name](base)
     claimed = {flag: chosen.value}

@@ -56,56 +56,18 @@ _SMALL_ATTENTION = (
     *("--embed_dim=8", "--num_heads=2", "--num_kv_heads=1"),
     *("--head_dim=4", "--batch_size=1", "--num_rounds=1"),
 )
-_BRIDGE = (
-    *("--scansnap.num_seeds=2", "--scansnap.num_steps=2"),
-    *("--scansnap.log_every=2", "--scansnap.data.seq_len=17"),
-    *("--scansnap.batch_size=4", "--num_sequences=4", "--num_windows=8"),
-    *("--num_lm_seeds=2", "--lm.tokenizer=bytes", "--lm.model.vocab_size=256"),
-    *("--lm.model.embed_dim=16", "--lm.model.head_dim=8", "--positions=none"),
-    *("--lm.model.hidden_dim=16", "--lm.seq_len=16", "--lm.num_steps=2"),
-    *("--lm.log_every=2", "--lm.eval_every=2", "--lm.checkpoint_every=2"),
-    *("--lm.map_steps=0,2", "--lm.corpus=text.txt"),
-)
-_SPARSITY = (
-    *("--num_layers=1", "--embed_dim=32", "--hidden_dim=16", "--num_steps=3"),
-    *("--batch_size=2", "--seq_len=8", "--num_texts=8", "--num_eval_texts=4"),
-    *("--eval_batch_size=2", "--capture.block_size=2", "--shares=0.5,1.0"),
-    *("--capture.batch_size=4", "--predictor.rank=4", "--head_shares=1.0"),
-    *("--predictor.num_steps=4", "--recalls=0.9"),
-)
-_ROPE = (
-    *("--window=4", "--factor=2", "--bin_size=2", "--num_layers=1"),
-    *("--embed_dim=32", "--num_steps=2", "--tuning_steps=2", "--batch_size=2"),
-    *("--num_texts=2", "--corpus=text.txt"),
-)
-_ATTENTION = (
-    *("--positional.tasks=sort", "--positional.num_seeds=2"),
-    *("--positional.num_steps=2", "--positional.num_records=1"),
-    *("--positional.num_inputs=4", "--positional.width=8"),
-    *("--positional.batch_size=4", "--positional.num_test=8"),
-)
-_EVALUATE = (
-    *("--train_steps=2", "--train_batch=4", "--batch_size=2", "--length=16"),
-    *("--num_pairs=2", "--vocab_size=12", "--budgets=0.25", "--policies=h2o"),
-    *("--shape.num_layers=1", "--shape.embed_dim=8", "--shape.windows=0"),
-    *("--shape.hidden_dim=8", "--num_seeds=2"),
-)
+_SMOKE = ("--preset=smoke",)
 # The smallest work of each: a second or two. Benchmarks that start processes of
 # their own end at a refusal.
 _SMALL = {
-    "launch.scansnap": (
-        *(*SCANSNAP, "--num_last=2", "--num_steps=2", "--log_every=2"),
-    ),
-    "launch.joma": (*TABLE1, "--table1.num_steps=2", "--table1.log_every=2"),
-    "launch.attention": _ATTENTION,
-    "launch.train_lm": (
-        *(*TRAIN_LM, "--corpus=text.txt", "--num_steps=2", "--log_every=2"),
-        *("--eval_every=2", "--map_steps=0,2"),
-    ),
-    "launch.bridge": _BRIDGE,
-    "launch.contextual_sparsity": _SPARSITY,
-    "launch.rope_extension": _ROPE,
-    "launch.evaluate_cache": _EVALUATE,
+    "launch.scansnap": _SMOKE,
+    "launch.joma": _SMOKE,
+    "launch.attention": _SMOKE,
+    "launch.train_lm": (*_SMOKE, "--corpus=text.txt"),
+    "launch.bridge": (*_SMOKE, "--lm.corpus=text.txt"),
+    "launch.contextual_sparsity": _SMOKE,
+    "launch.rope_extension": (*_SMOKE, "--corpus=text.txt"),
+    "launch.evaluate_cache": _SMOKE,
     "launch.generate": ("--model=model", "--prompt=a", "--max_new_tokens=3"),
     "launch.embed": ("--model=model", "--text=text.txt"),
     "launch.export": ("--workdir=runs/a",),

@@ -144,3 +144,43 @@ class BridgeConfig:
     model = dataclasses.replace(self.lm.model, positions=positions)
     seed = self.lm.seed + run
     return dataclasses.replace(self.lm, model=model, seed=seed)
+
+
+def smoke() -> BridgeConfig:
+  """Both halves in seconds, at a size at which numbers mean nothing."""
+  scansnap = dataclasses.replace(
+      one_layer(),
+      data=scansnap_config.DataConfig(num_next_per_last=2, seq_len=17),
+      num_seeds=2,
+      batch_size=4,
+      num_steps=2,
+      log_every=2,
+  )
+  lm = lm_config.LmConfig(
+      model=TransformerConfig(
+          num_layers=1,
+          embed_dim=16,
+          num_heads=2,
+          num_kv_heads=2,
+          head_dim=8,
+          hidden_dim=16,
+      ),
+      seq_len=16,
+      eval_batch_size=2,
+      num_steps=2,
+      log_every=2,
+      eval_every=2,
+      checkpoint_every=2,
+      map_steps=(0, 2),
+  )
+  return BridgeConfig(
+      scansnap=scansnap,
+      lm=lm,
+      positions=("none",),
+      num_lm_seeds=2,
+      num_sequences=4,
+      num_windows=8,
+  )
+
+
+PRESETS = {"default": BridgeConfig, "smoke": smoke}

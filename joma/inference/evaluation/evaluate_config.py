@@ -185,3 +185,29 @@ class EvaluateConfig:
   def all_policies(self) -> tuple[str, ...]:
     """Those asked for behind those that are always there."""
     return tuple(dict.fromkeys((*ALWAYS, *self.policies)))
+
+
+def smoke() -> EvaluateConfig:
+  """Two policies in seconds, at a size at which numbers mean nothing."""
+  return EvaluateConfig(
+      policies=policy_names.COMPARED[:1],
+      budgets=(0.25,),
+      num_seeds=2,
+      batch_size=2,
+      length=16,
+      num_pairs=2,
+      vocab_size=12,
+      shape=TransformerConfig(
+          num_layers=1,
+          embed_dim=8,
+          num_heads=2,
+          num_kv_heads=1,
+          head_dim=32,
+          hidden_dim=8,
+      ),
+      train_steps=2,
+      train_batch=4,
+  )
+
+
+PRESETS = {"default": EvaluateConfig, "smoke": smoke}

@@ -225,3 +225,28 @@ class ContextualConfig:
         map_steps=(),
         seed=self.seed,
     )
+
+
+def smoke() -> ContextualConfig:
+  """The whole study in seconds, at a size at which numbers mean nothing."""
+  default = ContextualConfig()
+  return dataclasses.replace(
+      default,
+      num_layers=1,
+      embed_dim=32,
+      hidden_dim=16,
+      num_steps=3,
+      batch_size=2,
+      seq_len=8,
+      num_texts=8,
+      num_eval_texts=4,
+      eval_batch_size=2,
+      shares=(0.5, 1.0),
+      head_shares=(1.0,),
+      recalls=(0.9,),
+      capture=dataclasses.replace(default.capture, block_size=2, batch_size=4),
+      predictor=dataclasses.replace(default.predictor, rank=4, num_steps=4),
+  )
+
+
+PRESETS = {"default": ContextualConfig, "smoke": smoke}

@@ -313,6 +313,7 @@ def _draw_grid(axes: Any, summary: study_lib.Summary) -> None:
 STUDY = study_lib.Study(
     title="Attention calibration: which loud columns are useless",
     config=CalibrationConfig(),
+    smoke=dict(num_seeds=2, num_keys=16),
     measure=study_lib.in_parts("act", measure),
     draw=draw,
     caption=(

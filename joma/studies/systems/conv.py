@@ -241,6 +241,17 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Convolved queries, keys and values: recall in one layer",
     config=ConvConfig(),
+    smoke=dict(
+        batch_size=2,
+        seq_len=8,
+        num_pairs=2,
+        num_keys=4,
+        num_values=4,
+        width=8,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("conv", measure),
     draw=draw,
     caption=(

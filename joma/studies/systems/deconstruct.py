@@ -367,6 +367,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Deconstructing attention: which parts a model needs",
     config=DeconstructConfig(),
+    smoke=dict(
+        forms=("standard", "no mixing"),
+        batch_size=2,
+        seq_len=4,
+        width=8,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("deconstruct", measure),
     draw=draw,
     caption=(

@@ -367,6 +367,18 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Selective self-attention: a needle in longer texts",
     config=LengthConfig(),
+    smoke=dict(
+        batch_size=2,
+        length=8,
+        factors=(1, 2),
+        num_parts=3,
+        num_values=4,
+        width=8,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("length", measure),
     draw=draw,
     caption=(

@@ -234,6 +234,14 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="What a memory that learns as it reads can hold",
     config=MemoryConfig(),
+    smoke=dict(
+        batch_size=2,
+        size=4,
+        pairs=(2, 6),
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("memory", measure),
     draw=draw,
     caption=(

@@ -318,6 +318,19 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Associative recall of mixers along training",
     config=MqarConfig(),
+    smoke=dict(
+        models=("softmax + conv", "gated_conv"),
+        batch_size=2,
+        seq_len=8,
+        num_pairs=2,
+        num_keys=4,
+        num_values=4,
+        width=8,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("mqar", measure),
     draw=draw,
     caption=(

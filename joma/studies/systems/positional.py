@@ -290,6 +290,16 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Positional attention: numbers of another size",
     config=PositionalConfig(),
+    smoke=dict(
+        tasks=("sort",),
+        num_inputs=4,
+        width=8,
+        batch_size=4,
+        num_test=8,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("positional", measure),
     draw=draw,
     caption=(

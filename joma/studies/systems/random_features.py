@@ -303,6 +303,14 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Random-feature attention: examples that it needs",
     config=RandomFeaturesConfig(),
+    smoke=dict(
+        num_seeds=2,
+        size=3,
+        num_keys=4,
+        num_heads=20,
+        num_test=200,
+        num_examples=(400,),
+    ),
     measure=study_lib.in_parts("random_features", measure),
     draw=draw,
     caption=(

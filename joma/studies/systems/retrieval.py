@@ -340,6 +340,19 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="What is still found of a text of which few tokens are kept",
     config=RetrievalConfig(),
+    smoke=dict(
+        num_facts=4,
+        num_keys=16,
+        num_values=4,
+        width=8,
+        chunk=2,
+        budget=3,
+        policies=("streaming_llm",),
+        num_test=2,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("retrieval", measure),
     draw=draw,
     caption=(

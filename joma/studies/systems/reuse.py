@@ -268,6 +268,18 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="What layers take from layers",
     config=subjects.ReuseConfig(),
+    smoke=dict(
+        num_seeds=2,
+        num_layers=4,
+        width=16,
+        num_steps=2,
+        seq_len=24,
+        batch_size=2,
+        block=4,
+        num_blocks=2,
+        num_random=1,
+        num_distil=1,
+    ),
     measure=study_lib.in_parts("reuse", measure),
     draw=draw,
     caption=(

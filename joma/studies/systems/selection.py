@@ -396,6 +396,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Selectors at one budget",
     config=SelectionConfig(),
+    smoke=dict(num_seeds=2, near=(4,), num_keys=64, num_blocks=3, block=8),
     measure=study_lib.in_parts("selection", measure),
     draw=draw,
     caption=(

@@ -350,6 +350,16 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Attention sinks: what takes them from the first token",
     config=SinksConfig(),
+    smoke=dict(
+        models=("softmax", "decay 5"),
+        batch_size=2,
+        seq_len=6,
+        vocab_size=6,
+        width=8,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("sinks", measure),
     draw=draw,
     caption=(

@@ -301,6 +301,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Composed global solutions of modular addition",
     config=ComposedConfig(),
+    smoke=dict(modulus=5, num_nodes=4, num_seeds=2, num_steps=4),
     measure=study_lib.in_parts("composed", measure),
     draw=draw,
     caption=(

@@ -216,6 +216,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Sinks of idle heads",
     config=DormantConfig(),
+    smoke=dict(num_seeds=2, end_time=1000.0, num_times=9),
     measure=study_lib.streamed("dormant", measure),
     draw=draw,
     caption=(

@@ -379,6 +379,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="In-context learning of linear attention",
     config=InContextConfig(),
+    smoke=dict(
+        spectrum=(1.0, 0.5),
+        num_examples=7,
+        num_seeds=2,
+        num_steps=4,
+        num_records=2,
+        batch_size=4,
+        flow_time=200.0,
+    ),
     measure=study_lib.in_parts("in_context", measure),
     draw=draw,
     caption=(

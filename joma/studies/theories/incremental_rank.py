@@ -306,6 +306,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Incremental learning of diagonal attention",
     config=IncrementalRankConfig(),
+    smoke=dict(
+        alphas=(0.3, 0.1),
+        keys=(1.5, 1.0),
+        values=(2.0, 1.0),
+        num_seeds=2,
+        num_inputs=16,
+        num_tokens=3,
+        num_steps=300,
+    ),
     measure=study_lib.in_parts("incremental_rank", measure),
     draw=draw,
     caption=(

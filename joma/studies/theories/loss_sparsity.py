@@ -296,6 +296,14 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Which loss makes attention sparse",
     config=LossSparsityConfig(),
+    smoke=dict(
+        scales=(0.1, 1.0),
+        num_seeds=2,
+        num_inputs=4,
+        num_tokens=3,
+        width=4,
+        num_steps=100,
+    ),
     measure=study_lib.in_parts("loss_sparsity", measure),
     draw=draw,
     caption=(

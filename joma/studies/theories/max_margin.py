@@ -350,6 +350,14 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Max-margin token selection",
     config=MaxMarginConfig(),
+    smoke=dict(
+        num_seeds=2,
+        num_inputs=2,
+        num_tokens=3,
+        width=4,
+        num_steps=300,
+        num_pair_steps=400,
+    ),
     measure=study_lib.in_parts("max_margin", measure),
     draw=draw,
     caption=(

@@ -104,3 +104,21 @@ class RopeExtensionConfig:
         eval_every=self.tuning_steps,
         checkpoint_every=self.tuning_steps,
     )
+
+
+def smoke() -> RopeExtensionConfig:
+  """All readings in seconds, at a size at which numbers mean nothing."""
+  return RopeExtensionConfig(
+      window=4,
+      factor=2,
+      num_layers=1,
+      embed_dim=32,
+      num_steps=2,
+      batch_size=2,
+      tuning_steps=2,
+      num_texts=2,
+      bin_size=2,
+  )
+
+
+PRESETS = {"default": RopeExtensionConfig, "smoke": smoke}

@@ -258,6 +258,28 @@ def default() -> LmConfig:
   return LmConfig()
 
 
+def smoke() -> LmConfig:
+  """A run of seconds, at a size at which numbers mean nothing."""
+  return LmConfig(
+      model=TransformerConfig(
+          num_layers=1,
+          embed_dim=8,
+          num_heads=1,
+          num_kv_heads=1,
+          head_dim=8,
+          hidden_dim=8,
+      ),
+      batch_size=2,
+      seq_len=8,
+      eval_batch_size=2,
+      num_steps=4,
+      log_every=2,
+      eval_every=2,
+      checkpoint_every=2,
+      map_steps=(0, 2),
+  )
+
+
 def joma_figure6() -> LmConfig:
   """Attention entropy by layer over 20 epochs: one curve of rate 1e-4.
 
@@ -340,6 +362,7 @@ PRESETS = {
     preset.__name__: preset
     for preset in (
         default,
+        smoke,
         scansnap_figure7,
         scansnap_figure10,
         joma_figure6,

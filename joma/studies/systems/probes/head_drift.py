@@ -353,6 +353,20 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Drift: which layers to update where instructions conflict",
     config=DriftConfig(),
+    smoke=dict(
+        num_planted=2,
+        batch_size=2,
+        num_values=4,
+        span=2,
+        num_layers=2,
+        num_heads=2,
+        width=8,
+        num_update=2,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("drift", measure),
     draw=draw,
     caption=(

@@ -343,6 +343,20 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Recall: which heads fetch a fact's subject",
     config=RecallConfig(),
+    smoke=dict(
+        batch_size=2,
+        num_names=2,
+        num_relations=2,
+        num_values=4,
+        num_filler=1,
+        num_layers=2,
+        num_heads=2,
+        width=8,
+        num_random=1,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("recall", measure),
     draw=draw,
     caption=(

@@ -292,6 +292,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Rank of the update: directions in the order of their values",
     config=UpdateRankConfig(),
+    smoke=dict(
+        num_seeds=2,
+        depths=(1, 2),
+        width=4,
+        num_directions=3,
+        rate=0.1,
+        num_steps=400,
+        num_records=40,
+    ),
     measure=study_lib.in_parts("update_rank", measure),
     draw=draw,
     caption=(

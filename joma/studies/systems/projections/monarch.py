@@ -200,6 +200,20 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="MLPs that read less: Monarch, low rank, Deja Vu",
     config=subjects.MonarchConfig(),
+    smoke=dict(
+        shares=(0.4, 0.7),
+        blocks=2,
+        num_layers=1,
+        width=16,
+        num_steps=2,
+        seq_len=8,
+        batch_size=2,
+        num_tune=1,
+        num_texts=2,
+        num_capture=2,
+        predictor_rank=1,
+        predictor_steps=1,
+    ),
     measure=study_lib.in_parts("monarch", measure),
     draw=draw,
     caption=(

@@ -295,6 +295,16 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Grid: rows, columns, and boxes that a word names",
     config=GridConfig(),
+    smoke=dict(
+        batch_size=2,
+        size=4,
+        width=8,
+        num_heads=2,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("grid", measure),
     draw=draw,
     caption=(

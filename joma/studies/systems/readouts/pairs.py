@@ -236,6 +236,16 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Pairs: what a head over two vectors keeps of a cross-encoder",
     config=PairsConfig(),
+    smoke=dict(
+        batch_size=2,
+        num_values=3,
+        num_tokens=2,
+        width=4,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("pairs", measure),
     draw=draw,
     caption=(

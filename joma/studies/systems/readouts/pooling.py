@@ -260,6 +260,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Pooling: what one vector of a text can hold",
     config=PoolingConfig(),
+    smoke=dict(
+        batch_size=4,
+        num_tokens=2,
+        width=4,
+        num_latents=2,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("pooling", measure),
     draw=draw,
     caption=(

@@ -275,6 +275,18 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Full or sparse by prompt",
     config=FluxConfig(),
+    smoke=dict(
+        num_tuned=2,
+        batch_size=2,
+        num_chains=1,
+        num_symbols=3,
+        window=5,
+        width=16,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("flux", measure),
     draw=draw,
     caption=(

@@ -282,6 +282,19 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Mixture of heads: who is heard, and what it saves",
     config=MohConfig(),
+    smoke=dict(
+        batch_size=2,
+        seq_len=6,
+        num_symbols=3,
+        width=4,
+        num_test=2,
+        num_keys=32,
+        block=8,
+        num_heads=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("moh", measure),
     draw=draw,
     caption=(

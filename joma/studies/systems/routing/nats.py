@@ -369,6 +369,19 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
 STUDY = study_lib.Study(
     title="Which chunks a router keeps as keys",
     config=NatsConfig(),
+    smoke=dict(
+        batch_size=2,
+        chunk=2,
+        num_chunks=3,
+        num_needles=1,
+        num_asked=1,
+        num_symbols=2,
+        width=8,
+        num_test=4,
+        num_seeds=2,
+        num_steps=2,
+        num_records=2,
+    ),
     measure=study_lib.in_parts("nats", measure),
     draw=draw,
     caption=(

@@ -87,12 +87,12 @@ class ExportTest(parameterized.TestCase):
     self._workdir = self._root / "run"
     self._workdir.mkdir()
 
-  @pytest.mark.by_default("tokenizer0")
   @parameterized.parameters(
       (dict(), "llama"),
       (dict(scan_layers=True), "llama"),
       (dict(attention=("sink_logits",)), "joma"),
   )
+  @pytest.mark.by_default("tokenizer0")
   def test_a_step_becomes_a_model_with_its_tokenizer(self, changed, family):
     config = make_run(self._workdir, **changed)
     before = _contents(self._workdir)

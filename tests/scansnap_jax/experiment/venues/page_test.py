@@ -48,8 +48,8 @@ class PageTest(parameterized.TestCase):
     page.use(page.SCREEN)
     super().tearDown()
 
-  @pytest.mark.by_default(1)
   @parameterized.parameters(*page.NAMES)
+  @pytest.mark.by_default(1)
   def test_letters_can_be_read_at_the_printed_size(self, name):
     page.use(name)
     figure = attention.figure4(made_up.result(lr_ratio=(1.0, 10.0)))
