@@ -205,7 +205,7 @@ class CompileTest(parameterized.TestCase):
         _LONG,
         batch=1,
         # So long that XLA does not keep operands in VMEM beside the kernel.
-        length=1 << 14,
+        length=1 << 16,
         num_heads=1,
         num_key_heads=1,
         key_size=key_size,
