@@ -2,7 +2,7 @@
 
   python -m pytest tests/faults/surroundings_test.py -m slow -s
 
-runs the smallest work of all scripts that are found under 21 environments and
+runs the smallest work of all scripts that are found under 20 environments and
 with 12 set-ups of stdin, stdout and stderr, a test each; `-n 2 --dist=load` has
 two of them at once. Statuses are as documented: that of the same script
 undisturbed; 2 with one line; 141 where the reader of stdout is gone. A stdin or
@@ -39,7 +39,6 @@ _ENVIRONMENTS = {
     },
     "traps of NaN": {"JAX_DEBUG_NANS": "1"},
     "no compilation": {"JAX_DISABLE_JIT": "1"},
-    "leaks of tracers": {"JAX_CHECK_TRACER_LEAKS": "1"},
     "highest precision": {"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
     "no room for programs": {"JAX_COMPILATION_CACHE_DIR": "/proc/none"},
     "plain C": {
