@@ -54,9 +54,9 @@ joma/inference/speculative/drafts.py
 joma/inference/serving/rows.py
 - is_free=rows.is_free | is_over,
 + is_free=is_over,
-? a row that nobody has goes on
+? whoever has left goes on
 @ tests/joma/inference/serving/batch_test.py
-@ test_neighbours_change_nothing
+@ test_who_has_left_stays_away_while_others_go_on
 
 joma/inference/serving/rows.py
 - return jax.vmap(of_row)(rows.num_new)

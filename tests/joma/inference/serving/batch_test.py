@@ -218,6 +218,16 @@ class BatchTest(parameterized.TestCase):
     self.assertEqual(tokens, _alone(_full, _REQUESTS[0])[0])
     self.assertEmpty(batch.step())
 
+  @pytest.mark.slow
+  def test_who_has_left_stays_away_while_others_go_on(self):
+    batch = _batch(_full, 2)
+    batch.join([1, 2], 9)
+    batch.join(*_REQUESTS[0][:2])
+    batch.leave(0)
+    for _ in range(2):
+      self.assertEqual([new.row for new in batch.step()], [1])
+      self.assertEqual(batch.num_free, 1)
+
   def test_bad_input_is_one_sentence(self):
     batch = batches.Batch(_MODEL, None, _full, 2)
     for arguments, message in (
