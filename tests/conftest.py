@@ -11,6 +11,7 @@ import glob
 import hashlib
 from importlib import metadata
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -33,6 +34,9 @@ _FLAGS = [
 ]
 if metadata.version("jaxlib") < "0.11":  # 0.11 knows this flag no more.
   _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+elif platform.machine() == "x86_64":
+  # A tenth less to compile than for the widest registers.
+  _FLAGS.append("--xla_cpu_max_isa=AVX")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # Each instruction's place in Python's stack, a twentieth of all work.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")

@@ -191,7 +191,7 @@ class ValuesTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, narrow, wide)
 
   @parameterized.parameters("decode", "pages")
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_positions_and_tables_of_64_bits(self, op):
     query, key = (jnp.ones((2, n, 16), jnp.float32) for n in (2, 1))
     cache = slots.empty(2, 1, 16, 16)

@@ -66,7 +66,7 @@ class ConversationTest(parameterized.TestCase):
       ("keydiff", _DIFFERENT, 1),
       ("streaming_llm", _TURNS, 4),
   )
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_three_turns_are_their_tokens_one_by_one(self, policy, turns, new):
     talk = conversation.Conversation(_MODEL, _params(), _caches(policy))
     first = list(talk.say(turns[0], new))

@@ -18,6 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.inference import generate
 from joma.inference.evaluation import evaluate_config
@@ -129,6 +130,7 @@ class AddASystemTest(absltest.TestCase):
     result = train.train_and_evaluate(config, corpus, self.root / "run")
     return model, result
 
+  @pytest.mark.slow
   def test_all_that_users_do_with_it(self):
     config, result = self._train()
     # ln 256, and half of what half-open gates cost: its loss is trained too.

@@ -52,6 +52,7 @@ assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
 @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
 class CompiledTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_with_a_cache_on_disk_a_program_compiles_a_second_time(self):
     folder = self.create_tempdir().full_path
     command = [sys.executable, "-c", _COMPILE_TWICE, folder]

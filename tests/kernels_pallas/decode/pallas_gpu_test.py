@@ -88,7 +88,7 @@ class InterpretedTest(parameterized.TestCase):
       # Heads of 40 are padded; parts of one tile, one of them without keys.
       ("int8", 9, 40, 192, {"window": 20, "scale": -0.3, "score": "mean"}),
   )
-  @pytest.mark.by_default(0, 4)
+  @pytest.mark.by_default(0)
   def test_a_step_equals_the_reference(
       self, cache_dtype, num_groups, head_dim, capacity, options
   ):

@@ -67,7 +67,7 @@ class ShardMapTest(parameterized.TestCase):
 class TracersTest(parameterized.TestCase):
 
   @parameterized.parameters(*_VARIANTS)
-  @pytest.mark.by_default(2)
+  @pytest.mark.slow
   def test_none_outlives_its_trace(self, op, implementation):
     """The rule of a derivative does, and what it holds with it."""
     function, *arrays = every_op.OPS[op]

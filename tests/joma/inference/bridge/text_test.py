@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 
 from joma.inference.bridge import config as bridge_config
 from joma.inference.bridge import recall
@@ -96,6 +97,7 @@ class CutTest(absltest.TestCase):
 
 class SubjectTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_heads_of_all_layers_are_read_and_measured(self):
     model = models.Transformer(_MODEL)
     config = bridge_config.BridgeConfig(

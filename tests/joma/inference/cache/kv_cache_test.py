@@ -146,6 +146,7 @@ class ModelTest(parameterized.TestCase):
     # Rotations are done at another place: rounding alone.
     np.testing.assert_allclose(got, want, atol=1e-5)
 
+  @pytest.mark.slow
   def test_rolled_positions_are_those_of_a_window_read_by_itself(self):
     """One layer, and a window: what is kept is a text of its own."""
     model = models.Transformer(_ONE_LAYER, implementation="reference")

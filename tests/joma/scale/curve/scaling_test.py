@@ -93,6 +93,7 @@ class ScalingTest(absltest.TestCase):
     self.assertEqual([row["is_compiled"] for row in rows], [True, False, True])
     self.assertAlmostEqual(rows[1]["sent_bytes"] / plain[1]["sent_bytes"], 5)
 
+  @pytest.mark.slow
   def test_it_is_written_and_drawn(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     summary = self._make(num_chips=(8, 64, 4096))

@@ -43,6 +43,7 @@ def _model():
 
 class CalibratedHeadsTest(parameterized.TestCase):
 
+  @pytest.mark.slow
   def test_it_is_what_a_prompt_and_steps_of_the_system_give(self):
     """Head 1 of the first layer, heads 0 and 2 of the second."""
     model, params, tokens = _model()

@@ -40,6 +40,7 @@ def _params(seed=0):
 
 class ReadTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_model_is_read_by_layer_and_head(self):
     ids = np.random.default_rng(0).integers(0, 16, (1, 12))
     found = inspection.measure(_CONFIG, _params(), ids, 8, names=_NAMES)

@@ -244,6 +244,7 @@ class CacheTest(parameterized.TestCase):
       first += length
     return np.concatenate(outs, axis=1), caches
 
+  @pytest.mark.slow
   def test_kept_keys_are_chunks_times_those_of_the_soft_way(self):
     config, params, x = one_layer.draw(f"nats:chunk={_CHUNK}", length=11)
     _, caches = self._run(config, params, x, (7, 1, 1, 1, 1))
@@ -271,7 +272,7 @@ class CacheTest(parameterized.TestCase):
       np.testing.assert_allclose(one, two, atol=1e-5)
 
   @parameterized.parameters(((9,),), ((1,) * 9,), ((4, 1, 1, 1, 1, 1),))
-  @pytest.mark.by_default(0)
+  @pytest.mark.slow
   def test_a_chunk_without_a_slot_is_told(self, parts):
     entry = f"nats:chunk={_CHUNK}:force=soft:slots=1"
     config, params, x = one_layer.draw(entry)

@@ -97,7 +97,7 @@ class RefusalTest(parameterized.TestCase):
 class SameModelTest(parameterized.TestCase):
 
   @parameterized.parameters("full", "none", "dots")
-  @pytest.mark.by_default(1)
+  @pytest.mark.slow
   def test_losses_are_those_of_layers_one_by_one(self, remat):
     batches = tiny_task.draw_batches(3)
     plain = _task(_ONE_BY_ONE)

@@ -102,6 +102,7 @@ class RunTest(parameterized.TestCase):
         skipping.params, plain.params, rtol=1e-5, atol=1e-7
     )
 
+  @pytest.mark.slow
   def test_rolling_back_is_the_state_of_the_checkpoint(self):
     found, rows = self._run({7: np.nan}, on_nan="roll_back")
     valid = found.history.valid_loss
@@ -143,6 +144,7 @@ class RunTest(parameterized.TestCase):
 
 class StepTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_a_loss_above_the_limit_is_not_learned_from(self):
     task = tiny_task.make_task()
     state, batches = lm_step.init(task), tiny_task.draw_batches(2)

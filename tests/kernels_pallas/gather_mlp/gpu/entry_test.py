@@ -81,7 +81,7 @@ class InterpretedTest(parameterized.TestCase):
       (_SHAPE, "gelu", False, True, 2),
       (_PLAIN, "relu", True, False, 4),
   )
-  @pytest.mark.by_default(2)
+  @pytest.mark.slow
   def test_equals_the_oracle(
       self, shape, activation, per_sequence, is_ragged, num_blocks
   ):

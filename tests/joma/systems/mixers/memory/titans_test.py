@@ -218,6 +218,7 @@ class LayerTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(losses).all(), seed)
       self.assertLess(losses[-1], 0.8 * losses[0], seed)
 
+  @pytest.mark.slow
   def test_means_of_squares_are_their_sums_with_smaller_steps(self):
     """By as much as a head has channels."""
     outs = []
