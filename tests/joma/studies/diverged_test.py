@@ -43,9 +43,10 @@ class DivergedTest(parameterized.TestCase):
     study, rate = _FOUND[name]
     module = name.partition(".")[0]
     short = {k: v for k, v in _SHORT.items() if hasattr(study.config, k)}
+    config = dataclasses.replace(study.config, **short)
     if module in _SMALL:
-      short = _SMALL[module][1]
-    config = dataclasses.replace(study.config, **(short | {rate: 1e30}))
+      config = _SMALL[module][1]
+    config = dataclasses.replace(config, **{rate: 1e30})
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, "diverged"):
       study.measure(config, folder)
