@@ -24,6 +24,7 @@ from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
+from scansnap_jax.experiment import errors
 
 
 def student_of(model: models.Transformer, params: PyTree) -> PyTree:
@@ -90,6 +91,10 @@ def train(
 
   Returns:
     Parameters, and the loss before each step.
+
+  Raises:
+    UserError: Training diverged: a loss is NaN, or the last one is ten times
+      the first.
   """
   state, losses = optax.adam(lr).init(params), []
   teacher_model, teacher_params = teacher or (None, None)
@@ -98,7 +103,14 @@ def train(
     arrays = (params, state, teacher_params, tokens, rate)
     params, state, loss = _step(model, teacher_model, *arrays)
     losses.append(loss)
-  return params, [float(loss) for loss in losses]
+  found = [float(loss) for loss in losses]
+  if found and not found[-1] < 10.0 * max(found[0], 1.0):  # Of NaN, too.
+    raise errors.UserError(
+        f"training diverged with rate={lr:g}: its loss went from"
+        f" {found[0]:.4g} to {found[-1]:.4g}. Use a smaller rate, in a new"
+        " workdir."
+    )
+  return params, found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
