@@ -202,13 +202,7 @@ class Checkpointer:
     saved = self._manager.restore(
         step, args=ocp.args.Composite(digest=ocp.args.JsonRestore())
     )["digest"]
-    body = saved["body"]
-    if leaves_lib.crc32(body) != saved["crc32"]:
-      raise OSError("the checksum of the list of checksums does not match")
-    # A folder may have been copied or linked under another step's name; what
-    # was written before steps had their number inside is taken at its name.
-    if body.get("step", step) != step:
-      raise OSError(f"it holds step {body['step']}")
+    body = leaves_lib.body_of(saved, step)
     mismatch = digest.find_mismatch(body["leaves"], digest.describe(template))
     if mismatch:
       raise errors.UserError(

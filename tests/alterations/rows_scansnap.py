@@ -110,14 +110,14 @@ scansnap_jax/experiment/checkpoint.py
 ? a run goes on from the oldest checkpoint
 @ test_every_kind_of_leaf_comes_back_equal_and_of_its_kind
 
-scansnap_jax/experiment/checkpoint.py
-- if leaves_lib.crc32(body) != saved["crc32"]:
+scansnap_jax/experiment/saved/leaves.py
+- if crc32(body) != saved["crc32"]:
 + if "crc32" not in saved:
 ? damaged lists of checksums are believed
 @ tests/scansnap_jax/experiment/damage/checkpoint_test.py
 @ test_changed_metadata_is_noticed
 
-scansnap_jax/experiment/checkpoint.py
+scansnap_jax/experiment/saved/leaves.py
 - if body.get("step", step) != step:
 + if body.get("step", step) < 0:
 ? a checkpoint under the name of another step is taken

@@ -93,8 +93,8 @@ def train(
     Parameters, and the loss before each step.
 
   Raises:
-    UserError: Training diverged: a loss is NaN, or the last one is ten times
-      the first.
+    UserError: Training diverged: the last loss is NaN, or ten times the first
+      one and 10 nats or more.
   """
   state, losses = optax.adam(lr).init(params), []
   teacher_model, teacher_params = teacher or (None, None)

@@ -67,12 +67,7 @@ def read(
 def _read(
     path: pathlib.Path, step: int, template: PyTree, prefix: str
 ) -> PyTree:
-  saved = json_file.read_object(path / "digest" / "metadata")
-  body = saved["body"]
-  if crc32(body) != saved["crc32"]:
-    raise OSError("the checksum of the list of checksums does not match")
-  if body.get("step", step) != step:
-    raise OSError(f"it holds step {body['step']}")
+  body = body_of(json_file.read_object(path / "digest" / "metadata"), step)
   asked = [
       entry | {"name": prefix + entry["name"]}
       for entry in digest.describe(template)
@@ -101,6 +96,27 @@ def _arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path, args=arguments)
+
+
+def body_of(saved: Mapping[str, Any], step: int) -> dict[str, Any]:
+  """Returns a step's list of checksums, which is itself checked.
+
+  A folder may have been copied or linked under another step's name; what was
+  written before steps had their number inside is taken at its name.
+
+  Args:
+    saved: What lies beside the arrays.
+    step: That the folder's name says.
+
+  Raises:
+    OSError: The list is damaged, or of another step.
+  """
+  body = saved["body"]
+  if crc32(body) != saved["crc32"]:
+    raise OSError("the checksum of the list of checksums does not match")
+  if body.get("step", step) != step:
+    raise OSError(f"it holds step {body['step']}")
+  return body
 
 
 def crc32(body: Mapping[str, Any]) -> int:
