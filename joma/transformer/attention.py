@@ -26,6 +26,7 @@ from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
 from joma.transformer import sharding
+from joma.transformer.layers import monarch
 from joma.transformer.rope import rotary
 from joma.transformer.weighing import in_parts
 from joma.transformer.weighing import rows
@@ -197,7 +198,7 @@ class Attention(nn.Module):
         x=x,
         positions=positions,
         rotate=self._rotate(),
-        options=self._options(),
+        options=self._options(kv_cache is not None),
         params=params,
         carry=carry,
         is_training=is_training,
@@ -266,14 +267,18 @@ class Attention(nn.Module):
     handed = own.carry.carry(call.params[name], call, made)
     return {**call.carry, name: handed}
 
-  def _options(self) -> hooks.AttentionOptions:
-    config = self.config
+  def _options(self, has_cache: bool) -> hooks.AttentionOptions:
+    config, kernel = self.config, None
+    if has_cache and self.has_variable("params", "out"):
+      kernel = monarch.kernel_of(self.get_variable("params", "out"))
+      kernel = kernel.reshape(config.num_heads, config.head_dim, -1)
     scale = config.attn_scale
     return hooks.AttentionOptions(
         scale=config.head_dim**-0.5 if scale is None else scale,
         logits_soft_cap=config.attn_logits_soft_cap,
         window=config.window_of(self.layer),
         implementation=self.implementation,
+        out_kernel=kernel,
     )
 
   def _rotate(self) -> hooks.Rotate:

@@ -84,6 +84,8 @@ class AttentionOptions:
     window: Keys that a query sees, its own included; None is all.
     implementation: Of the op, see `kernels_pallas.implementations`.
     weights: What takes the place of softmax; None is softmax.
+    out_kernel: What heads' outputs are multiplied with, for caches that ask
+      what a value would add; None where nobody says.
     call: For the caches of systems; None where the layer has no system.
   """
 
@@ -92,6 +94,7 @@ class AttentionOptions:
   window: int | None = None
   implementation: implementations.Implementation | None = None
   weights: WeightRule | None = None
+  out_kernel: Float[Array, "N H D"] | None = None
   call: Call | None = None
 
   @property

@@ -20,6 +20,18 @@ joma/systems/cache_policies/by_attention/chunkkv.py
 ? chunks are twice as long
 @ test_sums_of_chunks_by_hand
 
+joma/systems/cache_policies/wrapping/criticalkv.py
+- return jnp.argsort(order) >= order.shape[-1] - count
++ return order >= order.shape[-1] - count
+? which slots come last, not where each comes
+@ test_keeps_what_plain_python_keeps_at_every_step
+
+joma/systems/cache_policies/wrapping/criticalkv.py
+- second = (attention + self.epsilon) * self.own(slots)
++ second = attention + self.epsilon * self.own(slots)
+? values count only where attention is none
+@ test_by_hand
+
 joma/systems/cache_policies/by_key/qfilter.py
 - signed = jnp.where(along[..., None] < 0, -main, main).mean(axis=2)
 + signed = main.mean(axis=2)

@@ -24,6 +24,13 @@ from joma.transformer import hooks
 Policy = policy_lib.Policy
 
 
+def uses_col_mass(policy: Policy) -> bool:
+  """Whether it wants `Prompt.col_mass`, itself or by what it wraps."""
+  if isinstance(policy, rules.Wraps):
+    return uses_col_mass(policy.wrapped())
+  return policy.uses_col_mass
+
+
 def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
   """Returns score, aux and state after a prompt."""
   if isinstance(policy, rules.ReadsPrompts):

@@ -74,6 +74,7 @@ class Token:
     rotate: The model's rotary positions.
     scale: Of the attention logits.
     layer: Of the model.
+    out_kernel: What heads' outputs are multiplied with; None where nobody says.
   """
 
   key: Float[Array, "B K H"]
@@ -84,6 +85,7 @@ class Token:
   rotate: hooks.Rotate
   scale: float
   layer: int
+  out_kernel: Float[Array, "N H D"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,8 @@ class Policy:
     draws: Whether it has a `seed`, by which chance decides.
     reads_part: Whether all tokens stay, and a budget is what a step reads.
     uses_col_mass: Whether `read_prompt` wants `Prompt.col_mass`.
+    estimates_attention: Whether the priority is attention that a token has got
+      or will get: from 0, so that a product with it means something.
     label: Name in figures and sentences; empty is the flag's own.
     look: Colour, marker and line in figures; None is any that is free.
   """
@@ -227,6 +231,7 @@ class Policy:
   draws: ClassVar[bool] = False
   reads_part: ClassVar[bool] = False
   uses_col_mass: ClassVar[bool] = False
+  estimates_attention: ClassVar[bool] = False
   label: ClassVar[str] = ""
   look: ClassVar[Look | None] = None
 

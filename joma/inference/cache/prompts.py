@@ -75,7 +75,7 @@ def _attend(
   room = max(capacity, new.key.shape[1])
   heads_first = lambda x: slot_arrays.resize(x.swapaxes(1, 2), room)
   returns: dict[str, Any] = {}
-  if policy.uses_col_mass:
+  if calls.uses_col_mass(policy):
     weights = calls.row_weights(policy, new.positions, lengths)
     weights = None if weights is None else weights[:, None]
     returns = {"return_col_mass": True, "row_weights": weights}

@@ -36,6 +36,15 @@ class Prioritises(Protocol):
 
 
 @runtime_checkable
+class Wraps(Protocol):
+  """Changes what another policy makes of a token."""
+
+  def wrapped(self) -> policy_lib.Policy:
+    """Returns that policy."""
+    ...
+
+
+@runtime_checkable
 class ReadsPrompts(Protocol):
   """Scores the tokens of a prompt."""
 

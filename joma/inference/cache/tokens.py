@@ -75,4 +75,5 @@ class Tokens:
         rotate=self.rotate,
         scale=self.options.scale,
         layer=layer,
+        out_kernel=self.options.out_kernel,
     )

@@ -35,7 +35,10 @@ POLICIES: dict[str, str] = {
     "quest": ".own_cache.quest:Quest",
 }
 # Those that go before the name of another policy.
-WRAPPERS: dict[str, str] = {"adakv": ".own_cache.ada_kv:AdaKV"}
+WRAPPERS: dict[str, str] = {
+    "adakv": ".own_cache.ada_kv:AdaKV",
+    "criticalkv": ".wrapping.criticalkv:CriticalKV",
+}
 # Those that a flag cannot make, for they need a measurement of one's own; what
 # they cost can be said.
 MEASURED: dict[str, str] = {
@@ -58,7 +61,7 @@ _PLAIN = {
     str: "a name",
     type(None): "none",
 }
-# By which a wrapper shares slots out where it stands alone.
+# What a wrapper wraps where it stands alone.
 _WRAPPED = "h2o"
 
 
@@ -108,8 +111,8 @@ def settings(name: str) -> frozenset[str]:
 def parse(name: str) -> Any:
   """Returns the policy of `h2o:score=ema:decay=0.98` or `adakv:snapkv`.
 
-  Settings follow a name; `adakv:` goes before that of the policy by which it
-  shares slots out, h2o by itself.
+  Settings follow a name; a wrapper such as `adakv:` goes before that of the
+  policy that it wraps, h2o by itself.
 
   Raises:
     UserError: The name or a setting is unknown, or of another type.
@@ -157,7 +160,7 @@ def from_name(name: str, **fields: Any) -> Any:
   if name not in known:
     raise errors.UserError(
         f"policy={name!r} is unknown; there are {', '.join(sorted(known))}, and"
-        " adakv:NAME."
+        f" {', '.join(f'{wrapper}:NAME' for wrapper in WRAPPERS)}."
     )
   policy = known[name]
   names = {field.name for field in dataclasses.fields(policy)}

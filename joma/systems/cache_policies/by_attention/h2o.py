@@ -34,6 +34,7 @@ class H2O(policy_lib.Policy):
   label: ClassVar[str] = "H2O"
   look: ClassVar[policy_lib.Look | None] = ("#D55E00", "o", "-")
   uses_col_mass: ClassVar[bool] = True
+  estimates_attention: ClassVar[bool] = True
   score: Literal["sum", "mean", "ema"] = "sum"
   decay: float = 0.98
   reduce: policy_lib.Reduce = "sum"

@@ -35,6 +35,7 @@ class Keyformer(policy_lib.Policy):
 
   label: ClassVar[str] = "Keyformer"
   draws: ClassVar[bool] = True
+  estimates_attention: ClassVar[bool] = True
   tau_start: float = 1.0
   tau_end: float = 2.0
   num_steps: int = 1024

@@ -24,6 +24,7 @@ class TOVA(policy_lib.Policy):
   label: ClassVar[str] = "TOVA"
   num_recent: int | None = 0
   ranks_heads_alone: ClassVar[bool] = False
+  estimates_attention: ClassVar[bool] = True
 
   def kernel_options(self) -> dict[str, Any]:
     return {

@@ -23,6 +23,7 @@ from joma.systems.cache_policies.by_key import keydiff
 from joma.systems.cache_policies.by_key import knorm
 from joma.systems.cache_policies.by_key import lagkv
 from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.wrapping import criticalkv
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 
@@ -33,6 +34,7 @@ kvpress = pytest.importorskip(
 # float32 of two programs, seven digits less what sums over 132 tokens cost.
 _TOLERANCE = 1e-5
 _LENGTH, _LAG, _KEPT = 132, 16, 76
+_ALWAYS = 1e20
 
 
 @functools.cache
@@ -180,6 +182,28 @@ def _cases():
           4,
           everyone,
       ),
+      # Theirs is a mean over the group's queries, epsilon added to it.
+      "criticalkv": (
+          kvpress.CriticalKVPress(kvpress.ObservedAttentionPress(**half)),
+          criticalkv.CriticalKV(
+              base=h2o.H2O(score="mean", num_recent=0), epsilon=4e-4
+          ),
+          4,
+          everyone,
+      ),
+      # Half of all slots, 38, go by attention, the window's 32 among them;
+      # the paper's half is of those that the window leaves: 22, not 6.
+      "criticalkv_of_a_window": (
+          kvpress.CriticalKVPress(
+              kvpress.SnapKVPress(window_size=32, kernel_size=5, **half)
+          ),
+          criticalkv.CriticalKV(
+              base=snapkv.SnapKV(window=32, kernel_size=5),
+              first_share=6.5 / 44,
+          ),
+          1,
+          slice(0, -32),
+      ),
       "streaming_llm": (
           kvpress.StreamingLLMPress(n_sink=4, **half),
           window.StreamingLLM(num_sinks=4),
@@ -196,8 +220,12 @@ class KvpressTest(parameterized.TestCase):
     press, policy, factor, scored = _cases()[name]
     theirs = _peer_scores(press)
     if factor is not None:  # Theirs of StreamingLLM are 1 and 0.
-      want = factor * theirs[..., scored]
+      # What they keep whatever it scores has the largest float.
+      want = factor * np.minimum(theirs, 10 * _ALWAYS)[..., scored]
       got = _our_scores(policy)[..., scored]
+      is_first = want > _ALWAYS
+      np.testing.assert_array_equal(got > _ALWAYS, is_first)
+      want, got = np.where(is_first, 0, want), np.where(is_first, 0, got)
       error = np.abs(got - want).max() / np.abs(want).max()
       self.assertLess(error, _TOLERANCE)
     order = np.argsort(-theirs, axis=-1, kind="stable")

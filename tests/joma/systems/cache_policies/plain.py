@@ -7,6 +7,7 @@ Letters: B sequences, T tokens, N query heads, K key and value heads, G = N / K,
 H head size, C slots.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -143,7 +144,9 @@ class PromptSeen:
     self.head, self.length = head, length
 
 
-def check(rule, policy, num_heads=4, num_kv_heads=2, num_steps=24):
+def check(
+    rule, policy, num_heads=4, num_kv_heads=2, num_steps=24, out_kernel=None
+):
   """Three prompts of different lengths, then a token a step for each.
 
   Args:
@@ -152,9 +155,11 @@ def check(rule, policy, num_heads=4, num_kv_heads=2, num_steps=24):
     num_heads: N.
     num_kv_heads: K.
     num_steps: Decode steps.
+    out_kernel: Of the layer [N, H, D]; None where nobody says.
   """
   arrays = _draw(num_heads, num_kv_heads, num_steps + max(_LENGTHS))
-  start, outs, kept = map(np.asarray, _run(policy, num_heads, *arrays))
+  found = _run(policy, num_heads, out_kernel, *arrays)
+  start, outs, kept = map(np.asarray, found)
   query, key, value = (np.asarray(x, np.float64) for x in arrays)
   for b, length in enumerate(_LENGTHS):
     plain = rule(policy, CAPACITY, num_kv_heads, _OPTIONS.scale)
@@ -180,7 +185,7 @@ def _draw(num_heads, num_kv_heads, num_steps):
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_heads"))
-def _run(policy, num_heads, query, key, value):
+def _run(policy, num_heads, out_kernel, query, key, value):
   """Positions after the prompts; outputs and positions of each step."""
   cache = kv_cache.init_layer(
       policy.with_capacity(CAPACITY),
@@ -190,19 +195,20 @@ def _run(policy, num_heads, query, key, value):
       jnp.float32,
   )
   plain = lambda x, positions: x
+  options = dataclasses.replace(_OPTIONS, out_kernel=out_kernel)
   longest, lengths = max(_LENGTHS), jnp.array(_LENGTHS)
   steps = jnp.arange(longest)[None]
   prompt_positions = jnp.where(steps < lengths[:, None], steps, -1)
   first = lambda x: x[:, :longest]
   _, cache = cache.attend(
-      first(query), first(key), first(value), prompt_positions, plain, _OPTIONS
+      first(query), first(key), first(value), prompt_positions, plain, options
   )
 
   def step(cache, i):
     at = lengths + i
     pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
     out, cache = cache.attend(
-        pick(query), pick(key), pick(value), at[:, None], plain, _OPTIONS
+        pick(query), pick(key), pick(value), at[:, None], plain, options
     )
     return cache, (out[:, 0], cache.pos)
 

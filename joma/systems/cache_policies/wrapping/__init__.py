@@ -1,0 +1,1 @@
+"""Policies that change what another one makes of a token."""
