@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 import optax
 
 from joma.transformer import hooks
@@ -94,7 +95,7 @@ def train(
 
   Raises:
     UserError: Training diverged: the last loss is NaN, or ten times the first
-      one and 10 nats or more.
+      one and 10 nats or more; or a parameter's square overflows.
   """
   state, losses = optax.adam(lr).init(params), []
   teacher_model, teacher_params = teacher or (None, None)
@@ -109,6 +110,13 @@ def train(
         f"training diverged with rate={lr:g}: its loss went from"
         f" {found[0]:.4g} to {found[-1]:.4g}. Use a smaller rate, in a new"
         " workdir."
+    )
+  # Norms turn huge activations into the loss of a guess, which looks healthy.
+  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(params))
+  if not largest < np.sqrt(np.finfo(np.float32).max):
+    raise errors.UserError(
+        f"training diverged with rate={lr:g}: a parameter became {largest:.3g}."
+        " Use a smaller rate, in a new workdir."
     )
   return params, found
 

@@ -14,8 +14,6 @@ import pytest
 from joma import studies
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
-from tests.joma.studies.systems import small as small_systems
-from tests.joma.studies.theories import small as small_theories
 
 
 def _find() -> Iterator[tuple[str, study_lib.Study, str]]:
@@ -32,7 +30,7 @@ def _find() -> Iterator[tuple[str, study_lib.Study, str]]:
 
 
 _FOUND = {f"{name}.{rate}": (study, rate) for name, study, rate in _find()}
-_SMALL = small_systems.STUDIES | small_theories.STUDIES
+# Of studies that have no settings for a smoke run of their own.
 _SHORT = {"num_steps": 40, "num_records": 10, "num_seeds": 2}
 _BY_DEFAULT = ("figure4.step_size", "residual.step_size")
 
@@ -41,12 +39,9 @@ class DivergedTest(parameterized.TestCase):
 
   def _check(self, name):
     study, rate = _FOUND[name]
-    module = name.partition(".")[0]
     short = {k: v for k, v in _SHORT.items() if hasattr(study.config, k)}
-    config = dataclasses.replace(study.config, **short)
-    if module in _SMALL:
-      config = _SMALL[module][1]
-    config = dataclasses.replace(config, **{rate: 1e30})
+    small = dict(study.smoke) or short
+    config = dataclasses.replace(study.config, **small | {rate: 1e30})
     folder = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(errors.UserError, "diverged"):
       study.measure(config, folder)
