@@ -151,4 +151,5 @@ joma/systems/reuse/distillation.py
 +   if not largest < np.inf:
 ? a norm makes the loss of a guess of weights of any size
 @ tests/joma/systems/reuse/distillation_test.py
+@ test_what_diverged_is_refused
 """
