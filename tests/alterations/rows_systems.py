@@ -14,6 +14,25 @@ joma/inference/cache/rehearsal.py
 @ tests/joma/systems/cache_policies/by_attention/kvzip_test.py
 @ test_what_the_repetition_looks_at_stays
 
+joma/systems/cache_policies/by_attention/simlayerkv.py
+- is_due = step.position + 1 >= 2 * self._num_lazy()
++ is_due = step.position + 1 >= self._num_lazy()
+? texts without a long prompt are judged when nearly all of them is near
+@ test_keeps_what_plain_python_keeps_at_every_step
+
+joma/systems/cache_policies/by_attention/simlayerkv.py
+- is_recent = pos >= last - (self.num_recent or 0)
++ is_recent = pos > last - (self.num_recent or 0)
+? the window is a token shorter where it is judged
+@ test_keeps_what_plain_python_keeps_at_every_step
+
+joma/inference/cache/slot_step.py
+- old, cache = cache, without_freed(cache, position)
++ old, cache = cache, without_freed(cache, position - 1)
+? slots are freed a step too late
+@ tests/joma/systems/cache_policies/by_attention/simlayerkv_test.py
+@ test_keeps_what_plain_python_keeps_at_every_step
+
 joma/systems/cache_policies/by_attention/chunkkv.py
 - chunk = jnp.where(pos < 0, -1, pos // size)[order]
 + chunk = (jnp.where(pos < 0, -1, pos) // size)[order] // 2

@@ -10,6 +10,7 @@ from tests.laws import policy_laws
 _SIZED = {
     "streaming_llm": "streaming_llm:num_sinks=2",
     "pyramidkv": "pyramidkv:beta=1",
+    "simlayerkv": "simlayerkv:num_sinks=1:threshold=0.6",
     "keyformer": "keyformer:num_steps=40",
     "scissorhands": "scissorhands:history=5",
     "chunkkv": "chunkkv:chunk_size=3",

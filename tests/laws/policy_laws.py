@@ -92,7 +92,7 @@ def only_own_tokens_are_kept_each_once(policy):
   seen = read(policy, FEW)
   if seen.kept is None:
     return
-  slots = FEW if policy.evicts else ALL
+  slots = ALL if _keeps_all(policy) else FEW
   for step, kept in enumerate(np.asarray(seen.kept)):
     for heads, length in zip(kept, LENGTHS, strict=True):
       found = [[int(p) for p in head if p >= 0] for head in heads]
@@ -230,8 +230,7 @@ def read(policy, capacity) -> Seen:
 def init(policy, capacity, **options):
   """An empty cache; those that keep everything have room for it."""
   policy = calls.fitted(policy, capacity)
-  keeps_all = policy.reads_part or not policy.evicts
-  room = ALL if keeps_all else capacity
+  room = ALL if _keeps_all(policy) else capacity
   return kv_cache.init(policy, CONFIG, len(LENGTHS), room, **options)[0]
 
 
@@ -298,6 +297,10 @@ def _converse(cache, arrays, lengths, is_active, rotate):
     outs.append(out.swapaxes(0, 1)[:, :, None])
     at = at + turn.sum(axis=1)
   return jnp.concatenate(outs), cache
+
+
+def _keeps_all(policy):
+  return policy.reads_part or not policy.evicts
 
 
 def _sized(policy, capacity) -> policy_lib.Policy:

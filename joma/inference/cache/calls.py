@@ -105,6 +105,17 @@ def observe(
   return slots.score, slots.aux, slots.state
 
 
+def still_kept(
+    policy: Policy, slots: policy_lib.Slots, position: Int[Array, "B"]
+) -> Int[Array, "B K C"]:
+  """Positions of slots for the token at `position`; -1 where one is freed."""
+  if not isinstance(policy, rules.Frees):
+    return slots.pos
+  freed = policy.freed(slots, position)
+  freed = freed & ~policy.is_protected(slots.pos, position)
+  return jnp.where(freed, -1, slots.pos)
+
+
 def init_cache(
     policy: Policy,
     config: configs.TransformerConfig,

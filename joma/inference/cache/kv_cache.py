@@ -305,7 +305,7 @@ def keep(
   fit = lambda x: slot_arrays.resize(x, capacity)
   key, value, score, aux = jax.tree.map(fit, kept)
   pos = slot_arrays.resize(pos, capacity, -1).astype(jnp.int32)
-  return dataclasses.replace(
+  cache = dataclasses.replace(
       cache,
       key=storage.write(cache.key, key),
       value=storage.write(cache.value, value),
@@ -315,3 +315,4 @@ def keep(
       aux=aux,
       state=state,
   )
+  return slot_step.without_freed(cache, prompt.lengths)

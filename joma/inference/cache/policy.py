@@ -216,7 +216,8 @@ class Policy:
     ranks_heads_alone: Whether the priority of a head's slots is a number of
       that head's own, which can be compared with those of other heads.
     draws: Whether it has a `seed`, by which chance decides.
-    reads_part: Whether all tokens stay, and a budget is what a step reads.
+    reads_part: Whether a budget is less than all slots: what a step reads, or
+      what those layers keep that do not keep everything.
     uses_col_mass: Whether `read_prompt` wants `Prompt.col_mass`.
     estimates_attention: Whether the priority is attention that a token has got
       or will get: from 0, so that a product with it means something.

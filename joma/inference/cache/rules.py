@@ -9,7 +9,7 @@ Letters: B batch, T tokens of a prompt, K key and value heads, C slots.
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
@@ -104,6 +104,20 @@ class Observes(Protocol):
 
   def observe(self, slots: policy_lib.Slots, step: policy_lib.Step) -> Observed:
     """Returns score, aux and state after a step."""
+    ...
+
+
+@runtime_checkable
+class Frees(Protocol):
+  """Empties slots before others need them."""
+
+  def freed(
+      self, slots: policy_lib.Slots, position: Int[Array, "B"]
+  ) -> Bool[Array, "B K C"]:
+    """Returns which slots are of no use from the token at `position` on.
+
+    Protected ones stay all the same.
+    """
     ...
 
 

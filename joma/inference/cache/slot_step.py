@@ -183,7 +183,8 @@ def decode(
   options, position = new.options, new.positions[:, 0]
   is_active = position >= 0
   token = new.one(cache.layer, is_raw=cache.options.keys == "raw")
-  old, (slot, freed) = cache, choose_slot(cache, position)
+  old, cache = cache, without_freed(cache, position)
+  slot, freed = choose_slot(cache, position)
   cache = _write(cache, token, slot, freed & is_active[:, None, None])
   keys, query = _rotated(cache, new)
   is_seen = cache.pos >= 0
@@ -201,6 +202,15 @@ def decode(
   score, aux, state = calls.observe(cache.policy, view(cache), step)
   cache = dataclasses.replace(cache, score=score, aux=aux, state=state)
   return out, where_active(is_active, cache, old)
+
+
+def without_freed(cache: Cache, position: Int[Array, "B"]) -> Cache:
+  """Empties what the policy has no use for from `position` on."""
+  pos = calls.still_kept(cache.policy, view(cache), position)
+  if pos is cache.pos:
+    return cache
+  rank = None if cache.rank is None else slot_arrays.ranks_of(pos)
+  return dataclasses.replace(cache, pos=pos, rank=rank)
 
 
 def _write(

@@ -25,6 +25,7 @@ POLICIES: dict[str, str] = {
     "pyramidkv": ".by_attention.snapkv:PyramidKV",
     "chunkkv": ".by_attention.chunkkv:ChunkKV",
     "kvzip": ".by_attention.kvzip:KVzip",
+    "simlayerkv": ".by_attention.simlayerkv:SimLayerKV",
     "keyformer": ".by_attention.keyformer:Keyformer",
     "knorm": ".by_key.knorm:Knorm",
     "keydiff": ".by_key.keydiff:KeyDiff",

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import tempfile
 
+from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
 from joma.inference.cache import tokens
 from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import simlayerkv
 from joma.systems.cache_policies.by_attention import snapkv
 from joma.systems.cache_policies.by_attention import tova
 from joma.systems.cache_policies.by_key import expected_attention
@@ -231,6 +233,54 @@ class KvpressTest(parameterized.TestCase):
     order = np.argsort(-theirs, axis=-1, kind="stable")
     kept = np.sort(order[..., :_KEPT], axis=-1)
     np.testing.assert_array_equal(_our_kept(policy), kept)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _LastWeights(policy_lib.Policy):
+  """The weights of a prompt's last query, mean over a group."""
+
+  def read_prompt(self, prompt):
+    weights, _ = prompt.last_weights(1)
+    return weights[..., 0, :].mean(axis=2), None, None
+
+
+class LazyLayersTest(absltest.TestCase):
+
+  def test_the_same_share_but_for_the_last_token_itself(self):
+    """Theirs is of the recent tokens before the last one; the paper's with it.
+
+    Each text alone: they judge the mean of a batch, the paper each text.
+    """
+    weights = _our_scores(_LastWeights()).mean(axis=2)
+    sinks, recent = 4, 16
+    policy = simlayerkv.SimLayerKV(num_sinks=sinks, num_recent=recent - 1)
+    _, (config, params) = _models()
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        jnp.asarray(_tokens()),
+        kv_cache=kv_cache.init(policy, config, 2, _LENGTH),
+    )
+    near = weights[..., :sinks].sum(-1) + weights[..., -recent:].sum(-1)
+    got = np.stack([cache.state for cache in caches])
+    np.testing.assert_allclose(got, near, rtol=_TOLERANCE)
+    theirs = near - weights[..., -1] + weights[..., -recent - 1]
+    for row, text in enumerate(_tokens()):
+      for layer, share in enumerate(theirs[:, row]):
+        for threshold, is_lazy in (share - 1e-5, True), (share + 1e-5, False):
+          press = kvpress.SimLayerKVPress(threshold, 1, recent, sinks)
+          kept = _peer_lengths(press, text)[layer]
+          want = sinks + recent - 1 if is_lazy else _LENGTH
+          self.assertEqual(kept, want, (row, layer))
+
+
+def _peer_lengths(press, text):
+  """Tokens that each layer of theirs keeps of a text."""
+  import torch
+
+  peer, _ = _models()
+  with torch.no_grad(), press(peer):
+    found = peer(torch.tensor(text)[None], use_cache=True)
+  return [layer.keys.shape[2] for layer in found.past_key_values.layers]
 
 
 class PaddingTest(parameterized.TestCase):

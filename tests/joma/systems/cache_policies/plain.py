@@ -145,7 +145,13 @@ class PromptSeen:
 
 
 def check(
-    rule, policy, num_heads=4, num_kv_heads=2, num_steps=24, out_kernel=None
+    rule,
+    policy,
+    num_heads=4,
+    num_kv_heads=2,
+    num_steps=24,
+    out_kernel=None,
+    capacity=CAPACITY,
 ):
   """Three prompts of different lengths, then a token a step for each.
 
@@ -156,13 +162,14 @@ def check(
     num_kv_heads: K.
     num_steps: Decode steps.
     out_kernel: Of the layer [N, H, D]; None where nobody says.
+    capacity: C.
   """
   arrays = _draw(num_heads, num_kv_heads, num_steps + max(_LENGTHS))
-  found = _run(policy, num_heads, out_kernel, *arrays)
+  found = _run(policy, num_heads, capacity, out_kernel, *arrays)
   start, outs, kept = map(np.asarray, found)
   query, key, value = (np.asarray(x, np.float64) for x in arrays)
   for b, length in enumerate(_LENGTHS):
-    plain = rule(policy, CAPACITY, num_kv_heads, _OPTIONS.scale)
+    plain = rule(policy, capacity, num_kv_heads, _OPTIONS.scale)
     plain.read(query[b, :length], key[b, :length], value[b, :length])
     _same_kept(plain, start[b], "after the prompt")
     for i in range(num_steps):
@@ -184,13 +191,13 @@ def _draw(num_heads, num_kv_heads, num_steps):
   return jax.device_put((2 * query, key, value))
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "num_heads"))
-def _run(policy, num_heads, out_kernel, query, key, value):
+@functools.partial(jax.jit, static_argnames=("policy", "num_heads", "capacity"))
+def _run(policy, num_heads, capacity, out_kernel, query, key, value):
   """Positions after the prompts; outputs and positions of each step."""
   cache = kv_cache.init_layer(
-      policy.with_capacity(CAPACITY),
+      policy.with_capacity(capacity),
       0,
-      (3, key.shape[2], CAPACITY, _HEAD_DIM),
+      (3, key.shape[2], capacity, _HEAD_DIM),
       num_heads // key.shape[2],
       jnp.float32,
   )
