@@ -1,6 +1,7 @@
 """What the theory's sparsity buys at inference.
 
 generate, sampling      prompts to continuations: prefill, then decode steps
+compression             a policy on the arrays of any model
 kv_cache                a cache of a fixed number of slots
 policy                  which tokens stay; the policies themselves are in
                         joma/systems/cache_policies, one file each

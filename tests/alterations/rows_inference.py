@@ -361,4 +361,16 @@ joma/inference/evaluation/evaluate.py
 ? what is not asked for is a fault to JAX_DEBUG_NANS
 @ tests/joma/inference/evaluation/evaluate_grid_test.py
 @ test_rows_of_a_task
+
+joma/inference/compression.py
+- positions = jnp.where(slots < lengths[:, None], slots, -1).astype(jnp.int32)
++ positions = jnp.where(slots <= lengths[:, None], slots, -1).astype(jnp.int32)
+? the first slot behind a sequence is kept
+@ test_keeps_the_slots_of_the_own_cache
+
+joma/inference/compression.py
+- weights = (positions >= 0).astype(jnp.float32)
++ weights = jnp.ones(positions.shape)
+? what stands behind a short sequence votes for its keys
+@ test_what_stands_behind_a_sequence_does_not_vote
 """

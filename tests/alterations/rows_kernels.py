@@ -297,4 +297,25 @@ kernels_pallas/attention/ring/passes.py
 ? keys of the second half are seen through the first one's spans
 @ tests/kernels_pallas/attention/ring/api_test.py
 @ test_a_ragged_causal_text_is_that_of_one_device
+
+kernels_pallas/attention/array_masks.py
+- return mask, xp.asarray((count <= 2).all())
++ return mask, xp.asarray((count <= 3).all())
+? of three spans of a mask the middle one is lost
+@ tests/kernels_pallas/attention/drop_in_test.py
+@ test_spans_are_those_of_the_row
+
+kernels_pallas/attention/array_masks.py
+- is_row = jnp.arange(num_queries + extra).reshape(-1, size) < num_queries
++ is_row = jnp.arange(num_queries + extra).reshape(-1, size) >= 0
+? queries that fill the last piece add to what keys got
+@ tests/kernels_pallas/attention/drop_in_test.py
+@ test_many_pieces_are_one
+
+kernels_pallas/attention/drop_in.py
+- num_queries, num_keys, window=left + right + 1, offset=right
++ num_queries, num_keys, window=left + right, offset=right
+? a window leaves out its furthest key on the left
+@ tests/kernels_pallas/attention/drop_in_test.py
+@ test_values_and_residuals_are_those_of_jax
 """

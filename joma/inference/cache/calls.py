@@ -31,6 +31,13 @@ def uses_col_mass(policy: Policy) -> bool:
   return policy.uses_col_mass
 
 
+def uses_queries(policy: Policy) -> bool:
+  """Whether it looks at queries of a prompt, itself or by what it wraps."""
+  if isinstance(policy, rules.Wraps):
+    return uses_queries(policy.wrapped())
+  return policy.uses_queries
+
+
 def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
   """Returns score, aux and state after a prompt."""
   if isinstance(policy, rules.ReadsPrompts):

@@ -219,6 +219,7 @@ class Policy:
     reads_part: Whether a budget is less than all slots: what a step reads, or
       what those layers keep that do not keep everything.
     uses_col_mass: Whether `read_prompt` wants `Prompt.col_mass`.
+    uses_queries: Whether `read_prompt` looks at queries of `Prompt`.
     estimates_attention: Whether the priority is attention that a token has got
       or will get: from 0, so that a product with it means something.
     label: Name in figures and sentences; empty is the flag's own.
@@ -232,6 +233,7 @@ class Policy:
   draws: ClassVar[bool] = False
   reads_part: ClassVar[bool] = False
   uses_col_mass: ClassVar[bool] = False
+  uses_queries: ClassVar[bool] = False
   estimates_attention: ClassVar[bool] = False
   label: ClassVar[str] = ""
   look: ClassVar[Look | None] = None

@@ -3,6 +3,7 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,23 @@ class TransformerTest(parameterized.TestCase):
     self.assertEqual(shapes["token_embed"]["embedding"], (50, 8))
     self.assertEqual(shapes["embed_proj"]["kernel"], (8, 16))
     self.assertEqual(shapes["output_proj"]["kernel"], (16, 8))
+
+  @pytest.mark.slow
+  def test_is_an_nnx_module_through_flax_s_bridge(self):
+    model, tokens = _model(), _tokens()
+    bridged = nnx.bridge.ToNNX(model, nnx.Rngs(0)).lazy_init(tokens)
+    state = nnx.state(bridged, nnx.Param)
+    params = _params(model)
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(bridged, state)
+    want = model.apply({"params": params}, tokens)
+    chex.assert_trees_all_equal(bridged(tokens), want)
+    square = lambda logits: jnp.sum(logits**2)
+    grads = nnx.grad(lambda module: square(module(tokens)))(bridged)
+    want = jax.grad(lambda p: square(model.apply({"params": p}, tokens)))(
+        params
+    )
+    chex.assert_trees_all_close(nnx.to_pure_dict(grads), want, rtol=1e-5)
 
 
 class MemoryTest(absltest.TestCase):

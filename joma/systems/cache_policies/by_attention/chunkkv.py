@@ -34,6 +34,7 @@ class ChunkKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "ChunkKV"
+  uses_queries: ClassVar[bool] = True
   estimates_attention: ClassVar[bool] = True
   chunk_size: int = 10
   window: int = 32

@@ -34,6 +34,7 @@ class Keyformer(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "Keyformer"
+  uses_queries: ClassVar[bool] = True
   draws: ClassVar[bool] = True
   estimates_attention: ClassVar[bool] = True
   tau_start: float = 1.0

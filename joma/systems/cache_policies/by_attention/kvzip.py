@@ -36,6 +36,7 @@ class KVzip(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "KVzip"
+  uses_queries: ClassVar[bool] = True
   estimates_attention: ClassVar[bool] = True
   num_recent: int | None = 0
   request: str = "\n\nRepeat the previous context exactly.\n\n"

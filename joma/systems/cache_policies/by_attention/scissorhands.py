@@ -28,6 +28,7 @@ class Scissorhands(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "Scissorhands"
+  uses_queries: ClassVar[bool] = True
   history: int = 32
 
   def __post_init__(self):

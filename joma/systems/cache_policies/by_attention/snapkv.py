@@ -29,6 +29,7 @@ class SnapKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "SnapKV"
+  uses_queries: ClassVar[bool] = True
   estimates_attention: ClassVar[bool] = True
   window: int = 32
   kernel_size: int = 5

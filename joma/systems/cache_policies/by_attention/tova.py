@@ -22,6 +22,7 @@ class TOVA(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "TOVA"
+  uses_queries: ClassVar[bool] = True
   num_recent: int | None = 0
   ranks_heads_alone: ClassVar[bool] = False
   estimates_attention: ClassVar[bool] = True

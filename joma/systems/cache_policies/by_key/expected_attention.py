@@ -36,6 +36,7 @@ class ExpectedAttention(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "Expected Attention"
+  uses_queries: ClassVar[bool] = True
   num_sinks: int = 4
   num_recent: int | None = 0
   num_future: int = 512

@@ -29,6 +29,7 @@ class QFilter(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "Q-Filter"
+  uses_queries: ClassVar[bool] = True
   num_recent: int | None = 0
 
   def init_state(

@@ -33,6 +33,7 @@ class RKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "R-KV"
+  uses_queries: ClassVar[bool] = True
   mix: float = 0.1
   window: int = 32
 
