@@ -13,7 +13,7 @@ heads, G = N / K, C capacity, H head size.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from joma.inference.cache import cache_options
 from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
-from joma.inference.cache import rules
+from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.systems.cache_policies import names
 from joma.transformer import hooks
@@ -63,7 +63,7 @@ class Kept(NamedTuple):
     keys: As they were.
     values: Of the same tokens.
     positions: Of each head's tokens in the prompt, int32; -1 is empty.
-    lengths: Slots taken of each sequence, int32: its tokens, C at most.
+    lengths: Slots that each sequence has taken, int32, C at most.
   """
 
   keys: Float[Array, "B C K H"]
@@ -124,17 +124,21 @@ def compress(
       policy,
       layer,
       (keys.shape[0], num_kv_heads, capacity, head_dim),
-      prompt.query.shape[2] // num_kv_heads,
+      _num_groups(prompt, num_kv_heads),
       keys.dtype,
       cache_options.DEFAULT,
   )
   cache = kv_cache.keep(cache, prompt, calls.read_prompt(policy, prompt))
-  slots_first = lambda x: x.swapaxes(1, 2)
+  # Heads of a lazy layer may have holes.
+  order = jnp.where(cache.pos < 0, jnp.iinfo(jnp.int32).max, cache.pos)
+  order = jnp.argsort(order, axis=-1)
+  ordered = lambda x: slot_arrays.take(x, order).swapaxes(1, 2)
+  count = (cache.pos >= 0).sum(axis=-1).max(axis=-1)
   return Kept(
-      slots_first(storage.read(cache.key)).astype(keys.dtype),
-      slots_first(storage.read(cache.value)).astype(values.dtype),
-      slots_first(cache.pos),
-      jnp.minimum(lengths, capacity).astype(jnp.int32),
+      ordered(storage.read(cache.key)).astype(keys.dtype),
+      ordered(storage.read(cache.value)).astype(values.dtype),
+      ordered(cache.pos),
+      count.astype(jnp.int32),
   )
 
 
@@ -158,9 +162,6 @@ def _prompt(
     if col_mass is None:
       col_mass = _col_mass(query, keys, values, positions, policy, scale)
     col_mass = col_mass.reshape(batch, num_kv_heads, -1, num_slots)
-    # Its heads are as many as queries would be.
-    query = jnp.repeat(query, col_mass.shape[2], axis=2)
-    query = query[:, :, : num_kv_heads * col_mass.shape[2]]
   raw_query, raw_key = statistics.raw_query, statistics.raw_key
   return policy_lib.Prompt(
       query=query,
@@ -205,8 +206,15 @@ def _col_mass(
   return result.col_mass
 
 
-def _parsed(policy: Any) -> policy_lib.Policy:
-  return names.parse(policy) if isinstance(policy, str) else policy
+def _num_groups(prompt: policy_lib.Prompt, num_kv_heads: int) -> int:
+  """G: of what each query head gave, or of the queries."""
+  if prompt.col_mass is not None:
+    return prompt.col_mass.shape[2]
+  return prompt.query.shape[2] // num_kv_heads
+
+
+def _parsed(given: str | policy_lib.Policy) -> policy_lib.Policy:
+  return names.parse(given) if isinstance(given, str) else given
 
 
 def _check(
@@ -216,7 +224,7 @@ def _check(
     capacity: int,
 ) -> None:
   name = names.name_of(policy)
-  if isinstance(policy, rules.HasOwnCache):
+  if calls.has_own_cache(policy):
     raise errors.UserError(
         f"policy {name} keeps tokens in a cache of its own kind, not in slots:"
         " compress takes policies of slots, as h2o, snapkv or keydiff."

@@ -123,6 +123,11 @@ def still_kept(
   return jnp.where(freed, -1, slots.pos)
 
 
+def has_own_cache(policy: Policy) -> bool:
+  """Whether it keeps tokens in a cache of another kind than slots."""
+  return isinstance(policy, rules.HasOwnCache)
+
+
 def init_cache(
     policy: Policy,
     config: configs.TransformerConfig,

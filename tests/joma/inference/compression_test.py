@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from joma.inference import compression
-from joma.inference.cache import rules
+from joma.inference.cache import calls
+from joma.inference.cache import kv_cache
 from joma.systems.cache_policies import names
 from scansnap_jax.experiment import errors
 from tests.laws import policy_laws
@@ -20,7 +21,7 @@ _LENGTHS, _SCALE = jnp.array(policy_laws.LENGTHS), 0.4
 _OF_SLOTS = tuple(
     name
     for name in (*names.POLICIES, "criticalkv:h2o", "criticalkv:snapkv")
-    if not isinstance(names.parse(name), rules.HasOwnCache) and name != "full"
+    if not calls.has_own_cache(names.parse(name)) and name != "full"
 )
 
 
@@ -30,10 +31,11 @@ def _arrays():
 
 def _own(policy):
   """The slots of this project's cache after the same prompts."""
-  cache, (query, key, value) = (
-      policy_laws.init(policy, policy_laws.FEW),
-      _arrays(),
+  few = policy_laws.FEW
+  (cache,) = kv_cache.init(
+      calls.fitted(policy, few), policy_laws.CONFIG, len(_LENGTHS), few
   )
+  query, key, value = _arrays()
   steps = jnp.arange(key.shape[1])[None]
   positions = jnp.where(steps < _LENGTHS[:, None], steps, -1)
   _, cache = cache.attend(
@@ -60,7 +62,12 @@ class CompressTest(parameterized.TestCase):
   @pytest.mark.by_default(_OF_SLOTS.index("h2o"))
   def test_keeps_the_slots_of_the_own_cache(self, name):
     cache, kept = _own(names.parse(name)), _compress(name)
-    slots_first = lambda x: np.asarray(x).swapaxes(1, 2)
+    # Of a layer that frees slots the empty ones may stand between others.
+    order = np.argsort(np.where(cache.pos < 0, 99, cache.pos), stable=True)
+    pick = lambda x: np.take_along_axis(
+        np.asarray(x), order.reshape(order.shape + (1,) * (x.ndim - 3)), axis=2
+    )
+    slots_first = lambda x: pick(x).swapaxes(1, 2)
     np.testing.assert_array_equal(kept.positions, slots_first(cache.pos))
     is_kept = kept.positions[..., None] >= 0
     for mine, theirs in ((kept.keys, cache.key), (kept.values, cache.value)):
@@ -68,7 +75,24 @@ class CompressTest(parameterized.TestCase):
           jnp.where(is_kept, mine, 0),
           jnp.where(is_kept, slots_first(theirs.data), 0),
       )
-    np.testing.assert_array_equal(kept.lengths, [5, 8, 1])
+    count = (cache.pos >= 0).sum(axis=-1).max(axis=-1)
+    np.testing.assert_array_equal(kept.lengths, count)
+
+  @parameterized.parameters(*_OF_SLOTS)
+  def test_who_reads_queries_says_so(self, name):
+    query, key, value = _arrays()
+    keep = lambda query: compression.compress(
+        key,
+        value,
+        compression.Statistics(query=query, col_mass=jnp.ones((3, 4, 11))),
+        _LENGTHS,
+        policy=name,
+        capacity=8,
+    )
+    program = jax.make_jaxpr(keep)(query).jaxpr
+    (given,) = program.invars
+    is_read = any(given in equation.invars for equation in program.eqns)
+    self.assertEqual(is_read, compression.required(name) == ("query",))
 
   @parameterized.parameters(*_OF_SLOTS)
   @pytest.mark.slow

@@ -45,6 +45,7 @@ class SimLayerKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "SimLayerKV"
+  uses_queries: ClassVar[bool] = True
   reads_part: ClassVar[bool] = True
   ranks_heads_alone: ClassVar[bool] = False
   num_sinks: int = 4
