@@ -33,7 +33,10 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Folder of a model, of which config.json is read."
+    "model",
+    None,
+    "Folder of a model, or its name on Hugging Face, as org/name@revision; its"
+    " config.json is read.",
 )
 _PRESET = flags.DEFINE_enum(
     "preset",

@@ -17,7 +17,11 @@ from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Folder of a model with its tokenizer.", required=True
+    "model",
+    None,
+    "Folder of a model with its tokenizer, or its name on Hugging Face, as"
+    " org/name@revision.",
+    required=True,
 )
 _TEXT = flags.DEFINE_string(
     "text", None, "Text file whose every line is a text.", required=True

@@ -35,7 +35,10 @@ from scansnap_jax.experiment import workdir as workdir_lib
 _WORKDIR = run.define_workdir()
 _PRESET = run.define_preset()
 _MODEL = flags.DEFINE_string(
-    "model", None, "Folder of a model and its tokenizer; none trains one."
+    "model",
+    None,
+    "Folder of a model and its tokenizer, or its name on Hugging Face, as"
+    " org/name@revision; none trains one.",
 )
 _DATA_DIR = run.define_data_dir()
 _MESH = run.define_mesh()

@@ -41,7 +41,11 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Folder with config.json and safetensors.", required=True
+    "model",
+    None,
+    "Folder with config.json and safetensors, or the name of one on Hugging"
+    " Face, as org/name or org/name@revision.",
+    required=True,
 )
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "Text to continue; may be given several times."
@@ -93,7 +97,8 @@ _DRAFT = flags.DEFINE_string(
 _DRAFT_MODEL = flags.DEFINE_string(
     "draft_model",
     None,
-    "Folder of a smaller model, with the same tokens, that guesses ahead.",
+    "Folder of a smaller model, or its name on Hugging Face, with the same"
+    " tokens, that guesses ahead.",
 )
 _ROWS = flags.DEFINE_integer(
     "rows",

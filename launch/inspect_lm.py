@@ -2,7 +2,8 @@
 
   python -m launch.inspect_lm --model=DIR --text=FILE --workdir=runs/inspect
 
---model is a folder as Hugging Face's transformers writes it. Several, as
+--model is a folder as Hugging Face's transformers writes it, or a name there,
+as EleutherAI/pythia-70m@step1000. Several, as
 --model=DIR,DIR, --model=DIR --model=DIR or --model='pythia/step*', are
 compared, and drawn as a series over training steps where their names end in
 numbers; one that cannot be measured is named, and costs no other. What is read
@@ -28,7 +29,11 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _MODEL = flags.DEFINE_multi_string(
-    "model", None, "Folder of a model; several, or a pattern.", required=True
+    "model",
+    None,
+    "Folder of a model, or its name on Hugging Face, as org/name@revision;"
+    " several, or a pattern of folders.",
+    required=True,
 )
 _WORKDIR = run.define_workdir(
     "Local folder of this run; none writes no report.", is_required=False

@@ -2,6 +2,7 @@
 
 import os
 
+from joma.transformer.hf import hub
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 
@@ -16,7 +17,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[int, ...]:
       of ids.
   """
   for name in ("generation_config.json", "config.json"):
-    path = json_file.local_path(folder) / name
+    path = hub.folder(folder) / name
     if not path.exists():
       continue
     value = json_file.read_object(path).get("eos_token_id")

@@ -24,7 +24,8 @@ class PlanConfig:
   Attributes:
     topology: A chip and the chips along each side of its torus, as v5p:4x4x4,
       v5e:16x16, v4:2x2x1, v6e:2x4 or v7x:2x2x1.
-    shape: Name of a model, or a Hugging Face folder with its config.json.
+    shape: Name of a model, or a Hugging Face folder with its config.json, or
+      the name of one there, as org/name@revision.
     task: train compiles a step of the trainer, decode one token more for each
       sequence of a KV cache.
     batch: Sequences, over all devices.

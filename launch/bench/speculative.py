@@ -142,5 +142,7 @@ def _measure_prompt(subject: _Subject, config: BenchConfig) -> harness.Row:
 
 
 if __name__ == "__main__":
-  _MODEL = harness.define_model("Folder of the model.", is_required=True)
+  _MODEL = harness.define_model(
+      "Folder of the model, or its name on Hugging Face.", is_required=True
+  )
   harness.run(BenchConfig(), lambda config: measure(_MODEL.value, config))

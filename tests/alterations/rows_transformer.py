@@ -275,4 +275,22 @@ joma/transformer/training/run.py
 ? a run that began with more tokens than its text has cannot go on
 @ tests/joma/transformer/training/run_test.py
 @ test_a_run_that_goes_on_keeps_its_number
+
+joma/transformer/hf/hub.py
+- if found is None or path.exists():
++ if found is None:
+? a folder that is there is looked for on Hugging Face
+@ test_a_folder_that_is_there_is_no_name
+
+joma/transformer/hf/hub.py
+- patterns = [*_SMALL, *(["*.safetensors"] if weights else [])]
++ patterns = [*_SMALL, "*.safetensors"]
+? whoever wants config.json alone downloads all weights
+@ test_without_weights_they_stay_where_they_are
+
+joma/transformer/hf/hub.py
+- revision=revision,
++ revision=None,
+? every revision is main
+@ test_without_weights_they_stay_where_they_are
 """

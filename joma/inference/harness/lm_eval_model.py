@@ -9,7 +9,7 @@
       tasks=["arc_easy"],
   )
 
-Arguments: `folder`, a Hugging Face folder; `policy`, as
+Arguments: `folder`, a Hugging Face folder or name; `policy`, as
 `launch.evaluate_cache --policies` names one, with `capacity`, its slots;
 `max_length`, tokens of a text at most. Texts are encoded and cut as the
 harness's model `hf` does.
@@ -26,6 +26,7 @@ from joma.inference import stop_tokens
 from joma.inference.harness import requests as requests_lib
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import model as models
+from joma.transformer.hf import hub
 from joma.transformer.hf import pretrained
 from joma.transformer.text import chat_template
 from joma.transformer.text import tokenizer as tokenizer_lib
@@ -95,7 +96,7 @@ class Joma(lm_eval_model.TemplateLM):
   @property
   def prefix_token_id(self) -> int:
     """What comes before a text without a context: as `hf` takes it."""
-    path = json_file.local_path(self._folder) / "config.json"
+    path = hub.folder(self._folder) / "config.json"
     first = json_file.read_object(path).get("bos_token_id")
     return first if isinstance(first, int) else self.eot_token_id
 

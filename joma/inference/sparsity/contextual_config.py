@@ -106,8 +106,8 @@ class ContextualConfig:
   """A study: a model, predictors of it, and what they save at what loss.
 
   Attributes:
-    model: Folder of a model as Hugging Face's transformers writes it; none
-      trains a small one.
+    model: Folder of a model as Hugging Face's transformers writes it, or its
+      name there, as org/name@revision; none trains a small one.
     corpus: Name of a corpus, or a text file or folder.
     data_dir: Where WikiText is looked for.
     tokenizer: What a token is, for a model that is trained here; see `corpus`.

@@ -18,7 +18,8 @@ class ScalingConfig:
     num_chips: Numbers of chips, each a power of two.
     compiled: Numbers among num_chips whose best mesh is compiled; the others
       are estimated, see `joma.scale.curve.scaling`.
-    shape: Name of a model, or a Hugging Face folder with its config.json.
+    shape: Name of a model, or a Hugging Face folder with its config.json, or
+      the name of one there, as org/name@revision.
     task: train is a step of the trainer, decode one token more for each
       sequence of a KV cache.
     batch: Sequences, over all devices.

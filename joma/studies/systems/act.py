@@ -52,7 +52,8 @@ class CalibrationConfig:
     num_keys: Keys of a draw.
     theta: Mean weight above which a column is turned down.
     beta: What its weights are multiplied by.
-    model: Folder of a checkpoint; measured too where it is given.
+    model: Folder of a checkpoint, or its name on Hugging Face, as
+      org/name@revision; measured too where it is given.
     corpus: Text that it reads.
     num_prompt: Tokens of a text that choose columns.
     num_tokens: Tokens of a text, the prompt included.

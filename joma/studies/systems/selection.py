@@ -71,7 +71,8 @@ class SelectionConfig:
     num_keys: Tokens of a draw, a multiple of `block`.
     num_blocks: Blocks that a query reads.
     block: Keys of a block.
-    model: Folder of a checkpoint; measured too where it is given.
+    model: Folder of a checkpoint, or its name on Hugging Face, as
+      org/name@revision; measured too where it is given.
     corpus: Text whose validation split the checkpoint reads.
     num_tokens: Tokens that it reads.
     num_first: Tokens before the first whose loss counts.

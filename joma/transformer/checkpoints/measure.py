@@ -21,6 +21,7 @@ from joma.transformer import inspection
 from joma.transformer import inspection_config
 from joma.transformer import layer_hooks
 from joma.transformer import probes
+from joma.transformer.hf import hub
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
@@ -134,7 +135,7 @@ def _read_text(
     raise errors.UserError(f"text={error}") from error
   if not text.strip():
     raise errors.UserError(f"text={path} is empty.")
-  has_own = (folder / "tokenizer.json").is_file()
+  has_own = tokenizer.is_in(hub.folder(folder))
   return tokenizer.from_folder(folder if has_own else first).encode(text)[None]
 
 

@@ -7,8 +7,8 @@
 A folder is config.json and model.safetensors, or shards with their index, as
 transformers writes it: GPT-2, OPT, GPT-NeoX and Pythia, Llama 1 to 3, Mistral,
 Qwen 2 and 3, Gemma 1 to 3 (text); or the project's `own_form`. No torch, no
-network, no pickle. What was saved, loaded and saved again is the same to the
-byte.
+pickle; no network, but for a name that `hub` knows. What was saved, loaded and
+saved again is the same to the byte.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +26,7 @@ import numpy as np
 
 from joma.transformer.config import TransformerConfig
 from joma.transformer.hf import config_json
+from joma.transformer.hf import hub
 from joma.transformer.hf import own_form
 from joma.transformer.hf import own_tensors
 from joma.transformer.hf import safetensors_folder
@@ -61,7 +62,8 @@ def load(
   `jax.default_device(jax.devices("cpu")[0])` they stay in its memory.
 
   Args:
-    folder: With config.json and safetensors files.
+    folder: With config.json and safetensors files; or `org/name[@revision]` of
+      Hugging Face, where there is no such folder, see `hub`.
     dtype: Of the parameters: float32, bfloat16 or float16; None keeps what is
       stored.
 
@@ -74,7 +76,7 @@ def load(
       `dtype`, or if the model is not supported; the message names file and
       tensor.
   """
-  folder, fields, config = _read_config(folder)
+  folder, fields, config = _read_config(folder, weights=True)
   dtype = _checked_dtype(dtype)
   if fields["model_type"] == own_form.MODEL_TYPE:
     return config, own_tensors.load(folder, config, dtype)
@@ -187,9 +189,9 @@ def read_config(folder: str | os.PathLike[str]) -> TransformerConfig:
 
 
 def _read_config(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str], *, weights: bool = False
 ) -> tuple[Path, dict[str, Any], TransformerConfig]:
-  folder = _existing(folder)
+  folder = _existing(folder, weights=weights)
   path = folder / "config.json"
   fields = json_file.read_object(path)
   try:
@@ -198,16 +200,16 @@ def _read_config(
     raise UserError(f"{path}: {error}") from error
 
 
-def _existing(folder: str | os.PathLike[str]) -> Path:
-  """Returns the path of a folder with a config.json."""
-  folder = json_file.local_path(folder)
+def _existing(folder: str | os.PathLike[str], *, weights: bool = False) -> Path:
+  """Returns the path of a folder with a config.json, downloaded or not."""
+  folder = hub.folder(folder, weights=weights)
   if folder.is_file():
     safetensors_folder.refuse_pickle(folder)
     raise UserError(f"{folder} is a file: give the folder that it lies in.")
   if not folder.is_dir():
     raise UserError(
-        f"There is no folder {folder}. Models are read from local folders:"
-        " download one first, with config.json and its safetensors files."
+        f"There is no folder {folder}. Give one with config.json and its"
+        " safetensors files, or a name on Hugging Face, as org/name."
     )
   if not (folder / "config.json").is_file():
     names = ", ".join(sorted(path.name for path in folder.iterdir()))

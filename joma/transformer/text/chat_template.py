@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 
+from joma.transformer.hf import hub
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 
@@ -76,7 +77,7 @@ def read(folder: str | os.PathLike[str]) -> ChatTemplate:
   Raises:
     UserError: There is none, it is no template, or Jinja is not installed.
   """
-  folder = json_file.local_path(folder)
+  folder = hub.folder(folder)
   path = folder / "tokenizer_config.json"
   config = json_file.read_object(path) if path.exists() else {}
   source, text = _find(folder, config)

@@ -19,6 +19,7 @@ import zlib
 from jaxtyping import Integer
 import numpy as np
 
+from joma.transformer.hf import hub
 from joma.transformer.text import corpus_text
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import json_file
@@ -115,7 +116,8 @@ def load(
   Args:
     name: Which; see `corpus_text.find`.
     tokenizer: `bytes`; `words` or `bpe`, learned of the train split alone; the
-      path of a folder with a tokenizer.json; or a tokenizer.
+      path of a folder with a tokenizer.json, or its name on Hugging Face; or a
+      tokenizer.
     data_dir: Where WikiText, or a relative `name`, is looked for.
     cache_dir: Folder for the ids and for what was learned; None keeps both in
       memory. Files there are named by their content: several corpora may share
@@ -160,7 +162,7 @@ def _make_tokenizer(
   if kind == "bytes":
     return tokenizer_lib.Bytes()
   if kind not in tokenizer_lib.KINDS:
-    if not json_file.local_path(kind).is_dir():
+    if not hub.folder(kind).is_dir():
       raise UserError(
           f"tokenizer={kind} is none of {', '.join(tokenizer_lib.KINDS)}, and"
           " no folder with a tokenizer.json."

@@ -17,6 +17,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from jaxtyping import Int, Integer
 import numpy as np
 
+from joma.transformer.hf import hub
 from joma.transformer.text import growth
 from joma.transformer.text import library_form
 from joma.transformer.text import panics
@@ -332,7 +333,7 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   Raises:
     UserError: There is none, or it cannot be read.
   """
-  path = json_file.local_path(folder) / _FILE
+  path = hub.folder(folder) / _FILE
   if not path.exists():
     found = sorted(p.name for p in path.parent.glob("*"))
     listing = ", ".join(found[:12]) if found else "nothing"

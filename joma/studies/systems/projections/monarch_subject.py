@@ -38,7 +38,8 @@ class MonarchConfig:
   """What should an MLP read less of: Monarch's slices, rank, or neurons?
 
   Attributes:
-    model: Folder of a checkpoint; none trains a small model.
+    model: Folder of a checkpoint, or its name on Hugging Face, as
+      org/name@revision; none trains a small model.
     corpus: Text that models are trained on and asked about.
     seed: Random seed of the model that is trained, of texts and of predictors.
     shares: Shares of the MLPs' weights that a token reads.

@@ -65,7 +65,8 @@ class MohConfig:
     num_keys: Tokens of the text whose tiles are counted.
     block: Queries of a block, and keys of a tile.
     num_heads: Heads there, half of them active, a quarter shared.
-    model: Folder of a checkpoint; measured too where it is given.
+    model: Folder of a checkpoint, or its name on Hugging Face, as
+      org/name@revision; measured too where it is given.
     corpus: Text that the checkpoint reads.
     num_tokens: Tokens of each text that it reads.
     num_texts: How many.

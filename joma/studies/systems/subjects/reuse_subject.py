@@ -36,7 +36,8 @@ class ReuseConfig:
   Attributes:
     num_seeds: Models that are trained, and draws of texts.
     first_seed: The seeds are first_seed, first_seed + 1, ...
-    model: Folder of a Hugging Face model; none trains models.
+    model: Folder of a Hugging Face model, or its name there, as
+      org/name@revision; none trains models.
     corpus: The text.
     num_layers: Layers of the models that are trained.
     width: Size of the residual stream of the models that are trained, a

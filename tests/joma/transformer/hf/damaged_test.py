@@ -135,7 +135,7 @@ class DamagedTest(folders.FolderTestCase):
 
   def test_folders_that_are_none(self):
     folder, _, _ = self.saved("llama")
-    self.check(folder / "absent", "no folder .*absent.*local")
+    self.check(folder / "absent", "no folder .*absent.*org/name")
     self.check(folder / "config.json", "config.json is a file")
     (folder / "model.safetensors").unlink()
     self.check(folder, "neither model.safetensors nor .*it has config.json")
