@@ -25,6 +25,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.bridge import bridge_ladder
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
 from joma.studies.systems.probes import update_rank
@@ -46,6 +47,7 @@ from launch.command import study_run
 
 _STUDIES = {
     "act": act.STUDY,
+    "bridge_ladder": bridge_ladder.STUDY,
     "composed": composed.STUDY,
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,

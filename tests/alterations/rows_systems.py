@@ -371,4 +371,29 @@ joma/studies/systems/memory.py
 + near = jnp.einsum("BPH,BQH->BPQ", found, keys[:, :, 0])
 ? what is recalled is held against keys
 @ test_a_linear_memory_without_more_is_the_delta_rule
+
+joma/studies/systems/bridge/training.py
+- twin -= is_free * ATTENTION_RATE * setting.rate * pull
++ twin += is_free * ATTENTION_RATE * setting.rate * pull
+? the twin climbs the loss
+@ test_free_matrices_follow_lemma_1
+
+joma/studies/systems/bridge/contexts.py
+- offsets = rng.integers(1, length + 1, size=(num, length))
++ offsets = rng.integers(0, length, size=(num, length))
+? a resampled context holds queries
+@ test_resampled_tokens_are_those_in_front_of_the_same_next_token
+
+joma/studies/systems/bridge/predictors.py
+- for half, decoder in zip(halves, decoders[::-1], strict=True)
++ for half, decoder in zip(halves, decoders, strict=True)
+? samples meet the decoder that they made
+@ test_halves_meet_each_others_decoder
+
+joma/studies/systems/bridge/verdict.py
+- return intervals.interval(here - before)
++ return intervals.interval(here - before[::-1])
+? seeds are paired with other seeds
+@ tests/joma/studies/systems/bridge/bridge_ladder_test.py
+@ test_names_the_rung_with_the_largest_fall
 """
