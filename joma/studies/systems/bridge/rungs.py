@@ -43,7 +43,7 @@ _TEXT = _ALL._replace(name="text", data="text")
 _EVERY = _TEXT._replace(name="every query", is_every_query=True)
 _RESIDUAL = _EVERY._replace(name="residual", has_residual=True)
 # Embeddings of unit length, which products of matrices move faster.
-_FROZEN = _RESIDUAL._replace(name="frozen", embeddings="frozen", rate=0.5)
+_FROZEN = _RESIDUAL._replace(name="frozen", embeddings="frozen", rate=0.25)
 _UNTIED = _FROZEN._replace(name="untied", embeddings="untied")
 _TIED = _UNTIED._replace(name="tied", embeddings="tied")
 _MLP = _TIED._replace(name="MLP", has_mlp=True)
@@ -78,7 +78,7 @@ OPTIMIZERS = (
     _other(_ALL, "Adam", "adam", 0.03),
     _other(_EVERY, "Adam", "adam", 0.03),
     _other(_EVERY, "sign", "sign", 0.003),
-    _other(_MLP, "momentum", "momentum", 0.05),
+    _other(_MLP, "momentum", "momentum", 0.025),
     _other(_MLP, "Adam", "adam", 0.003),
     _other(_MLP, "sign", "sign", 0.001),
 )

@@ -98,6 +98,8 @@ def _claims_of(rows: Rows, rung: rungs.Rung) -> list[claims.Row]:
       ("velocity", FIRST, "at the first record"),
       ("flow", LAST, "at the last"),
   ):
+    if rung.is_decoder_first and record == FIRST:
+      continue  # Attention is held still by then.
     gain = _over_frequency(rows, rung.name, name, record)
     found.append(
         claims.row(
