@@ -143,6 +143,7 @@ def _step(
   )
   loss, slope = jax.value_and_grad(own)(params)
   pull = jax.grad(loss_of, argnums=1)(params, twin, other, setting.has_residual)
+  direction: Any
   direction, moments = rule.update(slope, moments, params)
   is_free = number >= setting.num_held
   params = {

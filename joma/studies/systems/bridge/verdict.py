@@ -77,7 +77,7 @@ def _over_frequency(
 
 
 def _row(rows: Rows, rung: rungs.Rung) -> dict[str, Any]:
-  row = {"rung": rung.name, "after": rung.after or "–"}
+  row: dict[str, Any] = {"rung": rung.name, "after": rung.after or "–"}
   row["loss"] = float(np.mean(np.asarray(rows[rung.name]["loss"])[:, LAST]))
   for name in (*_SHOWN, "type"):
     for record, when in ((FIRST, "first"), (LAST, "last")):
