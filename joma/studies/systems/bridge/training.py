@@ -143,13 +143,15 @@ def _step(
   )
   loss, slope = jax.value_and_grad(own)(params)
   pull = jax.grad(loss_of, argnums=1)(params, twin, other, setting.has_residual)
-  direction: Any
   direction, moments = rule.update(slope, moments, params)
   is_free = number >= setting.num_held
-  params = {
-      name: value - rate_of(setting, name, is_free) * direction[name]
-      for name, value in params.items()
-  }
+  rates = {name: rate_of(setting, name, is_free) for name in params}
+  params = jax.tree.map(
+      lambda value, rate, change: value - rate * change,
+      params,
+      rates,
+      direction,
+  )
   twin -= is_free * ATTENTION_RATE * setting.rate * pull
   return (params, moments, twin, number + 1), loss
 
