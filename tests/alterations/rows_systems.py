@@ -39,6 +39,19 @@ joma/systems/cache_policies/by_attention/chunkkv.py
 ? chunks are twice as long
 @ test_sums_of_chunks_by_hand
 
+joma/systems/cache_policies/wrapping/cam.py
+- count = jnp.maximum(follows.sum(axis=-1), 1)
++ count = jnp.full(size, self.num_merged)
+? at the end of the text a part of the value is lost
+@ test_keeps_what_plain_python_keeps_at_every_step
+
+joma/inference/cache/slot_step.py
+- cache = handed_on(cache, leaving, (cache.pos >= 0) & ~freed, position)
++ cache = handed_on(cache, leaving, cache.pos >= 0, position)
+? what leaves at a step is not known to leave
+@ tests/joma/systems/cache_policies/wrapping/cam_test.py
+@ test_keeps_what_plain_python_keeps_at_every_step
+
 joma/systems/cache_policies/wrapping/criticalkv.py
 - return jnp.argsort(order) >= order.shape[-1] - count
 + return order >= order.shape[-1] - count

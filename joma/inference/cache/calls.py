@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
@@ -126,6 +126,32 @@ def still_kept(
 def has_own_cache(policy: Policy) -> bool:
   """Whether it keeps tokens in a cache of another kind than slots."""
   return isinstance(policy, rules.HasOwnCache)
+
+
+def merges(policy: Policy) -> bool:
+  """Whether tokens that leave change the values of others."""
+  return isinstance(policy, rules.Merges)
+
+
+def merged(
+    policy: Policy,
+    slots: policy_lib.Slots,
+    leaving: Int[Array, "B K L"],
+    stays: Bool[Array, "B K C"],
+    position: Int[Array, "B"],
+) -> Float[Array, "B K C H"]:
+  """Values of slots after those that leave have handed theirs on.
+
+  Args:
+    policy: Who may say so.
+    slots: Before anything has left.
+    leaving: Slots among which are all those that leave.
+    stays: Whether a slot holds a token that stays.
+    position: Of the token for which the others leave.
+  """
+  if not isinstance(policy, rules.Merges):
+    return slots.value
+  return policy.merged(slots, leaving, stays, position)
 
 
 def init_cache(

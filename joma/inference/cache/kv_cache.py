@@ -216,6 +216,13 @@ def compact(
   index = prompts.best(
       policy, slot_step.view(cache), position, min(capacity, cache.capacity)
   )
+  if capacity < cache.capacity:
+    cache = slot_step.handed_on(
+        cache,
+        slot_arrays.every_slot(cache.pos),
+        prompts.are_among(index, cache.pos),
+        position,
+    )
   kept = jax.tree.map(
       lambda x: slot_arrays.resize(slot_arrays.take(x, index), capacity),
       (cache.key, cache.value, cache.score, cache.aux),
@@ -301,6 +308,8 @@ def keep(
         key, value, score, pos, aux, state, cache.layer, cache.num_groups
     )
     index = prompts.best(cache.policy, slots, prompt.lengths, capacity)
+    value = prompts.merged(cache.policy, slots, index, prompt.lengths)
+    kept = (key, value, score, aux)
     kept, pos = jax.tree.map(lambda x: slot_arrays.take(x, index), (kept, pos))
   fit = lambda x: slot_arrays.resize(x, capacity)
   key, value, score, aux = jax.tree.map(fit, kept)

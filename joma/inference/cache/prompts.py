@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
@@ -87,6 +87,29 @@ def _attend(
       new.options,
       **returns,
   )
+
+
+def merged(
+    policy: policy_lib.Policy,
+    slots: policy_lib.Slots,
+    index: Int[Array, "B K C"],
+    position: Int[Array, "B"],
+) -> Float[Array, "B K T H"]:
+  """Values of slots, those at `index` with what the others hand on to them."""
+  if not calls.merges(policy):
+    return slots.value
+  stays = are_among(index, slots.pos)
+  leaving = slot_arrays.every_slot(slots.pos)
+  return calls.merged(policy, slots, leaving, stays, position)
+
+
+def are_among(
+    index: Int[Array, "B K C"], pos: Int[Array, "B K T"]
+) -> Bool[Array, "B K T"]:
+  """Whether slots are at `index` and hold a token."""
+  found = jnp.zeros(pos.shape, bool)
+  found = jnp.put_along_axis(found, index, True, axis=-1, inplace=False)
+  return found & (pos >= 0)
 
 
 def best(

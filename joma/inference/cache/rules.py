@@ -122,6 +122,28 @@ class Frees(Protocol):
 
 
 @runtime_checkable
+class Merges(Protocol):
+  """Lets tokens that leave change the values of those that stay."""
+
+  def merged(
+      self,
+      slots: policy_lib.Slots,
+      leaving: Int[Array, "B K L"],
+      stays: Bool[Array, "B K C"],
+      position: Int[Array, "B"],
+  ) -> Float[Array, "B K C H"]:
+    """Returns values of all slots; those of slots that do not stay are any.
+
+    Args:
+      slots: Before anything has left.
+      leaving: Slots among which are all those that leave.
+      stays: Whether a slot holds a token that stays.
+      position: Of the token for which the others leave.
+    """
+    ...
+
+
+@runtime_checkable
 class HasAux(Protocol):
   """Keeps a number or more a slot."""
 

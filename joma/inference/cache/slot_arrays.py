@@ -61,6 +61,11 @@ def take(x: Array, index: Int[Array, "B K C"]) -> Array:
   return jnp.take_along_axis(x, like(index, x), axis=2)
 
 
+def every_slot(pos: Int[Array, "B K C"]) -> Int[Array, "B K C"]:
+  """The numbers of all slots, for each head."""
+  return jnp.broadcast_to(jnp.arange(pos.shape[-1]), pos.shape)
+
+
 def resize(x: Array, capacity: int, fill: float | int = 0) -> Array:
   """Cuts or fills the slots' axis, 2."""
   missing = capacity - x.shape[2]

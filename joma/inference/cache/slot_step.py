@@ -185,6 +185,9 @@ def decode(
   token = new.one(cache.layer, is_raw=cache.options.keys == "raw")
   old, cache = cache, without_freed(cache, position)
   slot, freed = choose_slot(cache, position)
+  if calls.merges(cache.policy):
+    leaving = jax.lax.top_k(freed, cache.options.page_size)[1]
+    cache = handed_on(cache, leaving, (cache.pos >= 0) & ~freed, position)
   cache = _write(cache, token, slot, freed & is_active[:, None, None])
   keys, query = _rotated(cache, new)
   is_seen = cache.pos >= 0
@@ -202,6 +205,34 @@ def decode(
   score, aux, state = calls.observe(cache.policy, view(cache), step)
   cache = dataclasses.replace(cache, score=score, aux=aux, state=state)
   return out, where_active(is_active, cache, old)
+
+
+def handed_on(
+    cache: Cache,
+    leaving: Int[Array, "B K L"],
+    stays: Bool[Array, "B K C"],
+    position: Int[Array, "B"],
+) -> Cache:
+  """Lets what leaves change the values of what stays, as the policy has it.
+
+  Args:
+    cache: Before anything has left.
+    leaving: Slots among which are all those that leave.
+    stays: Whether a slot holds a token that stays.
+    position: Of each sequence's new token; -1 is none, and nothing changes.
+  """
+  if not calls.merges(cache.policy):
+    return cache
+  slots = view(cache)
+  value = calls.merged(cache.policy, slots, leaving, stays, position)
+  changed = (value != slots.value).any(axis=-1) & stays
+  changed = changed & (position >= 0)[:, None, None]
+  value = jax.tree.map(
+      lambda new, old: jnp.where(slot_arrays.like(changed, old), new, old),
+      storage.write(cache.value, value),
+      cache.value,
+  )
+  return dataclasses.replace(cache, value=value)
 
 
 def without_freed(cache: Cache, position: Int[Array, "B"]) -> Cache:

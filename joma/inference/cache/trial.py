@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from joma.inference.cache import calls
 from joma.inference.cache import storage
 from joma.transformer import hooks
 from joma.transformer import one_by_one
@@ -159,8 +160,9 @@ def check(kv_cache: PyTree) -> None:
   from joma.systems.cache_policies import names
 
   for layer, cache in enumerate(kv_cache):
-    if not isinstance(cache, TakesBack):
-      policy = getattr(cache, "policy", None)
+    policy = getattr(cache, "policy", None)
+    merges = policy is not None and calls.merges(policy)
+    if merges or not isinstance(cache, TakesBack):
       name = type(cache).__name__ if policy is None else names.name_of(policy)
       raise errors.UserError(
           f"the cache of layer {layer}, {name}, cannot give tokens back, which"

@@ -45,7 +45,8 @@ class EvaluateConfig:
     policies: Names of policies, each with settings of its own if need be, as
       h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
       that policy out among heads; criticalkv:NAME, which counts what values
-      add as well. full, window and random are always there.
+      add as well; cam:NAME, which adds values that leave to
+      others. full, window and random are always there.
     budgets: Slots of a KV head over the length of the text, in (0, 1].
     slots: Slots of a KV head, in place of budgets where given.
     num_seeds: Draws of examples.

@@ -39,6 +39,7 @@ POLICIES: dict[str, str] = {
 WRAPPERS: dict[str, str] = {
     "adakv": ".own_cache.ada_kv:AdaKV",
     "criticalkv": ".wrapping.criticalkv:CriticalKV",
+    "cam": ".wrapping.cam:CaM",
 }
 # Those that a flag cannot make, for they need a measurement of one's own; what
 # they cost can be said.

@@ -306,6 +306,9 @@ def trim(
   # Of equal ones the newest stay, as after a prompt.
   order = jnp.argsort(jnp.argsort(ranks[..., ::-1], descending=True))
   is_kept = order[..., ::-1] < sizes[:, None, None]
+  every = slot_arrays.every_slot(cache.pos)
+  stays = is_kept & (cache.pos >= 0)
+  cache = slot_step.handed_on(cache, every, stays, position)
   return _with_positions(cache, jnp.where(is_kept, cache.pos, -1))
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import tempfile
+import types
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -25,6 +27,7 @@ from joma.systems.cache_policies.by_key import keydiff
 from joma.systems.cache_policies.by_key import knorm
 from joma.systems.cache_policies.by_key import lagkv
 from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.wrapping import cam
 from joma.systems.cache_policies.wrapping import criticalkv
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
@@ -281,6 +284,51 @@ def _peer_lengths(press, text):
   with torch.no_grad(), press(peer):
     found = peer(torch.tensor(text)[None], use_cache=True)
   return [layer.keys.shape[2] for layer in found.past_key_values.layers]
+
+
+class MergingTest(absltest.TestCase):
+
+  def test_values_are_handed_on_alike(self):
+    """One head, for they let all heads of a layer lose the same tokens.
+
+    The draws are ours. They merge as many tokens as there were steps since the
+    last cut, all here.
+    """
+    import torch
+
+    draws = np.random.default_rng(0)
+    shape, kept, merged = (2, 1, 40, 8), 24, 5
+    key, value = (draws.standard_normal(shape, np.float32) for _ in range(2))
+    score = draws.random(shape[:3], np.float32)
+    policy = cam.CaM(base=h2o.H2O(num_recent=0), num_merged=merged)
+    policy = policy.with_capacity(kept)
+    every = jnp.broadcast_to(jnp.arange(40), shape[:3])
+    slots = policy_lib.Slots(
+        *map(jnp.asarray, (key, value, score)), pos=every, aux=(None, None)
+    )
+    lengths = jnp.full(2, 40)
+    index = prompts.best(policy, slots, lengths, kept)
+    got = prompts.merged(policy, slots, index, lengths)
+    got = jnp.take_along_axis(got, index[..., None], axis=2)
+    press = kvpress.CAMPress(
+        base_press=kvpress.KnormPress(), target_size=kept, merge_budget=merged
+    )
+    tensor = lambda x: torch.tensor(np.array(x))
+    press.base_press.score = lambda *args: tensor(score)
+    press.layer_step_counts[0] = 40 - kept
+    press._running_attn_sum[0] = tensor(score)
+    drawn = np.asarray(policy._draws(every, 0))
+    leaving = np.argsort(score, axis=-1)[..., : 40 - kept]
+    ours = np.take_along_axis(drawn, np.sort(leaving), axis=-1)
+    bernoulli = lambda chance: (tensor(ours) < chance).float()
+    module = types.SimpleNamespace(layer_idx=0)
+    with mock.patch.object(torch, "bernoulli", bernoulli):
+      _, want = press.compress(
+          module, None, tensor(key), tensor(value), tensor(score), {}
+      )
+    np.testing.assert_allclose(got, want.numpy(), atol=_TOLERANCE)
+    stay = np.take_along_axis(value, np.asarray(index)[..., None], axis=2)
+    self.assertGreater(float(np.abs(got - stay).max()), 0.1)
 
 
 class PaddingTest(parameterized.TestCase):

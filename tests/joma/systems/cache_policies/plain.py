@@ -57,6 +57,9 @@ class Plain:
     del position, head
     return [token["score"] for token in tokens]
 
+  def leave(self, gone, stays, head, position):
+    """Sees tokens of a head leave others."""
+
   def observe(self, kept, rows, position):
     """Scores the tokens of a head; `rows` are logits and weights, G each."""
 
@@ -94,6 +97,8 @@ class Plain:
       # The greatest stay; of equal ones the newest.
       best = sorted(range(length), key=lambda t: (ranks[t], t))[::-1]
       kept = sorted(best[: self.capacity])
+      gone = [token for t, token in enumerate(tokens) if t not in set(kept)]
+      self.leave(gone, [tokens[t] for t in kept], head, length)
       for slot, t in enumerate(kept):
         self.slots[head][slot] = tokens[t]
 
@@ -109,6 +114,8 @@ class Plain:
       else:
         ranks = self.ranks(slots, position, head)
         slot = min(range(self.capacity), key=lambda c: ranks[c])
+        stays = [token for c, token in enumerate(slots) if c != slot]
+        self.leave([slots[slot]], stays, head, position)
       slots[slot] = dict(
           pos=position, key=key[head], value=value[head], score=0.0
       )
