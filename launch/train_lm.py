@@ -23,6 +23,7 @@ from launch.command import app
 from launch.command import flag_config
 from launch.command import run
 from scansnap_jax.experiment import workdir as workdir_lib
+from scansnap_jax.experiment.trackers import tracker
 
 _WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
@@ -52,11 +53,12 @@ _PROFILE = flags.DEFINE_string(
     "Steps START:STOP, as 100:150, whose programs are traced; the trace goes to"
     " profile/ and XProf shows it.",
 )
-_TENSORBOARD = flags.DEFINE_boolean(
-    "tensorboard",
-    False,
-    "Write what metrics.jsonl holds, and attention maps, as TensorBoard events"
-    " to tensorboard/; needs the extra [log].",
+_TRACKERS = flags.DEFINE_list(
+    "trackers",
+    [],
+    "What is shown of metrics.jsonl, and of attention maps, while it runs:"
+    " tensorboard (events in tensorboard/, extra [log]), wandb (Weights &"
+    " Biases, extra [wandb]; WANDB_MODE=offline sends nothing), or both.",
 )
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
@@ -77,6 +79,7 @@ def main(_: list[str]) -> None:
     from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
+    tracker.check(_TRACKERS.value)
     layouts.make_layout(config, sizes[0] if sizes else None)
     training_run.check(
         config, _REFERENCE_CSV.value, _SAVE_HF.value, _PROFILE.value
@@ -97,7 +100,7 @@ def main(_: list[str]) -> None:
         forms,
         learned=learned,
         profile=_PROFILE.value,
-        has_tensorboard=_TENSORBOARD.value,
+        trackers=_TRACKERS.value,
     )
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:

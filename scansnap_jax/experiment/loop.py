@@ -39,6 +39,7 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment.processes import devices
 from scansnap_jax.experiment.processes import preemption
+from scansnap_jax.experiment.trackers import tracker
 
 
 class Interval(NamedTuple):
@@ -152,7 +153,8 @@ class Recorder:
       tags: Mapping[str, Any],
       runs: Sequence[str],
       rates: str,
-      has_tensorboard: bool = False,
+      trackers: Sequence[str] = (),
+      config: Mapping[str, Any] | None = None,
       refuses_nan: bool = True,
   ):
     """Opens the checkpoints.
@@ -163,12 +165,13 @@ class Recorder:
       tags: What all its metric rows are about.
       runs: Names each run by its settings, for errors.
       rates: Names the settings to make smaller if a run diverges.
-      has_tensorboard: Whether rows go to `tensorboard/`, too.
+      trackers: Names of those that are told of the rows.
+      config: Settings that they show.
       refuses_nan: Whether losses that are no numbers end a run, as parameters
         that are none always do.
     """
     self._refuses_nan = refuses_nan
-    self._tensorboard = workdir / "tensorboard" if has_tensorboard else None
+    self._trackers, self._config = trackers, config or {}
     self._path, self._tags = workdir / "metrics.jsonl", tags
     self._name, self._runs, self._rates = name, runs, rates
     self._stack = contextlib.ExitStack()
@@ -197,12 +200,15 @@ class Recorder:
     step = restored.step if restored else 0
     if devices.is_main_process():
       # Rows behind the checkpoint stay; later ones will be written again.
+      first = step + 1 if step else 0
       self._stream = self._stack.enter_context(
           metric_stream.MetricStream(
               self._path,
               resume_below=step + 1 if step else None,
               tags=self._tags,
-              tensorboard_dir=self._tensorboard,
+              trackers=tracker.open_all(
+                  self._trackers, self._path.parent, self._config, first
+              ),
           )
       )
     if restored is None:
@@ -243,7 +249,7 @@ class Recorder:
       self._stream.write(step, {**row, **last})
 
   def draw(self, step: int, name: str, image: Float[np.ndarray, "H W"]) -> None:
-    """Shows a picture in TensorBoard, where that is asked for."""
+    """Shows a picture in the trackers."""
     if self._stream is not None:
       self._stream.draw(step, name, image)
 

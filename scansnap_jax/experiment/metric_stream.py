@@ -7,10 +7,9 @@ drops the rows that it will write again, so that the file never holds a step
 twice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
-import importlib
 import json
 import math
 import operator
@@ -24,10 +23,11 @@ import numpy as np
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.trackers import tracker
 
 
 class MetricStream:
-  """Appends rows to a JSONL file, and to TensorBoard where asked."""
+  """Appends rows to a JSONL file, and tells trackers where asked."""
 
   def __init__(
       self,
@@ -35,7 +35,7 @@ class MetricStream:
       *,
       resume_below: int | None,
       tags: Mapping[str, Any] | None = None,
-      tensorboard_dir: str | os.PathLike[str] | None = None,
+      trackers: Sequence[tracker.Tracker] = (),
   ):
     """Opens the file, created with its folder if need be.
 
@@ -48,16 +48,13 @@ class MetricStream:
       tags: What all rows of this stream are about, such as
         `{"experiment": "fast"}`. Several streams may share a file: the rows of
         other tags are kept, whatever their step.
-      tensorboard_dir: Also write TensorBoard events to this folder.
+      trackers: Are told of each row, and closed with the stream.
 
     Raises:
-      UserError: tensorboardX is asked for and not installed, or the path is no
-        file that may be written.
+      UserError: The path is no file that may be written.
     """
     self._path = pathlib.Path(path)
-    self._tensorboard = None
-    if tensorboard_dir is not None:
-      self._tensorboard = _open_tensorboard(tensorboard_dir, resume_below or 0)
+    self._trackers = tuple(trackers)
     workdir.make_folder(self._path.parent)
     if os.path.lexists(self._path):
       json_file.check_regular(self._path)
@@ -109,30 +106,28 @@ class MetricStream:
       raise errors.UserError(
           f"{self._path} cannot be written: {error.strerror or error}."
       ) from error
-    if self._tensorboard is not None:
-      prefix = "".join(f"{tag}/" for tag in tags.values())
-      for name, value in scalars.items():
-        if value is not None:
-          self._tensorboard.add_scalar(prefix + name, value, row["step"])
+    prefix = "".join(f"{tag}/" for tag in tags.values())
+    shown = {prefix + n: v for n, v in scalars.items() if v is not None}
+    for each in self._trackers:
+      each.write(operator.index(step), shown)
 
   def draw(self, step: SupportsIndex, name: str, image: np.ndarray) -> None:
-    """Shows a picture in TensorBoard, where that is asked for.
+    """Shows a picture in the trackers.
 
     Args:
       step: Of the run.
       name: Of the picture.
       image: [height, width], 0 is black and 1 white.
     """
-    if self._tensorboard is not None:
-      step = operator.index(step)
-      self._tensorboard.add_image(name, image, step, dataformats="HW")
+    for each in self._trackers:
+      each.draw(operator.index(step), name, image)
 
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the file and the trackers."""
     with contextlib.suppress(OSError):  # What it could not write was told.
       self._file.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+    for each in self._trackers:
+      each.close()
 
   def __enter__(self) -> "MetricStream":
     return self
@@ -175,16 +170,3 @@ def _scalar(name: str, value: Any) -> bool | int | float | None:
   if isinstance(number, (bool, int)):
     return number
   return float(number) if math.isfinite(number) else None
-
-
-def _open_tensorboard(
-    directory: str | os.PathLike[str], purge_step: int
-) -> Any:
-  try:
-    # Imported here: an extra that most runs do without.
-    tensorboard = importlib.import_module("tensorboardX")
-  except ImportError as error:
-    raise errors.UserError(
-        "TensorBoard events need tensorboardX: pip install 'scansnap-jax[log]'"
-    ) from error
-  return tensorboard.SummaryWriter(str(directory), purge_step=purge_step)

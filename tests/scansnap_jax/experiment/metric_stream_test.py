@@ -1,8 +1,6 @@
 import json
 import math
 import pathlib
-import sys
-import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -143,34 +141,16 @@ class ResumeTest(MetricStreamTestCase):
     self.assertEqual(metric_stream.read_rows(self.path), [])
 
 
-class TensorboardTest(MetricStreamTestCase):
+class TrackersTest(MetricStreamTestCase):
 
-  def test_absent_package_is_the_users_error(self):
-    with mock.patch.dict(sys.modules, {"tensorboardX": None}):
-      with self.assertRaisesRegex(errors.UserError, r"scansnap-jax\[log\]"):
-        self._open(tensorboard_dir="events")
-
-  def test_scalars_go_there_under_their_tags(self):
-    writer = mock.Mock()
-    package = types.SimpleNamespace(
-        SummaryWriter=mock.Mock(return_value=writer)
-    )
-    with mock.patch.dict(sys.modules, {"tensorboardX": package}):
-      with self._open(resume_below=4, tensorboard_dir="events") as stream:
-        stream.write(4, {"loss": 0.5, "bad": math.nan}, experiment="fast")
-    package.SummaryWriter.assert_called_once_with("events", purge_step=4)
-    writer.add_scalar.assert_called_once_with("fast/loss", 0.5, 4)
-    writer.close.assert_called_once_with()
-
-  def test_pictures_go_there_alone(self):
-    writer, image = mock.Mock(), np.eye(3, dtype=np.float32)
-    package = types.SimpleNamespace(
-        SummaryWriter=mock.Mock(return_value=writer)
-    )
-    with mock.patch.dict(sys.modules, {"tensorboardX": package}):
-      with self._open(tensorboard_dir="events") as stream:
-        stream.draw(4, "maps", image)
-    writer.add_image.assert_called_once_with("maps", image, 4, dataformats="HW")
+  def test_numbers_go_there_under_their_tags_and_pictures_alone(self):
+    told, image = mock.Mock(), np.eye(3, dtype=np.float32)
+    with self._open(resume_below=4, trackers=[told]) as stream:
+      stream.write(4, {"loss": 0.5, "bad": math.nan}, experiment="fast")
+      stream.draw(np.int32(4), "maps", image)
+    told.write.assert_called_once_with(4, {"fast/loss": 0.5})
+    told.draw.assert_called_once_with(4, "maps", image)
+    told.close.assert_called_once_with()
     with self._open() as stream:
       stream.draw(4, "maps", image)  # Nobody asked.
 
