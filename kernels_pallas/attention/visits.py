@@ -77,7 +77,7 @@ def states_of(
   states = (states if states.ndim == 3 else states[None])[:, None]
   if not is_selection:
     return states
-  return states * _selected(where, states.shape[-1])
+  return states * selected(where, states.shape[-1])
 
 
 def width_of(where: masks.Mask | selection_lib.Selection | None) -> int | None:
@@ -87,10 +87,10 @@ def width_of(where: masks.Mask | selection_lib.Selection | None) -> int | None:
   return None
 
 
-def _selected(
+def selected(
     selection: selection_lib.Selection, num_tiles: int
-) -> masks.AnyArray:
-  """int8 [B, N, R, C]: 1 for the tiles that the table lists."""
+) -> Int8[masks.AnyArray, "B N R C"]:
+  """Returns 1 for the tiles that the table lists, of C."""
   table, num_valid = selection.block_table, selection.num_valid
   is_known = isinstance(table, np.ndarray) and isinstance(num_valid, np.ndarray)
   xp = np if is_known else jnp

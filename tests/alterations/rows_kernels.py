@@ -318,4 +318,16 @@ kernels_pallas/attention/drop_in.py
 ? a window leaves out its furthest key on the left
 @ tests/kernels_pallas/attention/drop_in_test.py
 @ test_values_and_residuals_are_those_of_jax
+
+kernels_pallas/attention/xla/together.py
+-   return own[:, tiles].repeat(block_kv, axis=1).repeat(block_q, axis=0)
++   return jnp.tile(own[:, tiles].repeat(block_kv, axis=1), (block_q, 1))
+? queries of a strip read the tiles of their neighbours' blocks
+@ test_queries_of_a_block_read_the_tiles_of_their_own
+
+kernels_pallas/attention/xla/together.py
+-   return min(max(num_rows // (group * where.block_q), 1), num_blocks_q)
++   return min(max(num_rows // where.block_q, 1), num_blocks_q)
+? a strip has the rows of all heads of its group
+@ test_as_many_blocks_as_pay
 """

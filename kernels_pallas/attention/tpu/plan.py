@@ -42,6 +42,9 @@ _PLACES: tuple[fetch.Place, ...] = ("vmem", "vmem_once", "hbm")
 # Bundles with column sums, of those without, as schedules of long rows show.
 _STRIP_FACTOR, _TWO_PASS_FACTOR = 1.15, 1.55
 
+# Queries of a selection's block that are worth a product: a tile's sublanes.
+_MIN_BLOCK_Q = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionTpuConfig:
@@ -160,7 +163,7 @@ def why_not(
     query: jax.Array | jax.ShapeDtypeStruct,
     where: differentiable.Where = None,
 ) -> str | None:
-  """Says why a TPU cannot tile keys as a selection has them; None if it can.
+  """Says why tiles of a selection are none for a TPU; None if they are.
 
   Args:
     query: Any; asked for by all platforms alike.
@@ -169,6 +172,11 @@ def why_not(
   del query
   if not isinstance(where, selection_lib.Selection):
     return None
+  if where.block_q < _MIN_BLOCK_Q:
+    return (
+        f"of the {_LANES} rows of each product selection.block_q="
+        f"{where.block_q} would fill as many"
+    )
   if where.block_kv % _LANES == 0:
     return None
   return f"selection.block_kv={where.block_kv} is no multiple of {_LANES} lanes"

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels_pallas import masks
 from kernels_pallas.attention.xla import layout as xla_layout
 from kernels_pallas.attention.xla import lists as xla_lists
 from kernels_pallas.attention.xla import schedule
+from kernels_pallas.attention.xla import together
 from kernels_pallas.hardware import types as hw_types
 
 
@@ -83,18 +85,18 @@ def find(
   """Finds the pieces of strip `index`, which is one of the loop's."""
   head, row = index // layout.num_rows, index % layout.num_rows
   batch, unit = head // layout.num_units, head % layout.num_units
+
+  def pick(x: masks.AnyArray) -> jax.Array:
+    b, n = batch if x.shape[0] > 1 else 0, unit if x.shape[1] > 1 else 0
+    return jnp.asarray(x)[b, n, row]
+
   # Then keys are a slice, not a gather, and no list is read.
   reads_all = lists.is_complete and loop.width == layout.num_tiles
   if reads_all:
     tiles = jnp.arange(layout.num_tiles, dtype=jnp.int32)
     is_valid = jnp.ones(layout.num_tiles, bool)
   else:
-    listed, num_valid = (
-        jnp.asarray(x)[
-            batch if x.shape[0] > 1 else 0, unit if x.shape[1] > 1 else 0, row
-        ]
-        for x in (lists.table, lists.num_valid)
-    )
+    listed, num_valid = (pick(x) for x in (lists.table, lists.num_valid))
     is_valid = jnp.arange(loop.width) < num_valid
     tiles = jnp.where(is_valid, listed[: loop.width], 0)
   allowed = None
@@ -102,6 +104,11 @@ def find(
     allowed = xla_lists.allowed(
         lists.mask, batch, row, tiles, is_valid, layout.block_kv
     )
+  if lists.own is not None:
+    assert allowed is not None  # No tile is one that all of them read.
+    block_q = layout.block_q // lists.own.shape[-2]
+    own = pick(lists.own)
+    allowed &= together.allowed(own, tiles, block_q, layout.block_kv)
   return Strip(
       index=index,
       unit=unit,

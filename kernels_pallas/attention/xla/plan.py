@@ -12,6 +12,7 @@ from kernels_pallas.attention import differentiable
 from kernels_pallas.attention import visits
 from kernels_pallas.attention.xla import layout as layout_lib
 from kernels_pallas.attention.xla import lists as lists_lib
+from kernels_pallas.attention.xla import together
 
 # Numbers in a strip of logits: 8 MiB of float32, a share of a CPU's last cache.
 _STRIP_SIZE = 2**21
@@ -44,9 +45,7 @@ def choose_config(
     num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int
 ) -> AttentionXlaConfig:
   """Chooses tiles by measurements on two cores of an AMD EPYC."""
-  # As many rows as keep a strip of logits in the cache, within reason.
-  rows = min(max(_STRIP_SIZE // num_keys, _MIN_ROWS), _MAX_ROWS)
-  block_q = max(rows * num_kv_heads // num_heads, 1)
+  block_q = max(_num_rows(num_keys) * num_kv_heads // num_heads, 1)
   block_kv = -(-num_keys // (128 * _MAX_TILES)) * 128
   return AttentionXlaConfig(
       block_q=min(block_q, num_queries), block_kv=min(block_kv, num_keys)
@@ -109,7 +108,23 @@ def _of_selection(
   # Heads that share a key head and a table are computed together.
   is_shared = where.block_table.shape[1] in (1, num_kv_heads)
   num_units = num_kv_heads if is_shared else num_heads
-  layout = _layout(query, key, num_units, where.block_q, where.block_kv)
+  num_tiles = -(-num_keys // where.block_kv)
+  group, rows = num_heads // num_units, _num_rows(num_keys)
+  num_blocks = together.num_blocks(where, num_tiles, group, rows)
+  block_q = num_blocks * where.block_q
+  layout = _layout(query, key, num_units, block_q, where.block_kv)
+  if num_blocks > 1:
+    own = together.own_tiles(where, num_tiles, num_blocks)
+    listed = together.lists(own)
+    lists = lists_lib.Lists(
+        table=listed.table,
+        num_valid=listed.num_valid,
+        is_full=listed.num_valid < 0,
+        mask=lists_lib.cut(where.mask, layout),
+        is_complete=False,
+        own=own,
+    )
+    return lists, layout
   # Without a mask inside, only the ends of a last block need one.
   is_ragged = num_keys % where.block_kv or num_queries % where.block_q
   is_known = isinstance(where.num_valid, np.ndarray)
@@ -124,6 +139,11 @@ def _of_selection(
       is_complete=False,
   )
   return lists, layout
+
+
+def _num_rows(num_keys: int) -> int:
+  """As many as keep a strip of logits in the cache, within reason."""
+  return min(max(_STRIP_SIZE // num_keys, _MIN_ROWS), _MAX_ROWS)
 
 
 def _layout(

@@ -120,9 +120,10 @@ class CompileSizesTest(parameterized.TestCase):
   def test_a_selector_trains_in_memory_that_grows_with_the_length(self, entry):
     short, long = (
         _train(entry, "v5e", length).temp_bytes
-        for length in (_LENGTH // 2, _LENGTH)
+        for length in (_LENGTH, 2 * _LENGTH)
     )
-    # An array of T x T would be four times as large.
+    # An array of T x T would be four times as large. Shorter texts say nothing:
+    # what fits lies in VMEM and is not counted.
     self.assertLess(long, 2.4 * short)
 
 

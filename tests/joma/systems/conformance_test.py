@@ -224,7 +224,9 @@ class LawsTest(parameterized.TestCase):
         _with_gradients(one, params, *text)
         for one in (model.clone(remat="full"), model)
     )
-    chex.assert_trees_all_close(got, want, atol=1e-6)
+    # XLA fuses the two in other ways: equal to some last bits of the largest.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    chex.assert_trees_all_close(got, want, atol=1e-6 * max(largest, 1.0))
 
   @parameterized.parameters(*_drawn_names(2))
   @pytest.mark.by_default(0)

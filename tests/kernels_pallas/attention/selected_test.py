@@ -272,11 +272,17 @@ class CostTest(parameterized.TestCase):
 
 class PlatformTest(parameterized.TestCase):
 
-  @parameterized.parameters((128, "pallas_tpu"), (1, "xla"), (64, "xla"))
-  def test_a_tpu_leaves_to_xla_what_its_lanes_cannot_tile(self, block, wanted):
+  @parameterized.parameters(
+      (8, 128, "pallas_tpu"),
+      (7, 128, "xla"),
+      (1, 128, "xla"),
+      (8, 1, "xla"),
+      (8, 64, "xla"),
+  )
+  def test_a_tpu_leaves_to_xla_what_it_cannot_tile(self, rows, block, wanted):
     """Unless it is asked for by name, which is an error where it runs."""
     table = np.zeros((1, 1, 512, 2), np.int32)
-    where = selection_lib.Selection(table, table[..., 0], None, 1, block)
+    where = selection_lib.Selection(table, table[..., 0], None, rows, block)
     query = jax.ShapeDtypeStruct((1, 512, 2, 128), jnp.bfloat16)
     choose = lambda asked: implementations.choose_for(
         asked, api.module_of, query, where
