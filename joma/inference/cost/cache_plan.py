@@ -24,6 +24,41 @@ _SCORED = 12
 Capacities = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
+def value_group(head_dim: int, group_size: int) -> int:
+  """Channels of a group of values: all where groups do not divide the head."""
+  return head_dim if head_dim % group_size else group_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Coding:
+  """Keys and values in four bits, with a scale and an offset a group.
+
+  Attributes:
+    num_exact: Slots that stand as they are beside the codes; only blocks of so
+      many are coded.
+    group_size: Tokens of a key's group, and channels of a value's.
+  """
+
+  num_exact: int
+  group_size: int
+
+  def bytes_of(self, slots: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of keys and values of so many slots of a head.
+
+    Args:
+      slots: Coded and not.
+      head_dim: H.
+      itemsize: Bytes of a scale, and of a number that is not coded.
+    """
+    coded = slots // self.num_exact * self.num_exact
+    group = value_group(head_dim, self.group_size)
+    key_groups = coded // self.group_size * head_dim
+    value_groups = coded * (head_dim // group)
+    # Keys and values, half a byte each.
+    total = coded * head_dim + 2 * (key_groups + value_groups) * itemsize
+    return total + 2 * self.num_exact * head_dim * itemsize
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachePlan:
   """Slots and their cost.
@@ -39,6 +74,7 @@ class CachePlan:
     page_size: Slots of a page with a least and a largest key, by which pages
       are chosen to be read; 0 is no pages.
     read_capacity: Slots that are read of the chosen pages; None is all.
+    coding: Of keys and values; None is the cache's type.
   """
 
   name: str
@@ -48,6 +84,7 @@ class CachePlan:
   scored_queries: int | None = 0
   page_size: int = 0
   read_capacity: int | None = None
+  coding: Coding | None = None
 
   @property
   def evicts(self) -> bool:

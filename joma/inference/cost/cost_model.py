@@ -161,13 +161,14 @@ def decode(
   owners = system_costs.of_cache(*arguments).owners
   slots = _kept_slots(config, plan.slots(config, load.length), owners)
   read = _kept_slots(config, plan.read_slots(config, load.length), owners)
+  read_bytes = _bytes_of(config, load, plan, read)
   read = sum(map(sum, read))
   num_pages = _num_pages(plan, slots)
   vector = _vector_bytes(config, load)
   # Least and largest key of each page are read as keys are; a new key and value
   # are written by each layer that has no cache of its own.
   num_writing = config.num_layers - len(owners)
-  per_sequence = read * (2 * vector + plan.slot_traffic)
+  per_sequence = read_bytes + read * plan.slot_traffic
   per_sequence += 2 * vector * (num_pages + num_writing * config.num_kv_heads)
   per_sequence += systems.moved
   group = config.num_heads // config.num_kv_heads
@@ -258,8 +259,8 @@ def cache_bytes(config: Config, load: Load, plan: cache_plan.CachePlan) -> int:
   systems = system_costs.of_cache(config, load.length, load.cache_dtype)
   slots = _kept_slots(config, plan.slots(config, load.length), systems.owners)
   vector = _vector_bytes(config, load)
-  total = sum(slot for heads in slots for slot in heads)
-  total *= 2 * vector + plan.slot_state
+  total = _bytes_of(config, load, plan, slots)
+  total += plan.slot_state * sum(slot for heads in slots for slot in heads)
   total += 2 * vector * _num_pages(plan, slots)
   total += systems.held
   return load.batch_size * total
@@ -338,6 +339,20 @@ def _vector_bytes(config: Config, load: Load) -> int:
   """Bytes of one stored key or value."""
   scale = _SCALE_BYTES if load.cache_dtype == "int8" else 0
   return config.head_dim * ITEMSIZE[load.cache_dtype] + scale
+
+
+def _bytes_of(
+    config: Config,
+    load: Load,
+    plan: cache_plan.CachePlan,
+    slots: tuple[tuple[int, ...], ...],
+) -> int:
+  """Bytes of the keys and values in slots, scores and the like aside."""
+  if plan.coding is None:
+    return 2 * _vector_bytes(config, load) * sum(map(sum, slots))
+  sizes = config.head_dim, ITEMSIZE[load.cache_dtype]
+  bytes_of = plan.coding.bytes_of
+  return sum(bytes_of(slot, *sizes) for heads in slots for slot in heads)
 
 
 def _num_pairs(num_queries: int, length: int, window: int | None) -> int:

@@ -34,6 +34,7 @@ POLICIES: dict[str, str] = {
     "lagkv": ".by_key.lagkv:LagKV",
     "expected_attention": ".by_key.expected_attention:ExpectedAttention",
     "quest": ".own_cache.quest:Quest",
+    "kivi": ".own_cache.kivi:Kivi",
 }
 # Those that go before the name of another policy.
 WRAPPERS: dict[str, str] = {

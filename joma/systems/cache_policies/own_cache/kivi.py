@@ -1,0 +1,308 @@
+"""All tokens stay, in four bits a number; the newest as they are.
+
+Letters: B batch, T new tokens, N query heads, K key and value heads, C
+positions, M blocks of R tokens, g numbers of a group, H head size.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from joma.inference.cache import cache_options
+from joma.inference.cache import policy as policy_lib
+from joma.inference.cache import slot_arrays
+from joma.inference.cache import storage
+from joma.inference.cost import cache_plan
+from joma.systems.cache_policies.own_cache import int4
+from joma.transformer import config as configs
+from joma.transformer import full_cache
+from joma.transformer import hooks
+from joma.transformer import one_by_one
+from joma.transformer.weighing import one_query
+from scansnap_jax.experiment import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kivi(policy_lib.Policy):
+  """Four bits a number: keys by channel, values by token (KIVI, 2402.02750).
+
+  Keys have a scale and an offset for each channel of `group_size` tokens,
+  values for each token's `group_size` channels, or all where these do not
+  divide the head. The text is cut into blocks of `num_exact` tokens; those of
+  the last block, which is not full yet, stand as they are. A prompt attends to
+  its own tokens as they are; what it leaves is coded.
+
+  The paper codes keys block by block and values one by one, so that always as
+  many values are exact; here both wait for their block. Two-bit codes are not
+  here. A budget is the tokens that stand as they are.
+
+  Attributes:
+    num_exact: R, a multiple of `group_size`.
+    group_size: g.
+  """
+
+  label: ClassVar[str] = "KIVI"
+  reads_part: ClassVar[bool] = True
+  ranks_heads_alone: ClassVar[bool] = False
+  num_recent: int | None = 0
+  num_exact: int = 128
+  group_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("num_exact", "group_size"):
+      if getattr(self, name) < 1:
+        raise errors.UserError(
+            f"{name}={getattr(self, name)} must be at least 1."
+        )
+    if self.num_exact % self.group_size:
+      raise errors.UserError(
+          f"num_exact={self.num_exact} must be a multiple of"
+          f" group_size={self.group_size}."
+      )
+
+  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
+    """So many tokens stand as they are, in whole groups."""
+    if "num_exact" in named:
+      return self
+    size = self.group_size if "group_size" in named else slots
+    size = min(size, self.group_size)
+    num_exact = max(slots // size, 1) * size
+    return dataclasses.replace(self, num_exact=num_exact, group_size=size)
+
+  def plan(
+      self, capacities: tuple[int, ...], name: str
+  ) -> cache_plan.CachePlan:
+    """All stays, coded but for the last block."""
+    del capacities
+    coding = cache_plan.Coding(self.num_exact, self.group_size)
+    return dataclasses.replace(cache_plan.full(), name=name, coding=coding)
+
+  def init_cache(
+      self,
+      config: configs.TransformerConfig,
+      layer: int,
+      batch_size: int,
+      capacity: int,
+      dtype: jax.typing.DTypeLike,
+      options: cache_options.CacheOptions,
+  ) -> "KiviCache":
+    """Returns a `KiviCache` of `capacity` positions."""
+    full_cache.check_rotations_stay("kivi", config, layer)
+    if options != cache_options.DEFAULT:
+      raise errors.UserError(
+          "kivi keeps rotated keys at absolute positions, in blocks of its own:"
+          " leave keys, positions and page_size as they are."
+      )
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+      raise errors.UserError(
+          f"dtype={jnp.dtype(dtype).name} of a kivi cache must be a float type:"
+          " it is that of scales and of the newest tokens."
+      )
+    if config.head_dim % 2:
+      raise errors.UserError(
+          f"head_dim={config.head_dim} must be even for kivi: two codes share a"
+          " byte."
+      )
+    shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+    return _empty(self, shape, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(
+    policy: Kivi, shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
+) -> "KiviCache":
+  batch, heads, capacity, head_dim = shape
+  size = policy.num_exact
+  blocks = (batch, heads, capacity // size, size, head_dim)
+  of_value = cache_plan.value_group(head_dim, policy.group_size)
+  recent = lambda: jnp.zeros((batch, heads, size, head_dim), dtype)
+  return KiviCache(
+      key=int4.empty(blocks, "tokens", policy.group_size, dtype),
+      value=int4.empty(blocks, "channels", of_value, dtype),
+      recent_key=recent(),
+      recent_value=recent(),
+      policy=policy,
+      capacity=capacity,
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KiviCache:
+  """A `hooks.KVCache`.
+
+  Attributes:
+    key: Codes of the full blocks, leaves [B, K, M, ...].
+    value: Likewise.
+    recent_key: [B, K, R, H], of the last block: position p at p modulo R.
+    recent_value: Likewise.
+    policy: Static.
+    capacity: C, static.
+  """
+
+  key: int4.Codes
+  value: int4.Codes
+  recent_key: storage.Leaf
+  recent_value: storage.Leaf
+  policy: Kivi = dataclasses.field(metadata={"static": True})
+  capacity: int = dataclasses.field(metadata={"static": True})
+  honours: ClassVar[tuple[str, ...]] = ("sinks", "keys")
+
+  def num_positions(self) -> int:
+    """C."""
+    return self.capacity
+
+  def kept_positions(self) -> None:
+    """None: nothing leaves."""
+
+  def attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "KiviCache"]:
+    """First prompts attend to their own tokens, what follows to all."""
+    cls = KiviCache
+    return one_by_one.but_first(
+        cls._attend,
+        cls.attend,
+        self,
+        query,
+        key,
+        value,
+        positions,
+        rotate,
+        options,
+    )
+
+  def _attend(
+      self,
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B T K H"],
+      positions: Int[Array, "B T"],
+      rotate: hooks.Rotate,
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B T N H"], "KiviCache"]:
+    dtype = self.recent_key.dtype
+    query = rotate(query, positions)
+    key = rotate(key, positions).swapaxes(1, 2).astype(dtype)
+    value = value.swapaxes(1, 2).astype(dtype)
+    if query.shape[1] == 1:
+      return self._step(query, key, value, positions, options)
+    room = max(self.capacity, query.shape[1])
+    key, value = (slot_arrays.resize(x, room) for x in (key, value))
+    out = full_cache.attend_many(query, key, value, positions, options).out
+    return out, self._after(key, value, (positions >= 0).sum(axis=1))
+
+  def _after(
+      self,
+      key: Float[Array, "B K S H"],
+      value: Float[Array, "B K S H"],
+      lengths: Int[Array, "B"],
+  ) -> "KiviCache":
+    """Keeps a prompt of such lengths: full blocks coded, the rest as it is."""
+    size, num_blocks = self.policy.num_exact, self.key.data.shape[2]
+    cut = lambda x: x[:, :, : num_blocks * size].reshape(
+        *x.shape[:2], num_blocks, size, x.shape[-1]
+    )
+    first = lengths // size * size
+    last = first[:, None] + jnp.arange(size)[None]
+    is_token = last < lengths[:, None]
+    index = jnp.where(is_token, last, 0)[:, None, :, None]
+    recent = lambda x: jnp.where(
+        is_token[:, None, :, None], jnp.take_along_axis(x, index, axis=2), 0
+    )
+    coded_key, coded_value = self._coded(cut(key), cut(value))
+    return dataclasses.replace(
+        self,
+        key=coded_key,
+        value=coded_value,
+        recent_key=recent(key),
+        recent_value=recent(value),
+    )
+
+  def _coded(
+      self, key: Float[Array, "B K M R H"], value: Float[Array, "B K M R H"]
+  ) -> tuple[int4.Codes, int4.Codes]:
+    size, dtype = self.policy.group_size, self.recent_key.dtype
+    of_value = cache_plan.value_group(value.shape[-1], size)
+    coded = int4.encode(value, "channels", of_value, dtype)
+    return int4.encode(key, "tokens", size, dtype), coded
+
+  def _step(
+      self,
+      query: Float[Array, "B 1 N H"],
+      key: Float[Array, "B K 1 H"],
+      value: Float[Array, "B K 1 H"],
+      positions: Int[Array, "B 1"],
+      options: hooks.AttentionOptions,
+  ) -> tuple[Float[Array, "B 1 N H"], "KiviCache"]:
+    size, position = self.policy.num_exact, positions[:, 0]
+    slot = jnp.where(position >= 0, position % size, size)
+    cache = dataclasses.replace(
+        self,
+        recent_key=_put(self.recent_key, key[:, :, 0], slot),
+        recent_value=_put(self.recent_value, value[:, :, 0], slot),
+    )
+    slots = jnp.arange(self.capacity)[None]
+    is_seen = slots <= positions
+    if options.window is not None:
+      is_seen = is_seen & (slots > positions - options.window)
+    is_exact = slots // size >= positions // size
+    keys, values = cache._read(is_exact)
+    out, _ = one_query.attend(query, keys, values, is_seen[:, None], options)
+    is_full = (position >= 0) & (slot == size - 1)
+    block = jnp.where(is_full, position // size, self.key.data.shape[2])
+    cache = jax.lax.cond(
+        is_full.any(), lambda: cache._with_block(block), lambda: cache
+    )
+    return out, cache
+
+  def _read(
+      self, is_exact: Bool[Array, "B C"]
+  ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"]]:
+    """All keys and values, those of the last block as they are."""
+    size, head_dim = self.policy.group_size, self.recent_key.shape[-1]
+    of_value = cache_plan.value_group(head_dim, size)
+    place = jnp.arange(self.capacity) % self.policy.num_exact
+
+    def whole(
+        coded: Float[Array, "B K M R H"], recent: Float[Array, "B K R H"]
+    ) -> Float[Array, "B K C H"]:
+      coded = coded.reshape(*recent.shape[:2], -1, head_dim)
+      coded = slot_arrays.resize(coded, self.capacity).astype(recent.dtype)
+      exact = jnp.take(recent, place, axis=2)
+      return jnp.where(is_exact[:, None, :, None], exact, coded)
+
+    keys = int4.decode(self.key, "tokens", size)
+    values = int4.decode(self.value, "channels", of_value)
+    return whole(keys, self.recent_key), whole(values, self.recent_value)
+
+  def _with_block(self, block: Int[Array, "B"]) -> "KiviCache":
+    """Codes the last block of each sequence whose number is one of M."""
+    coded = self._coded(
+        self.recent_key[:, :, None], self.recent_value[:, :, None]
+    )
+    write: PyTree = jax.tree.map(
+        lambda x, new: _put(x, new[:, :, 0], block),
+        (self.key, self.value),
+        coded,
+    )
+    return dataclasses.replace(self, key=write[0], value=write[1])
+
+
+def _put(kept: Array, new: Array, index: Int[Array, "B"]) -> Array:
+  """Replaces one entry of axis 2 a sequence; beyond the last one nothing."""
+  batch, heads = kept.shape[:2]
+  rows, columns = jnp.arange(batch)[:, None], jnp.arange(heads)[None]
+  where = kept.at[rows, columns, index[:, None]]
+  return where.set(new.astype(kept.dtype), mode="drop")
