@@ -36,10 +36,12 @@ from joma.studies.systems.readouts import pooling
 from joma.studies.systems.routing import flux
 from joma.studies.systems.routing import moh
 from joma.studies.systems.routing import nats
+from joma.studies.theories import adam_order
 from joma.studies.theories import composed
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
+from joma.studies.theories import induction
 from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
 from launch.command import app
@@ -47,6 +49,7 @@ from launch.command import study_run
 
 _STUDIES = {
     "act": act.STUDY,
+    "adam_order": adam_order.STUDY,
     "bridge_ladder": bridge_ladder.STUDY,
     "composed": composed.STUDY,
     "conv": conv.STUDY,
@@ -55,6 +58,7 @@ _STUDIES = {
     "drift": head_drift.STUDY,
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,
+    "induction": induction.STUDY,
     "flux": flux.STUDY,
     "grid": grid.STUDY,
     "length": length.STUDY,

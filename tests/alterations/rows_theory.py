@@ -245,4 +245,28 @@ joma/studies/theories/in_context.py
 + near = np.abs(curve[:end, None] / known[:-1] - 1) < _NEAR
 ? the time before the descent counts as waiting
 @ test_waiting_is_the_share_of_steps_near_a_level
+
+joma/studies/theories/markov_chains.py
+- previous = distance_weights(params["distance"]) @ symbols
++ previous = symbols + 0 * distance_weights(params["distance"]) @ symbols
+? the second layer matches the symbol itself, not the one before
+@ test_two_layers_by_loops
+
+joma/studies/theories/markov_chains.py
+- seen[rows, now] += 1
++ seen[rows, following] += 1
+? the unigram knows the answer
+@ test_references_are_counts_plus_one
+
+joma/studies/theories/induction.py
+- (first < second).all(),
++ (first > second).all(),
+? the order of the layers is turned around
+@ test_the_layer_that_forms_first_is_told
+
+joma/studies/theories/adam_order.py
+- own = np.flatnonzero(is_own)[np.argsort(-probs[is_own], kind="stable")]
++ own = np.flatnonzero(is_own)[np.argsort(probs[is_own], kind="stable")]
+? ranks go from the rarest
+@ test_ranks_go_from_the_most_frequent
 """

@@ -2,19 +2,23 @@
 
 import functools
 
+from joma.studies.theories import adam_order
 from joma.studies.theories import composed
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
+from joma.studies.theories import induction
 from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
 from tests.joma.studies import smalls
 
 STUDIES = {
+    "adam_order": adam_order.STUDY,
     "composed": composed.STUDY,
     "dormant": dormant.STUDY,
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,
+    "induction": induction.STUDY,
     "loss_sparsity": loss_sparsity.STUDY,
     "max_margin": max_margin.STUDY,
 }
