@@ -331,7 +331,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
           va="top" if name == "bigram" else "bottom",
           fontsize=6,
       )
-    lowest = summary["references"]["bigram"] - 0.015
+    lowest = summary["references"]["bigram"] - 0.06
     axes.set(ylabel="loss (nats)", xscale="log", ylim=(lowest, None))
     axes.legend()
     for axes, way in zip(others, WAYS, strict=True):
