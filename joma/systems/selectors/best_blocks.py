@@ -72,7 +72,7 @@ def select(
     size: Keys of a block.
     k: Blocks that a query reads, its own included.
   """
-  batch, length, num_heads, head_dim = query.shape
+  batch, length, _, head_dim = query.shape
   num_kv_heads, num_blocks = spokesmen.shape[1:3]
   fill = num_blocks * size - length
   query = jnp.pad(query, ((0, 0), (0, fill), (0, 0), (0, 0)))
@@ -86,10 +86,8 @@ def select(
     return best(scores, jnp.broadcast_to(number, scores.shape[:-1]), k)
 
   blocks, is_valid = jax.lax.map(find, (jnp.arange(num_blocks), runs))
-  join = lambda x: jnp.repeat(
-      jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1]),
-      num_heads // num_kv_heads,
-      axis=1,
+  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(
+      *x.shape[1:3], -1, x.shape[-1]
   )[:, :, :length]
   count = join(is_valid).sum(axis=-1).astype(jnp.int32)
   return selection.Selection(join(blocks), count, mask, 1, size)

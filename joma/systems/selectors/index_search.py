@@ -69,6 +69,11 @@ def select(
   query, weight, key = index
   batch, length, _ = key.shape
   step = min(_SIZE, length)
+  if k >= length:
+    # Nothing is chosen: queries read all keys together, none gathers its own.
+    return selection.from_mask(
+        mask, length, length, block_q=step, block_kv=_SIZE
+    )
   cut = (
       lambda x: jnp.pad(
           x, ((0, 0), (0, -length % step)) + ((0, 0),) * (x.ndim - 2)

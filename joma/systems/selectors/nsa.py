@@ -177,13 +177,9 @@ class Nsa:
       return nsa_cache.choose(query, wide(keys), own, self.k, scale)
 
     found = jax.lax.map(find, (jnp.arange(num_blocks), runs))
-    # [C, B, U, K, W] to [B, N, T, W].
-    join = lambda x: jnp.repeat(
-        jnp.moveaxis(x, (1, 3), (0, 1)).reshape(
-            batch, num_kv_heads, -1, x.shape[-1]
-        ),
-        query.shape[2] // num_kv_heads,
-        axis=1,
+    # [C, B, U, K, W] to [B, K, T, W].
+    join = lambda x: jnp.moveaxis(x, (1, 3), (0, 1)).reshape(
+        batch, num_kv_heads, -1, x.shape[-1]
     )[:, :, :length]
     blocks, is_valid = (join(x) for x in found)
     count = is_valid.sum(axis=-1).astype(jnp.int32)

@@ -48,6 +48,8 @@ def masked_logits(
   rule = options.weights
   if rule is not None and rule.bias is not None:
     attn_logits = attn_logits + rule.bias(query, *places)
+  if isinstance(where, selection.Selection):
+    where = selection.by_query_head(where, query.shape[2])
   allowed = reference.allowed_pairs(where, query.shape[1], key.shape[1])
   return jnp.where(allowed, attn_logits, -jnp.inf)
 

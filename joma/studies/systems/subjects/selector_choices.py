@@ -79,6 +79,7 @@ def choices(
 def kept(where: selection_lib.Selection, weights: jax.Array) -> jax.Array:
   """Mean weight [B] that queries of the second half read."""
   length = weights.shape[2]
+  where = selection_lib.by_query_head(where, weights.shape[1])
   allowed = reference.allowed_pairs(where, length, length)
   read = jnp.where(allowed, weights, 0.0).sum(axis=-1)
   return read[:, :, length // 2 :].mean(axis=(1, 2))

@@ -63,13 +63,13 @@ class MobaTest(parameterized.TestCase):
   def test_a_query_reads_its_own_block_and_the_best_by_mean(self):
     query, key, _ = _draw()
     found = _select(query, key)
-    self.assertEqual(found.block_table.shape, (2, 4, 23, _K))
+    self.assertEqual(found.block_table.shape, (2, 2, 23, _K))
     differs = 0
     for b in range(2):
       for t in range(23):
-        for head in range(4):
-          group = query[b, :, head // 2 * 2 : head // 2 * 2 + 2]
-          rows = (group, key[b, :, head // 2], t)
+        for head in range(2):  # Of keys, each for two heads of queries.
+          group = query[b, :, 2 * head : 2 * head + 2]
+          rows = (group, key[b, :, head], t)
           number = int(found.num_valid[b, head, t])
           blocks = np.asarray(found.block_table[b, head, t, :number]).tolist()
           self.assertLen(set(blocks), number)
@@ -119,8 +119,8 @@ class MobaTest(parameterized.TestCase):
     blocks, is_valid = system.choose_by(grouped, sums, jnp.full(2, t), call)
     for b in range(2):
       for head in range(2):
-        number = int(found.num_valid[b, 2 * head, t])
-        wanted = found.block_table[b, 2 * head, t, :number]
+        number = int(found.num_valid[b, head, t])
+        wanted = found.block_table[b, head, t, :number]
         self.assertEqual(
             set(np.asarray(blocks[b, head])[np.asarray(is_valid[b, head])]),
             set(np.asarray(wanted)),
