@@ -39,10 +39,23 @@ joma/systems/cache_policies/by_attention/chunkkv.py
 ? chunks are twice as long
 @ test_sums_of_chunks_by_hand
 
-joma/systems/cache_policies/own_cache/kivi.py
-- is_exact = slots // size >= positions // size
-+ is_exact = slots >= positions // size
+joma/systems/cache_policies/own_cache/think.py
+- asked = jnp.where(is_first[:, None, None], self._squares(query), 0.0)
++ asked = jnp.zeros_like(self.squares)
+? a first block that is filled step by step is cut by nothing
+@ test_is_plain_python_at_every_step
+
+joma/systems/cache_policies/own_cache/think.py
+- channels = jnp.where(is_first, chosen, self.channels)
++ channels = chosen
+? each block changes the channels of all that were cut before
+@ test_is_plain_python_at_every_step
+
+joma/systems/cache_policies/own_cache/blocks.py
+- is_last = slots[None] // size >= positions // size
++ is_last = slots[None] >= positions // size
 ? nearly all is read from the last block
+@ tests/joma/systems/cache_policies/own_cache/kivi_test.py
 @ test_is_plain_python_at_every_step
 
 joma/systems/cache_policies/own_cache/int4.py

@@ -24,7 +24,7 @@ _FIRST = ("window", "h2o", "keydiff", "snapkv", "adakv", "quest")
 _NAMES = (*policy_names.POLICIES, *policy_names.WRAPPERS)
 
 # Whose caches keep rotated keys alone.
-_OWN = ("quest", "kivi", "adakv")
+_OWN = ("quest", "kivi", "think", "adakv")
 
 
 def _ordered():

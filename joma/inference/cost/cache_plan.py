@@ -59,6 +59,38 @@ class Coding:
     return total + 2 * self.num_exact * head_dim * itemsize
 
 
+def num_channels(head_dim: int, kept: float) -> int:
+  """Channels of a share of them, rounded up."""
+  return max(1, math.ceil(kept * head_dim))
+
+
+@dataclasses.dataclass(frozen=True)
+class FewerChannels:
+  """Keys without some of their channels, beside whole values.
+
+  Attributes:
+    num_exact: Slots whose keys are whole; only blocks of so many are not.
+    kept: Share of channels.
+  """
+
+  num_exact: int
+  kept: float
+
+  def bytes_of(self, slots: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of keys and values of so many slots of a head.
+
+    Args:
+      slots: Whole and not.
+      head_dim: H.
+      itemsize: Bytes of a number.
+    """
+    few = num_channels(head_dim, self.kept)
+    cut = slots // self.num_exact * self.num_exact * few
+    total = (cut + (slots + self.num_exact) * head_dim) * itemsize
+    # Which channels they are, and what queries have asked of each.
+    return total + 4 * (few + head_dim)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachePlan:
   """Slots and their cost.
@@ -84,7 +116,7 @@ class CachePlan:
   scored_queries: int | None = 0
   page_size: int = 0
   read_capacity: int | None = None
-  coding: Coding | None = None
+  coding: Coding | FewerChannels | None = None
 
   @property
   def evicts(self) -> bool:

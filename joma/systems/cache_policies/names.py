@@ -35,6 +35,7 @@ POLICIES: dict[str, str] = {
     "expected_attention": ".by_key.expected_attention:ExpectedAttention",
     "quest": ".own_cache.quest:Quest",
     "kivi": ".own_cache.kivi:Kivi",
+    "think": ".own_cache.think:ThinK",
 }
 # Those that go before the name of another policy.
 WRAPPERS: dict[str, str] = {

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.inference.cache import cache_options
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.inference.cost import cache_plan
+from joma.systems.cache_policies.own_cache import blocks
 from joma.systems.cache_policies.own_cache import int4
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -118,12 +119,12 @@ def _empty(
 ) -> "KiviCache":
   batch, heads, capacity, head_dim = shape
   size = policy.num_exact
-  blocks = (batch, heads, capacity // size, size, head_dim)
+  cut = (batch, heads, capacity // size, size, head_dim)
   of_value = cache_plan.value_group(head_dim, policy.group_size)
   recent = lambda: jnp.zeros((batch, heads, size, head_dim), dtype)
   return KiviCache(
-      key=int4.empty(blocks, "tokens", policy.group_size, dtype),
-      value=int4.empty(blocks, "channels", of_value, dtype),
+      key=int4.empty(cut, "tokens", policy.group_size, dtype),
+      value=int4.empty(cut, "channels", of_value, dtype),
       recent_key=recent(),
       recent_value=recent(),
       policy=policy,
@@ -211,23 +212,15 @@ class KiviCache:
   ) -> "KiviCache":
     """Keeps a prompt of such lengths: full blocks coded, the rest as it is."""
     size, num_blocks = self.policy.num_exact, self.key.data.shape[2]
-    cut = lambda x: x[:, :, : num_blocks * size].reshape(
-        *x.shape[:2], num_blocks, size, x.shape[-1]
+    coded_key, coded_value = self._coded(
+        blocks.cut(key, num_blocks, size), blocks.cut(value, num_blocks, size)
     )
-    first = lengths // size * size
-    last = first[:, None] + jnp.arange(size)[None]
-    is_token = last < lengths[:, None]
-    index = jnp.where(is_token, last, 0)[:, None, :, None]
-    recent = lambda x: jnp.where(
-        is_token[:, None, :, None], jnp.take_along_axis(x, index, axis=2), 0
-    )
-    coded_key, coded_value = self._coded(cut(key), cut(value))
     return dataclasses.replace(
         self,
         key=coded_key,
         value=coded_value,
-        recent_key=recent(key),
-        recent_value=recent(value),
+        recent_key=blocks.last(key, lengths, size),
+        recent_value=blocks.last(value, lengths, size),
     )
 
   def _coded(
@@ -250,16 +243,12 @@ class KiviCache:
     slot = jnp.where(position >= 0, position % size, size)
     cache = dataclasses.replace(
         self,
-        recent_key=_put(self.recent_key, key[:, :, 0], slot),
-        recent_value=_put(self.recent_value, value[:, :, 0], slot),
+        recent_key=blocks.put(self.recent_key, key[:, :, 0], slot),
+        recent_value=blocks.put(self.recent_value, value[:, :, 0], slot),
     )
-    slots = jnp.arange(self.capacity)[None]
-    is_seen = slots <= positions
-    if options.window is not None:
-      is_seen = is_seen & (slots > positions - options.window)
-    is_exact = slots // size >= positions // size
-    keys, values = cache._read(is_exact)
-    out, _ = one_query.attend(query, keys, values, is_seen[:, None], options)
+    keys, values = cache._read(positions)
+    seen = blocks.is_seen(positions, self.capacity, options)
+    out, _ = one_query.attend(query, keys, values, seen, options)
     is_full = (position >= 0) & (slot == size - 1)
     block = jnp.where(is_full, position // size, self.key.data.shape[2])
     cache = jax.lax.cond(
@@ -268,24 +257,20 @@ class KiviCache:
     return out, cache
 
   def _read(
-      self, is_exact: Bool[Array, "B C"]
+      self, positions: Int[Array, "B 1"]
   ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"]]:
     """All keys and values, those of the last block as they are."""
     size, head_dim = self.policy.group_size, self.recent_key.shape[-1]
     of_value = cache_plan.value_group(head_dim, size)
-    place = jnp.arange(self.capacity) % self.policy.num_exact
-
-    def whole(
-        coded: Float[Array, "B K M R H"], recent: Float[Array, "B K R H"]
-    ) -> Float[Array, "B K C H"]:
-      coded = coded.reshape(*recent.shape[:2], -1, head_dim)
-      coded = slot_arrays.resize(coded, self.capacity).astype(recent.dtype)
-      exact = jnp.take(recent, place, axis=2)
-      return jnp.where(is_exact[:, None, :, None], exact, coded)
-
     keys = int4.decode(self.key, "tokens", size)
     values = int4.decode(self.value, "channels", of_value)
-    return whole(keys, self.recent_key), whole(values, self.recent_value)
+    flat = lambda x: x.reshape(*x.shape[:2], -1, head_dim)
+    return (
+        blocks.joined(flat(keys), self.recent_key, positions, self.capacity),
+        blocks.joined(
+            flat(values), self.recent_value, positions, self.capacity
+        ),
+    )
 
   def _with_block(self, block: Int[Array, "B"]) -> "KiviCache":
     """Codes the last block of each sequence whose number is one of M."""
@@ -293,16 +278,8 @@ class KiviCache:
         self.recent_key[:, :, None], self.recent_value[:, :, None]
     )
     write: PyTree = jax.tree.map(
-        lambda x, new: _put(x, new[:, :, 0], block),
+        lambda x, new: blocks.put(x, new[:, :, 0], block),
         (self.key, self.value),
         coded,
     )
     return dataclasses.replace(self, key=write[0], value=write[1])
-
-
-def _put(kept: Array, new: Array, index: Int[Array, "B"]) -> Array:
-  """Replaces one entry of axis 2 a sequence; beyond the last one nothing."""
-  batch, heads = kept.shape[:2]
-  rows, columns = jnp.arange(batch)[:, None], jnp.arange(heads)[None]
-  where = kept.at[rows, columns, index[:, None]]
-  return where.set(new.astype(kept.dtype), mode="drop")

@@ -170,7 +170,7 @@ class ChangingFrequenciesTest(parameterized.TestCase):
     return dataclasses.replace(_ONE_LAYER, rope=rope, max_len=8)
 
   @parameterized.parameters(
-      *sorted(set(policy_names.POLICIES) - {"quest", "kivi"})
+      *sorted(set(policy_names.POLICIES) - {"quest", "kivi", "think"})
   )
   @pytest.mark.slow
   def test_with_every_policy(self, name):
@@ -183,7 +183,7 @@ class ChangingFrequenciesTest(parameterized.TestCase):
       want = model.apply({"params": _params()}, _TOKENS[row][None, :length])
       np.testing.assert_allclose(got[-1, row], want[0, -1], atol=2e-5)
 
-  @parameterized.parameters("quest", "kivi", "adakv:h2o")
+  @parameterized.parameters("quest", "kivi", "think", "adakv:h2o")
   def test_caches_of_rotated_keys_say_why(self, name):
     message = "keeps rotated keys, which rope_type=dynamic turns anew"
     with self.assertRaisesRegex(errors.UserError, message):

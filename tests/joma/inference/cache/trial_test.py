@@ -19,7 +19,7 @@ from tests.laws import policy_laws as laws
 
 # Tokens on trial, more than there are slots, and how many of each text stay.
 _TRIED, _COUNTS = 12, (5, 12, 0)
-_OWN = ("quest", "kivi", "adakv")
+_OWN = ("quest", "kivi", "think", "adakv")
 _NAMES = [name for name in names.POLICIES if name not in _OWN]
 
 

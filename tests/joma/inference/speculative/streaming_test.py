@@ -36,7 +36,7 @@ _CONFIG = configs.TransformerConfig(
 )
 _MODEL = models.Transformer(_CONFIG, implementation="reference")
 _PROMPTS = [[3, 1, 4, 1, 5, 3, 1], [9], [2, 6, 5, 3, 5, 8, 9, 2, 6, 5]]
-_OWN = ("quest", "kivi", "adakv")
+_OWN = ("quest", "kivi", "think", "adakv")
 _POLICIES = [name for name in names.POLICIES if name not in _OWN]
 
 

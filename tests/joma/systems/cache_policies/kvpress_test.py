@@ -27,6 +27,7 @@ from joma.systems.cache_policies.by_key import keydiff
 from joma.systems.cache_policies.by_key import knorm
 from joma.systems.cache_policies.by_key import lagkv
 from joma.systems.cache_policies.by_place import window
+from joma.systems.cache_policies.own_cache import think
 from joma.systems.cache_policies.wrapping import cam
 from joma.systems.cache_policies.wrapping import criticalkv
 from joma.transformer import model as models
@@ -329,6 +330,33 @@ class MergingTest(absltest.TestCase):
     np.testing.assert_allclose(got, want.numpy(), atol=_TOLERANCE)
     stay = np.take_along_axis(value, np.asarray(index)[..., None], axis=2)
     self.assertGreater(float(np.abs(got - stay).max()), 0.1)
+
+
+class ChannelsTest(absltest.TestCase):
+
+  def test_the_same_channels_are_left_out(self):
+    """They zero those of all tokens; the paper's last ones stay whole."""
+    import torch
+
+    peer, (config, params) = _models()
+    press = kvpress.ThinKPress(key_channel_compression_ratio=0.5)
+    with torch.no_grad(), press(peer):
+      found = peer(torch.tensor(_tokens()), use_cache=True)
+    policy = think.ThinK(kept=0.5, num_exact=32)
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        jnp.asarray(_tokens()),
+        kv_cache=kv_cache.init(policy, config, 2, 160),
+    )
+    for cache, layer in zip(caches, found.past_key_values.layers, strict=True):
+      keys = layer.keys.numpy()
+      stay = np.argsort((keys == 0).all(axis=2), kind="stable")[..., :4]
+      np.testing.assert_array_equal(cache.channels, np.sort(stay))
+      theirs = np.take_along_axis(keys, stay[:, :, None], axis=-1)
+      ours = cache.key.reshape(*cache.key.shape[:2], -1, 4)
+      np.testing.assert_allclose(
+          ours[:, :, :128], theirs[:, :, :128], atol=_TOLERANCE
+      )
 
 
 class PaddingTest(parameterized.TestCase):
