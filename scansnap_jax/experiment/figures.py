@@ -114,6 +114,8 @@ class CurveStyle(NamedTuple):
   linestyle: str | tuple[int, tuple[float, ...]]
 
 
+# Names what `shade` draws.
+_BAND = "range"
 _KNOWN = CurveStyle("black", "o", "")
 _OPEN: Mapping[str, Any] = types.MappingProxyType(
     dict(
@@ -180,6 +182,7 @@ def save(
   """
   workdir.make_folder(folder)
   table = figure_data.to_csv(figure)
+  _cut_bands(figure)
   if page.chosen().settings:
     with style():
       fit.break_long(figure)
@@ -271,8 +274,23 @@ def shade(
     high: Float[np.ndarray, "S"],
     look: CurveStyle,
 ) -> None:
-  """Fills the range of a curve."""
-  axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
+  """Fills the range of a curve; none where it reaches 0 on a log axis."""
+  axes.fill_between(
+      x, low, high, color=look.color, alpha=0.15, linewidth=0, gid=_BAND
+  )
+
+
+def _cut_bands(figure: mpl_figure.Figure) -> None:
+  """Ends ranges before 0, which would fill a log axis to its end."""
+  for axes in figure.axes:
+    bands = [band for band in axes.collections if band.get_gid() == _BAND]
+    for band in bands if axes.get_yscale() == "log" else ():
+      for path in band.get_paths():
+        # One edge, the other one backwards, and an end of each side again.
+        edge: Any = path.vertices
+        count = (len(edge) - 3) // 2
+        low, high = edge[1 : count + 1, 1], edge[count + 2 : -1, 1][::-1]
+        low[:] = np.where(low > 0, low, high)
 
 
 def draw_points(

@@ -36,9 +36,10 @@ _HEAT_MAPS = (
     "Attention c_n of the first two classes, one column per iteration, on"
     " common tokens and on the distinct tokens of each class (rarest first);"
     " hatched: tokens that the class never draws. One run, that of the smallest"
-    " seed. Below: batch loss (mean and range over seeds), entropy of attention"
-    " over distinct tokens and attention on common tokens (mean and sample"
-    " standard deviation over seeds)"
+    " seed. Below: batch loss (mean and range over seeds, from the mean up"
+    " where a loss is 0), entropy of attention over distinct tokens and"
+    " attention on common tokens (mean and sample standard deviation over"
+    " seeds)"
 )
 
 CAPTIONS = types.MappingProxyType({
@@ -176,7 +177,7 @@ def _draw_attention(
     values = np.where(never, np.nan, maps[s, :, n]).T
     image = figures.draw_heat_map(axes, values, float(maps.max()))
     # The empty line is the setting's: an annotation gets no room by itself.
-    axes.set(title=f"\nclass {n + 1}", xlabel="step")
+    axes.set(title=f"\nclass {n + 1}", xlabel="step (not to scale)")
     _label_steps(axes, result.steps[evaluations])
     _mark_groups(axes, groups, is_first=n == 0 and s % _SETTINGS_PER_ROW == 0)
   for axes, setting in zip(grid[:, 0], settings, strict=True):
@@ -264,7 +265,10 @@ def _mark_groups(
 def _draw_losses(
     axes: mpl_axes.Axes, losses: np.ndarray, setting: _Setting
 ) -> None:
-  """Draws mean and range [R, S]: a deviation may pass 0 on a log axis."""
+  """Draws mean and range [R, S]: a deviation may pass 0 on a log axis.
+
+  A range that begins at 0, where no such axis does, begins at the mean.
+  """
   steps = np.arange(losses.shape[1])
   axes.plot(
       steps,
@@ -274,6 +278,7 @@ def _draw_losses(
       **setting.look._asdict(),
   )
   low, high = losses.min(axis=0), losses.max(axis=0)
+  low = np.where(low > 0, low, losses.mean(axis=0))
   figures.shade(axes, steps, low, high, setting.look)
 
 

@@ -60,7 +60,9 @@ CAPTIONS = types.MappingProxyType({
         "Attention weights of one sequence of the training text along training:"
         " a row is a query, a column a key, both in the order of the text. The"
         " colour is that of the square root of the weight; white is out of"
-        " sight."
+        " sight. The last map is that of the trained model. Where there is room"
+        " the tokens stand beside rows and columns, a space as \u2423 and a"
+        " line's end as \u21b5."
     ),
 })
 
@@ -76,6 +78,8 @@ _NUM_KNOWN = 12
 # Of more groups the training losses would hide the rest.
 _MOST_TRAINING_CURVES = 3
 _SHORT_RUN = 20
+# Points from one token to the next, and characters of a token, beside a map.
+_TOKEN_PITCH, _TOKEN_LENGTH = 8, 8
 
 
 def losses(groups: Sequence[Group]) -> mpl_figure.Figure:
@@ -206,7 +210,10 @@ def final_entropies(
 
 
 def maps(
-    attn_maps: Float[np.ndarray, "M L N T T"], steps: Sequence[int]
+    attn_maps: Float[np.ndarray, "M L N T T"],
+    steps: Sequence[int],
+    *,
+    tokens: Sequence[str] | None = None,
 ) -> mpl_figure.Figure:
   """Draws attention maps: a column a step, a row a layer and head.
 
@@ -215,6 +222,7 @@ def maps(
   Args:
     attn_maps: Attention weights, rows of queries.
     steps: When each of the M was taken.
+    tokens: Texts of the T tokens; they are written where there is room.
   """
   shown = shown_maps(*attn_maps.shape[1:3])
   with figures.style():
@@ -233,6 +241,7 @@ def maps(
         image.set_norm(mpl_colors.PowerNorm(0.5, 0, 1))
         axes.patch.set(hatch=None, facecolor="white")
         axes.set_aspect("equal")
+        _write_tokens(axes, tokens, (width - 1.2) / len(steps))
       name = f"layer {layer}"
       name += f", head {head}" if attn_maps.shape[2] > 1 else ""
       row[0].set_ylabel(f"{name}\nquery" if len(shown) > 1 else "query")
@@ -245,8 +254,32 @@ def maps(
       bar.set_ticks(
           [0, 0.1, 0.25, 0.5, 1], labels=["0", ".1", ".25", ".5", "1"]
       )
-      bar.set_label("attention weight")
+      bar.set_label("attention weight (root scale)")
   return figure
+
+
+def _write_tokens(
+    axes: mpl_axes.Axes, tokens: Sequence[str] | None, inches: float
+) -> None:
+  """Writes tokens beside the rows and columns of a map, if they have room."""
+  if tokens is None or len(tokens) * _TOKEN_PITCH > 72 * inches:
+    return
+  shown = [figures.as_is(_visible(token)) for token in tokens]
+  axes.set_yticks(range(len(tokens)), shown, fontsize=7)
+  axes.set_xticks(range(len(tokens)), shown, fontsize=7, rotation=90)
+  for sides in (axes.xaxis, axes.yaxis):
+    sides.set_tick_params(length=0)
+
+
+def _visible(token: str) -> str:
+  """A token with its blanks as signs, cut to what has room."""
+  text = token.replace(" ", "\u2423").replace("\n", "\u21b5")
+  text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+  return (
+      text
+      if len(text) <= _TOKEN_LENGTH
+      else text[: _TOKEN_LENGTH - 1] + "\u2026"
+  )
 
 
 def shown_maps(num_layers: int, num_heads: int) -> list[tuple[int, int]]:

@@ -117,8 +117,7 @@ class Observer:
     if step % config.eval_every == 0 or step == self._num_steps:
       valid_loss = self._evaluate(params, self._valid)
     if step in self.map_steps:
-      batch = draw(self._text, config.seed, [config.map_batch])
-      attn_maps = self._attn_maps(params, batch)
+      attn_maps = self._map(params)
       if self._on_map is not None:
         self._on_map(step, self._layout.gather(params))
     seen = self._layout.gather(
@@ -126,6 +125,22 @@ class Observer:
     )
     return _marked(seen, config.model)._replace(
         named=self._by_name(params, some)
+    )
+
+  def last_map(self, params: PyTree) -> Float[np.ndarray, "L N T T"] | None:
+    """Looks at the map of a finished run's parameters, laid out.
+
+    None where it is among `map_steps`, or no map is wanted.
+    """
+    if not self.map_steps or self._num_steps in self.map_steps:
+      return None
+    attn_maps = self._layout.gather(self._map(params))
+    return probes_lib.marked(attn_maps, self._config.model)
+
+  def _map(self, params: PyTree) -> Any:
+    config = self._config
+    return self._attn_maps(
+        params, draw(self._text, config.seed, [config.map_batch])
     )
 
   @property

@@ -37,8 +37,8 @@ def write(
     workdir: The run's folder.
     run: What `summary_lib.summarize_run` made; with `map_steps`, when each of
       the M maps was taken, and where they are known `map_text`, the sequence
-      that they are of, and `probes` and `named_probes`. Other entries come
-      into summary.json as they are.
+      that they are of, `map_tokens`, its tokens, and `probes` and
+      `named_probes`. Other entries come into summary.json as they are.
     attn_maps: Attention weights of one sequence, rows of queries.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
@@ -211,8 +211,11 @@ def _maps(
 ) -> report.Section:
   shown = set(drawing.shown_maps(*attn_maps.shape[1:3]))
   rows = [row for row in numbers if (row["layer"], row["head"]) in shown]
+  figure = drawing.maps(
+      attn_maps, run["map_steps"], tokens=run.get("map_tokens")
+  )
   items = [
-      _save(workdir, "maps", drawing.maps(attn_maps, run["map_steps"])),
+      _save(workdir, "maps", figure),
       _table(
           "Of these maps, means over queries: entropy in nats, largest weight,"
           " weight of the first key.",

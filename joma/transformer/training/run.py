@@ -228,8 +228,9 @@ def summarize(run: Run, workdir: pathlib.Path, preset: str) -> dict[str, Any]:
       "final_valid_loss": final,
       "final_perplexity": math.exp(final),
       "probes": list(config.probes),
-      "map_steps": list(result.map_steps),
+      "map_steps": list(result.maps()[0]),
       "map_text": run.corpus.tokenizer.decode(mapped),
+      "map_tokens": [run.corpus.tokenizer.decode([token]) for token in mapped],
   }
   rows = train_lib.metric_rows(result)
   about["named_probes"] = {
@@ -276,8 +277,8 @@ def write(
   Returns:
     The path of the report.
   """
-  maps = run.result.history.attn_maps
-  steps = np.array(run.result.map_steps, np.int64)
+  steps, maps = run.result.maps()
+  steps = np.array(steps, np.int64)
   np.savez_compressed(workdir / "attn_maps.npz", steps=steps, maps=maps)
   summary = summarize(run, workdir, preset)
   print(

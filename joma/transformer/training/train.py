@@ -68,15 +68,25 @@ class Result(NamedTuple):
 
   Attributes:
     steps: Of the rows, from 0 to the last.
-    map_steps: Of the maps.
+    map_steps: Of the maps that were recorded.
     history: What was recorded.
     params: Final parameters.
+    last_map: That of the last step, where it is not among `map_steps`; None
+      where it is, or no maps are wanted.
   """
 
   steps: Int[np.ndarray, "E"]
   map_steps: tuple[int, ...]
   history: History
   params: PyTree
+  last_map: Float[np.ndarray, "L N T T"] | None = None
+
+  def maps(self) -> tuple[tuple[int, ...], Float[np.ndarray, "M L N T T"]]:
+    """Steps and maps, those of the trained model among them."""
+    if self.last_map is None:
+      return self.map_steps, self.history.attn_maps
+    maps = np.concatenate([self.history.attn_maps, self.last_map[None]])
+    return (*self.map_steps, int(self.steps[-1])), maps
 
 
 def train_and_evaluate(
@@ -172,7 +182,13 @@ def train_and_evaluate(
       if stop:
         recorder.stop(interval, steps)
   params = layout.gather(state.params)
-  return Result(schedule.evaluation_steps, observer.map_steps, history, params)
+  return Result(
+      schedule.evaluation_steps,
+      observer.map_steps,
+      history,
+      params,
+      observer.last_map(state.params),
+  )
 
 
 def _with_weights(

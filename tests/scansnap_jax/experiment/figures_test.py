@@ -35,6 +35,24 @@ def _figure(label="a"):
   return figure
 
 
+class BandTest(absltest.TestCase):
+
+  def test_a_range_that_reaches_zero_fills_no_log_axis(self):
+    look = figures.CurveStyle("C0", "o", "-")
+    low, high = np.array([1.0, 0.0, 2.0]), np.array([2.0, 3.0, 4.0])
+    for scale, want in (("log", [1, 3, 2]), ("linear", low)):
+      with figures.style():
+        figure = figures.make_figure(2.0, 1.5)
+        axes = figure.subplots()
+        figures.shade(axes, np.arange(3), low, high, look)
+        axes.set_yscale(scale)  # After it, as figures do.
+      (band,) = axes.collections
+      figures._cut_bands(figure)
+      (path,) = band.get_paths()
+      np.testing.assert_array_equal(path.vertices[1:4, 1], want)
+      np.testing.assert_array_equal(path.vertices[5:8, 1], high[::-1])
+
+
 class StyleTest(parameterized.TestCase):
 
   def test_leaves_nothing_behind(self):

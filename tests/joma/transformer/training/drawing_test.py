@@ -144,6 +144,18 @@ class PlotLmTest(parameterized.TestCase):
     np.testing.assert_array_equal(shown.mask, np.triu(np.ones((6, 6)), 1) > 0)
     np.testing.assert_array_equal(np.tril(shown.filled(0)), maps[1, 1, 0])
 
+  def test_tokens_stand_beside_maps_where_there_is_room(self):
+    tokens = ["a", " b", "\n", "$x$", "long token", "\x00"]
+    shown = ["a", "\u2423b", "\u21b5", r"\$x\$", "long\u2423to\u2026", "\ufffd"]
+    for count, want in ((1, shown), (20, None)):
+      maps = np.repeat(lm_runs.make_maps(1), count, axis=0)
+      figure = drawing.maps(maps, range(count), tokens=tokens)
+      panels = [axes for axes in figure.axes if axes.images]
+      axes = panels[-count]  # Below, on the left.
+      for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        texts = [label.get_text() for label in labels]
+        (self.assertEqual if want else self.assertNotEqual)(texts, shown)
+
   def test_of_many_heads_some_are_shown(self):
     self.assertEqual(drawing.shown_maps(4, 4), [(0, 0), (1, 1), (2, 2), (3, 3)])
     self.assertEqual(drawing.shown_maps(1, 2), [(0, 0), (0, 1)])

@@ -109,6 +109,18 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     self.assertEqual(rows, read(whole))
     self._check_rows(rows, undisturbed, corpus)
 
+  @pytest.mark.slow
+  def test_the_last_map_is_that_which_would_be_recorded(self):
+    late = dataclasses.replace(_SMALL, map_steps=(0, 8))
+    asked = train.train_and_evaluate(late, _corpus(), self._workdir())
+    result = train.train_and_evaluate(_SMALL, _corpus(), self._workdir())
+    self.assertIsNone(asked.last_map)
+    np.testing.assert_array_equal(asked.maps()[1][-1], result.maps()[1][-1])
+    self.assertEqual(asked.maps()[0], (0, 8))
+    none = dataclasses.replace(_SMALL, map_steps=())
+    none = train.train_and_evaluate(none, _corpus(), self._workdir())
+    self.assertEqual((none.maps()[0], len(none.maps()[1])), ((), 0))
+
   def _check_rows(self, rows, result, corpus):
     history = result.history
     self.assertEqual([row["step"] for row in rows], [0, 2, 4, 6, 8])
@@ -138,6 +150,9 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     self.assertGreater(history.named["update_rank_mlp_up"][1, 0], 0)
     self.assertEqual(history.attn_maps.shape, (2, 1, 1, 6, 6))
     np.testing.assert_allclose(history.attn_maps.sum(-1), 1, rtol=1e-5)
+    steps, maps = result.maps()  # That of the trained model is among them.
+    self.assertEqual(steps, (0, 4, 8))
+    np.testing.assert_array_equal(maps[:2], history.attn_maps)
     task = lm_step.make_task(_SMALL, 8, 3)
     columns = jnp.int32(corpus.valid[:48].reshape(3, 16))
     # One sequence is the second six tokens of the first column.
