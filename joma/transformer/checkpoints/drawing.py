@@ -106,10 +106,13 @@ def layers(models: Sequence[Model]) -> mpl_figure.Figure:
     _draw_uniform(panels, models, in_layers)
     for axes, name in zip(panels, _ALONG_DEPTH, strict=False):
       axes.set_ylabel(_MEASURES[name])
-      axes.set_ylim(0, 1.02 if name.endswith("mass") else None)
-    panels[3].set(ylabel="stable rank of lower MLP", ylim=(0, None))
+      _start_at_zero(axes, name)
+    panels[3].set(ylabel="stable rank of lower MLP")
+    _start_at_zero(panels[3])
     for axes in panels:
       axes.margins(x=0.02)
+      if in_layers:
+        axes.xaxis.set_major_locator(_whole_numbers(len(models[0]["entropy"])))
     for axes in panels[2:]:
       axes.set_xlabel("layer" if in_layers else "depth")
     entries = figures.legend_entries(panels[0])
@@ -147,7 +150,7 @@ def series(models: Sequence[Model]) -> mpl_figure.Figure:
         color = colors(norm(layer))
         axes.plot(steps, values[:, layer], color=color, marker="o", ms=2)
       axes.set_ylabel(_MEASURES.get(name, name))
-      axes.set_ylim(0, 1.02 if name.endswith("mass") else None)
+      _start_at_zero(axes, name)
     last = panels[len(curves)]
     if all(model["loss"] is not None for model in models):
       losses = [model["loss"] for model in models]
@@ -196,6 +199,7 @@ def _scale_steps(axes: mpl_axes.Axes, steps: Sequence[int]) -> None:
   """Logarithmic where steps grow so; a step 0 keeps its place."""
   first, last = sorted({0, *steps})[1], max(steps)
   if last <= 20 * first:
+    axes.xaxis.set_major_locator(_whole_numbers(last + 1))
     return
   if 0 in steps:
     axes.set_xscale("symlog", linthresh=first, linscale=0.5)
@@ -228,6 +232,12 @@ def _depth(values: np.ndarray, in_layers: bool) -> np.ndarray:
   """Where each layer stands: its number, or its depth from 0 to 1."""
   last = len(values) - 1 if in_layers else 1
   return np.linspace(0, last, len(values))
+
+
+def _start_at_zero(axes: mpl_axes.Axes, name: str = "") -> None:
+  """From 0 to above the highest marker, or to 1 of a mass."""
+  highest = 1.04 * axes.get_ylim()[1]
+  axes.set_ylim(0, 1.02 if name.endswith("mass") else highest)
 
 
 def _spread(models: Sequence[Model], count: int) -> list[Model]:

@@ -8,6 +8,8 @@ tiles each of its blocks reads.
 Letters as in `layout`; W width of the table, M blocks that make a strip.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 import numpy as np
@@ -58,7 +60,7 @@ def own_tiles(
 
 def lists(own: Bool[masks.AnyArray, "B N R M C"]) -> visits.Visits:
   """The tiles that any block of a strip reads."""
-  read = own.any(axis=-2).astype(np.int8)
+  read: Any = own.any(axis=-2).astype(np.int8)
   return visits.by_query(read * np.int8(selection_lib.PARTIAL))
 
 

@@ -27,6 +27,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax.numpy as jnp
   import jaxtyping
   from matplotlib import figure as mpl_figure
+  from matplotlib import ticker as mpl_ticker
   import numpy as np
 
   from joma.studies import claims
@@ -344,6 +345,8 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       )
     right.axhline(np.mean(updated["all"]), color="black", linestyle=":")
     left.set(xlabel="layer", ylabel="largest drift of a head")
+    for axes in (left, right):
+      axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(integer=True))
     right.set(xlabel="layer that is updated", ylabel="the system's answers")
     right.set_ylim(-0.03, 1.03)
     figures.put_legend_above(figure, figures.legend_entries(right))

@@ -86,6 +86,21 @@ class PlotTest(parameterized.TestCase):
     self.assertLen([image for image in images if image], 4)
 
 
+class AxesTest(parameterized.TestCase):
+
+  @parameterized.parameters("layers", "series")
+  def test_layers_and_checkpoints_are_whole_and_markers_inside(self, name):
+    models = [_model(f"m{i}", num_layers=2, seed=i) for i in (2, 1)]
+    figure = getattr(drawing, name)(models)
+    panels = [axes for axes in figure.axes if axes.get_lines()]
+    self.assertNotEmpty(panels)
+    for axes in panels:
+      ticks = axes.get_xticks()
+      np.testing.assert_array_equal(ticks, np.round(ticks))
+      top = max(np.max(line.get_ydata()) for line in axes.get_lines())
+      self.assertLess(top, axes.get_ylim()[1])
+
+
 class NamesTest(absltest.TestCase):
 
   def test_names_are_drawn_and_written_as_they_are(self):
