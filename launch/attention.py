@@ -38,6 +38,7 @@ from joma.studies.systems.routing import moh
 from joma.studies.systems.routing import nats
 from joma.studies.theories import adam_order
 from joma.studies.theories import composed
+from joma.studies.theories import dilution
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
@@ -54,6 +55,7 @@ _STUDIES = {
     "composed": composed.STUDY,
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
+    "dilution": dilution.STUDY,
     "dormant": dormant.STUDY,
     "drift": head_drift.STUDY,
     "in_context": in_context.STUDY,

@@ -269,4 +269,16 @@ joma/studies/theories/adam_order.py
 + own = np.flatnonzero(is_own)[np.argsort(probs[is_own], kind="stable")]
 ? ranks go from the rarest
 @ test_ranks_go_from_the_most_frequent
+
+joma/studies/theories/dilution.py
+- is_falling, best = not is_falling, i
++ is_falling = not is_falling
+? an extreme is sought from where the last movement began
+@ test_extremes_are_those_beyond_the_bound
+
+joma/studies/theories/dilution.py
+- shares = np.cumsum(symbols, axis=1) / number
++ shares = symbols
+? the direction is that of bigrams, as if attention were on the query
+@ test_first_direction_is_that_of_shares_and_what_follows
 """

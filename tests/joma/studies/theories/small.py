@@ -4,6 +4,7 @@ import functools
 
 from joma.studies.theories import adam_order
 from joma.studies.theories import composed
+from joma.studies.theories import dilution
 from joma.studies.theories import dormant
 from joma.studies.theories import in_context
 from joma.studies.theories import incremental_rank
@@ -15,6 +16,7 @@ from tests.joma.studies import smalls
 STUDIES = {
     "adam_order": adam_order.STUDY,
     "composed": composed.STUDY,
+    "dilution": dilution.STUDY,
     "dormant": dormant.STUDY,
     "in_context": in_context.STUDY,
     "incremental_rank": incremental_rank.STUDY,
