@@ -33,10 +33,11 @@ joma/inference/cache/slot_step.py
 @ tests/joma/systems/cache_policies/by_attention/simlayerkv_test.py
 @ test_keeps_what_plain_python_keeps_at_every_step
 
-joma/systems/cache_policies/by_attention/chunkkv.py
+joma/systems/cache_policies/chunks.py
 - chunk = jnp.where(pos < 0, -1, pos // size)[order]
 + chunk = (jnp.where(pos < 0, -1, pos) // size)[order] // 2
 ? chunks are twice as long
+@ tests/joma/systems/cache_policies/by_attention/chunkkv_test.py
 @ test_sums_of_chunks_by_hand
 
 joma/systems/cache_policies/own_cache/think.py
@@ -88,6 +89,12 @@ joma/systems/cache_policies/wrapping/criticalkv.py
 + second = attention + self.epsilon * self.own(slots)
 ? values count only where attention is none
 @ test_by_hand
+
+joma/systems/cache_policies/by_key/cur.py
+- key, value = (self._share(x, slots.pos) for x in slots.aux)
++ key, value = (self._share(x, slots.pos + 1) for x in slots.aux)
+? chunks begin a token early
+@ test_keeps_what_plain_python_keeps_at_every_step
 
 joma/systems/cache_policies/by_key/qfilter.py
 - signed = jnp.where(along[..., None] < 0, -main, main).mean(axis=2)

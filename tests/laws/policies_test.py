@@ -14,6 +14,7 @@ _SIZED = {
     "keyformer": "keyformer:num_steps=40",
     "scissorhands": "scissorhands:history=5",
     "chunkkv": "chunkkv:chunk_size=3",
+    "cur": "cur:num_sinks=1:chunk_size=4",
     "lagkv": "lagkv:num_sinks=1:lag_size=4",
     "expected_attention": "expected_attention:num_sinks=2:num_future=3",
     "quest": "quest:page_size=4",

@@ -31,6 +31,7 @@ POLICIES: dict[str, str] = {
     "keydiff": ".by_key.keydiff:KeyDiff",
     "rkv": ".by_key.rkv:RKV",
     "qfilter": ".by_key.qfilter:QFilter",
+    "cur": ".by_key.cur:CUR",
     "lagkv": ".by_key.lagkv:LagKV",
     "expected_attention": ".by_key.expected_attention:ExpectedAttention",
     "quest": ".own_cache.quest:Quest",

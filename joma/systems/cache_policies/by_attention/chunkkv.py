@@ -6,13 +6,13 @@ Letters: B batch, K key and value heads, C slots.
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
 from joma.inference.cost import cache_plan
+from joma.systems.cache_policies import chunks
 from scansnap_jax.experiment import errors
 
 
@@ -79,24 +79,4 @@ class ChunkKV(policy_lib.Policy):
       self, slots: policy_lib.Slots, position: Int[Array, "B"]
   ) -> Num[Array, "B K C"]:
     del position
-    return _sums_of_chunks(slots.score, slots.pos, self.chunk_size)
-
-
-def _sums_of_chunks(
-    score: Float[Array, "B K C"], pos: Int[Array, "B K C"], size: int
-) -> Float[Array, "B K C"]:
-  """For each slot the sum over those whose tokens are of the same chunk."""
-  num_slots = pos.shape[-1]
-
-  def of_head(
-      score: Float[Array, "C"], pos: Int[Array, "C"]
-  ) -> Float[Array, "C"]:
-    # Chunks are numbered in the order of the text: there are C of them at most.
-    order = jnp.argsort(pos)
-    chunk = jnp.where(pos < 0, -1, pos // size)[order]
-    is_next = jnp.concatenate([jnp.zeros(1, bool), chunk[1:] != chunk[:-1]])
-    number = jnp.cumsum(is_next)
-    sums = jax.ops.segment_sum(score[order], number, num_slots)
-    return jnp.zeros_like(score).at[order].set(sums[number])
-
-  return jax.vmap(jax.vmap(of_head))(score, pos)
+    return chunks.sums(slots.score, slots.pos, self.chunk_size)

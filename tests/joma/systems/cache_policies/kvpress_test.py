@@ -22,6 +22,7 @@ from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import simlayerkv
 from joma.systems.cache_policies.by_attention import snapkv
 from joma.systems.cache_policies.by_attention import tova
+from joma.systems.cache_policies.by_key import cur
 from joma.systems.cache_policies.by_key import expected_attention
 from joma.systems.cache_policies.by_key import keydiff
 from joma.systems.cache_policies.by_key import knorm
@@ -179,6 +180,13 @@ def _cases():
           kvpress.LagKVPress(lag_size=_LAG, **half),
           lagkv.LagKV(lag_size=_LAG),
           1,
+          everyone,
+      ),
+      # Scores differ by a factor a head: LeverageTest.
+      "cur": (
+          kvpress.CURPress(num_sinks=4, **half),
+          cur.CUR(num_sinks=4),
+          None,
           everyone,
       ),
       # A mean over queries and no window, where H2O has a sum and one.
@@ -357,6 +365,16 @@ class ChannelsTest(absltest.TestCase):
       np.testing.assert_allclose(
           ours[:, :, :128], theirs[:, :, :128], atol=_TOLERANCE
       )
+
+
+class LeverageTest(absltest.TestCase):
+
+  def test_scores_are_theirs_but_for_a_factor_a_head(self):
+    """Theirs are divided by their sum; of sinks they are 1."""
+    ours, theirs = _our_scores(cur.CUR()), _peer_scores(kvpress.CURPress(0.5))
+    ours = (ours / ours.sum(axis=-1, keepdims=True))[..., 4:]
+    error = np.abs(ours - theirs[..., 4:]).max() / ours.max()
+    self.assertLess(error, _TOLERANCE)
 
 
 class PaddingTest(parameterized.TestCase):

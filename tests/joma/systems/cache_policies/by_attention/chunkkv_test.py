@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from joma.systems.cache_policies import chunks
 from joma.systems.cache_policies.by_attention import chunkkv
 from tests.joma.systems.cache_policies import plain
 
@@ -46,7 +47,7 @@ class ChunkKVTest(parameterized.TestCase):
   def test_sums_of_chunks_by_hand(self):
     score = jnp.array([[[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]]])
     pos = jnp.array([[[7, 0, 6, -1, 2, 4]]], jnp.int32)
-    found = chunkkv._sums_of_chunks(score, pos, 3)
+    found = chunks.sums(score, pos, 3)
     np.testing.assert_array_equal(found[0, 0], [5, 18, 5, 8, 18, 32])
 
   @parameterized.parameters(dict(chunk_size=0), dict(window=0))
