@@ -61,7 +61,7 @@ class DilutionConfig:
     num_symbols: Symbols of a chain.
     length: Symbols of a sequence that are read.
     num_sequences: Sequences, the same in every step.
-    width: Of the embeddings.
+    width: Width of the embeddings.
     scale: Deviation of the start.
     num_steps: Steps of a run, a multiple of num_records.
     num_records: Records of a run.

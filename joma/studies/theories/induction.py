@@ -75,7 +75,7 @@ class InductionConfig:
     num_steps: Steps of a run, a multiple of num_records.
     num_records: Records of a run.
     rate: Length of a step of SGD, times the gradient.
-    adam_rate: Of Adam.
+    adam_rate: Length of a step of Adam.
   """
 
   num_seeds: int = 5
