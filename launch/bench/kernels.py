@@ -67,12 +67,13 @@ _OPS = flags.DEFINE_multi_enum(
         "planning",
         "memory",
         "delta",
+        "single",
     ],
     "Which ops; linear attention goes with attention; prefill, on a TPU, is"
     " attention to a tenth of a prompt, the choice included; planning, on a"
     " TPU, is what surrounds attention to blocks that data choose; memory, on a"
     " TPU, is temporary bytes of attention's two passes; delta is the gated"
-    " delta rule.",
+    " delta rule; single, on a CPU, is a selection of each query by itself.",
     flag_values=_FLAGS,
 )
 _MASKS = flags.DEFINE_boolean(

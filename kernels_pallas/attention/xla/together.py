@@ -20,7 +20,7 @@ from kernels_pallas.attention import visits
 
 # How many times more tiles a strip may read than a block lists: by measurement
 # on two cores of an AMD EPYC, a row of a large product takes so much less.
-_MOST = 8
+MOST_TILES = 8
 # Entries of a list that are compared with each tile to find `own_tiles`, by the
 # keys of a tile: few beside the products with those keys.
 _COMPARED = 64
@@ -38,7 +38,7 @@ def num_blocks(
     num_rows: Rows that a strip should have.
   """
   num_blocks_q, width = where.block_table.shape[2:]
-  if num_tiles > _MOST * width or width > _COMPARED * where.block_kv:
+  if num_tiles > MOST_TILES * width or width > _COMPARED * where.block_kv:
     return 1
   return min(max(num_rows // (group * where.block_q), 1), num_blocks_q)
 

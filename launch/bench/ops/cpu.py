@@ -32,10 +32,11 @@ from kernels_pallas.gather_mlp import shapes as gather_shapes
 from kernels_pallas.gather_mlp import xla as gather_xla
 from kernels_pallas.linear_attention import api as linear_api
 from launch.bench import harness
+from launch.bench.around import single_queries
 from launch.bench.ops import decode_cpu
 from launch.bench.ops import programs
 
-OPS = ("attention", "mlp", "decode")
+OPS = ("attention", "mlp", "decode", "single")
 LENGTHS = (512, 1024, 2048, 4096)
 _HEADS = (8, 8), (8, 2)  # Query and key heads.
 _HEAD_DIM = 64
@@ -89,6 +90,8 @@ def _rows(ops: Sequence[str]) -> Iterator[harness.Row]:
     yield from map(mlp_row, _MLPS)
   if "decode" in ops:
     yield decode_cpu.decode_row()
+  if "single" in ops:
+    yield from single_queries.report()
 
 
 def dense_rows(
