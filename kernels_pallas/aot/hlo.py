@@ -7,6 +7,7 @@ import re
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|mosaic_gpu_v2)"')
 # An instruction with metadata may be spread over several lines.
 _START = re.compile(r"^ *(?:ROOT )?%(\S+) = ", re.MULTILINE)
+_COMPUTATION = re.compile(r"(?:ENTRY )?%([\w.\-]+) .*\{$")
 _ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _COPY = re.compile(r"(\S+) copy\(%([^ ,)]+)")
 _COPY_START = re.compile(r"\((\S+), (\S+), [^=]*? copy-start\(")
@@ -55,6 +56,22 @@ def copies(hlo: str, min_bytes: int) -> tuple[Copy, ...]:
     if "S(" not in pair and copy.num_bytes >= min_bytes:
       found.append(copy)
   return tuple(found)
+
+
+def largest_array(hlo: str) -> int:
+  """Bytes of the largest array that is in memory: none that is in a fusion.
+
+  Members of tuples count where they are taken out.
+  """
+  fused = set(re.findall(r"calls=%([\w.\-]+)", hlo))
+  largest, is_fused = 0, False
+  for line in hlo.splitlines():
+    if match := _COMPUTATION.match(line):
+      is_fused = match[1] in fused
+    elif not is_fused and (match := _START.match(line)):
+      shape = line[match.end() :]
+      largest = max(largest, array_bytes(shape))
+  return largest
 
 
 def kernels(hlo: str) -> dict[str, int]:

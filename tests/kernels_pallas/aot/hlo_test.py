@@ -30,6 +30,13 @@ ENTRY %main {
 
 class HloTest(parameterized.TestCase):
 
+  def test_the_largest_array_is_one_outside_of_fusions(self):
+    self.assertEqual(hlo.largest_array(_TEXT), 64 * 128 * 2)
+    fused = _TEXT.replace("f32[8,128]{1,0:T(8,128)}", "f32[4096,128]{1,0}")
+    self.assertEqual(hlo.largest_array(fused), 64 * 128 * 2)
+    entry = _TEXT.replace("%g.1 = f32[8,128]", "%g.1 = f32[4096,128]")
+    self.assertEqual(hlo.largest_array(entry), 4096 * 128 * 4)
+
   @parameterized.parameters(
       ("bf16[8,128]{1,0:T(8,128)(2,1)}", 2048),
       ("f8e4m3fn[16]", 16),
