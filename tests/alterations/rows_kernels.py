@@ -320,8 +320,8 @@ kernels_pallas/attention/drop_in.py
 @ test_values_and_residuals_are_those_of_jax
 
 kernels_pallas/attention/xla/together.py
--   return own[:, tiles].repeat(block_kv, axis=1).repeat(block_q, axis=0)
-+   return jnp.tile(own[:, tiles].repeat(block_kv, axis=1), (block_q, 1))
+-   return read.repeat(block_q, axis=0) > 0
++   return jnp.tile(read, (block_q, 1)) > 0
 ? queries of a strip read the tiles of their neighbours' blocks
 @ test_queries_of_a_block_read_the_tiles_of_their_own
 

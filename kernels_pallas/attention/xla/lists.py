@@ -40,8 +40,8 @@ class Lists:
     is_full: bool [B, N, R]: the mask allows all of the listed tiles.
     mask: What is allowed inside the tiles.
     is_complete: Whether the mask forbids all tiles that are not listed.
-    own: bool [B, N, R, M, C]: of what is listed, what each M-th of the queries
-      reads; see `together`. None is all.
+    own: int32 [B, N, R, M, C]: 1 for what, of what is listed, each M-th of the
+      queries reads; see `together`. None is all.
   """
 
   table: masks.AnyArray

@@ -115,11 +115,11 @@ def _of_selection(
   layout = _layout(query, key, num_units, block_q, where.block_kv)
   if num_blocks > 1:
     own = together.own_tiles(where, num_tiles, num_blocks)
-    listed = together.lists(own)
+    table, num_valid = together.lists(own)
     lists = lists_lib.Lists(
-        table=listed.table,
-        num_valid=listed.num_valid,
-        is_full=listed.num_valid < 0,
+        table=table,
+        num_valid=num_valid,
+        is_full=num_valid < 0,
         mask=lists_lib.cut(where.mask, layout),
         is_complete=False,
         own=own,

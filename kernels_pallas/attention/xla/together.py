@@ -8,8 +8,6 @@ tiles each of its blocks reads.
 Letters as in `layout`; W width of the table, M blocks that make a strip.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 import numpy as np
@@ -45,27 +43,37 @@ def num_blocks(
 
 def own_tiles(
     where: selection_lib.Selection, num_tiles: int, together: int
-) -> Bool[masks.AnyArray, "B N R M C"]:
-  """Says which tiles of keys each block of a strip reads."""
+) -> Int[masks.AnyArray, "B N R M C"]:
+  """Returns 1 for the tiles of keys that each block of a strip reads."""
   table = where.block_table
   is_known = isinstance(table, np.ndarray) and isinstance(
       where.num_valid, np.ndarray
   )
   xp = np if is_known else jnp
-  own = visits.selected(where, num_tiles).astype(bool)
+  own = visits.selected(where, num_tiles).astype(np.int32)
   padding = -table.shape[2] % together
   own = xp.pad(own, ((0, 0), (0, 0), (0, padding), (0, 0)))
   return own.reshape(*own.shape[:2], -1, together, num_tiles)
 
 
-def lists(own: Bool[masks.AnyArray, "B N R M C"]) -> visits.Visits:
-  """The tiles that any block of a strip reads."""
-  read: Any = own.any(axis=-2).astype(np.int8)
-  return visits.by_query(read * np.int8(selection_lib.PARTIAL))
+def lists(
+    own: Int[masks.AnyArray, "B N R M C"],
+) -> tuple[Int[masks.AnyArray, "B N R C"], Int[masks.AnyArray, "B N R"]]:
+  """The tiles that any block of a strip reads, in order, and how many.
+
+  By sums and comparisons: a sort of them ends the compiler for a TPU v7x.
+  """
+  xp = np if isinstance(own, np.ndarray) else jnp
+  read = own.max(axis=-2)
+  tiles = xp.arange(own.shape[-1], dtype=np.int32)
+  place = xp.where(read > 0, xp.cumsum(read, axis=-1) - 1, -1)
+  is_here = place[..., None, :] == masks.to_rank(tiles, read.ndim)[..., None]
+  table = xp.where(is_here, tiles, 0).sum(axis=-1, dtype=np.int32)
+  return table, read.sum(axis=-1, dtype=np.int32)
 
 
 def allowed(
-    own: Bool[Array, "M C"], tiles: Int[Array, "W"], block_q: int, block_kv: int
+    own: Int[Array, "M C"], tiles: Int[Array, "W"], block_q: int, block_kv: int
 ) -> Bool[Array, "T S"]:
   """What each query of a strip reads of the keys that the strip reads.
 
@@ -75,4 +83,5 @@ def allowed(
     block_q: Queries of a block, of which the strip has M.
     block_kv: Keys of a tile.
   """
-  return own[:, tiles].repeat(block_kv, axis=1).repeat(block_q, axis=0)
+  read = own[:, tiles].repeat(block_kv, axis=1)
+  return read.repeat(block_q, axis=0) > 0

@@ -33,13 +33,13 @@ class ListsTest(parameterized.TestCase):
         [[1, 0, 1], [0, 0, 0], [0, 0, 0]],
     ]
     np.testing.assert_array_equal(own[0, 0], want)
-    found = together.lists(own)
-    np.testing.assert_array_equal(found.num_valid[0, 0], [3, 2])
-    self.assertEqual(found.table[0, 0, 0].tolist(), [0, 1, 2])
-    self.assertEqual(found.table[0, 0, 1, :2].tolist(), [0, 2])
+    table, num_valid = together.lists(own)
+    np.testing.assert_array_equal(num_valid[0, 0], [3, 2])
+    self.assertEqual(table[0, 0, 0].tolist(), [0, 1, 2])
+    self.assertEqual(table[0, 0, 1, :2].tolist(), [0, 2])
 
   def test_queries_of_a_block_read_the_tiles_of_their_own(self):
-    own = jnp.array([[True, False, True], [False, False, True]])
+    own = jnp.array([[1, 0, 1], [0, 0, 1]])
     found = together.allowed(own, jnp.array([2, 0]), 2, 3)
     rows = [[1, 1, 1, 1, 1, 1]] * 2 + [[1, 1, 1, 0, 0, 0]] * 2
     np.testing.assert_array_equal(found, rows)
