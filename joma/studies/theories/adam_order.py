@@ -326,8 +326,8 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         label="equal shares",
     )
     right.set(xlabel=r"$\ln P(l|n)$", ylabel="logit above the first rank's")
-    right.set_ylim(-1.6, None)
-    right.legend(fontsize=6, ncols=2, loc="lower left")
+    right.set_ylim(-2.2, None)
+    right.legend(fontsize=7, ncols=2, loc="lower left")
     figures.put_legend_above(figure, figures.legend_entries(left))
   return figure
 

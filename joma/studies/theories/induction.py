@@ -329,7 +329,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
           (steps[-1], summary["references"][name]),
           ha="right",
           va="top" if name == "bigram" else "bottom",
-          fontsize=6,
+          fontsize=7,
       )
     lowest = summary["references"]["bigram"] - 0.06
     axes.set(ylabel="loss (nats)", xscale="log", ylim=(lowest, None))
