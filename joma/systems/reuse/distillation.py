@@ -112,7 +112,8 @@ def train(
         " workdir."
     )
   # Norms turn huge activations into the loss of a guess, which looks healthy.
-  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(params))
+  # Not Python's max, which a NaN may slip through.
+  largest = np.max([jnp.abs(leaf).max() for leaf in jax.tree.leaves(params)])
   if not largest < np.sqrt(np.finfo(np.float32).max):
     raise errors.UserError(
         f"training diverged with rate={lr:g}: a parameter became {largest:.3g}."

@@ -15,6 +15,8 @@ from joma import studies
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
 
+_ENDS = ("step_size", "_rate")
+
 
 def _find() -> Iterator[tuple[str, study_lib.Study, str]]:
   """All studies below `joma.studies`, with the rates that each takes."""
@@ -25,7 +27,7 @@ def _find() -> Iterator[tuple[str, study_lib.Study, str]]:
       continue
     for field in dataclasses.fields(study.config):
       # `invariants` takes several, and refuses large ones.
-      if field.name in ("lr", "rate") or field.name.endswith("step_size"):
+      if field.name in ("lr", "rate") or field.name.endswith(_ENDS):
         yield found.name.rpartition(".")[2], study, field.name
 
 

@@ -272,7 +272,9 @@ def _update(
     state = (params, rule.init(params))
     return jax.lax.scan(step, state, jnp.arange(config.num_update))[0][0]
 
-  return jax.jit(lambda start: jax.lax.map(run, start))(start)
+  updated = jax.jit(lambda start: jax.lax.map(run, start))(start)
+  claims.require_bounded("update_rate", updated)
+  return updated
 
 
 def _is_kept(
