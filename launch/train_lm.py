@@ -60,6 +60,9 @@ _TRACKERS = flags.DEFINE_list(
     " tensorboard (events in tensorboard/, extra [log]), wandb (Weights &"
     " Biases, extra [wandb]; WANDB_MODE=offline sends nothing), or both.",
 )
+_TENSORBOARD = flags.DEFINE_boolean(
+    "tensorboard", False, "The same as --trackers=tensorboard."
+)
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
 )
@@ -79,7 +82,7 @@ def main(_: list[str]) -> None:
     from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
-    tracker.check(_TRACKERS.value)
+    tracker.check(_trackers())
     layouts.make_layout(config, sizes[0] if sizes else None)
     training_run.check(
         config, _REFERENCE_CSV.value, _SAVE_HF.value, _PROFILE.value
@@ -100,7 +103,7 @@ def main(_: list[str]) -> None:
         forms,
         learned=learned,
         profile=_PROFILE.value,
-        trackers=_TRACKERS.value,
+        trackers=_trackers(),
     )
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:
@@ -129,6 +132,11 @@ def main(_: list[str]) -> None:
           config.fsdp * config.tensor * config.seq,
       ),
   )
+
+
+def _trackers() -> list[str]:
+  also = ["tensorboard"] if _TENSORBOARD.value else []
+  return list(dict.fromkeys([*_TRACKERS.value, *also]))
 
 
 def _folder(config: lm_config.LmConfig) -> run.Folder:

@@ -28,6 +28,22 @@ _TINY = (
 )
 
 
+class TrackersTest(absltest.TestCase):
+
+  def test_the_flag_of_before_names_one(self):
+    code = (
+        "from absl import flags; from launch import train_lm;"
+        " flags.FLAGS(['_', '--workdir=w', '--trackers=wandb',"
+        " '--tensorboard']); print(train_lm._trackers())"
+    )
+    printed = subprocess.check_output(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parents[2],
+        text=True,
+    )
+    self.assertEqual(printed.strip(), "['wandb', 'tensorboard']")
+
+
 class TrainLmTest(absltest.TestCase):
 
   def _run(self, *arguments):
