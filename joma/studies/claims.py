@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import math
 from typing import Any
 
-import jax
-from jaxtyping import PyTree
 import numpy as np
 
 from scansnap_jax.experiment import errors
@@ -61,24 +59,6 @@ def require_finite(name: str, tree: Any) -> None:
           f"{path} is {value}: training diverged, and what was measured of it"
           " would be no finding. Use a smaller rate, in a new workdir."
       )
-
-
-def require_bounded(name: str, params: PyTree) -> None:
-  """Raises UserError if a parameter's square is not finite.
-
-  Norms and bounded read-outs hide weights that are far off. (Python's max would
-  let a NaN slip through.)
-
-  Args:
-    name: The flag of the rate that they were trained with.
-    params: Arrays of float32.
-  """
-  largest = np.max([abs(leaf).max() for leaf in jax.tree.leaves(params)])
-  if not largest < np.sqrt(np.finfo(np.float32).max):
-    raise errors.UserError(
-        f"training diverged: a parameter became {largest:.3g}. Use a smaller"
-        f" {name}, in a new workdir."
-    )
 
 
 def _numbers(tree: Any, path: str) -> Iterator[tuple[str, float]]:

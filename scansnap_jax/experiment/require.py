@@ -3,7 +3,9 @@
 Imports no jax, so that command lines answer at once.
 """
 
+from collections.abc import Iterable
 import math
+from typing import Any
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import limits
@@ -45,6 +47,27 @@ def seeds(name: str, first: int, count: int = 1) -> None:
   if first < 0 or last > _LARGEST_SEED:
     raise errors.UserError(
         f"{name} must be from 0 to {_LARGEST_SEED - count + 1}, got {first}."
+    )
+
+
+def bounded(name: str, rate: float, leaves: Iterable[Any]) -> None:
+  """Raises UserError if the square of a trained parameter is not finite.
+
+  A norm, or a bounded read-out, hides weights that are far off from the loss.
+
+  Args:
+    name: Of the learning rate.
+    rate: Its value.
+    leaves: Arrays of the parameters, float32.
+  """
+  import numpy as np
+
+  # Not Python's max, which a NaN may slip through.
+  largest = np.max([abs(leaf).max() for leaf in leaves])
+  if not largest < np.sqrt(np.finfo(np.float32).max):
+    raise errors.UserError(
+        f"training diverged with {name}={rate:g}: a parameter became"
+        f" {largest:.3g}. Use a smaller rate, in a new workdir."
     )
 
 

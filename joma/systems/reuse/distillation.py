@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
-import numpy as np
 import optax
 
 from joma.transformer import hooks
@@ -26,6 +25,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 def student_of(model: models.Transformer, params: PyTree) -> PyTree:
@@ -111,14 +111,7 @@ def train(
         f" {found[0]:.4g} to {found[-1]:.4g}. Use a smaller rate, in a new"
         " workdir."
     )
-  # Norms turn huge activations into the loss of a guess, which looks healthy.
-  # Not Python's max, which a NaN may slip through.
-  largest = np.max([jnp.abs(leaf).max() for leaf in jax.tree.leaves(params)])
-  if not largest < np.sqrt(np.finfo(np.float32).max):
-    raise errors.UserError(
-        f"training diverged with rate={lr:g}: a parameter became {largest:.3g}."
-        " Use a smaller rate, in a new workdir."
-    )
+  require.bounded("rate", lr, jax.tree.leaves(params))
   return params, found
 
 

@@ -273,7 +273,8 @@ def _update(
     return jax.lax.scan(step, state, jnp.arange(config.num_update))[0][0]
 
   updated = jax.jit(lambda start: jax.lax.map(run, start))(start)
-  claims.require_bounded("update_rate", updated)
+  leaves = jax.tree.leaves(updated)
+  require.bounded("update_rate", config.update_rate, leaves)
   return updated
 
 

@@ -31,6 +31,7 @@ class TrainTest(parameterized.TestCase):
       ([5.5, 5.5], 2e19, "became 2e.19"),
       ([5.5, 5.5], -2e19, "became 2e.19"),
       ([5.5, 5.5], np.nan, "became nan"),
+      ([5.5, 5.5], np.inf, "became inf"),
   )
   def test_what_diverged_is_refused(self, losses, weight, said):
     with self.assertRaisesRegex(
