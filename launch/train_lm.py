@@ -61,7 +61,9 @@ _TRACKERS = flags.DEFINE_list(
     " Biases, extra [wandb]; WANDB_MODE=offline sends nothing), or both.",
 )
 _TENSORBOARD = flags.DEFINE_boolean(
-    "tensorboard", False, "The same as --trackers=tensorboard."
+    "tensorboard",
+    False,
+    "Write TensorBoard events; --trackers=tensorboard does so too.",
 )
 _NUM_CPU_DEVICES = flags.DEFINE_integer(
     "num_cpu_devices", 1, "Devices to split a CPU into.", 1, 4096
