@@ -217,17 +217,30 @@ joma/systems/mixers/kda.py
 @ tests/joma/systems/mixers/delta_layer_test.py
 @ test_one_pass_is_the_recurrence
 
-joma/systems/mixers/gated_conv.py
+joma/systems/mixers/convolutions/gated_conv.py
 - made = convolved.convolve(near, params["far"], length, since, _STEP)
 + made = convolved.convolve(near, params["far"], length, since)
 ? the second convolution reads every token
 @ test_it_reads_22_tokens_back_and_no_farther
 
-joma/systems/mixers/gated_conv.py
+joma/systems/mixers/convolutions/gated_conv.py
 - return jax.nn.sigmoid(product("gate") + query) * (product("feature") + key)
 + return jax.nn.sigmoid(product("gate")) * (product("feature") + key)
 ? a token's own query opens no gate
 @ test_one_pass_is_the_equation
+
+joma/systems/mixers/convolutions/grid_conv.py
+- return inside & (row >= 0) & (column >= 0) & (column < self.columns)
++ return inside & (row >= 0)
+? the end of a row is a neighbour of the next one's start
+@ test_one_pass_is_the_equation
+
+joma/systems/mixers/convolutions/newest_values.py
+- newest = convolved.last_inputs(both, lengths, system.num_behind)
++ newest = both[:, -system.num_behind :]
+? of a padded prompt, padding is kept as its newest values
+@ tests/joma/systems/mixers/convolutions/grid_conv_test.py
+@ test_padding_is_not_among_the_newest
 
 joma/systems/selectors/nsa.py
 - complete = (np.arange(length, dtype=np.int32)[None] + 1) // self.block

@@ -40,6 +40,7 @@ _SMALL = {
     "echo_att": "echo_att:first=0:last=0",
     "flux": "flux:sinks=1:window=3:pool=2:hidden=4:start=0.1",
     "grid_bias": "grid_bias:rows=3:columns=3:first=1:start=0.5",
+    "grid_conv": "grid_conv:rows=3:columns=3:first=1",
     "hip": "hip:k=4:block=2",
     "hylra": "hylra:full=0:k=4:block=2",
     "indexer": "indexer:k=4",

@@ -4,16 +4,19 @@ Two marks lie k cells apart on a flattened grid: on one row, or behind its end
 on the next. A bias by row and column tells the two (`grid_bias`, Astroformer,
 https://arxiv.org/abs/2304.05350); one by distance on the flattened grid, the
 twin, is the same for both. A [REG] token reads the class; models have no other
-positions.
+positions. A third model has a convolution over the grid in the place of its
+first layer of attention (`grid_conv,grid_bias`), as Astroformer has them.
 
 A [REG] token behind a word and a grid says the box of the colour that the word
 names (TransVG, https://arxiv.org/abs/2104.08541), trained by L1 and GIoU; its
 attention goes through the probes that all models' does, and is summed over the
-word, the named box and the other one.
+word, the named box and the other one. It is trained with attention in both
+layers, and with the convolution first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -46,6 +49,9 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from scansnap_jax.experiment import intervals
 
 BIASES = ("2-D bias", "1-D bias")
+HYBRID = "convolution, 2-D bias"
+MODELS = (*BIASES, HYBRID)
+_OF_BOXES = (BIASES[0], HYBRID)
 _PROBES = ("sinks", "concentration", "diversity", "local")
 _IOU, _TIMES = 0.5, 2.0
 
@@ -88,36 +94,42 @@ class GridConfig:
 def measure(
     config: GridConfig, *, part: parts.Part | None = None
 ) -> dict[str, Any]:
-  """Trains both biases on marks, and [REG] on boxes.
+  """Trains the models on marks, and [REG] on boxes.
 
   Args:
     config: Sizes.
     part: Keeps what is done.
 
   Returns:
-    "rows" of each bias: "answers" of every seed on new grids, "scores" along
-    training; "boxes": "iou" of every seed, "mass" of [REG]'s attention by layer
-    and role, and "probes", means over layers; "steps", "guess", "claims" and
-    "finding".
+    "rows" of each model: "answers" of every seed on new grids, "scores" along
+    training; "boxes", with and without the convolution: "iou" of every seed,
+    "mass" of [REG]'s attention by layer of attention and role, and "probes",
+    means over those layers; "steps", "guess", "claims" and "finding".
   """
   part = part or parts.at_once
-  rows = {name: part(name, lambda n=name: _marks(config, n)) for name in BIASES}
-  found = part("boxes", lambda: _boxes(config))
+  rows = {name: part(name, lambda n=name: _marks(config, n)) for name in MODELS}
+  found = {
+      name: part(f"boxes, {name}", lambda n=name: _boxes(config, n))
+      for name in _OF_BOXES
+  }
   told = _claims(rows, found)
   return {
       "rows": rows,
       "boxes": found,
-      "steps": found["steps"],
+      "steps": rows[HYBRID]["steps"],
       "guess": 0.5,
       "claims": told,
       "finding": claims.finding(told),
   }
 
 
-def _entry(config: GridConfig, name: str, first: int) -> str:
+def _attention(config: GridConfig, name: str, first: int) -> tuple[str, ...]:
+  """Entries of the two layers; `first` is the position of the first cell."""
   size = config.size
-  rows, columns = (size, size) if name == BIASES[0] else (1, size**2)
-  return f"grid_bias:rows={rows}:columns={columns}:first={first}"
+  rows, columns = (1, size**2) if name == BIASES[1] else (size, size)
+  grid = f"rows={rows}:columns={columns}:first={first}"
+  below = "grid_conv" if name == HYBRID else "grid_bias"
+  return f"{below}:{grid}", f"grid_bias:{grid}"
 
 
 def _model(
@@ -138,13 +150,13 @@ def _model(
 
 
 def learner(config: GridConfig, name: str) -> texts.Learner:
-  """A model with one of the biases, and grids with two marks."""
+  """One of the models, and grids with two marks."""
   task = grid_scenes.Marks(size=config.size)
   model = _model(
       config,
       task.vocab_size,
       positions="none",
-      attention=(_entry(config, name, 0),),
+      attention=_attention(config, name, 0),
   )
   return texts.Learner(model=model, task=task, batch_size=config.batch_size)
 
@@ -178,12 +190,12 @@ def _marks(config: GridConfig, name: str) -> dict[str, Any]:
   }
 
 
-def _boxes(config: GridConfig) -> dict[str, Any]:
+def _boxes(config: GridConfig, name: str) -> dict[str, Any]:
   shape = _model(
       config,
       10,
       positions="learned",
-      attention=(_entry(config, BIASES[0], 1),),
+      attention=_attention(config, name, 1),
   )
   problem = grid_scenes.Boxes(
       size=config.size,
@@ -218,7 +230,8 @@ def _look(
   config, shape = problem.model.config, scenes.tokens.shape
   maps = [
       probes.weights_of(seen, layer, config, shape)
-      for layer in range(config.num_layers)
+      for layer, entry in enumerate(config.attention)
+      if entry.startswith("grid_bias")
   ]
   at = jnp.full(shape[0], shape[1] - 1)
   mass = [
@@ -231,15 +244,11 @@ def _look(
 
 
 def _claims(
-    rows: dict[str, dict[str, Any]], found: dict[str, Any]
+    rows: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]
 ) -> list[claims.Row]:
   share = lambda x: intervals.interval(np.array(x), least=0, most=1)
   text = lambda x: intervals.text(share(x))
-  two, one = (np.array(rows[name]["answers"]) for name in BIASES)
-  mass = np.array(found["mass"])[:, -1]
-  named, other = mass[:, grid_scenes.NAMED], mass[:, grid_scenes.OTHER]
-  iou = np.array(found["iou"])
-  read = ", ".join(f"{k} {v:.3f}" for k, v in found["probes"].items())
+  two, one, both = (np.array(rows[name]["answers"]) for name in MODELS)
   return [
       claims.row(
           "a bias by row and column tells marks on one row from marks on two",
@@ -254,6 +263,26 @@ def _claims(
           one.max() <= 0.95,
       ),
       claims.row(
+          "a convolution in the place of the first layer of attention does no"
+          " harm to that",
+          "above .95, every seed",
+          text(both),
+          both.min() > 0.95,
+      ),
+      *_box_claims(text, *(found[name] for name in _OF_BOXES)),
+  ]
+
+
+def _box_claims(
+    text: Callable[[Any], str], plain: dict[str, Any], hybrid: dict[str, Any]
+) -> list[claims.Row]:
+  mass = np.array(plain["mass"])[:, -1]
+  named, other = mass[:, grid_scenes.NAMED], mass[:, grid_scenes.OTHER]
+  iou, better = np.array(plain["iou"]), np.array(hybrid["iou"])
+  gap = intervals.interval(better - iou)
+  read = ", ".join(f"{k} {v:.3f}" for k, v in plain["probes"].items())
+  return [
+      claims.row(
           "[REG] says the box that the word names",
           f"mean intersection over union above {_IOU}, every seed",
           text(iou),
@@ -266,17 +295,24 @@ def _claims(
           f" {read}",
           named.mean() > _TIMES * other.mean(),
       ),
+      claims.row(
+          "with the convolution first it says boxes better than with attention"
+          " in both layers",
+          "a gap whose interval over seeds is above 0",
+          f"{intervals.text(gap)}: {text(better)} against {text(iou)}",
+          gap["low"] > 0,
+      ),
   ]
 
 
 def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   """Draws answers along training, and what [REG] reads."""
-  looks, steps = drawing.looks_of(BIASES), np.asarray(summary["steps"])
-  mass = np.asarray(summary["boxes"]["mass"]).mean(axis=0)
+  looks, steps = drawing.looks_of(MODELS), np.asarray(summary["steps"])
+  mass = np.asarray(summary["boxes"][BIASES[0]]["mass"]).mean(axis=0)
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.4)
     left, right = figure.subplots(1, 2)
-    for name in BIASES:
+    for name in MODELS:
       scores = summary["rows"][name]["scores"]
       drawing.draw_interval(left, steps, scores, looks[name], name)
     left.axhline(summary["guess"], color="black", linestyle=":")
@@ -310,7 +346,8 @@ STUDY = study_lib.Study(
     caption=(
         "Left: share of grids of which [REG] says whether two marks are on one"
         " row; dotted a guess. Right: weight of [REG] on the word, the box that"
-        " it names, the other box and all else, mean over heads and seeds."
+        " it names, the other box and all else, mean over heads and seeds, with"
+        " attention in both layers."
         f" {study_lib.BANDS}"
     ),
     report_title="Attention systems",

@@ -16,13 +16,17 @@ class GridTest(absltest.TestCase):
   @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("grid")
-    self.assertLen(summary["claims"], 4)
-    mass = np.array(summary["boxes"]["mass"])
-    self.assertEqual(mass.shape, (2, 2, 4))
-    np.testing.assert_allclose(mass.sum(axis=-1), 1, atol=1e-5)
+    self.assertLen(summary["claims"], 6)
+    # Of two layers of attention, and of one behind a convolution.
+    for name, num_layers in (("2-D bias", 2), (grid.HYBRID, 1)):
+      mass = np.array(summary["boxes"][name]["mass"])
+      self.assertEqual(mass.shape, (2, num_layers, 4))
+      np.testing.assert_allclose(mass.sum(axis=-1), 1, atol=1e-5)
     figure, texts = small.drawn("grid")
     self.assertLen(figure.axes, 2)
-    self.assertContainsSubset(["2-D bias", "weight of [REG]"], texts)
+    self.assertContainsSubset(
+        ["2-D bias", grid.HYBRID, "weight of [REG]"], texts
+    )
 
   def test_marks_are_as_far_on_one_row_as_on_two(self):
     task = grid_scenes.Marks(size=5)

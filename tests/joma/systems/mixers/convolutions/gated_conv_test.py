@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.systems.mixers import gated_conv
+from joma.systems.mixers.convolutions import gated_conv
 from kernels_pallas import masks
 from tests.joma.systems import one_layer
 

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from joma.systems.mixers import documents
+from joma.systems.mixers.convolutions import newest_values
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
@@ -78,9 +79,24 @@ class GatedConv:
   ) -> Float[Array, "B T N H"]:
     """Returns the heads' outputs of texts or documents, no other masks."""
     found = documents.of_mask(self.name, call, mask, len(query))
-    before = jnp.zeros((len(value), REACH, *value.shape[2:]), value.dtype)
-    both = jnp.concatenate([before, value], axis=1)
+    both = newest_values.after_zeros(value, REACH)
     return found.checked(gated(params, query, key, both, found.since()))
+
+  @property
+  def num_behind(self) -> int:
+    """Tokens before its own that a token reads."""
+    return REACH
+
+  def made(
+      self,
+      params: hooks.Params,
+      positions: Int[Array, "B T"],
+      query: Float[Array, "B T N H"],
+      key: Float[Array, "B T K H"],
+      value: Float[Array, "B L K H"],
+  ) -> Float[Array, "B T N H"]:
+    """Returns the heads' outputs, of values that begin 22 tokens earlier."""
+    return gated(params, query, key, value)
 
   def init_cache(
       self,
@@ -91,43 +107,7 @@ class GatedConv:
       dtype: jax.typing.DTypeLike,
   ) -> hooks.KVCache:
     """Returns the inputs before the first token, 0, for every capacity."""
-    shape = (batch_size, REACH, config.num_kv_heads, config.head_dim)
-    return NewestInputs(jnp.zeros(shape, dtype))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NewestInputs:
-  """A KVCache of one layer.
-
-  Attributes:
-    inputs: The newest values [B, W, K, H].
-  """
-
-  inputs: PyTree
-  honours: ClassVar[tuple[str, ...]] = (GatedConv.name,)
-
-  def takes_pieces(self) -> bool:
-    """Always: the newest inputs are all that a token reads."""
-    return True
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "NewestInputs"]:
-    """Any number of tokens after those before; padding is not kept."""
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    both = jnp.concatenate([self.inputs.astype(value.dtype), value], axis=1)
-    out = gated(call.params[GatedConv.name], query, key, both)
-    lengths = (positions >= 0).sum(axis=1)
-    newest = convolved.last_inputs(both, lengths, REACH)
-    return out, NewestInputs(newest.astype(self.inputs.dtype))
+    return newest_values.init(self, config, batch_size, dtype)
 
 
 def gated(

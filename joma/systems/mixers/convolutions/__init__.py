@@ -1,0 +1,1 @@
+"""Convolutions in the place of attention: what is read lies near."""
