@@ -382,8 +382,8 @@ joma/studies/systems/routing/needle_chunks.py
 @ test_pairs_stand_in_needle_chunks_and_are_asked
 
 joma/systems/mixers/memory/titans.py
-- state, tokens, lengths, self.chunk, self.loss == "mean"
-+ state, tokens, lengths, self.chunk, self.loss == "sum"
+- return titans_memory.Rule(self.loss == "mean", self.gelu == "erf")
++ return titans_memory.Rule(self.loss == "sum", self.gelu == "erf")
 ? squares are averaged where they should be summed
 @ tests/joma/systems/mixers/memory/titans_test.py
 @ test_means_of_squares_are_their_sums_with_smaller_steps

@@ -130,7 +130,7 @@ class Lists:
     )
     state = titans_memory.begin(tuple(params["weights"]), c.batch_size)
     lengths = jnp.full(c.batch_size, self.count)
-    _, state = titans_memory.sweep(state, tokens, lengths, c.chunk, False)
+    _, state = titans_memory.sweep(state, tokens, lengths, c.chunk)
     ask = jax.vmap(titans_memory.recall, in_axes=(None, 0))
     own = tuple(weights[:, 0] for weights in state.memory)
     found = jax.vmap(ask)(own, keys[:, :, 0])

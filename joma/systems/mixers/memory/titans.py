@@ -49,6 +49,7 @@ class Titans:
     chunk: Tokens whose gradients are of the same weights.
     rate: r, greatest step, half of it for squares that are summed.
     loss: sum, or mean over channels.
+    gelu: tanh, or erf, of the error function.
     momentum: Whether there is eta; else it is 0.
     forget: Whether there is alpha; else it is 0.
     width: w of the convolutions, a token's own place included.
@@ -71,6 +72,7 @@ class Titans:
   chunk: int = 16
   rate: float = 0.5
   loss: str = "sum"
+  gelu: str = "tanh"
   momentum: bool = True
   forget: bool = True
   width: int = 4
@@ -83,6 +85,12 @@ class Titans:
     require.positive("titans: rate", self.rate)
     require.positive("titans: epsilon", self.epsilon)
     require.one_of("titans: loss", self.loss, ("sum", "mean"))
+    require.one_of("titans: gelu", self.gelu, ("tanh", "erf"))
+
+  @property
+  def rule(self) -> titans_memory.Rule:
+    """Of the memory."""
+    return titans_memory.Rule(self.loss == "mean", self.gelu == "erf")
 
   @property
   def rates(self) -> tuple[str, ...]:
@@ -124,9 +132,7 @@ class Titans:
     tokens = self.tokens(params, call.x, both)
     lengths = jnp.full(len(query), query.shape[1])
     state = titans_memory.begin(self.first(params), len(query))
-    out, _ = titans_memory.sweep(
-        state, tokens, lengths, self.chunk, self.loss == "mean"
-    )
+    out, _ = titans_memory.sweep(state, tokens, lengths, self.chunk, self.rule)
     return self.finish(params, call.x, out).astype(query.dtype)
 
   def first(self, params: hooks.Params) -> titans_memory.Weights:

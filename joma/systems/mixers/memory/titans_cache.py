@@ -35,8 +35,8 @@ class Remembering(Protocol):
     ...
 
   @property
-  def loss(self) -> str:
-    """Of squares, sum or mean."""
+  def rule(self) -> titans_memory.Rule:
+    """How the network answers, and by what it learns."""
     ...
 
   @property
@@ -104,13 +104,13 @@ class TitansCache(
     )
     tokens = system.tokens(params, call.x, both)
     first = system.first(params)
-    state, is_mean = self._begun(first), system.loss == "mean"
+    state, rule = self._begun(first), system.rule
     if query.shape[1] == 1:
       is_end = (self.length + 1) % system.chunk == 0
-      out, state = titans_memory.step(state, tokens, is_token, is_end, is_mean)
+      out, state = titans_memory.step(state, tokens, is_token, is_end, rule)
     else:
       out, state = titans_memory.sweep(
-          state, tokens, lengths, system.chunk, is_mean
+          state, tokens, lengths, system.chunk, rule
       )
     cache = dataclasses.replace(
         self, state=state, length=self.length + lengths, inputs=inputs

@@ -55,6 +55,21 @@ class Tokens(NamedTuple):
   forget: Float[Array, "B T N"]
 
 
+class Rule(NamedTuple):
+  """How a memory answers, and by what it learns.
+
+  Attributes:
+    is_mean: Whether squares are averaged over channels, not summed.
+    is_exact: Whether gelu is that of the error function, not the one of tanh.
+  """
+
+  is_mean: bool = False
+  is_exact: bool = False
+
+
+_RULE = Rule()
+
+
 def begin(weights: Weights, batch_size: int) -> State:
   """The state before the first token, of weights [N, H, H]."""
   wide = lambda: tuple(
@@ -64,10 +79,13 @@ def begin(weights: Weights, batch_size: int) -> State:
   return State(wide(), wide(), jax.tree.map(jnp.zeros_like, wide()))
 
 
-def recall(weights: Weights, x: Float[Array, "H"]) -> Float[Array, "H"]:
+def recall(
+    weights: Weights, x: Float[Array, "H"], rule: Rule = _RULE
+) -> Float[Array, "H"]:
   """M(x) of one head, of matrices [H, H]."""
   for matrix in weights[:-1]:
-    x = jax.nn.gelu(jnp.einsum("H,HJ->J", x, matrix))
+    inner = jnp.einsum("H,HJ->J", x, matrix)
+    x = jax.nn.gelu(inner, approximate=not rule.is_exact)
   return jnp.einsum("H,HJ->J", x, weights[-1])
 
 
@@ -75,7 +93,7 @@ def gradient(
     weights: Weights,
     key: Float[Array, "H"],
     value: Float[Array, "H"],
-    is_mean: bool,
+    rule: Rule = _RULE,
 ) -> Weights:
   """Gradient of the squared error of one pair.
 
@@ -83,12 +101,12 @@ def gradient(
     weights: Of one head.
     key: What is asked.
     value: What it should say.
-    is_mean: Whether squares are averaged over channels, not summed.
+    rule: How it says it, and what counts.
   """
 
   def loss(weights: Weights) -> Float[Array, ""]:
-    squares = jnp.square(recall(weights, key) - value)
-    return squares.mean() if is_mean else squares.sum()
+    squares = jnp.square(recall(weights, key, rule) - value)
+    return squares.mean() if rule.is_mean else squares.sum()
 
   return jax.grad(loss)(weights)
 
@@ -98,7 +116,7 @@ def step(
     tokens: Tokens,
     is_token: Bool[Array, "B 1"],
     is_end: Bool[Array, "B"],
-    is_mean: bool,
+    rule: Rule = _RULE,
 ) -> tuple[Float[Array, "B 1 N H"], State]:
   """One token a sequence.
 
@@ -107,13 +125,13 @@ def step(
     tokens: T = 1.
     is_token: False is padding, which changes nothing.
     is_end: Whether it is the last of its chunk.
-    is_mean: See `gradient`.
+    rule: See `gradient`.
   """
-  memory, after = _chunk(state, tokens, is_token, is_mean)
+  memory, after = _chunk(state, tokens, is_token, rule)
   # Weights stand as an argument there, and are not computed for each reader.
   out = jax.lax.cond(
       is_token.any(),
-      lambda: _read(memory, tokens.query),
+      lambda: _read(memory, tokens.query, rule),
       lambda: jnp.zeros_like(tokens.value),
   )
   is_over = is_token[:, 0] & is_end
@@ -139,7 +157,7 @@ def sweep(
     tokens: Tokens,
     lengths: Int[Array, "B"],
     size: int,
-    is_mean: bool,
+    rule: Rule = _RULE,
 ) -> tuple[Float[Array, "B T N H"], State]:
   """Whole texts, a chunk at a time.
 
@@ -148,7 +166,7 @@ def sweep(
     tokens: Of the texts.
     lengths: Tokens of each text; what follows changes nothing.
     size: U.
-    is_mean: See `gradient`.
+    rule: See `gradient`.
   """
   length = tokens.query.shape[1]
   runs = jax.tree.map(lambda x: _in_chunks(x, size), tokens)
@@ -160,8 +178,8 @@ def sweep(
     number, tokens = given
     left = jnp.clip(lengths - number * size, 0, size)
     is_token = jnp.arange(size)[None] < left[:, None]
-    memory, after = _chunk(state, tokens, is_token, is_mean)
-    out = _read(memory, tokens.query)
+    memory, after = _chunk(state, tokens, is_token, rule)
+    out = _read(memory, tokens.query, rule)
     start = chosen(left == size, after.memory, state.start)
     return after._replace(start=start), out
 
@@ -180,7 +198,7 @@ def _in_chunks(x: Float[Array, "B T *d"], size: int) -> Array:
 
 
 def _chunk(
-    state: State, tokens: Tokens, is_token: Bool[Array, "B U"], is_mean: bool
+    state: State, tokens: Tokens, is_token: Bool[Array, "B U"], rule: Rule
 ) -> tuple[Weights, State]:
   """Weights after each of a chunk's tokens [U, B, N, H, H], and the newest."""
   # Tokens first, as scans go along them.
@@ -191,7 +209,7 @@ def _chunk(
   rate = jnp.where(where, first(tokens.rate), 0.0)
   rest = jnp.where(where, 1 - first(tokens.forget), 1.0)
   # Over tokens, sequences and heads; the weights are those of the start.
-  of_one = lambda weights, key, value: gradient(weights, key, value, is_mean)
+  of_one = lambda weights, key, value: gradient(weights, key, value, rule)
   of_heads = jax.vmap(jax.vmap(of_one))
   grads = jax.vmap(of_heads, in_axes=(None, 0, 0))(state.start, key, value)
   wide = lambda x: x[..., None, None]
@@ -213,11 +231,12 @@ def _chunk(
 
 
 def _read(
-    memory: Weights, query: Float[Array, "B U N H"]
+    memory: Weights, query: Float[Array, "B U N H"], rule: Rule
 ) -> Float[Array, "B U N H"]:
   """What each token recalls by the weights after it."""
   in_turn = jnp.moveaxis(query, 1, 0)
-  out = jax.vmap(jax.vmap(jax.vmap(recall)))(memory, in_turn)
+  of_one = lambda weights, x: recall(weights, x, rule)
+  out = jax.vmap(jax.vmap(jax.vmap(of_one)))(memory, in_turn)
   return jnp.moveaxis(out, 0, 1)
 
 

@@ -41,13 +41,12 @@ def _weights(depth):
   return tuple(0.5 * draws.normal(9 + i, 3, _SIZE, _SIZE) for i in range(depth))
 
 
-def _swept(weights, tokens, size, is_mean=False, lengths=(_LENGTH, _LENGTH)):
+def _swept(weights, tokens, size, lengths=(_LENGTH, _LENGTH)):
   run = lambda weights, tokens: titans_memory.sweep(
       titans_memory.begin(weights, 2),
       tokens,
       jnp.array(lengths),
       size,
-      is_mean,
   )
   return _jit(run)(weights, tokens)
 
@@ -98,7 +97,7 @@ class MemoryTest(parameterized.TestCase):
     tokens = jax.tree.map(lambda x: x[:, :1], tokens)
     weights = _weights(1)
     run = lambda weights, tokens: titans_memory.sweep(
-        titans_memory.begin(weights, 2), tokens, jnp.array([1, 1]), 1, False
+        titans_memory.begin(weights, 2), tokens, jnp.array([1, 1]), 1
     )[1].memory[0]
     got = _jit(run)(weights, tokens)
     before = jnp.broadcast_to(weights[0][None], (2, *weights[0].shape))
@@ -119,7 +118,9 @@ class MemoryTest(parameterized.TestCase):
     weights = tuple(x[0] for x in _weights(depth))
     key, value = draws.normal(1, _SIZE), draws.normal(2, _SIZE)
     grad = lambda is_mean: _jit(
-        functools.partial(titans_memory.gradient, is_mean=is_mean)
+        functools.partial(
+            titans_memory.gradient, rule=titans_memory.Rule(is_mean)
+        )
     )(weights, key, value)
     gelu = lambda x: (
         x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
@@ -154,7 +155,6 @@ class MemoryTest(parameterized.TestCase):
         tokens,
         jnp.full(2, tokens.key.shape[1]),
         3,
-        False,
     )[1]
     for row, length in enumerate((4, 6)):
       part = titans_memory.Tokens(*(x[:, :length] for x in tokens))
@@ -173,7 +173,6 @@ class MemoryTest(parameterized.TestCase):
         tokens,
         jnp.full(2, length),
         size,
-        False,
     )[0]
     kept = jax.eval_shape(lambda *x: jax.vjp(run, *x)[1], weights, tokens)
     num_kept = sum(x.size for x in jax.tree.leaves(kept))
@@ -231,6 +230,7 @@ class LayerTest(parameterized.TestCase):
       ("titans:depth=0", "titans: depth must be from 1 to 8"),
       ("titans:chunk=0", "titans: chunk must be at least 1"),
       ("titans:loss=max", "titans: loss='max' must be one of"),
+      ("titans:gelu=exact", "titans: gelu='exact' must be one of"),
       ("titans:rate=0", "titans: rate must be positive"),
   )
   def test_says_what_would_be_right(self, entry, message):
