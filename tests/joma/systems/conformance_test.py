@@ -9,11 +9,6 @@ import datetime
 import functools
 import hashlib
 import itertools
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -33,6 +28,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
+from tests.joma.transformer.training.devices import eight_devices
 
 # Options with which twelve tokens are enough to choose among.
 _SMALL = {
@@ -324,60 +320,18 @@ class CacheTest(parameterized.TestCase):
     self._check(*case)
 
 
-# Loss and gradients of each system on one device and on 2 x 2 x 2.
-_ON_EIGHT = """
-import json, sys
-import jax, jax.numpy as jnp
-from flax import linen as nn
-from joma.transformer import config, model, sharding
-from tests.joma.transformer import applied
-found, entries = {}, json.loads(sys.argv[1])
-tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)
-mesh = sharding.make_mesh(2, 2)
-for entry, num_layers in entries:
-  shape = config.TransformerConfig(
-      vocab_size=12, num_layers=num_layers, embed_dim=16, num_heads=4,
-      num_kv_heads=2, head_dim=8, hidden_dim=16, attention=(entry,))
-  module = model.Transformer(shape, implementation="xla")
-  params = applied.params(module)
-
-  @jax.jit
-  def run(params, tokens):
-    def loss(params):
-      with nn.intercept_methods(sharding.keep_split):
-        return jnp.square(module.apply({"params": params}, tokens)).mean()
-    return jax.value_and_grad(loss)(params)
-
-  want = run(params, tokens)
-  with jax.set_mesh(mesh):
-    put = jax.device_put(params, sharding.shardings(params, mesh))
-    batch = jax.device_put(tokens, sharding.batch_sharding(mesh, 2, 0))
-    got = run(put, batch)
-  got, want = jax.device_get((got, want))
-  apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), got, want)
-  found[entry] = max(jax.tree.leaves(apart))
-print(json.dumps(found))
-"""
-
-
 class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters(*range(4))
   @pytest.mark.slow
   def test_eight_devices_compute_what_one_does(self, part):
-    entries = [(_small(name), _num_layers(name)) for name in _NAMES[part::4]]
-    # Beside the suite's own flags, by which a program compiles in a tenth.
-    flags = os.environ["XLA_FLAGS"]
-    flags += " --xla_force_host_platform_device_count=8"
-    printed = subprocess.check_output(
-        [sys.executable, "-c", _ON_EIGHT, json.dumps(entries)],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=pathlib.Path(__file__).parents[3],
-        text=True,
-    )
-    found = json.loads(printed)
-    self.assertLen(found, len(entries))
-    for entry, error in found.items():
+    entries = [_small(name) for name in _NAMES[part::4]]
+    layers = [_num_layers(name) for name in _NAMES[part::4]]
+    found = eight_devices.differences([
+        dict(attention=[entry], num_layers=num)
+        for entry, num in zip(entries, layers, strict=True)
+    ])
+    for entry, error in zip(entries, found, strict=True):
       self.assertLess(error, 1e-6, entry)
 
 

@@ -27,6 +27,7 @@ from kernels_pallas.aot import compile as compile_lib
 from kernels_pallas.aot import topology
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
+from tests.joma.transformer.training.devices import eight_devices
 
 _DENSE = configs.TransformerConfig(
     vocab_size=31,
@@ -224,6 +225,16 @@ class ModelTest(parameterized.TestCase):
     self.assertEqual(
         spec("attn/out/left", (4, 4, 2, 8)), (None, "tensor", None, "fsdp")
     )
+
+  @pytest.mark.slow
+  def test_eight_devices_compute_what_one_does(self):
+    """Factors split over 2 x 2 x 2, loss and gradients; all, and MLPs alone."""
+    texts = ("monarch:blocks=2:rank=2", "monarch:blocks=4:rank=1:part=mlp")
+    found = eight_devices.differences([
+        dict(projection=text, num_layers=2, use_qkv_bias=True) for text in texts
+    ])
+    self.assertLen(found, 2)
+    self.assertLess(max(found), 1e-6)
 
   @pytest.mark.slow
   def test_first_values_have_the_variance_of_dense_ones(self):
