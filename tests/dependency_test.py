@@ -138,7 +138,8 @@ class DependencyTest(parameterized.TestCase):
         for name in (re.split(r"[\[<>=; ]", text)[0] for text in requirements)
     }
     extras = dict(project["project"]["optional-dependencies"])
-    del extras["test"], extras["lint"]  # The product imports none of them.
+    for extra in ("docs", "lint", "test"):  # The product imports none of them.
+      del extras[extra]
     needed = named(project["project"]["dependencies"])
     ours = [p for p in _files() if p.relative_to(_ROOT).parts[0] != "tests"]
     imported = {n.split(".")[0] for path in ours for n in _imports(path)}
