@@ -117,13 +117,8 @@ def _page(
 def _toctree(names: list[str] | tuple[str, ...]) -> list[str]:
   if not names:
     return []
-  return [
-      ".. toctree::",
-      "   :maxdepth: 1",
-      "",
-      *(f"   {n}" for n in names),
-      "",
-  ]
+  lines = [f"   {name.rpartition('.')[2]} <{name}>" for name in names]
+  return [".. toctree::", "   :maxdepth: 1", "", *lines, ""]
 
 
 def _heading(text: str, line: str) -> list[str]:

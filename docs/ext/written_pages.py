@@ -8,6 +8,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.domains import python
 from sphinx.util import logging
 
 from docs.ext import api
@@ -18,6 +19,9 @@ _LOG = logging.getLogger(__name__)
 
 def setup(app: Any) -> dict[str, Any]:
   """Connects the steps."""
+  for field in python.PyObject.doc_field_types:
+    if field.name == "variable":
+      field.label = "Attributes"
   app.connect("builder-inited", _write)
   app.connect("doctree-read", _link)
   app.connect("env-check-consistency", _count)
@@ -68,8 +72,8 @@ def _shown(node: addnodes.pending_xref) -> list[nodes.Node]:
 
 def _count(app: Any, env: Any) -> None:
   names = api.public_names(api.modules(_ROOT))
-  python = env.domains["py"]
-  known = {*python.objects, *python.modules}
+  domain = env.domains["py"]
+  known = {*domain.objects, *domain.modules}
   missing = sorted(set(names) - known)
   for name in missing:
     _LOG.warning("%s has no place in the API pages", name)
