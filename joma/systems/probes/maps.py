@@ -147,3 +147,15 @@ def of_maps(
   total = jax.jit(text_sums, static_argnums=0)(names, weights, is_token)
   # By the names given: what jit returns of a dict is sorted.
   return {name: of_mean(name, total[name] / len(weights)) for name in names}
+
+
+def prefix_matching(weights: Float[Array, "B N T T"]) -> Float[Array, "B N"]:
+  """Weight on the key behind an earlier occurrence of the query's token.
+
+  Of texts that stand twice, T / 2 tokens each time, mean over the second: the
+  score of induction heads (https://arxiv.org/abs/2209.11895).
+  """
+  period = weights.shape[2] // 2
+  queries = jnp.arange(period, 2 * period)
+  behind = weights[:, :, queries, queries - period + 1]
+  return behind.mean(axis=-1)

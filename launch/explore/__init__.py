@@ -1,0 +1,1 @@
+"""The page that shows what a model attends to, and what policies keep."""
