@@ -57,12 +57,13 @@ def main(_: list[str]) -> None:
 
 
 def _read_text() -> str:
-  if (_PROMPT.value is None) == (_TEXT.value is None):
+  prompt, path = _PROMPT.value, _TEXT.value
+  if prompt is not None and path is None:
+    return prompt
+  if path is None or prompt is not None:
     raise errors.UserError("give one of --prompt=TEXT and --text=FILE.")
-  if _PROMPT.value is not None:
-    return _PROMPT.value
   try:
-    return json_file.read_text(json_file.local_path(_TEXT.value))
+    return json_file.read_text(json_file.local_path(path))
   except errors.UserError as error:
     raise errors.UserError(f"text={error}") from error
 

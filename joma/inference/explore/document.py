@@ -18,7 +18,7 @@ from joma.inference.explore import levels
 from joma.inference.explore import recording
 from joma.inference.explore import streams as streams_lib
 
-_FOLDER = importlib.resources.files(__package__) / "page"
+_FOLDER = importlib.resources.files("joma.inference.explore") / "page"
 _PLACE = re.compile("@@([a-z]+)@@")
 _SCRIPTS = ("streams.js", "maps.js", "heads.js", "tokens.js", "page.js")
 

@@ -89,7 +89,7 @@ def of_text(folder: str | os.PathLike[str], text: str, config: Config) -> View:
   Raises:
     UserError: As `check`, `pretrained.load` and `read`.
   """
-  tokenizer = tokenizers.from_folder(folder)
+  tokenizer = tokenizers.from_folder(json_file.local_path(folder))
   check(pretrained.read_config(folder), tokenizer, text, config)
   shape, params = pretrained.load(folder)
   model = models.Transformer(shape)

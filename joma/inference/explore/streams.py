@@ -63,13 +63,16 @@ def pack(found: recording.Recording, max_bytes: float) -> Streams:
       smallest weights are left out, of all heads alike.
   """
   codes = levels_lib.encode(found.attention.weights)
-  least = 1
+  compress = lambda least: tuple(
+      map(_compressed, _head_streams(found, codes, least))
+  )
+  heads, least = compress(1), 1
   for _ in range(_NUM_ROUNDS):
-    heads = tuple(map(_compressed, _head_streams(found, codes, least)))
     size = sum(map(len, heads))
     if size <= max_bytes:
       break
     least = _less(codes, least, max_bytes / size)
+    heads = compress(least)
   width = min(PICTURE_WIDTH, codes.shape[2])
   return Streams(
       heads,

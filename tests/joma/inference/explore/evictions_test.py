@@ -34,8 +34,8 @@ _SLOTS = 5
 
 class EvictionsTest(parameterized.TestCase):
 
-  @pytest.mark.by_default(0)
   @parameterized.parameters("h2o", "streaming_llm:num_sinks=1")
+  @pytest.mark.by_default(0)
   def test_kept_masks_are_the_caches_own_after_every_token(self, name):
     params = applied.params(_MODEL)
     found = evictions.record(_MODEL, params, _IDS, name, _SLOTS)
