@@ -27,7 +27,7 @@ class ExploreConfig:
       out if need be.
   """
 
-  policies: tuple[str, ...] = ("h2o", "snapkv")
+  policies: tuple[str, ...] = policy_names.SHOWN
   slots: int = 0
   max_new_tokens: int = 32
   reading: Literal["prompt", "tokens"] = "prompt"

@@ -55,6 +55,8 @@ REFERENCE = "full"
 BESIDE = (REFERENCE, "window", "random")
 # What it is asked for by default.
 DEFAULT = ("h2o", "tova", "streaming_llm", "keydiff")
+# What a page shows side by side by default: all attention, and the last queries'.
+SHOWN = ("h2o", "snapkv")
 # What goes by attention, and the one by place that it must beat.
 COMPARED = ("h2o", "streaming_llm")
 # What heads keep that need sinks and the last tokens alone.
