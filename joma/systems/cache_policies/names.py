@@ -55,7 +55,7 @@ REFERENCE = "full"
 BESIDE = (REFERENCE, "window", "random")
 # What it is asked for by default.
 DEFAULT = ("h2o", "tova", "streaming_llm", "keydiff")
-# What a page shows side by side by default: all attention, and the last queries'.
+# What a page shows side by side by default.
 SHOWN = ("h2o", "snapkv")
 # What goes by attention, and the one by place that it must beat.
 COMPARED = ("h2o", "streaming_llm")
