@@ -45,6 +45,7 @@ class Shared(NamedTuple):
   label: Int[Array, "K"]
   is_distinct: Bool[Array, "K M"]
   is_common: Bool[Array, "K M"]
+  class_probs: Float[Array, "K"]
 
 
 class TrainState(NamedTuple):
@@ -61,11 +62,14 @@ class Observation(NamedTuple):
   Attributes:
     distinct_entropy: Nats.
     common_mass: In [0, 1].
+    population_loss: Cross-entropy of the next token over P(n) and contexts of
+      infinite length, in nats.
     attended: c_n.
   """
 
   distinct_entropy: Float[Array, "*r"]
   common_mass: Float[Array, "*r"]
+  population_loss: Float[Array, "*r"]
   attended: Float[Array, "*r K M"]
 
 
@@ -157,9 +161,9 @@ def train(
 
   # Batches are drawn once a seed and shared by its learning rates.
   own_batches = jax.tree.map(lambda leaf: leaf[state.run.stream], batches)
-  before = observe(state.params, classes)
+  before = observe(state.params, layer, classes)
   state, losses = jax.lax.scan(step, state, own_batches)
-  return state, losses, (before, observe(state.params, classes))
+  return state, losses, (before, observe(state.params, layer, classes))
 
 
 def mean_loss(
@@ -179,8 +183,19 @@ def mean_loss(
   ).mean()
 
 
-def observe(params: PyTree, classes: Shared) -> Observation:
-  """Reads c_n and its summaries off the parameters."""
+def population_loss(
+    params: PyTree, layer: nn.Module, classes: Shared
+) -> Float[Array, ""]:
+  """Cross-entropy of the next token as T goes to infinity, mean over P(n)."""
+  logits: Any = layer.apply({"params": params}, classes.probs, classes.query)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, classes.label
+  )
+  return (losses * classes.class_probs).sum()
+
+
+def observe(params: PyTree, layer: nn.Module, classes: Shared) -> Observation:
+  """Reads c_n, its summaries and the loss off the parameters."""
   attn_logits = model.reparametrize(params)["Z"]
   attended = metrics.attended_distribution(
       attn_logits, classes.probs, classes.query
@@ -188,6 +203,7 @@ def observe(params: PyTree, classes: Shared) -> Observation:
   return Observation(
       distinct_entropy=metrics.distinct_entropy(attended, classes.is_distinct),
       common_mass=metrics.common_mass(attended, classes.is_common),
+      population_loss=population_loss(params, layer, classes),
       attended=attended,
   )
 

@@ -179,6 +179,7 @@ def share(classes: data.SequenceClasses) -> run_lib.Shared:
       "label": classes.label.astype(np.int32),
       "is_distinct": classes.is_distinct,
       "is_common": classes.is_common,
+      "class_probs": classes.class_probs.astype(np.float32),
   }
   return run_lib.Shared(**arrays)
 
@@ -241,6 +242,7 @@ def _record(
           "lr_ratio": runs.lr_ratio[r],
           "distinct_entropy": seen.distinct_entropy[r],
           "common_mass": seen.common_mass[r],
+          "population_loss": seen.population_loss[r],
       }
       for r in range(len(runs.seed))
   ]

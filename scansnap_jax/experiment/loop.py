@@ -237,15 +237,21 @@ class Recorder:
   ) -> None:
     """Writes the metric rows of an evaluation.
 
+    All that a row of step t says is of the weights after t updates, but for
+    what is named after batches: `last_batch_loss` is the loss of the batch of
+    update t before it, so of the weights after t - 1, and `train_loss`, where
+    there is one, the mean of such losses since the row before. (Older files
+    call the former `loss`.)
+
     Args:
-      step: Its step.
+      step: Its step, t.
       rows: One a run.
-      losses: Of each run's last step, if there is one.
+      losses: Of each run's last batch, before its update, if there is one.
     """
     if self._stream is None:
       return
     for r, row in enumerate(rows):
-      last = {} if losses is None else {"loss": losses[r]}
+      last = {} if losses is None else {"last_batch_loss": losses[r]}
       self._stream.write(step, {**row, **last})
 
   def draw(self, step: int, name: str, image: Float[np.ndarray, "H W"]) -> None:

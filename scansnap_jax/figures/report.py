@@ -14,6 +14,7 @@ import numpy as np
 from scansnap_jax import config as config_lib
 from scansnap_jax import flow
 from scansnap_jax import metrics
+from scansnap_jax import model
 from scansnap_jax import published
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
@@ -132,7 +133,7 @@ def cells(
     for name, values in (
         ("entropy", result.history.distinct_entropy[runs, -1]),
         ("common_mass", result.history.common_mass[runs, -1]),
-        ("loss", result.history.losses[runs, -1]),
+        ("last_batch_loss", result.history.losses[runs, -1]),
     ):
       row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std(values)
     cell = published.figure6_cell(
@@ -154,7 +155,7 @@ def _by_rate(result: train.Result, name: str) -> dict[str, Any]:
         "distinct_entropy_std": row["entropy_std"],
         "common_mass": row["common_mass_mean"],
         "common_mass_std": row["common_mass_std"],
-        "loss": row["loss_mean"],
+        "last_batch_loss": row["last_batch_loss_mean"],
         "lr_z": row["lr_z"],
         "lr_ratio": row["lr_ratio"],
         "num_seeds": row["num_seeds"],
@@ -258,7 +259,9 @@ def _cell_table(
       "entropy (nats)": [_with_std(row, "entropy") for row in rows],
       "authors' entropy": [_with_std(row, "published") for row in rows],
       "common mass": [_with_std(row, "common_mass") for row in rows],
-      "last loss (nats)": [f"{row['loss_mean']:.3g}" for row in rows],
+      "last batch's loss (nats)": [
+          f"{row['last_batch_loss_mean']:.3g}" for row in rows
+      ],
   }
   columns = {name: cells for name, cells in columns.items() if any(cells)}
   num_seeds = len(np.unique(settings[0].runs.seed))
@@ -310,6 +313,7 @@ def predict_by_flow(
   is_momentum = config.optimizer.name == "momentum"
   classes = jax.tree.map(jnp.asarray, train.share(result.classes))
   start = jnp.zeros((result.classes.num_tokens,) * 2)
+  layer = model.make_layer(config.model, result.classes.num_tokens)
 
   @jax.jit
   def predict(
@@ -327,7 +331,7 @@ def predict_by_flow(
         momentum=config.optimizer.momentum if is_momentum else 0.0,
         class_weights=jnp.asarray(result.classes.class_probs, jnp.float32),
     )
-    observe = lambda y, z: run_lib.observe({"Y": y, "Z": z}, classes)
+    observe = lambda y, z: run_lib.observe({"Y": y, "Z": z}, layer, classes)
     seen = jax.vmap(observe)(decoder, attn_logits)
     return seen.distinct_entropy, seen.common_mass
 

@@ -15,6 +15,7 @@ from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import dynamics
 from scansnap_jax import published
+from scansnap_jax import model
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from tests.scansnap_jax import figure4_counts
@@ -182,12 +183,15 @@ class TrainTest(parameterized.TestCase):
     classes = data.make_classes(config.data, 2)
     batches = self._batches(config, classes, 3)
     state, _, (before, after) = _train(config, _run(), classes, batches)
+    layer = model.make_layer(config.model, classes.num_tokens)
     chex.assert_trees_all_close(
         before.attended, classes.probs.astype(np.float32), atol=1e-6
     )
     chex.assert_trees_all_close(
         after,
-        jax.jit(run_lib.observe)(state.params, _shared(classes)),
+        jax.jit(run_lib.observe, static_argnums=1)(
+            state.params, layer, _shared(classes)
+        ),
         atol=1e-6,
     )
 

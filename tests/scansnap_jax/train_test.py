@@ -41,6 +41,17 @@ def _final(results):
   return [(result.params, result.history) for result in results]
 
 
+def _population_loss(result, r):
+  """Of the last weights of run r, as T goes to infinity: a loop over classes."""
+  decoder, attn_logits = (np.float64(result.params[key][r]) for key in "YZ")
+  classes, losses = result.classes, []
+  for probs, query, label in zip(classes.probs, classes.query, classes.label):
+    weights = probs * np.exp(attn_logits[query])
+    logits = weights / np.sqrt((weights**2).sum()) @ decoder
+    losses.append(np.log(np.exp(logits).sum()) - logits[label])
+  return np.mean(losses)
+
+
 class TrainAndEvaluateTest(parameterized.TestCase):
 
   def _workdir(self):
@@ -109,18 +120,23 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         (last["experiment"], last["num_last"], last["seed"]), ("x", 2, 1)
     )
     self.assertEqual((last["lr_z"], last["lr_ratio"]), (2.0, 5.0))
-    np.testing.assert_allclose(last["loss"], result.history.losses[-1, 11])
+    np.testing.assert_allclose(last["last_batch_loss"], result.history.losses[-1, 11])
     np.testing.assert_allclose(
         last["distinct_entropy"], result.history.distinct_entropy[-1, -1]
     )
     np.testing.assert_allclose(
         last["common_mass"], result.history.common_mass[-1, -1]
     )
+    losses = [_population_loss(result, r) for r in range(8)]
+    self.assertGreater(max(losses), 0.01)
+    np.testing.assert_allclose(
+        [row["population_loss"] for row in rows[-8:]], losses, atol=1e-6
+    )
     start = rows[7]
     np.testing.assert_allclose(
         start["common_mass"], result.history.common_mass[-1, 0]
     )
-    self.assertNotIn("loss", start)
+    self.assertNotIn("last_batch_loss", start)
 
   @pytest.mark.slow
   def test_a_finished_run_is_read_back(self):

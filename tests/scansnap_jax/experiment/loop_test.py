@@ -141,7 +141,7 @@ class RecorderTest(parameterized.TestCase):
     self.assertEqual(progress, [0, 8, 8, 4])
     rows = metric_stream.read_rows(self.workdir / "metrics.jsonl")
     found = [
-        (row["step"], row["value"], row.get("loss"))
+        (row["step"], row["value"], row.get("last_batch_loss"))
         for row in rows
         if row["seed"] == 1
     ]

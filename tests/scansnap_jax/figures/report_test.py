@@ -107,7 +107,7 @@ class CellsTest(parameterized.TestCase):
       for name, curves in (
           ("entropy", result.history.distinct_entropy),
           ("common_mass", result.history.common_mass),
-          ("loss", result.history.losses),
+          ("last_batch_loss", result.history.losses),
       ):
         own = _own(result, row["lr_z"], row["lr_ratio"], curves)
         self.assertLen(own, 3)
@@ -127,7 +127,7 @@ class CellsTest(parameterized.TestCase):
       self.assertEqual(
           row["entropy_mean"], float(result.history.distinct_entropy[r, -1])
       )
-      for name in ("entropy", "common_mass", "loss"):
+      for name in ("entropy", "common_mass", "last_batch_loss"):
         self.assertIsNone(row[f"{name}_std"])
 
   def test_authors_values_stand_beside_ours_where_known_and_asked_for(self):
