@@ -36,10 +36,10 @@ _HEAT_MAPS = (
     "Attention c_n of the first two classes, one column per iteration, on"
     " common tokens and on the distinct tokens of each class (rarest first);"
     " hatched: tokens that the class never draws. One run, that of the smallest"
-    " seed. Below: batch loss (mean and range over seeds, from the mean up"
-    " where a loss is 0), entropy of attention over distinct tokens and"
-    " attention on common tokens (mean and sample standard deviation over"
-    " seeds)"
+    " seed. Below: loss of each batch before its update, entropy of attention"
+    " over distinct tokens and attention on common tokens after it. Lines: mean"
+    " over seeds; bands: smallest to largest (from the mean up where a loss is"
+    " 0)"
 )
 
 CAPTIONS = types.MappingProxyType({
@@ -49,7 +49,11 @@ CAPTIONS = types.MappingProxyType({
         " infinitely long sequences. Open circles: the authors' losses"
         " (seed 2)."
     ),
-    "figure5": _HEAT_MAPS + ", under Adam.",
+    "figure5": (
+        _HEAT_MAPS
+        + ", under Adam. Dotted black: SGD with momentum at η_Y = η_Z = 1, by"
+        " its gradient flow for infinitely long sequences."
+    ),
 })
 
 
@@ -58,6 +62,7 @@ def figure4(
     flow: Flow | None = None,
     *,
     show_published: bool = True,
+    flow_label: str = "gradient flow",
 ) -> mpl_figure.Figure:
   """Draws attention along training, with loss and sparsity.
 
@@ -67,6 +72,7 @@ def figure4(
       same steps; drawn over the runs.
     show_published: Whether to draw the authors' losses at eta_Y = eta_Z = 1,
       which are those of Syn-Small under SGD.
+    flow_label: What the curves of `flow` are called.
 
   Returns:
     The figure.
@@ -82,13 +88,16 @@ def figure4(
     _draw_attention(top, result, settings)
     loss, entropy, mass = bottom.subplots(1, 3)
     for setting in settings:
-      _draw_losses(loss, history.losses[setting.runs], setting)
-      _draw_sparsity(entropy, result, history.distinct_entropy, setting)
-      _draw_sparsity(mass, result, history.common_mass, setting)
+      for axes, steps, curves in (
+          (loss, np.arange(history.losses.shape[1]), history.losses),
+          (entropy, result.steps, history.distinct_entropy),
+          (mass, result.steps, history.common_mass),
+      ):
+        _draw_range(axes, steps, curves[setting.runs], setting)
     for ratio, (steps, *curves) in (flow or {}).items():
       if ratio in {setting.lr_ratio for setting in settings}:
         for axes, curve in zip((entropy, mass), curves, strict=True):
-          axes.plot(steps, curve, "k:", label="gradient flow")
+          axes.plot(steps, curve, "k:", label=flow_label)
     loss.set(title="batch loss", ylabel="nats", yscale="log")
     entropy.set(title="entropy over distinct tokens", ylabel="nats")
     mass.set(title="attention on common tokens", ylim=(0, None))
@@ -108,8 +117,16 @@ def figure4(
 def figure5(
     result: train.Result, flow: Flow | None = None
 ) -> mpl_figure.Figure:
-  """Draws what `figure4` does, without the authors' losses, which are SGD's."""
-  return figure4(result, flow, show_published=False)
+  """Draws what `figure4` does, with SGD's flow to compare with.
+
+  Args:
+    result: Runs under Adam.
+    flow: As for `figure4`, of SGD at eta_Y = eta_Z = 1.
+
+  Returns:
+    The figure, without the authors' losses, which are SGD's.
+  """
+  return figure4(result, flow, show_published=False, flow_label="SGD, flow")
 
 
 class _Setting(NamedTuple):
@@ -171,13 +188,16 @@ def _draw_attention(
       for s in settings
   ])
   grid = _heat_map_grid(figure, len(settings), num_classes)
+  per_row = min(len(settings), _SETTINGS_PER_ROW)
   image: Any = None
   for (s, n), axes in np.ndenumerate(grid):
     never = result.classes.probs[n, tokens] == 0
     values = np.where(never, np.nan, maps[s, :, n]).T
     image = figures.draw_heat_map(axes, values, float(maps.max()))
     # The empty line is the setting's: an annotation gets no room by itself.
-    axes.set(title=f"\nclass {n + 1}", xlabel="step (not to scale)")
+    axes.set(title=f"\nclass {n + 1}")
+    is_middle = s % _SETTINGS_PER_ROW == (per_row - 1) // 2 and not n
+    axes.set_xlabel("step, not to scale" if is_middle else "step")
     _label_steps(axes, result.steps[evaluations])
     _mark_groups(axes, groups, is_first=n == 0 and s % _SETTINGS_PER_ROW == 0)
   for axes, setting in zip(grid[:, 0], settings, strict=True):
@@ -262,31 +282,23 @@ def _mark_groups(
     axes.set_ylabel("contextual token $l$")
 
 
-def _draw_losses(
-    axes: mpl_axes.Axes, losses: np.ndarray, setting: _Setting
+def _draw_range(
+    axes: mpl_axes.Axes,
+    steps: np.ndarray,
+    curves: np.ndarray,
+    setting: _Setting,
 ) -> None:
-  """Draws mean and range [R, S]: a deviation may pass 0 on a log axis.
+  """Draws mean and range of curves [R, S]: a deviation may pass 0.
 
-  A range that begins at 0, where no such axis does, begins at the mean.
+  A range that begins at 0, which no log axis has, begins at the mean.
   """
-  steps = np.arange(losses.shape[1])
+  mean = curves.mean(axis=0)
   axes.plot(
       steps,
-      losses.mean(axis=0),
+      mean,
       markevery=figures.sparsely(len(steps), setting.look),
       label=setting.label,
       **setting.look._asdict(),
   )
-  low, high = losses.min(axis=0), losses.max(axis=0)
-  low = np.where(low > 0, low, losses.mean(axis=0))
-  figures.shade(axes, steps, low, high, setting.look)
-
-
-def _draw_sparsity(
-    axes: mpl_axes.Axes,
-    result: train.Result,
-    curves: np.ndarray,
-    setting: _Setting,
-) -> None:
-  own = curves[setting.runs]
-  figures.draw_band(axes, result.steps, own, setting.look, setting.label)
+  low, high = curves.min(axis=0), curves.max(axis=0)
+  figures.shade(axes, steps, np.where(low > 0, low, mean), high, setting.look)

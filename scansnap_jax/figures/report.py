@@ -21,6 +21,7 @@ from scansnap_jax import train
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
 from scansnap_jax.figures import attention
+from scansnap_jax.figures import shared_seeds
 from scansnap_jax.figures import sparsity
 from scansnap_jax.figures import theory
 from scansnap_jax.theorems import table
@@ -85,7 +86,10 @@ def write(
 def summarize(
     configs: Configs, results: Results, checks: list[table.TheoremCheck]
 ) -> dict[str, Any]:
-  """The numbers of a run: a key per experiment, and `theorems`."""
+  """The numbers of a run: a key per experiment, and `theorems`.
+
+  Of a sweep also `..._shared_seeds`: how far its points hang together.
+  """
   summary: dict[str, Any] = {}
   for name, settings in results.items():
     if name in ("figure4", "figure5"):
@@ -95,6 +99,8 @@ def summarize(
       summary[name] = [
           row for result in settings for row in cells(result, show_published)
       ]
+      shared = [shared_seeds.summarize(result) for result in settings]
+      summary[f"{name}_shared_seeds"] = [row for row in shared if row]
   if checks:
     summary["theorems"] = [
         {
@@ -221,7 +227,11 @@ def _draw(
         results[0], prediction, show_published=show_published
     )
   elif name == "figure5":
-    figure = attention.figure5(results[0])
+    # SGD's flow at one rate of both, over the steps of the runs.
+    momentum = config_lib.figure4().optimizer
+    config = dataclasses.replace(config, optimizer=momentum, lr_z=(1.0,))
+    prediction = predict_by_flow(config, results[0])
+    figure = attention.figure5(results[0], prediction)
   elif name in ("figure11", "figure12"):
     figure = getattr(sparsity, name)(results)
   else:
@@ -268,6 +278,13 @@ def _cell_table(
   caption = (
       f"After training: mean ± sample standard deviation, {num_seeds} seeds."
   )
+  shared = [shared_seeds.summarize(result) for result in settings]
+  effective = [f"{row['effective_cells']:.1f}" for row in shared if row]
+  if effective:
+    caption += (
+        " The pairs of rates of a setting share their seeds: they vary like"
+        f" {', '.join(effective)} independent ones."
+    )
   return report.Table(
       caption, [*columns], [*zip(*columns.values(), strict=True)]
   )

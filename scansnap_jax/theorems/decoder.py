@@ -271,29 +271,32 @@ def gamma_peak_closed_form() -> float:
 # Theorem 1, Corollary 1 and Theorem 5: what the decoder sends back.
 
 
-def theorem_1_error(is_modified: bool) -> float:
-  """Relative error of Theorem 1's leading order after 5000 steps."""
+def theorem_1_errors(is_modified: bool) -> list[float]:
+  """Relative errors of Theorem 1's leading order after 5000 steps, 8 draws."""
   features, num_steps = oracles.equal_overlap(5, 0.02), 5000
-  order = np.random.default_rng(0).integers(5, size=num_steps)
-  decoder = oracles.train_decoder(
-      features, order, num_tokens=200, eta_y=0.5, is_modified=is_modified
-  )
   run = growth.TheoryRun(num_tokens=200, num_classes=5, eta_y=0.5)
   speed = oracles.evaluate(growth.gamma, float(num_steps), run)
   expected = oracles.evaluate(dynamics.backpropagated_gradient, features, speed)
-  return oracles.relative_gap(
-      oracles.backpropagated(features, decoder), expected
+  draws = [np.random.default_rng(seed) for seed in range(8)]
+  decoders = oracles.train_decoder(
+      features,
+      np.stack([draw.integers(5, size=num_steps) for draw in draws]),
+      num_tokens=200,
+      eta_y=0.5,
+      is_modified=is_modified,
   )
+  found = oracles.backpropagated(features, decoders)
+  return [oracles.relative_gap(actual, expected) for actual in found]
 
 
 def theorem_1_modified() -> float:
-  """g_n = γ(ι_n f_n − Σ β f_n′), SGD, K = 5, M = 200, t = 5000: mean error."""
-  return theorem_1_error(is_modified=True)
+  """g_n = γ(ι_n f_n − Σ β f_n′), SGD, K = 5, M = 200, t = 5000: worst of 8."""
+  return oracles.largest(*theorem_1_errors(is_modified=True))
 
 
 def theorem_1_plain() -> float:
-  """The same with the plain update of Y: mean relative error."""
-  return theorem_1_error(is_modified=False)
+  """The same with the plain update of Y: worst relative error of 8 draws."""
+  return oracles.largest(*theorem_1_errors(is_modified=False))
 
 
 def corollary_1() -> float:

@@ -98,20 +98,33 @@ def train_decoder(
     eta_y: float,
     is_modified: bool,
 ) -> np.ndarray:
-  """Trains Y [tokens in use, M] sample by sample; class n is token n."""
-  decoder = np.zeros((features.shape[1], num_tokens))
+  """Trains Y [*D, tokens in use, M] sample by sample; class n is token n.
+
+  Args:
+    features: F.
+    order: The classes of the samples, [*D, N]; axes D are draws side by side.
+    num_tokens: M.
+    eta_y: Learning rate of Y.
+    is_modified: Whether by Lemma 3's update.
+
+  Returns:
+    Y of each draw.
+  """
+  order = np.asarray(order)
+  decoder = np.zeros((*order.shape[:-1], features.shape[1], num_tokens))
   # The columns of the pseudo-inverse are F (I + E)^{-1}: Lemma 3's update.
   directions = np.linalg.pinv(features).T if is_modified else features
-  for n in order:
-    error = np.eye(num_tokens)[n] - softmax(features[n] @ decoder)
-    decoder += eta_y * np.outer(directions[n], error)
+  for n in np.moveaxis(order, -1, 0):
+    logits = (features[n][..., None, :] @ decoder)[..., 0, :]
+    error = np.eye(num_tokens)[n] - softmax(logits)
+    decoder += eta_y * directions[n][..., :, None] * error[..., None, :]
   return decoder
 
 
 def backpropagated(features: np.ndarray, decoder: np.ndarray) -> np.ndarray:
   """Computes Y (e_n - alpha_n), one row per class."""
-  label = np.eye(len(features), decoder.shape[1])
-  return (label - softmax(features @ decoder)) @ decoder.T
+  label = np.eye(len(features), decoder.shape[-1])
+  return (label - softmax(features @ decoder)) @ decoder.swapaxes(-1, -2)
 
 
 def syn_small() -> np.ndarray:

@@ -15,6 +15,7 @@ import jax
 from scansnap_jax import growth
 from scansnap_jax.theorems import attention
 from scansnap_jax.theorems import decoder
+from scansnap_jax.theorems import limits
 from scansnap_jax.theorems import oracles
 
 
@@ -68,6 +69,7 @@ _CHECKS = (
     ("Lemma 1, gradients", decoder.lemma_1_gradients, _EXACT),
     ("Lemma 1, row sums", decoder.lemma_1_row_sums, _EXACT),
     ("Lemma 2, finite T", decoder.lemma_2_finite, oracles.DELTA),
+    ("Lemma 2, scale", limits.lemma_2_scale, _EXACT),
     # Five standard deviations of a frequency of 1/2.
     ("Lemma 2, T → ∞", decoder.lemma_2_limit, 2.5 / math.sqrt(100_000)),
     ("E′, sign", decoder.correlation_sign, _EXACT),
@@ -82,21 +84,32 @@ _CHECKS = (
         growth.h_gap_bound(num_tokens=1000, eta_y=1.0),
     ),
     ("Lemma 7, lower", decoder.lemma_7_lower, _EXACT),
+    ("Lemma 7, first step", limits.lemma_7_rate, 1e-3),  # The next order, η_Y.
     ("Lemma 8, ω₁", decoder.lemma_8_omega, _EXACT),
     ("Lemma 8, t ≤ t₀′", decoder.lemma_8_early, 1.0),
     ("Lemma 8, t ≥ t₀", decoder.lemma_8_late, 1.0),
+    ("Lemma 8, t₀", limits.lemma_8_start, 5 / 1000),
+    ("Lemma 8, t₀′", limits.lemma_8_end, _INTEGRATED),
     ("γ, definition", decoder.gamma_meaning, _EXACT),
     ("Lemma 9, t ≤ t₀′", decoder.lemma_9_early, 1.0),
     ("Lemma 9, t ≥ t₀", decoder.lemma_9_late, 1.0),
+    ("Lemma 9, t → 0", limits.lemma_9_start, _INTEGRATED),
+    ("Lemma 9, t → ∞", limits.lemma_9_end, _INTEGRATED),
     ("γ, peak time", decoder.gamma_peak_time, _THREE_DIGITS),
     # One step of the grid.
     ("γ, peak closed form", decoder.gamma_peak_closed_form, 0.2 / 20_000),
     # K / sqrt(t) = .07 is how far class counts spread, at leading order.
     ("Theorem 1, modified update", decoder.theorem_1_modified, 0.05),
     ("Theorem 1, plain gradient", decoder.theorem_1_plain, 0.05),
+    ("Theorem 1, large overlaps", limits.theorem_1_trained, _LEADING),
     ("Theorem 1(a), ξ_n > 0", attention.theorem_1_positive, 0.0),
     ("Theorem 1(a), ξ_n", attention.theorem_1_pressure, _LEADING),
     ("Corollary 1, number of steps", decoder.corollary_1, 1.0),
+    (
+        "Corollary 1, ε → 0",
+        limits.corollary_1_small,
+        1e-6,
+    ),  # The next order, ε.
     # 2000 updates, each rounded.
     ("Theorem 5, Y", decoder.theorem_5_decoder, 1e-10),
     (
@@ -114,6 +127,8 @@ _CHECKS = (
     ("Corollary 2, norms", attention.corollary_2_norms, _INTEGRATED),
     ("Theorem 3, identity", attention.theorem_3_identity, _INTEGRATED),
     ("Theorem 3, sandwich", attention.theorem_3_sandwich, 1.0),
+    # The next order, t.
+    ("Theorem 3, t → 0", limits.theorem_3_start, 1e-6),
     ("Theorem 3, SGD", attention.theorem_3_sgd, _STOCHASTIC),
     ("Theorem 4, B_n", attention.theorem_4, _INTEGRATED),
     # M h >= s M / (2 (M - 1)) there: a factor of 2 inside 1/2 ln.
@@ -124,6 +139,9 @@ _CHECKS = (
         attention.theorem_4_snapping,
         -0.5 * math.log(1 - math.log(2) / math.log(6908)),
     ),
+    ("Theorem 4, t → 0", limits.theorem_4_scan_start, _INTEGRATED),
+    ("Theorem 4, t → ∞", limits.theorem_4_snap_end, _EXACT),
+    ("Theorem 4, printed", limits.theorem_4_constant, _EXACT),
     ("Theorem 4, B(t₀)", attention.theorem_4_start, _EXACT),
     ("Figure 9, left", attention.figure_9_left, _THREE_DIGITS),
     ("Figure 9, right", attention.figure_9_right, _THREE_DIGITS),

@@ -45,31 +45,35 @@ class Theorem3Test(float64.TestCase):
 class StochasticTest(parameterized.TestCase):
   """Syn-Small by SGD, as in the experiments; values in docs/theory.md."""
 
-  def _train(self, **rates):
-    """Takes 100 steps with each of 4 seeds; returns rows 0 of Z."""
-    runs = [oracles.stochastic_attention(seed, **rates) for seed in range(4)]
+  def _train(self, num_seeds=4, **rates):
+    """Takes 100 steps with each seed; returns rows 0 of Z."""
+    runs = [
+        oracles.stochastic_attention(seed, **rates) for seed in range(num_seeds)
+    ]
     return np.stack(runs)[:, 0]
 
   @parameterized.parameters(
-      (1.0, 1.0, 0.0, [0.427, 0.194, 0.032]),
-      (1.0, 1.0, 0.9, [0.628, 0.387, 0.036]),
-      (10.0, 1.0, 0.0, [0.115, 0.068, 0.005]),
-      (10.0, 1.0, 0.9, [0.232, 0.132, 0.008]),
-      (1.0, 0.1, 0.0, [0.033, 0.004, 0.004]),
-      (1.0, 0.1, 0.9, [0.070, 0.021, 0.005]),
+      (1.0, 1.0, 0.0, [0.410, 0.174, 0.030], [0.509, 0.217, 0.033]),
+      (1.0, 1.0, 0.9, [0.588, 0.287, 0.033], [0.808, 0.408, 0.048]),
+      (10.0, 1.0, 0.0, [0.132, 0.049, 0.004], [0.284, 0.082, 0.006]),
+      (10.0, 1.0, 0.9, [0.207, 0.079, 0.006], [0.556, 0.208, 0.012]),
+      (1.0, 0.1, 0.0, [0.024, 0.004, 0.004], [0.062, 0.012, 0.004]),
+      (1.0, 0.1, 0.9, [0.050, 0.010, 0.004], [0.162, 0.033, 0.006]),
   )
-  @pytest.mark.by_default(0, 1)
+  @pytest.mark.slow
   def test_gain_departs_from_chi_as_rates_grow(
-      self, eta_y, eta_z, momentum, expected
+      self, eta_y, eta_z, momentum, median, high
   ):
-    z = self._train(eta_y=eta_y, eta_z=eta_z, momentum=momentum)
+    z = self._train(200, eta_y=eta_y, eta_z=eta_z, momentum=momentum)
     probs = oracles.syn_small()[0]
     others = np.array([18, 15, 10])  # Of ranks 2, 5 and 10.
     weights = probs * np.exp(z)
     gain = (weights[:, 19:20] / weights[:, others]) ** 2 - 1
     initial = (probs[19] / probs[others]) ** 2 - 1
     error = np.abs(gain / (initial * np.exp(2 * z[:, 19:20])) - 1)
-    np.testing.assert_allclose(error.max(axis=0), expected, atol=5e-4)
+    # Half a unit of the third digit, which docs/theory.md prints.
+    found = np.quantile(error, [0.5, 0.95], axis=0)
+    np.testing.assert_allclose(found, [median, high], atol=6e-4)
 
   @parameterized.parameters((0.1, 0.01, 0.9, 0.118), (1.0, 0.1, 0.0, 0.148))
   def test_momentum_has_not_reached_the_tenfold_rate(

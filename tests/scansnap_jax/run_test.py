@@ -14,8 +14,8 @@ import pytest
 from scansnap_jax import config as config_lib
 from scansnap_jax import data
 from scansnap_jax import dynamics
-from scansnap_jax import published
 from scansnap_jax import model
+from scansnap_jax import published
 from scansnap_jax import run as run_lib
 from scansnap_jax import train
 from tests.scansnap_jax import figure4_counts

@@ -42,11 +42,11 @@ def _final(results):
 
 
 def _population_loss(result, r):
-  """Of the last weights of run r, as T goes to infinity: a loop over classes."""
+  """Of the last weights of run r as T goes to infinity, class by class."""
   decoder, attn_logits = (np.float64(result.params[key][r]) for key in "YZ")
   classes, losses = result.classes, []
-  for probs, query, label in zip(classes.probs, classes.query, classes.label):
-    weights = probs * np.exp(attn_logits[query])
+  for n, label in enumerate(classes.label):
+    weights = classes.probs[n] * np.exp(attn_logits[classes.query[n]])
     logits = weights / np.sqrt((weights**2).sum()) @ decoder
     losses.append(np.log(np.exp(logits).sum()) - logits[label])
   return np.mean(losses)
@@ -120,7 +120,9 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         (last["experiment"], last["num_last"], last["seed"]), ("x", 2, 1)
     )
     self.assertEqual((last["lr_z"], last["lr_ratio"]), (2.0, 5.0))
-    np.testing.assert_allclose(last["last_batch_loss"], result.history.losses[-1, 11])
+    np.testing.assert_allclose(
+        last["last_batch_loss"], result.history.losses[-1, 11]
+    )
     np.testing.assert_allclose(
         last["distinct_entropy"], result.history.distinct_entropy[-1, -1]
     )

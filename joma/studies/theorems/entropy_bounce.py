@@ -4,8 +4,9 @@
 
 JoMA's reduced dynamics near a critical point (https://arxiv.org/abs/2310.00535,
 Section 4). Where attention follows the MLP, salient components get there long
-before the others, and the entropy of softmax(v^2) overshoots its last value;
-with frozen attention all get there at one rate, and it does not. In float64.
+before the others, and the entropy of attention, softmax(v^2 / 2) by Theorem 1,
+overshoots its last value; with frozen attention all get there at one rate, and
+it does not. In float64.
 
 Letters as in `joma.studies`.
 """
@@ -86,7 +87,7 @@ def measure(
           *(jnp.asarray(times), mu, start), has_attention=name == "with"
       )
       v = convergence.components(gaps, mu)
-      entropy = np.asarray(convergence.attention_entropy(v))
+      entropy = np.asarray(convergence.attention_entropy(v, 2.0))
       summary[name] = {"v": np.asarray(v), **_course(times, entropy)}
   curves = {name: summary[name]["entropy"] for name in ("with", "without")}
   study_lib.emit(on_metrics, range(len(times)), {"time": times, **curves})
@@ -155,7 +156,7 @@ STUDY = study_lib.Study(
     measure=study_lib.streamed("entropy_bounce", measure),
     draw=draw,
     caption=(
-        "Components v_j / μ_j and the entropy of softmax(v²), with attention"
+        "Components v_j / μ_j and the entropy of softmax(v²/2), with attention"
         " that follows the MLP and with frozen attention."
     ),
 )

@@ -236,13 +236,13 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
     figure = figures.make_figure(figures.COLUMN_WIDTH, 3.0)
     axes = figure.subplots()
     for row, look in zip(rows, looks, strict=True):
-      law = [
-          exact if theorem is None else theorem
-          for theorem, exact in zip(row["theorem"], row["exact"], strict=True)
+      # No line to the root, of which the theorem does not speak.
+      known = [
+          h for h, law in zip(row["depths"], row["theorem"], strict=True) if law
       ]
       axes.plot(
-          row["depths"],
-          law,
+          known,
+          [law for law in row["theorem"] if law],
           color=look.color,
           linestyle=look.linestyle,
           label=rf"$\rho={row['polarity']:g}$",
@@ -279,8 +279,8 @@ STUDY = study_lib.Study(
     draw=draw,
     caption=(
         "Probability that a token occurs if another one does, against the depth"
-        " H of their lowest common ancestor. Lines: Theorem 5 (at the root,"
-        " where it does not apply, the exact value); crosses: enumeration; open"
-        " circles: samples, with four standard errors."
+        " H of their lowest common ancestor. Lines: Theorem 5, which does not"
+        " speak of the root; crosses: enumeration; open circles: samples, with"
+        " four standard errors."
     ),
 )

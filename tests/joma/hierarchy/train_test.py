@@ -103,7 +103,9 @@ class TrainAndEvaluateTest(parameterized.TestCase):
         (last["experiment"], last["cell"], last["seed"], last["step"]),
         ("table1", _CELL.name, 2, 6),
     )
-    np.testing.assert_allclose(last["last_batch_loss"], result.history.losses[1, 5])
+    np.testing.assert_allclose(
+        last["last_batch_loss"], result.history.losses[1, 5]
+    )
     np.testing.assert_allclose(last["accuracy"], result.history.accuracy[1, 3])
     is_used = result.hierarchies[1].is_used(1)
     np.testing.assert_allclose(

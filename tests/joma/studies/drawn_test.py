@@ -134,10 +134,11 @@ class FiguresTest(parameterized.TestCase):
         left.lines[3].get_ydata(), np.array(summary["curve"]["v"])[:, 3]
     )
 
-  def test_root_has_its_exact_value_in_place_of_the_theorem(self):
+  def test_no_line_leads_to_the_root_of_which_the_theorem_does_not_speak(self):
     summary = _summary("hblt")
-    line = hblt.draw(summary).axes[0].lines[0]
-    self.assertEqual(line.get_ydata()[0], summary["rows"][0]["exact"][0])
+    row, line = summary["rows"][0], hblt.draw(summary).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), row["depths"][1:])
+    np.testing.assert_array_equal(line.get_ydata(), row["theorem"][1:])
     self.assertEqual(line.get_ydata()[1], summary["rows"][0]["theorem"][1])
 
 

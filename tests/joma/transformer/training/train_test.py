@@ -130,7 +130,9 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     self.assertNotIn("train_loss", rows[0])
     self.assertNotIn("last_batch_loss", rows[0])
     for row in rows[1:]:
-      np.testing.assert_allclose(row["last_batch_loss"], history.losses[row["step"] - 1])
+      np.testing.assert_allclose(
+          row["last_batch_loss"], history.losses[row["step"] - 1]
+      )
     np.testing.assert_allclose(
         rows[2]["train_loss"], history.losses[2:4].mean(), rtol=1e-6
     )
