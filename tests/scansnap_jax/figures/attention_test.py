@@ -98,6 +98,15 @@ class Figure5Test(parameterized.TestCase):
     self.assertLen(made_up.heat_maps(figure), 6)
     self.assertEmpty(made_up.panel(figure, "batch loss").containers)
 
+  def test_sgds_flow_is_named_so(self):
+    flow = {
+        1.0: (np.array([0, 20]), np.array([2.1, 1.9]), np.array([0.6, 0.4]))
+    }
+    figure = attention.figure5(made_up.result(lr_z=(0.1, 0.5)), flow)
+    panel = made_up.panel(figure, "entropy over distinct tokens")
+    (line,) = (l for l in panel.lines if l.get_label() == "SGD, flow")
+    np.testing.assert_array_equal(line.get_ydata(), [2.1, 1.9])
+
 
 if __name__ == "__main__":
   absltest.main()
