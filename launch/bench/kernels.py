@@ -67,15 +67,19 @@ _OPS = flags.DEFINE_multi_enum(
         "planning",
         "memory",
         "delta",
+        "linear",
         "single",
     ],
     "Which ops; linear attention goes with attention; prefill, on a TPU, is"
     " attention to a tenth of a prompt, the choice included; planning, on a"
     " TPU, is what surrounds attention to blocks that data choose; memory, on a"
     " TPU, is temporary bytes of attention's two passes; delta is the gated"
-    " delta rule; single, on a CPU, is a selection of each query by itself.",
+    " delta rule; linear, on a CPU, is how linear attention's time grows with"
+    " the lengths; single, on a CPU, is a selection of each query by itself.",
     flag_values=_FLAGS,
 )
+# Ops with a report of their own, on every target that they know.
+_RECURRENT = ("delta", "linear")
 _MASKS = flags.DEFINE_boolean(
     "masks", False, "Whether to go through mask families instead.", _FLAGS
 )
@@ -118,11 +122,12 @@ def measure(
   Raises:
     UserError: If the target is unknown or its compiler is not installed.
   """
-  if "delta" in ops:
-    others = [op for op in ops if op != "delta"]
-    report = importlib.import_module("launch.bench.recurrent.delta").report
-    rows = _explained(report, target, lengths)
-    return rows + measure(target, lengths, sparse_length, others)
+  for op in _RECURRENT:
+    if op in ops:
+      others = [other for other in ops if other != op]
+      report = importlib.import_module(f"launch.bench.recurrent.{op}").report
+      rows = _explained(report, target, lengths)
+      return rows + measure(target, lengths, sparse_length, others)
   if not ops:
     return []
   platform, _, name = target.partition(":")
