@@ -145,17 +145,19 @@ joma/systems/score_rules/differential_cache.py
 @ tests/joma/systems/conformance_test.py
 @ test_prompts_and_steps_equal_one_pass
 
-joma/systems/routers/moh.py
+joma/systems/routers/head_gates.py
 - routed = _num(chosen, active) * kept / kept.sum(axis=-1, keepdims=True)
 + routed = kept / kept.sum(axis=-1, keepdims=True)
 ? heads of a mixture are not as loud as heads
+@ tests/joma/systems/routers/moh_test.py
 @ test_all_heads_and_a_router_of_zeros_are_multi_head_attention
 @ test_gates_are_those_of_the_equation
 
-joma/systems/routers/moh.py
+joma/systems/routers/head_gates.py
 - return probs.shape[-1] ** 2 * (mean(probs) * mean(chosen)).mean()
 + return probs.shape[-1] * (mean(probs) * mean(chosen)).mean()
 ? the loss of balance shrinks with the number of heads
+@ tests/joma/systems/routers/moh_test.py
 @ test_balance_is_k_where_routing_is_uniform
 
 joma/systems/routers/moh_blocks.py
@@ -255,16 +257,18 @@ joma/systems/selectors/nsa_cache.py
 @ tests/joma/systems/selectors/nsa_test.py
 @ test_selected_reads_the_blocks_of_most_weight
 
-joma/systems/routers/flux.py
+joma/systems/routers/flux_router.py
 - first, second = 2 * jax.lax.stop_gradient(multipliers) - multipliers
 + first, second = multipliers
 ? the price of missing the target falls while it is missed
+@ tests/joma/systems/routers/flux_test.py
 @ test_a_target_is_reached_as_the_price_rises
 
-joma/systems/routers/flux.py
+joma/systems/routers/flux_router.py
 - ends = jnp.concatenate([step + 0 * lengths, lengths - 1 - step], axis=1)
 + ends = jnp.concatenate([step, length - 1 - step], axis=1) + 0 * lengths
 ? the router reads padding
+@ tests/joma/systems/routers/flux_test.py
 @ test_the_pool_is_of_both_ends_and_of_no_padding
 
 joma/studies/systems/subjects/routed_heads.py
@@ -295,7 +299,7 @@ joma/studies/systems/subjects/closed_heads.py
 @ tests/joma/studies/systems/routing/moh_test.py
 @ test_a_removed_head_is_one_that_is_closed
 
-joma/systems/routers/nats_text.py
+joma/systems/routers/nats_ways.py
 - faded = jnp.exp(arrays[3].sum(axis=1))[..., None, None] * state
 + faded = state
 ? the state does not fade over chunks that are kept
@@ -303,14 +307,14 @@ joma/systems/routers/nats_text.py
 @ test_the_state_fades_over_what_is_kept
 @ test_one_pass_is_that_by_hand
 
-joma/systems/routers/nats_text.py
+joma/systems/routers/nats_ways.py
 - is_before = (place[None] < place[:, None])[None, None]
 + is_before = (place[None] != place[:, None])[None, None]
 ? queries read kept chunks that come after them
 @ tests/joma/systems/routers/nats_test.py
 @ test_kept_chunks_are_dense_attention
 
-joma/systems/routers/nats_text.py
+joma/systems/routers/nats_ways.py
 - taken = jnp.where(is_kept, 0.0, 1.0 + slope)
 + taken = jnp.where(is_kept, slope, 1.0 + slope)
 ? a way that was not chosen has a gradient

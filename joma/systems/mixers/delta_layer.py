@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from joma.systems import newest_inputs
+from joma.systems.mixers import delta_rule
 from joma.systems.mixers import delta_state
 from joma.systems.mixers import documents
 from joma.systems.score_rules import convolved
@@ -73,9 +74,9 @@ class DeltaLayer:
       both = jnp.concatenate([before, x], axis=1)
       made.append(convolved.convolve(both, params[part], x.shape[1], since))
     log_decay, beta = self.rates(params, call.x)
-    arrays = (*delta_state.unit(made, query.shape[2]), log_decay, beta)
+    arrays = (*delta_rule.unit(made, query.shape[2]), log_decay, beta)
     more = {} if found.starts is None else {"segment_starts": found.starts}
-    result = delta_state.rule(call.options, arrays, **more)
+    result = delta_rule.rule(call.options, arrays, **more)
     out = delta_state.finish(self, params, call.x, result.out)
     return found.checked(out)
 

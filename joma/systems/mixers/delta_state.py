@@ -16,15 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import newest_inputs
 from joma.systems import of_system
+from joma.systems.mixers import delta_rule
 from joma.systems.score_rules import convolved
 from joma.transformer import config as configs
 from joma.transformer import hooks
-from joma.transformer import sharding
 from kernels_pallas.gated_delta_rule import api
 from kernels_pallas.gated_delta_rule import output
-
-# Which axes of the rule's other arguments are sequences, and heads.
-_LABELS = {"segment_starts": "b.", "initial_state": "bn..", "lengths": "b"}
 
 
 @runtime_checkable
@@ -54,20 +51,6 @@ class Ruled(Protocol):
   ) -> Float[Array, "B T N H"]:
     """Returns what the normed outputs are multiplied by, float32."""
     ...
-
-
-def unit(made: list[Array], num_heads: int) -> tuple[Array, Array, Array]:
-  """Passes silu, repeats keys and values, makes queries and keys unit."""
-  num_groups = num_heads // made[1].shape[2]
-  query, key, value = (jax.nn.silu(x) for x in made)
-  key, value = (jnp.repeat(x, num_groups, axis=2) for x in (key, value))
-
-  def of_one(x: Array) -> Array:
-    wide = x.astype(jnp.float32)
-    size = jnp.square(wide).sum(axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(size + 1e-6)).astype(x.dtype)
-
-  return of_one(query), of_one(key), value
 
 
 def finish(
@@ -118,7 +101,7 @@ class DeltaState(of_system.InPieces[Ruled]):
         convolved.convolve(x, params[part], query.shape[1])
         for part, x in both.items()
     ]
-    vectors = unit(made, query.shape[2])
+    vectors = delta_rule.unit(made, query.shape[2])
     arrays = (*vectors, *self.system.rates(params, call.x))
     sweep = self._step if query.shape[1] == 1 else self._sweep
     result = sweep(arrays, is_token, options)
@@ -143,39 +126,12 @@ class DeltaState(of_system.InPieces[Ruled]):
       is_token: Bool[Array, "B T"],
       options: hooks.AttentionOptions,
   ) -> output.GatedDeltaRuleOutput:
-    return rule(
+    return delta_rule.rule(
         options,
         arrays,
         initial_state=self.state,
         lengths=is_token.sum(axis=1),
     )
-
-
-def rule(
-    options: hooks.AttentionOptions,
-    arrays: tuple[Array, ...],
-    **more: Array,
-) -> output.GatedDeltaRuleOutput:
-  """The rule, of each device's own sequences and heads on a mesh.
-
-  Args:
-    options: Of the layer.
-    arrays: Queries, keys, values, decays and beta, all of N heads.
-    **more: Other arguments of the rule that are arrays.
-  """
-  labels = [*["b.n."] * 3, "b.n." if arrays[3].ndim == 4 else "b.n", "b.n"]
-  labels += [_LABELS[name] for name in more]
-
-  def own(*given: Array) -> output.GatedDeltaRuleOutput:
-    return api.gated_delta_rule(
-        *given[:5],
-        **dict(zip(more, given[5:], strict=True)),
-        scale=options.scale,
-        implementation=options.implementation,
-    )
-
-  results = output.GatedDeltaRuleOutput._make(("b.n.", "bn.."))
-  return sharding.per_head(own, (*arrays, *more.values()), labels, results)
 
 
 def init(

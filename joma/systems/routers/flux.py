@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joma.systems.routers import flux_cache
+from joma.systems.routers import flux_router
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
@@ -36,8 +37,6 @@ from joma.transformer.weighing import merged
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-
-_START = 4.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +90,7 @@ class Flux:
     """Returns the router's weights; the last layer's multipliers [2]."""
     if self.force:
       return {}
-    one, two, three = jax.random.split(key, 3)
-    normal = lambda key, *shape: (
-        (2 / shape[0]) ** 0.5 * jax.random.normal(key, shape)
-    )
-    found = {
-        "in": normal(one, 2 * config.head_dim, self.hidden),
-        "hidden": normal(two, self.hidden, self.hidden),
-        "out": self.start * jax.random.normal(three, (self.hidden, 2)),
-        "bias": jnp.array([0.0, _START]),
-    }
+    found = flux_router.draw(key, config.head_dim, self.hidden, self.start)
     if layer == config.num_layers - 1:
       found["multipliers"] = jnp.full((2,), self.cost)
     return found
@@ -175,22 +165,8 @@ class Flux:
       positions: Int[Array, "B T"],
   ) -> Float[Array, "B"]:
     """Returns p of each text."""
-    num, length = min(self.pool, query.shape[1]), query.shape[1]
-    lengths = (positions >= 0).sum(axis=1, keepdims=True)
-    step = jnp.arange(num)[None]
-    ends = jnp.concatenate([step + 0 * lengths, lengths - 1 - step], axis=1)
-    is_in = (ends >= 0) & (ends < lengths)
-    ends = jnp.clip(ends, 0, length - 1)[..., None, None]
-    read = jnp.take_along_axis(query, ends, axis=1).astype(jnp.float32)
-    read = read.mean(axis=2).reshape(len(query), 2, num, -1)
-    weight = is_in.reshape(len(query), 2, num, 1).astype(jnp.float32)
-    total = jnp.maximum(weight.sum(axis=2), 1)
-    pooled = ((read * weight).sum(axis=2) / total).reshape(len(query), -1)
-    product = lambda x, name: jnp.einsum("BI,IR->BR", x, params[name])
-    inner = jax.nn.gelu(product(pooled, "in"))
-    inner = jax.nn.gelu(product(inner, "hidden"))
-    both = product(inner, "out") + params["bias"][None]
-    return jax.nn.softmax(both)[:, 1]
+    pooled = flux_router.pooled(query, positions, self.pool)
+    return flux_router.full_prob(params, pooled)
 
   def carry(
       self, params: hooks.Params, call: hooks.Call, made: hooks.Made
@@ -210,7 +186,8 @@ class Flux:
     sparse = (
         self.carry(params, call, made)[:, 0].mean() / call.config.num_layers
     )
-    return {"target": self.price(params["multipliers"], sparse)}
+    price = flux_router.price(params["multipliers"], sparse, self.target)
+    return {"target": price}
 
   def probe(
       self, params: hooks.Params, call: hooks.Call, made: hooks.Made
@@ -219,20 +196,6 @@ class Flux:
     if self.force:
       return {}
     return {"full_prob": self.full_prob(params, made.query, call.positions)}
-
-  def price(
-      self, multipliers: Float[Array, "2"], sparse: Float[Array, ""]
-  ) -> Float[Array, ""]:
-    """What missing the target costs; its gradient by multipliers is turned.
-
-    Args:
-      multipliers: lambda_1 and lambda_2.
-      sparse: s.
-    """
-    apart = sparse - self.target
-    # Descent by the parameters is ascent by the multipliers.
-    first, second = 2 * jax.lax.stop_gradient(multipliers) - multipliers
-    return first * jnp.abs(apart) + second * jnp.square(apart)
 
   def init_cache(
       self,

@@ -15,13 +15,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float
 
-from joma.systems import kept_whole
+from joma.systems.routers import head_gates
 from joma.systems.routers import moh
+from joma.systems.routers import moh_blocks_cache
 from joma.transformer import attention
 from joma.transformer import config as configs
-from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import sharding
 from joma.transformer.weighing import merged
@@ -55,13 +55,15 @@ class MohBlocks:
 
   def __post_init__(self):
     require.at_least("moh_blocks: block", self.block, 1)
-    moh.check("moh_blocks", self.shared, self.active, self.cost, self.start)
+    head_gates.check(
+        "moh_blocks", self.shared, self.active, self.cost, self.start
+    )
 
   def init_params(
       self, key: Array, config: configs.TransformerConfig, layer: int
   ) -> dict[str, Array]:
     """Returns the parameters of `moh`."""
-    return moh.draw(self.name, key, config, self.shared, self.start)
+    return head_gates.draw(self.name, key, config, self.shared, self.start)
 
   def mix(
       self,
@@ -74,7 +76,7 @@ class MohBlocks:
   ) -> Float[Array, "B T N H"]:
     """Returns the heads' outputs of whole texts, by their gates."""
     length = query.shape[1]
-    gates = moh.gates_of(params, call.x[:, :: self.block], self.active)
+    gates = head_gates.gates_of(params, call.x[:, :: self.block], self.active)
     mask = attention.with_window(mask, length, call.options.window)
     query = call.rotate(query, call.positions)
     key = call.rotate(key, call.positions)
@@ -111,7 +113,9 @@ class MohBlocks:
     is_token = call.positions[:, first] >= 0
     x = call.x[:, first]
     return {
-        "balance": self.cost * moh.imbalance(params, x, self.active, is_token)
+        "balance": (
+            self.cost * head_gates.imbalance(params, x, self.active, is_token)
+        )
     }
 
   def init_cache(
@@ -123,49 +127,6 @@ class MohBlocks:
       dtype: jax.typing.DTypeLike,
   ) -> hooks.KVCache:
     """Returns an empty cache, which keeps everything and the block's gates."""
-    kept = full_cache.of_rotated(
-        self.name, config, layer, batch_size, capacity, dtype
+    return moh_blocks_cache.init(
+        self, config, layer, batch_size, capacity, dtype
     )
-    return RoutedCache(self, kept, jnp.zeros((batch_size, config.num_heads)))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RoutedCache(kept_whole.KeptWhole[MohBlocks]):
-  """A `hooks.KVCache` of one layer.
-
-  Attributes:
-    gates: Of the block that is not full yet, float32 [B, N].
-  """
-
-  gates: PyTree
-
-  def takes_pieces(self) -> bool:
-    """Always: a piece finds the gates of the block that it goes on with."""
-    return True
-
-  def attend(
-      self,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
-      value: Float[Array, "B T K H"],
-      positions: Int[Array, "B T"],
-      rotate: hooks.Rotate,
-      options: hooks.AttentionOptions,
-  ) -> tuple[Float[Array, "B T N H"], "RoutedCache"]:
-    """Attends with all heads, then by the gates of each token's block."""
-    call = options.call
-    assert call is not None  # A layer gives it to the caches of its systems.
-    out, kept = self.kept.attend(query, key, value, positions, rotate, options)
-    params = call.params[self.system.name]
-    own = moh.gates_of(params, call.x, self.system.active)
-    # Where the block's first token stands in this call; before it: -1.
-    ago = positions % self.system.block
-    first = jnp.maximum(jnp.arange(query.shape[1])[None] - ago, -1) + 1
-    every = jnp.concatenate([self.gates[:, None], own], axis=1)
-    gates = jnp.take_along_axis(every, first[..., None], axis=1)
-    num = (positions >= 0).sum(axis=1)
-    after = jnp.concatenate([self.gates[:, None], gates], axis=1)
-    after = jnp.take_along_axis(after, num[:, None, None], axis=1)[:, 0]
-    out = gates[..., None].astype(out.dtype) * out
-    return out, dataclasses.replace(self, kept=kept, gates=after)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from joma.systems.routers import moh
+from joma.systems.routers import head_gates
 from joma.transformer import hooks
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -85,7 +85,7 @@ class MohNorms:
       fixed = jnp.isin(place, jnp.array(named))[None, None]
       return jnp.broadcast_to(fixed, (*call.positions.shape, num_heads))
     scores = jnp.where(place < self.shared, jnp.inf, self._scores(call))
-    return moh.greatest(scores, self.shared + self.active)
+    return head_gates.greatest(scores, self.shared + self.active)
 
   def _scores(self, call: hooks.Call) -> Float[Array, "B T N"]:
     assert call.made is not None  # A layer gives it to its gate.

@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import newest_inputs
 from joma.systems import of_system
+from joma.systems.routers import nats_slots
 from joma.systems.routers import nats_text
+from joma.systems.routers import nats_ways
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer.weighing import one_query
@@ -118,16 +120,13 @@ class NatsCache(
     num_whole = lengths // size
     chunk = jnp.arange(text.is_kept.shape[1])[None]
     is_kept = text.is_kept & (chunk < num_whole[:, None])[..., None]
-    # Where each chunk goes: its slot, the end, or nowhere.
-    slot = is_kept.cumsum(axis=1) - 1
-    is_own = (chunk == num_whole[:, None])[..., None]
-    has_room = slot < self.num_slots
-    to = jnp.where(is_kept & has_room, slot, self.num_slots + 1)
-    to = jnp.where(is_own, self.num_slots, to)
-    place = to[..., None] * size + jnp.arange(size)[None, None, None]
-    place = jnp.moveaxis(place, 2, 1).reshape(len(lengths), to.shape[2], -1)
+    has_room, place = nats_slots.places(
+        is_kept, num_whole, self.num_slots, size
+    )
     key, value = (
-        _put(kept, jnp.moveaxis(_whole(x, size), 2, 1), place)
+        nats_slots.put(
+            kept, jnp.moveaxis(nats_slots.whole(x, size), 2, 1), place
+        )
         for kept, x in (
             (self.key, text.vectors.soft_key),
             (self.value, text.vectors.value),
@@ -154,7 +153,7 @@ class NatsCache(
   def _step(
       self,
       call: hooks.Call,
-      found: nats_text.Vectors,
+      found: nats_ways.Vectors,
       is_token: Bool[Array, "B"],
   ) -> tuple[Float[Array, "B 1 N H"], "NatsCache"]:
     system, size, options = self.system, self.system.chunk, call.options
@@ -168,7 +167,7 @@ class NatsCache(
     place = jnp.where(is_token, own + within, self.key.shape[2])
     place = jnp.broadcast_to(place[:, None, None], (*self.num_kept.shape, 1))
     key, value = (
-        _put(kept, x.swapaxes(1, 2), place)
+        nats_slots.put(kept, x.swapaxes(1, 2), place)
         for kept, x in ((self.key, found.soft_key), (self.value, found.value))
     )
     at = jnp.arange(key.shape[2])[None, None]
@@ -199,7 +198,8 @@ class NatsCache(
     to = jnp.where(goes & has_room, self.num_kept, self.num_slots + 1)
     place = to[..., None] * size + jnp.arange(size)[None, None]
     key, value = (
-        _put(kept, kept[:, :, own:], place) for kept in (self.key, self.value)
+        nats_slots.put(kept, kept[:, :, own:], place)
+        for kept in (self.key, self.value)
     )
     of_heads = jnp.repeat(
         is_kept, self.state.shape[1] // is_kept.shape[1], axis=1
@@ -225,23 +225,6 @@ class NatsCache(
     """What is read, or NaN where a chunk that was to be kept is not there."""
     is_lost = (self.num_lost > 0).any(axis=1)[:, None, None, None]
     return jnp.where(is_lost, jnp.nan, out)
-
-
-def _whole(x: Float[Array, "B T K H"], size: int) -> Float[Array, "B L K H"]:
-  """Zeros fill the last chunk."""
-  found = nats_text.in_chunks(x, size)
-  return found.reshape(len(x), -1, *x.shape[2:])
-
-
-def _put(
-    kept: Float[Array, "B K S H"],
-    new: Float[Array, "B K L H"],
-    place: Int[Array, "B K L"],
-) -> Float[Array, "B K S H"]:
-  """Writes; what has its place behind the end is dropped."""
-  batch, heads = place.shape[:2]
-  rows = jnp.arange(batch)[:, None, None], jnp.arange(heads)[None, :, None]
-  return kept.at[(*rows, place)].set(new.astype(kept.dtype), mode="drop")
 
 
 def init(

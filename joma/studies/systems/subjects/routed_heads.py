@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 import optax
 
+from joma.systems.routers import head_gates
 from joma.systems.routers import moh
 from joma.systems.routers import moh_blocks
 from joma.systems.score_rules import positional
@@ -129,7 +130,7 @@ class Classes:
     symbol, kind, _ = self.draw(key)
     own = params["layer"][moh.Moh.name]
     x = embed(params, symbol, kind)
-    return moh.routes(own, x, self.num_each)[1], kind
+    return head_gates.routes(own, x, self.num_each)[1], kind
 
 
 def embed(
@@ -189,7 +190,7 @@ def tiles(
   keys = jax.random.split(jax.random.key(seed), 3)
   params = system.init_params(keys[0], config, 0)
   x = jax.random.normal(keys[1], (1, seq_len, width))
-  gates = moh.gates_of(params, x[:, ::block], system.active)
+  gates = head_gates.gates_of(params, x[:, ::block], system.active)
   causal = masks.causal(seq_len)
   routed = system.select(gates, causal, seq_len)
   every = system.select(jnp.ones_like(gates), causal, seq_len)

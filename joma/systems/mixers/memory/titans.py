@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from joma.systems import newest_inputs
 from joma.systems.mixers import delta_layer
-from joma.systems.mixers import delta_state
+from joma.systems.mixers import delta_rule
 from joma.systems.mixers.memory import titans_cache
 from joma.systems.mixers.memory import titans_memory
 from joma.systems.score_rules import convolved
@@ -157,7 +157,7 @@ class Titans:
         convolved.convolve(both[part], params[part], x.shape[1])
         for part in newest_inputs.PARTS
     ]
-    vectors = delta_state.unit(made, params["gate"].shape[1])
+    vectors = delta_rule.unit(made, params["gate"].shape[1])
     wide = x.astype(jnp.float32)
     rates = {name: jnp.zeros(vectors[0].shape[:3]) for name in _BIASES}
     for name in self.rates:

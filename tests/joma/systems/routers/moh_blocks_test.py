@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from joma.systems.routers import moh
+from joma.systems.routers import head_gates
 from joma.systems.routers import moh_blocks
 from kernels_pallas import masks
 from kernels_pallas import selection
@@ -26,7 +26,7 @@ class MohBlocksTest(parameterized.TestCase):
     config, params, x = one_layer.draw(f"moh_blocks:active=1:block={_BLOCK}")
     plain = one_layer.head_out(one_layer.CONFIG, params, x)
     got = one_layer.head_out(config, params, x, 0, implementation)
-    gates = moh.gates_of(params["moh_blocks"], x, 1)
+    gates = head_gates.gates_of(params["moh_blocks"], x, 1)
     first = np.arange(x.shape[1]) // _BLOCK * _BLOCK
     want = np.asarray(gates)[:, first][..., None] * plain
     np.testing.assert_allclose(got, want, atol=1e-5)
@@ -39,7 +39,7 @@ class MohBlocksTest(parameterized.TestCase):
     length, config = 100, dataclasses.replace(one_layer.CONFIG, num_heads=8)
     params = system.init_params(jax.random.key(0), config, 0)
     x = jax.random.normal(jax.random.key(1), (3, length, 16))
-    gates = moh.gates_of(params, x[:, ::16], active)
+    gates = head_gates.gates_of(params, x[:, ::16], active)
     where = system.select(gates, masks.causal(length), length)
     count = lambda where: int(
         (

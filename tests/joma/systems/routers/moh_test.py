@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.systems.routers import moh
+from joma.systems.routers import head_gates
 from scansnap_jax.experiment import errors
 from tests.joma.systems import one_layer
 
@@ -56,15 +56,15 @@ class MohTest(parameterized.TestCase):
         jnp.zeros((3, 3)),
         4 * jnp.eye(3) + jnp.roll(jnp.eye(3), 1, 1),
     ):
-      found = moh.imbalance({"routed": router}, x, active, seen)
+      found = head_gates.imbalance({"routed": router}, x, active, seen)
       self.assertAlmostEqual(float(found), active, places=5)
     # All tokens want the same head: E times as much for K = 1.
     alike = jnp.zeros((3, 3)).at[:, 0].set(30.0)
-    found = float(moh.imbalance({"routed": alike}, x, 1, seen))
+    found = float(head_gates.imbalance({"routed": alike}, x, 1, seen))
     self.assertAlmostEqual(found, 3, places=4)
     # Padding chooses nothing.
     half = seen.at[1, 1:].set(False)
-    other = moh.imbalance({"routed": alike}, x, 1, half)
+    other = head_gates.imbalance({"routed": alike}, x, 1, half)
     self.assertAlmostEqual(float(other), 3, places=4)
 
   @pytest.mark.slow
@@ -76,7 +76,7 @@ class MohTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_values_of_a_head_that_is_not_chosen_change_nothing(self):
     config, params, x = one_layer.draw("moh:shared=1:active=1")
-    gates = np.asarray(moh.gates_of(params["moh"], x, 1))
+    gates = np.asarray(head_gates.gates_of(params["moh"], x, 1))
     out, _ = one_layer.run(config, params, x)
     changed = params["out"]["kernel"].at[2].mul(100.0)
     other, _ = one_layer.run(config, params | {"out": {"kernel": changed}}, x)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from joma.inference import generate
-from joma.systems.routers import nats_text
+from joma.systems.routers import nats_ways
 from joma.transformer import attention
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -40,7 +40,7 @@ def _vectors():
   beta = jax.nn.sigmoid(draws.normal(6, 2, _LENGTH, 4))
   value = jnp.repeat(narrow[1], 2, axis=2)
   linear = (unit(wide[1]), unit(wide[2]), value, decay, beta)
-  return nats_text.Vectors(wide[0], wide[0], narrow[0], narrow[1], linear)
+  return nats_ways.Vectors(wide[0], wide[0], narrow[0], narrow[1], linear)
 
 
 _OPTIONS = hooks.AttentionOptions(scale=8**-0.5, implementation="reference")
@@ -66,7 +66,7 @@ class ForcedTest(absltest.TestCase):
     for is_kept, is_seen in ((True, causal), (False, own)):
       routes = jnp.full((2, 3, 2), is_kept)
       for slope in (None, jnp.zeros((2, 3, 2))):
-        with_options = lambda *x: nats_text.attend(*x, _CHUNK, _OPTIONS)
+        with_options = lambda *x: nats_ways.attend(*x, _CHUNK, _OPTIONS)
         got = _jit(with_options)(found, routes, slope)
         want = _attention(found, is_seen)
         np.testing.assert_allclose(got, want, atol=1e-5)
@@ -74,7 +74,7 @@ class ForcedTest(absltest.TestCase):
   def test_folded_chunks_are_the_gated_delta_rule(self):
     found, lengths = _vectors(), jnp.array([9, 9])
     fold = _jit(
-        lambda is_kept: nats_text.fold(
+        lambda is_kept: nats_ways.fold(
             found, is_kept, jnp.zeros((2, 3, 2)), lengths, _CHUNK, _OPTIONS
         )
     )
@@ -100,7 +100,7 @@ class ForcedTest(absltest.TestCase):
   def test_the_state_fades_over_what_is_kept(self):
     found = _vectors()
     is_kept = jnp.zeros((2, 3, 2), bool).at[:, 1].set(True)
-    fold = lambda lengths: nats_text.fold(
+    fold = lambda lengths: nats_ways.fold(
         found, is_kept, jnp.zeros((2, 3, 2)), lengths, _CHUNK, _OPTIONS
     )
     _, state, inner = _jit(fold)(jnp.array([6, 5]))
@@ -193,10 +193,10 @@ class LayerTest(parameterized.TestCase):
     is_kept = jnp.array([[True, False], [False, True], [True, True]])[None]
     is_kept = jnp.broadcast_to(is_kept, (2, 3, 2))
     weigh = draws.normal(9, 2, _LENGTH, 4, 8)
-    soft = lambda slope: nats_text.attend(
+    soft = lambda slope: nats_ways.attend(
         found, is_kept, slope, _CHUNK, _OPTIONS
     )
-    linear = lambda slope: nats_text.fold(
+    linear = lambda slope: nats_ways.fold(
         found, is_kept, slope, lengths, _CHUNK, _OPTIONS
     )[0]
     zero = jnp.zeros((2, 3, 2))
