@@ -41,7 +41,7 @@ SYSTEMS: dict[str, str] = {
     "moh_norms": "joma.systems.routers.moh_norms:MohNorms",
     "nats": "joma.systems.routers.nats:Nats",
     "no_mixing": "joma.systems.mixers.no_mixing:NoMixing",
-    "nsa": "joma.systems.selectors.nsa:Nsa",
+    "nsa": "joma.systems.selectors.branches.nsa:Nsa",
     "pointwise": "joma.systems.score_rules.pointwise:Pointwise",
     "positional": "joma.systems.score_rules.positional:Positional",
     "self_gating": "joma.systems.mixers.self_gating:SelfGating",

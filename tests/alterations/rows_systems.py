@@ -244,17 +244,17 @@ joma/systems/mixers/convolutions/newest_values.py
 @ tests/joma/systems/mixers/convolutions/grid_conv_test.py
 @ test_padding_is_not_among_the_newest
 
-joma/systems/selectors/nsa.py
+joma/systems/selectors/branches/nsa.py
 - complete = (np.arange(length, dtype=np.int32)[None] + 1) // self.block
 + complete = np.arange(length, dtype=np.int32)[None] // self.block + 1
 ? a query reads what its own block will become
 @ test_compressed_reads_complete_blocks
 
-joma/systems/selectors/nsa_cache.py
+joma/systems/selectors/branches/choice.py
 - return best_blocks.best(weights.sum(axis=3), own, k)
 + return best_blocks.best(-weights.sum(axis=3), own, k)
 ? blocks of least weight are read
-@ tests/joma/systems/selectors/nsa_test.py
+@ tests/joma/systems/selectors/branches/nsa_test.py
 @ test_selected_reads_the_blocks_of_most_weight
 
 joma/systems/routers/flux_router.py

@@ -25,12 +25,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from joma.systems.selectors import nsa_cache
+from joma.systems.selectors.branches import choice
+from joma.systems.selectors.branches import compression
+from joma.systems.selectors.branches import nsa_cache
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
 from kernels_pallas import masks
-from kernels_pallas import selection
 from kernels_pallas.attention import api
 from scansnap_jax.experiment import require
 
@@ -74,7 +75,7 @@ class Nsa:
   ) -> dict[str, Array]:
     """Returns W [D, N, 3], b [N, 3] and, of mlp, its weights."""
     heads, size = config.num_heads, config.head_dim
-    keys = iter(jax.random.split(key, 7))
+    keys = iter(jax.random.split(key, 3))
     normal = lambda *shape: (
         shape[0] ** -0.5 * jax.random.normal(next(keys), shape)
     )
@@ -84,9 +85,8 @@ class Nsa:
     }
     if self.compress == "mlp":
       for of in ("key", "value"):
-        found[f"{of}_place"] = 0.1 * normal(self.block, size)
-        found[f"{of}_in"] = normal(self.block * size, self.hidden)
-        found[f"{of}_out"] = normal(self.hidden, size)
+        own = compression.draw(next(keys), self.block, size, self.hidden)
+        found |= {f"{of}_{part}": x for part, x in own.items()}
     return found
 
   def mix(
@@ -115,13 +115,13 @@ class Nsa:
     """Attends causally to whole texts; arrays are rotated."""
     length, options = query.shape[1], call.options
     keys, values = (
-        self.compressed(params, of, _in_blocks(x, self.block))
+        self.compressed(params, of, compression.in_blocks(x, self.block))
         for of, x in (("key", key), ("value", value))
     )
     complete = (np.arange(length, dtype=np.int32)[None] + 1) // self.block
     before = masks.Mask(np.zeros_like(complete), complete)
     near = masks.sliding_window(length, window=self.window)
-    where = self.select(query, keys, options.scale)
+    where = choice.of_text(query, keys, self.block, self.k, options.scale)
     shared: Any = dict(
         scale=options.scale, logits_soft_cap=options.logits_soft_cap
     )
@@ -148,43 +148,8 @@ class Nsa:
     """
     if self.compress == "mean":
       return blocks.mean(axis=2)
-    place = params[f"{of}_place"][None, None, :, None]
-    placed = jnp.moveaxis(blocks + place.astype(blocks.dtype), 3, 2)
-    flat = placed.reshape(*placed.shape[:3], -1)
-    product = lambda x, name: jnp.einsum(
-        "BCKI,IJ->BCKJ", x, params[f"{of}_{name}"].astype(x.dtype)
-    )
-    return product(jax.nn.gelu(product(flat, "in")), "out")
-
-  def select(
-      self,
-      query: Float[Array, "B T N H"],
-      keys: Float[Array, "B C K H"],
-      scale: float,
-  ) -> selection.Selection:
-    """Returns the blocks of each query by itself, shared by a group."""
-    batch, length, _, head_dim = query.shape
-    num_blocks, num_kv_heads = keys.shape[1:3]
-    wide = lambda x: jax.lax.stop_gradient(x).astype(jnp.float32)
-    shape = (batch, num_blocks, self.block, num_kv_heads, -1, head_dim)
-    fill = ((0, 0), (0, num_blocks * self.block - length), (0, 0), (0, 0))
-    runs = jnp.moveaxis(jnp.pad(wide(query), fill).reshape(shape), 1, 0)
-
-    def find(run: tuple[Array, Array]) -> tuple[Array, Array]:
-      # One block of queries at a time: no array is of queries by blocks.
-      number, query = run
-      own = jnp.full((batch, self.block), number)
-      return nsa_cache.choose(query, wide(keys), own, self.k, scale)
-
-    found = jax.lax.map(find, (jnp.arange(num_blocks), runs))
-    # [C, B, U, K, W] to [B, K, T, W].
-    join = lambda x: jnp.moveaxis(x, (1, 3), (0, 1)).reshape(
-        batch, num_kv_heads, -1, x.shape[-1]
-    )[:, :, :length]
-    blocks, is_valid = (join(x) for x in found)
-    count = is_valid.sum(axis=-1).astype(jnp.int32)
-    mask = masks.causal(length)
-    return selection.Selection(blocks, count, mask, 1, self.block)
+    own = {part: params[f"{of}_{part}"] for part in compression.PARTS}
+    return compression.by_mlp(own, blocks)
 
   def mixed(
       self,
@@ -211,11 +176,3 @@ class Nsa:
     """Returns an empty cache of keys, values and what blocks became."""
     capacity = -(-capacity // self.block) * self.block
     return nsa_cache.init(self, config, layer, batch_size, capacity, dtype)
-
-
-def _in_blocks(
-    x: Float[Array, "B S K H"], size: int
-) -> Float[Array, "B C U K H"]:
-  """Zeros fill the last block, which nobody reads compressed."""
-  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-  return x.reshape(len(x), -1, size, *x.shape[2:])

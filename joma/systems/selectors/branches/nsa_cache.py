@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import kept_whole
-from joma.systems.selectors import best_blocks
 from joma.systems.selectors import block_cache
+from joma.systems.selectors.branches import choice
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -144,7 +144,7 @@ class NsaCache(kept_whole.KeptWhole[Branching]):
     out = jnp.where(is_any[..., None], out, 0)
     grouped = query.reshape(batch, 1, heads, -1, query.shape[-1])
     own = (position // size)[:, None]
-    found, is_valid = choose(
+    found, is_valid = choice.choose(
         grouped.astype(jnp.float32),
         self.blocks["key"].astype(jnp.float32),
         own,
@@ -183,24 +183,6 @@ class NsaCache(kept_whole.KeptWhole[Branching]):
     if oldest is not None:
       seen &= place > oldest[:, None, None, None]
     return key, value, seen.reshape(*seen.shape[:2], -1)
-
-
-def choose(
-    query: Float[Array, "B T K G H"],
-    keys: Float[Array, "B C K H"],
-    own: Int[Array, "B T"],
-    k: int,
-    scale: float,
-) -> tuple[Int[Array, "B T K W"], Bool[Array, "B T K W"]]:
-  """Blocks by the weights of compressed keys before each query's own block."""
-  scores = scale * jnp.einsum("BTKGH,BCKH->BTKGC", query, keys)
-  block = jnp.arange(keys.shape[1])[None, None, None]
-  own = jnp.broadcast_to(own[..., None], scores.shape[:3])
-  is_before = (block < own[..., None])[:, :, :, None]
-  # Where there is none before it the weights are of nothing and not looked at.
-  least = jnp.finfo(scores.dtype).min
-  weights = jax.nn.softmax(jnp.where(is_before, scores, least))
-  return best_blocks.best(weights.sum(axis=3), own, k)
 
 
 def init(
