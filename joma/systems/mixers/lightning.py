@@ -7,7 +7,8 @@ with the decays of ALiBi's slopes, exp(-2^(-8 (n + 1) / N) f), that fade less in
 higher layers, f = 1 - layer / (L - 1) + 1e-5: Lightning Attention-2
 (https://arxiv.org/abs/2401.04658) in the block of TransNormerLLM. There is no
 denominator: the norm over the heads' outputs takes its place. A query costs the
-same whatever its place in the text, and so does the state.
+same whatever its place in the text, and so does the state. Packed documents are
+XLA only.
 
 Letters: B batch, T tokens, N query heads, K key and value heads, H head size, L
 layers.

@@ -5,8 +5,8 @@
 u [N, H], r [W, N, H] and b [W, N] are learned; distances of W and more share
 the last row (https://arxiv.org/abs/1901.02860, whose r is a projection of
 sinusoids; its v r is part of b here). With zeros it is plain attention. The
-bias depends on query and distance: weights are computed by XLA, some queries at
-a time.
+bias depends on query and distance: weights are computed some queries at a time.
+XLA only.
 
 Letters: B batch, T queries, S keys, W distances, N query heads, K key and value
 heads, H head size.

@@ -5,8 +5,8 @@
 where the stream is the first keys and the newest ones, and alpha a number of
 each key head. Trained alone, with its size as a loss, alpha tells the heads
 that retrieve, which need all keys, from those that do not (DuoAttention,
-https://arxiv.org/abs/2410.10819): `joma.systems.profiles.retrieval_heads`. XLA
-only: no kernel adds two softmaxes of one query.
+https://arxiv.org/abs/2410.10819): `joma.systems.profiles.retrieval_heads`.
+XLA only: no kernel adds two softmaxes of one query.
 
 Letters: N query heads, K key and value heads, G = N / K, S keys.
 """

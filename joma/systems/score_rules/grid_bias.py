@@ -8,6 +8,7 @@ Astroformer (https://arxiv.org/abs/2106.04803, https://arxiv.org/abs/2304.05350)
 Tokens before and behind the grid, as of a text or a [REG] token, are at no
 distance: their bias is 0. One row is a bias by distance on the flattened grid,
 to which the end of a row is as near to the next one's start as its neighbour.
+XLA only.
 
 Letters: B batch, T queries, S keys, R rows, C columns, N query heads, H head
 size.

@@ -13,8 +13,8 @@ with row sums or without: When Attention Sink Emerges
 (https://arxiv.org/abs/2410.10781) finds no sinks for sigmoid without them;
 taylor is the approximate form of Deconstructing Attention
 (https://arxiv.org/abs/2510.11602). elu + 1 is exp where logits are not
-positive: there it is softmax. Computed by XLA some queries at a time: memory
-O(T), forward and backward.
+positive: there it is softmax. XLA only, some queries at a time: memory O(T),
+forward and backward.
 
 Letters: N query heads, S keys.
 """

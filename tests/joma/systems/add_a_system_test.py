@@ -169,7 +169,11 @@ class AddASystemTest(absltest.TestCase):
     )
     evaluate_subject.check(settings, str(folder))
     subject = evaluate_subject.load(settings, str(folder))
-    evaluate_grid.check(settings, subject)
+    rows = evaluate_grid.measure(settings, subject)["mqar"]
+    self.assertContainsSubset({"full", "h2o"}, {row["policy"] for row in rows})
+    for row in rows:
+      self.assertIsNone(row["failed"])
+      self.assertBetween(row["quality"]["mean"], 0, 1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -45,10 +46,14 @@ class TableTest(parameterized.TestCase):
     cells = rows(_PAGE.read_text())[name]
     self.assertLen(cells, len(_HEAD.split(" | ")))
     _, paper, file, hooks, *told, study = cells
+    _, kernels, _ = told
     kind = names.load(name)
     self.assertIn(kind.paper, paper)
     self.assertEqual(f"joma/systems/{file.strip('`')}", _file(kind))
     self.assertCountEqual(hooks.split(", "), hooks_of(kind()))
+    # What runs on XLA only says so where it is defined, too.
+    said = " ".join((sys.modules[kind.__module__].__doc__ or "").split())
+    self.assertEqual("XLA only" in kernels, "XLA only" in said)
     for cell in told:
       self.assertGreater(len(cell), 2, cells)
     known = {f"`{each}`" for each in attention._STUDIES}

@@ -8,7 +8,7 @@ own included, and no product of queries and keys is made. The gated
 spatio-temporal attention of SimVPv2 (https://arxiv.org/abs/2211.12509), there
 over pixels, made causal; ours adds what the token's own query and key say. What
 lies farther back in the text reaches a token through many layers alone: 22 more
-tokens a layer.
+tokens a layer. XLA only.
 
 Letters: B batch, T tokens, W = 22 inputs that are kept, N query heads, K key
 and value heads, H head size.

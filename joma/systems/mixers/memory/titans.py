@@ -10,7 +10,7 @@ and without forgetting, in chunks of one, is the delta rule with beta = 2 theta;
 with forgetting it is not the gated one, whose decay multiplies what is erased
 too. The first weights are parameters: a network of zeros has no gradient and
 would never leave them. The layer is the memory alone: `titans,softmax` stacks
-it with attention.
+it with attention. XLA only.
 
 Letters: B batch, T tokens, D width, N query heads, K key and value heads, H
 head size.

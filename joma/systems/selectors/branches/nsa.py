@@ -10,8 +10,8 @@ gate at 1 and the others at 0 a branch is given exactly. Ours differs: blocks do
 not overlap, all branches share their keys and values, which are rotated when
 blocks are compressed, and the first block is not always read.
 
-Compressed and window run on every implementation of the op; every query selects
-for itself, which XLA alone can follow.
+Compressed and window run on every implementation of the op; selected is XLA
+only, as every query selects for itself.
 
 Letters: B batch, T queries, S keys, D width, N query heads, K key and value
 heads, G = N / K, H head size, C blocks, U keys of a block, R hidden units.

@@ -74,6 +74,26 @@ class ActTest(parameterized.TestCase):
       found = set(np.asarray(chosen)[place].tolist()) - {-1}
       self.assertEqual(found, set(np.flatnonzero(is_sink[place]).tolist()))
 
+  def test_its_own_rows_sum_to_one_and_columns_of_s_alone_lose(self):
+    """Weights are what values of 0 and 1 come to: all 1, and one key's 1."""
+    query, key, _ = _arrays()
+    places = jnp.broadcast_to(jnp.arange(9)[None], (2, 9))
+    run = jax.jit(
+        lambda value: act.Act().calibrated(query, key, value, places, _OPTIONS)
+    )
+    ones = jnp.ones((2, 9, 2, 8))
+    out, chosen = run(ones)
+    _, _, plain, is_sink = _by_hand(*_arrays(), 0.1, 1.0)
+    mass = (plain * is_sink[:, :, None]).sum(-1).swapaxes(1, 2)[..., None]
+    # Digits are lost by 1 / (1 - m).
+    self.assertLess((np.abs(out - 1) * (1 - mass)).max(), 3e-7)
+    column = jnp.eye(9, 8)[None, :, None] * ones  # The last key's is left out.
+    rows = np.asarray(run(column)[0]).swapaxes(1, 2)
+    loses = (rows < plain[..., :8] - 1e-6).any(axis=2)
+    self.assertFalse((loses & ~is_sink[..., :8]).any())
+    self.assertTrue(loses[..., 2].all())
+    self.assertFalse((np.asarray(chosen) == 0).any())
+
   def test_the_first_token_is_not_one_of_them(self):
     """The twin takes it in where it passes theta: another answer."""
     out, chosen = self._run(theta=0.1)

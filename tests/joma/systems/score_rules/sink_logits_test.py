@@ -24,6 +24,13 @@ from tests.joma.transformer import applied
 
 # Several times the largest float32 error seen.
 _TOLERANCE = 1e-5
+# As many slots in every layer.
+_POLICIES = tuple(
+    f"{name}:beta=1" if name == "pyramidkv" else name
+    for name in policy_names.POLICIES
+)
+_WRAPPED = tuple(f"{name}:snapkv" for name in policy_names.WRAPPERS)
+_REFUSING = ("adakv:snapkv",)
 _SHAPE = dict(
     vocab_size=11,
     num_layers=2,
@@ -134,19 +141,23 @@ class SinkLogitsTest(parameterized.TestCase):
     grads = grads["layers_1"]["attn"]["sink_logits"]["logits"]
     self.assertGreater(float(jnp.abs(grads).min()), 0)
 
-  @parameterized.parameters(
-      ("",), ("full",), ("h2o",), ("window",), ("snapkv",), ("keyformer",),
-      ("quest:num_keys=16:page_size=8",),
-  )  # fmt: skip
+  @parameterized.parameters("", *_POLICIES, *_WRAPPED)
   @pytest.mark.slow
-  def test_every_cache_follows(self, policy):
+  def test_every_cache_follows_or_says_that_it_cannot(self, policy):
+    """Of a text that all of them keep whole."""
     model, params, tokens = _model("sink_logits:start=1.5")
     want = applied.logits(model, params, tokens)
-    if policy:
-      policy = policy_names.parse(policy)
-      cache = kv_cache.init(policy, model.config, 2, 64)
-    else:
-      cache = full_cache.init(model.config, 2, 64)
+    cache = (
+        kv_cache.init(policy_names.parse(policy), model.config, 2, 64)
+        if policy
+        else full_cache.init(model.config, 2, 64)
+    )
+    if policy in _REFUSING:
+      with self.assertRaisesRegex(
+          errors.UserError, "cannot follow sink_logits"
+      ):
+        model.apply({"params": params}, tokens, kv_cache=cache)
+      return
     positions = jnp.broadcast_to(jnp.arange(7)[None], tokens.shape)
     found = []
     for part in (slice(0, 5), slice(5, 6), slice(6, 7)):
@@ -156,14 +167,6 @@ class SinkLogitsTest(parameterized.TestCase):
       found.append(logits)
     got = jnp.concatenate(found, axis=1)
     chex.assert_trees_all_close(got, want, atol=_TOLERANCE)
-
-  @parameterized.parameters(("adakv:snapkv",))
-  @pytest.mark.slow
-  def test_a_cache_that_cannot_says_so(self, policy):
-    model, params, tokens = _model("sink_logits")
-    cache = kv_cache.init(policy_names.parse(policy), model.config, 2, 64)
-    with self.assertRaisesRegex(errors.UserError, "cannot follow sink_logits"):
-      model.apply({"params": params}, tokens, kv_cache=cache)
 
 
 class TransformersTest(parameterized.TestCase):

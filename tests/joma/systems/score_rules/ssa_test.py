@@ -37,16 +37,33 @@ class DilutionTest(parameterized.TestCase):
           params, "query", jnp.zeros((1, 1, 2)), jnp.array([[num_seen]])
       )
       want = 1 + a_c / c * np.log(num_seen)
-      np.testing.assert_allclose(tau[0, 0, 0], want, rtol=1e-5)
-      logits = jnp.zeros(num_seen).at[1].set(c)
-      weights = jax.nn.softmax(tau[0, 0, 0] * logits)
+      np.testing.assert_allclose(tau[0, 0, 0], want, rtol=_TOLERANCE)
+      logits = float(tau[0, 0, 0]) * c * (np.arange(num_seen) == 1)
+      weights = np.exp(logits) / np.exp(logits).sum()
       np.testing.assert_allclose(
-          weights[1], _mass(want, c, num_seen), rtol=1e-4
+          weights[1], _mass(want, c, num_seen), atol=_TOLERANCE
       )
     at_n = _mass(1 + a_c / c * np.log(n), c, n)
     np.testing.assert_allclose(at_n, limit, atol=_TOLERANCE)
     twin = min((1 + a_c / c * np.log(n)) * _mass(1, c, n), 1)
     self.assertLess(twin, _TOLERANCE)  # It stays diluted, whatever a.
+
+  @parameterized.parameters(
+      (0.1, 0.0), (1.0, 1 / (1 + np.exp(-4.0))), (1.9, 1.0)
+  )
+  def test_its_own_temperature_comes_to_the_limits(self, a_c, limit):
+    """As many tokens as an int32 counts; plain softmax has come to 0."""
+    c, n = 4.0, 2**31 - 1
+    alpha = np.log(a_c / c / (1 - a_c / c))
+    tau = ssa.temperature(
+        {"query_alpha": jnp.array([alpha])},
+        "query",
+        jnp.zeros((1, 1, 2)),
+        jnp.array([[n]]),
+    )
+    found = _mass(float(tau[0, 0, 0]), c, n)
+    self.assertAlmostEqual(found, limit, delta=_TOLERANCE)
+    self.assertLess(_mass(1.0, c, n), _TOLERANCE)
 
 
 class SsaTest(parameterized.TestCase):
