@@ -39,10 +39,16 @@ def call(length, x=None, params=None, config=None, carry=None):
 
 
 def select(system, query, key):
-  """The blocks of whole texts."""
-  length = query.shape[1]
+  """The blocks of whole texts; parameters, if any, are drawn."""
+  length, params = query.shape[1], {}
+  x = jax.random.normal(jax.random.key(1), (2, length, 8))
+  if isinstance(system, hooks.Parametric):
+    config = configs.TransformerConfig(embed_dim=8, head_dim=8)
+    params = system.init_params(jax.random.key(0), config, 0)
   choose = jax.jit(
-      lambda q, k: system.select({}, call(length), q, k, masks.causal(length))
+      lambda q, k: system.select(
+          params, call(length, x=x), q, k, masks.causal(length)
+      )
   )
   return choose(query, key)
 
