@@ -3,12 +3,13 @@
 A system's cache has `read`, and whatever else it keeps as fields. What it gets
 has been rotated, and written.
 
-Letters: B batch, T new tokens, N query heads, K key and value heads, H head
-size.
+Letters: B batch, T new tokens, N query heads, K key and value heads, S
+positions, W slices, H head size.
 """
 
 import dataclasses
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from joma.systems import of_system
@@ -92,3 +93,12 @@ class KeptWhole(of_system.PromptFirst[of_system.System]):
   def read(self, new: New) -> Read:
     """Returns what queries read, and the cache with what else it keeps."""
     raise NotImplementedError
+
+
+def slices(
+    kept: Float[Array, "B K S H"], starts: Int[Array, "B K W"], size: int
+) -> Float[Array, "B K W _ H"]:
+  """Reads `size` rows from each start on, and nothing else of what is kept."""
+  one = lambda rows, start: jax.lax.dynamic_slice_in_dim(rows, start, size)
+  of_head = jax.vmap(one, in_axes=(None, 0))
+  return jax.vmap(jax.vmap(of_head))(kept, starts)

@@ -17,7 +17,7 @@ PLAIN = "softmax"
 
 # Module and class of each system.
 SYSTEMS: dict[str, str] = {
-    "act": "joma.systems.score_rules.act:Act",
+    "act": "joma.systems.score_rules.calibrated.act:Act",
     "convolved": "joma.systems.score_rules.convolved:Convolved",
     "differential": "joma.systems.score_rules.differential:Differential",
     "distance_bias": "joma.systems.score_rules.distance_bias:DistanceBias",

@@ -69,6 +69,22 @@ class Anchors:
     return start, jnp.where(anchor < 0, start, jnp.maximum(stop, start))
 
 
+def best(
+    scores: Float[Array, "*b A"], places: Int[Array, "*b A"], width: int
+) -> tuple[Float[Array, "*b W"], Int[Array, "*b W"]]:
+  """Scores and places of the best anchors, -1 where there are fewer.
+
+  Args:
+    scores: Of all anchors of each query.
+    places: Where they stand; below 0 is none.
+    width: W, at most A.
+  """
+  scores = jnp.where(places >= 0, scores, -jnp.inf)
+  scores, index = jax.lax.top_k(scores, width)
+  places = jnp.take_along_axis(places, index, axis=-1)
+  return scores, jnp.where(scores > -jnp.inf, places, -1)
+
+
 def gates(
     scores: Float[Array, "*b W"], is_valid: Bool[Array, "*b W"]
 ) -> Float[Array, "*b W"]:

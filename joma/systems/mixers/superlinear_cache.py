@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from joma.systems import kept_whole
 from joma.systems.mixers import anchors as anchors_lib
-from joma.systems.selectors import block_cache
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -79,16 +78,14 @@ class SuperlinearCache(kept_whole.KeptWhole[Spanning]):
     places = jnp.broadcast_to(
         anchor[:, None], (*key.shape[:2], anchor.shape[-1])
     )
-    found = block_cache.slices(key, jnp.maximum(places, 0), 1)[:, :, :, 0]
+    found = kept_whole.slices(key, jnp.maximum(places, 0), 1)[:, :, :, 0]
     scores = jnp.einsum(
         "BKH,BKAH->BKA",
         search.astype(jnp.float32),
         found.astype(jnp.float32),
     )
-    scores = jnp.where(places >= 0, scores, -jnp.inf)
-    scores, index = jax.lax.top_k(scores, min(anchors.k, places.shape[-1]))
-    anchor = jnp.take_along_axis(places, index, axis=-1)
-    anchor = jnp.where(scores > -jnp.inf, anchor, -1)
+    width = min(anchors.k, places.shape[-1])
+    scores, anchor = anchors_lib.best(scores, places, width)
     gate = anchors_lib.gates(scores, anchor >= 0)
     position = jnp.broadcast_to(position[:, None], key.shape[:2])
     first = position + 1 - anchors.window
@@ -120,7 +117,7 @@ class SuperlinearCache(kept_whole.KeptWhole[Spanning]):
       at = jnp.clip(start, 0, self.kept.key.shape[2] - size)[..., None]
       place = at + jnp.arange(size)[None, None]
       is_seen = (place >= start[..., None]) & (place < stop[..., None])
-      cut = lambda x, at=at, size=size: block_cache.slices(x, at, size)[:, :, 0]
+      cut = lambda x, at=at, size=size: kept_whole.slices(x, at, size)[:, :, 0]
       parts.append((cut(self.kept.key), cut(self.kept.value), is_seen))
     key, value, is_seen = (
         jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True)

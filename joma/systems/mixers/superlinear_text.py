@@ -103,11 +103,8 @@ def _best(
     anchor = anchors.places(position, num_anchors)
     found = key[:, jnp.maximum(anchor, 0)]  # [B, t, A, H]
     scores = jnp.einsum("BTH,BTAH->BTA", query, found)
-    scores = jnp.where(anchor[None] >= 0, scores, -jnp.inf)
-    best, index = jax.lax.top_k(scores, width)
     anchor = jnp.broadcast_to(anchor[None], scores.shape)
-    anchor = jnp.take_along_axis(anchor, index, axis=-1)
-    return jnp.where(best > -jnp.inf, anchor, -1)
+    return anchors_lib.best(scores, anchor, width)[1]
 
   anchor = jax.lax.map(find, (parts.swapaxes(0, 1), position))
   return anchor.swapaxes(0, 1).reshape(batch, -1, width)[:, :length]

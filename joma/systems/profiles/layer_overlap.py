@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems.profiles import layer_shares
 from joma.systems.reuse import heaviest
 from joma.transformer import model as models
-
-_MASS = 0.9
 
 
 class Profile(NamedTuple):
@@ -78,13 +77,13 @@ def measure(
       _chosen, config.num_kv_heads, size=size, num=num, first=num_first
   )
   chosen = [choose(each) for each in weights]
-  shared = overlaps(jnp.stack(chosen))
+  shared = layer_shares.overlaps(jnp.stack(chosen))
   errors = [
-      _error(each, choice, layer["value"]["__call__"][0], size)
+      layer_shares.error(each, choice, layer["value"]["__call__"][0], size)
       for each, choice, layer in zip(weights, chosen, layers, strict=True)
   ]
   shares = [
-      _share(heaviest.block_mass(each, config.num_kv_heads, size))
+      layer_shares.share(heaviest.block_mass(each, config.num_kv_heads, size))
       for each in weights
   ]
   return Profile(
@@ -93,18 +92,6 @@ def measure(
       jnp.stack(errors),
       jnp.stack(shares),
   )
-
-
-def overlaps(chosen: Bool[Array, "L B K T C"]) -> Float[Array, "L L K"]:
-  """Share of layer j's choice that layer i's has, mean over texts and queries.
-
-  Args:
-    chosen: Marks of each layer's choice.
-  """
-  wide = chosen.astype(jnp.float32)
-  same = jnp.einsum("IBKTC,JBKTC->IJBKT", wide, wide)
-  size = jnp.maximum(wide.sum(axis=-1), 1)
-  return (same / size[None]).mean(axis=(2, 4))
 
 
 def _chosen(
@@ -119,27 +106,3 @@ def _chosen(
   blocks, is_valid = heaviest.top(mass, own[None, None], num)
   place = jnp.arange(mass.shape[-1])[None, None, None, None]
   return ((blocks[..., None] == place) & is_valid[..., None]).any(axis=3)
-
-
-def _error(
-    weights: Float[Array, "B N T S"],
-    chosen: Bool[Array, "B K T C"],
-    value: Float[Array, "B S K H"],
-    size: int,
-) -> Float[Array, ""]:
-  num_groups = weights.shape[1] // value.shape[2]
-  by_key = jnp.repeat(chosen, size, axis=3)[..., : weights.shape[-1]]
-  few = jnp.where(jnp.repeat(by_key, num_groups, axis=1), weights, 0.0)
-  few = few / jnp.maximum(few.sum(axis=-1, keepdims=True), 1e-9)
-  value = jnp.repeat(value, num_groups, axis=2)
-  read = lambda weights: jnp.einsum("BNTS,BSNH->BTNH", weights, value)
-  norm = lambda x: jnp.sqrt(jnp.square(x).sum())
-  return norm(read(few - weights)) / norm(read(weights))
-
-
-def _share(mass: Float[Array, "B K T C"]) -> Float[Array, ""]:
-  """Blocks that hold most of the mass, over the blocks that have any."""
-  ranked = -jnp.sort(-mass, axis=-1)
-  held = ranked / ranked.sum(axis=-1, keepdims=True)
-  needed = (jnp.cumsum(held, axis=-1) - held < _MASS).sum(axis=-1)
-  return (needed / jnp.maximum((mass > 0).sum(axis=-1), 1)).mean()

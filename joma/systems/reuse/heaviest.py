@@ -1,14 +1,18 @@
 """The blocks of keys that got most attention, query by query.
 
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, H
-head size, C blocks, W blocks that are chosen.
+head size, C blocks, W blocks that are chosen, V blocks that are handed on.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.transformer import full_cache
 from joma.transformer import hooks
+from joma.transformer import layer_hooks
 from joma.transformer.weighing import parts
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
@@ -73,6 +77,37 @@ def choose(
       )
   )[:, :length]
   return join(blocks), join(is_valid)
+
+
+def choose_of_cache(
+    call: hooks.Call, made: hooks.Made, size: int, num: int
+) -> tuple[Int[Array, "B T K W"], Bool[Array, "B T K W"]]:
+  """As `choose`, for new tokens whose keys are in a cache of whole blocks."""
+  cache: Any = made.kv_cache
+  if isinstance(cache, layer_hooks.PreparedCache):
+    cache = cache.kv_cache
+  key = cache.kept.key.swapaxes(1, 2)
+  return choose(
+      call.rotate(made.query, call.positions),
+      key,
+      full_cache.spans_up_to(call.positions, made.options.window),
+      made.options,
+      (call.positions, jnp.arange(key.shape[1])[None]),
+      size,
+      num,
+  )
+
+
+def share_handed(
+    own: Int[Array, "B T K W"],
+    is_own: Bool[Array, "B T K W"],
+    handed: Int[Array, "B T K V"],
+    is_handed: Bool[Array, "B T K V"],
+) -> Float[Array, "B T K"]:
+  """Share of a choice that is among what was handed on."""
+  same = (own[..., None] == handed[..., None, :]) & is_handed[..., None, :]
+  same = same.any(axis=-1) & is_own
+  return same.sum(axis=-1) / jnp.maximum(is_own.sum(axis=-1), 1)
 
 
 def block_mass(

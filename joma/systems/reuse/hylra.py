@@ -13,16 +13,14 @@ N / K, L layers, W blocks that are read, H head size.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems.reuse import heaviest
 from joma.systems.selectors import block_cache
-from joma.transformer import full_cache
 from joma.transformer import hooks
-from joma.transformer import layer_hooks
 from kernels_pallas import masks
 from kernels_pallas import selection
 from scansnap_jax.experiment import errors
@@ -117,18 +115,8 @@ class Hylra(block_cache.InBlocks):
     if made.kv_cache is None:
       assert isinstance(made.where, masks.Mask)  # As `select` returned it.
       return self._chosen(made.query, made.key, made.where, made.options)
-    cache: Any = made.kv_cache
-    if isinstance(cache, layer_hooks.PreparedCache):
-      cache = cache.kv_cache
-    key = cache.kept.key.swapaxes(1, 2)
-    return heaviest.choose(
-        call.rotate(made.query, call.positions),
-        key,
-        full_cache.spans_up_to(call.positions, made.options.window),
-        made.options,
-        (call.positions, jnp.arange(key.shape[1])[None]),
-        self.block,
-        self.k // self.block,
+    return heaviest.choose_of_cache(
+        call, made, self.block, self.k // self.block
     )
 
   def probe(
@@ -143,14 +131,13 @@ class Hylra(block_cache.InBlocks):
     assert inner is not None  # As `select` returned it.
     own, counts = self._chosen(made.query, made.key, inner, made.options)
     handed, is_handed = call.carry.get(self.name) or (own, counts)
-    same = (own[..., None] == handed[..., None, :]) & is_handed[..., None, :]
-    same = same.any(axis=-1) & counts
-    return {"overlap": same.sum(axis=-1) / jnp.maximum(counts.sum(axis=-1), 1)}
+    shared = heaviest.share_handed(own, counts, handed, is_handed)
+    return {"overlap": shared}
 
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      summary: None,
+      kept: PyTree,
       position: Int[Array, "B"],
       call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:

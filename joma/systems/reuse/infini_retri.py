@@ -11,27 +11,18 @@ be read anew: nothing of keys and values is kept. What is carried at the end is
 the text that the question is asked of (https://arxiv.org/abs/2502.12962). Fewer
 tokens than `budget`, and the rest of the last sentence, are carried.
 
-Letters: N heads, Q tokens of the question, S tokens of the text, T of a call.
+Letters: N heads, Q tokens of the question, S tokens of the text.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 import dataclasses
-import functools
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from joma.transformer import model as models
+from joma.systems.reuse import question_weights
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-
-# Text and question to the weights of the question's rows.
-Read = Callable[
-    [Int[np.ndarray, "S"], Int[np.ndarray, "Q"]], Float[np.ndarray, "N Q S"]
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +47,7 @@ class Settings:
 
 
 def carried(
-    read: Read,
+    read: question_weights.Read,
     text: Int[np.ndarray, "S"],
     question: Int[np.ndarray, "Q"],
     ends: Collection[int],
@@ -67,7 +58,7 @@ def carried(
   A text of one chunk is returned as it is.
 
   Args:
-    read: As `reader` makes it.
+    read: As `question_weights.reader` makes it.
     text: To be searched.
     question: What is asked.
     ends: Tokens that end sentences.
@@ -126,51 +117,3 @@ def keep(
       break
     is_kept |= sentence == sentence[token]
   return is_kept
-
-
-def reader(
-    model: models.Transformer, params: PyTree, room: int, layer: int = -1
-) -> Read:
-  """Returns what reads a text and a question, by one compiled program.
-
-  Args:
-    model: The Transformer.
-    params: Its parameters.
-    room: T, most tokens of a call.
-    layer: Whose weights are read; the last one's is the method.
-  """
-  number = range(model.config.num_layers)[layer]
-
-  def read(
-      text: Int[np.ndarray, "S"], question: Int[np.ndarray, "Q"]
-  ) -> Float[np.ndarray, "N Q S"]:
-    size, length = len(text), len(text) + len(question)
-    if length > room:
-      raise errors.UserError(
-          f"room={room} is too little for {length} tokens: what is carried, a"
-          " chunk and the question."
-      )
-    tokens = np.zeros((1, room), np.int32)
-    tokens[0, :length] = np.concatenate([text, question])
-    positions = np.full((1, room), -1, np.int32)
-    positions[0, :length] = np.arange(length)
-    weights = np.asarray(_weights(model, number, params, tokens, positions))
-    return weights[:, size:length, :size]
-
-  return read
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _weights(
-    model: models.Transformer,
-    layer: int,
-    params: PyTree,
-    tokens: Int[Array, "1 T"],
-    positions: Int[Array, "1 T"],
-) -> Float[Array, "N T T"]:
-  """Attention weights of one layer."""
-  found: Any = model.apply(
-      {"params": params}, tokens, positions=positions, mutable="intermediates"
-  )
-  seen = found[1]["intermediates"][f"layers_{layer}"]["attn"]
-  return seen["attn_weights"][0][0].astype(jnp.float32)

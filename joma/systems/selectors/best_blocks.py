@@ -1,7 +1,7 @@
 """Each query's own block of keys, and the best of those before it.
 
-Letters: B batch, T queries, N query heads, K key and value heads, G = N / K, H
-head size, C blocks, W blocks that are read.
+Letters: B batch, T queries or new keys, N query heads, K key and value heads, G
+= N / K, H head size, C blocks, W blocks that are read.
 """
 
 import jax
@@ -54,6 +54,30 @@ def no_keys(
   """A key of zeros for each block, which sums and spokesmen begin with."""
   heads, size = config.num_kv_heads, config.head_dim
   return jnp.zeros((batch_size, heads, num_blocks, size))
+
+
+def put(
+    kept: Float[Array, "B K C H"],
+    block: Int[Array, "B T"],
+    key: Float[Array, "B T K H"],
+    is_added: bool,
+) -> Float[Array, "B K C H"]:
+  """Adds keys to what is kept of their blocks, or puts them in its place.
+
+  Args:
+    kept: A vector for each block.
+    block: Of each key; below 0 it leaves nothing.
+    key: New ones.
+    is_added: Whether keys are summed.
+  """
+  # A number below 0 would be a block from the end.
+  block = jnp.where(block < 0, kept.shape[2], block)
+
+  def one(kept: Array, block: Array, key: Array) -> Array:
+    at, key = kept.at[:, block], key.swapaxes(0, 1).astype(kept.dtype)
+    return (at.add if is_added else at.set)(key, mode="drop")
+
+  return jax.vmap(one)(kept, block, key)
 
 
 def select(

@@ -16,10 +16,10 @@ from collections.abc import Callable
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.systems import kept_whole
 from joma.systems.selectors import block_cache
 from joma.systems.selectors import tree_search
 from joma.transformer import hooks
@@ -74,56 +74,33 @@ class Hip(block_cache.InBlocks):
     """Returns what is found for every block of queries, and the mask."""
     size, (batch, length, num_heads, _) = self.block, query.shape
     num_blocks = -(-length // size)
-    # A choice has no gradient: what is chosen gets its own from attention.
-    # Copies of the last row at the end leave the max over a block as it is.
-    fill = lambda x: jnp.pad(
-        jax.lax.stop_gradient(x),
-        ((0, 0), (0, num_blocks * size - length), (0, 0), (0, 0)),
-        mode="edge",
-    )
-    query = fill(query)[:, self.stride // 2 :: self.stride]
-    query = query.reshape(batch, num_blocks, size // self.stride, num_heads, -1)
-    # One key speaks for its block.
-    middles = fill(key)[:, size // 2 :: size]
-    middles = jnp.repeat(middles, num_heads // key.shape[2], axis=2)
-    middles = middles.swapaxes(1, 2)  # [B, N, C, H]
-
-    def score(index: Array) -> Array:
-      flat = index.reshape(batch, num_heads, -1, 1)
-      found = jnp.take_along_axis(middles, flat, axis=2)
-      found = found.reshape(*index.shape, -1)
-      # A block of queries reads what any of them wants.
-      return jnp.einsum("BRTNH,BNRWH->BNRTW", query, found).max(axis=3)
-
+    score = tree_search.middle_scores(query, key, size, self.stride)
     newest = jnp.arange(num_blocks)[None, None]
     newest = jnp.broadcast_to(newest, (batch, num_heads, num_blocks))
     blocks, is_valid = self.find(score, newest, num_blocks)
     # Selections list the valid blocks first, and say how many those are.
     order = jnp.argsort(~is_valid, axis=-1, stable=True)
-    return selection.Selection(
-        jnp.take_along_axis(blocks, order, axis=-1),
-        is_valid.sum(axis=-1).astype(jnp.int32),
-        mask,
-        size,
-        size,
-    )
+    blocks = jnp.take_along_axis(blocks, order, axis=-1)
+    count = is_valid.sum(axis=-1).astype(jnp.int32)
+    return selection.Selection(blocks, count, mask, size, size)
 
-  def choose(
+  def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      key: Float[Array, "B K S H"],
+      kept: Float[Array, "B K S H"],
       position: Int[Array, "B"],
+      call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
     """Returns what one query a sequence finds; its groups share the blocks."""
-    num_blocks = key.shape[2] // self.block
+    num_blocks = kept.shape[2] // self.block
 
     def score(index: Array) -> Array:
       middles = index * self.block + self.block // 2
       # Reads these keys, not the cache: bytes do not grow with the text.
-      found = block_cache.slices(key, middles, 1)[:, :, :, 0]
+      found = kept_whole.slices(kept, middles, 1)[:, :, :, 0]
       return jnp.einsum("BKGH,BKWH->BKGW", query, found).max(axis=2)
 
-    newest = jnp.broadcast_to((position // self.block)[:, None], key.shape[:2])
+    newest = jnp.broadcast_to((position // self.block)[:, None], kept.shape[:2])
     return self.find(score, newest, num_blocks)
 
   def find(

@@ -5,14 +5,15 @@
 of J small heads (https://arxiv.org/abs/2512.02556); a block's is its keys'
 greatest.
 
-Letters: B batch, T queries, S keys, J heads of the index, E their size, W
-blocks that are read.
+Letters: B batch, D width, T queries, S keys, J heads of the index, E their
+size, W blocks that are read.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.transformer import hooks
 from kernels_pallas import masks
 from kernels_pallas import selection
 
@@ -21,6 +22,28 @@ _SIZE = 128
 Index = tuple[
     Float[Array, "B T J E"], Float[Array, "B T J"], Float[Array, "B S E"]
 ]
+
+
+def keys(params: hooks.Params, call: hooks.Call) -> Float[Array, "B T E"]:
+  """Index keys, rotated, float32."""
+  found = jnp.einsum("BTD,DE->BTE", _input(call), params["key"])
+  return call.rotate(found[:, :, None], call.positions)[:, :, 0]
+
+
+def queries(
+    params: hooks.Params, call: hooks.Call
+) -> tuple[Float[Array, "B T J E"], Float[Array, "B T J"]]:
+  """Index queries, rotated, and the weights of their heads; float32."""
+  query = jnp.einsum("BTD,DJE->BTJE", _input(call), params["query"])
+  weight = jnp.einsum("BTD,DJ->BTJ", _input(call), params["weight"])
+  num_heads, size = query.shape[2:]
+  factor = (size * num_heads) ** -0.5
+  return call.rotate(query, call.positions), factor * weight
+
+
+def _input(call: hooks.Call) -> Float[Array, "B T D"]:
+  """What the layer reads: the index is no reason for it to change."""
+  return jax.lax.stop_gradient(call.x).astype(jnp.float32)
 
 
 def scores(

@@ -84,21 +84,10 @@ class Indexer(block_cache.InBlocks):
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
-  def keys(
-      self, params: hooks.Params, call: hooks.Call
-  ) -> Float[Array, "B T E"]:
-    """Index keys, rotated, float32."""
-    found = jnp.einsum("BTD,DE->BTE", _input(call), params["key"])
-    return call.rotate(found[:, :, None], call.positions)[:, :, 0]
-
-  def queries(
-      self, params: hooks.Params, call: hooks.Call
-  ) -> tuple[Float[Array, "B T J E"], Float[Array, "B T J"]]:
-    """Index queries, rotated, and the weights of their heads; float32."""
-    query = jnp.einsum("BTD,DJE->BTJE", _input(call), params["query"])
-    weight = jnp.einsum("BTD,DJ->BTJ", _input(call), params["weight"])
-    factor = (query.shape[-1] * self.heads) ** -0.5
-    return call.rotate(query, call.positions), factor * weight
+  def index(self, params: hooks.Params, call: hooks.Call) -> index_search.Index:
+    """Queries, weights of their heads, and keys, of the call's tokens."""
+    queries = index_search.queries(params, call)
+    return *queries, index_search.keys(params, call)
 
   def select(
       self,
@@ -109,14 +98,14 @@ class Indexer(block_cache.InBlocks):
       mask: masks.Mask,
   ) -> selection.Selection:
     """Returns the blocks of each query, the same for all heads."""
-    index = (*self.queries(params, call), self.keys(params, call))
+    index = self.index(params, call)
     return index_search.select(index, mask, self.k, self.block)
 
   def losses(
       self, params: hooks.Params, call: hooks.Call, made: hooks.Made
   ) -> dict[str, Float[Array, ""]]:
     """Returns how far the index is from attention."""
-    index = (*self.queries(params, call), self.keys(params, call))
+    index = self.index(params, call)
     return {
         "index": indexer_loss.distance(index_search.scores, index, call, made)
     }
@@ -136,7 +125,7 @@ class Indexer(block_cache.InBlocks):
       positions: Int[Array, "B T"],
   ) -> Float[Array, "B S E"]:
     """Adds the index keys of new tokens."""
-    new = self.keys(call.params[self.name], call)
+    new = index_search.keys(call.params[self.name], call)
     place = jnp.where(positions < 0, summary.shape[1], positions)
     rows = jnp.arange(len(summary))[:, None]
     return summary.at[rows, place].set(new, mode="drop")
@@ -144,19 +133,14 @@ class Indexer(block_cache.InBlocks):
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      summary: Float[Array, "B S E"],
+      kept: Float[Array, "B S E"],
       position: Int[Array, "B"],
       call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
     """Returns what one query a sequence reads, the same for all heads."""
-    own = self.queries(call.params[self.name], call)
-    scores = index_search.scores(*own, summary)
+    own = index_search.queries(call.params[self.name], call)
+    scores = index_search.scores(*own, kept)
     found = index_search.best(scores, position[:, None], self.k, self.block)
     shape = (*query.shape[:2], found[0].shape[-1])
     blocks, is_valid = (jnp.broadcast_to(x, shape) for x in found)
     return blocks, is_valid
-
-
-def _input(call: hooks.Call) -> Float[Array, "B T D"]:
-  """What the layer reads: the index is no reason for it to change."""
-  return jax.lax.stop_gradient(call.x).astype(jnp.float32)

@@ -90,19 +90,14 @@ class Landmark:
       positions: Int[Array, "B T"],
   ) -> Float[Array, "B K C H"]:
     """Adds the landmarks among new keys."""
-    num_blocks = summary.shape[2]
-    is_mark = (positions + 1) % self.block == 0
-    is_mark &= positions >= 0
-    block = jnp.where(is_mark, positions // self.block, num_blocks)
-    put = lambda marks, block, key: marks.at[:, block].set(
-        key.swapaxes(0, 1).astype(marks.dtype), mode="drop"
-    )
-    return jax.vmap(put)(summary, block, key)
+    is_mark = (positions >= 0) & ((positions + 1) % self.block == 0)
+    block = jnp.where(is_mark, positions // self.block, -1)
+    return best_blocks.put(summary, block, key, False)
 
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      summary: Float[Array, "B K C H"],
+      kept: Float[Array, "B K C H"],
       position: Int[Array, "B"],
       call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]] | None:
@@ -110,7 +105,7 @@ class Landmark:
     if not self.k:
       return None
     blocks, is_valid = best_blocks.best_of_query(
-        query, summary, position, self.block, self.k
+        query, kept, position, self.block, self.k
     )
     last = lambda x: jnp.roll(x, -1, axis=-1)
     return last(blocks), last(is_valid)

@@ -82,23 +82,17 @@ class Moba(block_cache.InBlocks):
       positions: Int[Array, "B T"],
   ) -> Float[Array, "B K C H"]:
     """Adds new keys to the sums of their blocks."""
-    # Padding's block, -1, would be the last one.
-    num_blocks = summary.shape[2]
-    block = jnp.where(positions < 0, num_blocks, positions // self.block)
-    add = lambda sums, block, key: sums.at[:, block].add(
-        key.swapaxes(0, 1).astype(sums.dtype), mode="drop"
-    )
-    return jax.vmap(add)(summary, block, key)
+    return best_blocks.put(summary, positions // self.block, key, True)
 
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      summary: Float[Array, "B K C H"],
+      kept: Float[Array, "B K C H"],
       position: Int[Array, "B"],
       call: hooks.Call,
   ) -> tuple[Int[Array, "B K W"], Bool[Array, "B K W"]]:
     """Returns what one query a sequence reads, by the blocks' means."""
-    first = jnp.arange(summary.shape[2])[None] * self.block
+    first = jnp.arange(kept.shape[2])[None] * self.block
     count = jnp.clip(position[:, None] + 1 - first, 1, self.block)
-    means = summary / count[:, None, :, None]
+    means = kept / count[:, None, :, None]
     return best_blocks.best_of_query(query, means, position, self.block, self.k)

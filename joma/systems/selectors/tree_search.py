@@ -4,7 +4,8 @@ A range of blocks is cut into m equal chunks. At every step each chunk is
 halved, both halves are scored by the block in their middle, and the m best
 stay, until a chunk is a block: 2 m log2(C / m) scores instead of C.
 
-Letters: C blocks, m blocks that are kept.
+Letters: B batch, T queries, S keys, N query heads, K key heads, H head size, C
+blocks, R query blocks, m blocks that are kept.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import masks
 
@@ -62,3 +63,45 @@ def search(
         jnp.take_along_axis(x, best, axis=-1) for x in (starts, stops)
     )
   return starts, starts < stops
+
+
+def middle_scores(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    size: int,
+    stride: int,
+) -> Callable[[Array], Array]:
+  """Scores blocks of a text by their middle keys, for blocks of its queries.
+
+  A choice has no gradient: what is chosen gets its own from attention.
+
+  Args:
+    query: Rotated, T = S.
+    key: Rotated.
+    size: Keys, and queries, of a block.
+    stride: Every so many-th query of a block is asked; it divides the size.
+
+  Returns:
+    Of blocks [B, N, R, W] the scores: the greatest of the queries' products.
+  """
+  (batch, length, num_heads, _), num_kv_heads = query.shape, key.shape[2]
+  # Copies of the last row at the end leave the max over a block as it is.
+  fill = lambda x: jnp.pad(
+      jax.lax.stop_gradient(x),
+      ((0, 0), (0, -length % size), (0, 0), (0, 0)),
+      mode="edge",
+  )
+  query = fill(query)[:, stride // 2 :: stride]
+  query = query.reshape(batch, -1, size // stride, num_heads, query.shape[-1])
+  middles = fill(key)[:, size // 2 :: size]
+  middles = jnp.repeat(middles, num_heads // num_kv_heads, axis=2)
+  middles = middles.swapaxes(1, 2)  # [B, N, C, H]
+
+  def score(index: Int[Array, "B N R W"]) -> Float[Array, "B N R W"]:
+    flat = index.reshape(batch, num_heads, -1, 1)
+    found = jnp.take_along_axis(middles, flat, axis=2)
+    found = found.reshape(*index.shape, -1)
+    # A block of queries reads what any of them wants.
+    return jnp.einsum("BRTNH,BNRWH->BNRTW", query, found).max(axis=3)
+
+  return score

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from joma.systems.selectors import antidiagonals
 from joma.systems.selectors import block_cache
@@ -98,7 +98,7 @@ class XAttention(block_cache.InBlocks):
   def choose_by(
       self,
       query: Float[Array, "B K G H"],
-      summary: None,
+      kept: PyTree,
       position: Int[Array, "B"],
       call: hooks.Call,
   ) -> None:

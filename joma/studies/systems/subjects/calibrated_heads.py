@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 from joma.studies import once
-from joma.systems.score_rules import act
+from joma.systems.score_rules.calibrated import columns as columns_lib
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import model as models
@@ -91,7 +91,7 @@ class _Calibrated(routing.Products):
     value = jnp.repeat(value, groups, axis=2)
     part = jnp.einsum("BNTS,BSNH->BTNH", of_sinks, value)
     mass = of_sinks.sum(axis=-1).swapaxes(1, 2)
-    return act.calibrate(out, part, mass, how.beta)
+    return columns_lib.calibrate(out, part, mass, how.beta)
 
   def _weights(self) -> Float[Array, "B N T S"]:
     shape, places = self._how.shape, self._positions

@@ -14,6 +14,7 @@ from joma.studies import texts
 from joma.studies.systems.subjects import facts
 from joma.systems.cache_policies import names as policy_names
 from joma.systems.reuse import infini_retri
+from joma.systems.reuse import question_weights
 
 
 def by_policy(
@@ -80,7 +81,7 @@ def by_carrying(
       chunk=facts.SIZE * chunk, budget=budget, width=1
   )
   room = settings.chunk + budget + 2 * facts.SIZE
-  read = infini_retri.reader(one.transformer, params, room, layer)
+  read = question_weights.reader(one.transformer, params, room, layer)
   answer = jax.jit(
       lambda tokens: one.transformer.apply({"params": params}, tokens)
   )

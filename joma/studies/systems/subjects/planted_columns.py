@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from joma.systems.score_rules import act
+from joma.systems.score_rules.calibrated import act
 from joma.transformer import hooks
 
 _ANSWER, _PLANTED, _NUM_CLASSES = 5, 3, 16

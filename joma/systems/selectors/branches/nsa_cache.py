@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.systems import kept_whole
-from joma.systems.selectors import block_cache
 from joma.systems.selectors.branches import choice
 from joma.transformer import config as configs
 from joma.transformer import full_cache
@@ -115,7 +114,7 @@ class NsaCache(kept_whole.KeptWhole[Branching]):
     start = jnp.maximum(number, 0)[:, None] * size
     for of, kept in (("key", self.kept.key), ("value", self.kept.value)):
       starts = jnp.broadcast_to(start, kept.shape[:2])[..., None]
-      block = block_cache.slices(kept, starts, size)  # [B, K, 1, U, H]
+      block = kept_whole.slices(kept, starts, size)  # [B, K, 1, U, H]
       one = self.system.compressed(params, of, jnp.moveaxis(block, 1, 3))
       at = jnp.where(number < 0, self.blocks[of].shape[1], number)
       rows = jnp.arange(len(at))
@@ -173,9 +172,7 @@ class NsaCache(kept_whole.KeptWhole[Branching]):
   ) -> tuple[Array, Array, Array]:
     """Keys and values from each start on, and which of them are seen."""
     key, value = (
-        block_cache.slices(x, starts, size).reshape(
-            *x.shape[:2], -1, x.shape[3]
-        )
+        kept_whole.slices(x, starts, size).reshape(*x.shape[:2], -1, x.shape[3])
         for x in (self.kept.key, self.kept.value)
     )
     place = starts[..., None] + jnp.arange(size)[None, None, None]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from joma.systems.profiles import layer_overlap
+from joma.systems.profiles import layer_shares
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from tests.joma.transformer import applied
@@ -20,7 +21,7 @@ class LayerOverlapTest(absltest.TestCase):
     for layer, blocks in enumerate(((0, 1), (0, 1), (0, 2, 3))):
       chosen[layer, :, 0, :, blocks] = True
     chosen[:, :, 1] = True
-    found = np.asarray(layer_overlap.overlaps(jnp.asarray(chosen)))
+    found = np.asarray(layer_shares.overlaps(jnp.asarray(chosen)))
     third, half = 1 / 3, 0.5
     want = [[1, 1, third], [1, 1, third], [half, half, 1]]
     np.testing.assert_allclose(found[..., 0], want, atol=1e-6)

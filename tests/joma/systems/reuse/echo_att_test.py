@@ -10,6 +10,7 @@ import pytest
 
 from joma.systems.reuse import distillation
 from joma.systems.reuse import echo_att
+from joma.systems.reuse import stage_losses
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from tests.joma.transformer import applied
@@ -93,7 +94,7 @@ class EchoAttTest(absltest.TestCase):
     teacher, model, params = _model(""), _model(_ENTRY), _drawn("")
     start = distillation.student_of(model, params)
     text, asked = next(_texts(1, seed=9)), (teacher, params)
-    run = jax.jit(distillation.teacher_loss, static_argnums=(0, 2))
+    run = jax.jit(stage_losses.teacher_loss, static_argnums=(0, 2))
     far = lambda params: float(run(model, params, *asked, text))
     after, _ = distillation.train(model, start, _texts(60), 3e-3, asked)
     self.assertLess(far(after), 0.8 * far(start))

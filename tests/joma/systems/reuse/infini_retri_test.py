@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.systems.reuse import infini_retri
+from joma.systems.reuse import question_weights
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
@@ -57,7 +58,7 @@ def _text(needle_at, num_sentences=400):
 
 def _carried(layer, text):
   model, params = _planted()
-  read = infini_retri.reader(model, params, room=32, layer=layer)
+  read = question_weights.reader(model, params, room=32, layer=layer)
   question = np.array([_QUESTION])
   return infini_retri.carried(read, text, question, (_END,), _SETTINGS)
 
@@ -98,7 +99,7 @@ class InfiniRetriTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "width=4 must be odd"):
       infini_retri.Settings(width=4)
     model, params = _planted()
-    read = infini_retri.reader(model, params, room=4)
+    read = question_weights.reader(model, params, room=4)
     with self.assertRaisesRegex(errors.UserError, "room=4 is too little for 6"):
       read(np.arange(1, 6), np.array([_QUESTION]))
 

@@ -137,7 +137,9 @@ class HipTest(parameterized.TestCase):
     system = hip.Hip(k=4, block=4)
     query = jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32)
     key = jnp.asarray(rng.normal(size=(1, 1, 40, 8)), jnp.float32)
-    blocks, is_valid = system.choose(query, key, jnp.array([39]))
+    blocks, is_valid = system.choose_by(
+        query, key, jnp.array([39]), selected.call(1)
+    )
     score = lambda block: float(key[0, 0, block * 4 + 2] @ query[0, 0, 0])
     low, high = 1, 9
     while high - low > 1:

@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from joma.systems.score_rules import act_cache
+from joma.systems.score_rules.calibrated import act_cache
+from joma.systems.score_rules.calibrated import columns
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import layer_hooks
-from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
 from kernels_pallas.attention import api
 from scansnap_jax.experiment import errors
@@ -111,10 +111,10 @@ class Act:
     assert made.lse is not None and made.col_mass is not None  # Asked for.
     mean = made.col_mass / is_token.sum(axis=1)[:, None, None]
     chosen = self.columns(mean)
-    weights, values = _read(query, key, value, chosen, made.lse, options)
+    weights, values = columns.read(query, key, value, chosen, made.lse, options)
     part = jnp.einsum("BNTE,BNEH->BTNH", weights, values)
     mass = weights.sum(axis=-1).swapaxes(1, 2)
-    return calibrate(made.out, part, mass, self.beta), chosen
+    return columns.calibrate(made.out, part, mass, self.beta), chosen
 
   def columns(self, mean: Float[Array, "B N S"]) -> Int[Array, "B N E"]:
     """Which columns are in S, -1 where there are fewer.
@@ -143,55 +143,3 @@ class Act:
     """Returns an empty cache, which keeps everything, and S of the prompt."""
     num = min(math.ceil(1 / self.theta), capacity)
     return act_cache.init(self, config, layer, batch_size, capacity, dtype, num)
-
-
-def calibrate(
-    out: Float[Array, "B T N H"],
-    part: Float[Array, "B T N H"],
-    mass: Float[Array, "B T N"],
-    beta: float | Float[Array, ""],
-) -> Float[Array, "B T N H"]:
-  """Scales what S gave, and the rest so that rows sum to 1.
-
-  Args:
-    out: Of attention.
-    part: What of it columns of S gave.
-    mass: m, their weights in all.
-    beta: Their factor.
-  """
-  is_all = mass > 1 - 1e-6
-  rest = (1 - beta * mass) / jnp.where(is_all, 1.0, 1 - mass)
-  wide, part = out.astype(jnp.float32), part.astype(jnp.float32)
-  scaled = beta * part + rest[..., None] * (wide - part)
-  return jnp.where(is_all[..., None], wide, scaled).astype(out.dtype)
-
-
-def _read(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    chosen: Int[Array, "B N E"],
-    lse: Float[Array, "B N T"],
-    options: hooks.AttentionOptions,
-) -> tuple[Float[Array, "B N T E"], Float[Array, "B N E H"]]:
-  """Weights of the chosen columns, and their values."""
-  num_groups = query.shape[2] // key.shape[2]
-  index = jnp.maximum(chosen, 0)[..., None]
-  gather = lambda x: jnp.take_along_axis(
-      jnp.repeat(x.swapaxes(1, 2), num_groups, axis=1), index, axis=2
-  )
-  products = jnp.einsum(
-      "BTNH,BNEH->BNTE",
-      query,
-      gather(key),
-      preferred_element_type=jnp.float32,
-  )
-  attn_logits = logits_lib.soft_cap(
-      options.scale * products, options.logits_soft_cap
-  )
-  steps = jnp.arange(query.shape[1])[None, None, :, None]
-  seen: Bool[Array, "B N T E"] = (chosen[:, :, None] >= 0) & (
-      chosen[:, :, None] <= steps
-  )
-  exponent = jnp.where(seen, attn_logits - lse[..., None], -jnp.inf)
-  return jnp.exp(exponent), gather(value).astype(jnp.float32)

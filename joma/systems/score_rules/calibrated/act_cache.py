@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from joma.systems import kept_whole
+from joma.systems.score_rules.calibrated import columns
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
@@ -79,11 +80,9 @@ class ActCache(kept_whole.KeptWhole[Calibrating]):
     weights = one_query.weights(attn_logits, query, options)
     is_sink = (self.chosen[..., None] == slots[None, None, None]).any(axis=2)
     of_sinks = jnp.where(is_sink.reshape(weights.shape), weights, 0.0)
-    mass = of_sinks.sum(axis=-1, keepdims=True)
-    is_all = mass > 1 - 1e-6
-    rest = (1 - self.system.beta * mass) / jnp.where(is_all, 1.0, 1 - mass)
-    scaled = self.system.beta * of_sinks + rest * (weights - of_sinks)
-    weights = jnp.where(is_all, weights, scaled).astype(kept.value.dtype)
+    mass = of_sinks.sum(axis=-1)
+    weights = columns.calibrate(weights, of_sinks, mass, self.system.beta)
+    weights = weights.astype(kept.value.dtype)
     out = jnp.einsum("BKGC,BKCH->BKGH", weights, kept.value)
     return out.reshape(query.shape).astype(query.dtype)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joma.systems.score_rules import act
+from joma.systems.score_rules.calibrated import act
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks

@@ -1,0 +1,1 @@
+"""Attention calibration: `act`, its columns, its cache."""
