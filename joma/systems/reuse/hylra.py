@@ -18,6 +18,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from joma.systems import dotted
 from joma.systems.reuse import heaviest
 from joma.systems.selectors import block_cache
 from joma.transformer import hooks
@@ -49,12 +50,7 @@ class Hylra(block_cache.InBlocks):
   reuse: bool = True
 
   def __post_init__(self):
-    if not all(x.isdecimal() for x in self.full.split(".") if self.full):
-      raise errors.UserError(
-          f"hylra: full={self.full!r} must be layers with dots between, as"
-          " 0.1.5."
-      )
-    if self.full and self.reuse and 0 not in self._layers():
+    if self.layers and self.reuse and 0 not in self.layers:
       raise errors.UserError(
           f"hylra: full={self.full} must have the first layer, 0, in it:"
           " nothing comes before it that it could take from."
@@ -65,12 +61,14 @@ class Hylra(block_cache.InBlocks):
           " them at least."
       )
 
-  def _layers(self) -> set[int]:
-    return {int(layer) for layer in self.full.split(".")}
+  @property
+  def layers(self) -> tuple[int, ...]:
+    """Those that read everything; none says that all do."""
+    return dotted.numbers("hylra: full", self.full)
 
   def is_full(self, layer: int) -> bool:
     """Whether a layer reads everything."""
-    return not self.full or layer in self._layers()
+    return not self.full or layer in self.layers
 
   def select(
       self,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from joma.systems import dotted
 from joma.systems.routers import head_gates
 from joma.transformer import hooks
 from scansnap_jax.experiment import errors
@@ -50,13 +51,7 @@ class MohNorms:
     require.at_least("moh_norms: active", self.active, 1)
     require.at_least("moh_norms: shared", self.shared, 0)
     require.one_of("moh_norms: by", self.by, ("norms", "random"))
-    if not all(
-        head.isdecimal() for head in self.heads.split(".") if self.heads
-    ):
-      raise errors.UserError(
-          f"moh_norms: heads={self.heads!r} must be numbers with dots between,"
-          " as 0.3.5."
-      )
+    dotted.numbers("moh_norms: heads", self.heads)
 
   def gate(
       self,
@@ -74,7 +69,7 @@ class MohNorms:
     Raises:
       UserError: If the layer has fewer heads than are shared or named.
     """
-    named = [int(head) for head in self.heads.split(".") if self.heads]
+    named = dotted.numbers("moh_norms: heads", self.heads)
     if max([self.shared - 1, *named]) >= num_heads:
       raise errors.UserError(
           f"moh_norms: shared={self.shared} and heads={self.heads!r} must be"

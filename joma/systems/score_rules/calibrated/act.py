@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from joma.systems import dotted
 from joma.systems.score_rules.calibrated import act_cache
 from joma.systems.score_rules.calibrated import columns
 from joma.transformer import config as configs
@@ -60,13 +61,7 @@ class Act:
       )
     if not 0 <= self.beta <= 1:
       raise errors.UserError(f"act: beta={self.beta} must lie in [0, 1].")
-    if not all(
-        head.isdecimal() for head in self.heads.split(".") if self.heads
-    ):
-      raise errors.UserError(
-          f"act: heads={self.heads!r} must be numbers with dots between, as"
-          " 0.3.5."
-      )
+    dotted.numbers("act: heads", self.heads)
 
   def mix(
       self,
@@ -127,7 +122,7 @@ class Act:
     greatest, chosen = jax.lax.top_k(mean, num)
     is_sink = greatest > self.theta
     if self.heads:
-      named = [int(head) for head in self.heads.split(".")]
+      named = dotted.numbers("act: heads", self.heads)
       heads = jnp.isin(jnp.arange(mean.shape[1]), jnp.array(named))
       is_sink &= heads[None, :, None]
     return jnp.where(is_sink, chosen, -1)

@@ -118,7 +118,7 @@ class HylraTest(absltest.TestCase):
   def test_says_what_would_be_right(self):
     with self.assertRaisesRegex(errors.UserError, "first layer, 0"):
       hylra.Hylra(full="1.2")
-    with self.assertRaisesRegex(errors.UserError, "as 0.1.5"):
+    with self.assertRaisesRegex(errors.UserError, "full='0,1' must be"):
       hylra.Hylra(full="0,1")
     with self.assertRaisesRegex(errors.UserError, "multiple of block=16"):
       hylra.Hylra(k=16)
