@@ -73,10 +73,9 @@ def sees_later(name):
   return isinstance(system(name), hooks.SeesLater)
 
 
-@functools.cache
-def model(entry, num_kv_heads, positions, num_layers=1):
-  """A model, parameters, and three texts."""
-  config = configs.TransformerConfig(
+def config(entry, num_kv_heads, positions, num_layers=1):
+  """Of a small model with the entry in all layers."""
+  return configs.TransformerConfig(
       vocab_size=11,
       num_layers=num_layers,
       embed_dim=16,
@@ -89,7 +88,13 @@ def model(entry, num_kv_heads, positions, num_layers=1):
       positions=positions,
       attention=(entry,) if entry else (),
   )
-  made = models.Transformer(config, implementation="reference")
+
+
+@functools.cache
+def model(entry, num_kv_heads, positions, num_layers=1):
+  """A model, parameters, and three texts."""
+  shape = config(entry, num_kv_heads, positions, num_layers)
+  made = models.Transformer(shape, implementation="reference")
   tokens = np.random.default_rng(1).integers(0, 11, (3, LENGTH), np.int32)
   return made, applied.params(made), tokens
 

@@ -141,7 +141,8 @@ class CacheTest(parameterized.TestCase):
   def test_no_two_arrays_of_a_new_layer_or_cache_are_one(self):
     """Else a step that writes in place would be given one twice."""
     for name in _NAMES:
-      config = _model(name, (2, "rotary"))[0].config
+      shape = (2, "rotary", laws.num_layers(name))
+      config = laws.config(laws.small(name), *shape)
       made = [full_cache.init(config, 3, laws.LENGTH)]
       for system in layer_hooks.of_layer(config, 0).systems:
         if isinstance(system, hooks.Parametric):

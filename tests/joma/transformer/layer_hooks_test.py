@@ -27,6 +27,7 @@ class OverTest(parameterized.TestCase):
   @parameterized.parameters(
       ((), ("hip", "sink_logits"), "hip,sink_logits: sink_logits has parameters"
        " of its own, which this model lacks"),
+      ((), ("ssa",), "attention=ssa: ssa has parameters of its own"),
       (("lightning",), ("hip",), "lightning has parameters of its own, which"
        " this model has and would not use"),
       ((), ("hipp",), "no system 'hipp'; the nearest is 'hip'"),
