@@ -11,7 +11,7 @@ before attention (https://arxiv.org/abs/2106.04803,
 https://arxiv.org/abs/2304.05350), `grid_conv,grid_bias` as a pattern. Theirs
 reads cells on all sides and opens channels by means over the image; ours is
 causal, and the gate is the token's own query. What would lie outside of the
-grid is 0, and a token outside of it reads itself.
+grid is 0, and a token outside of it reads itself. XLA only.
 
 Letters: B batch, T tokens, W = r C + r values before them, R rows, C columns,
 N query heads, K key and value heads, H head size.
