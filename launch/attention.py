@@ -25,6 +25,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.bridge import bridge_checkpoint
 from joma.studies.systems.bridge import bridge_ladder
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
@@ -51,6 +52,7 @@ from launch.command import study_run
 _STUDIES = {
     "act": act.STUDY,
     "adam_order": adam_order.STUDY,
+    "bridge_checkpoint": bridge_checkpoint.STUDY,
     "bridge_ladder": bridge_ladder.STUDY,
     "composed": composed.STUDY,
     "conv": conv.STUDY,

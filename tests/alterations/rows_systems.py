@@ -452,6 +452,25 @@ joma/studies/systems/bridge/predictors.py
 ? samples meet the decoder that they made
 @ test_halves_meet_each_others_decoder
 
+joma/studies/systems/bridge/bridge_checkpoint.py
+- found.velocity[query[:, None], candidate[None]].mean(axis=0)
++ found.velocity[candidate[None], query[:, None]].mean(axis=0)
+? keys ask queries
+@ test_velocity_is_that_of_the_queries_that_ask
+
+scansnap_jax/run.py
+- return (losses * classes.class_probs).sum()
++ return losses.sum()
+? the loss of a population is that of its classes together
+@ tests/scansnap_jax/train_test.py
+@ test_metric_rows_are_the_history
+
+scansnap_jax/figures/shared_seeds.py
+- "effective_cells": float(len(rates) ** 2 / squares),
++ "effective_cells": float(len(rates) / squares),
+? few independent points, whatever hangs together
+@ test_seeds_that_move_points_together_leave_fewer
+
 joma/studies/systems/bridge/verdict.py
 - return intervals.interval(here - before)
 + return intervals.interval(here - before[::-1])

@@ -4,10 +4,48 @@ Letters: B batch, K key and value heads, S tokens, C positions, M blocks, R
 tokens of a block, H head size.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from joma.inference.cache import cache_options
+from joma.transformer import config as configs
+from joma.transformer import full_cache
 from joma.transformer import hooks
+from scansnap_jax.experiment import errors
+
+
+def check_made(
+    name: str,
+    config: configs.TransformerConfig,
+    layer: int,
+    dtype: jax.typing.DTypeLike,
+    options: cache_options.CacheOptions,
+) -> None:
+  """Refuses a cache of blocks that its policy cannot make.
+
+  Args:
+    name: The policy.
+    config: Of the model.
+    layer: Whose cache it is.
+    dtype: Of the cache.
+    options: Of the cache; the default ones are right.
+
+  Raises:
+    UserError: The keys' rotations change, options are not the default ones, or
+      the type is no float.
+  """
+  full_cache.check_rotations_stay(name, config, layer)
+  if options != cache_options.DEFAULT:
+    raise errors.UserError(
+        f"{name} keeps rotated keys at absolute positions, in blocks of its"
+        " own: leave keys, positions and page_size as they are."
+    )
+  if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+    raise errors.UserError(
+        f"dtype={jnp.dtype(dtype).name} of a {name} cache must be a float type,"
+        " such as float32 or bfloat16."
+    )
 
 
 def cut(

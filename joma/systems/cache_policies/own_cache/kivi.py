@@ -93,17 +93,7 @@ class Kivi(policy_lib.Policy):
       options: cache_options.CacheOptions,
   ) -> "KiviCache":
     """Returns a `KiviCache` of `capacity` positions."""
-    full_cache.check_rotations_stay("kivi", config, layer)
-    if options != cache_options.DEFAULT:
-      raise errors.UserError(
-          "kivi keeps rotated keys at absolute positions, in blocks of its own:"
-          " leave keys, positions and page_size as they are."
-      )
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-      raise errors.UserError(
-          f"dtype={jnp.dtype(dtype).name} of a kivi cache must be a float type:"
-          " it is that of scales and of the newest tokens."
-      )
+    blocks.check_made("kivi", config, layer, dtype, options)
     if config.head_dim % 2:
       raise errors.UserError(
           f"head_dim={config.head_dim} must be even for kivi: two codes share a"

@@ -89,17 +89,7 @@ class ThinK(policy_lib.Policy):
       options: cache_options.CacheOptions,
   ) -> "ThinKCache":
     """Returns a `ThinKCache` of `capacity` positions."""
-    full_cache.check_rotations_stay("think", config, layer)
-    if options != cache_options.DEFAULT:
-      raise errors.UserError(
-          "think keeps rotated keys at absolute positions, in blocks of its"
-          " own: leave keys, positions and page_size as they are."
-      )
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-      raise errors.UserError(
-          f"dtype={jnp.dtype(dtype).name} of a think cache must be a float"
-          " type."
-      )
+    blocks.check_made("think", config, layer, dtype, options)
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     return _empty(self, shape, dtype)
 

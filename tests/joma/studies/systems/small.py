@@ -23,6 +23,7 @@ from joma.studies.systems import retrieval
 from joma.studies.systems import reuse
 from joma.studies.systems import selection
 from joma.studies.systems import sinks
+from joma.studies.systems.bridge import bridge_checkpoint
 from joma.studies.systems.bridge import bridge_ladder
 from joma.studies.systems.probes import head_drift
 from joma.studies.systems.probes import recall
@@ -38,6 +39,7 @@ from tests.joma.studies import smalls
 
 STUDIES = {
     "act": act.STUDY,
+    "bridge_checkpoint": bridge_checkpoint.STUDY,
     "bridge_ladder": bridge_ladder.STUDY,
     "conv": conv.STUDY,
     "deconstruct": deconstruct.STUDY,
