@@ -306,7 +306,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         drawing.draw_interval(axes, layers, band, look, predictor)
       axes.axhline(summary["chance"], color="black", ls=":", lw=0.8)
       axes.set(xlabel="layer", ylim=(0, 1), title=name)
-      axes.set_xlim(0, max(1, curve.shape[1] - 1))
+      axes.set_xlim(0, max(1, np.shape(found[_SHOWN[0]])[1] - 1))
     panels[0].set_ylabel("recall of the heavy hitters")
     figures.put_legend_above(figure, figures.legend_entries(panels[0]))
   return figure
