@@ -56,6 +56,31 @@ class TrainLmTest(absltest.TestCase):
         check=False,
     )
 
+  @pytest.mark.slow
+  def test_monarch_matrices_are_trained_and_saved(self):
+    text = self.create_tempfile("text.txt", "to be or not to be\n" * 99)
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    done = self._run(
+        f"--workdir={workdir}",
+        f"--corpus={text.full_path}",
+        *_TINY,
+        "--model.projection=monarch:blocks=2:rank=2",
+        "--lr=0.02",
+        "--num_steps=60",
+        "--log_every=20",
+        "--eval_every=60",
+        "--map_steps=60",
+        "--save_own",
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    summary = json.loads((workdir / "summary.json").read_text())
+    # Bytes at random cost log 256 = 5.5.
+    self.assertLess(summary["final_valid_loss"], 2.5)
+    config, params = pretrained.load(workdir / "own" / "step60")
+    self.assertEqual(config.projection, "monarch:blocks=2:rank=2")
+    query = params["layers_0"]["attn"]["query"]
+    self.assertContainsSubset(["right", "left"], query)
+
   def test_from_flags_to_report_and_a_folder_for_others(self):
     text = self.create_tempfile("text.txt", "to be or not to be\n" * 99)
     workdir = pathlib.Path(self.create_tempdir().full_path)
