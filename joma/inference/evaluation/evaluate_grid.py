@@ -331,9 +331,18 @@ def _answers(
   return {
       "ms_per_step": seen.ms_per_step,
       "quality": quality,
-      "recall": np.nanmean(recall, axis=1),
+      "recall": _mean_of_numbers(recall),
       "kept_mass": _kept_mass(seen.kv_cache, last),
   }
+
+
+def _mean_of_numbers(
+    recall: Float[np.ndarray, "B T *l"],
+) -> Float[np.ndarray, "B *l"]:
+  """Means over tokens; NaN where there is no number, as of a mixer's state."""
+  count = np.isfinite(recall).sum(axis=1)
+  total = np.nansum(recall, axis=1) / np.maximum(count, 1)
+  return np.where(count > 0, total, np.nan)
 
 
 def _num_new(batch: Any, subject: Subject) -> int:
