@@ -69,13 +69,13 @@ def _measured():
 
 class GridTest(absltest.TestCase):
 
-  @pytest.mark.slow
   def test_means_are_of_numbers_and_a_state_has_none(self):
     """Without a word to the user: numpy's own mean of nothing warns."""
     recall = np.array([[[1.0], [np.nan], [0.0]], [[np.nan]] * 3])
     found = evaluate_grid._mean_of_numbers(recall)
     np.testing.assert_array_equal(found, [[0.5], [np.nan]])
 
+  @pytest.mark.slow
   def test_a_selector_is_read_through_its_own_cache(self):
     """With all keys it is the full cache; nothing evicts from it."""
     subject, rows, _ = _measured()
