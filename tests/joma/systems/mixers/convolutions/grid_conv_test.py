@@ -111,7 +111,9 @@ class GridConvTest(parameterized.TestCase):
         one_layer.draw(f"grid_conv:{option}")
     config, params, x = one_layer.draw(_ENTRY, length=_LENGTH)
     with self.assertRaisesRegex(errors.UserError, "no mask but the causal"):
-      one_layer.run(config, params, x, mask=masks.document(np.zeros(_LENGTH)))
+      one_layer.run(
+          config, params, x, mask=masks.document(np.zeros(_LENGTH, int))
+      )
 
 
 if __name__ == "__main__":
