@@ -16,7 +16,8 @@ still in the cache when it was asked, the bytes of a step by the cost model,
 bytes held, measured time, compilations. With --tasks=ruler: a table of scores,
 policies against tasks, by one of three protocols. Below --workdir: report.html,
 summary.json, figures/, flags.txt, config.json, and rows.jsonl, a row as each
-setting ends: a run that was cut goes on from there.
+setting ends: a run that was cut goes on from there; with --explore also
+explore.html, the page of `launch.explore`.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ from joma.inference.evaluation import evaluate_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.explore import beside
+from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
@@ -42,6 +45,10 @@ _MODEL = flags.DEFINE_string(
 )
 _DATA_DIR = run.define_data_dir()
 _MESH = run.define_mesh()
+_EXPLORE = beside.define(
+    "Whether to write explore.html, too: the first text of the first task,"
+    " token by token, and which tokens each policy keeps with the fewest slots."
+)
 _CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
 
 
@@ -51,6 +58,11 @@ def main(_: list[str]) -> None:
   sizes = run.mesh_sizes(_MESH.value)
 
   is_ruler = evaluate_config.RULER in config.tasks
+  if is_ruler and _EXPLORE.value:
+    raise errors.UserError(
+        "--explore shows no text of --tasks=ruler: leave it out, or give one of"
+        " its texts to launch.explore."
+    )
 
   def check() -> None:
     if is_ruler:
@@ -145,13 +157,23 @@ def _measure(
         on_progress,
         workdir,
     )
+    if _EXPLORE.value:
+      beside.write(workdir, lambda: _page(config, subject))
   return {"tasks": rows, "training": training, "length": config.length}
+
+
+def _page(config: evaluate_config.EvaluateConfig, subject: Any) -> Any:
+  from joma.inference.explore import beside as pages
+
+  name = pathlib.Path(_MODEL.value).name if _MODEL.value else "the model"
+  return pages.of_evaluation(config, subject, _DATA_DIR.value, name)
 
 
 def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
   from joma.inference.evaluation import report
 
-  path = report.write(this.folder, summary, this.facts, this.started)
+  facts = {**this.facts, **(beside.link() if _EXPLORE.value else {})}
+  path = report.write(this.folder, summary, facts, this.started)
   for task, found in summary["tasks"].items():
     print(report.finding(task, found))
   return path
@@ -174,6 +196,7 @@ def _folder(config: evaluate_config.EvaluateConfig) -> run.Folder:
   extra = {"model": _MODEL.value, "data_dir": _DATA_DIR.value}
   given = {name: value for name, value in extra.items() if value is not None}
   extra["mesh"] = _MESH.value  # Results are the same on any.
+  extra["explore"] = _EXPLORE.value or None
   return run.Folder(
       _WORKDIR.value,
       {**given, **workdir_lib.config_to_json(config)},

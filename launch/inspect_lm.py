@@ -12,7 +12,8 @@ has none), or token ids: --ids=FILE.npz with an array `ids` [B, T].
 --logits_out=FILE.npy writes the logits of every position.
 
 Below --workdir, if there is one: report.html, summary.json (every number that
-the figures show, by layer and head), figures/, flags.txt, config.json.
+the figures show, by layer and head), figures/, flags.txt, config.json; with
+--explore also explore.html, the page of `launch.explore`.
 """
 
 import functools
@@ -25,6 +26,7 @@ from joma.transformer import inspection_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.explore import beside
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
@@ -38,6 +40,10 @@ _MODEL = flags.DEFINE_multi_string(
 _WORKDIR = run.define_workdir(
     "Local folder of this run; none writes no report.", is_required=False
 )
+_EXPLORE = beside.define(
+    "Whether to write explore.html, too: the first window of the first model's"
+    " text, token by token, with the attention of every head on it."
+)
 _CONFIG = flag_config.define(inspection_config.InspectionConfig())
 
 
@@ -46,6 +52,8 @@ def main(_: list[str]) -> None:
   config = _CONFIG()
   if config.text is None and config.ids is None:
     raise errors.UserError("give --text=FILE or --ids=FILE.npz")
+  if _EXPLORE.value and _WORKDIR.value is None:
+    raise errors.UserError("--explore writes into --workdir=DIR: give one.")
   # Imported here, so that --help and wrong flags answer at once.
   from joma.transformer.checkpoints import measure as checkpoints
 
@@ -65,6 +73,10 @@ def main(_: list[str]) -> None:
         "models": "\n".join(map(str, folders)),
         "read": str(config.text or config.ids),
     }
+    if _EXPLORE.value:
+      make = functools.partial(_page, folders, texts, models, config)
+      beside.write(this.folder, make)
+      facts |= beside.link()
     path = this.workdir and reports.write(
         this.workdir, {"models": models}, facts, this.started
     )
@@ -80,6 +92,20 @@ def main(_: list[str]) -> None:
   )
 
 
+def _page(
+    folders: list[pathlib.Path],
+    texts: list[Any],
+    models: list[dict[str, Any]],
+    config: inspection_config.InspectionConfig,
+) -> Any:
+  """The page of the first model that could be measured."""
+  from joma.inference.explore import beside as pages
+
+  first = next(i for i, model in enumerate(models) if "failed" not in model)
+  ids = texts[first][0, : models[first]["window"]]
+  return pages.of_model(folders[first], ids, config.attention)
+
+
 def _folder(
     workdir: str,
     folders: list[pathlib.Path],
@@ -89,7 +115,9 @@ def _folder(
   return run.Folder(
       workdir,
       {"model": models, **workdir_lib.config_to_json(config)},
-      flag_config.to_flagfile(config, {"model": models}),
+      flag_config.to_flagfile(
+          config, {"model": models, "explore": _EXPLORE.value or None}
+      ),
   )
 
 

@@ -47,13 +47,14 @@ def main(_: list[str]) -> None:
   text = _read_text()
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference.explore import explore
+  from joma.inference.explore import view as views
   from scansnap_jax.experiment.processes import devices
 
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   view = explore.of_text(_MODEL.value, text, config)
   view.write(out)
   size = out.stat().st_size / 1e6
-  print(f"{explore.finding(view.recording)}\n{out}: {size:.2f} MB")
+  print(f"{views.finding(view.recording)}\n{out}: {size:.2f} MB")
 
 
 def _read_text() -> str:

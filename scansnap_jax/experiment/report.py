@@ -78,6 +78,10 @@ th { font-weight: 600; border-bottom: 2px solid var(--line); }
 """
 
 
+class Link(str):
+  """A fact that is the name of a file beside the report, and leads there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """A table.
@@ -249,10 +253,16 @@ def _plain(text: str) -> str:
 
 def _facts(facts: Mapping[str, str]) -> str:
   entries = [
-      f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+      f"<dt>{html.escape(name)}</dt><dd>{_fact(value)}</dd>"
       for name, value in facts.items()
   ]
   return "\n".join(["<dl>", *entries, "</dl>"]) if entries else ""
+
+
+def _fact(value: str) -> str:
+  text = html.escape(value)
+  is_link = isinstance(value, Link)
+  return f'<a href="{text}">{text}</a>' if is_link else text
 
 
 def _contents(sections: Sequence[Section]) -> str:

@@ -373,4 +373,34 @@ joma/inference/compression.py
 + weights = jnp.ones(positions.shape)
 ? what stands behind a short sequence votes for its keys
 @ test_what_stands_behind_a_sequence_does_not_vote
+
+joma/inference/explore/evictions.py
+- leaves = is_before & ~kept & (left_at == num_tokens)
++ leaves = is_before & ~kept
+? a token leaves anew at every step after it has left
+@ test_kept_masks_are_the_caches_own_after_every_token
+
+joma/inference/explore/recording.py
+- mass = np.where(self.sinks(), -1.0, self.received)
++ mass = self.received
+? sinks take the places of heavy hitters
+@ test_sinks_and_heavy_hitters_by_hand
+
+joma/inference/explore/streams.py
+- gaps = np.where(is_first, stored, gaps)
++ gaps = np.abs(gaps)
+? a query's first key is counted from the last one of the query before
+@ test_a_stream_is_the_map_within_half_a_level
+
+joma/inference/explore/streams.py
+- rests = np.clip(attention.totals[at] - stored, 0, 1)
++ rests = np.clip(1 - codes[at].astype(float).sum(axis=-1), 0, 1)
+? what is left out of a query is nothing
+@ test_what_is_not_stored_is_in_the_rest
+
+joma/systems/probes/maps.py
+- behind = weights[:, :, queries, queries - period + 1]
++ behind = weights[:, :, queries, queries - period]
+? a head that looks at the same token passes for an induction head
+@ test_prefix_matching_reads_behind_the_earlier_occurrence
 """

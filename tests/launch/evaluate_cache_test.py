@@ -67,7 +67,7 @@ class EvaluateCacheTest(absltest.TestCase):
   @pytest.mark.slow  # A dozen compilations.
   def test_trains_reads_and_reports(self):
     workdir = pathlib.Path(self.create_tempdir().full_path) / "new"
-    result = _run(f"--workdir={workdir}", *_TINY)
+    result = _run(f"--workdir={workdir}", "--explore", *_TINY)
     self.assertEqual(result.returncode, 0, result.stderr)
     summary = json.loads((workdir / "summary.json").read_text())
     self.assertIn(summary["finding"][0], result.stdout)
@@ -80,6 +80,10 @@ class EvaluateCacheTest(absltest.TestCase):
       self.assertEqual(row["compilations"], expected)
     report = (workdir / "report.html").read_text()
     self.assertEqual(report.count("data:image/png;base64"), 1)
+    self.assertIn('<a href="explore.html">explore.html</a>', report)
+    # Four slots are a quarter of sixteen tokens.
+    page = (workdir / "explore.html").read_text()
+    self.assertRegex(page, '"label": "H2O", "slots": 4, "num_kv_heads": 1')
 
   @pytest.mark.slow  # A dozen compilations.
   def test_a_run_of_ruler_that_is_killed_goes_on_from_its_rows(self):
@@ -127,6 +131,7 @@ class EvaluateCacheTest(absltest.TestCase):
   def test_ruler_stands_alone_and_wants_a_model(self):
     for flags, message in (
         (("--tasks=ruler,mqar",), "tasks=ruler stands alone"),
+        (("--tasks=ruler", "--explore"), "--explore shows no text of"),
         (("--tasks=ruler",), "tasks=ruler reads texts: give --model"),
     ):
       result = _run("--workdir=unused", *flags)

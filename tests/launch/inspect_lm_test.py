@@ -38,6 +38,7 @@ class InspectLmTest(absltest.TestCase):
         f"--model={root}/step*",
         f"--text={root}/text.txt",
         f"--workdir={root}/run",
+        "--explore",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("19 tokens are cut into windows of 8", result.stderr)
@@ -47,7 +48,10 @@ class InspectLmTest(absltest.TestCase):
     self.assertEqual((first["name"], second["name"]), ("step0", "step1"))
     self.assertEqual(np.shape(first["entropy"]), (1, 2))
     self.assertNotEqual(first["loss"], second["loss"])
-    self.assertTrue((root / "run" / "report.html").exists())
+    report = (root / "run" / "report.html").read_text()
+    self.assertIn('<a href="explore.html">explore.html</a>', report)
+    page = (root / "run" / "explore.html").read_text()
+    self.assertIn('"pieces": ["T", "o", " ", "b", "e", ",", " ", "o"]', page)
 
   def test_logits_alone_need_no_workdir(self):
     root = pathlib.Path(self.create_tempdir().full_path)
@@ -71,6 +75,13 @@ class InspectLmTest(absltest.TestCase):
     self.assertEqual(result.returncode, 2)
     self.assertRegex(
         result.stderr, "^error: There is no folder absent[^\n]*\n$"
+    )
+
+  def test_a_page_wants_a_folder(self):
+    result = _run("--model=absent", "--ids=x.npz", "--explore")
+    self.assertEqual(result.returncode, 2)
+    self.assertEqual(
+        result.stderr, "error: --explore writes into --workdir=DIR: give one.\n"
     )
 
   def test_flags_do_not_wait_for_jax(self):

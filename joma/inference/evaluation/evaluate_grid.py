@@ -108,14 +108,14 @@ def measure(
   check(config, subject)
   # All texts before the first is read: one that is missing costs no hour.
   of_tasks = {
-      task: _batches(config, subject, task, data_dir) for task in config.tasks
+      task: batches(config, subject, task, data_dir) for task in config.tasks
   }
   found = {}
-  for task, batches in of_tasks.items():
+  for task, read in of_tasks.items():
     is_text = task == evaluate_config.PERPLEXITY
     ask = functools.partial(_perplexity if is_text else _answers, config)
     rows = saved_rows.SavedRows(workdir, {"task": task})
-    found[task] = _grid(config, subject, batches, ask, on_progress, rows)
+    found[task] = _grid(config, subject, read, ask, on_progress, rows)
     if is_text:
       _compare(found[task])
     for row in found[task]:
@@ -123,10 +123,10 @@ def measure(
   return found
 
 
-def _batches(
+def batches(
     config: Config, subject: Subject, task: str, data_dir: str | None
 ) -> list[Any]:
-  """What a task reads, a batch for each seed."""
+  """Returns what a task reads, a batch for each seed."""
   if task == evaluate_config.PERPLEXITY:
     if subject.tokenizer is None:
       raise errors.UserError(

@@ -20,7 +20,10 @@ from joma.inference.explore import streams as streams_lib
 
 _FOLDER = importlib.resources.files("joma.inference.explore") / "page"
 _PLACE = re.compile("@@([a-z]+)@@")
-_SCRIPTS = ("streams.js", "maps.js", "heads.js", "tokens.js", "page.js")
+_SCRIPTS = (
+    *("streams.js", "maps.js", "heads.js", "tokens.js", "words.js"),
+    *("controls.js", "page.js"),
+)
 
 
 def render(

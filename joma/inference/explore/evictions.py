@@ -29,7 +29,11 @@ _NUM_STEPS = 64
 
 
 def caches_of(
-    model: models.Transformer, name: str, slots: int, num_tokens: int
+    model: models.Transformer,
+    name: str,
+    slots: int,
+    num_tokens: int,
+    evaluation: evaluate_config.EvaluateConfig | None = None,
 ) -> tuple[Any, ...]:
   """Returns empty caches of a policy, for one text.
 
@@ -38,12 +42,15 @@ def caches_of(
     name: As `policy_names.parse` takes it.
     slots: Of a KV head.
     num_tokens: Of the text, at least 2.
+    evaluation: How an evaluation makes them; None is by default.
 
   Raises:
     UserError: The policy does not fit so few slots, or a layer's cache cannot
       tell which tokens it has.
   """
-  config = evaluate_config.EvaluateConfig(length=num_tokens, batch_size=1)
+  config = evaluation or evaluate_config.EvaluateConfig(
+      length=num_tokens, batch_size=1
+  )
   caches = evaluate_caches.make(config, model.config, name, slots, 1)
   for layer, cache in enumerate(caches):
     if not isinstance(cache, evaluate.KnowsPositions):
@@ -62,6 +69,7 @@ def record(
     slots: int,
     num_prompt: int = 0,
     on_progress: Callable[[int], None] = lambda num_tokens: None,
+    evaluation: evaluate_config.EvaluateConfig | None = None,
 ) -> recording.Evictions:
   """Reads a text with a policy's cache.
 
@@ -73,12 +81,13 @@ def record(
     slots: Of a KV head.
     num_prompt: Tokens that are read at once; the others come one by one.
     on_progress: Told how many tokens have been read since.
+    evaluation: As in `caches_of`.
 
   Raises:
     UserError: As `caches_of`; or the logits of a token are no numbers.
   """
   num_tokens = len(ids)
-  caches = caches_of(model, name, slots, num_tokens)
+  caches = caches_of(model, name, slots, num_tokens, evaluation)
   shape = (model.config.num_layers, model.config.num_kv_heads, num_tokens)
   left_at = jnp.full(shape, num_tokens, jnp.int32)
   losses = jnp.zeros(num_tokens)

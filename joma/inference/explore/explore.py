@@ -1,4 +1,4 @@
-"""Reads a text with a model and shows it: `explore` gives a `View`.
+"""Reads a text with a model and shows it: `explore` gives a `view.View`.
 
   view = explore.explore("models/smol", "To be, or not to be", slots=16)
   view                     # in a notebook: the page
@@ -9,10 +9,7 @@ Letters: T tokens.
 """
 
 from collections.abc import Callable
-import dataclasses
-import html
 import os
-import pathlib
 from typing import Any
 
 from jaxtyping import Int
@@ -20,12 +17,12 @@ import numpy as np
 
 from joma.inference import generate
 from joma.inference import stop_tokens
-from joma.inference.explore import document
+from joma.inference.evaluation import evaluate_config
 from joma.inference.explore import evictions
 from joma.inference.explore import explore_config
 from joma.inference.explore import measure
 from joma.inference.explore import recording
-from joma.systems.probes import maps
+from joma.inference.explore import view as view_lib
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import streaming
@@ -33,46 +30,14 @@ from joma.transformer.text import tokenizer as tokenizers
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import progress
-from scansnap_jax.experiment import workdir
 
 Config = explore_config.ExploreConfig
 OnProgress = Callable[[int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-  """A page; notebooks show it where it is the last value of a cell.
-
-  Attributes:
-    recording: All numbers of it.
-    facts: What the page says of the run.
-    max_mb: Its size at most, about.
-  """
-
-  recording: recording.Recording
-  facts: dict[str, str]
-  max_mb: float = 18.0
-
-  def html(self) -> str:
-    """Returns the page."""
-    return document.render(self.recording, self.facts, self.max_mb)
-
-  def write(self, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes the page and returns its path."""
-    out = json_file.local_path(path)
-    workdir.write_atomic(out, self.html())
-    return out
-
-  def _repr_html_(self) -> str:
-    """A frame of its own: the notebook's style does not reach the page."""
-    return (
-        '<iframe sandbox="allow-scripts" style="width:100%;height:56rem;'
-        f'border:0" title="{html.escape(self.recording.model)}: attention and'
-        f' evictions" srcdoc="{html.escape(self.html())}"></iframe>'
-    )
-
-
-def explore(folder: str | os.PathLike[str], text: str, **settings: Any) -> View:
+def explore(
+    folder: str | os.PathLike[str], text: str, **settings: Any
+) -> view_lib.View:
   """Reads a text with a model from a folder; see `of_text`.
 
   Args:
@@ -83,7 +48,9 @@ def explore(folder: str | os.PathLike[str], text: str, **settings: Any) -> View:
   return of_text(folder, text, Config(**settings))
 
 
-def of_text(folder: str | os.PathLike[str], text: str, config: Config) -> View:
+def of_text(
+    folder: str | os.PathLike[str], text: str, config: Config
+) -> view_lib.View:
   """Reads a text, lets the model continue it, and reads that by policies.
 
   Raises:
@@ -107,7 +74,7 @@ def of_text(folder: str | os.PathLike[str], text: str, config: Config) -> View:
         num_prompt=len(ids),
         on_progress=on_progress,
     )
-  return View(found, facts_of(found), config.max_mb)
+  return view_lib.of_recording(found, config.max_mb)
 
 
 def tokens_of(
@@ -193,6 +160,7 @@ def read(
     pieces: tuple[str, ...] | None = None,
     num_prompt: int | None = None,
     on_progress: OnProgress = lambda num_tokens: None,
+    evaluation: evaluate_config.EvaluateConfig | None = None,
 ) -> recording.Recording:
   """Reads tokens with all keys, and with every policy.
 
@@ -206,6 +174,7 @@ def read(
     num_prompt: Tokens of the text alone; None is all.
     on_progress: Told how many tokens have been read since, T for each policy
       and T with all keys.
+    evaluation: How caches are made; None is as an evaluation does by default.
 
   Raises:
     UserError: As `measure.attention` and `evictions.record`.
@@ -223,6 +192,7 @@ def read(
           slots_of(num_tokens, config),
           at_once,
           on_progress,
+          evaluation,
       )
       for policy in config.policies
   )
@@ -237,49 +207,4 @@ def read(
       attention=attention,
       losses=losses,
       policies=policies,
-  )
-
-
-def facts_of(found: recording.Recording) -> dict[str, str]:
-  """Returns what the page says of its run."""
-  num_layers, num_heads, num_tokens = found.attention.received.shape
-  new = num_tokens - found.num_prompt
-  facts = {
-      "model": f"{found.model}: {num_layers} layers, {num_heads} heads",
-      "text": (
-          f"{found.num_prompt} tokens"
-          + (f", and {new} that the model adds" if new else "")
-      ),
-  }
-  if found.policies:
-    how = {
-        "prompt": "the text at once, then each new token as a decode step",
-        "tokens": "token by token, each one a decode step",
-    }[found.reading]
-    slots = found.policies[0].slots
-    facts["policies"] = f"{slots} slots of each KV head; read {how}"
-  return facts
-
-
-def finding(found: recording.Recording) -> str:
-  """Says in a sentence what each policy keeps, or what heads do."""
-  attention = found.attention
-  if not found.policies:
-    sinks = (attention.sink_mass > maps.SINK_THRESHOLD).mean()
-    return (
-        f"{found.model}: entropy {attention.entropy.mean():.2f} nats, mean over"
-        f" heads; in {100 * sinks:.0f} % of them the first token has more than"
-        f" {100 * maps.SINK_THRESHOLD:.0f} % of the attention."
-    )
-  shares = found.mean_shares()
-  mean = lambda losses: float(losses[found.first_step() : -1].mean())
-  said = [
-      f"{one.label} keeps"
-      f" {100 * shares[i].mean():.1f} % of attention"
-      f" (loss {mean(one.losses):.3f} nats)"
-      for i, one in enumerate(found.policies)
-  ]
-  return (
-      f"With {found.policies[0].slots} slots {', '.join(said)}; with all keys"
-      f" the loss is {mean(found.losses):.3f}."
   )

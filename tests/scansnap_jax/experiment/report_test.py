@@ -162,6 +162,12 @@ class RenderTest(parameterized.TestCase):
     html = report.render("t", {}, [report.Section("s", "one\ntwo\n \n\nthree")])
     self.assertIn("<p>one\ntwo</p>\n<p>three</p>", html)
 
+  def test_a_file_beside_the_report_is_linked_and_no_other_fact(self):
+    facts = {"a": report.Link("page&1.html"), "b": "page.html"}
+    page = _Page(report.render("t", facts, []))
+    self.assertEqual(page.attributes("href"), ["page&1.html"])
+    self.assertIn("page&1.html", page.text)
+
   def test_facts_keep_order_and_lines(self):
     html = report.render("t", {"b": "1\n2", "a": "lr_z n_i"}, [])
     self.assertIn("<dt>b</dt><dd>1\n2</dd>\n<dt>a</dt><dd>lr_z n_i</dd>", html)

@@ -75,7 +75,7 @@ function parts(found, left) {
 }
 
 // How dark a level is: faint ones fainter, so that large weights stand out.
-const inkOf = level => (level / 255) ** 2;
+const inkOf = level => (level / 255) ** 1.8;
 
 // Bytes of a pixel as one number, as machines with low bytes first have it.
 const pixel = ([red, green, blue], alpha) =>

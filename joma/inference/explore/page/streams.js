@@ -94,9 +94,9 @@ function readRow(found, t) {
 
 function percent(weight) {
   const value = 100 * weight;
-  if (value >= 10) return value.toFixed(1) + " %";
-  if (value >= 1) return value.toFixed(2) + " %";
-  return value.toPrecision(2) + " %";
+  if (value >= 9.995) return value.toFixed(1) + " %";
+  if (value >= .995) return value.toFixed(2) + " %";
+  return value.toPrecision(3) + " %";
 }
 
 // A key's weight as text: "12.3 %", or "below 0.02 %" where none is stored.

@@ -11,6 +11,7 @@ from joma.inference.explore import evictions
 from joma.inference.explore import explore
 from joma.inference.explore import explore_config
 from joma.inference.explore import measure
+from joma.inference.explore import view
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer import probes
@@ -98,7 +99,7 @@ class EvictionsTest(parameterized.TestCase):
         self.assertAlmostEqual(
             found.attention.entropy[layer, head], entropy, places=4
         )
-    self.assertRegex(explore.finding(found), "^With 5 slots H2O keeps ")
+    self.assertRegex(view.finding(found), "^With 5 slots H2O keeps ")
     self.assertEqual(found.pieces[1], " 1")
 
   def test_what_cannot_be_is_one_sentence(self):

@@ -19,10 +19,12 @@ def make(
     num_entries=None,
     policies=("h2o", "snapkv"),
     seed=0,
+    num_distinct=None,
 ):
   """Returns a recording of random attention, and its maps [L, N, T, T].
 
-  Maps are None where a query has more keys than entries: they are large.
+  Maps are None where a query has more keys than entries: they are large. With
+  `num_distinct` maps come again, for large ones take long to draw.
   """
   rng = np.random.default_rng(seed)
   size = min(num_entries or num_tokens, num_tokens)
@@ -33,10 +35,12 @@ def make(
   keys = np.zeros((*shape, size), np.uint16)
   weights = np.zeros((*shape, size), np.float32)
   received, shares = np.zeros(shape), np.zeros((len(policies), *shape))
-  entropy, maps = np.zeros(shape[:2]), []
+  entropy, maps, drawn = np.zeros(shape[:2]), [], []
   queries = np.arange(num_tokens)[:, None]
   for at in np.ndindex(shape[:2]):
-    one = _map(rng, num_tokens)
+    if num_distinct is None or len(drawn) < num_distinct:
+      drawn.append(_map(rng, num_tokens))
+    one = drawn[(at[0] * num_heads + at[1]) % len(drawn)]
     found = np.argpartition(-one, size - 1, axis=1)[:, :size]
     order = np.argsort(-np.take_along_axis(one, found, 1), 1, kind="stable")
     keys[at] = np.take_along_axis(found, order, 1)
