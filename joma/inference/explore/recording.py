@@ -7,7 +7,7 @@ are kept of a query, P policies.
 import math
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 import numpy as np
 
 from joma.systems.probes import maps
@@ -33,7 +33,7 @@ class Attention(NamedTuple):
       own, mean over a text of random tokens that stands twice.
   """
 
-  keys: Int[np.ndarray, "L N T E"]
+  keys: Integer[np.ndarray, "L N T E"]
   weights: Float[np.ndarray, "L N T E"]
   totals: Float[np.ndarray, "L N T"]
   received: Float[np.ndarray, "L N T"]
@@ -79,7 +79,7 @@ class Evictions(NamedTuple):
   name: str
   label: str
   slots: int
-  left_at: Int[np.ndarray, "L K T"]
+  left_at: Integer[np.ndarray, "L K T"]
   losses: Float[np.ndarray, "T"]
 
   def is_kept(self, layer: int, head: int, query: int) -> Bool[np.ndarray, "T"]:

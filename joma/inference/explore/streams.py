@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 import zlib
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 import numpy as np
 
 from joma.inference.explore import levels as levels_lib
@@ -119,7 +119,7 @@ def _head_streams(
 
 
 def _entries(
-    keys: Int[np.ndarray, "T E"], codes: UInt8[np.ndarray, "T E"], least: int
+    keys: Integer[np.ndarray, "T E"], codes: UInt8[np.ndarray, "T E"], least: int
 ) -> tuple[bytes, bytes]:
   """Gaps and levels of the weights that are stored."""
   order = np.argsort(keys, axis=-1)
@@ -150,7 +150,7 @@ def _pictures(
   return found.reshape(*codes.shape[:2], width, width)
 
 
-def _planes(values: Int[np.ndarray, "*b"]) -> bytes:
+def _planes(values: Integer[np.ndarray, "*b"]) -> bytes:
   """Whole numbers below 2^16, low bytes first, then all high bytes."""
   values = np.asarray(values, np.uint16)
   return (values & 255).astype(np.uint8).tobytes() + (
@@ -199,6 +199,6 @@ def unpack(
   }
 
 
-def _whole(planes: UInt8[np.ndarray, "*b"]) -> Int[np.ndarray, "*c"]:
+def _whole(planes: UInt8[np.ndarray, "*b"]) -> Integer[np.ndarray, "*c"]:
   low, high = np.split(planes.astype(np.int64), 2)
   return low + 256 * high

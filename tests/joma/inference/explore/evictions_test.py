@@ -3,6 +3,7 @@ import dataclasses
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,7 +77,7 @@ class EvictionsTest(parameterized.TestCase):
     )
     found = explore.read(_MODEL, params, _IDS, config, name="tiny")
     _, seen = _MODEL.apply(
-        {"params": params}, _IDS[None], mutable="intermediates"
+        {"params": params}, jnp.asarray(_IDS)[None], mutable="intermediates"
     )
     for layer in range(2):
       maps = probes.weights_of(seen, layer, _SHAPE, (1, 16))[0]

@@ -24,7 +24,7 @@ class LevelsTest(absltest.TestCase):
         [0, 1.503e-4, 0.5, 1],
         rtol=1e-3,
     )
-    self.assertEqual(levels.encode(np.float64(levels.LEAST * 0.999)), 0)
+    self.assertEqual(levels.encode(np.array([levels.LEAST * 0.999])), 0)
 
 
 if __name__ == "__main__":

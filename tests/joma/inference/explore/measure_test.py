@@ -1,4 +1,5 @@
 from absl.testing import absltest
+import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.explore import measure
@@ -53,7 +54,9 @@ class MeasureTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     once = np.stack([rng.choice(5, 4, replace=False) for _ in range(4)])
     twice = np.concatenate([once, once], axis=1)
-    _, seen = model.apply({"params": params}, twice, mutable="intermediates")
+    _, seen = model.apply(
+        {"params": params}, jnp.asarray(twice), mutable="intermediates"
+    )
     maps = np.asarray(probes.weights_of(seen, 0, shape, twice.shape))
     total = np.zeros(2)
     for text in range(4):
