@@ -119,7 +119,9 @@ def _head_streams(
 
 
 def _entries(
-    keys: Integer[np.ndarray, "T E"], codes: UInt8[np.ndarray, "T E"], least: int
+    keys: Integer[np.ndarray, "T E"],
+    codes: UInt8[np.ndarray, "T E"],
+    least: int,
 ) -> tuple[bytes, bytes]:
   """Gaps and levels of the weights that are stored."""
   order = np.argsort(keys, axis=-1)
