@@ -2,7 +2,7 @@
 
 const numHeads = header.num_layers * header.num_heads;
 const ORDERS = [
-  { name: "layer and head", said: "Layers run to the right, heads down." },
+  { name: "layer and head", said: "Layers run down, heads to the right." },
   { name: "entropy, sharpest first", values: header.heads.entropy, up: true,
     unit: "entropy", said: "The first attend to few keys." },
   { name: "entropy, widest first", values: header.heads.entropy,
@@ -84,9 +84,8 @@ function makeHeads(onChoose) {
   }
   group.addEventListener("keydown", event => {
     const at = shown.indexOf(Number(document.activeElement.dataset.index));
-    const isGrid = group.classList.contains("by-layer");
-    const [along, across] = isGrid ? [header.num_heads, 1] : [1, rowLength()];
-    const move = { ArrowRight: along, ArrowLeft: -along,
+    const across = rowLength();
+    const move = { ArrowRight: 1, ArrowLeft: -1,
                    ArrowDown: across, ArrowUp: -across }[event.key];
     if (move === undefined || at < 0) return;
     event.preventDefault();
@@ -113,7 +112,7 @@ function orderHeads(which) {
     shown.sort((a, b) => (up ? 1 : -1) * (values[a] - values[b]) || a - b);
   const group = document.getElementById("heads");
   group.classList.toggle("by-layer", !values);
-  group.style.gridTemplateRows = `repeat(${header.num_heads}, auto)`;
+  group.style.gridTemplateColumns = `repeat(${header.num_heads}, 38px)`;
   for (const i of shown) {
     const name = `${Math.floor(i / header.num_heads)}·${i % header.num_heads}`;
     buttons[i].lastChild.textContent = values ? values[i].toFixed(2) : name;
@@ -135,4 +134,8 @@ function markHead(index) {
     buttons[i].tabIndex = i === index ? 0 : -1;
   }
   marked = index;
+  const group = document.getElementById("heads"), button = buttons[index];
+  const top = button.offsetTop - group.offsetTop;
+  if (top < group.scrollTop || top > group.scrollTop + group.clientHeight - 50)
+    group.scrollTop = top - group.clientHeight / 2;
 }

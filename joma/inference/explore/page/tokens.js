@@ -60,9 +60,15 @@ function makeColumns(onChoose) {
                    codes: new Int32Array(numTokens), tops: null, scroll: 0 });
   });
   for (const column of columns) {
+    // Columns are of one width, so that the same tokens stand side by side.
     column.tokens.addEventListener("scroll", () => {
-      column.scroll = column.tokens.scrollTop;
-      paint(column);
+      const top = column.tokens.scrollTop;
+      if (top === column.scroll) return;
+      for (const each of columns) {
+        each.scroll = top;
+        if (each !== column) each.tokens.scrollTop = top;
+        paint(each);
+      }
     }, { passive: true });
   }
   new ResizeObserver(() => {
@@ -122,5 +128,5 @@ function reveal(column, s) {
   if (tops[s] >= scroll + 20 && tops[s] <= scroll + height - 50) return;
   column.scroll = Math.max(
     0, Math.min(tops[s] - height / 2, tops[numTokens - 1] + 40 - height));
-  tokens.scrollTop = column.scroll;
+  tokens.scrollTop = column.scroll = Math.round(column.scroll);
 }

@@ -67,7 +67,7 @@ function drawSummary(row, order) {
     s => `${quoted(s)} (${s}) ${weightText(row, s)}`).join(", ");
   const others = row.others > 0 && row.rest > 0
     ? `; ${row.others} other keys have ${percent(row.rest)} together, each ` +
-      `below ${percent(row.bound)}` : "";
+      `below ${percent(row.bound).replace(/\.?0+ /, " ")}` : "";
   const said = `Query ${state.step}, ${quoted(state.step)}, attends to ` +
     `${first || "no key in particular"}${others}.`;
   byId("said").textContent = said;
