@@ -402,5 +402,5 @@ joma/systems/probes/maps.py
 - behind = weights[:, :, queries, queries - period + 1]
 + behind = weights[:, :, queries, queries - period]
 ? a head that looks at the same token passes for an induction head
-@ test_prefix_matching_reads_behind_the_earlier_occurrence
+@ test_prefix_matching_is_what_stands_behind_the_same_token
 """

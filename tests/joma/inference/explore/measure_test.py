@@ -3,34 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from joma.inference.explore import measure
-from joma.inference.explore import recording
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer import probes
 from tests.joma.transformer import applied
-
-
-def _attention(received):
-  """Of one head; what is not asked for is nothing."""
-  none = np.zeros(0)
-  return recording.Attention(
-      *(none,) * 3, np.array(received, float)[None, None], *(none,) * 4
-  )
-
-
-class RecordingTest(absltest.TestCase):
-
-  def test_sinks_and_heavy_hitters_by_hand(self):
-    received = np.ones(40) * 0.5
-    received[[0, 7, 9, 30]] = 12.1, 3, 2, 2.5
-    attention = _attention(received)
-    self.assertEqual(np.flatnonzero(attention.sinks()).tolist(), [0])
-    # A twentieth of forty, the sink aside.
-    self.assertEqual(np.flatnonzero(attention.heavy()).tolist(), [7, 30])
-    received[0] = 12  # .3 of all: no more than the threshold.
-    attention = _attention(received)
-    self.assertFalse(attention.sinks().any())
-    self.assertEqual(np.flatnonzero(attention.heavy()).tolist(), [0, 7])
 
 
 class MeasureTest(absltest.TestCase):

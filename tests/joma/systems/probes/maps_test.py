@@ -67,6 +67,14 @@ class MapsTest(absltest.TestCase):
     nothing = maps_lib.with_row_sums(0 * maps)
     np.testing.assert_array_equal(nothing, 0 * maps)
 
+  def test_prefix_matching_is_what_stands_behind_the_same_token(self):
+    # Six tokens, three twice: queries 3 to 5 look at keys 1 to 3.
+    weights = np.zeros((1, 1, 6, 6), np.float32)
+    weights[0, 0, [3, 4, 5], [1, 2, 3]] = 0.9, 0.6, 0.3
+    weights[0, 0, [3, 4, 5], [0, 1, 2]] = 0.1, 0.4, 0.7
+    found = maps_lib.prefix_matching(jnp.asarray(weights))
+    np.testing.assert_allclose(found, [[0.6]], rtol=1e-6)
+
   def test_padding_and_empty_texts_change_nothing(self):
     """Text 1 is text 0 and junk behind it, text 2 is nothing."""
     maps = np.full((3, 2, 5, 5), 0.2, np.float32)
