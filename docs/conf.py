@@ -16,6 +16,9 @@ import tomllib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
+# Notebooks import this tree, and look for no accelerator.
+os.environ["PYTHONPATH"] = str(_ROOT)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
 _HEAVY = (
@@ -38,7 +41,7 @@ extensions = [
     "docs.ext.mathml",
 ]
 # package.md is the page of a package index.
-exclude_patterns = ["package.md", "ext", "**/.ipynb_checkpoints"]
+exclude_patterns = ["package.md", "ext"]
 nitpicky = False  # Types of other libraries have no page here.
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 76

@@ -6,8 +6,6 @@ tables, names in single backticks, and Google's sections at the end.
 
 import re
 
-from sphinx.ext import napoleon
-
 _SECTION = re.compile(
     r"^(Args|Attributes|Example|Raises|Returns|Yields):$", re.MULTILINE
 )
@@ -15,7 +13,7 @@ _CODE = re.compile(r"`([^`]+)`")
 # Three spaces between words, or a line that starts further in: a table.
 _ALIGNED = re.compile(r"\S {2,}\S")
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
-_CONFIG = napoleon.Config(
+_CONFIG = dict(
     napoleon_use_ivar=True, napoleon_use_param=True, napoleon_use_rtype=False
 )
 
@@ -32,8 +30,11 @@ def to_rst(docstring: str, what: str) -> list[str]:
   prose, sections = docstring[:place], docstring[place:]
   lines = _prose(prose)
   if sections:
-    text = escaped(sections)
-    google = napoleon.GoogleDocstring(text, _CONFIG, what=what)
+    # Tests of tables and names do without Sphinx.
+    from sphinx.ext import napoleon
+
+    config = napoleon.Config(**_CONFIG)
+    google = napoleon.GoogleDocstring(escaped(sections), config, what=what)
     lines += ["", *"\n".join(google.lines()).split("\n")]
   return lines
 

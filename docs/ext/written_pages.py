@@ -12,6 +12,7 @@ from sphinx.domains import python
 from sphinx.util import logging
 
 from docs.ext import api
+from docs.ext import tables
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LOG = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def _write(app: Any) -> None:
   folder = pathlib.Path(app.srcdir) / "api"
   folder.mkdir(exist_ok=True)
   texts = api.pages(api.modules(_ROOT))
+  for name, text in tables.tables(_ROOT).items():
+    update(folder / f"{name}.inc", text)
   for path in folder.glob("*.rst"):
     if path.stem not in texts:
       path.unlink()
