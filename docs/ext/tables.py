@@ -99,13 +99,13 @@ def table(rows: Iterable[Row], last: str) -> str:
     rows: In the order of the table.
     last: What the last column says.
   """
-  head = f"| name | what it is | paper | year | module | {last} |"
+  head = f"| name, file | what it is | paper | year | {last} |"
   body = [
-      f"| `{row.name}` | {_cell(row.what)} | {_link(row.paper)} | {row.year} |"
-      f" {_module(row)} | {_cell(row.when)} |"
+      f"| {_name(row)} | {_cell(row.what)} | {_link(row.paper)} | {row.year} |"
+      f" {_cell(row.when)} |"
       for row in rows
   ]
-  return "\n".join([head, "|" + " --- |" * 6, *body, ""])
+  return "\n".join([head, "|" + " --- |" * 5, *body, ""])
 
 
 def tables(root: pathlib.Path) -> dict[str, str]:
@@ -188,10 +188,10 @@ def _link(paper: str | None) -> str:
   return f"[{number[1] if number else paper.split('/')[2]}]({paper})"
 
 
-def _module(row: Row) -> str:
-  """A link to the module's place in the API."""
-  name = row.file.removesuffix(".py").replace("/", ".")
-  return f"{{py:mod}}`{name.rpartition('.')[2]} <{name}>`"
+def _name(row: Row) -> str:
+  """The name, which leads to the file's place in the API."""
+  module = row.file.removesuffix(".py").replace("/", ".")
+  return f"{{py:mod}}`{row.name} <{module}>`"
 
 
 def _studies_of(script: pathlib.Path) -> dict[str, str]:
