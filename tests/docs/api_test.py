@@ -1,6 +1,7 @@
 """Every public name has a place in the API pages, and a docstring."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +23,11 @@ _needs_sphinx = pytest.mark.skipif(
 _INHERITED = re.compile(r"joma\.systems\.cache_policies\.")
 
 
+@functools.cache
+def _pages():
+  return api.pages(api.modules(_ROOT))
+
+
 class ApiTest(parameterized.TestCase):
 
   @classmethod
@@ -39,14 +45,14 @@ class ApiTest(parameterized.TestCase):
         if path.name != "__main__.py"  # What a folder runs, not what it gives.
     ]
     self.assertEqual(len(self.modules), len(files))
-    pages = api.pages(self.modules)
+    pages = _pages()
     text = "\n".join(pages.values())
     placed = re.findall(r"^\.\. py:module:: (\S+)$", text, re.MULTILINE)
     self.assertCountEqual(placed, [module.name for module in self.modules])
 
   @_needs_sphinx
   def test_every_name_is_on_a_page(self):
-    text = "\n".join(api.pages(self.modules).values())
+    text = "\n".join(_pages().values())
     directives = re.findall(r"^ *\.\. py:\w+:: ", text, re.MULTILINE)
     self.assertEqual(len(directives), len(self.names))
 
@@ -82,7 +88,7 @@ class ApiTest(parameterized.TestCase):
 
   @_needs_sphinx
   def test_signatures_show_shapes_and_link_names(self):
-    page = api.pages(self.modules)["joma.inference"]
+    page = _pages()["joma.inference"]
     start = page.index(".. py:function:: compress(")
     line = page[start:].splitlines()[0]
     self.assertIn("keys: Float[Array, 'B S K H']", line)
