@@ -103,10 +103,10 @@ class LanguageModel:
     """
     variables = {"params": self.params}
     tokens = jnp.asarray(self.tokenizer.encode(text))[None]
-    _, state = self.model.apply(variables, tokens, mutable="intermediates")
+    found: Any = self.model.apply(variables, tokens, mutable="intermediates")
     maps = []
     for layer in range(self.model.config.num_layers):
-      attn = state["intermediates"][f"layers_{layer}"]["attn"]
+      attn = found[1]["intermediates"][f"layers_{layer}"]["attn"]
       if "attn_weights" not in attn:
         raise errors.UserError(f"layer {layer} has no attention weights.")
       maps.append(attn["attn_weights"][0][0])
