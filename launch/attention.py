@@ -46,6 +46,7 @@ from joma.studies.theories import incremental_rank
 from joma.studies.theories import induction
 from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
+from joma.studies.theories import sink_need
 from launch.command import app
 from launch.command import study_run
 
@@ -81,6 +82,7 @@ _STUDIES = {
     "retrieval": retrieval.STUDY,
     "reuse": reuse.STUDY,
     "selection": selection.STUDY,
+    "sink_need": sink_need.STUDY,
     "sinks": sinks.STUDY,
     "update_rank": update_rank.STUDY,
 }

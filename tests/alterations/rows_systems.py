@@ -452,6 +452,12 @@ joma/studies/systems/bridge/predictors.py
 ? samples meet the decoder that they made
 @ test_halves_meet_each_others_decoder
 
+joma/studies/theories/sink_need.py
+- weights = weights / number[None, :, None]
++ weights = weights / number.max()
+? ReLU's weights are of the last token's number for all
+@ test_weights_of_relu_are_over_the_tokens_so_far
+
 joma/studies/systems/bridge/bridge_checkpoint.py
 - found.velocity[query[:, None], candidate[None]].mean(axis=0)
 + found.velocity[candidate[None], query[:, None]].mean(axis=0)

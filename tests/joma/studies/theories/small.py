@@ -11,6 +11,7 @@ from joma.studies.theories import incremental_rank
 from joma.studies.theories import induction
 from joma.studies.theories import loss_sparsity
 from joma.studies.theories import max_margin
+from joma.studies.theories import sink_need
 from tests.joma.studies import smalls
 
 STUDIES = {
@@ -23,6 +24,7 @@ STUDIES = {
     "induction": induction.STUDY,
     "loss_sparsity": loss_sparsity.STUDY,
     "max_margin": max_margin.STUDY,
+    "sink_need": sink_need.STUDY,
 }
 
 
