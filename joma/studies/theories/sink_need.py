@@ -15,9 +15,9 @@ belongs to no token, have no need of it.
 
 With `--sink_need.model=DIR` a checkpoint reads texts without a begin token
 (https://arxiv.org/abs/2603.06591 is about such sinks): at positions that begin
-later, and with a second text behind the first that does not see it. What makes
-a token a sink is not its position if the first stays one, and is that it sees
-itself alone if the second text's first becomes one.
+later, and with a token inside that is kept from seeing what is before it. What
+makes a token a sink is not its position if the first stays one, and is that it
+sees itself alone if the one inside becomes one.
 
 Letters: B texts, D width, R runs, T tokens.
 """
@@ -46,7 +46,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import parts
   from joma.studies import training
-  from joma.studies.theories import first_tokens
+  from joma.studies.systems.subjects import first_tokens
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 
@@ -357,8 +357,8 @@ STUDY = study_lib.Study(
         " E[D / t]. Then what the first token gets after training, a mark a"
         " seed, and, of a checkpoint that reads texts without a begin token,"
         " attention on the first token by layer, on it when positions begin"
-        " later, and on the first token of a second text that does not see the"
-        f" first. {study_lib.BANDS}"
+        " later, and on a token inside, which sees itself alone or all before"
+        f" it. {study_lib.BANDS}"
     ),
     report_title="Theories of attention",
 )

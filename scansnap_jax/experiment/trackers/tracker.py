@@ -7,7 +7,7 @@ stays what a run resumes from and reports are made of: a tracker is never read.
 from collections.abc import Mapping, Sequence
 import importlib
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _LIBRARIES = {
 NAMES = tuple(_LIBRARIES)
 
 
+@runtime_checkable
 class Tracker(Protocol):
   """What is told of a run."""
 

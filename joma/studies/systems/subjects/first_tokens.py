@@ -1,17 +1,19 @@
 """What makes the first token of a checkpoint's text a sink.
 
 Its position: then a text whose positions begin later has none. Or that it sees
-itself alone: then the first token of a second text, which does not see the text
-before it, is one too.
+itself alone: then a token inside the text becomes one that is kept from seeing
+what is before it, while all others see what they saw.
 
 Letters: B texts, L layers, T tokens.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 from matplotlib import axes as mpl_axes
 import numpy as np
 
@@ -30,7 +32,7 @@ _SHIFTS = (0, 1, 64, 1000)
 def measure(
     folder: str, corpus: str, num_texts: int, num_tokens: int
 ) -> dict[str, Any]:
-  """Reads texts whose first token no other one leads to.
+  """Reads texts that no begin token leads to.
 
   Args:
     folder: A checkpoint.
@@ -40,53 +42,53 @@ def measure(
 
   Returns:
     Mean attention of the second half of the queries [B, L]: "shifts", on the
-    first token, by where positions begin; "second", on the first token of a
-    second text that begins a quarter into the tokens; and "same place, one
-    text", on the token that stands there where there is no second text.
+    first token, by where positions begin; and on the token a quarter into the
+    text, "alone" where it sees itself alone and "plain" where it sees all
+    before it.
   """
   shape, params = pretrained.load(folder)
   text = corpus_lib.load(corpus, tokenizer=folder)
-  size = num_tokens
-  tokens = text.valid[: num_texts * size].reshape(-1, size)
+  tokens = jnp.asarray(
+      text.valid[: num_texts * num_tokens].reshape(-1, num_tokens)
+  )
   model = models.Transformer(shape, implementation="xla")
 
   @jax.jit
-  def read(tokens: jax.Array, positions: jax.Array, ids: jax.Array) -> Any:
+  def read(
+      positions: Int[Array, "B T"], starts: Int[Array, "1 T"]
+  ) -> Float[Array, "B L T"]:
+    causal = masks.causal(num_tokens)
     _, seen = model.apply(
         {"params": params},
         tokens,
         positions=positions,
-        mask=masks.document(ids),
+        mask=dataclasses.replace(causal, starts=starts),
         mutable="intermediates",
     )
     layers: Any = seen["intermediates"]
-    return jnp.stack([
-        layers[f"layers_{i}"]["attn"]["attn_weights"][0].mean(axis=1)
-        for i in range(shape.num_layers)
-    ])
+    return jnp.stack(
+        [
+            layers[f"layers_{i}"]["attn"]["attn_weights"][0][
+                :, :, num_tokens // 2 :
+            ].mean(axis=(1, 2))
+            for i in range(shape.num_layers)
+        ],
+        axis=1,
+    )
 
-  places, half = np.arange(size)[None], size // 2
-  whole = np.zeros_like(places)
-  each = lambda x: jnp.asarray(np.repeat(x, len(tokens), axis=0), jnp.int32)
-  on = lambda weights, key, first: (
-      np.asarray(weights)[:, :, first:, key].mean(axis=2).T.tolist()
+  places, plain = np.arange(num_tokens), np.zeros((1, num_tokens), np.int32)
+  chosen = num_tokens // 4
+  alone = plain.copy()
+  alone[0, chosen] = chosen  # Others see what they saw, this one too.
+  run = lambda shift, starts: np.asarray(
+      read(np.broadcast_to(places + shift, tokens.shape), starts)
   )
-  found = {
-      str(shift): on(
-          read(jnp.asarray(tokens), each(places + shift), each(whole)), 0, half
-      )
-      for shift in _SHIFTS
-  }
-  cut = read(
-      jnp.asarray(tokens), each(places), each((places >= half // 2).astype(int))
-  )
-  # From the same queries: the second text begins a quarter into the tokens.
   return {
-      "shifts": found,
-      "second": on(cut, half // 2, half),
-      "same place, one text": on(
-          read(jnp.asarray(tokens), each(places), each(whole)), half // 2, half
-      ),
+      "shifts": {
+          str(shift): run(shift, plain)[..., 0].tolist() for shift in _SHIFTS
+      },
+      "alone": run(0, alone)[..., chosen].tolist(),
+      "plain": run(0, plain)[..., chosen].tolist(),
   }
 
 
@@ -94,8 +96,8 @@ def rate(real: Mapping[str, Any]) -> list[claims.Row]:
   """What the first tokens of a checkpoint were expected to be."""
   first = np.array(real["shifts"]["0"])
   moved = [np.abs(np.array(x) - first).max() for x in real["shifts"].values()]
-  second, inside = np.array(real["second"]), real["same place, one text"]
-  share = intervals.interval((second / first).mean(axis=1))
+  alone, plain = np.array(real["alone"]), np.array(real["plain"])
+  told = intervals.interval(alone.mean(axis=1))
   return [
       claims.row(
           "checkpoint: the first token is a sink without a begin token",
@@ -110,11 +112,11 @@ def rate(real: Mapping[str, Any]) -> list[claims.Row]:
           max(moved) < 0.01,
       ),
       claims.row(
-          "checkpoint: the first token of a second text becomes one",
-          "at least half of the first's attention, where inside one text it"
-          f" gets {np.mean(inside):.3f}",
-          f"{second.mean():.3f}, a share of {intervals.text(share)}",
-          second.mean() > 0.5 * first.mean(),
+          "checkpoint: a token inside that sees itself alone becomes one",
+          "at least ten times the attention that it gets where it sees all"
+          f" before it, {plain.mean():.4f}",
+          intervals.text(told),
+          told["low"] > 10 * plain.mean(),
       ),
   ]
 
@@ -124,8 +126,8 @@ def draw(axes: mpl_axes.Axes, real: Mapping[str, Any]) -> None:
   curves = {
       "first token": real["shifts"]["0"],
       f"positions from {_SHIFTS[-1]}": real["shifts"][str(_SHIFTS[-1])],
-      "first of a second text": real["second"],
-      "there, in one text": real["same place, one text"],
+      "inside, sees itself": real["alone"],
+      "inside, sees all": real["plain"],
   }
   for (name, values), look in zip(
       curves.items(), drawing.looks(len(curves)), strict=True
