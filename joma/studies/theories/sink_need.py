@@ -46,7 +46,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import parts
   from joma.studies import training
-  from joma.studies.systems.subjects import first_tokens
+  from joma.studies.systems.probes import first_tokens
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
 

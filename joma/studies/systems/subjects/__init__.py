@@ -2,7 +2,6 @@
 
 associations         the task of `recall`: what a relation says of a subject
 facts                the task of `retrieval`: facts, and questions about some
-first_tokens         a checkpoint's first token in `sink_need`, and why
 grid_scenes          the tasks of `grid`: marks, and boxes that a word names
 instructions         the task of `drift`, and a head that is planted in a model
 kept_tokens          answers of its models from the few tokens that are kept

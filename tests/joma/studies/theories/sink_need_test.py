@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from joma.studies.systems.subjects import first_tokens
+from joma.studies.systems.probes import first_tokens
 from joma.studies.theories import sink_need
 from scansnap_jax.experiment import errors
 from tests.joma.studies.theories import small
