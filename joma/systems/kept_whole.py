@@ -10,6 +10,7 @@ positions, W slices, H head size.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joma.systems import of_system
@@ -95,10 +96,27 @@ class KeptWhole(of_system.PromptFirst[of_system.System]):
     raise NotImplementedError
 
 
+def blocks(
+    kept: Float[Array, "B K S H"], index: Int[Array, "B K W"], size: int
+) -> Float[Array, "B K W _ H"]:
+  """Reads blocks of `size` rows by their numbers, and nothing else.
+
+  Blocks have an axis of their own: slices that begin anywhere in the axis of S
+  make libtpu lay out all that is kept anew, in every step.
+  """
+  in_blocks = kept.reshape(*kept.shape[:2], -1, size, kept.shape[-1])
+  of_head = jax.vmap(lambda rows, index: rows[index])
+  return jax.vmap(of_head)(in_blocks, index)
+
+
 def slices(
     kept: Float[Array, "B K S H"], starts: Int[Array, "B K W"], size: int
 ) -> Float[Array, "B K W _ H"]:
-  """Reads `size` rows from each start on, and nothing else of what is kept."""
-  one = lambda rows, start: jax.lax.dynamic_slice_in_dim(rows, start, size)
-  of_head = jax.vmap(one, in_axes=(None, 0))
-  return jax.vmap(jax.vmap(of_head))(kept, starts)
+  """Reads `size` rows from each start on, wherever it lies, as `blocks` does.
+
+  All of them are among what is kept.
+  """
+  rows = starts[..., None] + jnp.arange(size)[None, None, None]
+  flat = rows.reshape(*starts.shape[:2], -1)
+  found = blocks(kept, flat, 1)
+  return found.reshape(*rows.shape, kept.shape[-1])

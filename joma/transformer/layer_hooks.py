@@ -318,10 +318,12 @@ def attend(
   wanted |= {} if owner is None else {owner.name: owner.name}
   for kind, name in wanted.items():
     if kind not in honours:
+      instead = "leave the policy out and keep everything, as `full_cache.init`"
+      if owner is not None and name != owner.name:  # The cache is its own.
+        instead = f"steps follow {owner.name} or {name}, not both; a pass"
       raise errors.UserError(
           f"{type(inner).__name__} cannot follow {name}, which layer"
-          f" {call.layer} has: leave the policy out and keep everything, as"
-          " `full_cache.init` does."
+          f" {call.layer} has: {instead} does."
       )
   options = call.options
   if own.systems:

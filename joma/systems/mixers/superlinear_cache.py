@@ -78,7 +78,7 @@ class SuperlinearCache(kept_whole.KeptWhole[Spanning]):
     places = jnp.broadcast_to(
         anchor[:, None], (*key.shape[:2], anchor.shape[-1])
     )
-    found = kept_whole.slices(key, jnp.maximum(places, 0), 1)[:, :, :, 0]
+    found = kept_whole.blocks(key, jnp.maximum(places, 0), 1)[:, :, :, 0]
     scores = jnp.einsum(
         "BKH,BKAH->BKA",
         search.astype(jnp.float32),

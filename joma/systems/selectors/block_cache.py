@@ -91,9 +91,9 @@ class BlockCache(kept_whole.KeptWhole[block_choice.Selecting]):
     else:
       blocks, is_valid = chosen
       place = blocks[..., None] * size + jnp.arange(size)[None, None, None]
-      # One slice a block, whose rows lie together, not a gather by key.
+      # Blocks, whose rows lie together, not a gather by key.
       key, value = (
-          kept_whole.slices(x, blocks * size, size).reshape(
+          kept_whole.blocks(x, blocks, size).reshape(
               batch, num_kv_heads, -1, head_dim
           )
           for x in (key, value)

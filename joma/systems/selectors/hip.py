@@ -97,7 +97,7 @@ class Hip(block_cache.InBlocks):
     def score(index: Array) -> Array:
       middles = index * self.block + self.block // 2
       # Reads these keys, not the cache: bytes do not grow with the text.
-      found = kept_whole.slices(kept, middles, 1)[:, :, :, 0]
+      found = kept_whole.blocks(kept, middles, 1)[:, :, :, 0]
       return jnp.einsum("BKGH,BKWH->BKGW", query, found).max(axis=2)
 
     newest = jnp.broadcast_to((position // self.block)[:, None], kept.shape[:2])

@@ -58,10 +58,16 @@ class PairsTest(parameterized.TestCase):
     self.assertGreater(len(_TAKEN), 200)
 
   def _check_steps(self, pair):
+    """They equal a pass, or a selector's cache says whom it cannot follow."""
     model, params, tokens = _model(pair, [*filter(laws.sees_later, pair)])
     want = laws.logits(model, params, tokens, laws.steps(tokens.shape))
     cache = full_cache.init(model.config, 3, laws.LENGTH)
-    laws.check_steps(model, params, tokens, want, cache)
+    try:
+      laws.check_steps(model, params, tokens, want, cache)
+    except errors.UserError as error:
+      self.assertRegex(str(error), "^BlockCache cannot follow .* not both; a")
+      for name in pair:
+        self.assertIn(name, str(error))
 
   @parameterized.parameters(*_DRAWN)
   def test_two_drawn_pairs(self, *pair):

@@ -219,20 +219,6 @@ class HipTest(parameterized.TestCase):
     chex.assert_trees_all_close(one[0, :20], two[0, :20], atol=_TOLERANCE)
 
   @pytest.mark.slow
-  def test_a_step_reads_as_many_keys_at_every_length(self):
-    """Bytes of a step: a cache of 16 times the size adds steps of the search.
-
-    By XLA's account of the program as it is compiled, but before fusion: within
-    a fusion it takes a gather to read all of its operand.
-    """
-    small, large = (taken.step_bytes("hip:k=512", n) for n in (4096, 65_536))
-    dense = [taken.step_bytes("", n) for n in (4096, 65_536)]
-    # log2(16) more steps, of 2 m keys each.
-    self.assertLess(large, 1.1 * small)
-    self.assertGreater(dense[1], 12 * dense[0])
-    self.assertLess(small, 0.6 * dense[0])
-
-  @pytest.mark.slow
   def test_the_compiled_step_takes_as_many_keys_from_its_cache_at_every_length(
       self,
   ):

@@ -49,11 +49,6 @@ def _lowered_step(entry, length):
   return step.lower(one, one, cache)
 
 
-def step_bytes(entry, length):
-  """By XLA's account before fusion."""
-  return _lowered_step(entry, length).cost_analysis()["bytes accessed"]
-
-
 class Taken(NamedTuple):
   """What a compiled step does with its caches.
 
@@ -75,17 +70,18 @@ def taken(entry, length):
   options = {"xla_cpu_use_fusion_emitters": True} if is_old else {}
   program = _lowered_step(entry, length).compile(compiler_options=options)
   program = program.as_text()
-  shape = (2, 2, length, 8)  # Two sequences, two heads of 8.
+  size = 2 * 2 * length * 8  # Two sequences, two heads of 8, in any shape.
   shapes, calls = {}, []
   for name, dims, kind, operands in _INSTRUCTION.findall(program):
     shapes[name] = tuple(int(n) for n in dims.split(",") if n)
     calls.append((name, kind, re.findall(r"%([\w.-]+)", operands)))
   elements, others = 0, set()
   for name, kind, operands in calls:
-    if any(shapes.get(operand) == shape for operand in operands):
+    if any(math.prod(shapes.get(x, ())) == size for x in operands):
       if kind in ("gather", "dynamic-slice"):
         elements += math.prod(shapes[name])
-      elif kind != "fusion":  # Its instructions are listed on their own.
+      # A bitcast moves nothing; what is in a fusion is listed on its own.
+      elif kind not in ("bitcast", "fusion"):
         others.add(kind)
-  rest = [math.prod(x) for x in shapes.values() if x != shape]
+  rest = [n for x in shapes.values() if (n := math.prod(x)) != size]
   return Taken(elements, others, max(rest))
