@@ -120,7 +120,7 @@ function makeLegend() {
     `The scale is one of logarithms. Attention is kept as one byte: 255 levels,` +
     ` each number at most ${error.toFixed(2)} % of itself off.` +
     (header.least_level > 1 ? ` Weights below ${percent(least)} are left out,` +
-      ` to keep the page small;` : "") +
+      ` to keep the page small.` : "") +
     ` Of a query the ${Math.min(header.num_entries, numTokens)} largest weights` +
     ` are kept at most; the others share what is left evenly, for the eye.`;
   byId("hatch-said").textContent = header.policies.length

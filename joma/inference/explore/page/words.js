@@ -2,7 +2,9 @@
 
 function stepText(step) {
   const kind = step < header.num_prompt ? "text" : "the model's";
-  return `${step} of ${numTokens - 1}, ${quoted(step)} (${kind})`;
+  const decoded = step - header.first_step + 1;
+  return `${step} of ${numTokens - 1}, ${quoted(step)} (${kind}` +
+    (decoded > 0 ? `, decode step ${decoded})` : ")");
 }
 
 function drawWords(row) {
