@@ -11,7 +11,8 @@ Of an array of b bytes in groups of n devices each device sends, in a ring,
 (R. Thakur, R. Rabenseifner and W. Gropp, Optimization of collective
 communication operations in MPICH, 2005). XLA's TPU compiler writes a
 reduce-scatter as an all-reduce of which a fusion keeps a part, and an
-asynchronous one several times, with one and the same channel.
+asynchronous one several times, with one and the same channel. Permutes, which
+it writes once each, all have the same channel.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,8 @@ def find(
         continue
       kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
       channel = re.search(r"channel_id=(\d+)", one.attributes)
-      key = channel[1] if channel else one.name
+      is_once = kind == "permute" or channel is None
+      key = one.name if is_once else channel[1]
       made = _collective(one, kind, run.times, num_devices)
       if key not in found and made.group_size > 1:
         found[key] = made

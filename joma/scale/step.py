@@ -85,9 +85,10 @@ def compile_step(
     raise errors.UserError(str(error)) from error
   mesh = sharding.mesh_of(sizes, devices)
   lower = _lower_train if config.task == "train" else _lower_decode
-  with jax.set_mesh(mesh), overflow.explained():
+  with overflow.explained():
     lowered, parts = lower(config, model, mesh)
-    return _describe(topology.compiled(lowered), parts)
+    with jax.set_mesh(mesh):
+      return _describe(topology.compiled(lowered), parts)
 
 
 def _describe(compiled: jax.stages.Compiled, parts: dict[str, PyTree]) -> Step:
@@ -135,13 +136,16 @@ def _lower_train(
       shape, kind, sharding=place
   )
   batch = batches_lib.Batch(array(np.int32), array(np.int32), array(np.float32))
+  # Parameters were drawn without the mesh, over whose positions nothing of a
+  # text of two tokens could go round.
   step = layout.compiled(lm_step.train, state, True, task=task)
   parts = {
       "parameters": state.params,
       "optimizer": (state.opt_state, state.step),
       "batch": batch,
   }
-  return step.lower(state, batch), parts
+  with jax.set_mesh(mesh):
+    return step.lower(state, batch), parts
 
 
 def _scanned(model: TransformerConfig) -> TransformerConfig:
@@ -169,7 +173,8 @@ def _lower_decode(
   )
   state = jax.eval_shape(lambda: _state(config, shape))
   state = jax.tree.map(lambda leaf: _placed(leaf, config, shape, mesh), state)
-  lowered = decode_steps.decode_step.lower(model, params, state)
+  with jax.set_mesh(mesh):
+    lowered = decode_steps.decode_step.lower(model, params, state)
   cache, rest = state.kv_cache, dataclasses.replace(state, kv_cache=())
   return lowered, {"parameters": params, "cache": cache, "tokens": rest}
 

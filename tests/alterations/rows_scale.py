@@ -20,6 +20,12 @@ joma/scale/collectives.py
 @ test_one_channel_is_one_exchange_and_one_device_is_none
 
 joma/scale/collectives.py
+- is_once = kind == "permute" or channel is None
++ is_once = channel is None
+? a ring's exchanges count once, as they share a channel
+@ test_permutes_of_one_channel_are_each_an_exchange
+
+joma/scale/collectives.py
 - passes = 2 if self.kind == "all-reduce" else 1
 + passes = 1
 ? a sum is sent once, though every device gets it

@@ -79,6 +79,17 @@ class CollectivesTest(parameterized.TestCase):
     )
     self.assertEqual([one.name for one in found], ["a"])
 
+  def test_permutes_of_one_channel_are_each_an_exchange(self):
+    found = _find(
+        "%a = f32[16]{0} collective-permute(%x), channel_id=1,"
+        " source_target_pairs={{0,1},{1,0}}",
+        "%b = f32[16]{0} collective-permute(%a), channel_id=1,"
+        " source_target_pairs={{0,1},{1,0}}",
+        "ROOT %c = f32[16]{0} all-gather(%b), channel_id=1,"
+        " replica_groups=[2,4]<=[8]",
+    )
+    self.assertEqual([one.name for one in found], ["a", "b", "c"])
+
   def test_a_fused_sum_of_which_a_part_stays_is_a_reduce_scatter(self):
     text = """%all-reduce-scatter.1 (p: f32[16]) -> f32[4] {
   %p = f32[16]{0} parameter(0)

@@ -110,6 +110,28 @@ class CompiledPlanTest(parameterized.TestCase):
     self.assertBetween(row["flops"], weights + pairs / 2, weights + pairs)
 
   @pytest.mark.slow
+  def test_training_over_seq_by_hand(self):
+    summary = _plan(topology="v5e:2x2", batch=4, seq_len=512, mesh="1,1,2,2")
+    (row,) = summary["meshes"]
+    # A device has 256 positions, two key heads and four query heads. Half of
+    # them change places for a balanced order: queries, keys and values, and the
+    # outputs; keys and values go round. Back, all of it once more with the
+    # cotangents of outputs and queries, those of keys and values twice round in
+    # float32, and home.
+    half = 4 * 128 * 2 * 128 * 2
+    forward = 2 + 1 + 1 + 2 * 2 + 2
+    backward = forward + 2 + 2 * 2 * 4 + 2 * 2
+    self.assertAlmostEqual(
+        _bytes(row, "permute", "seq") / (_L * half * (forward + backward)),
+        1,
+        delta=0.01,
+    )
+
+  def test_a_step_of_decoding_has_no_positions_to_split(self):
+    with self.assertRaisesRegex(errors.UserError, "give seq=1"):
+      _plan(topology="v5e:2x2", task="decode", seq_len=64, mesh="1,1,2,2")
+
+  @pytest.mark.slow
   def test_search_compiles_the_best_and_says_what_it_left(self):
     summary = _plan(
         topology="v5e:2x2", task="decode", batch=4, seq_len=64, num_compiled=1
