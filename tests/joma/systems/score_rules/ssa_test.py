@@ -51,6 +51,7 @@ class DilutionTest(parameterized.TestCase):
   @parameterized.parameters(
       (0.1, 0.0), (1.0, 1 / (1 + np.exp(-4.0))), (1.9, 1.0)
   )
+  @pytest.mark.by_default(1)
   def test_its_own_temperature_comes_to_the_limits(self, a_c, limit):
     """As many tokens as an int32 counts; plain softmax has come to 0."""
     c, n = 4.0, 2**31 - 1
