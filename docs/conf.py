@@ -64,6 +64,7 @@ nb_execution_excludepatterns = (
 nb_execution_timeout = 240
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # Progress.
 
 html_theme = "furo"
 html_title = "scansnap-jax"

@@ -398,6 +398,18 @@ joma/inference/explore/streams.py
 ? what is left out of a query is nothing
 @ test_what_is_not_stored_is_in_the_rest
 
+joma/inference/language_model.py
+- if ids and ids[-1] in self.eos_ids:
++ if not ids:
+? the token that ends a text is shown as a part of it
+@ test_what_ends_a_text_is_not_shown
+
+joma/inference/language_model.py
+- maps.append(attn["attn_weights"][0][0])
++ maps.append(attn["attn_weights"][0][0].swapaxes(1, 2))
+? keys stand where queries are promised
+@ test_weights_are_causal_distributions
+
 joma/systems/probes/maps.py
 - behind = weights[:, :, queries, queries - period + 1]
 + behind = weights[:, :, queries, queries - period]
