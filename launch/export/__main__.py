@@ -1,6 +1,6 @@
 """Writes the model of a finished run of train_lm as a folder for others.
 
-  python -m launch.export --workdir=runs/lm --out=models/lm
+  python -m launch.export --workdir=runs/lm --out=runs/lm_model
 
 The folder holds config.json, model.safetensors and the tokenizer, as `train_lm
 --save_hf` writes them: transformers, generate and inspect_lm read it. A model

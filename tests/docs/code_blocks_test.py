@@ -97,7 +97,7 @@ def _setup(what: str, names: dict[str, object]) -> None:
   if what == "lm":
     names["lm"] = lm
     return
-  folder = pathlib.Path("models/lm")
+  folder = pathlib.Path("runs/lm_model")
   folder.mkdir(parents=True, exist_ok=True)
   pretrained.save(folder, lm.model.config, lm.params)
   tokenizer.save(lm.tokenizer, folder)
