@@ -1,6 +1,8 @@
 // Maps of the chosen head: queries run down, keys to the right.
 
+// Cells of a side, and pixels of one: small maps have room for a fine hatch.
 const GRID = Math.min(numTokens, 400);
+const CELL = Math.max(1, Math.floor(400 / GRID));
 const figures = [];
 
 function makeMaps(onChoose) {
@@ -9,7 +11,8 @@ function makeMaps(onChoose) {
   for (const name of names) {
     const figure = document.createElement("figure");
     figure.innerHTML = `<figcaption><b></b><small></small></figcaption>
-      <div class="map" role="img"><canvas width="${GRID}" height="${GRID}">
+      <div class="map" role="img"><canvas
+      width="${GRID * CELL}" height="${GRID * CELL}">
       </canvas><i class="row"></i><i class="column"></i></div>
       <div class="axes" aria-hidden="true"><span>key 0</span>
       <span>↓ query, → key</span><span>${numTokens - 1}</span></div>`;
@@ -92,15 +95,17 @@ function drawMaps(found, layer, head) {
   figures.forEach(({ context }, i) => {
     const left = i ? leftOf(i - 1, layer, head) : null;
     const [kept, gone] = parts(found, left);
-    const image = context.createImageData(GRID, GRID);
+    const size = GRID * CELL;
+    const image = context.createImageData(size, size);
     const pixels = new Uint32Array(image.data.buffer);
-    for (let y = 0; y < GRID; y++) {
-      for (let x = 0; x <= y; x++) {
-        const at = y * GRID + x;
-        if (left === null || left[middle[x]] > middle[y])
-          pixels[at] = attend[kept[at]];
-        else if (gone[at] > 90) pixels[at] = lost[gone[at]];
-        else pixels[at] = hatch[(x + y) % 4 ? 0 : 1];
+    for (let y = 0; y < size; y++) {
+      const row = Math.floor(y / CELL);
+      for (let x = 0; x < (row + 1) * CELL; x++) {
+        const column = Math.floor(x / CELL), at = row * GRID + column;
+        let shade = attend[kept[at]];
+        if (left !== null && left[middle[column]] <= middle[row])
+          shade = gone[at] > 90 ? lost[gone[at]] : hatch[(x + y) % 5 ? 0 : 1];
+        pixels[y * size + x] = shade;
       }
     }
     context.putImageData(image, 0, 0);

@@ -4,7 +4,7 @@ function stepText(step) {
   const kind = step < header.num_prompt ? "text" : "the model's";
   const decoded = step - header.first_step + 1;
   return `${step} of ${numTokens - 1}, ${quoted(step)} (${kind}` +
-    (decoded > 0 ? `, decode step ${decoded})` : ")");
+    (decoded > 0 && header.policies.length ? `, decode step ${decoded})` : ")");
 }
 
 function drawWords(row) {
