@@ -102,8 +102,11 @@ def blocks(
   """Reads blocks of `size` rows by their numbers, and nothing else.
 
   Blocks have an axis of their own: slices that begin anywhere in the axis of S
-  make libtpu lay out all that is kept anew, in every step.
+  make libtpu lay out all that is kept anew, in every step. So would blocks that
+  are no whole tiles of 8 rows, which are read row by row.
   """
+  if size > 1 and size % 8:
+    return slices(kept, index * size, size)
   in_blocks = kept.reshape(*kept.shape[:2], -1, size, kept.shape[-1])
   of_head = jax.vmap(lambda rows, index: rows[index])
   return jax.vmap(of_head)(in_blocks, index)
