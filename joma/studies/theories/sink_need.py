@@ -67,7 +67,7 @@ class SinkNeedConfig:
   Attributes:
     width: Numbers that a token holds.
     length: Tokens of a text, the first one aside.
-    share: Of tokens that are triggers.
+    share: Share of tokens that are triggers.
     num_seeds: Runs of each kind.
     first_seed: The seeds are first_seed, first_seed + 1, ...
     num_steps: Steps of a run, a multiple of num_records.
