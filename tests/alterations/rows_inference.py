@@ -1,6 +1,13 @@
 """Faults in `joma.inference`: sampling, evaluation, costs, bridge, sparsity."""
 
 TABLE = """
+joma/inference/cost/traced.py
+- moved, more = _moved_of(jaxpr, tuple(kept))
++ jaxpr = made; moved, more = _moved_of(jaxpr, tuple(kept))
+? products that no result needs are counted
+@ tests/joma/inference/cost/system_costs_test.py
+@ test_what_no_result_needs_counts_nothing
+
 joma/inference/cache/host_pages.py
 - _, total, out = jax.lax.fori_loop(0, index, add_page, sums)
 + _, total, out = jax.lax.fori_loop(0, index + 1, add_page, sums)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 # What lays an array out anew, or writes a few of its entries: still that array.
@@ -64,7 +65,11 @@ def trace(
   Raises:
     Unknown: A loop runs as often as its values say.
   """
-  jaxpr = jax.make_jaxpr(call)(*arguments).jaxpr
+  made = jax.make_jaxpr(call)(*arguments).jaxpr
+  # Without what no result needs, which no compiler keeps.
+  jaxpr, _ = partial_eval.dce_jaxpr(
+      made, [True] * len(made.outvars), instantiate=True
+  )
   moved, more = _moved_of(jaxpr, tuple(kept))
   return Traced(flops=flops_of(jaxpr) + more, moved=moved)
 

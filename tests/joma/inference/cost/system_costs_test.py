@@ -170,6 +170,15 @@ class SystemCostsTest(parameterized.TestCase):
     moba = system_costs.of_cache(config, _LENGTH, "float32").held
     self.assertEqual(held, moba + 4 * 8 * (2 * 4 * 16 + 8))
 
+  def test_what_no_result_needs_counts_nothing(self):
+    def call(x):
+      unused = x @ x
+      del unused
+      return jax.lax.cond(True, lambda x: x @ x[:, :2], lambda x: x[:, :2], x)
+
+    found = traced.trace(call, (jax.ShapeDtypeStruct((4, 4), jnp.float32),))
+    self.assertEqual(found.flops, 2 * 4 * 4 * 2)
+
   def test_what_is_not_known_is_said(self):
     def call(x, steps):
       return jax.lax.fori_loop(0, steps, lambda _, x: x @ x, x)
