@@ -28,6 +28,7 @@ from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer as tokenizers
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +100,36 @@ class LanguageModel:
     """Returns who attends to whom; queries are rows, which softmax adds to 1.
 
     Raises:
-      UserError: If a layer has no weights, as mixers have none.
+      UserError: If the text has no tokens, or so many that the maps are larger
+        than all memory; if a layer has no weights, as mixers have none.
     """
-    variables = {"params": self.params}
-    tokens = jnp.asarray(self.tokenizer.encode(text))[None]
+    variables, ids = {"params": self.params}, self._encode(text)
+    if not ids:
+      raise errors.UserError(
+          "text has no tokens; attention needs one at least."
+      )
+    config = self.model.config
+    require.memory(
+        f"a text of {len(ids)} tokens with {config.num_layers} x"
+        f" {config.num_heads} maps, twice",
+        8 * config.num_layers * config.num_heads * len(ids) ** 2,
+    )
+    tokens = jnp.asarray(ids)[None]
     found: Any = self.model.apply(variables, tokens, mutable="intermediates")
     maps = []
-    for layer in range(self.model.config.num_layers):
+    for layer in range(config.num_layers):
       attn = found[1]["intermediates"][f"layers_{layer}"]["attn"]
       if "attn_weights" not in attn:
         raise errors.UserError(f"layer {layer} has no attention weights.")
       maps.append(attn["attn_weights"][0][0])
     return np.asarray(jnp.stack(maps), np.float32)
+
+  def _encode(self, text: str) -> list[int]:
+    if not isinstance(text, str):
+      raise errors.UserError(
+          f"a text must be a string, got {type(text).__name__}."
+      )
+    return list(self.tokenizer.encode(text))
 
   def _steps(
       self,
@@ -130,7 +149,7 @@ class LanguageModel:
     return generate.stream(
         self.model,
         self.params,
-        [self.tokenizer.encode(prompt)],
+        [self._encode(prompt)],
         max_new_tokens=max_new_tokens,
         sampler=sampler,
         eos_ids=self.eos_ids,

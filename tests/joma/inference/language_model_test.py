@@ -1,6 +1,7 @@
 """Texts in, texts and maps out: what the parts give, by another way."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -13,6 +14,7 @@ from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import require
 from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
@@ -84,6 +86,17 @@ class LanguageModelTest(absltest.TestCase):
     np.testing.assert_allclose(
         loaded.attn_weights("ab"), self.lm.attn_weights("ab"), atol=1e-6
     )
+
+  def test_a_text_that_cannot_be_read_is_named(self):
+    found = self.lm
+    with self.assertRaisesRegex(errors.UserError, "has no tokens"):
+      found.attn_weights("")
+    for call in (found.attn_weights, found.continue_text):
+      with self.assertRaisesRegex(errors.UserError, "a string, got NoneType"):
+        call(None)
+    with mock.patch.object(require.limits, "memory", lambda: (1e3, "it has")):
+      with self.assertRaisesRegex(errors.UserError, "a text of 9 tokens"):
+        found.attn_weights("nine char")
 
   def test_policy_and_capacity_go_together(self):
     for options in (
