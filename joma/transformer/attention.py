@@ -83,7 +83,7 @@ class Attention(nn.Module):
     own = layer_hooks.of_layer(self.config, self.layer)
     call = self._call(own, x, positions, carry, is_training, kv_cache)
     read = (x, x, x)
-    if own.read is not None:
+    if own.read is not None and not own.takes(self.config, self.layer):
       read = own.read.read(call.params[own.read.name], call)
     query, key, value = self._project(read, route, self._taken(own, call))
     if own.share is not None:
@@ -119,7 +119,7 @@ class Attention(nn.Module):
       self, own: layer_hooks.LayerSystems, call: hooks.Call
   ) -> tuple[Array, Array] | None:
     """Queries and keys of an earlier layer; None where it makes its own."""
-    if own.share is None or own.share.is_source(self.config, self.layer):
+    if own.share is None or not own.takes(self.config, self.layer):
       return None
     return call.carry[own.share.name]
 
@@ -185,9 +185,10 @@ class Attention(nn.Module):
     make = lambda system: self.param(
         system.name, system.init_params, self.config, self.layer
     )
-    has_params = lambda system: layer_hooks.has_params(
-        system, self.config, self.layer
-    )
+    takes = own.takes(self.config, self.layer)
+    has_params = lambda system: not (
+        takes and system is own.read
+    ) and layer_hooks.has_params(system, self.config, self.layer)
     params = {
         system.name: make(system) if has_params(system) else {}
         for system in own.systems
@@ -218,8 +219,9 @@ class Attention(nn.Module):
   ) -> tuple[hooks.Made, PyTree]:
     """The heads' outputs: of a cache, of a mixer, or of attention."""
     options, rotate, where = call.options, call.rotate, None
-    if kv_cache is not None or own.mixer is not None or own.select is not None:
-      # These know each text by itself.
+    knows_texts = own.mixer is not None or own.select is not None
+    if kv_cache is not None or knows_texts or len(query) != len(key):
+      # These know each text by itself; or one of the two differs by text.
       shape = (len(value), *query.shape[1:])
       query = jnp.broadcast_to(query, shape)
       key = jnp.broadcast_to(key, value.shape)

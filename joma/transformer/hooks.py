@@ -234,7 +234,8 @@ class Read(System, Protocol):
     """Returns what query, key and value are projections of, [B, T, D] each.
 
     Where all texts share the first two, these are [1, T, D]: weights are then
-    computed once.
+    computed once. A layer that takes queries and keys from an earlier one
+    (`Share`) asks nothing of it, and has no parameters of it.
     """
     ...
 

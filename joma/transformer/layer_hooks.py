@@ -50,6 +50,10 @@ class LayerSystems:
   carry: hooks.Carry | None = None
   probe: hooks.Probe | None = None
 
+  def takes(self, config: configs.TransformerConfig, layer: int) -> bool:
+    """Whether the layer's queries and keys are those of an earlier one."""
+    return self.share is not None and not self.share.is_source(config, layer)
+
 
 _PROTOCOLS: dict[str, Any] = {
     "read": hooks.Read,

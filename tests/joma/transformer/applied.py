@@ -27,7 +27,12 @@ def params(model, seed=0):
   tokens = np.zeros((1, 2), np.int32)
   tree = _draw(jax.eval_shape(model.init, jax.random.key(0), tokens), seed)
   for layer in range(model.config.num_layers):
-    tree[f"layers_{layer}"]["attn"] |= _of_systems(model.config, layer, seed)
+    attn, own = (
+        tree[f"layers_{layer}"]["attn"],
+        _of_systems(model.config, layer, seed),
+    )
+    # A layer that takes queries and keys has none of what they are made from.
+    attn |= {name: leaf for name, leaf in own.items() if name in attn}
   return jax.device_put(tree)
 
 
