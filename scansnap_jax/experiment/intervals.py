@@ -4,6 +4,7 @@ Letters as in `scansnap_jax`.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -63,6 +64,7 @@ def interval(
   return {name: float(value) for name, value in parts.items()}
 
 
+@functools.cache  # Sixty small programs for one number.
 def t_quantile(degrees: int, tail: float = 0.025) -> float:
   """Computes the t that a Student's t exceeds with probability `tail`."""
   low, high = 0.0, 1e3

@@ -45,16 +45,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from scansnap_jax.experiment import intervals
 
 _SHOWN = ("velocity", "frequency", "ratio", "type", "running mean", "recency")
-# What needs neither the model nor the place of a token.
-_STATISTICS = (
-    "velocity",
-    "velocity by type",
-    "discriminancy",
-    "frequency",
-    "minus frequency",
-    "ratio",
-    "log ratio",
-)
+# More token ids than any vocabulary has.
+_MOST_IDS = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +244,7 @@ def _compact(
   """Maps token ids to types: the most frequent, and one for all others."""
   count = np.bincount(train, minlength=int(train.max()) + 1)
   kept = np.argsort(-count, kind="stable")[: config.vocab_size - 1]
-  ids = np.full(2**20, config.vocab_size - 1)
+  ids = np.full(_MOST_IDS, config.vocab_size - 1)
   ids[kept] = np.arange(len(kept))
   return ids
 
