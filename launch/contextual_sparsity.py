@@ -49,7 +49,7 @@ def _measure(
   from joma.inference.sparsity.study import contextual_study
   from scansnap_jax.experiment import progress
 
-  num_steps = config.predictor.num_steps
+  num_steps = config.predictor.num_steps if config.with_rules else 0
   num_steps += config.num_steps if config.model is None else 0
   with progress.bar("training", total=num_steps, unit="steps") as on_progress:
     return contextual_study.study(config, workdir, on_progress)

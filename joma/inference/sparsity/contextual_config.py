@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from joma.inference.sparsity.gated import spec as specs
 from joma.transformer.config import TransformerConfig
 from joma.transformer.training import lm_config
 from scansnap_jax.experiment import require
@@ -134,6 +135,14 @@ class ContextualConfig:
     shares: Shares of the neurons that each rule keeps.
     head_shares: Shares of the heads that each rule keeps.
     recalls: Recalls that thresholds are calibrated to.
+    with_rules: Whether rules that choose units, and predictors of them, are
+      measured; without them methods alone are.
+    methods: Methods that read a part of MLPs' weights, as NAME:SPREAD:B; names
+      are teal, teal_attention, rsparse, cats, oracle, sketch, int4_scores,
+      int4_filled, output_error, int8, int6 and int4, spreads of a budget even, split
+      (within a layer) and layers, and B is the neurons of a block, 1 by
+      itself. None measures none.
+    budgets: Shares of the MLPs' weights that each method may read.
     seed: Random seed for the model and the texts.
   """
 
@@ -161,6 +170,9 @@ class ContextualConfig:
   shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
   head_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
   recalls: tuple[float, ...] = (0.8, 0.9, 0.95, 0.99)
+  with_rules: bool = True
+  methods: tuple[str, ...] = ()
+  budgets: tuple[float, ...] = (0.5, 0.75)
   seed: int = 1
 
   def __post_init__(self):
@@ -173,7 +185,11 @@ class ContextualConfig:
     require.positive("lr", self.lr)
     for name in ("held_out_fraction", "prompt_fraction"):
       require_share(name, getattr(self, name))
-    for name in ("shares", "head_shares", "recalls"):
+    for name in self.methods:
+      specs.parse(name)
+    if not (self.with_rules or self.methods):
+      raise UserError("with_rules=false without methods measures nothing.")
+    for name in ("shares", "head_shares", "recalls", "budgets"):
       if not getattr(self, name):
         raise UserError(f"{name} must name at least one share.")
       for value in getattr(self, name):
@@ -244,6 +260,8 @@ def smoke() -> ContextualConfig:
       shares=(0.5, 1.0),
       head_shares=(1.0,),
       recalls=(0.9,),
+      methods=("teal:layers", "int8"),
+      budgets=(0.5,),
       capture=dataclasses.replace(default.capture, block_size=2, batch_size=4),
       predictor=dataclasses.replace(default.predictor, rank=4, num_steps=4),
   )

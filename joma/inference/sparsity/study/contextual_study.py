@@ -12,13 +12,14 @@ import pathlib
 from typing import Any
 
 from jaxtyping import PyTree
-import numpy as np
 
+from joma.inference.evaluation.protocols import saved_rows
 from joma.inference.sparsity import contextual_config
 from joma.inference.sparsity import predictors
 from joma.inference.sparsity.study import capture
 from joma.inference.sparsity.study import contextual_bench
 from joma.inference.sparsity.study import contextual_subject
+from joma.inference.sparsity.study import method_rows
 from joma.inference.sparsity.study import predictor_training
 from joma.transformer import model as models
 
@@ -42,14 +43,38 @@ def study(
       predictors, have been taken since.
 
   Returns:
-    `rows`, one for each rule and share; `dense`, the model as it is; `layers`,
-    measures of each layer by rule; `facts`; `finding`, a sentence.
+    `rows`, one for each rule and share; `methods`, one for each method and
+    budget; `dense`, the model as it is; `facts`; `finding`, a sentence.
 
   Raises:
     UserError: If a text is too short, or as its parts.
     Stopped: As training.
   """
   subject = contextual_subject.load(config, workdir, on_progress)
+  found: dict[str, Any] = {"rows": [], "facts": subject.facts}
+  if config.with_rules:
+    found = _rules(config, subject, workdir, on_progress)
+  rows = saved_rows.SavedRows(workdir, {})
+  measured = method_rows.measure(config, subject, rows)
+  dense, others = measured[0], measured[1:]
+  return {
+      "finding": _finding([*found["rows"], *others], dense["perplexity"]),
+      "dense": {"perplexity": dense["perplexity"]},
+      "methods": others,
+      "num_eval_tokens": (
+          len(subject.texts.valid) * (config.seq_len - config.prompt_len - 1)
+      ),
+      **found,
+  }
+
+
+def _rules(
+    config: Config,
+    subject: contextual_subject.Subject,
+    workdir: pathlib.Path,
+    on_progress: Callable[[int], None],
+) -> dict[str, Any]:
+  """Rows of the rules, and what is said of them."""
   model = models.Transformer(subject.config)
   settings = dataclasses.replace(
       config.capture, label=contextual_subject.label_of(config, subject)
@@ -61,11 +86,9 @@ def study(
   data, learned = _learn(config, shards, facts, workdir, on_progress)
   bench = contextual_bench.Bench(config, subject, settings, learned, data)
   dense = bench.measure(None, None, {})
-  rows = [*bench.unit_rows(dense), *bench.head_rows(dense)]
   return {
-      "finding": _finding(rows, dense),
       "dense": contextual_bench.perplexity(dense.losses),
-      "rows": rows,
+      "rows": [*bench.unit_rows(dense), *bench.head_rows(dense)],
       **facts,
       "num_eval_tokens": (
           dense.losses.size * (config.seq_len - config.prompt_len - 1)
@@ -93,23 +116,21 @@ def _learn(
   return data, learned
 
 
-def _finding(
-    rows: list[dict[str, Any]], dense: contextual_bench.Measured
-) -> str:
+def _finding(rows: list[dict[str, Any]], dense: float) -> str:
   """The least that each rule reads with at most 2 % more perplexity."""
-  names = ("predicted", "calibrated", "griffin", "cats", "teal", "oracle")
-  names += ("random",)
+  of_mlps = [row["rule"] for row in rows if "mlp_weights" in row]
   parts = []
-  for name in names:
+  for name in dict.fromkeys(of_mlps):
     read = [
         row["mlp_weights"]
         for row in rows
-        if row["rule"] == name and row["change"] <= _SMALL
+        if row["rule"] == name
+        and "mlp_weights" in row
+        and row["change"] <= _SMALL
     ]
     parts.append(f"{name} {100 * min(read):.0f} %" if read else f"{name} none")
-  base = float(np.exp(dense.losses.mean()))
   return (
-      f"Perplexity {base:.4g} as it is. Share of the MLP weights that a token"
+      f"Perplexity {dense:.4g} as it is. Share of the MLP weights that a token"
       " reads, predictors included, at no more than"
       f" {100 * _SMALL:g} % above: {', '.join(parts)}."
   )

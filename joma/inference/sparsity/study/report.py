@@ -10,6 +10,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker as mpl_ticker
 import numpy as np
 
+from joma.inference.sparsity.study import method_report
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
 
@@ -69,9 +70,28 @@ def write(
   # NaN, of measures with nothing to divide by, becomes null.
   summary = report.write_summary(workdir, report.to_json(summary))
   folder = workdir / "figures"
+  sections = _of_rules(summary, folder) if summary["rows"] else []
+  if summary["methods"]:
+    figure, _ = figures.save(method_report.draw(summary), folder, "methods")
+    drawn = report.Figure(method_report.caption(summary), figure)
+    sections.append(method_report.section(summary, drawn))
+  facts = {
+      **facts,
+      **{name: _show(value) for name, value in summary["facts"].items()},
+      **(_capture_facts(summary) if summary["rows"] else {}),
+      **report.run_facts(started),
+  }
+  title = "Contextual sparsity: what a token does not need to compute"
+  return report.write(workdir, title, facts, sections)
+
+
+def _of_rules(
+    summary: Summary, folder: pathlib.Path
+) -> list[report.Section]:
+  """Sections of rules that choose units."""
   curves, _ = figures.save(draw(summary), folder, "quality_against_weights")
   layers, _ = figures.save(draw_layers(summary), folder, "layers")
-  sections = [
+  return [
       report.Section(
           "Quality against weights read",
           f"{summary['finding']}\n\n{_TEXT}",
@@ -85,19 +105,17 @@ def write(
           "Layers", items=[report.Figure(_layers_caption(summary), layers)]
       ),
   ]
-  facts = {
-      **facts,
-      **{name: _show(value) for name, value in summary["facts"].items()},
+
+
+def _capture_facts(summary: Summary) -> dict[str, str]:
+  return {
       "captured": (
           f"{summary['capture_tokens']} tokens,"
           f" {summary['capture_bytes'] / 1e6:.1f} MB"
       ),
       "neurons of a block": str(summary["block_size"]),
       "label": summary["label"],
-      **report.run_facts(started),
   }
-  title = "Contextual sparsity: what a token does not need to compute"
-  return report.write(workdir, title, facts, sections)
 
 
 def _show(value: object) -> str:

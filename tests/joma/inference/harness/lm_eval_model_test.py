@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import random
 
 from absl.testing import absltest
 import pytest
@@ -19,13 +21,26 @@ lm_eval = pytest.importorskip(
     "lm_eval", reason="lm_eval is not installed: see the extra eval"
 )
 
+from joma.inference.harness import lm_eval_model
+
+_SPOKEN = (
+    "to be or not that is the question whether nobler in mind to suffer slings"
+    " and arrows of outrageous fortune"
+).split()
+
+
+def _pairs(num):
+  """Contexts, some empty, and continuations, of lengths that differ."""
+  rng = random.Random(0)
+  said = lambda most: " ".join(rng.choices(_SPOKEN, k=rng.randint(0, most)))
+  contexts = [said(7) for _ in range(num)]
+  return contexts, [f" {said(3)} {i}"[-24:] for i in range(num)]
+
 
 class JomaTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    from joma.inference.harness import lm_eval_model
-
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     shape = dataclasses.replace(scripts._MODEL, max_len=64)
     model = models.Transformer(shape, implementation="reference")
@@ -82,6 +97,37 @@ class JomaTest(absltest.TestCase):
     self.assertEqual(found, whole.split("x")[0])
     with self.assertRaisesRegex(errors.UserError, "do_sample"):
       lm.generate_until([self._request("a", {"do_sample": True})])
+
+  @pytest.mark.slow
+  @pytest.mark.filterwarnings("ignore")  # Of the harness's own packages.
+  def test_200_requests_are_those_of_hf(self):
+    from lm_eval.models import huggingface
+
+    folder = os.environ.get("SCANSNAP_LM_EVAL_FOLDER", str(self.folder))
+    own = lm_eval_model.Joma(folder, batch_size=8)
+    peer = huggingface.HFLM(
+        pretrained=folder,
+        device="cpu",
+        dtype="float32",
+        batch_size=8,
+        # A tokenizer of bytes names none of its own.
+        prefix_token_id=own.prefix_token_id,
+    )
+    pieces = list(map(self._request, *_pairs(200)))
+    found = own.loglikelihood(pieces, disable_tqdm=True)
+    wanted = peer.loglikelihood(pieces, disable_tqdm=True)
+    gaps = [abs(a - b) for (a, _), (b, _) in zip(found, wanted, strict=True)]
+    print(f"largest gap of {len(gaps)} loglikelihoods: {max(gaps):.1e}")
+    self.assertLen(gaps, 200)
+    self.assertLess(max(gaps), 1e-4)
+    self.assertEqual([g for _, g in found], [g for _, g in wanted])
+    whole = [self._request(a + b) for a, b in (p.args for p in pieces[:8])]
+    for value, of_peer in zip(
+        own.loglikelihood_rolling(whole),
+        peer.loglikelihood_rolling(whole),
+        strict=True,
+    ):
+      self.assertAlmostEqual(value, of_peer, delta=1e-4)
 
   @pytest.mark.filterwarnings("ignore")  # Of the harness's own packages.
   def test_a_task_of_the_harness_that_needs_no_download(self):
