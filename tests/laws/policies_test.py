@@ -14,6 +14,8 @@ _SIZED = {
     "keyformer": "keyformer:num_steps=40",
     "scissorhands": "scissorhands:history=5",
     "chunkkv": "chunkkv:chunk_size=3",
+    "finch": "finch:window=3",
+    "two_stage": "two_stage:knorm+h2o",
     "cur": "cur:num_sinks=1:chunk_size=4",
     "lagkv": "lagkv:num_sinks=1:lag_size=4",
     "expected_attention": "expected_attention:num_sinks=2:num_future=3",

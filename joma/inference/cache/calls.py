@@ -27,14 +27,14 @@ Policy = policy_lib.Policy
 def uses_col_mass(policy: Policy) -> bool:
   """Whether it wants `Prompt.col_mass`, itself or by what it wraps."""
   if isinstance(policy, rules.Wraps):
-    return uses_col_mass(policy.wrapped())
+    return any(map(uses_col_mass, policy.wrapped()))
   return policy.uses_col_mass
 
 
 def uses_queries(policy: Policy) -> bool:
   """Whether it looks at queries of a prompt, itself or by what it wraps."""
   if isinstance(policy, rules.Wraps):
-    return uses_queries(policy.wrapped())
+    return any(map(uses_queries, policy.wrapped()))
   return policy.uses_queries
 
 
@@ -219,6 +219,8 @@ def capacities(
   """Slots of each layer; their mean is `capacity`."""
   if isinstance(policy, rules.SharesLayers):
     return policy.capacities(num_layers, capacity)
+  if isinstance(policy, rules.Wraps):
+    return capacities(policy.wrapped()[-1], num_layers, capacity)
   return (capacity,) * num_layers
 
 

@@ -37,10 +37,10 @@ class Prioritises(Protocol):
 
 @runtime_checkable
 class Wraps(Protocol):
-  """Changes what another policy makes of a token."""
+  """Changes what other policies make of a token."""
 
-  def wrapped(self) -> policy_lib.Policy:
-    """Returns that policy."""
+  def wrapped(self) -> tuple[policy_lib.Policy, ...]:
+    """Returns those policies, that whose layers' slots count last."""
     ...
 
 

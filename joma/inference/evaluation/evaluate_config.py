@@ -46,7 +46,10 @@ class EvaluateConfig:
       h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
       that policy out among heads; criticalkv:NAME, which counts what values
       add as well; cam:NAME, which adds values that leave to
-      others. full, window and random are always there.
+      others; dms:threshold=X:NAME, which lets go of what is worth less;
+      by_layer:curve=rising:NAME, for layers with different numbers of slots;
+      two_stage:NAME+OTHER, one after the other. full, window and random are
+      always there.
     budgets: Slots of a KV head over the length of the text, in (0, 1].
     slots: Slots of a KV head, in place of budgets where given.
     num_seeds: Draws of examples.

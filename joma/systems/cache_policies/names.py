@@ -6,6 +6,7 @@ Any here, for their type would be an import.
 
 import dataclasses
 import importlib
+import itertools
 import types
 import typing
 from typing import Any
@@ -24,6 +25,7 @@ POLICIES: dict[str, str] = {
     "snapkv": ".by_attention.snapkv:SnapKV",
     "pyramidkv": ".by_attention.snapkv:PyramidKV",
     "chunkkv": ".by_attention.chunkkv:ChunkKV",
+    "finch": ".by_attention.finch:Finch",
     "kvzip": ".by_attention.kvzip:KVzip",
     "simlayerkv": ".by_attention.simlayerkv:SimLayerKV",
     "keyformer": ".by_attention.keyformer:Keyformer",
@@ -43,6 +45,9 @@ WRAPPERS: dict[str, str] = {
     "adakv": ".own_cache.ada_kv:AdaKV",
     "criticalkv": ".wrapping.criticalkv:CriticalKV",
     "cam": ".wrapping.cam:CaM",
+    "dms": ".wrapping.dms:DMS",
+    "by_layer": ".wrapping.layer_budgets:LayerBudgets",
+    "two_stage": ".wrapping.composed:Composed",
 }
 # Those that a flag cannot make, for they need a measurement of one's own; what
 # they cost can be said.
@@ -119,16 +124,37 @@ def parse(name: str) -> Any:
   """Returns the policy of `h2o:score=ema:decay=0.98` or `adakv:snapkv`.
 
   Settings follow a name; a wrapper such as `adakv:` goes before that of the
-  policy that it wraps, h2o by itself.
+  policy that it wraps, h2o by itself, its own settings between the two. One of
+  two policies has both, as `two_stage:snapkv+knorm`.
 
   Raises:
     UserError: The name or a setting is unknown, or of another type.
   """
   base, *parts = name.split(":")
+  if base not in WRAPPERS:
+    return _called(name, base, parts)
+  own = list(itertools.takewhile(lambda part: "=" in part, parts))
+  rest = ":".join(parts[len(own) :]) or _WRAPPED
+  kind = load(base)
+  is_of_two = "first" in kind.__dataclass_fields__
+  first, plus, second = rest.partition("+")
+  if plus and not is_of_two:
+    raise errors.UserError(f"policy={name}: {base} wraps one policy.")
+  bases = {"base": parse(first)}
+  if is_of_two:
+    bases = {"first": parse(first), "base": parse(second or _WRAPPED)}
+  return kind(**bases, **_fields(base, kind, _settings(name, own)))
+
+
+def _called(name: str, base: str, parts: list[str]) -> Any:
+  try:
+    return from_name(base, **_settings(name, parts))
+  except TypeError as error:
+    raise errors.UserError(f"policy={name}: {error}") from error
+
+
+def _settings(name: str, parts: list[str]) -> dict[str, Any]:
   fields: dict[str, Any] = {}
-  if base in WRAPPERS:
-    shared = parse(":".join(parts) or _WRAPPED)
-    return load(base)(base=shared)
   for setting in parts:
     field, equals, value = setting.partition("=")
     if not equals:
@@ -136,10 +162,7 @@ def parse(name: str) -> Any:
           f"policy={name}: settings are written :name=value, got {setting!r}."
       )
     fields[field] = _value(value)
-  try:
-    return from_name(base, **fields)
-  except TypeError as error:
-    raise errors.UserError(f"policy={name}: {error}") from error
+  return fields
 
 
 def _value(text: str) -> Any:
@@ -169,18 +192,23 @@ def from_name(name: str, **fields: Any) -> Any:
         f"policy={name!r} is unknown; there are {', '.join(sorted(known))}, and"
         f" {', '.join(f'{wrapper}:NAME' for wrapper in WRAPPERS)}."
     )
-  policy = known[name]
-  names = {field.name for field in dataclasses.fields(policy)}
+  return known[name](**_fields(name, known[name], fields))
+
+
+def _fields(name: str, kind: Any, fields: dict[str, Any]) -> dict[str, Any]:
+  """Settings of a class, checked."""
+  names = {field.name for field in dataclasses.fields(kind)}
   unknown = sorted(set(fields) - names)
   if unknown:
     raise errors.UserError(
         f"policy={name!r} has no {unknown[0]!r}; it has"
         f" {', '.join(sorted(names))}."
     )
-  hints = typing.get_type_hints(policy)
-  for field, value in fields.items():
-    fields[field] = _typed(f"policy={name!r}", field, value, hints[field])
-  return policy(**fields)
+  hints = typing.get_type_hints(kind)
+  return {
+      field: _typed(f"policy={name!r}", field, value, hints[field])
+      for field, value in fields.items()
+  }
 
 
 def _typed(policy: str, field: str, value: object, hint: Any) -> object:

@@ -13,8 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joma.inference.cache import calls
 from joma.inference.cache import policy as policy_lib
-from joma.inference.cache import rules
-from joma.inference.cost import cache_plan
 from joma.systems.cache_policies.wrapping import wrapper
 from scansnap_jax.experiment import errors
 
@@ -25,7 +23,7 @@ _LEAST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaM(wrapper.Wrapper):
+class CaM(wrapper.Bare):
   """Cache merging over another policy's priority A (CaM, ICML 2024).
 
   A token i that leaves hands its value to the M that stay and follow it in the
@@ -36,7 +34,8 @@ class CaM(wrapper.Wrapper):
   so that, in the mean, attention that went to i goes to its value still. Keys
   stay as they are. Heads choose and draw for themselves. The paper merges at
   decode steps, one token each; here tokens that do not stay after a prompt do
-  the same, all at once, with the values as the prompt had them.
+  the same, all at once, with the values as the prompt had them. Costs leave
+  out the M values that a step changes.
 
   Attributes:
     num_merged: M.
@@ -54,33 +53,6 @@ class CaM(wrapper.Wrapper):
       raise errors.UserError(
           f"num_merged={self.num_merged} must be at least 1."
       )
-
-  def init_aux(
-      self, batch: int, num_kv_heads: int, capacity: int, num_groups: int
-  ) -> rules.Arrays:
-    base = calls.init_aux(self.base, batch, num_kv_heads, capacity, num_groups)
-    return base, None
-
-  def plan(
-      self, capacities: tuple[int, ...], name: str
-  ) -> cache_plan.CachePlan:
-    """The base's; the M values that a step changes are left out."""
-    return calls.plan(self.base, capacities, name)
-
-  def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
-    score, aux, state = calls.read_prompt(self.base, prompt)
-    return score, (aux, None), state
-
-  def enter(
-      self, token: policy_lib.Token, state: rules.Arrays
-  ) -> rules.Entered:
-    score, aux, state = calls.enter(self.base, token, state)
-    return score, (aux, None), state
-
-  def priority(
-      self, slots: policy_lib.Slots, position: Int[Array, "B"]
-  ) -> Float[Array, "B K C"]:
-    return calls.priority(self.base, self.inner(slots), position)
 
   def merged(
       self,

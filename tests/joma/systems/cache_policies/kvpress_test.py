@@ -18,6 +18,7 @@ from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
 from joma.inference.cache import tokens
+from joma.systems.cache_policies.by_attention import finch
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import simlayerkv
 from joma.systems.cache_policies.by_attention import snapkv
@@ -30,7 +31,9 @@ from joma.systems.cache_policies.by_key import lagkv
 from joma.systems.cache_policies.by_place import window
 from joma.systems.cache_policies.own_cache import think
 from joma.systems.cache_policies.wrapping import cam
+from joma.systems.cache_policies.wrapping import composed
 from joma.systems.cache_policies.wrapping import criticalkv
+from joma.systems.cache_policies.wrapping import dms
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 
@@ -364,6 +367,113 @@ class ChannelsTest(absltest.TestCase):
       ours = cache.key.reshape(*cache.key.shape[:2], -1, 4)
       np.testing.assert_allclose(
           ours[:, :, :128], theirs[:, :, :128], atol=_TOLERANCE
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Theirs(finch.Finch):
+  """FINCH, whose queries count with one token less, as theirs do."""
+
+  def read_prompt(self, prompt):
+    weights, rows = prompt.last_weights(self.window)
+    before = jnp.maximum(rows, 0)[:, None, None, :, None]
+    return (weights * before).mean(axis=(2, 3)), None, None
+
+
+class QuestionTest(absltest.TestCase):
+
+  def test_scores_are_theirs_but_for_the_token_that_asks(self):
+    """Their factor of a query is its place from 0, the paper's from 1.
+
+    Their window is set by a delimiter in the prompt, by hand here.
+    """
+    press = kvpress.FinchPress(compression_ratio=1 - _KEPT / _LENGTH - 1e-9)
+    press.window_size, press.delimiter_token_id = 32, -1
+    press.rerotate_keys = False
+    theirs = _peer_scores(press)[..., :-32]
+    for policy, is_close in (
+        (_Theirs(window=32), True),
+        (finch.Finch(window=32), False),
+    ):
+      ours = _our_scores(policy)[..., :-32]
+      error = np.abs(ours - theirs).max() / theirs.max()
+      self.assertEqual(bool(error < _TOLERANCE), is_close, error)
+    order = np.argsort(-theirs, axis=-1, kind="stable")[..., : _KEPT - 32]
+    kept = _our_kept(_Theirs(window=32))[..., : _KEPT - 32]
+    np.testing.assert_array_equal(kept, np.sort(order, axis=-1))
+    # One in a hundred: hardly any token changes its place.
+    of_paper = _our_kept(finch.Finch(window=32))[..., : _KEPT - 32]
+    same = np.mean([
+        np.isin(a, b).mean()
+        for a, b in zip(
+            of_paper.reshape(-1, _KEPT - 32),
+            kept.reshape(-1, _KEPT - 32),
+            strict=True,
+        )
+    ])
+    self.assertGreater(same, 0.95)
+
+
+class ThresholdTest(absltest.TestCase):
+
+  def test_the_same_tokens_are_below_a_threshold(self):
+    """Their keys are masked, ours leave; a window of 8 stays in both."""
+    import torch
+
+    peer, (config, params) = _models()
+    theirs = _peer_scores(kvpress.KnormPress(0.5))
+    threshold = float(np.median(theirs))
+    press = kvpress.DMSPress(
+        kvpress.KnormPress(), threshold=threshold, sliding_window_size=8
+    )
+    masked = []
+    with torch.no_grad(), press(peer):
+      peer(torch.tensor(_tokens()), use_cache=True)
+      for layer in peer.model.layers:
+        masked.append(layer.self_attn.masked_key_indices)
+    policy = dms.DMS(base=knorm.Knorm(num_recent=8), threshold=threshold)
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        jnp.asarray(_tokens()),
+        kv_cache=kv_cache.init(policy, config, 2, _LENGTH),
+    )
+    for where, cache in zip(masked, caches, strict=True):
+      gone = np.zeros((2, 2, _LENGTH), bool)
+      gone[tuple(np.asarray(x) for x in where)] = True
+      for b in range(2):
+        for k in range(2):
+          kept = {int(p) for p in cache.pos[b, k] if p >= 0}
+          self.assertEqual(kept, set(np.flatnonzero(~gone[b, k]).tolist()))
+
+
+class TwoStagesTest(absltest.TestCase):
+
+  def test_two_presses_one_after_the_other_keep_the_same(self):
+    import torch
+
+    peer, _ = _models()
+    wide, kept = 100, 60
+    press = kvpress.ComposedPress([
+        kvpress.KeyDiffPress(1 - wide / _LENGTH - 1e-9),
+        kvpress.KnormPress(1 - kept / wide - 1e-9),
+    ])
+    with torch.no_grad(), press(peer):
+      found = peer(torch.tensor(_tokens()), use_cache=True)
+    policy = composed.Composed(
+        first=keydiff.KeyDiff(num_recent=0),
+        base=knorm.Knorm(num_recent=0),
+        wide=wide / kept,
+    )
+    _, (config, params) = _models()
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        jnp.asarray(_tokens()),
+        kv_cache=kv_cache.init(policy, config, 2, kept),
+    )
+    for cache, layer in zip(caches, found.past_key_values.layers, strict=True):
+      norms = lambda keys: np.sort(np.linalg.norm(np.asarray(keys), axis=-1))
+      np.testing.assert_allclose(
+          norms(cache.key.data), norms(layer.keys), rtol=1e-5
       )
 
 
