@@ -21,8 +21,6 @@ lm_eval = pytest.importorskip(
     "lm_eval", reason="lm_eval is not installed: see the extra eval"
 )
 
-from joma.inference.harness import lm_eval_model
-
 _SPOKEN = (
     "to be or not that is the question whether nobler in mind to suffer slings"
     " and arrows of outrageous fortune"
@@ -41,6 +39,8 @@ class JomaTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
+    from joma.inference.harness import lm_eval_model
+
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     shape = dataclasses.replace(scripts._MODEL, max_len=64)
     model = models.Transformer(shape, implementation="reference")
@@ -102,6 +102,8 @@ class JomaTest(absltest.TestCase):
   @pytest.mark.filterwarnings("ignore")  # Of the harness's own packages.
   def test_200_requests_are_those_of_hf(self):
     from lm_eval.models import huggingface
+
+    from joma.inference.harness import lm_eval_model
 
     folder = os.environ.get("SCANSNAP_LM_EVAL_FOLDER", str(self.folder))
     own = lm_eval_model.Joma(folder, batch_size=8)
