@@ -139,8 +139,8 @@ class ContextualConfig:
       measured; without them methods alone are.
     methods: Methods that read a part of MLPs' weights, as NAME:SPREAD:B; names
       are teal, teal_attention, rsparse, cats, oracle, sketch, int4_scores,
-      int4_filled, output_error, int8, int6 and int4, spreads of a budget even, split
-      (within a layer) and layers, and B is the neurons of a block, 1 by
+      int4_filled, output_error, int8, int6 and int4; spreads of a budget even,
+      split (within a layer) and layers; B is the neurons of a block, 1 by
       itself. None measures none.
     budgets: Shares of the MLPs' weights that each method may read.
     seed: Random seed for the model and the texts.

@@ -1,11 +1,11 @@
 """Predictors that learn from the error of an MLP's output, not from labels.
 
   loss = E ||sum over i of (1 - p_i) h_i w_i||^2 / E ||y||^2
-  p = sigmoid(scores - the scores' own (num + 1/2)-th largest)
+  p = sigmoid(scores - border), border between their num-th and next
 
-so that about `num` blocks are open, whichever they are; h_i w_i is what neuron i
-adds to y. Which blocks count is nowhere said: two neurons that undo each other
-may both be left out. A batch is a pure function of (seed, step).
+so that about `num` blocks are open, whichever they are; h_i w_i is what neuron
+i adds to y. Which blocks count is nowhere said: two neurons that undo each
+other may both be left out. A batch is a pure function of (seed, step).
 
 Letters: R rows, D width, U blocks, r rank.
 """

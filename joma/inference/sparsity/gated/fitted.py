@@ -64,6 +64,9 @@ class Fitter:
     num_rows = self._seen.x.shape[1]
     self._rows = np.linspace(0, num_rows - 1, min(_ROWS, num_rows)).astype(int)
     self._options: dict[Any, Any] = {}
+    # Parts of low rank by matrix, and predictors by the size of blocks.
+    self._parts: dict[str, Any] = {}
+    self._predictors: dict[int, Any] = {}
 
   def fit(self, spec: specs.Spec, budget: float) -> Fitted:
     """Returns a method that reads about `budget` of the MLPs' weights.
@@ -114,7 +117,9 @@ class Fitter:
       return method, self._low(inner)
     if name == "output_error":
       method = methods.Learned(rank=rank, block_size=block_size)
-      return method, {"predictor": self._learned(block_size)}
+      if block_size not in self._predictors:
+        self._predictors[block_size] = self._learned(block_size)
+      return method, {"predictor": self._predictors[block_size]}
     is_filled = name == "int4_filled"
     return methods.Coded(is_filled=is_filled, block_size=block_size), {}
 
@@ -124,7 +129,6 @@ class Fitter:
         self._model, self._params, self._training, has_slopes=False
     )
 
-  @functools.cache
   def _low_of(self, name: str) -> dict[str, np.ndarray]:
     """Low-rank parts of one matrix of every layer."""
     found = []
@@ -137,9 +141,11 @@ class Fitter:
     return jax.tree.map(lambda *parts: np.stack(parts), *found)
 
   def _low(self, names: Sequence[str]) -> dict[str, Any]:
-    return {f"low_{name}": self._low_of(name) for name in names}
+    for name in names:
+      if name not in self._parts:
+        self._parts[name] = self._low_of(name)
+    return {f"low_{name}": self._parts[name] for name in names}
 
-  @functools.cache
   def _learned(self, block_size: int) -> dict[str, np.ndarray]:
     """Predictors of every layer, for half of the blocks."""
     num_units = self._model.config.hidden_dim // block_size

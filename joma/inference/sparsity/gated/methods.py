@@ -106,7 +106,9 @@ class Teal:
       arrays: Mapping[str, Any],
   ) -> Update:
     """Reads rows of matrices whose input is large."""
-    product = lambda name, kept, x: jnp.where(kept, x, 0) @ weights.kernels[name]
+    product = (
+        lambda name, kept, x: jnp.where(kept, x, 0) @ weights.kernels[name]
+    )
     return _by_inputs(weights, x, arrays, product)
 
 
@@ -150,7 +152,7 @@ def _by_inputs(weights: Weights, x: Array, arrays: Any, product: Any) -> Update:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cats:
-  """Threshold `least` of |act|; a plain MLP's only inner matrix is read whole."""
+  """Threshold `least` of |act|; the matrix before it is read whole."""
 
   def update(
       self,
@@ -286,9 +288,7 @@ class Coded(_Chooser):
     found = super().update(weights, x, arrays)
     if not self.is_filled:
       return found
-    rest = jnp.where(
-        self.kept(weights, x, arrays), 0, self._hidden(weights, x)
-    )
+    rest = jnp.where(self.kept(weights, x, arrays), 0, self._hidden(weights, x))
     return found._replace(out=found.out + rest @ self._copy(weights, "down"))
 
   def overhead(self, weights: Weights) -> float:

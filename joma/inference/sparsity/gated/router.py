@@ -124,7 +124,12 @@ class ShiftRouter:
   shifts: Float[Array, "L B T D"]
 
   def route(
-      self, layer: int, x: Array, x_before: Array, positions: Array, kv_cache: Any
+      self,
+      layer: int,
+      x: Array,
+      x_before: Array,
+      positions: Array,
+      kv_cache: Any,
   ) -> "_Shift":
     """Returns the way through a layer; see `routing.Router`."""
     del x, x_before, positions, kv_cache

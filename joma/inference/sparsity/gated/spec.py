@@ -1,8 +1,9 @@
 """Methods by the names that flags give them: NAME, NAME:SPREAD, NAME:SPREAD:B.
 
 SPREAD says how a budget is shared out: `even` takes the same share everywhere,
-`split` shares each layer's part out between the inputs of its matrices, `layers`
-shares it out over layers too. B is the neurons of a block. Imports no jax.
+`split` shares each layer's part out between the inputs of its matrices,
+`layers` shares it out over layers too. B is the neurons of a block. Imports no
+jax.
 """
 
 import dataclasses

@@ -69,7 +69,7 @@ class Weights:
     return act(made["gate"]) * made["up"] if "gate" in made else act(made["up"])
 
   def dense_hidden(self, x: Float[Array, "*b D"]) -> Float[Array, "*b F"]:
-    """h of all neurons."""
+    """Returns h of all neurons."""
     return self.hidden(lambda name: x @ self.kernels[name])
 
   def out(self, hidden: Float[Array, "*b F"]) -> Float[Array, "*b D"]:

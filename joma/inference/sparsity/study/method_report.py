@@ -30,10 +30,10 @@ _LINES = ("-", (0, (5, 1.2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 def section(summary: Summary, figure: report.Figure) -> report.Section:
   """All methods in one figure and one table."""
   text = (
-      "Methods share a budget of weights out evenly, within layers or over them,"
-      " as calibrated on texts that nothing else was learned from. Codes of"
-      " few bits count as the share that they are of 16. Change of perplexity"
-      " with its 95 % interval over texts."
+      "Methods share a budget of weights out evenly, within layers or over"
+      " them, as calibrated on texts that nothing else was learned from. Codes"
+      " of few bits count as the share that they are of 16. Change of"
+      " perplexity with its 95 % interval over texts."
   )
   return report.Section(
       "Perplexity against weights read, all methods",
@@ -88,8 +88,8 @@ def caption(summary: Summary) -> str:
       "Perplexity against the share of MLP weights that a token reads, what"
       " choosing takes included. Line: the dense model,"
       f" {summary['dense']['perplexity']:.4g}. Bands: 95 % confidence of the"
-      f" change, over texts ({summary['num_eval_tokens']} tokens). What is above"
-      f" {_HIGHEST:g} times the dense perplexity is not shown."
+      f" change, over texts ({summary['num_eval_tokens']} tokens). What is"
+      f" above {_HIGHEST:g} times the dense perplexity is not shown."
   )
 
 
@@ -102,8 +102,10 @@ def _table(summary: Summary) -> report.Table:
           f"{100 * row['mlp_weights']:.1f} %",
           f"{100 * row['weights']:.1f} %",
           f"{row['perplexity']:.4g}",
-          f"{percent(row['change'])} ({percent(row['change_low'])} to"
-          f" {percent(row['change_high'])})",
+          (
+              f"{percent(row['change'])} ({percent(row['change_low'])} to"
+              f" {percent(row['change_high'])})"
+          ),
       )
       for row in summary["methods"]
   ]

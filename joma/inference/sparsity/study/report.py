@@ -85,9 +85,7 @@ def write(
   return report.write(workdir, title, facts, sections)
 
 
-def _of_rules(
-    summary: Summary, folder: pathlib.Path
-) -> list[report.Section]:
+def _of_rules(summary: Summary, folder: pathlib.Path) -> list[report.Section]:
   """Sections of rules that choose units."""
   curves, _ = figures.save(draw(summary), folder, "quality_against_weights")
   layers, _ = figures.save(draw_layers(summary), folder, "layers")

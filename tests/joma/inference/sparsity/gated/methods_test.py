@@ -32,7 +32,10 @@ def _hidden(weights, x, kernels=None):
   """h of one token, in float64."""
   kernels = kernels or weights.kernels
   made = {
-      name: x @ np.float64(kernels[name]) + np.float64(weights.biases.get(name, 0))
+      name: (
+          x @ np.float64(kernels[name])
+          + np.float64(weights.biases.get(name, 0))
+      )
       for name in weights.inner
   }
   if "gate" in made:
@@ -102,7 +105,9 @@ class MethodsTest(parameterized.TestCase):
       hidden = _hidden(weights, np.float64(x[row]))
       moved = (hidden * np.linalg.norm(down, axis=1)) ** 2
       moved = moved.reshape(-1, block_size).sum(axis=1)
-      kept = np.repeat(np.isin(np.arange(len(moved)), np.argsort(-moved)[:num]), block_size)
+      kept = np.repeat(
+          np.isin(np.arange(len(moved)), np.argsort(-moved)[:num]), block_size
+      )
       out = (hidden * kept) @ down
       np.testing.assert_allclose(found.out[row], out, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.read, 3 * _WIDTH * num * block_size)
@@ -110,7 +115,10 @@ class MethodsTest(parameterized.TestCase):
   def test_a_sketch_of_full_rank_and_exact_codes_are_the_oracle(self):
     weights, x = make_weights(), make_x()
     low = {
-        f"low_{name}": {"first": weights.kernels[name], "last": jnp.eye(_NEURONS)}
+        f"low_{name}": {
+            "first": weights.kernels[name],
+            "last": jnp.eye(_NEURONS),
+        }
         for name in ("up", "gate")
     }
     arrays = {"num": jnp.int32(4)} | low
