@@ -52,7 +52,9 @@ def _hull(
     # More weights for no less cost: never chosen.
     if hull and costs[option] >= costs[hull[-1]]:
       continue
-    while len(hull) > 1 and not _turns_up(reads, costs, *hull[-2:], option):
+    while len(hull) > 1 and not _turns_up(
+        reads, costs, hull[-2], hull[-1], option
+    ):
       hull.pop()
     hull.append(int(option))
   return hull

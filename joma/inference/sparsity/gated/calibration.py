@@ -111,7 +111,7 @@ def _steepness(
 
   def loss(shifts: Array) -> Array:
     added = router.ShiftRouter(shifts)
-    logits = model.apply({"params": params}, tokens, router=added)
+    logits: Any = model.apply({"params": params}, tokens, router=added)
     return lm_step.token_losses(logits[:, :-1], tokens[:, 1:]).sum()
 
   slopes = jax.grad(loss)(jnp.zeros(shape))
@@ -126,7 +126,7 @@ def layer_weights(
 
 
 def quantiles(
-    sizes: Float[np.ndarray, "L R n"], shares: Sequence[float]
+    sizes: Float[np.ndarray, "L R n"], shares: Sequence[float] | np.ndarray
 ) -> Float[np.ndarray, "L Q"]:
   """Sizes above which such shares of each layer's numbers lie; 0 for all."""
   flat = np.abs(sizes.reshape(len(sizes), -1))
