@@ -46,6 +46,7 @@ _HOMES = {
                 "inference/bridge/drawing",
                 "inference/evaluation/drawing",
                 "inference/evaluation/protocols/drawing",
+                "inference/sparsity/study/method_report",
                 "inference/sparsity/study/report",
                 "transformer/checkpoints/drawing",
                 "transformer/rope/extension_report",
