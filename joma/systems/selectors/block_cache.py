@@ -121,12 +121,13 @@ def init(
   """
   for layer in range(config.num_layers):
     full_cache.check_rotations_stay(system.name, config, layer)
-  size = -(-capacity // system.block) * system.block
+  num_blocks = -(-capacity // system.block)
+  # In whole tiles of eight rows: others libtpu may copy in every step.
+  size = -(-num_blocks * system.block // 8) * 8
   shape = (batch_size, config.num_kv_heads, size, config.head_dim)
   empty = lambda: jnp.zeros(shape, dtype)
   summary = None
   if isinstance(system, block_choice.Summarizing):
-    num_blocks = size // system.block
     summary = system.init_summary(config, batch_size, num_blocks)
   kept = full_cache.FullCache(empty(), empty())
   return BlockCache(system, kept, summary)
