@@ -159,6 +159,7 @@ def _scanned(model: TransformerConfig) -> TransformerConfig:
 def _lower_decode(
     config: plan_config.PlanConfig, shape: TransformerConfig, mesh: Mesh
 ) -> tuple[jax.stages.Lowered, dict[str, PyTree]]:
+  shape = _long_enough(config, shape)
   model = models.Transformer(shape, jnp.bfloat16)
   init = model.clone(implementation="reference").init
   tokens = lambda: jnp.zeros((1, 2), jnp.int32)
@@ -177,6 +178,25 @@ def _lower_decode(
     lowered = decode_steps.decode_step.lower(model, params, state)
   cache, rest = state.kv_cache, dataclasses.replace(state, kv_cache=())
   return lowered, {"parameters": params, "cache": cache, "tokens": rest}
+
+
+def _long_enough(
+    config: plan_config.PlanConfig, shape: TransformerConfig
+) -> TransformerConfig:
+  """The same model, made for as many positions as the plan has tokens.
+
+  Only what it would say of them changes, not what it costs.
+
+  Raises:
+    UserError: Its positions are rows of a table, which ends before.
+  """
+  if shape.positions == "learned" and config.seq_len > shape.max_len:
+    raise errors.UserError(
+        f"seq_len={config.seq_len} is above the {shape.max_len} positions that"
+        f" shape={config.shape} has rows for: give it that or less."
+    )
+  longest = max(shape.max_len, config.seq_len)
+  return dataclasses.replace(shape, max_len=longest)
 
 
 def _state(

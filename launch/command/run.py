@@ -141,7 +141,8 @@ def define_multihost() -> flags.FlagHolder:
   flags.DEFINE_integer(
       "multihost_timeout",
       300,
-      "Seconds that a process waits for the others of a --multihost run.",
+      "Seconds that a process waits for the others of a --multihost run, at the"
+      " start and, when one gives no sign of life any more, until all end.",
       1,
   )
   return flags.DEFINE_boolean(

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -140,6 +141,35 @@ class Zygote:
     }
     return Started(self, self._ask(order)["pid"], out, err)
 
+  def start_processes(
+      self, number: int, module: str, argv: Sequence[str], **options
+  ) -> list["Started"]:
+    """Starts so many processes of one run on this machine, in order.
+
+    Args:
+      number: Processes; more than one meet at a free port, as several hosts.
+      module: As `start`.
+      argv: Arguments of each.
+      **options: Those of `start`, without `env`.
+    """
+    with socket.socket() as probe:
+      probe.bind(("127.0.0.1", 0))
+      port = probe.getsockname()[1]
+    several = ["--multihost", "--multihost_timeout=60"] if number > 1 else []
+    place = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(number),
+    }
+    return [
+        self.start(
+            module,
+            [*argv, *several],
+            env={**place, "JAX_PROCESS_ID": str(index)},
+            **options,
+        )
+        for index in range(number)
+    ]
+
   def attack(self, module: str, *argv: str, wall_s: float = 300, **options):
     """Runs a script to its end; `options` are those of `start`."""
     return self.start(module, argv, **options).end(wall_s)
@@ -198,6 +228,12 @@ class Started(NamedTuple):
     answer = self.zygote.wait(self.pid, wall_s)
     texts = [_take(path) for path in (self.out, self.err)]
     return Ended(**answer, out=texts[0], err=texts[1])
+
+
+def is_gone(started: Started) -> bool:
+  """Whether a process ended: what is not waited for yet is a zombie."""
+  status = pathlib.Path(f"/proc/{started.pid}/stat")
+  return not status.exists() or status.read_text().split()[2] == "Z"
 
 
 def _take(path: pathlib.Path) -> str:

@@ -102,14 +102,16 @@ def _make_inputs(folder: pathlib.Path) -> None:
   tokenizers.save(learned, folder / "tokenizer")
 
 
-def end_of(workdir: pathlib.Path) -> End | None:
-  """Reads what a run came to; None where it left no whole end."""
+def end_of(workdir: pathlib.Path, last: int = 6) -> End | None:
+  """Reads what a run of `last` steps came to; None without a whole end."""
   try:
     leaves = {
         str(path.relative_to(workdir)): json.loads(path.read_text())["body"][
             "leaves"
         ]
-        for path in sorted(workdir.glob("checkpoints/**/6/digest/metadata"))
+        for path in sorted(
+            workdir.glob(f"checkpoints/**/{last}/digest/metadata")
+        )
     }
     summary = json.loads((workdir / "summary.json").read_text())
   except (OSError, ValueError, KeyError):

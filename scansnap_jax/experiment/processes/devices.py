@@ -54,6 +54,7 @@ _GUARDS = (
     "jax_transfer_guard_device_to_device",
     "jax_transfer_guard_device_to_host",
 )
+_SLACK = 60
 _NUMBER_FLAGS = re.compile("fast_math|precision|fast_min_max|denormal")
 
 
@@ -75,7 +76,8 @@ def set_up(
     num_cpu_devices: Devices to split a CPU into; 0 takes one per core. No
       effect on accelerators.
     facts: What must be equal on all hosts, by names that a user knows.
-    timeout: Seconds to wait for the other processes.
+    timeout: Seconds to wait for the other processes, and without a sign of
+      life of one until it is lost.
 
   Returns:
     The processes of a run on several hosts, otherwise None.
@@ -184,7 +186,11 @@ def _join(facts: Mapping[str, Any], timeout: int) -> rendezvous.Peers | None:
       peers.compare(facts)
   try:
     with rendezvous.heard_out(peers):
-      jax.distributed.initialize(**given)  # What it detects says more.
+      # What it detects says more. Its own word for a host that is lost is a
+      # dump: ours is to come first.
+      jax.distributed.initialize(
+          **given, heartbeat_timeout_seconds=2 * timeout + _SLACK
+      )
   except ValueError as error:
     raise errors.UserError(
         f"--multihost finds no cluster ({error}). Set JAX_COORDINATOR_ADDRESS,"

@@ -5,7 +5,9 @@ twice or was started otherwise than its peers; and unlike flags on two hosts
 train a mixture without a word. Here each process first says to process 0, over
 a plain socket at the coordinator's address, who it is and what it was started
 with; all get the same answer. The sockets stay open: a process that dies closes
-its own, and the others end with one line, at once.
+its own, and the others end with one line, at once. One that hangs (its machine
+is stopped, swaps, or is cut off) sends no beat any more, and is lost after the
+time that its peers wait for each other.
 
 A message is one line of JSON. Process 0 relays: what each sends to `gather`
 comes back to all as a list, in the order of processes.
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import queue
+import select
 import socket
 import sys
 import threading
@@ -27,8 +30,12 @@ from scansnap_jax.experiment.processes import interrupts
 _PATIENCE = 10.0  # Seconds until a wait is said.
 _RETRY = 0.2
 _NEWS = 10.0  # Seconds in which a closed socket is seen, on a busy machine.
+_BEATS = 8  # In the time after which one that sends none is lost.
+_SLOWEST_BEAT = 10.0  # Seconds.
 _BYE = "bye"
+_BEAT = "beat"
 _STOPPED = "stopped by "  # And the number of the signal.
+_LOST = "lost "  # And what was lost, as all are to say it.
 # A peer died, and not this process: temporary, so that a scheduler may retry.
 LOST_STATUS = 75
 
@@ -36,22 +43,31 @@ LOST_STATUS = 75
 class Peers:
   """The processes of a run, met."""
 
-  def __init__(self, index: int, connections: Sequence[socket.socket]):
+  def __init__(
+      self, index: int, connections: Sequence[socket.socket], timeout: float
+  ):
     """Starts to listen to them.
 
     Args:
       index: Of this process.
       connections: To process 0; of process 0 one to each other, in order.
+      timeout: Seconds without a sign of life after which one is lost.
     """
     self.index = index
     self._connections = list(connections)
     self._inboxes = [queue.Queue() for _ in connections]
     self._is_leaving = threading.Event()
+    self._timeout = timeout
+    self._period = min(_SLOWEST_BEAT, timeout / _BEATS)
+    # Of each connection: a line that one thread writes is not cut by another's.
+    self._locks = [threading.Lock() for _ in connections]
+    self._silence = [0.0 for _ in connections]
     # A thread a peer: its end is seen while this process computes, or waits in
     # a collective that can never end. Daemons, for no thread holds up an exit.
     interrupts.before_leaving(self._tell_of_signal)
     for place in range(len(self._connections)):
-      threading.Thread(target=self._listen, args=(place,), daemon=True).start()
+      for work in (self._listen, self._beat):
+        threading.Thread(target=work, args=(place,), daemon=True).start()
 
   @property
   def count(self) -> int:
@@ -64,12 +80,16 @@ class Peers:
     # same list.
     if self.index == 0:
       values = [value, *(inbox.get() for inbox in self._inboxes)]
-      for connection in self._connections:
-        _send(connection, values)
+      for place in range(len(self._connections)):
+        self._send(place, values)
       return values
-    (connection,), (inbox,) = self._connections, self._inboxes
-    _send(connection, value)
-    return inbox.get()
+    self._send(0, value)
+    return self._inboxes[0].get()
+
+  @property
+  def is_one_silent(self) -> bool:
+    """Whether a peer has missed several beats."""
+    return max(self._silence, default=0) > self._timeout / 2
 
   def compare(self, facts: Mapping[str, Any]) -> None:
     """Holds what this process was started with against the others.
@@ -95,37 +115,101 @@ class Peers:
     """Says that this process has done its work: it may end from now on."""
     # Before the word is sent: the peer may close before it is out.
     self._is_leaving.set()
-    for connection in self._connections:
+    for place, connection in enumerate(self._connections):
       with contextlib.suppress(OSError):  # It has left, too.
-        _send(connection, _BYE)
+        self._send(place, _BYE)
         connection.shutdown(socket.SHUT_WR)
+
+  def _send(self, place: int, message: Any) -> None:
+    with self._locks[place]:
+      _send(self._connections[place], message)
+
+  def _beat(self, place: int) -> None:
+    """Gives a sign of life, again and again."""
+    with contextlib.suppress(OSError):  # Who listens sees that it is gone.
+      while not self._is_leaving.wait(self._period):
+        self._send(place, _BEAT)
 
   def _tell_of_signal(self, number: int) -> None:
     """Lets the others end by the same signal: they cannot go on alone."""
-    for connection in self._connections:
+    self._tell_all(f"{_STOPPED}{number}")
+
+  def _tell_all(self, message: str) -> None:
+    """A last word, which does not wait for one that takes nothing any more."""
+    for connection, lock in zip(self._connections, self._locks, strict=True):
       with contextlib.suppress(OSError):
-        _send(connection, f"{_STOPPED}{number}")
+        has_lock = lock.acquire(timeout=1)
+        connection.setblocking(False)
+        _send(connection, message)
+        if has_lock:
+          lock.release()
 
   def _listen(self, place: int) -> None:
     """Puts messages into an inbox; ends the process if the peer is lost."""
     has_left = False
     process = place + 1 if self.index == 0 else 0
-    connection = self._connections[place]
-    with connection, connection.makefile(encoding="utf-8") as lines:
-      while line := _read_line(lines.readline):
-        message = _parse(line)
+    with self._connections[place] as connection:
+      for line in self._lines(place, connection):
+        if line is None and not has_left:
+          self._end_as_lost(
+              f"process {process} gave no sign of life for"
+              f" {self._timeout:g} s (--multihost_timeout): it hangs, or its"
+              " host cannot be reached."
+          )
+        message = _BEAT if line is None else _parse(line)
+        if message == _BEAT:
+          continue
         has_left = has_left or message == _BYE
         if isinstance(message, str) and message.startswith(_STOPPED):
           self._end_by_signal(process, int(message.removeprefix(_STOPPED)))
+        if isinstance(message, str) and message.startswith(_LOST):
+          self._end_as_lost(message.removeprefix(_LOST))
         self._inboxes[place].put(message)
     # A socket that closes without a word is a process that died.
-    if not (has_left or self._is_leaving.is_set()):
-      interrupts.end(
-          f"error: process {process} ended before the run was done; its own"
-          " output says why. The same command continues from the last"
-          " checkpoint.",
-          LOST_STATUS,
+    if not has_left:
+      self._end_as_lost(
+          f"process {process} ended before the run was done; its own output"
+          " says why."
       )
+
+  def _lines(
+      self, place: int, connection: socket.socket
+  ) -> Iterator[bytes | None]:
+    """Lines until the peer is gone, however it goes; None if it is silent."""
+    ready, buffer = select.poll(), b""
+    ready.register(connection, select.POLLIN)
+    # Silence is counted in waits, so that to have been stopped oneself (a job
+    # that its cluster suspends) is one of them.
+    while True:
+      if not ready.poll(1000 * self._period):
+        self._silence[place] += self._period
+        if self._silence[place] >= self._timeout:
+          yield None
+        continue
+      self._silence[place] = 0.0
+      try:
+        chunk = connection.recv(2**16)
+      except OSError:
+        return
+      if not chunk:
+        return
+      *whole, buffer = (buffer + chunk).split(b"\n")
+      yield from whole
+
+  def _end_as_lost(self, what: str) -> None:
+    """Ends this process as another is lost, and lets the others say the same.
+
+    Process 0 alone is connected to all: what the others see of a third is that
+    process 0 ends.
+    """
+    if self._is_leaving.is_set():
+      return
+    if self.index == 0:
+      self._tell_all(f"{_LOST}{what}")
+    interrupts.end(
+        f"error: {what} The same command continues from the last checkpoint.",
+        LOST_STATUS,
+    )
 
   def _end_by_signal(self, process: int, number: int) -> None:
     """Ends this process as a signal ended another, and passes it on."""
@@ -154,6 +238,8 @@ def heard_out(peers: Peers | None) -> Iterator[None]:
     is_of_a_file = getattr(error, "filename", None) is not None
     if peers is not None and not is_of_a_file:
       time.sleep(_NEWS)  # Nobody was lost if this ends.
+      while peers.is_one_silent:  # It is heard of again, or the process ends.
+        time.sleep(_RETRY)
     raise
 
 
@@ -165,7 +251,8 @@ def meet(address: str, count: int, index: int, *, timeout: int) -> Peers:
       afterwards.
     count: How many processes there are.
     index: Which this is, from 0.
-    timeout: Seconds to wait at most.
+    timeout: Seconds to wait at most; afterwards, those without a sign of life
+      after which a process is lost.
 
   Returns:
     The processes.
@@ -186,8 +273,9 @@ def meet(address: str, count: int, index: int, *, timeout: int) -> Peers:
     )
   wait = _Wait(address, count, timeout)
   if index == 0:
-    return Peers(0, _receive_all(int(port), count, wait))
-  return Peers(index, [_call(host, int(port), count, index, wait)])
+    return Peers(0, _receive_all(int(port), count, wait), timeout)
+  call = _call(host, int(port), count, index, wait)
+  return Peers(index, [call], timeout)
 
 
 class _Wait:
@@ -331,15 +419,7 @@ def _read_line_of(
   return line
 
 
-def _read_line(readline: Callable[[], str]) -> str:
-  """A line, or nothing where the peer is gone, however it went."""
-  try:
-    return readline()
-  except OSError:
-    return ""
-
-
-def _parse(line: str) -> Any:
+def _parse(line: bytes) -> Any:
   """A message, or nothing where a signal broke into one."""
   try:
     return json.loads(line)

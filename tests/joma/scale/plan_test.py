@@ -48,14 +48,16 @@ def _bytes(row, kind, axes):
 class CompiledPlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ("v5e:2x2", "full", None), ("v5p:2x2x1", "h2o", 256)
+      # More slots than the shape says that it was made for.
+      ("v5e:2x2", "full", 1024, None),
+      ("v5p:2x2x1", "h2o", 4096, 2048),
   )
-  def test_decoding_over_tensor_by_hand(self, name, policy, capacity):
+  def test_decoding_over_tensor_by_hand(self, name, policy, length, capacity):
     summary = _plan(
         topology=name,
         task="decode",
         batch=4,
-        seq_len=1024,
+        seq_len=length,
         mesh="1,1,4",
         policy=policy,
         capacity=capacity,

@@ -114,7 +114,8 @@ class SetUpTest(parameterized.TestCase):
         calls.mock_calls,
         [
             mock.call.compare({"--lr": "1"}),
-            mock.call.initialize(**_COORDINATES),
+            # Its own patience ends after ours.
+            mock.call.initialize(**_COORDINATES, heartbeat_timeout_seconds=74),
             mock.call.compare({"the kind and number of local devices": local}),
         ],
     )

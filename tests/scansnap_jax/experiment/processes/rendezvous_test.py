@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment.processes import rendezvous
@@ -23,12 +25,14 @@ from scansnap_jax.experiment.processes import interrupts
 from scansnap_jax.experiment.processes import rendezvous
 interrupts.install()
 address, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-peers = rendezvous.meet(address, count, index, timeout=20)
+peers = rendezvous.meet(address, count, index, timeout=float(sys.argv[7]))
 print("met", peers.gather(peers.index), flush=True)
 time.sleep(float(sys.argv[4]))
 if sys.argv[5] == "signal":
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
+if sys.argv[5] == "hangs":
+  os.kill(os.getpid(), signal.SIGSTOP)
 if sys.argv[5] == "fails":
   with rendezvous.heard_out(peers):
     raise RuntimeError("Connection reset by peer")
@@ -64,13 +68,13 @@ class MeetTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 5)
   def test_all_gather_what_each_gave(self, count):
     def ask(peers):
-      values = [peers.gather(peers.index * 10), peers.gather("again")]
+      values = [peers.gather(peers.index * 10), peers.gather(None)]
       peers.leave()
       return values
 
     found = _meet_all([(index, count) for index in range(count)], then=ask)
     self.assertEqual(
-        found, [[[*range(0, 10 * count, 10)], ["again"] * count]] * count
+        found, [[[*range(0, 10 * count, 10)], [None] * count]] * count
     )
 
   def test_the_port_is_free_again(self):
@@ -186,11 +190,12 @@ class CompareTest(parameterized.TestCase):
 
 class LostTest(parameterized.TestCase):
 
-  def _run(self, *peers):
+  def _run(self, *peers, suspend=None):
     address = _free_address()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", _PEER, address, str(len(peers)), str(i), *p],
+            [sys.executable, "-c", _PEER, address, str(len(peers)), str(i)]
+            + [*p, *["20"][len(p) - 3 :]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=_ROOT,
@@ -198,11 +203,30 @@ class LostTest(parameterized.TestCase):
         )
         for i, p in enumerate(peers)
     ]
-    ended = [process.communicate(timeout=60) for process in started]
+    met = [one.stdout.readline() for one in started] if suspend else None
+    if suspend:
+      self._suspend(started, *suspend)
+    hanging = [i for i, p in enumerate(peers) if p[1] == "hangs"]
+    order = [*({*range(len(peers))} - {*hanging}), *hanging]
+    ended = [("", "")] * len(peers)
+    for i in order:  # One that hangs does so until all others are gone.
+      if i in hanging:
+        started[i].kill()
+      ended[i] = started[i].communicate(timeout=60)
     codes = [process.returncode for process in started]
     for i, (out, _) in enumerate(ended):
+      out = met[i] + out if met else out
       self.assertEqual(out, f"met {json.dumps([*range(len(peers))])}\n", i)
     return codes, [err for _, err in ended]
+
+  def _suspend(self, started, after, seconds):
+    """Stops all processes for a while, as a cluster does that needs room."""
+    time.sleep(after)
+    for process in started:
+      process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    for process in started:
+      process.send_signal(signal.SIGCONT)
 
   @parameterized.parameters(0, 1, 2)
   def test_the_others_end_in_one_line(self, lost):
@@ -212,7 +236,34 @@ class LostTest(parameterized.TestCase):
     self.assertEqual(codes[lost], 0)
     for index in {0, 1, 2} - {lost}:
       self.assertEqual(codes[index], rendezvous.LOST_STATUS)
-      self.assertRegex(said[index], r"^error: process \d ended before .*\n$")
+      # All name the one that was lost, whom process 0 alone can see.
+      self.assertRegex(
+          said[index], rf"^error: process {lost} ended before .*\n$"
+      )
+
+  @parameterized.parameters(0, 2)
+  @pytest.mark.by_default(1)
+  def test_one_that_hangs_is_named_by_all(self, hanging):
+    peers = [("60", "leaves", "0", "2")] * 3
+    peers[hanging] = ("0.2", "hangs", "0", "2")
+    codes, said = self._run(*peers)
+    self.assertEqual(codes[hanging], -signal.SIGKILL)
+    for index in {0, 1, 2} - {hanging}:
+      self.assertEqual(codes[index], rendezvous.LOST_STATUS)
+      self.assertRegex(
+          said[index],
+          rf"^error: process {hanging} gave no sign of life for 2 s"
+          r" \(--multihost_timeout\): .* continues from the last"
+          r" checkpoint.\n$",
+      )
+
+  @pytest.mark.slow
+  def test_a_job_that_was_suspended_as_a_whole_goes_on(self):
+    """Time in which a process is stopped itself is no silence of the others."""
+    codes, said = self._run(
+        *[("5", "leaves", "0", "2")] * 2, suspend=(0.5, 3.0)
+    )
+    self.assertEqual((codes, said), ([0, 0], ["", ""]))
 
   @parameterized.parameters(0, 1)
   def test_a_signal_to_one_ends_all_as_it_does_one(self, stopped):
