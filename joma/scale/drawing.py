@@ -47,9 +47,11 @@ def _draw_bytes(axes: Any, rows: Any, names: list[str]) -> None:
 
 
 def _draw_times(axes: Any, rows: Any, names: list[str]) -> None:
-  width = 0.25
-  for number, name in enumerate(("compute", "HBM", "ICI")):
-    places = np.arange(len(rows)) + (number - 1) * width
+  names_of = lambda row: row.get("seconds", ("compute", "HBM", "ICI"))
+  kinds = list(dict.fromkeys(name for row in rows for name in names_of(row)))
+  width = 0.75 / len(kinds)
+  for number, name in enumerate(kinds):
+    places = np.arange(len(rows)) + (number - (len(kinds) - 1) / 2) * width
     seconds = [1e3 * row.get("seconds", {}).get(name, 0) for row in rows]
     axes.barh(places, seconds, width, label=name)
   axes.set(

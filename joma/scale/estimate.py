@@ -49,7 +49,8 @@ class Estimate:
     activation_bytes: Of these, what the backward pass waits for.
     compute_seconds: Least time of the FLOPs.
     hbm_seconds: Of HBM.
-    ici_seconds: Of all exchanges, one after the other.
+    ici_seconds: Of all exchanges within slices, one after the other.
+    dcn_seconds: Of all between slices.
     fits: Whether it holds less than its HBM.
   """
 
@@ -62,17 +63,22 @@ class Estimate:
   compute_seconds: Number
   hbm_seconds: Number
   ici_seconds: Number
+  dcn_seconds: Number
   fits: bool
 
   @property
   def seconds(self) -> Number:
-    """The slowest of the three, as if the others hid behind it."""
-    return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds)
+    """The slowest of the four, as if the others hid behind it."""
+    return max(
+        *(self.compute_seconds, self.hbm_seconds),
+        *(self.ici_seconds, self.dcn_seconds),
+    )
 
   @property
   def serial_seconds(self) -> Number:
-    """All three, one after the other."""
-    return self.compute_seconds + self.hbm_seconds + self.ici_seconds
+    """All four, one after the other."""
+    exchanges = self.ici_seconds + self.dcn_seconds
+    return self.compute_seconds + self.hbm_seconds + exchanges
 
 
 def model_flops(
@@ -113,13 +119,14 @@ def of_mesh(
       parts.training() if config.task == "train" else parts.decoding()
   )
   sent = parts.sent()
-  torus = interconnect.Torus(config.chip, config.sides)
+  torus = interconnect.Torus(config.chip, config.sides, config.num_slices)
   ids = np.arange(config.num_devices).reshape(sizes)
-  seconds = 0.0
+  seconds = np.zeros(2)
   for axis, name in enumerate(plan_config.AXES):
     group = np.moveaxis(ids, axis, -1).reshape(-1, sizes[axis])[0].tolist()
     if len(group) > 1:
       seconds += torus.seconds(sent[name], group)
+  ici_seconds, dcn_seconds = map(float, seconds)
   return Estimate(
       mesh=mesh,
       flops=flops,
@@ -129,7 +136,8 @@ def of_mesh(
       activation_bytes=activations,
       compute_seconds=flops * peak.num_devices / peak.flops_per_sec,
       hbm_seconds=moved * peak.num_devices / peak.bytes_per_sec,
-      ici_seconds=seconds,
+      ici_seconds=ici_seconds,
+      dcn_seconds=dcn_seconds,
       fits=held <= peak.hbm_bytes / peak.num_devices,
   )
 

@@ -6,7 +6,10 @@ others wait for. Sides close on v5e and v6e at 16 chips, on the others in slices
 whose sides are all multiples of 4
 (https://docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm).
 
-Device numbers go along the first side first, as libtpu hands devices out.
+Device numbers go along the first side first, as libtpu hands devices out, and
+slice by slice where there are several. What n devices of k slices exchange goes
+the way that sends least through the data-centre network: within each slice, and
+of each device's part, a (k / n)-th, between slices.
 """
 
 from collections.abc import Sequence
@@ -23,15 +26,17 @@ _RING_OF_THREE_DIMS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Torus:
-  """The chips of a slice.
+  """The chips of a slice, or of several alike.
 
   Attributes:
     chip: Name of the chip.
-    sides: Chips along each side.
+    sides: Chips along each side of a slice.
+    num_slices: Such slices.
   """
 
   chip: str
   sides: tuple[int, ...]
+  num_slices: int = 1
 
   @property
   def link_bytes_per_sec(self) -> float:
@@ -42,7 +47,7 @@ class Torus:
 
   @functools.cached_property
   def coordinates(self) -> np.ndarray:
-    """Of each device, one column a side."""
+    """Of each device of a slice, one column a side."""
     number = peaks.PEAKS[self.chip].num_devices
     order = tuple(reversed(self.sides))
     places = np.indices(order).reshape(len(order), -1)[::-1].T
@@ -67,6 +72,30 @@ class Torus:
         links += 2 if spanned == size and self.closes(side) else 1
     return max(links, 1)
 
-  def seconds(self, sent_bytes: int | float, group: Sequence[int]) -> float:
-    """Least time in which each device of a group sends so many bytes."""
-    return sent_bytes / (self.num_links(group) * self.link_bytes_per_sec)
+  def seconds(
+      self, sent_bytes: int | float, group: Sequence[int]
+  ) -> tuple[float, float]:
+    """Least times in which each device of a group sends so many bytes.
+
+    Args:
+      sent_bytes: That a device sends in a ring of the whole group.
+      group: Numbers of the devices, over all slices.
+
+    Returns:
+      Seconds of links within slices, and of the network between them.
+    """
+    numbers = np.unique(np.asarray(group))
+    per_slice = len(self.coordinates)
+    slices = np.unique(numbers // per_slice)
+    inner = numbers[numbers // per_slice == slices[0]] % per_slice
+    size, across, within = len(numbers), len(slices), len(inner)
+    # What a ring of n sends is (n - 1) / n of what it gathers or sums.
+    whole = sent_bytes * size / max(size - 1, 1)
+    inside = whole * (within - 1) / within
+    if across == 1:
+      inside = sent_bytes
+    links = self.num_links(inner.tolist()) * self.link_bytes_per_sec
+    peak = peaks.PEAKS[self.chip]
+    between = whole / within * (across - 1) / across
+    network = peak.dcn_bytes_per_sec / peak.num_devices
+    return inside / links, between / network if across > 1 else 0.0

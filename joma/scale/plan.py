@@ -1,7 +1,7 @@
 """A plan: what a step holds, computes and sends on each mesh that was compiled.
 
-The bound of a step is the slowest of arithmetic, HBM and interconnect, each at
-the chip's peak, as if the other two hid behind it. MFU at the bound is the
+The bound of a step is the slowest of arithmetic, HBM, interconnect and, between
+slices, the data-centre network, each at its peak, as if the others hid behind it. MFU at the bound is the
 FLOPs that the model needs over those that all devices could do in that time.
 """
 
@@ -55,7 +55,11 @@ def make(
     name = mesh_name(guess.mesh)
     on_progress(f"compiling mesh {name} ({number + 1} of those to compile)")
     compiled.append(of_mesh(config, model, guess))
-  compiled.sort(key=lambda one: (not one["fits"], one["bound_seconds"]))
+  # Of those that take as long, the one that the others hide best behind.
+  serial = lambda one: one.get("serial_seconds", one["bound_seconds"])
+  compiled.sort(
+      key=lambda one: (not one["fits"], one["bound_seconds"], serial(one))
+  )
   return {
       "question": _question(config, model),
       "meshes": compiled,
@@ -75,6 +79,7 @@ def _question(
   peak = peaks.PEAKS[config.chip]
   return {
       "topology": config.topology,
+      "num_slices": config.num_slices,
       "num_devices": config.num_devices,
       "shape": config.shape,
       "task": config.task,
@@ -84,6 +89,7 @@ def _question(
       "peak_flops": peak.flops_per_sec / peak.num_devices,
       "hbm_bytes_per_sec": peak.bytes_per_sec / peak.num_devices,
       "ici_bytes_per_sec": peak.ici_bytes_per_sec / peak.num_devices,
+      "dcn_bytes_per_sec": peak.dcn_bytes_per_sec / peak.num_devices,
       "model_flops": estimates.model_flops(config, model),
   }
 
@@ -150,7 +156,7 @@ def _times(
     mesh: dict[str, int],
 ) -> Summary:
   peak = peaks.PEAKS[config.chip]
-  torus = interconnect.Torus(config.chip, config.sides)
+  torus = interconnect.Torus(config.chip, config.sides, config.num_slices)
   work = works.count(program)
   exchanges = _exchanges(
       collectives_lib.find(program, config.num_devices), torus, mesh
@@ -160,6 +166,8 @@ def _times(
       "HBM": work.hbm_bytes * peak.num_devices / peak.bytes_per_sec,
       "ICI": sum(one["seconds"] for one in exchanges),
   }
+  if config.num_slices > 1:
+    seconds["DCN"] = sum(one["dcn_seconds"] for one in exchanges)
   bound = max(seconds, key=lambda name: seconds[name])
   able = config.num_devices * peak.flops_per_sec / peak.num_devices
   needed = estimates.model_flops(config, model)
@@ -193,14 +201,18 @@ def _exchanges(
         "bytes": 0,
         "sent_bytes": 0.0,
         "seconds": 0.0,
+        "dcn_seconds": 0.0,
     }
     row = rows.setdefault((one.kind, axes), fresh)
     row["number"] += one.times
     row["bytes"] += one.times * one.num_bytes
     row["sent_bytes"] += one.sent_bytes
     widest = max(one.groups, key=lambda group: len(set(group)))
-    row["seconds"] += torus.seconds(one.sent_bytes, widest)
-  return sorted(rows.values(), key=lambda row: -row["seconds"])
+    ici_seconds, dcn_seconds = torus.seconds(one.sent_bytes, widest)
+    row["seconds"] += ici_seconds
+    row["dcn_seconds"] += dcn_seconds
+  slowest = lambda row: -max(row["seconds"], row["dcn_seconds"])
+  return sorted(rows.values(), key=slowest)
 
 
 def _guess(one: estimates.Estimate) -> Summary:
@@ -210,6 +222,7 @@ def _guess(one: estimates.Estimate) -> Summary:
       "compute_seconds": one.compute_seconds,
       "hbm_seconds": one.hbm_seconds,
       "ici_seconds": one.ici_seconds,
+      "dcn_seconds": one.dcn_seconds,
       "sent_bytes": one.ici_bytes,
       "held_bytes": one.held_bytes,
       "fits": one.fits,
@@ -238,8 +251,8 @@ def findings(
     lines.append(
         f"Not compiled: {left} more meshes with worse estimates. Not"
         f" considered: {num_refused} that do not divide model or batch, other"
-        " batches, accumulated gradients, other values of remat, pipelines,"
-        " and several slices."
+        " batches, accumulated gradients, other values of remat, and"
+        " pipelines."
     )
   loops = sum(len(one.get("unknown_loops", ())) for one in compiled)
   if loops:

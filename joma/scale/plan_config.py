@@ -24,6 +24,9 @@ class PlanConfig:
   Attributes:
     topology: A chip and the chips along each side of its torus, as v5p:4x4x4,
       v5e:16x16, v4:2x2x1, v6e:2x4 or v7x:2x2x1.
+    num_slices: Slices of that topology, which exchange through the data-centre
+      network; devices are numbered slice by slice, so that of a mesh data is
+      the axis that lies across slices where it is large enough.
     shape: Name of a model, or a Hugging Face folder with its config.json, or
       the name of one there, as org/name@revision.
     task: train compiles a step of the trainer, decode one token more for each
@@ -45,6 +48,7 @@ class PlanConfig:
   """
 
   topology: str = "v5p:4x4x4"
+  num_slices: int = 1
   shape: str = "llama3_8b"
   task: Literal["train", "decode"] = "train"
   batch: int = 64
@@ -57,13 +61,28 @@ class PlanConfig:
   capacity: int | None = None
 
   def __post_init__(self):
-    for name in ("batch", "seq_len", "num_compiled"):
+    for name in ("batch", "seq_len", "num_compiled", "num_slices"):
       require.at_least(name, getattr(self, name), 1)
     sides = self.sides
     if self.mesh != "search" and math.prod(self.sizes) != self.num_devices:
       raise UserError(
           f"mesh={self.mesh} is of {math.prod(self.sizes)} devices, and"
           f" topology={self.topology} has {self.num_devices}."
+          if self.num_slices == 1
+          else (
+              f"mesh={self.mesh} is of {math.prod(self.sizes)} devices, and"
+              f" num_slices={self.num_slices} of {self.topology} have"
+              f" {self.num_devices}."
+          )
+      )
+    has_network = [
+        chip for chip, peak in peaks.PEAKS.items() if peak.dcn_bytes_per_sec
+    ]
+    if self.num_slices > 1 and self.chip not in has_network:
+      raise UserError(
+          f"num_slices={self.num_slices}: how fast the network between slices"
+          f" of {self.chip} is, no page says; it is known of"
+          f" {', '.join(has_network)}."
       )
     if any(side < 1 for side in sides):
       raise UserError(f"topology={self.topology}: a side must be 1 or more.")
@@ -107,8 +126,9 @@ class PlanConfig:
 
   @property
   def num_devices(self) -> int:
-    """Devices as JAX counts them."""
-    return math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
+    """Devices of all slices, as JAX counts them."""
+    of_slice = math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
+    return of_slice * self.num_slices
 
   @property
   def sizes(self) -> tuple[int, ...]:

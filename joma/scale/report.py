@@ -73,7 +73,8 @@ def times_table(summary: Summary) -> report.Table:
   """A row for each compiled mesh."""
   header = [
       *("mesh", "fits", "bound by", "ms at the bound", "compute ms"),
-      *("HBM ms", "ICI ms", "ms one by one", "TFLOP", "MFU", "compiled in"),
+      *("HBM ms", "ICI ms", "DCN ms", "ms one by one", "TFLOP", "MFU"),
+      "compiled in",
   ]
   return report.Table(
       "Least times of a step. MFU at the bound: FLOPs that the model needs over"
@@ -89,14 +90,17 @@ def _times_row(row: Summary) -> list[str]:
       f"{row['compile_seconds']:.0f} s",
   )
   if "seconds" not in row:
-    return [name, "no", row["reason"], *("–",) * 7, compiled]
+    return [name, "no", row["reason"], *("–",) * 8, compiled]
   ms = lambda seconds: f"{1e3 * seconds:.4g}"
   return [
       name,
       "yes" if row["fits"] else "no",
       row["bound"],
       ms(row["bound_seconds"]),
-      *(ms(seconds) for seconds in row["seconds"].values()),
+      *(
+          ms(row["seconds"].get(name, 0))
+          for name in ("compute", "HBM", "ICI", "DCN")
+      ),
       ms(row["serial_seconds"]),
       f"{row['flops'] / 1e12:.4g}",
       f"{100 * row['mfu']:.3g} %",
@@ -108,7 +112,7 @@ def collectives_table(row: Summary) -> report.Table:
   """What devices exchange on one mesh."""
   return report.Table(
       plan.mesh_name(row["mesh"]),
-      ["kind", "over", "times", "MB", "MB sent", "ms"],
+      ["kind", "over", "times", "MB", "MB sent", "ICI ms", "DCN ms"],
       [
           [
               one["kind"],
@@ -117,6 +121,7 @@ def collectives_table(row: Summary) -> report.Table:
               f"{one['bytes'] / 1e6:.4g}",
               f"{one['sent_bytes'] / 1e6:.4g}",
               f"{1e3 * one['seconds']:.4g}",
+              f"{1e3 * one['dcn_seconds']:.4g}",
           ]
           for one in row.get("collectives", ())
       ],
@@ -127,7 +132,10 @@ def estimates_table(summary: Summary) -> report.Table:
   """A row for each mesh that divides."""
   return report.Table(
       "All meshes that divide model and batch.",
-      ["mesh", "ms", "compute ms", "HBM ms", "ICI ms", "GB held", "fits"],
+      [
+          *("mesh", "ms", "compute ms", "HBM ms", "ICI ms", "DCN ms"),
+          *("GB held", "fits"),
+      ],
       [
           [
               plan.mesh_name(one["mesh"]),
@@ -135,7 +143,7 @@ def estimates_table(summary: Summary) -> report.Table:
                   f"{1e3 * one[key]:.4g}"
                   for key in (
                       *("seconds", "compute_seconds"),
-                      *("hbm_seconds", "ici_seconds"),
+                      *("hbm_seconds", "ici_seconds", "dcn_seconds"),
                   )
               ),
               _gb(one["held_bytes"]),

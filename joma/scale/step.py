@@ -80,7 +80,7 @@ def compile_step(
     OutOfHbm: The compiler found that a device has too little memory.
   """
   try:
-    _, devices = topology.named_devices(config.topology)
+    _, devices = topology.named_devices(config.topology, config.num_slices)
   except (ValueError, topology.ToolchainMissing) as error:
     raise errors.UserError(str(error)) from error
   mesh = sharding.mesh_of(sizes, devices)

@@ -111,12 +111,16 @@ def device_mesh(chip: chips.Chip, num_devices: int = 1) -> Mesh:
   return Mesh(np.array(whole), ("device",))
 
 
-def named_devices(name: str) -> tuple[chips.Chip, list[jax.Device]]:
+def named_devices(
+    name: str, num_slices: int = 1
+) -> tuple[chips.Chip, list[jax.Device]]:
   """Returns the kind of device and all devices of a TPU topology.
 
   Args:
     name: A chip and the chips along each side of its torus, as "v5p:4x4x4" or
       "v5e:16x16".
+    num_slices: Such slices, connected by the data-centre network; their
+      devices come slice by slice.
 
   Raises:
     ToolchainMissing: If libtpu is not installed.
@@ -129,7 +133,7 @@ def named_devices(name: str) -> tuple[chips.Chip, list[jax.Device]]:
   require("tpu")
   with _environment(_ENVIRONMENT["tpu"]):
     try:
-      return chip, _of_torus(chip.name, torus)
+      return chip, _of_torus(chip.name, torus, num_slices)
     except Exception as error:
       raise ValueError(f"{name} is no topology: {error}") from error
 
@@ -149,11 +153,12 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     jax.config.update(name, before)
 
 
-def _of_torus(name: str, torus: str) -> list[jax.Device]:
+def _of_torus(name: str, torus: str, num_slices: int = 1) -> list[jax.Device]:
   return topologies.get_topology_desc(
       platform="tpu",
       topology_name=f"{'tpu7x' if name == 'v7x' else name}:{torus}",
       **({"chip_config_name": "megacore"} if name == "v4" else {}),
+      **({"num_slices": num_slices} if num_slices > 1 else {}),
       # A host has four chips, unless it is told of one.
       **({"chips_per_host_bounds": (1, 1, 1)} if set(torus) <= {*"1x"} else {}),
   ).devices

@@ -26,6 +26,8 @@ class Peak:
     ici_bytes_per_sec: Sent over all links to other chips of a slice, one way;
       the pages give both ways, or 8 bits a byte. 0 on what is no TPU.
     ici_dims: Of the torus of chips, each with two links.
+    dcn_bytes_per_sec: Sent to other slices through the data-centre network, as
+      a chip's part of its host's or pod's; 0 where no page says it.
     source: Where the figures are from.
   """
 
@@ -35,6 +37,7 @@ class Peak:
   num_devices: int = 1
   ici_bytes_per_sec: int = 0
   ici_dims: int = 0
+  dcn_bytes_per_sec: int = 0
   source: str
 
 
@@ -45,6 +48,7 @@ def _peak(
     source: str,
     ici: tuple[int, int] = (0, 0),
     num_devices: int = 1,
+    dcn_gbit: int = 0,
 ) -> Peak:
   return Peak(
       hbm_bytes=hbm_bytes,
@@ -53,6 +57,7 @@ def _peak(
       num_devices=num_devices,
       ici_bytes_per_sec=ici[0] * _GB,
       ici_dims=ici[1],
+      dcn_bytes_per_sec=dcn_gbit * _GB // 8,
       source=source,
   )
 
@@ -60,9 +65,11 @@ def _peak(
 PEAKS: dict[str, Peak] = {
     # GB or GiB as the pages have it.
     "v4": _peak(32 * _GIB, 1228, 275, _TPU + "v4", (300, 3)),
-    "v5e": _peak(16 * _GB, 819, 197, _TPU + "v5e", (200, 2)),
-    "v5p": _peak(95 * _GIB, 2765, 459, _TPU + "tpu7x", (600, 3)),
-    "v6e": _peak(32 * _GIB, 1638, 918, _TPU + "tpu7x", (400, 2)),
+    # Of the data-centre network v5e and v6e have 6.4 and 25.6 Tbit/s a pod of
+    # 256 chips, v5p 50 Gbit/s a chip (pages v5e, v6e, v5p).
+    "v5e": _peak(16 * _GB, 819, 197, _TPU + "v5e", (200, 2), dcn_gbit=25),
+    "v5p": _peak(95 * _GIB, 2765, 459, _TPU + "tpu7x", (600, 3), dcn_gbit=50),
+    "v6e": _peak(32 * _GIB, 1638, 918, _TPU + "tpu7x", (400, 2), dcn_gbit=100),
     "v7x": _peak(192 * _GIB, 7380, 2307, _TPU + "tpu7x", (600, 3), 2),
     # SXM boards.
     "a100": _peak(80 * _GB, 2039, 312, _NVIDIA + "a100/"),

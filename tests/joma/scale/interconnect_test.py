@@ -32,8 +32,24 @@ class InterconnectTest(parameterized.TestCase):
   def test_seconds_by_hand(self):
     # v5e: 200 GB/s one way over 4 links.
     torus = interconnect.Torus("v5e", (16, 16))
-    self.assertAlmostEqual(torus.seconds(10**9, range(256)), 1 / 200)
-    self.assertAlmostEqual(torus.seconds(10**9, range(2)), 1 / 50)
+    np.testing.assert_allclose(torus.seconds(10**9, range(256)), (1 / 200, 0))
+    np.testing.assert_allclose(torus.seconds(10**9, range(2)), (1 / 50, 0))
+
+  def test_seconds_between_slices_by_hand(self):
+    # Two slices of 2 x 4: 50 GB/s a link, 25 Gbit/s through the network.
+    torus = interconnect.Torus("v5e", (2, 4), 2)
+    # A device and that of the same place in the other slice send it all.
+    ici, dcn = torus.seconds(10**9, (3, 11))
+    self.assertEqual((ici, dcn), (0, 8 / 25))
+    # A ring of 16 sends 15/16 of the whole. Within a slice of 8, over two
+    # links, it is 7/8 of it; the eighth that is then left, by halves, between.
+    ici, dcn = torus.seconds(15e9, range(16))
+    np.testing.assert_allclose(ici, 14 / (2 * 50))
+    np.testing.assert_allclose(dcn, 16 / 8 / 2 / (25 / 8))
+    # Within the second slice it is as within the first.
+    self.assertEqual(
+        torus.seconds(1.0, range(8, 12)), torus.seconds(1.0, range(4))
+    )
 
   @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
   @parameterized.parameters(
@@ -49,6 +65,16 @@ class InterconnectTest(parameterized.TestCase):
     ours = interconnect.Torus(chip, sides).coordinates
     theirs = np.array([d.coords[: len(sides)] for d in devices])
     np.testing.assert_array_equal(ours, theirs)
+
+  @absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+  def test_devices_of_several_slices_come_slice_by_slice(self):
+    _, devices = topology.named_devices("v5e:2x4", 3)
+    self.assertEqual(
+        [d.slice_index for d in devices], [0] * 8 + [1] * 8 + [2] * 8
+    )
+    ours = interconnect.Torus("v5e", (2, 4)).coordinates
+    theirs = np.array([d.coords[:2] for d in devices])
+    np.testing.assert_array_equal(np.tile(ours, (3, 1)), theirs)
 
   def test_an_unknown_topology_is_refused(self):
     with self.assertRaisesRegex(ValueError, "no chip 'v3'"):

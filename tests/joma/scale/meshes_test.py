@@ -22,6 +22,15 @@ class PlanConfigTest(parameterized.TestCase):
           dict(topology="v5e:4x4", mesh="1,4,2"),
           "is of 8 devices, and .* has 16",
       ),
+      (dict(num_slices=0), "num_slices"),
+      (
+          dict(topology="v5e:4x4", num_slices=2, mesh="1,16,1"),
+          "is of 16 devices, and num_slices=2 of v5e:4x4 have 32",
+      ),
+      (
+          dict(topology="v4:2x2x1", num_slices=2),
+          "num_slices=2: .*slices of v4 is, .* known of v5e, v5p, v6e",
+      ),
       (dict(mesh="64"), "must be numbers from 1 for data"),
       (dict(capacity=8), "are those of task=decode"),
       (dict(task="decode", policy="h2o"), "policy=h2o needs capacity"),
