@@ -184,7 +184,7 @@ class _Parts:
       hidden -= model.hidden_dim
       kept = 3 * model.embed_dim + (heads + hidden) / self.tensor
       kept = model.num_layers * kept + layer
-    if self.is_anew:
+    if self.is_anew or self.config.remat == "offload":
       kept = model.num_layers * model.embed_dim + layer
     logits = tokens * model.vocab_size / self.tensor * (_F32 + _BF16)
     return _BF16 * tokens * kept, logits

@@ -144,6 +144,7 @@ def _memory(
       ),
       "activation_bytes": guess.activation_bytes,
       "held_bytes": step.held_bytes,
+      "host_bytes": step.host_bytes,
       "hbm_bytes": room,
       "fits": step.held_bytes <= room,
   }

@@ -37,8 +37,9 @@ class PlanConfig:
       seq may be left out; or search, which ranks all meshes by an estimate and
       compiles the best few.
     num_compiled: Meshes that search compiles.
-    remat: What the backward pass computes anew: none, full (whole layers) or
-      dots (of layers all but products with weights); train alone.
+    remat: What the backward pass computes anew: none, full (whole layers), dots
+      (of layers all but products with weights) or offload (as dots, and the
+      products wait in the host's memory); train alone.
     scan_layers: Whether layers are one that runs in a loop, which is compiled
       once; a model whose layers differ is compiled layer by layer. train alone.
     policy: What the KV cache keeps, by the names that evaluate_cache knows;

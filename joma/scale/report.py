@@ -58,6 +58,7 @@ def bytes_table(summary: Summary) -> report.Table:
   for name, key in (
       ("in all", "held_bytes"),
       ("HBM", "hbm_bytes"),
+      ("in the host", "host_bytes"),
       ("activations, estimated", "activation_bytes"),
   ):
     cells.append([name, *(_gb(row.get(key)) for row in rows)])

@@ -46,6 +46,7 @@ class Step:
     temp_bytes: What it allocates beside arguments and outputs.
     output_bytes: Of outputs that take no argument's place.
     code_bytes: Of the program.
+    host_bytes: What it keeps in the memory of the device's host.
     xla_flops: XLA's own count, bodies of loops once.
   """
 
@@ -55,6 +56,7 @@ class Step:
   temp_bytes: int
   output_bytes: int
   code_bytes: int
+  host_bytes: int
   xla_flops: float | None
 
   @property
@@ -101,6 +103,7 @@ def _describe(compiled: jax.stages.Compiled, parts: dict[str, PyTree]) -> Step:
       temp_bytes=memory.temp_size_in_bytes,
       output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
       code_bytes=memory.generated_code_size_in_bytes,
+      host_bytes=memory.host_temp_size_in_bytes,
       xla_flops=cost.get("flops"),
   )
 

@@ -20,8 +20,9 @@ from scansnap_jax.experiment import require
 from scansnap_jax.experiment.errors import UserError
 
 # What the backward pass computes anew: nothing, whole layers, or all of them
-# but the products with weights.
-Remat = Literal["none", "full", "dots"]
+# but the products with weights, which stay on the device or wait in the memory
+# of its host.
+Remat = Literal["none", "full", "dots", "offload"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ class Transformer(nn.Module):
       are float32, and parameters are as they are stored.
     implementation: Of attention, see `kernels_pallas.implementations`.
     remat: What the backward pass computes anew instead of keeping it: none,
-      full (each layer) or dots (of each layer all but products with weights).
+      full (each layer), dots (of each layer all but products with weights) or
+      offload (as dots, and the products wait in the host's memory).
     mlp_piece: Positions that an MLP takes at a time, so that long texts need
       less memory; None is all.
   """
@@ -150,7 +151,13 @@ class Transformer(nn.Module):
       return Layer
     # Products with weights have no batch among their axes.
     policies = jax.checkpoint_policies
-    keeps = {"full": None, "dots": policies.dots_with_no_batch_dims_saveable}
+    keeps = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.offload_dot_with_no_batch_dims(
+            "device", "pinned_host"
+        ),
+    }
     return nn.remat(
         Layer,
         # self is 0, is_training 5.

@@ -257,6 +257,11 @@ def make_layout(config: lm_config.LmConfig, data: int | None = None) -> Layout:
   else:
     layout = Replicated()
   check_batch(config, layout.num_parts)
+  if config.remat == "offload" and jax.default_backend() == "cpu":
+    raise errors.UserError(
+        "remat=offload moves what layers gave from an accelerator to its host,"
+        " and a CPU is its own: remat=dots keeps the same."
+    )
   return layout
 
 

@@ -78,7 +78,8 @@ class LmConfig:
       of.
     dtype: Number type of activations and products; parameters are float32.
     remat: What the backward pass computes anew to save memory: none, full
-      (whole layers) or dots (of layers all but products with weights).
+      (whole layers), dots (of layers all but products with weights) or offload
+      (as dots, and the products wait in the host's memory; not on a CPU).
     grad_accum: Parts that a batch is computed in, one after the other.
     parallelism: `replicate` keeps the whole state on every device and splits
       batches (pmap); `mesh` splits states too (jit over a mesh).

@@ -112,6 +112,49 @@ class CompiledPlanTest(parameterized.TestCase):
     self.assertBetween(row["flops"], weights + pairs / 2, weights + pairs)
 
   @pytest.mark.slow
+  def test_what_is_offloaded_lies_in_the_host(self):
+    """Of each layer what products with weights gave: bytes by hand."""
+    settings = dict(topology="v5e:2x2", batch=8, seq_len=512, mesh="4,1,1")
+    rows = [
+        _plan(remat=remat, **settings)["meshes"][0]
+        for remat in ("dots", "offload")
+    ]
+    self.assertEqual(rows[0]["host_bytes"], 0)
+    tokens = 8 * 512 // 4
+    # Query, key, value and out; gate, up and down, in bfloat16.
+    width = (8 + 4 + 4) * 128 + _D + 2 * 1024 + _D
+    self.assertBetween(
+        rows[1]["host_bytes"] / (_L * tokens * width * 2), 0.6, 1.3
+    )
+    self.assertLess(
+        rows[1]["bytes"]["temporaries"], rows[0]["bytes"]["temporaries"]
+    )
+
+  @pytest.mark.slow
+  def test_two_slices_sum_gradients_over_the_network(self):
+    summary = _plan(
+        topology="v5e:2x2", num_slices=2, batch=8, seq_len=512, mesh="2,4,1"
+    )
+    (row,) = summary["meshes"]
+    between = [one for one in row["collectives"] if one["dcn_seconds"]]
+    self.assertEqual({one["axes"] for one in between}, {"data"})
+    # Gradients of a device's part, in one of two number types, there and back.
+    part = (_V * _D + _L * _LAYER) // 4 + _NORMS
+    summed = sum(one["sent_bytes"] for one in between)
+    self.assertBetween(summed / (2 * part), 0.99, 2.02)
+    self.assertAlmostEqual(
+        row["seconds"]["DCN"] / (summed / (25e9 / 8)), 1, places=6
+    )
+    alone = _plan(topology="v5e:2x2", batch=4, seq_len=512, mesh="1,4,1")
+    self.assertNotIn("DCN", alone["meshes"][0]["seconds"])
+    self.assertAlmostEqual(
+        _bytes(row, "all-gather", "fsdp")
+        / _bytes(alone["meshes"][0], "all-gather", "fsdp"),
+        1,
+        delta=0.01,
+    )
+
+  @pytest.mark.slow
   def test_training_over_seq_by_hand(self):
     summary = _plan(topology="v5e:2x2", batch=4, seq_len=512, mesh="1,1,2,2")
     (row,) = summary["meshes"]

@@ -96,7 +96,7 @@ class RefusalTest(parameterized.TestCase):
 
 class SameModelTest(parameterized.TestCase):
 
-  @parameterized.parameters("full", "none", "dots")
+  @parameterized.parameters("full", "none", "dots", "offload")
   @pytest.mark.slow
   def test_losses_are_those_of_layers_one_by_one(self, remat):
     batches = tiny_task.draw_batches(3)
@@ -174,6 +174,7 @@ class OneProgramTest(absltest.TestCase):
     # one gives, no gradient asks for.
     none, dots, full = map(products, ("none", "dots", "full"))
     self.assertEqual((dots - none, full - dots), (2, 6))
+    self.assertEqual(products("offload"), dots)
 
 
 def plain_state(task):

@@ -125,6 +125,11 @@ class LayoutsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, message):
       layouts.check_batch(config, two.num_parts)
 
+  def test_a_cpu_has_no_host_to_keep_activations(self):
+    config = lm_config.LmConfig(batch_size=8, seq_len=8, remat="offload")
+    with self.assertRaisesRegex(errors.UserError, "remat=dots keeps the same"):
+      layouts.make_layout(config)
+
 
 def _compile_for(chip, num_devices, fsdp, tensor, seq=1):
   """A training step on a mesh of TPUs that are not there."""
