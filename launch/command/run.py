@@ -137,7 +137,17 @@ def define_reference_csv() -> flags.FlagHolder:
 
 
 def define_multihost() -> flags.FlagHolder:
-  """Defines --multihost, and --multihost_timeout, which `run` reads."""
+  """Defines --multihost, and --multihost_timeout, which `run` reads.
+
+  And --grace, as what starts processes on many hosts also ends them.
+  """
+  flags.DEFINE_integer(
+      "grace",
+      0,
+      "Seconds that a run has to save after SIGTERM, Ctrl-C or SIGHUP, before it"
+      " is ended; 0 is as long as it takes until its next evaluation.",
+      0,
+  )
   flags.DEFINE_integer(
       "multihost_timeout",
       300,
@@ -230,6 +240,7 @@ def start(
       timeout=flags.FLAGS.multihost_timeout if multihost else 0,
   )
   progress.set_main(devices.is_main_process())
+  preemption.set_grace(flags.FLAGS.grace if "grace" in flags.FLAGS else 0)
   if "figure_style" in flags.FLAGS:
     page.use(flags.FLAGS.figure_style)
   check()

@@ -95,6 +95,9 @@ script_command() {
   command=(python3 -m "launch.${option[script]}")
   [[ -z $1 ]] || command+=("--flagfile=$1")
   command+=("--multihost" "--workdir=${option[workdir]}")
+  # A tenth less than who ends it waits, so that it can say why.
+  [[ -z ${option[grace]:-} ]] \
+    || command+=("--grace=$(((option[grace] * 9 + 9) / 10))")
   command+=(${script_flags[@]+"${script_flags[@]}"})
 }
 

@@ -112,6 +112,7 @@ applied=0
 text=""
 
 # shellcheck disable=SC2317 # It is called at the end.
+# shellcheck disable=SC2329  # By its name, where the script ends.
 delete_all() {
   ((applied)) || return 0
   if [[ ${option[keep]} == true ]]; then

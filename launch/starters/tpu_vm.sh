@@ -55,6 +55,7 @@ state_of_vm() {
 }
 
 # shellcheck disable=SC2317 # It is called at the end.
+# shellcheck disable=SC2329  # By its name, where the script ends.
 delete_all() {
   [[ -z $packed ]] || rm -f "$packed"
   ((created)) || return 0

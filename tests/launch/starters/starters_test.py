@@ -249,7 +249,7 @@ class StartersTest(parameterized.TestCase):
             *("--gpus-per-node=8", "--partition=gpu", "--account=a"),
             *("--no-requeue", str(_STARTERS / "job.sbatch")),
             *("python3", "-m", "launch.train_lm", "--multihost"),
-            *(f"--workdir={self.workdir}", "--num_steps=9"),
+            *(f"--workdir={self.workdir}", "--grace=108", "--num_steps=9"),
         ],
     )
     self.assertEqual([call[0] for call in calls[1:]], ["squeue", "sacct"])

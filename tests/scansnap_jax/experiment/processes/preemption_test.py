@@ -1,3 +1,5 @@
+import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -42,6 +44,19 @@ with preemption.stop_requests() as stop_requested:
       pass
     time.sleep(0.2)
   print("saved", flush=True)
+"""
+
+_SLOW_TO_SAVE = """
+import os, signal, sys, time
+from scansnap_jax.experiment.processes import interrupts
+from scansnap_jax.experiment.processes import preemption
+interrupts.install()
+preemption.set_grace(float(sys.argv[1]))
+with preemption.stop_requests() as stop_requested:
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(1.5)
+time.sleep(0.2)
+print("saved", flush=True)
 """
 
 
@@ -126,6 +141,41 @@ class StopRequestsTest(parameterized.TestCase):
     )
     self.assertEqual(process.returncode, -signal.SIGTERM, process.stderr)
     self.assertEqual(process.stdout, "alive True\n")
+
+  @parameterized.parameters(
+      ("0.3", 143, "stopped by SIGTERM: no evaluation, .* --grace=0.3 s. The"),
+      ("30", 0, ""),
+      ("0", 0, ""),
+  )
+  @pytest.mark.by_default(0)
+  def test_a_run_that_does_not_come_to_save_ends_in_time(
+      self, grace, status, said
+  ):
+    process = subprocess.run(
+        [sys.executable, "-c", _SLOW_TO_SAVE, grace],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        check=False,
+    )
+    self.assertEqual(process.returncode, status, process.stderr)
+    self.assertRegex(process.stderr, f"^{said}")
+    self.assertEqual(process.stdout, "" if status else "saved\n")
+
+  def test_evaluations_far_apart_are_said_once(self):
+    said = io.StringIO()
+    times = iter([0.0, 5.0, 16.0, 40.0, 80.0])
+    self.addCleanup(preemption.set_grace, 0)
+    with (
+        preemption.stop_requests() as stop_requested,
+        mock.patch.object(preemption.time, "monotonic", lambda: next(times)),
+        contextlib.redirect_stderr(said),
+    ):
+      preemption.set_grace(10)
+      for _ in range(5):
+        self.assertFalse(preemption.on_any_process(stop_requested()))
+    self.assertEqual(said.getvalue().count("\n"), 1)
+    self.assertRegex(said.getvalue(), "are 11 s apart, more than --grace=10: ")
 
   @parameterized.parameters((1, 0, "saved\n"), (2, 143, ""))
   @pytest.mark.by_default(0)
