@@ -13,6 +13,19 @@ joma/scale/program.py
 ? a loop that starts above 0 is taken to run too often
 @ test_loops_run_as_often_as_their_conditions_say
 
+joma/scale/interconnect.py
+- inside = whole * (within - 1) / within
++ inside = sent_bytes
+? what goes over the network is counted within slices, too
+@ test_seconds_between_slices_by_hand
+
+joma/scale/step.py
+- shape = _long_enough(config, shape)
++ pass
+? a text longer than the shape says cannot be planned
+@ tests/joma/scale/plan_test.py
+@ test_decoding_over_tensor_by_hand
+
 joma/scale/collectives.py
 - if key not in found and made.group_size > 1:
 + if made.group_size > 1:

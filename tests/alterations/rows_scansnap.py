@@ -210,6 +210,24 @@ scansnap_jax/experiment/report.py
 ? a column of words stands to the right for one number
 @ test_columns_of_numbers_are_aligned
 
+scansnap_jax/experiment/processes/rendezvous.py
+- self._tell_all(f"{_LOST}{what}")
++ pass
+? of three processes the third is told that the first is lost
+@ test_the_others_end_in_one_line
+
+scansnap_jax/experiment/processes/rendezvous.py
+- self._silence[place] += self._period
++ pass
+? one that hangs is waited for without end
+@ test_one_that_hangs_is_named_by_all
+
+scansnap_jax/experiment/processes/preemption.py
+- patience.start()
++ pass
+? who asked for a stop ends the run without a word
+@ test_a_run_that_does_not_come_to_save_ends_in_time
+
 scansnap_jax/experiment/processes/preemption.py
 - if signal.getsignal(number) is not signal.SIG_IGN:
 + if number != signal.SIGKILL:

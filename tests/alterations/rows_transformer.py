@@ -208,8 +208,8 @@ joma/transformer/layers/scanning.py
 @ test_layers_are_put_together_in_their_order_and_taken_apart
 
 joma/transformer/model.py
-- keeps = {"full": None, "dots": policies.dots_with_no_batch_dims_saveable}
-+ keeps = {"full": None, "dots": None}
+- "dots": policies.dots_with_no_batch_dims_saveable,
++ "dots": None,
 ? dots computes whole layers anew
 @ tests/joma/transformer/layers/scanning_test.py
 @ test_policies_compute_different_things_anew
