@@ -12,7 +12,9 @@ Of an array of b bytes in groups of n devices each device sends, in a ring,
 communication operations in MPICH, 2005). XLA's TPU compiler writes a
 reduce-scatter as an all-reduce of which a fusion keeps a part, and an
 asynchronous one several times, with one and the same channel. Permutes, which
-it writes once each, all have the same channel.
+it writes once each, all have the same channel. Between slices a device hands to
+the network, by a `send` whose attributes say what for, its part of what each
+slice has summed or gathered by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,11 @@ _KINDS: dict[str, Kind] = {
 }
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\) | )\{([^}]*)\}")
+# Slices, from 1, and the devices of each that exchange, both ends included.
+_NETWORK = re.compile(
+    r'_xla_megascale_target="\{([\d,]+)\}x\{(\d+):(\d+)\}".*?'
+    r'_xla_megascale_transfer_type="(\w+)"'
+)
 _LISTS = re.compile(r"\{((?:\{[\d,]*\},?)*)\}")
 
 
@@ -100,6 +107,10 @@ def find(
     inner = _inside(program, run.instruction)
     scatters = _scatters(run.instruction)
     for one in [run.instruction, *inner]:
+      if one.opcode == "send" and "megascale" in one.attributes:
+        made = _between_slices(one, run.times)
+        found.setdefault(one.name, made)
+        continue
       kind = _KINDS.get(one.opcode.removesuffix("-start"))
       if kind is None:
         continue
@@ -146,6 +157,29 @@ def _collective(
   groups = groups_of(one.attributes, num_devices)
   if one.opcode.startswith("reduce-scatter"):
     num_bytes *= len(groups[0])  # Its result is a part of what it sums.
+  return Collective(kind, num_bytes, groups, times, one.name)
+
+
+def _between_slices(one: program_lib.Instruction, times: int) -> Collective:
+  """What devices of the same place in each slice exchange.
+
+  Raises:
+    ValueError: The attributes have another form.
+  """
+  found = _NETWORK.search(one.attributes)
+  if found is None:
+    raise ValueError(f"unknown exchange of slices: {one.attributes[:200]}")
+  slices = [number - 1 for number in _numbers(found[1])]
+  first, last = int(found[2]), int(found[3])
+  per_slice = last + 1
+  groups = tuple(
+      tuple(slice_ * per_slice + place for slice_ in slices)
+      for place in range(first, per_slice)
+  )
+  kind = _KINDS.get(found[4].lower().replace("_", "-"), "permute")
+  num_bytes = one.arrays[0].num_bytes
+  if kind == "all-gather":  # What is handed over is a part of it.
+    num_bytes *= len(slices)
   return Collective(kind, num_bytes, groups, times, one.name)
 
 

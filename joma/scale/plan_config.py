@@ -15,6 +15,7 @@ from scansnap_jax.experiment.processes import mesh_config
 
 SHAPES = cost_table_config.PRESETS
 AXES = mesh_config.AXES
+_POD_SIDE = 16  # Of v5e and v6e, whose tori have two sides.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,11 @@ class PlanConfig:
       )
     if any(side < 1 for side in sides):
       raise UserError(f"topology={self.topology}: a side must be 1 or more.")
+    if len(sides) == 2 and max(sides) > _POD_SIDE:
+      raise UserError(
+          f"topology={self.topology}: a pod of {self.chip} has {_POD_SIDE} x"
+          f" {_POD_SIDE} chips; more are several slices (num_slices)."
+      )
     policy_names.check(self.policy)
     evicts = self.policy.partition(":")[0] != policy_names.REFERENCE
     if self.task == "train" and (evicts or self.capacity is not None):

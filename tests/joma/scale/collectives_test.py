@@ -40,6 +40,25 @@ class CollectivesTest(parameterized.TestCase):
     one = collectives.Collective("all-gather", 1, groups, 1, "x")
     self.assertEqual(one.axes(_MESH), axes)
 
+  @parameterized.parameters(
+      # 64 bytes of a device and that of the other slice: a half each, twice.
+      ("ALL_REDUCE", "all-reduce", 64, 64),
+      ("REDUCE_SCATTER", "reduce-scatter", 64, 32),
+      ("ALL_GATHER", "all-gather", 128, 64),
+  )
+  def test_what_is_handed_to_the_network(self, text, kind, num_bytes, sent):
+    (one,) = _find(
+        "%s = (f32[16]{0}, u32[], token[]) send(%x, %x), channel_id=3,"
+        " is_host_transfer=true,"
+        ' frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        f'_xla_megascale_transfer_type="{text}"}}',
+        "%t = (f32[16]{0}, u32[], token[]) send(%x, %x), channel_id=4",
+    )
+    self.assertEqual(one.groups, ((0, 4), (1, 5), (2, 6), (3, 7)))
+    self.assertEqual(one.axes(_MESH), ("data",))
+    self.assertEqual((one.kind, one.num_bytes), (kind, num_bytes))
+    self.assertEqual(one.sent_bytes, sent)
+
   def test_unknown_groups_are_refused(self):
     with self.assertRaisesRegex(ValueError, "unknown groups"):
       collectives.groups_of("replica_groups=V3[2]", 8)

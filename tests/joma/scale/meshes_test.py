@@ -23,6 +23,8 @@ class PlanConfigTest(parameterized.TestCase):
           "is of 8 devices, and .* has 16",
       ),
       (dict(num_slices=0), "num_slices"),
+      # libtpu ends the process of such.
+      (dict(topology="v6e:8x32"), "a pod of v6e has 16 x 16 chips; more are"),
       (
           dict(topology="v5e:4x4", num_slices=2, mesh="1,16,1"),
           "is of 16 devices, and num_slices=2 of v5e:4x4 have 32",
