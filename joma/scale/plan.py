@@ -1,8 +1,9 @@
 """A plan: what a step holds, computes and sends on each mesh that was compiled.
 
 The bound of a step is the slowest of arithmetic, HBM, interconnect and, between
-slices, the data-centre network, each at its peak, as if the others hid behind it. MFU at the bound is the
-FLOPs that the model needs over those that all devices could do in that time.
+slices, the data-centre network, each at its peak, as if the others hid behind
+it. MFU at the bound is the FLOPs that the model needs over those that all
+devices could do in that time.
 """
 
 from collections.abc import Callable

@@ -144,15 +144,15 @@ def define_multihost() -> flags.FlagHolder:
   flags.DEFINE_integer(
       "grace",
       0,
-      "Seconds that a run has to save after SIGTERM, Ctrl-C or SIGHUP, before it"
-      " is ended; 0 is as long as it takes until its next evaluation.",
+      "Seconds that a run has to save after SIGTERM, Ctrl-C or SIGHUP, before"
+      " it is ended; 0 is as long as it takes until its next evaluation.",
       0,
   )
   flags.DEFINE_integer(
       "multihost_timeout",
       300,
-      "Seconds that a process waits for the others of a --multihost run, at the"
-      " start and, when one gives no sign of life any more, until all end.",
+      "Seconds that a process waits for the others of a --multihost run, at"
+      " the start and, when one gives no sign of life any more, until all end.",
       1,
   )
   return flags.DEFINE_boolean(

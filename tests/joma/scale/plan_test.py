@@ -197,6 +197,21 @@ class CompiledPlanTest(parameterized.TestCase):
 
 class SummaryTest(absltest.TestCase):
 
+  def test_of_meshes_that_take_as_long_the_least_busy_is_recommended(self):
+    times = iter([(2.0, 3.0), (1.0, 2.5), (1.0, 2.0)])
+
+    def of_mesh(config, model, guess):
+      bound, serial = next(times)
+      return {
+          **{"mesh": guess.mesh, "fits": True, "bound": "HBM", "mfu": 0.5},
+          **{"bound_seconds": bound, "serial_seconds": serial},
+      }
+
+    with mock.patch.object(plan, "of_mesh", of_mesh):
+      summary = _plan(topology="v5e:2x2", batch=4, seq_len=64, num_compiled=3)
+    found = [row["serial_seconds"] for row in summary["meshes"]]
+    self.assertEqual(found, [2.0, 2.5, 3.0])
+
   def test_what_does_not_fit_is_reported_and_drawn(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     error = overflow.OutOfHbm("HBM: 40 GB of 16 GB", 40, 16)
