@@ -2,17 +2,22 @@
 
 A part of `launch.bench.kernels` for --target=tpu:CHIP: our step, which evicts,
 over slots and over pages of 64, beside jax's paged attention to as many keys in
-such pages, which computes no scores, chooses no slot and writes no key. The
+such pages, which computes no scores, chooses no slot and writes no key; and a
+step that attends to codes of four bits, which evicts nothing and writes no key.
+The
 time of a kernel is taken to be the longer of its schedule and its bytes at the
 peak of the memory. Nothing is measured.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import itertools
 from typing import Any
 
 from kernels_pallas.aot import chips
 from kernels_pallas.decode import cost
+from kernels_pallas.decode import shapes
+from kernels_pallas.decode.coded import cost as coded_cost
 from launch.bench import harness
 from launch.bench.ops import compiled
 from launch.bench.ops import peers
@@ -20,14 +25,18 @@ from launch.bench.ops import programs
 
 BATCHES = (1, 8, 64)
 CAPACITIES = (512, 1024, 4096, 16_384)
-# Rows by name: a program, its options, and bytes of a stored element.
+_Work = Callable[[shapes.Shape], cost.Cost]
+_BYTES_1: _Work = functools.partial(cost.step, cache_itemsize=1)
+_BYTES_2: _Work = functools.partial(cost.step, cache_itemsize=2)
+# Rows by name: a program, its options, and what has to be computed and moved.
 KERNELS: dict[
-    str, tuple[Callable[..., programs.Program], dict[str, Any], int]
+    str, tuple[Callable[..., programs.Program], dict[str, Any], _Work]
 ] = {
-    "decode": (programs.decode, {}, 2),
-    "decode int8": (programs.decode, {"cache_dtype": "int8"}, 1),
-    "decode paged": (programs.decode_paged, {}, 2),
-    "jax paged": (peers.paged, {}, 2),
+    "decode": (programs.decode, {}, _BYTES_2),
+    "decode int8": (programs.decode, {"cache_dtype": "int8"}, _BYTES_1),
+    "decode int4": (programs.decode_coded, {}, coded_cost.attend),
+    "decode paged": (programs.decode_paged, {}, _BYTES_2),
+    "jax paged": (peers.paged, {}, _BYTES_2),
 }
 _COLUMNS: harness.Columns = {
     "batch": ("B", str),
@@ -77,13 +86,13 @@ def measure(
 
 
 def _case(batch: int, capacity: int, name: str) -> compiled.Case:
-  program, options, itemsize = KERNELS[name]
+  program, options, work = KERNELS[name]
   shape = programs.decode_shape(batch, capacity)
   return compiled.Case(
       kernel=name,
       program=program,
       options={"batch": batch, "capacity": capacity} | options,
-      work=cost.step(shape, cache_itemsize=itemsize),
+      work=work(shape),
       facts={"batch": batch, "slots": capacity},
   )
 

@@ -23,6 +23,8 @@ from kernels_pallas.attention.tpu import plan
 from kernels_pallas.decode import api as decode_api
 from kernels_pallas.decode import shapes as decode_shapes
 from kernels_pallas.decode import slots as slots_lib
+from kernels_pallas.decode.coded import api as coded_api
+from kernels_pallas.decode.coded import codes
 from kernels_pallas.decode.paged import api as decode_paged_api
 from kernels_pallas.gather_mlp import api as gather_api
 from kernels_pallas.gather_mlp import shapes as gather_shapes
@@ -239,6 +241,29 @@ def decode(
       implementation="pallas_tpu",
   )
   return jax.jit(lambda *arrays: evict(*arrays), donate_argnums=3), arrays
+
+
+def decode_coded(batch: int, capacity: int) -> Program:
+  """A step over `capacity` keys and values of four bits, all blocks full."""
+  shape = decode_shape(batch, capacity)
+  size, head_dim = 128, shape.head_dim
+  spec = jax.ShapeDtypeStruct
+  lead = (batch, capacity // size, shape.num_kv_heads)
+  data = spec((*lead, size // 2, head_dim), jnp.uint8)
+  # As many channels as tokens: keys' and values' scales have one shape.
+  small = spec((*lead, size), jnp.bfloat16)
+  blocks = codes.Blocks(data, small, small)
+  newest = spec((batch, shape.num_kv_heads, size, head_dim), jnp.bfloat16)
+  query = spec((batch, shape.num_heads, head_dim), jnp.bfloat16)
+  # Known, so that the schedule is that of full blocks.
+  positions = jnp.full(batch, capacity, jnp.int32)
+  attend = functools.partial(
+      coded_api.attend,
+      positions=positions,
+      scale=head_dim**-0.5,
+      implementation="pallas_tpu",
+  )
+  return jax.jit(attend), (query, blocks, blocks, newest, newest)
 
 
 def decode_on(

@@ -142,7 +142,7 @@ def low_rank(
   The singular value decomposition of C^(1/2) W, C the second moment of x: of
   all matrices of rank r the least E ||x W - x A B||^2 on these rows.
   """
-  moment = x.T.astype(np.float64) @ x / len(x)
+  moment = (x.T @ x).astype(np.float64) / len(x)
   # Directions that no row has are told apart by a part in 10^6.
   moment += 1e-6 * np.trace(moment) / len(moment) * np.eye(len(moment))
   values, vectors = np.linalg.eigh(moment)
