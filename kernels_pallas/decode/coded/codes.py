@@ -5,8 +5,8 @@
 
 Keys stand with a row a channel, values with a row a token: as the factors that
 they are. Two codes share a byte, those of the first half of the rows are the
-low ones. KIVI (https://arxiv.org/abs/2402.02750) with groups of a whole block of
-keys and a whole value.
+low ones. KIVI (https://arxiv.org/abs/2402.02750) with groups of a whole block
+of keys and a whole value.
 
 Letters: B batch, K key and value heads, M blocks, R tokens of a block, H head
 size.

@@ -248,9 +248,7 @@ def _visit(
         is_exact,
     )
     logits = products + more.sum(axis=1, keepdims=True)
-    found.append(
-        jnp.where(block < num_full, logits, tpu_tile.FORBIDDEN)
-    )
+    found.append(jnp.where(block < num_full, logits, tpu_tile.FORBIDDEN))
   logits = jnp.concatenate(found, axis=1)
   before = refs.highest[:, :1]
   highest = jnp.maximum(before, logits.max(axis=1, keepdims=True))
@@ -325,7 +323,8 @@ def _heads(query: Array, num_kv_heads: int) -> list[tuple[int, slice]]:
 def _repeated(x: Float[Array, "K L"], groups: int) -> Float[Array, "N L"]:
   """Each key head's row for each of its query heads."""
   rows = [
-      jnp.broadcast_to(x[k : k + 1], (groups, x.shape[1])) for k in range(len(x))
+      jnp.broadcast_to(x[k : k + 1], (groups, x.shape[1]))
+      for k in range(len(x))
   ]
   return jnp.concatenate(rows)
 

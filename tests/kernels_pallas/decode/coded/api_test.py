@@ -101,7 +101,12 @@ class AttendTest(parameterized.TestCase):
     value = np.asarray(codes.decode(values, "channels"))
     for b, position in enumerate(positions):
       wanted = plain(
-          arrays[0][b], key[b], value[b], *(x[b] for x in arrays[3:]), position, 0.7
+          arrays[0][b],
+          key[b],
+          value[b],
+          *(x[b] for x in arrays[3:]),
+          position,
+          0.7,
       )
       np.testing.assert_allclose(found[b], wanted, atol=4e-6)
 
@@ -139,7 +144,9 @@ class AttendTest(parameterized.TestCase):
         *x, jnp.array([1]), scale=1.0, **options
     )
     with interpret.interpreted():
-      with self.assertRaisesRegex(ValueError, "blocks of 4 tokens and heads of 8"):
+      with self.assertRaisesRegex(
+          ValueError, "blocks of 4 tokens and heads of 8"
+      ):
         attend(query, keys, values, *newest, implementation="pallas_tpu")
       with self.assertRaisesRegex(ValueError, "pallas_gpu"):
         attend(query, keys, values, *newest, implementation="pallas_gpu")
