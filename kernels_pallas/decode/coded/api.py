@@ -59,7 +59,9 @@ def attend(
     raise ValueError(
         f"{num_heads} query heads cannot share {num_kv_heads} key heads"
     )
-  best = {"tpu": "pallas_tpu"} if fits_tpu(size, head_dim) else {}
+  best: dict[str, implementations.Implementation] = {}
+  if fits_tpu(size, head_dim):
+    best["tpu"] = "pallas_tpu"
   chosen = implementations.choose(implementation, best)
   if chosen not in ("reference", "xla", "pallas_tpu"):
     raise ValueError(
