@@ -121,11 +121,11 @@ class CompiledPlanTest(parameterized.TestCase):
     ]
     self.assertEqual(rows[0]["host_bytes"], 0)
     tokens = 8 * 512 // 4
-    # Query, key, value and out; gate, up and down, in bfloat16.
-    width = (8 + 4 + 4) * 128 + _D + 2 * 1024 + _D
-    self.assertBetween(
-        rows[1]["host_bytes"] / (_L * tokens * width * 2), 0.6, 1.3
-    )
+    # Query, key, value and out; gate and up, in bfloat16. What down gives no
+    # gradient asks for.
+    width = (8 + 4 + 4) * 128 + _D + 2 * 1024
+    # The compiler takes room for more than what lies there at once.
+    self.assertBetween(rows[1]["host_bytes"] / (_L * tokens * width * 2), 1, 2)
     self.assertLess(
         rows[1]["bytes"]["temporaries"], rows[0]["bytes"]["temporaries"]
     )
