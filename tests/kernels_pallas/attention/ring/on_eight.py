@@ -65,6 +65,16 @@ CASES = {
         {},
     ),
     "full": lambda: (32, 2, 1, masks.full(32, 32), {}),
+    # Numbers of heads and positions that share no factor with the devices.
+    "odd": lambda: (41, 9, 3, masks.causal(41), {}),
+    "shorter_than_the_ring": lambda: (5, 3, 1, masks.causal(5), {}),
+    "a_window_of_all": lambda: (
+        45,
+        3,
+        3,
+        masks.sliding_window(45, window=45),
+        {},
+    ),
 }
 
 
