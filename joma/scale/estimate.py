@@ -156,7 +156,10 @@ class _Parts:
     self.params = model_size.count(model).total
     self.split = self.fsdp * self.tensor
     self.is_anew = config.remat == "full"
-    self.sequences = config.batch / (self.data * self.fsdp)
+    # Of a batch that they do not divide, all have every sequence.
+    batch_parts = self.data * self.fsdp
+    self.batch_split = 1 if config.batch % batch_parts else batch_parts
+    self.sequences = config.batch / self.batch_split
     self.positions = config.seq_len / self.seq
 
   def training(self) -> tuple[Number, Number, Number, Number]:
@@ -195,13 +198,13 @@ class _Parts:
         batch_size=self.config.batch, length=self.config.seq_len
     )
     step = cost_model.decode(self.model, load, cache(self.config))
-    cache_split = self.data * self.fsdp * self.tensor
+    cache_split = self.batch_split * self.tensor
     weights = _BF16 * self.params
     held = weights / self.split + (step.memory_bytes - weights) / cache_split
     moved = step.weight_bytes / self.tensor + step.cache_bytes / cache_split
     if self._products() < weights / self.tensor:  # Weights stay in parts.
       moved -= step.weight_bytes / self.tensor * (1 - 1 / self.fsdp)
-    return step.flops / self.config.num_devices, moved, held, 0.0
+    return step.flops / cache_split, moved, held, 0.0
 
   def _products(self) -> Number:
     """Bytes of a token's products that fsdp would have to add up, twice."""
@@ -209,7 +212,7 @@ class _Parts:
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     hidden = (1 + model.use_gated_mlp) * model.hidden_dim
     width = 2 * model.embed_dim + (heads + hidden) / self.tensor
-    tokens = self.config.batch / self.data
+    tokens = self.config.batch / (self.data if self.batch_split > 1 else 1)
     return 2 * _BF16 * tokens * model.num_layers * width
 
   def sent(self) -> dict[str, Number]:

@@ -248,6 +248,12 @@ def findings(
     )
   else:
     lines.append("No mesh that was compiled fits into HBM.")
+  parts = best["mesh"]["data"] * best["mesh"]["fsdp"]
+  if config.batch % parts:
+    lines.append(
+        f"batch={config.batch} does not divide over data x fsdp = {parts}:"
+        " every device holds all sequences."
+    )
   left = num_ranked - len(compiled)
   if config.mesh == "search":
     lines.append(

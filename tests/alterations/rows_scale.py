@@ -13,6 +13,13 @@ joma/scale/program.py
 ? a loop that starts above 0 is taken to run too often
 @ test_loops_run_as_often_as_their_conditions_say
 
+joma/scale/estimate.py
+- cache_split = self.batch_split * self.tensor
++ cache_split = self.data * self.fsdp * self.tensor
+? texts that no device can split are counted in parts
+@ tests/joma/scale/meshes_test.py
+@ test_a_batch_that_does_not_divide_is_copied_in_decoding
+
 joma/scale/interconnect.py
 - inside = whole * (within - 1) / within
 + inside = sent_bytes

@@ -118,6 +118,20 @@ class EstimateTest(parameterized.TestCase):
     seconds = found.ici_bytes["fsdp"] / 100e9
     self.assertAlmostEqual(found.ici_seconds / seconds, 1)
 
+  def test_a_batch_that_does_not_divide_is_copied_in_decoding(self):
+    of = lambda batch, sizes: estimate.of_mesh(
+        dataclasses.replace(_CONFIG, task="decode", batch=batch),
+        _CONFIG.model(),
+        sizes,
+    )
+    # Eight texts over 16 devices lie whole on each, as on a mesh of tensor.
+    copied, split = of(8, (16, 1, 1, 1)), of(16, (16, 1, 1, 1))
+    self.assertAlmostEqual(copied.flops / split.flops, 8, places=6)
+    texts = copied.hbm_bytes - split.hbm_bytes
+    one = of(32, (16, 1, 1, 1)).hbm_bytes - split.hbm_bytes
+    self.assertAlmostEqual(texts / one, 7, places=6)
+    self.assertGreater(copied.held_bytes, split.held_bytes)
+
   def test_seq_alone_by_hand(self):
     found = estimate.of_mesh(_CONFIG, _CONFIG.model(), (4, 1, 1, 4))
     params = model_size.count(_CONFIG.model()).total

@@ -195,7 +195,7 @@ class CompiledPlanTest(parameterized.TestCase):
       )
 
 
-class SummaryTest(absltest.TestCase):
+class SummaryTest(parameterized.TestCase):
 
   def test_of_meshes_that_take_as_long_the_least_busy_is_recommended(self):
     times = iter([(2.0, 3.0), (1.0, 2.5), (1.0, 2.0)])
@@ -211,6 +211,17 @@ class SummaryTest(absltest.TestCase):
       summary = _plan(topology="v5e:2x2", batch=4, seq_len=64, num_compiled=3)
     found = [row["serial_seconds"] for row in summary["meshes"]]
     self.assertEqual(found, [2.0, 2.5, 3.0])
+
+  @parameterized.parameters((6, "batch=6 .* fsdp = 4: every"), (8, "^$"))
+  def test_texts_that_are_copied_are_said(self, batch, said):
+    config = plan_config.PlanConfig(
+        topology="v5e:2x2", task="decode", batch=batch, mesh="1,4,1"
+    )
+    row = {
+        **{"mesh": {"data": 1, "fsdp": 4, "tensor": 1, "seq": 1}},
+        **{"fits": True, "bound_seconds": 1.0, "bound": "HBM", "mfu": 0.5},
+    }
+    self.assertRegex(" ".join(plan.findings(config, [row], 1, 0)[1:]), said)
 
   def test_what_does_not_fit_is_reported_and_drawn(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
