@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from joma.transformer import config as configs
 from joma.transformer.layers import monarch
+from joma.transformer.layers import products
 from kernels_pallas import activations
 
 # A projection and what it reads, to what takes the place of its product.
@@ -64,14 +65,28 @@ class Mlp(nn.Module):
     hidden_pre = up = dense(x, config.hidden_dim, "up")
     if config.use_gated_mlp:
       hidden_pre = dense(x, config.hidden_dim, "gate")
-    hidden = activations.ACTIVATIONS[config.activation](hidden_pre)
-    hidden = hidden * up if config.use_gated_mlp else hidden
+    hidden = self._activate(hidden_pre, up)
     self.sow("intermediates", "hidden_pre", hidden_pre)
     self.sow("intermediates", "hidden", hidden)
     hidden = nn.Dropout(config.hidden_dropout)(
         hidden, deterministic=not is_training
     )
     return dense(hidden, config.embed_dim, "down", into_residual=True)
+
+  def _activate(
+      self, hidden_pre: Float[Array, "B T F"], up: Float[Array, "B T F"]
+  ) -> Float[Array, "B T F"]:
+    """What W_down reads; its backward pass keeps the two products alone.
+
+    The activation and its slope are computed anew there: reading them back
+    would take longer, and they are as large.
+    """
+    activation = activations.ACTIVATIONS[self.config.activation]
+    if not self.config.use_gated_mlp:
+      return activation(hidden_pre)
+    return jax.checkpoint(lambda gate, up: activation(gate) * up)(
+        hidden_pre, up
+    )
 
 
 def projection(
@@ -113,6 +128,7 @@ def projection(
       dtype=dtype,
       kernel_init=kernel_init(config, into_residual=into_residual),
       name=name,
+      dot_general=products.dot_general,
   )
   if part == "mlp":
     return nn.Dense(features[0], **options)

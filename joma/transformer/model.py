@@ -26,6 +26,7 @@ from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
+from joma.transformer.layers import products
 from joma.transformer.layers import scanning
 from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
@@ -228,8 +229,11 @@ class Transformer(nn.Module):
       x = self._dense(config.embed_proj_dim, "output_proj")(x)
     if config.tie_embeddings:
       table = token_embed.embedding.astype(self.dtype)
-      logits = jnp.einsum(
-          "BTD,VD->BTV", x, table, preferred_element_type=jnp.float32
+      logits = products.dot_general(
+          x,
+          table.T,
+          (((2,), (0,)), ((), ())),
+          preferred_element_type=jnp.float32,
       )
     else:
       logits = self._dense(
@@ -238,7 +242,13 @@ class Transformer(nn.Module):
     return logits_lib.soft_cap(logits, config.output_logits_soft_cap)
 
   def _dense(self, width: int, name: str, use_bias: bool = False) -> nn.Dense:
-    return nn.Dense(width, use_bias=use_bias, dtype=self.dtype, name=name)
+    return nn.Dense(
+        width,
+        use_bias=use_bias,
+        dtype=self.dtype,
+        name=name,
+        dot_general=products.dot_general,
+    )
 
 
 class Layer(nn.Module):

@@ -293,4 +293,16 @@ joma/transformer/hf/hub.py
 + revision=None,
 ? every revision is main
 @ test_without_weights_they_stay_where_they_are
+
+joma/transformer/layers/products.py
+- if not is_plain or sharding.current_mesh() is not None:
++ if x.ndim > 2 or not is_plain or sharding.current_mesh() is not None:
+? gradients of kernels turn the hidden layer, at three times the time
+@ test_no_gradient_of_an_mlp_turns_its_hidden_units
+
+joma/transformer/layers/products.py
+- is_plain = contracted == last and not any(dimension_numbers[1])
++ is_plain = not any(dimension_numbers[1])
+? a product over other axes is one over the last
+@ test_other_axes_are_handed_on
 """

@@ -1,4 +1,4 @@
 """Layers as one, or one by one; their matrices.
 
-Public modules: scanning, projections, monarch.
+Public modules: scanning, projections, products, monarch.
 """

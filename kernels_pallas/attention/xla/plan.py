@@ -46,6 +46,8 @@ def choose_config(
 ) -> AttentionXlaConfig:
   """Chooses tiles by measurements on two cores of an AMD EPYC."""
   block_q = max(_num_rows(num_keys) * num_kv_heads // num_heads, 1)
+  # Of a causal mask two strips leave a quarter of the pairs out, one none.
+  block_q = min(block_q, max(num_queries // 2, _MIN_ROWS))
   block_kv = -(-num_keys // (128 * _MAX_TILES)) * 128
   return AttentionXlaConfig(
       block_q=min(block_q, num_queries), block_kv=min(block_kv, num_keys)

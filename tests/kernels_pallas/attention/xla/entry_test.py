@@ -167,6 +167,13 @@ class TilesTest(parameterized.TestCase):
       self.assertLessEqual(-(-num_keys // config.block_kv), 1024)
     self.assertEqual(plan.choose_config(4096, 4096, 1, 1).block_kv, 128)
 
+  def test_two_strips_at_least_leave_out_what_causal_masks_forbid(self):
+    strips = {
+        length: plan.choose_config(length, length, 4, 4).block_q
+        for length in (64, 128, 256, 512, 1024)
+    }
+    self.assertEqual(strips, {64: 64, 128: 128, 256: 128, 512: 256, 1024: 256})
+
 
 class EdgeTest(parameterized.TestCase):
   """Under jit and vmap, with gradients."""
