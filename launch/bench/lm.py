@@ -5,6 +5,8 @@
   train      a training step of the encoder of Scan & Snap and JoMA on this
              machine's cores, against the same model in PyTorch: same values,
              same batch, dropout and Adam with clipping
+  llama      a training step of small Llamas on this machine's cores, against
+             transformers' with SDPA; --notorch times ours alone
   gpu_train  tokens per second and model FLOPs utilization of a Llama of 12
              layers on one GPU, bfloat16
 
@@ -25,11 +27,17 @@ def measure(config: lm_sizes.LmBenchConfig) -> harness.Row:
   """
   # Imported here, so that --help and wrong flags answer at once.
   from launch.bench.language import lm_gpu
+  from launch.bench.language import lm_llama
   from launch.bench.language import lm_train
 
-  if config.part == "train" and config.torch:
-    harness.require(["torch"], "--notorch")
-  parts = {"train": lm_train.measure, "gpu_train": lm_gpu.measure}
+  peers = {"train": ["torch"], "llama": ["torch", "transformers"]}
+  if config.torch:
+    harness.require(peers.get(config.part, []), "--notorch")
+  parts = {
+      "train": lm_train.measure,
+      "llama": lm_llama.measure,
+      "gpu_train": lm_gpu.measure,
+  }
   rows = parts[config.part](config)
   machine = harness.machine_facts(names_devices=True)
   harness.tell("machine", machine)
