@@ -48,8 +48,7 @@ def main(_: list[str]) -> None:
     raise errors.UserError(f"--out={_OUT.value} must end in .npz.")
   if out.exists():
     raise errors.UserError(f"--out={_OUT.value} is there: give another name.")
-  if not out.parent.is_dir():
-    raise errors.UserError(f"--out: there is no folder {out.parent}.")
+  workdir.check_can_be_made(out, "--out")
   lines = json_file.read_lines(json_file.local_path(_TEXT.value), "text")
   # Imported here, so that --help and wrong flags answer at once.
   import numpy as np
@@ -62,6 +61,7 @@ def main(_: list[str]) -> None:
   found = embed.embed_lines(folder, lines, _POOLING.value, _BATCH_SIZE.value)
   buffer = io.BytesIO()
   np.savez(buffer, embeddings=found)
+  workdir.make_folder(out.absolute().parent)
   workdir.write_atomic(out, buffer.getvalue())
   print(f"{found.shape[0]} vectors of {found.shape[1]} numbers: {out}")
 

@@ -93,19 +93,21 @@ def writer(path: str | None) -> Callable[[object], None]:
   """Returns what writes a result; refuses a path before that is measured.
 
   Args:
-    path: JSON file; None writes none.
+    path: JSON file, made with the folders above it; None writes none.
 
   Raises:
-    UserError: The file's folder does not exist.
+    UserError: There can be no such file.
   """
   if path is None:
     return lambda result: None
   file = json_file.local_path(path)
-  if not file.absolute().parent.is_dir():
-    raise errors.UserError(f"--output={path} is in no folder that exists")
-  return lambda result: workdir.write_atomic(
-      file, json.dumps(result, indent=2) + "\n"
-  )
+  workdir.check_can_be_made(file, "--output")
+
+  def write(result: object) -> None:
+    workdir.make_folder(file.absolute().parent)
+    workdir.write_atomic(file, json.dumps(result, indent=2) + "\n")
+
+  return write
 
 
 def run_child(

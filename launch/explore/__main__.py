@@ -18,6 +18,7 @@ from launch.command import app
 from launch.command import flag_config
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
+from scansnap_jax.experiment import workdir as workdir_lib
 
 _MODEL = flags.DEFINE_string(
     "model",
@@ -42,8 +43,7 @@ def main(_: list[str]) -> None:
     raise errors.UserError(f"--out={_OUT.value} must end in .html.")
   if out.exists():
     raise errors.UserError(f"--out={_OUT.value} is there: give another name.")
-  if not out.absolute().parent.is_dir():
-    raise errors.UserError(f"--out: there is no folder {out.parent}.")
+  workdir_lib.check_can_be_made(out, "--out")
   text = _read_text()
   # Imported here, so that --help and wrong flags answer at once.
   from joma.inference.explore import explore
@@ -52,6 +52,7 @@ def main(_: list[str]) -> None:
 
   devices.set_up(num_cpu_devices=1)  # Whose computations take all cores.
   view = explore.of_text(_MODEL.value, text, config)
+  workdir_lib.make_folder(out.absolute().parent)
   view.write(out)
   size = out.stat().st_size / 1e6
   print(f"{views.finding(view.recording)}\n{out}: {size:.2f} MB")

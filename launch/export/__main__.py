@@ -13,6 +13,7 @@ from absl import flags
 from launch.command import app
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
+from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a finished run of train_lm.", required=True
@@ -20,7 +21,7 @@ _WORKDIR = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "Folder to make, which is not there or is empty.",
+    "Folder to make, with those above it; it is not there or is empty.",
     required=True,
 )
 _STEP = flags.DEFINE_integer(
@@ -33,8 +34,7 @@ def main(_: list[str]) -> None:
   out = json_file.local_path(_OUT.value).absolute()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise errors.UserError(f"--out={_OUT.value} is there: give another name.")
-  if not out.parent.is_dir():
-    raise errors.UserError(f"--out: there is no folder {out.parent}.")
+  workdir_lib.check_can_be_made(out, "--out")
   # Imported here, so that --help and wrong flags answer at once.
   from joma.transformer.checkpoints import export
   from scansnap_jax.experiment.processes import devices

@@ -262,6 +262,21 @@ def make_folder(path: pathlib.Path) -> None:
     ) from error
 
 
+def check_can_be_made(path: pathlib.Path, name: str) -> None:
+  """Raises UserError where no file could be, after its parents were made.
+
+  Args:
+    path: Of the file or folder.
+    name: What the message calls it, as --out.
+  """
+  above = next(p for p in path.absolute().parents if os.path.lexists(p))
+  if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    raise errors.UserError(
+        f"{name}={path} cannot be made: {above} is no folder that may be"
+        " written to."
+    )
+
+
 def _writable_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
   if "://" in str(workdir) or not str(workdir):
     raise errors.UserError(f"--workdir={workdir} is no local folder")

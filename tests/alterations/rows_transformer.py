@@ -2,8 +2,8 @@
 
 TABLE = """
 joma/transformer/mlp.py
-- hidden = hidden * up if config.use_gated_mlp else hidden
-+ hidden = hidden + up if config.use_gated_mlp else hidden
+- return jax.checkpoint(lambda gate, up: activation(gate) * up)(
++ return jax.checkpoint(lambda gate, up: activation(gate) + up)(
 ? the gate adds
 @ test_equals_numpy
 

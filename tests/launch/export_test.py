@@ -27,20 +27,22 @@ class ExportTest(absltest.TestCase):
 
       self.assertEqual(run("train_lm", *train).status, 0)
       for step in (2, 4):
-        given = ("--workdir=run", f"--out=out{step}", f"--step={step}")
+        given = ("--workdir=run", f"--out=new/in/out{step}", f"--step={step}")
         ended = run("export", *given)
         self.assertEqual(ended.status, 0, ended.err)
         self.assertIn(f"Step {step} as model_type llama: ", ended.out)
         expected = sorted((root / "run" / "hf" / f"step{step}").iterdir())
-        found = sorted((root / f"out{step}").iterdir())
+        found = sorted((root / "new" / "in" / f"out{step}").iterdir())
         for a, b in zip(found, expected, strict=True):
           self.assertEqual(a.name, b.name)
           self.assertEqual(a.read_bytes(), b.read_bytes(), a.name)
       again = run("export", *given)
       self.assertEqual(again.status, 2)
-      self.assertRegex(again.err, "^error: --out=out4 is there: [^\n]*\n$")
+      self.assertRegex(
+          again.err, "^error: --out=new/in/out4 is there: [^\n]*\n$"
+      )
       for out, message in (
-          ("absent/a", "--out: there is no folder .*absent"),
+          ("text.txt/a", "--out=.* cannot be made: .*text.txt is no folder"),
           ("new", "no checkpoint of step=3; it kept 2, 4"),
       ):
         ended = run("export", "--workdir=run", f"--out={out}", "--step=3")

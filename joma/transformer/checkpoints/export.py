@@ -24,6 +24,7 @@ from joma.transformer.layers import scanning
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
+from scansnap_jax.experiment import workdir as workdir_lib
 from scansnap_jax.experiment.saved import leaves
 
 _PARAMS = "['state'].params"
@@ -64,7 +65,7 @@ def export(
 
   Args:
     workdir: The run's.
-    out: Becomes the folder; it is absent, or an empty one.
+    out: Becomes the folder, with those above it; it is absent, or an empty one.
     step: Whose checkpoint is taken; None is the last.
 
   Returns:
@@ -83,6 +84,7 @@ def export(
     )
   template = jax.eval_shape(lambda: _params(run.config))
   params = leaves.read(run.checkpoints, step, template, _PARAMS)
+  workdir_lib.make_folder(out.parent)
   temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
   try:
     temporary.mkdir()

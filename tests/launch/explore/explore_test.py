@@ -57,6 +57,10 @@ class ExploreTest(absltest.TestCase):
   def test_wrong_flags_do_not_wait_for_jax(self):
     for flags, message in (
         (["--prompt=a", "--out=a.txt"], "--out=a.txt must end in .html"),
+        (
+            ["--prompt=a", "--out=/dev/null/a.html"],
+            "--out=.* /dev/null is no folder",
+        ),
         (["--prompt=a", "--policies=h3o"], "policy='h3o' is unknown"),
         (["--prompt=a", "--text=b"], "give one of --prompt=TEXT and --text"),
     ):

@@ -258,6 +258,21 @@ class WriteAtomicTest(parameterized.TestCase):
       self.assertEqual(reader.read(), "old")
 
 
+class CheckCanBeMadeTest(absltest.TestCase):
+
+  def test_parents_may_be_absent_and_must_not_be_files(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / "file").write_text("")
+    for name in ("a", "a/b/c"):
+      workdir.check_can_be_made(root / name, "--out")
+      self.assertEqual([path.name for path in root.iterdir()], ["file"])
+    for name in ("file/a", "file/a/b"):
+      with self.assertRaisesRegex(
+          errors.UserError, "^--out=.*/file/a.* cannot be made: .*/file is no"
+      ):
+        workdir.check_can_be_made(root / name, "--out")
+
+
 class LockTest(parameterized.TestCase):
 
   @parameterized.parameters("folder", "fifo", "dangling link")
