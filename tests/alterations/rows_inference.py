@@ -1,6 +1,20 @@
 """Faults in `joma.inference`: sampling, evaluation, costs, bridge, sparsity."""
 
 TABLE = """
+joma/inference/sparsity/gated/methods.py
+- return Update(out, inputs * weights.matrix)
++ return Update(out, _share(h_kept) * weights.matrix)
+? what inputs of up and gate read is not counted
+@ tests/joma/inference/sparsity/gated/methods_test.py
+@ test_teal_reads_the_rows_of_large_inputs
+
+joma/inference/sparsity/gated/allocation.py
+- if hull and costs[option] >= costs[hull[-1]]:
++ if hull and costs[option] > costs[hull[-1]]:
+? a layer may read more for nothing
+@ tests/joma/inference/sparsity/gated/allocation_test.py
+@ test_an_option_that_reads_more_for_nothing_is_never_chosen
+
 joma/inference/cost/traced.py
 - moved, more = _moved_of(jaxpr, tuple(kept))
 + jaxpr = made; moved, more = _moved_of(jaxpr, tuple(kept))

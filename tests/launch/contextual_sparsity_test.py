@@ -27,6 +27,8 @@ _TINY = (
     "--shares=0.5,1.0",
     "--head_shares=1.0",
     "--recalls=0.9",
+    "--methods=teal:layers,int8",
+    "--budgets=0.5",
 )
 
 
@@ -70,7 +72,11 @@ class ContextualSparsityTest(absltest.TestCase):
     for row in half:
       self.assertNotEqual(row["change"], 0, msg=row["rule"])
     report = (workdir / "report.html").read_text()
-    self.assertEqual(report.count("data:image/png;base64"), 2)
+    self.assertEqual(report.count("data:image/png;base64"), 3)
+    methods = [(row["rule"], row["share"]) for row in summary["methods"]]
+    self.assertEqual(methods, [("teal:layers", 0.5), ("int8", 1.0)])
+    lines = (workdir / "rows.jsonl").read_text().splitlines()
+    self.assertLen(lines, 3)  # The dense model's too.
     self.assertTrue((workdir / "predictors.npz").is_file())
     self.assertTrue((workdir / "capture" / "manifest.json").is_file())
 
