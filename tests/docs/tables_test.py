@@ -14,7 +14,7 @@ from launch import attention
 
 _ROOT = pathlib.Path(__file__).parents[2]
 # What no paper is about.
-_PLAIN = {"full", "window", "random"}
+_PLAIN = {"two_stage", "full", "window", "random"}
 
 
 def _missing(lines, names):
