@@ -18,6 +18,13 @@ policies against tasks, by one of three protocols. Below --workdir: report.html,
 summary.json, figures/, flags.txt, config.json, and rows.jsonl, a row as each
 setting ends: a run that was cut goes on from there; with --explore also
 explore.html, the page of `launch.explore`.
+
+  python -m launch.evaluate_cache --tasks=count --workdir=runs/state \
+      --shape.attention=gdn --shape.windows= --policies=full
+  python -m launch.evaluate_cache --tasks=count --workdir=runs/softmax \
+      --beside=runs/state
+
+puts models side by side by the bytes that their caches hold.
 """
 
 import dataclasses
@@ -49,6 +56,13 @@ _EXPLORE = beside.define(
     "Whether to write explore.html, too: the first text of the first task,"
     " token by token, and which tokens each policy keeps with the fewest slots."
 )
+_BESIDE = flags.DEFINE_list(
+    "beside",
+    [],
+    "Folders of other runs of this script that have ended, of the same tasks,"
+    " lengths and seeds: a table shows the bytes that each run's caches hold"
+    " beside its accuracy.",
+)
 _CONFIG = flag_config.define(evaluate_config.EvaluateConfig())
 
 
@@ -64,7 +78,14 @@ def main(_: list[str]) -> None:
         " its texts to launch.explore."
     )
 
+  if is_ruler and _BESIDE.value:
+    raise errors.UserError(
+        "--beside compares accuracies of examples, and --tasks=ruler has a"
+        " table of its own: leave it out."
+    )
+
   def check() -> None:
+    _others(config)
     if is_ruler:
       from joma.inference.evaluation.protocols import ruler_subject as subject
     else:
@@ -77,7 +98,11 @@ def main(_: list[str]) -> None:
       measure=lambda this: (_measure_ruler if is_ruler else _measure)(
           config, this.folder, sizes
       ),
-      report=_report_ruler if is_ruler else _report,
+      report=(
+          _report_ruler
+          if is_ruler
+          else lambda this, summary: _report(this, summary, config)
+      ),
       check=check,
       num_cpu_devices=math.prod(sizes or (1,)),
   )
@@ -169,13 +194,34 @@ def _page(config: evaluate_config.EvaluateConfig, subject: Any) -> Any:
   return pages.of_evaluation(config, subject, _DATA_DIR.value, name)
 
 
-def _report(this: run.Run, summary: dict[str, Any]) -> pathlib.Path:
+def _others(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
+  """The summaries of --beside."""
+  from joma.inference.evaluation.protocols import other_runs
+
+  return other_runs.read(_BESIDE.value, config)
+
+
+def _report(
+    this: run.Run,
+    summary: dict[str, Any],
+    config: evaluate_config.EvaluateConfig,
+) -> pathlib.Path:
   from joma.inference.evaluation import report
+  from joma.inference.evaluation.protocols import other_runs
 
   facts = {**this.facts, **(beside.link() if _EXPLORE.value else {})}
-  path = report.write(this.folder, summary, facts, this.started)
+  others, tables = _others(config), {}
+  if others:
+    runs = {this.folder.name: summary, **others}
+    tables = {
+        task: other_runs.entries(task, runs, config) for task in config.tasks
+    }
+  path = report.write(this.folder, summary, facts, this.started, tables)
   for task, found in summary["tasks"].items():
     print(report.finding(task, found))
+    if task in tables:
+      print(*other_runs.lines(tables[task]), sep="\n")
+      print(other_runs.finding(tables[task]))
   return path
 
 
@@ -197,6 +243,7 @@ def _folder(config: evaluate_config.EvaluateConfig) -> run.Folder:
   given = {name: value for name, value in extra.items() if value is not None}
   extra["mesh"] = _MESH.value  # Results are the same on any.
   extra["explore"] = _EXPLORE.value or None
+  extra["beside"] = ",".join(_BESIDE.value) or None
   return run.Folder(
       _WORKDIR.value,
       {**given, **workdir_lib.config_to_json(config)},

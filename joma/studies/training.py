@@ -33,7 +33,7 @@ class Problem(Protocol):
     ...
 
   def loss(self, params: PyTree, key: Array) -> tuple[Array, Array]:
-    """Draws examples; returns their mean loss, and a score to be followed."""
+    """Draws examples; returns their mean loss, and scores to be followed."""
     ...
 
 
@@ -45,7 +45,7 @@ class Schedule:
     num_steps: Most steps of a run.
     num_records: S; divides `num_steps`.
     target_loss: A run ends at the first record whose mean loss is below it.
-    target_score: Likewise, whose mean score is above it.
+    target_score: Likewise, whose mean scores are all above it.
   """
 
   num_steps: int
@@ -76,14 +76,14 @@ class Trained(NamedTuple):
     steps: Ends of the records [S].
     losses: Mean over the steps of each record [R, S]; after the end of a run
       its last.
-    scores: Likewise.
+    scores: Likewise, of each run [R, S, ...] in the shape of a step's.
     num_steps: Steps that each run took [R].
   """
 
   params: PyTree
   steps: Int[np.ndarray, "S"]
   losses: Float[np.ndarray, "R S"]
-  scores: Float[np.ndarray, "R S"]
+  scores: Float[np.ndarray, "R S *score"]
   num_steps: Int[np.ndarray, "R"]
 
   def params_of(self, run: int) -> PyTree:
@@ -203,15 +203,18 @@ def _train(
     def go(carry: tuple[PyTree, _Record]) -> tuple[PyTree, _Record]:
       numbers = first + jnp.arange(every)
       state, found = jax.lax.scan(step, carry[0], numbers)
-      loss, score = (x.mean().astype(jnp.float32) for x in found)
+      loss, score = (x.mean(axis=0).astype(jnp.float32) for x in found)
       return state, (loss, score, first + every)
 
     loss, score, _ = carry[1]
-    is_done = (loss < schedule.target_loss) | (score > schedule.target_score)
+    is_done = (loss < schedule.target_loss) | (
+        score > schedule.target_score
+    ).all()
     carry = jax.lax.cond(is_done, lambda carry: carry, go, carry)
     return carry, carry[1]
 
-  before = (jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.int32(0))
+  shape = jax.eval_shape(problem.loss, params, draw)[1].shape
+  before = (jnp.float32(jnp.inf), jnp.full(shape, -jnp.inf), jnp.int32(0))
   firsts = every * jnp.arange(schedule.num_records)
   carry: Any = ((params, rule.init(params)), before)
   ended, records = jax.lax.scan(record, carry, firsts)

@@ -21,13 +21,19 @@ from kernels_pallas.gated_delta_rule.algebra import inverse
 from kernels_pallas.gated_delta_rule.algebra import products
 
 
+# Channels of a head up to which short chunks pay.
+_SMALL = 32
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Sizes.
 
   Attributes:
     chunk: Positions that are computed together, a power of 2. None is 64 where
-      decays are by head, and 32 by channel, whose pairs cost more.
+      decays are by head, and 32 by channel, whose pairs cost more; 32 too
+      where keys and values have 32 channels at most, beside which pairs cost
+      the most.
   """
 
   chunk: int | None = None
@@ -94,7 +100,9 @@ def backward(
 def _cut(
     operands: operands_lib.Operands, config: implementations.Config
 ) -> cutting.Chunks:
-  best = 32 if operands.log_decay.shape[3] > 1 else 64
+  largest = max(operands.query.shape[3], operands.value.shape[3])
+  is_costly = operands.log_decay.shape[3] > 1 or largest <= _SMALL
+  best = 32 if is_costly else 64
   return cutting.cut(operands, (config or Config()).chunk or best)
 
 

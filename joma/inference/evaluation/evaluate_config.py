@@ -13,7 +13,7 @@ from scansnap_jax.experiment.errors import UserError
 _TRAINED_AT_ONCE = 25
 
 Reading = Literal["tokens", "context", "prompt"]
-SYMBOLS = ("mqar", "induction", "copy")
+SYMBOLS = ("mqar", "induction", "copy", "count")
 TEXTS = (
     "passkey",
     "niah_single",
@@ -37,11 +37,11 @@ class EvaluateConfig:
   """What is read, by which model, with which caches.
 
   Attributes:
-    tasks: Tasks to evaluate, among mqar, induction, copy; passkey, niah_single,
-      niah_multikey, niah_multivalue, niah_multiquery, variable_tracking,
-      common_words, frequent_words, long_generation; perplexity; and ruler, all
-      13 tasks of RULER (arXiv 2404.06654), which stands alone. All but the
-      first three want a model with a tokenizer.
+    tasks: Tasks to evaluate, among mqar, induction, copy, count; passkey,
+      niah_single, niah_multikey, niah_multivalue, niah_multiquery,
+      variable_tracking, common_words, frequent_words, long_generation;
+      perplexity; and ruler, all 13 tasks of RULER (arXiv 2404.06654), which
+      stands alone. All but the first four want a model with a tokenizer.
     policies: Names of policies, each with settings of its own if need be, as
       h2o:score=ema:decay=0.98; quest; adakv:NAME, which shares the slots of
       that policy out among heads; criticalkv:NAME, which counts what values
@@ -68,8 +68,8 @@ class EvaluateConfig:
       cache.
     cache_dtype: How keys and values are stored.
     num_pairs: Key-value pairs of the task mqar.
-    vocab_size: Symbols of the tasks mqar, induction and copy; a model that is
-      given has its own.
+    vocab_size: Symbols of the tasks mqar, induction, copy and count; a model
+      that is given has its own.
     filler: Filler of texts with needles: sentences, or lines of the embedded
       text.
     corpus: Corpus of the task perplexity: a name, or a text file or folder. Its

@@ -7,6 +7,7 @@ from typing import Any
 
 from joma.inference.evaluation import drawing
 from joma.inference.evaluation import evaluate_config
+from joma.inference.evaluation.protocols import other_runs
 from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
@@ -19,6 +20,7 @@ def write(
     summary: Mapping[str, Any],
     facts: Mapping[str, str],
     started: float,
+    beside: Mapping[str, Sequence[other_runs.Entry]] | None = None,
 ) -> pathlib.Path:
   """Writes figures/, summary.json and report.html; returns the report's path.
 
@@ -28,8 +30,11 @@ def write(
       `training`, its losses or None; `length`, tokens of a text.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
+    beside: By task, this run and others by bytes; None is no other.
   """
+  beside = beside or {}
   findings = [finding(task, rows) for task, rows in summary["tasks"].items()]
+  findings += [other_runs.finding(rows) for rows in beside.values()]
   summary = {"finding": findings, **summary}
   report.write_summary(workdir, report.to_json(summary))
   sections = []
@@ -43,6 +48,7 @@ def write(
                 report.Figure(_caption(task, rows, summary["length"]), png),
                 _quality(task, rows),
                 _expense(rows),
+                *([other_runs.table(beside[task])] if task in beside else []),
             ],
         )
     )

@@ -5,6 +5,7 @@ mqar        multi-query associative recall (arXiv 2312.04927): pairs of key and
             value; most follow soon, at gaps of a power law
 induction   a pair somewhere, and its first half at the end
 copy        a passage, noise, and the passage again, predicted token by token
+count       a few symbols again and again, one of them at the end: how often?
 
 Each function draws one example from a generator. All texts of a task have the
 same length.
@@ -145,6 +146,39 @@ def copy(
       for i in range(1, num_copied)
   ]
   return tasks.Example(tokens=tokens, queries=tuple(queries), num_context=start)
+
+
+def count(
+    generator: np.random.Generator, *, length: int = 64, vocab_size: int = 64
+) -> tasks.Example:
+  """Draws a few symbols, the last of which is asked: how often did it come?
+
+  The number is uniform from 1 to most = min(V - 5, T - 1, 9). Symbols are
+  tokens 1 to 4, numbers those behind them; gold are the places that count.
+
+  Args:
+    generator: Of the draws.
+    length: T, at least 2.
+    vocab_size: V, at least 6.
+
+  Raises:
+    UserError: A size is too small.
+  """
+  require.at_least("length", length, 2)
+  require.at_least("vocab_size", vocab_size, 6)
+  most = min(vocab_size - 5, length - 1, 9)
+  asked = generator.integers(1, 5)
+  others = np.setdiff1d(np.arange(1, 5), asked)
+  tokens = generator.choice(others, length).astype(np.int32)
+  number = int(generator.integers(1, most + 1))
+  gold = np.sort(generator.choice(length - 1, number, replace=False))
+  tokens[gold] = tokens[-1] = asked
+  query = tasks.Query(
+      position=length - 1,
+      answer=np.array([4 + number], np.int32),
+      gold=gold.astype(np.int32),
+  )
+  return tasks.Example(tokens=tokens, queries=(query,), num_context=length - 1)
 
 
 def _noise(

@@ -34,15 +34,20 @@ class DeltaLayer:
   Attributes:
     width: w of the convolutions, a token's own place included.
     epsilon: Of the norm, beside the mean square.
+    start: Largest A that is drawn for a head, whose decay of a token is at most
+      e^(-A softplus): 16 is the paper's, of which many heads make some last; of
+      few heads none may.
   """
 
   name: ClassVar[str]
   width: int = 4
   epsilon: float = 1e-5
+  start: float = 16.0
 
   def __post_init__(self):
     require.at_least(f"{self.name}: width", self.width, 1)
     require.positive(f"{self.name}: epsilon", self.epsilon)
+    require.positive(f"{self.name}: start", self.start)
 
   def rates(
       self, params: hooks.Params, x: Float[Array, "B T D"]
@@ -108,11 +113,20 @@ def draw_shared(
 
 
 def draw_decay(
-    key: Array, num_heads: int, shape: tuple[int, ...]
+    key: Array, num_heads: int, shape: tuple[int, ...], largest: float
 ) -> dict[str, Array]:
-  """Draws log A [N], A up to 16, and biases by which softplus is .001 to .1."""
+  """Draws log A [N] and biases by which softplus is .001 to .1.
+
+  Args:
+    key: Of the draws.
+    num_heads: N.
+    shape: Of the biases.
+    largest: A is from a 1600th of it to it.
+  """
   by_head, by_time = jax.random.split(key)
-  size = jax.random.uniform(by_head, (num_heads,), minval=0.01, maxval=16.0)
+  size = jax.random.uniform(
+      by_head, (num_heads,), minval=largest / 1600, maxval=largest
+  )
   times = jnp.exp(
       jax.random.uniform(
           by_time, shape, minval=jnp.log(1e-3), maxval=jnp.log(1e-1)

@@ -50,7 +50,7 @@ class Gdn(delta_layer.DeltaLayer):
     normal = lambda key, *shape: size**-0.5 * jax.random.normal(key, shape)
     return {
         **delta_layer.draw_shared(keys[0], config, self.width),
-        **delta_layer.draw_decay(keys[1], heads, (heads,)),
+        **delta_layer.draw_decay(keys[1], heads, (heads,), self.start),
         "decay": normal(keys[2], size, heads),
         "gate": normal(keys[3], size, heads, config.head_dim),
     }

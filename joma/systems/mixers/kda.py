@@ -53,7 +53,7 @@ class Kda(delta_layer.DeltaLayer):
     )
     return {
         **delta_layer.draw_shared(keys[0], config, self.width),
-        **delta_layer.draw_decay(keys[1], heads, (heads, size)),
+        **delta_layer.draw_decay(keys[1], heads, (heads, size), self.start),
         "decay_in": normal(keys[2], config.embed_dim, size),
         "decay_out": normal(keys[3], size, heads, size),
         "gate_in": normal(keys[4], config.embed_dim, size),

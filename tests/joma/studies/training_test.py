@@ -22,6 +22,14 @@ class _Line:
     return error, -error
 
 
+class _TwoScores(_Line):
+  """Follows two scores."""
+
+  def loss(self, params, key):
+    error, score = super().loss(params, key)
+    return error, jnp.stack([score, 4 * score])
+
+
 def _train(seeds=(0, 1, 2), rate=0.1, **changes):
   schedule = dict(num_steps=120, num_records=12) | changes
   return training.train(
@@ -52,6 +60,23 @@ class TrainTest(absltest.TestCase):
       self.assertLess(short.losses[run, last], 0.3)
       self.assertTrue((short.losses[run, :last] >= 0.3).all())
       self.assertLen(set(short.losses[run, last:].tolist()), 1)
+
+  def test_scores_are_followed_in_their_own_shape_and_end_a_run_together(self):
+    schedule = training.Schedule(
+        num_steps=120, num_records=12, target_score=-0.5
+    )
+    run = lambda problem: training.train(
+        problem, (0, 1), schedule=schedule, rate=0.1
+    )
+    one, two = run(_Line()), run(_TwoScores())
+    self.assertEqual(two.scores.shape, (2, 12, 2))
+    # The second score is further from its end at first: four times as far.
+    np.testing.assert_allclose(4 * two.scores[..., 0], two.scores[..., 1])
+    self.assertTrue((two.num_steps >= one.num_steps).all())
+    for scores, end in zip(two.scores, two.num_steps, strict=True):
+      last = end // 10 - 1
+      self.assertTrue((scores[last] > -0.5).all())
+      self.assertTrue((scores[:last].min(axis=1) <= -0.5).all())
 
   def test_the_first_record_above_a_score_is_found(self):
     trained = _train()._replace(

@@ -1,1 +1,1 @@
-"""RULER through caches that evict: three protocols, grid and leaderboard."""
+"""RULER by protocol: grid and leaderboard; several runs beside each other."""

@@ -1,44 +1,95 @@
 from absl.testing import absltest
-import jax
+from absl.testing import parameterized
 import numpy as np
 import pytest
 
 from joma.studies.systems import mqar
+from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
 
-class MqarTest(absltest.TestCase):
+def _share(mean):
+  return {"mean": mean, "low": mean, "high": mean}
+
+
+def _row(*means, near=0.5, far=0.1, gap=0.0):
+  """What a model came to, by number of pairs."""
+  pairs = [
+      {
+          "accuracy": _share(mean),
+          "accuracies": [mean - gap, mean + gap],
+          "near": _share(near),
+          "far": far and _share(far),
+      }
+      for mean in means
+  ]
+  return {"pairs": pairs}
+
+
+def _verdicts(**rows):
+  config = mqar.MqarConfig(num_pairs=(4, 16), batch_size=2, width=32)
+  named = {
+      "softmax": "softmax + conv",
+      "linear": "lightning + conv",
+      "delta": "gdn",
+      "conv": "gated_conv",
+      "hybrid": "3 gdn + 1 softmax",
+  }
+  found = mqar._claims(config, {named[name]: rows[name] for name in rows})
+  return [row["it"] for row in found]
+
+
+class MqarTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_runs_and_is_drawn(self):
     summary = small.measured("mqar")
+    # Of models that are not trained; all keys of so short texts are near.
     verdicts = [row["it"] for row in summary["claims"]]
-    # Of models that answer half of the keys, and are not trained; all keys of
-    # so short texts are near.
-    self.assertLen(verdicts, 3)
-    self.assertEqual((verdicts[0], verdicts[2]), ("FAILED", "holds"))
+    self.assertEqual(verdicts, ["FAILED"] * 2)
+    self.assertIsNone(summary["rows"]["gated_conv"]["pairs"][1]["far"])
     figure, texts = small.drawn("mqar")
-    self.assertLen(figure.axes, 1)
-    self.assertContainsSubset(["softmax + conv", "step"], texts)
+    self.assertLen(figure.axes, 2)
+    self.assertContainsSubset(
+        ["softmax + conv", "step", "1 pairs", "2 pairs"], texts
+    )
 
-  @pytest.mark.slow
-  def test_each_key_is_asked_once_after_all_pairs(self):
-    task = mqar.Pairs(seq_len=24, num_pairs=3, num_keys=5, num_values=7)
-    found = task.draw(jax.random.key(0), 4)
-    away = np.asarray(mqar.distances(found, 3))
-    tokens, targets, is_asked, _ = map(np.asarray, found)
-    for row in range(4):
-      keys, values = tokens[row, :6:2].tolist(), tokens[row, 1:6:2].tolist()
-      self.assertTrue(all(5 <= value < 12 for value in values))
-      places = np.flatnonzero(is_asked[row])
-      self.assertEqual(sorted(tokens[row, places]), sorted(keys))
-      self.assertGreaterEqual(places.min(), 6)
-      for place in places:
-        pair = keys.index(tokens[row, place])
-        self.assertEqual(targets[row, place], values[pair])
-        self.assertEqual(away[row, place], place - 2 * pair)
-      rest = np.setdiff1d(np.arange(6, 24), places)
-      np.testing.assert_array_equal(tokens[row, rest], 12)
+  def test_each_claim_is_held_at_its_own_number_of_pairs(self):
+    good, bad = "holds", "FAILED"
+    # The keys have 16 channels: of 16 pairs nothing is claimed of the rule.
+    self.assertEqual(_verdicts(delta=_row(0.96, 0.2)), [good])
+    self.assertEqual(_verdicts(delta=_row(0.94, 1.0)), [bad])
+    self.assertEqual(_verdicts(softmax=_row(1.0, 0.94)), [bad])
+    # Less of the most pairs, from every seed.
+    both = lambda gap: _verdicts(
+        linear=_row(0.1, 0.5, gap=gap), delta=_row(1.0, 0.6)
+    )
+    self.assertEqual(both(0.05), [good, good])
+    self.assertEqual(both(0.15), [good, bad])
+    # Near of the fewest, a guess being .25; far of the most, .0625.
+    conv = lambda **found: _verdicts(conv=_row(0.5, 0.5, **found))
+    self.assertEqual(conv(near=0.36, far=0.11), [good, good])
+    self.assertEqual(conv(near=0.34, far=0.12), [bad, bad])
+    self.assertEqual(conv(far=None), [good])
+    hybrid = lambda *means: _verdicts(
+        hybrid=_row(*means), softmax=_row(1.0, 0.98)
+    )
+    self.assertEqual(hybrid(0.98, 0.96), [good, good])
+    self.assertEqual(hybrid(0.98, 0.94), [good, bad])
+
+  @parameterized.parameters(
+      (dict(num_pairs=()), "num_pairs must be one or more rising .* got none"),
+      (dict(num_pairs=(8, 4)), "num_pairs must .* got 8,4"),
+      (dict(num_pairs=(0, 4)), "num_pairs must .* got 0,4"),
+      (dict(num_pairs=(4, 33)), "num_keys must .* 33"),
+      (dict(batch_size=6), "batch_size must be a multiple of 4, got 6"),
+      (dict(seq_len=64), "seq_len must .* num_pairs=32, got 64"),
+      (dict(seq_len=99), "seq_len must be even .* got 99"),
+      (dict(target=0.0), "target"),
+  )
+  def test_settings_that_cannot_be_are_refused(self, settings, message):
+    with self.assertRaisesRegex(errors.UserError, message):
+      mqar.MqarConfig(**settings)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,13 @@ def _untrained(problem, seeds, *, schedule, rate, decay=0.0, start=None):
   steps = np.arange(1, schedule.num_records + 1)
   # Falls as if it had learned.
   curve = np.broadcast_to(1.0 / steps, (len(seeds), len(steps)))
+  score = jax.eval_shape(problem.loss, drawn[0], jax.random.key(0))[1]
+  scores = np.multiply.outer(1 - curve, np.ones(score.shape))
   return training.Trained(
       jax.tree.map(lambda *x: np.stack(x), *drawn),
       steps,
       losses=curve,
-      scores=1 - curve,
+      scores=scores,
       num_steps=np.full(len(seeds), schedule.num_steps),
   )
 
