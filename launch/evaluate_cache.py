@@ -198,7 +198,8 @@ def _others(config: evaluate_config.EvaluateConfig) -> dict[str, Any]:
   """The summaries of --beside."""
   from joma.inference.evaluation.protocols import other_runs
 
-  return other_runs.read(_BESIDE.value, config)
+  own = pathlib.Path(_WORKDIR.value).resolve().name
+  return other_runs.read(_BESIDE.value, config, own)
 
 
 def _report(

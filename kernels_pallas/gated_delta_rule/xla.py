@@ -20,7 +20,6 @@ from kernels_pallas.gated_delta_rule.algebra import fading
 from kernels_pallas.gated_delta_rule.algebra import inverse
 from kernels_pallas.gated_delta_rule.algebra import products
 
-
 # Channels of a head up to which short chunks pay.
 _SMALL = 32
 

@@ -1,3 +1,4 @@
+import dataclasses
 from unittest import mock
 
 from absl.testing import absltest
@@ -42,6 +43,38 @@ class AttentionTest(absltest.TestCase):
       plain, other = bench_attention.measure(_TINY)["rows"]
     self.assertEqual((plain["train_ratio"], plain["decode_ratio"]), (1.0, 1.0))
     self.assertEqual(other["note"], "train: it cannot decode: it cannot ")
+
+  def test_lengths_are_tables_and_rows_are_kept_as_they_end(self):
+    made = []
+
+    def make(config, entry):
+      made.append((config.train_length, config.decode_length, entry))
+      return lambda: None
+
+    folder = self.create_tempdir().full_path
+    config = dataclasses.replace(
+        _TINY, entries=("gdn", "moh"), lengths=(4, 6), folder=folder
+    )
+    turns = {"train": make, "decode": make}
+    with mock.patch.object(bench_attention, "_TURNS", turns):
+      first = bench_attention.measure(config)["rows"]
+      found = [(row["train_length"], row["system"]) for row in first]
+      systems = ("softmax", "gdn", "moh")
+      self.assertEqual(found, [(n, s) for n in (4, 6) for s in systems])
+      self.assertEqual(
+          made.count((4, 4, "softmax")), 2
+      )  # Compiled once a table and kind of step.
+      made.clear()
+      again = bench_attention.measure(config)["rows"]
+      self.assertEqual(made, [])
+      self.assertEqual(again, first)
+      larger = dataclasses.replace(config, num_heads=4)
+      bench_attention.measure(larger)
+      self.assertLen(made, 12)  # Rows of other sizes are not taken.
+    with self.assertRaisesRegex(errors.UserError, "lengths must"):
+      dataclasses.replace(config, lengths=(512, 0))
+
+  def test_a_system_that_is_none_is_refused(self):
     with self.assertRaisesRegex(errors.UserError, "no system 'self_gate'"):
       bench_attention.BenchConfig(entries=("self_gate",))
 

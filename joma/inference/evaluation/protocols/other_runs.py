@@ -7,6 +7,7 @@ seeds.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -39,22 +40,29 @@ class Entry(NamedTuple):
   Attributes:
     name: Of the run's folder, or `this run`.
     policy: As tables call it.
-    slots: Of a KV head.
+    slots: Of a KV head; None of a model that has states alone.
     quality: Mean, `low` and `high` of the accuracy.
     num_bytes: Of all caches of one text, which decides the order.
   """
 
   name: str
   policy: str
-  slots: int
+  slots: int | None
   quality: Mapping[str, float]
   num_bytes: int
 
 
 def read(
-    folders: Sequence[str], config: evaluate_config.EvaluateConfig
+    folders: Sequence[str],
+    config: evaluate_config.EvaluateConfig,
+    own: str = "",
 ) -> dict[str, dict[str, Any]]:
   """Returns the summaries of other runs by their folders' names.
+
+  Args:
+    folders: Their workdirs.
+    config: Of this run.
+    own: Name of this run's folder, which no other may have.
 
   Raises:
     UserError: A folder holds no finished run, or one of other examples, or two
@@ -72,7 +80,7 @@ def read(
     settings = json_file.read_object(path / "config.json")
     _check(folder, settings, wanted)
     name = path.resolve().name
-    if name in found:
+    if name in found or name == own:
       raise errors.UserError(
           f"beside names two folders {name}: rename one of them."
       )
@@ -102,7 +110,7 @@ def entries(
       Entry(
           name,
           drawing.label(row["policy"]),
-          row["slots"],
+          row["slots"] if _has_slots(row) else None,
           row["quality"],
           row["cache_bytes"] // config.batch_size,
       )
@@ -113,13 +121,21 @@ def entries(
   return sorted(found, key=lambda entry: (entry.num_bytes, entry.name))
 
 
+def _has_slots(row: Mapping[str, Any]) -> bool:
+  """Whether any layer keeps tokens, so that some can be lost."""
+  if "recall" not in row:
+    return True
+  mean = (row["recall"] or {}).get("mean")
+  return mean is not None and math.isfinite(mean)
+
+
 def table(rows: Sequence[Entry]) -> report.Table:
   """The table of a report."""
   cells = [
       (
           entry.name,
           entry.policy,
-          entry.slots,
+          "–" if entry.slots is None else entry.slots,
           entry.num_bytes,
           (
               f"{entry.quality['mean']:.3f}"
@@ -169,8 +185,8 @@ def finding(rows: Sequence[Entry]) -> str:
           f"{one.name} answers {one.quality['mean']:.3f} with"
           f" {one.num_bytes} bytes; {name} "
           + (
-              f"as much first with {least.num_bytes}, {least.policy} of"
-              f" {least.slots} slots."
+              f"as much first with {least.num_bytes}, {least.policy}"
+              + (f" of {least.slots} slots." if least.slots else ".")
               if least
               else "never as much."
           )

@@ -1,6 +1,5 @@
 from absl.testing import absltest
 from absl.testing import parameterized
-import numpy as np
 import pytest
 
 from joma.studies.systems import mqar

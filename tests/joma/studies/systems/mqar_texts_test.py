@@ -8,9 +8,7 @@ from joma.studies import texts
 from joma.studies.systems import mqar_texts
 from joma.transformer import config as configs
 
-_TASK = mqar_texts.Pairs(
-    seq_len=24, num_pairs=(2, 5), num_keys=6, num_values=7
-)
+_TASK = mqar_texts.Pairs(seq_len=24, num_pairs=(2, 5), num_keys=6, num_values=7)
 
 
 class PairsTest(parameterized.TestCase):
