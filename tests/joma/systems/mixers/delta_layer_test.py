@@ -108,10 +108,24 @@ class DeltaLayerTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, "nothing to evict"):
       kv_cache.init(h2o.H2O(), config, 2, 12)
 
+  @parameterized.parameters("gdn", "kda")
+  def test_decays_are_drawn_below_what_is_told(self, system):
+    """The paper's draws, scaled: A from .01 to 16 where nothing is told."""
+    drawn = lambda entry: np.exp(
+        one_layer.draw(entry)[1][system]["decay_log"]
+    )
+    paper = drawn(system)
+    self.assertBetween(paper.min(), 0.01, paper.max())
+    self.assertLess(paper.max(), 16)
+    np.testing.assert_allclose(
+        drawn(f"{system}:start=0.8"), paper / 20, rtol=1e-4
+    )
+
   def test_says_what_would_be_right(self):
     for entry, message in (
         ("gdn:width=0", "gdn: width must be at least 1, got 0"),
         ("kda:epsilon=0", "kda: epsilon must be positive"),
+        ("gdn:start=0", "gdn: start must be positive"),
     ):
       with self.assertRaisesRegex(errors.UserError, message):
         one_layer.draw(entry)
