@@ -78,10 +78,11 @@ def main(_: list[str]) -> None:
         " its texts to launch.explore."
     )
 
-  if is_ruler and _BESIDE.value:
+  of_texts = {evaluate_config.RULER, evaluate_config.PERPLEXITY}
+  if _BESIDE.value and of_texts & set(config.tasks):
     raise errors.UserError(
-        "--beside compares accuracies of examples, and --tasks=ruler has a"
-        " table of its own: leave it out."
+        "--beside compares accuracies of examples, of which"
+        f" --tasks={','.join(config.tasks)} has none: leave it out."
     )
 
   def check() -> None:

@@ -159,10 +159,12 @@ class EvaluateConfig:
         )
     for slots in self.slots:
       require.between("slots", slots, 1, self.length)
-    if self.reading == "prompt" and set(self.tasks) & {"mqar", "copy"}:
+    asks_within = set(self.tasks) & {"mqar", "copy", "count"}
+    if self.reading == "prompt" and asks_within:
       raise UserError(
-          "reading=prompt takes a text in at once, and mqar and copy ask within"
-          " it: give reading=tokens or context."
+          "reading=prompt takes a text in at once, and"
+          f" {', '.join(sorted(asks_within))} ask within it: give"
+          " reading=tokens or context."
       )
 
   def _check_memory(self) -> None:

@@ -5,7 +5,7 @@ mqar        multi-query associative recall (arXiv 2312.04927): pairs of key and
             value; most follow soon, at gaps of a power law
 induction   a pair somewhere, and its first half at the end
 copy        a passage, noise, and the passage again, predicted token by token
-count       a few symbols again and again, one of them at the end: how often?
+count       a mark among noise, again and again: at each, how many so far?
 
 Each function draws one example from a generator. All texts of a task have the
 same length.
@@ -151,34 +151,38 @@ def copy(
 def count(
     generator: np.random.Generator, *, length: int = 64, vocab_size: int = 64
 ) -> tasks.Example:
-  """Draws a few symbols, the last of which is asked: how often did it come?
+  """Draws a mark among noise, again and again: how many so far?
 
-  The number is uniform from 1 to most = min(V - 5, T - 1, 9). Symbols are
-  tokens 1 to 4, numbers those behind them; gold are the places that count.
+  The first token is 1, a mark 2, noise 3 to 5, and numbers follow. The marks of
+  a text are 1 to most = min(V - 6, T - 1, 9) in number, uniform; each is asked,
+  itself counted, and gold are all marks up to it.
 
   Args:
     generator: Of the draws.
     length: T, at least 2.
-    vocab_size: V, at least 6.
+    vocab_size: V, at least 7.
 
   Raises:
     UserError: A size is too small.
   """
   require.at_least("length", length, 2)
-  require.at_least("vocab_size", vocab_size, 6)
-  most = min(vocab_size - 5, length - 1, 9)
-  asked = generator.integers(1, 5)
-  others = np.setdiff1d(np.arange(1, 5), asked)
-  tokens = generator.choice(others, length).astype(np.int32)
+  require.at_least("vocab_size", vocab_size, 7)
+  most = min(vocab_size - 6, length - 1, 9)
+  tokens = generator.integers(3, 6, length).astype(np.int32)
   number = int(generator.integers(1, most + 1))
-  gold = np.sort(generator.choice(length - 1, number, replace=False))
-  tokens[gold] = tokens[-1] = asked
-  query = tasks.Query(
-      position=length - 1,
-      answer=np.array([4 + number], np.int32),
-      gold=gold.astype(np.int32),
+  marks = 1 + np.sort(generator.choice(length - 1, number, replace=False))
+  tokens[0], tokens[marks] = 1, 2
+  queries = [
+      tasks.Query(
+          position=int(place),
+          answer=np.array([6 + before], np.int32),
+          gold=marks[: before + 1].astype(np.int32),
+      )
+      for before, place in enumerate(marks)
+  ]
+  return tasks.Example(
+      tokens=tokens, queries=tuple(queries), num_context=int(marks[0])
   )
-  return tasks.Example(tokens=tokens, queries=(query,), num_context=length - 1)
 
 
 def _noise(

@@ -112,8 +112,8 @@ class SymbolsTest(parameterized.TestCase):
         self.assertEqual(found.tokens[query.position + 1], query.answer[0])
         self.assertEqual(found.tokens[query.gold[0]], query.answer[0])
 
-  @parameterized.parameters((64, 64, 9), (64, 8, 3), (5, 64, 4))
-  def test_count_asks_how_often_the_last_symbol_came(
+  @parameterized.parameters((64, 64, 9), (64, 9, 3), (5, 64, 4))
+  def test_count_asks_at_each_mark_how_many_there_were(
       self, length, vocab_size, most
   ):
     said = set()
@@ -121,19 +121,21 @@ class SymbolsTest(parameterized.TestCase):
       found = tasks_symbols.count(
           np.random.default_rng(seed), length=length, vocab_size=vocab_size
       )
-      (query,) = found.queries
       self.assertLen(found.tokens, length)
-      self.assertBetween(found.tokens.min(), 1, found.tokens.max())
-      self.assertLessEqual(found.tokens.max(), 4)
-      places = np.flatnonzero(found.tokens[:-1] == found.tokens[-1])
-      self.assertEqual(query.position, length - 1)
-      self.assertEqual(query.answer.tolist(), [4 + len(places)])
-      np.testing.assert_array_equal(query.gold, places)
-      said.add(len(places))
+      self.assertEqual(found.tokens[0], 1)
+      self.assertTrue(set(found.tokens[1:]) <= {2, 3, 4, 5})
+      marks = np.flatnonzero(found.tokens == 2)
+      asked = [query.position for query in found.queries]
+      self.assertEqual(asked, marks.tolist())
+      for number, query in enumerate(found.queries, start=1):
+        self.assertEqual(query.answer.tolist(), [5 + number])
+        np.testing.assert_array_equal(query.gold, marks[:number])
+      self.assertLess(5 + len(marks), vocab_size)
+      said.add(len(marks))
     self.assertEqual(said, set(range(1, most + 1)))
 
   def test_count_refuses_sizes_that_are_too_small(self):
-    for length, vocab_size, name in ((1, 64, "length"), (8, 5, "vocab_size")):
+    for length, vocab_size, name in ((1, 64, "length"), (8, 6, "vocab_size")):
       with self.assertRaisesRegex(errors.UserError, f"{name} must"):
         tasks_symbols.count(
             np.random.default_rng(0), length=length, vocab_size=vocab_size
