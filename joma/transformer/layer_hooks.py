@@ -117,6 +117,11 @@ class PreparedCache:
   state: PyTree
 
 
+def inner(cache: PyTree) -> PyTree:
+  """What keeps keys and values, without the states of others beside it."""
+  return cache.kv_cache if isinstance(cache, PreparedCache) else cache
+
+
 def init_cache(
     config: configs.TransformerConfig,
     layer: int,

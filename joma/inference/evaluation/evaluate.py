@@ -18,6 +18,7 @@ import numpy as np
 
 from joma.inference import generate
 from joma.inference.evaluation import tasks
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
@@ -149,7 +150,7 @@ def gold_recall(
   is_gold = gold >= 0
   number = is_gold.sum(axis=1)
   layers = []
-  for cache in kv_cache:
+  for cache in map(layer_hooks.inner, kv_cache):
     if not isinstance(cache, KnowsPositions):
       layers.append(jnp.full(number.shape, _NOT_ASKED))
       continue

@@ -108,8 +108,7 @@ def cost(
   caches = make(config, model.config, name, slots, batch_size)
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
   # What a layer's system keeps itself is as long as the text.
-  is_prepared = lambda cache: isinstance(cache, layer_hooks.PreparedCache)
-  inner = [c.kv_cache if is_prepared(c) else c for c in caches]
+  inner = [layer_hooks.inner(cache) for cache in caches]
   capacities = tuple(getattr(cache, "capacity", length) for cache in inner)
   policy = getattr(inner[0], "policy", None) or _fitted(name, slots)
   plan = calls.plan(policy, capacities, name)

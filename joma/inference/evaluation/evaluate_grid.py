@@ -28,6 +28,7 @@ from joma.inference.evaluation import tasks
 from joma.inference.evaluation.protocols import saved_rows
 from joma.systems.cache_policies import names as policy_names
 from joma.transformer import config as configs
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
@@ -392,7 +393,7 @@ def _kept_mass(kv_cache: PyTree, position: Int[np.ndarray, "B"]) -> np.ndarray:
   NaN where a layer's cache does not know it.
   """
   masses = []
-  for cache in kv_cache:
+  for cache in map(layer_hooks.inner, kv_cache):
     is_slots = isinstance(cache, kv_cache_lib.SlotCache)
     found = kv_cache_lib.stats(cache, jnp.asarray(position)) if is_slots else {}
     if "kept_mass" not in found:
