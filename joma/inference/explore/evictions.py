@@ -21,6 +21,7 @@ from joma.inference.evaluation import evaluate_caches
 from joma.inference.evaluation import evaluate_config
 from joma.inference.explore import recording
 from joma.systems.cache_policies import names as policy_names
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from scansnap_jax.experiment import errors
 
@@ -53,7 +54,7 @@ def caches_of(
   )
   caches = evaluate_caches.make(config, model.config, name, slots, 1)
   for layer, cache in enumerate(caches):
-    if not isinstance(cache, evaluate.KnowsPositions):
+    if not isinstance(layer_hooks.inner(cache), evaluate.KnowsPositions):
       raise errors.UserError(
           f"policies={name}: the cache of layer {layer} keeps a state and no"
           " tokens, of which none could be seen to leave."
@@ -167,7 +168,7 @@ def _left(
 
 def _kept(cache: Any, num_heads: int, num_tokens: int) -> Bool[Array, "K T"]:
   """Which tokens a layer's cache has."""
-  positions = cache.kept_positions()
+  positions = layer_hooks.inner(cache).kept_positions()
   if positions is None:
     return jnp.ones((num_heads, num_tokens), bool)
   # Empty slots have position -1, which would be the last token.

@@ -18,6 +18,7 @@ from joma.systems.cache_policies.by_place import full
 from joma.systems.cache_policies.by_place import window
 from joma.transformer import config as configs
 from joma.transformer import full_cache
+from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment import errors
@@ -133,11 +134,13 @@ class ReadTest(parameterized.TestCase):
         types.SimpleNamespace(kept_positions=lambda: None),
         types.SimpleNamespace(),
     )
+    # A system's state beside a cache hides no slot.
+    caches += (layer_hooks.PreparedCache(caches[0], {}),)
     found = evaluate.gold_recall(caches, jnp.array([[2, 0, 7, -1]]))
     # Of 0, 2 and 7 one head has two, the other one; a state has none to lose.
-    np.testing.assert_allclose(found, [[0.5, 1.0, -1]])
+    np.testing.assert_allclose(found, [[0.5, 1.0, -1, 0.5]])
     none = evaluate.gold_recall(caches, jnp.array([[-1]]))
-    np.testing.assert_array_equal(none, [[-1, -1, -1]])
+    np.testing.assert_array_equal(none, [[-1, -1, -1, -1]])
 
   @pytest.mark.slow
   def test_a_compilation_reads_all_texts_of_a_length(self):

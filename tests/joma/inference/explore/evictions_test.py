@@ -58,15 +58,19 @@ class EvictionsTest(parameterized.TestCase):
     self.assertEqual(found.is_kept(1, 1, 15).sum(), _SLOTS)
     self.assertTrue(np.isnan(found.losses[-1]))
 
+  @parameterized.parameters("softmax", "convolved")
   @pytest.mark.slow
-  def test_a_window_by_hand_after_a_prompt(self):
-    params = applied.params(_MODEL)
-    found = evictions.record(_MODEL, params, _IDS, "window", _SLOTS, 10)
+  def test_a_window_by_hand_after_a_prompt(self, system):
+    """What a system keeps beside a cache hides none of its tokens."""
+    shape = dataclasses.replace(_SHAPE, attention=(system,))
+    model = models.Transformer(shape)
+    params = applied.params(model)
+    found = evictions.record(model, params, _IDS, "window", _SLOTS, 10)
     # Query 10 sees the last five, itself among them.
     expected = [10] * 6 + [11, 12, 13, 14, 15] + [16] * 5
     expected = np.broadcast_to(expected, (2, 2, 16))
     np.testing.assert_array_equal(found.left_at, expected)
-    full = evictions.record(_MODEL, params, _IDS, "full", 16, 10)
+    full = evictions.record(model, params, _IDS, "full", 16, 10)
     self.assertTrue((full.left_at == 16).all())
 
   @pytest.mark.slow
