@@ -70,16 +70,16 @@ class PairsLearner(texts.Learner):
   task: Pairs
 
   def measured(
-      self, logits: Float[Array, "B T V"], found: texts.Texts
+      self, logits: Float[Array, "B T V"], texts: texts.Texts
   ) -> tuple[Float[Array, ""], Float[Array, "G"]]:
     """Mean loss of the kinds, and the share of right answers of each."""
     num_kinds = len(self.task.num_pairs)
-    losses = lm_step.token_losses(logits, found.targets)
-    is_right = logits.argmax(axis=-1) == found.targets
+    losses = lm_step.token_losses(logits, texts.targets)
+    is_right = logits.argmax(axis=-1) == texts.targets
     of_kinds = lambda x: x.reshape(num_kinds, -1).sum(axis=1)
-    count = of_kinds(found.is_asked)
-    loss = of_kinds(losses * found.is_asked) / count
-    return loss.mean(), of_kinds(is_right & found.is_asked) / count
+    count = of_kinds(texts.is_asked)
+    loss = of_kinds(losses * texts.is_asked) / count
+    return loss.mean(), of_kinds(is_right & texts.is_asked) / count
 
 
 def distances(found: texts.Texts) -> Int[Array, "B T"]:
