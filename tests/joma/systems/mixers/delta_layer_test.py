@@ -111,9 +111,7 @@ class DeltaLayerTest(parameterized.TestCase):
   @parameterized.parameters("gdn", "kda")
   def test_decays_are_drawn_below_what_is_told(self, system):
     """The paper's draws, scaled: A from .01 to 16 where nothing is told."""
-    drawn = lambda entry: np.exp(
-        one_layer.draw(entry)[1][system]["decay_log"]
-    )
+    drawn = lambda entry: np.exp(one_layer.draw(entry)[1][system]["decay_log"])
     paper = drawn(system)
     self.assertBetween(paper.min(), 0.01, paper.max())
     self.assertLess(paper.max(), 16)
