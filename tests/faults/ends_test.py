@@ -31,7 +31,10 @@ _SEED = 23
 _LAST = 24
 _STEPS = (f"--num_steps={_LAST}", "--log_every=2", "--checkpoint_every=2")
 _RUNS = {
-    "scansnap": ("launch.scansnap", *scripts.SCANSNAP, *_STEPS),
+    "scansnap": (
+        *("launch.scansnap", *scripts.SCANSNAP, *_STEPS),
+        "--data.classes_file=classes.npz",
+    ),
     "joma": (
         "launch.joma",
         *scripts.TABLE1,
@@ -64,6 +67,8 @@ class EndsTest(parameterized.TestCase):
   def _start(self, loop, number, cwd):
     cwd.mkdir(exist_ok=True)
     (cwd / "text.txt").write_text(scripts.TEXT)
+    if not (cwd / "classes.npz").exists():
+      scripts.save_classes(cwd / "classes.npz")
     module, *argv = _RUNS[loop]
     argv += ["--workdir=run", "--num_cpu_devices=1"]
     return self.zygote.start_processes(
