@@ -25,11 +25,12 @@ from tests.joma.transformer import applied
 # Several times the largest float32 error seen.
 _TOLERANCE = 1e-5
 # As many slots in every layer.
-_POLICIES = tuple(
-    f"{name}:beta=1" if name == "pyramidkv" else name
-    for name in policy_names.POLICIES
+# As many slots in each layer, of which a model has no more than positions.
+_EVEN = {"pyramidkv": "pyramidkv:beta=1", "by_layer": "by_layer:ratio=1"}
+_POLICIES = tuple(_EVEN.get(name, name) for name in policy_names.POLICIES)
+_WRAPPED = tuple(
+    f"{_EVEN.get(name, name)}:snapkv" for name in policy_names.WRAPPERS
 )
-_WRAPPED = tuple(f"{name}:snapkv" for name in policy_names.WRAPPERS)
 _REFUSING = ("adakv:snapkv",)
 _SHAPE = dict(
     vocab_size=11,
