@@ -61,7 +61,8 @@ class SelfGating:
     """Returns the state of nothing, the same for every capacity."""
     heads = (batch_size, config.num_heads)
     return RunningMean(
-        jnp.full(heads, -jnp.inf), jnp.zeros((*heads, config.head_dim))
+        jnp.full(heads, -jnp.inf, jnp.float32),
+        jnp.zeros((*heads, config.head_dim)),
     )
 
 

@@ -92,7 +92,7 @@ class Flux:
       return {}
     found = flux_router.draw(key, config.head_dim, self.hidden, self.start)
     if layer == config.num_layers - 1:
-      found["multipliers"] = jnp.full((2,), self.cost)
+      found["multipliers"] = jnp.full((2,), self.cost, jnp.float32)
     return found
 
   def mix(

@@ -50,7 +50,7 @@ class DuoGates:
       self, key: Array, config: configs.TransformerConfig, layer: int
   ) -> dict[str, Array]:
     """Returns `alpha`, float32 [K]."""
-    return {"alpha": jnp.full((config.num_kv_heads,), self.start)}
+    return {"alpha": jnp.full((config.num_kv_heads,), self.start, jnp.float32)}
 
   def weights(self, params: hooks.Params, call: hooks.Call) -> hooks.WeightRule:
     """A rule of both softmaxes."""

@@ -71,7 +71,9 @@ class Pointwise:
     """Returns `bias`, b float32 [N]; of other forms nothing."""
     is_biased = self.form == "sigmoid"
     return (
-        {"bias": jnp.full((config.num_heads,), self.start)} if is_biased else {}
+        {"bias": jnp.full((config.num_heads,), self.start, jnp.float32)}
+        if is_biased
+        else {}
     )
 
   def weights(self, params: hooks.Params, call: hooks.Call) -> hooks.WeightRule:

@@ -39,7 +39,7 @@ class SinkLogits:
       self, key: Array, config: configs.TransformerConfig, layer: int
   ) -> dict[str, Array]:
     """Returns `logits`, float32 [N]."""
-    return {"logits": jnp.full((config.num_heads,), self.start)}
+    return {"logits": jnp.full((config.num_heads,), self.start, jnp.float32)}
 
   def weights(self, params: hooks.Params, call: hooks.Call) -> hooks.WeightRule:
     """Softmax with the sinks, which every op of attention knows."""

@@ -65,7 +65,7 @@ class Ssa:
         ("query", config.num_heads),
         ("value", config.num_kv_heads),
     ):
-      found[f"{of}_alpha"] = jnp.full((heads,), self.start)
+      found[f"{of}_alpha"] = jnp.full((heads,), self.start, jnp.float32)
       if self.width:
         found[f"{of}_in"] = normal((config.embed_dim, self.width))
         found[f"{of}_out"] = 0.1 * normal((self.width, heads))

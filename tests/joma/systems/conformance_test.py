@@ -51,6 +51,14 @@ def _model(name, pair):
   return laws.model(laws.small(name), *pair, laws.num_layers(name))
 
 
+def _own_params(config):
+  """Those of its systems alone."""
+  key = jax.random.key(0)
+  found = layer_hooks.of_layer(config, 0).systems
+  own = [one for one in found if isinstance(one, hooks.Parametric)]
+  return lambda: [one.init_params(key, config, 0) for one in own]
+
+
 class LawsTest(parameterized.TestCase):
 
   def _check_rows(self, name, run, tokens, found):
@@ -143,12 +151,20 @@ class CacheTest(parameterized.TestCase):
     for name in _NAMES:
       shape = (2, "rotary", laws.num_layers(name))
       config = laws.config(laws.small(name), *shape)
-      made = [full_cache.init(config, 3, laws.LENGTH)]
-      for system in layer_hooks.of_layer(config, 0).systems:
-        if isinstance(system, hooks.Parametric):
-          made.append(system.init_params(jax.random.key(0), config, 0))
+      made = [full_cache.init(config, 3, laws.LENGTH), _own_params(config)()]
       places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(made)]
       self.assertLen({*places}, len(places), name)
+
+  def test_a_step_gives_back_what_it_was_given(self):
+    """Also types that are weak, or the second step would compile again."""
+    for name in _NAMES:
+      shape = (2, "rotary", laws.num_layers(name))
+      config = laws.config(laws.small(name), *shape)
+      params = jax.eval_shape(_own_params(config))
+      cache = jax.eval_shape(lambda c=config: full_cache.init(c, 3, 12))
+      for path, leaf in jax.tree_util.tree_leaves_with_path((params, cache)):
+        where = jax.tree_util.keystr(path)
+        self.assertFalse(leaf.weak_type, f"{name}, {where}")
 
   @parameterized.parameters(*_NAMES)
   @pytest.mark.slow

@@ -97,7 +97,7 @@ class SimLayerKV(policy_lib.Policy):
   def init_state(
       self, batch: int, num_kv_heads: int, head_dim: int, num_groups: int
   ) -> rules.Arrays:
-    return jnp.full(batch, _UNKNOWN)
+    return jnp.full(batch, _UNKNOWN, jnp.float32)
 
   def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     weights, rows = prompt.last_weights(self.num_queries)

@@ -109,7 +109,7 @@ class Titans:
     found.pop("beta")  # The rates below take its place.
     for name in self.rates:
       found[name] = normal(size, size, heads)
-      found[f"{name}_bias"] = jnp.full((heads,), _BIASES[name])
+      found[f"{name}_bias"] = jnp.full((heads,), _BIASES[name], jnp.float32)
     for i in range(self.depth):
       found[f"layer_{i}"] = normal(head_dim, heads, head_dim, head_dim)
     return found | {"gate": normal(size, size, heads, head_dim)}
