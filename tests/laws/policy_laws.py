@@ -134,10 +134,12 @@ def a_step_is_one_trace(policy):
         *span,
         positions,
     )
-    kind = lambda x: (x.shape, x.dtype, x.weak_type)
     before = jax.eval_shape(lambda cache: cache, cache)
-    is_like = lambda x, y: kind(x) == kind(y)
-    assert jax.tree.all(jax.tree.map(is_like, before, after))
+    assert jax.tree.map(_type, before) == jax.tree.map(_type, after)
+
+
+def _type(x):
+  return x.shape, x.dtype, x.weak_type
 
 
 def a_sequence_without_a_token_keeps_all_it_had(policy):
