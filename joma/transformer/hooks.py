@@ -271,8 +271,8 @@ class Prepare(System, Protocol):
       self,
       params: Params,
       call: Call,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
+      query: Float[Array, "#B T N H"],
+      key: Float[Array, "#B T K H"],
       value: Float[Array, "B T K H"],
       state: PyTree,
   ) -> tuple[Array, Array, Array, PyTree]:

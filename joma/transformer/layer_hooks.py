@@ -167,8 +167,8 @@ def init_cache(
 def prepare(
     systems: tuple[hooks.Prepare, ...],
     call: hooks.Call,
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
+    query: Float[Array, "#B T N H"],
+    key: Float[Array, "#B T K H"],
     value: Float[Array, "B T K H"],
     kv_cache: PyTree,
 ) -> tuple[Array, Array, Array, PyTree]:

@@ -152,7 +152,7 @@ def _scale(row: Summary, ratio: dict[str, float]) -> None:
   }
 
 
-def _bound(row: Summary, needed: float, first: Summary) -> None:
+def _bound(row: Summary, needed: int | float, first: Summary) -> None:
   """Adds what bounds a step, and how well chips are used."""
   seconds = row["seconds"]
   row["bound"] = max(seconds, key=lambda name: seconds[name])

@@ -80,8 +80,8 @@ class Ssa:
       self,
       params: hooks.Params,
       call: hooks.Call,
-      query: Float[Array, "B T N H"],
-      key: Float[Array, "B T K H"],
+      query: Float[Array, "#B T N H"],
+      key: Float[Array, "#B T K H"],
       value: Float[Array, "B T K H"],
       state: PyTree,
   ) -> tuple[Array, Array, Array, PyTree]:

@@ -26,12 +26,12 @@ _HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Of the process, as signals are; what asked for the last stop.
 _last_signal: int = signal.SIGTERM
 _SAID = float("inf")
-_grace: float = 0  # Seconds; 0 is as long as it takes.
+_grace: int | float = 0  # Seconds; 0 is as long as it takes.
 # When the last evaluation ended, of the loop that holds the signals back.
 _evaluated: float | None = None
 
 
-def set_grace(seconds: float) -> None:
+def set_grace(seconds: int | float) -> None:
   """Says how long a run has to save after a signal; 0 is as long as it takes.
 
   For the process, as signals are. Loops that are under way keep theirs.
@@ -114,7 +114,7 @@ def _tell_of_long_way() -> None:
     _evaluated = _SAID
 
 
-def _end_unsaved(grace: float) -> None:
+def _end_unsaved(grace: int | float) -> None:
   """Ends the process before somebody else does so without a word."""
   interrupts.end(
       f"stopped by {interrupts.name_of(_last_signal)}: no evaluation, at which"

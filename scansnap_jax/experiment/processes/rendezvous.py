@@ -44,7 +44,10 @@ class Peers:
   """The processes of a run, met."""
 
   def __init__(
-      self, index: int, connections: Sequence[socket.socket], timeout: float
+      self,
+      index: int,
+      connections: Sequence[socket.socket],
+      timeout: int | float,
   ):
     """Starts to listen to them.
 

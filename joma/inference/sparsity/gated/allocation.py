@@ -15,7 +15,7 @@ import numpy as np
 def allocate(
     reads: Float[np.ndarray, "L O"],
     costs: Float[np.ndarray, "L O"],
-    budget: float,
+    budget: int | float,
 ) -> Int[np.ndarray, "L"]:
   """Returns the option of each layer.
 
@@ -48,7 +48,7 @@ def _hull(
 ) -> list[int]:
   """Options of the lower convex hull, from that which reads least on."""
   hull: list[int] = []
-  for option in np.lexsort((costs, reads)):
+  for option in np.lexsort((costs, reads)).tolist():
     # More weights for no less cost: never chosen.
     if hull and costs[option] >= costs[hull[-1]]:
       continue
@@ -56,7 +56,7 @@ def _hull(
         reads, costs, hull[-2], hull[-1], option
     ):
       hull.pop()
-    hull.append(int(option))
+    hull.append(option)
   return hull
 
 
@@ -65,4 +65,4 @@ def _turns_up(
 ) -> bool:
   """Whether b lies below the line from a to c."""
   before = (costs[b] - costs[a]) * (reads[c] - reads[a])
-  return before < (costs[c] - costs[a]) * (reads[b] - reads[a])
+  return bool(before < (costs[c] - costs[a]) * (reads[b] - reads[a]))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Real
 import numpy as np
 
 from joma.inference.sparsity.gated import methods
@@ -160,7 +160,7 @@ def errors(
     weights: weights_lib.Weights,
     x: Float[Array, "R D"],
     arrays: Mapping[str, Any],
-    options: Mapping[str, Float[Array, "O"]],
+    options: Mapping[str, Real[Array, "O"]],
 ) -> tuple[Float[Array, "O"], Float[Array, "O"]]:
   """Weights that options read, and their squared errors, means over rows.
 

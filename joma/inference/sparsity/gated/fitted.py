@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Real
 import numpy as np
 
 from joma.inference.sparsity.gated import allocation
@@ -188,7 +188,7 @@ class Fitter:
       self._options[key] = settings, reads, costs
     return self._options[key]
 
-  def _settings(self, spec: specs.Spec) -> dict[str, Float[np.ndarray, "L O"]]:
+  def _settings(self, spec: specs.Spec) -> dict[str, Real[np.ndarray, "L O"]]:
     num_layers = len(self._seen.x)
     if spec.name in specs.CHOOSERS:
       num_units = self._model.config.hidden_dim // spec.block_size

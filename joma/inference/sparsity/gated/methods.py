@@ -22,7 +22,7 @@ Letters: D width, F neurons, U blocks of neurons, r rank, g numbers of a group.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -46,6 +46,7 @@ class Update(NamedTuple):
   read: Float[Array, "*b"]
 
 
+@runtime_checkable
 class Method(Protocol):
   """See the module."""
 
@@ -183,7 +184,7 @@ class _Chooser:
     """Of the blocks."""
     raise NotImplementedError
 
-  def overhead(self, weights: Weights) -> float:
+  def overhead(self, weights: Weights) -> int | float:
     """Weights that scores take."""
     raise NotImplementedError
 
@@ -226,7 +227,7 @@ class Oracle(_Chooser):
     del arrays
     return self._of_blocks(weights, weights.dense_hidden(x))
 
-  def overhead(self, weights: Weights) -> float:
+  def overhead(self, weights: Weights) -> int | float:
     """Nothing: no method can do as much."""
     del weights
     return 0.0
@@ -250,7 +251,7 @@ class Sketched(_Chooser):
     product = lambda name: (x @ low(name)["first"]) @ low(name)["last"]
     return self._of_blocks(weights, weights.hidden(product))
 
-  def overhead(self, weights: Weights) -> float:
+  def overhead(self, weights: Weights) -> int | float:
     """Both factors of each inner matrix, and the norms of down's rows."""
     width, num = weights.kernels["up"].shape
     return len(weights.inner) * self.rank * (width + num) + num
@@ -291,7 +292,7 @@ class Coded(_Chooser):
     rest = jnp.where(self.kept(weights, x, arrays), 0, self._hidden(weights, x))
     return found._replace(out=found.out + rest @ self._copy(weights, "down"))
 
-  def overhead(self, weights: Weights) -> float:
+  def overhead(self, weights: Weights) -> int | float:
     """All codes, and the norms of down's rows."""
     share = share_of_codes(self.bits, self.group_size)
     num_copies = len(weights.inner) + self.is_filled
@@ -321,7 +322,7 @@ class Learned(_Chooser):
     del weights
     return predictors.scores(arrays["predictor"], x)
 
-  def overhead(self, weights: Weights) -> float:
+  def overhead(self, weights: Weights) -> int | float:
     """The predictor's matrices and biases."""
     width, num = weights.kernels["up"].shape
     num_units = num // self.block_size
