@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Real
+from jaxtyping import Array, PyTree, Real
 import numpy as np
 
 from joma.inference.sparsity.gated import allocation
