@@ -37,11 +37,7 @@ _CONFIG = configs.TransformerConfig(
 _MODEL = models.Transformer(_CONFIG, implementation="reference")
 _PROMPTS = [[3, 1, 4, 1, 5, 3, 1], [9], [2, 6, 5, 3, 5, 8, 9, 2, 6, 5]]
 _OWN = ("quest", "kivi", "think", "adakv")
-# A question of 32 tokens would take all slots.
-_SIZED = {"finch": "finch:window=3"}
-_POLICIES = [
-    _SIZED.get(name, name) for name in names.POLICIES if name not in _OWN
-]
+_POLICIES = [name for name in names.POLICIES if name not in _OWN]
 
 
 def _params(seed=5, mixed=0.0):
