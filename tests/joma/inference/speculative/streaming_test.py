@@ -13,6 +13,7 @@ import pytest
 
 from joma.inference import generate
 from joma.inference import sampling_config
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.speculative import draft_config
 from joma.inference.speculative import drafts
@@ -67,6 +68,7 @@ def _of_model(k=3):
 def _caches(name, num_rows=3):
   policy = names.parse(policies_test._SIZED.get(name, name))
   capacity = 8 if policy.evicts and not policy.reads_part else 64
+  policy = calls.fitted(policy, capacity)
   return kv_cache.init(policy, _CONFIG, num_rows, capacity)
 
 
