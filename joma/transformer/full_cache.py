@@ -158,8 +158,8 @@ def init(
     config: The model's.
     batch_size: B.
     capacity: C, positions of the longest text, prompt and continuation. A
-      multiple of 8 fills whole tiles of a TPU; of other sizes above 2,048
-      libtpu (0.0.42) may copy all keys or values in every step.
+      multiple of 8 fills whole tiles of a TPU; of other sizes libtpu may copy
+      all keys or values in every step.
     dtype: Of keys and values.
   """
   shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)

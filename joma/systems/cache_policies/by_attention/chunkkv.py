@@ -6,18 +6,17 @@ Letters: B batch, K key and value heads, C slots.
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
-from joma.inference.cost import cache_plan
 from joma.systems.cache_policies import chunks
+from joma.systems.cache_policies import last_queries
 from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChunkKV(policy_lib.Policy):
+class ChunkKV(last_queries.KeptWindow):
   """What a prompt's last queries gave, summed over chunks (arXiv 2502.00299).
 
   The text is cut into chunks of the same size; all tokens of a chunk are worth
@@ -34,46 +33,22 @@ class ChunkKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "ChunkKV"
-  uses_queries: ClassVar[bool] = True
-  estimates_attention: ClassVar[bool] = True
   chunk_size: int = 10
-  window: int = 32
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("chunk_size", "window"):
-      if getattr(self, name) < 1:
-        raise errors.UserError(
-            f"{name}={getattr(self, name)} must be at least 1."
-        )
-
-  def default_recent(self, capacity: int) -> int:
-    return self.window
-
-  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
-    """The window is at most half of the slots."""
-    if "window" in named:
-      return self
-    window = max(1, min(self.window, slots // 2))
-    return dataclasses.replace(self, window=window)
-
-  def plan(
-      self, capacities: tuple[int, ...], name: str
-  ) -> cache_plan.CachePlan:
-    """Only the last queries of a prompt are summed."""
-    return cache_plan.scored(capacities, name, self.window)
+    if self.chunk_size < 1:
+      raise errors.UserError(
+          f"chunk_size={self.chunk_size} must be at least 1."
+      )
 
   def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
-    attn_weights, rows = prompt.last_weights(self.window)
-    num_rows = jnp.maximum((rows >= 0).sum(-1), 1)[:, None, None]
-    return attn_weights.sum(axis=3).mean(axis=2) / num_rows, None, None
+    return last_queries.of_prompt(prompt, self.window)
 
   def observe(
       self, slots: policy_lib.Slots, step: policy_lib.Step
   ) -> rules.Observed:
-    given = step.attn_weights.mean(axis=2)
-    score = slots.score + (given - slots.score) / self.window
-    return score, slots.aux, slots.state
+    return last_queries.of_step(slots, step, self.window)
 
   def priority(
       self, slots: policy_lib.Slots, position: Int[Array, "B"]

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
-from joma.inference.cost import cache_plan
-from scansnap_jax.experiment import errors
+from joma.systems.cache_policies import last_queries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finch(policy_lib.Policy):
+class Finch(last_queries.KeptWindow):
   """A prompt's last queries, times how many tokens each could see (FINCH).
 
   A query that sees n tokens gives each 1 / n in the mean: times n, all queries
@@ -34,30 +33,6 @@ class Finch(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "FINCH"
-  uses_queries: ClassVar[bool] = True
-  estimates_attention: ClassVar[bool] = True
-  window: int = 32
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.window < 1:
-      raise errors.UserError(f"window={self.window} must be at least 1.")
-
-  def default_recent(self, capacity: int) -> int:
-    return self.window
-
-  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
-    """The window is at most half of the slots."""
-    if "window" in named:
-      return self
-    window = max(1, min(self.window, slots // 2))
-    return dataclasses.replace(self, window=window)
-
-  def plan(
-      self, capacities: tuple[int, ...], name: str
-  ) -> cache_plan.CachePlan:
-    """Only the last queries of a prompt are summed."""
-    return cache_plan.scored(capacities, name, self.window)
 
   def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
     attn_weights, rows = prompt.last_weights(self.window)

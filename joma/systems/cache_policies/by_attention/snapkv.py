@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
 from joma.inference.cost import cache_plan
+from joma.systems.cache_policies import last_queries
 from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SnapKV(policy_lib.Policy):
+class SnapKV(last_queries.KeptWindow):
   """What a prompt's last queries gave, smoothed along the text.
 
   The paper (arXiv 2404.14469) stops evicting after the prompt. Here the score
@@ -29,27 +30,12 @@ class SnapKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "SnapKV"
-  uses_queries: ClassVar[bool] = True
-  estimates_attention: ClassVar[bool] = True
-  window: int = 32
   kernel_size: int = 5
 
   def __post_init__(self):
     super().__post_init__()
-    if self.window < 1:
-      raise errors.UserError(f"window={self.window} must be at least 1.")
     if self.kernel_size < 1 or self.kernel_size % 2 == 0:
       raise errors.UserError(f"kernel_size={self.kernel_size} must be odd.")
-
-  def default_recent(self, capacity: int) -> int:
-    return self.window
-
-  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
-    """The window is at most half of the slots."""
-    if "window" in named:
-      return self
-    window = max(1, min(self.window, slots // 2))
-    return dataclasses.replace(self, window=window)
 
   def kernel_options(self) -> dict[str, Any]:
     return {
@@ -71,18 +57,10 @@ class SnapKV(policy_lib.Policy):
     mean = jnp.where(is_before[:, None], mean, 0.0)
     return _moving_mean(mean, self.kernel_size), None, None
 
-  def plan(
-      self, capacities: tuple[int, ...], name: str
-  ) -> cache_plan.CachePlan:
-    """Only the last queries of a prompt are summed."""
-    return cache_plan.scored(capacities, name, self.window)
-
   def observe(
       self, slots: policy_lib.Slots, step: policy_lib.Step
   ) -> rules.Observed:
-    given = step.attn_weights.mean(axis=2)
-    score = slots.score + (given - slots.score) / self.window
-    return score, slots.aux, slots.state
+    return last_queries.of_step(slots, step, self.window)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

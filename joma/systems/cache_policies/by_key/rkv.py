@@ -13,12 +13,13 @@ from jaxtyping import Array, Int, Num
 
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rules
+from joma.systems.cache_policies import last_queries
 from joma.systems.cache_policies.by_key import directions
 from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RKV(policy_lib.Policy):
+class RKV(last_queries.LastQueries):
   """Attended to and not redundant (after arXiv 2505.24133).
 
     priority = mix attention / sum(attention) - (1 - mix) softmax(cosine)
@@ -33,35 +34,20 @@ class RKV(policy_lib.Policy):
   """
 
   label: ClassVar[str] = "R-KV"
-  uses_queries: ClassVar[bool] = True
   mix: float = 0.1
-  window: int = 32
 
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.mix <= 1:
       raise errors.UserError(f"mix={self.mix} must be in [0, 1].")
-    if self.window < 1:
-      raise errors.UserError(f"window={self.window} must be at least 1.")
-
-  def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
-    """The window is at most half of the slots."""
-    if "window" in named:
-      return self
-    window = max(1, min(self.window, slots // 2))
-    return dataclasses.replace(self, window=window)
 
   def read_prompt(self, prompt: policy_lib.Prompt) -> rules.Prompted:
-    attn_weights, rows = prompt.last_weights(self.window)
-    num_rows = jnp.maximum((rows >= 0).sum(-1), 1)[:, None, None]
-    return attn_weights.sum(axis=3).mean(axis=2) / num_rows, None, None
+    return last_queries.of_prompt(prompt, self.window)
 
   def observe(
       self, slots: policy_lib.Slots, step: policy_lib.Step
   ) -> rules.Observed:
-    given = step.attn_weights.mean(axis=2)
-    score = slots.score + (given - slots.score) / self.window
-    return score, slots.aux, slots.state
+    return last_queries.of_step(slots, step, self.window)
 
   def priority(
       self, slots: policy_lib.Slots, position: Int[Array, "B"]
