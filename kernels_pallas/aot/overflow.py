@@ -18,6 +18,11 @@ _PROGRAM = re.compile(
     r"(?P<limit>[\d.]+[KMG]?)\b.*?xceeded[^.\n]* by (?P<excess>[\d.]+[KMG]?)",
     re.DOTALL,
 )
+# Found before the program is laid out.
+_NEEDED = re.compile(
+    r"total memory required for [^(]*\((?P<used>[\d.]+[KMG]?)\) exceeds"
+    r" available (?P<space>\w+) \((?P<limit>[\d.]+[KMG]?)\)"
+)
 _GPU_BLOCK = re.compile(
     r"(?P<space>smem)_bytes=(?P<used>\d+) > max_smem_bytes=(?P<limit>\d+)"
 )
@@ -54,7 +59,7 @@ _ERRORS = {"vmem": OutOfVmem, "smem": OutOfSmem, "hbm": OutOfHbm}
 
 def parse(message: str) -> OutOfMemory | None:
   """Makes an exception of a compiler's message, if that is what it says."""
-  for pattern in (_ALLOCATION, _PROGRAM, _GPU_BLOCK):
+  for pattern in (_ALLOCATION, _PROGRAM, _NEEDED, _GPU_BLOCK):
     if match := pattern.search(message):
       break
   else:
@@ -64,8 +69,9 @@ def parse(message: str) -> OutOfMemory | None:
   # Some messages give what is asked for, others how far it is past the limit.
   excess = groups.get("excess")
   used = limit + _bytes(excess) if excess else _bytes(groups["used"])
-  return _ERRORS.get(groups["space"], OutOfMemory)(
-      f"{groups['space']} overflows: {used:,} bytes of {limit:,}", used, limit
+  space = groups["space"].lower()
+  return _ERRORS.get(space, OutOfMemory)(
+      f"{space} overflows: {used:,} bytes of {limit:,}", used, limit
   )
 
 

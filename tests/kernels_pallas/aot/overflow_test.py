@@ -51,6 +51,16 @@ class ParseTest(parameterized.TestCase):
       ),
       (
           (
+              "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory"
+              " required for HLO temporaries (37.82G) exceeds available HBM"
+              " (31.25G)."
+          ),
+          overflow.OutOfHbm,
+          round(37.82 * 1024 * _MIB),
+          31.25 * 1024 * _MIB,
+      ),
+      (
+          (
               "kernel exceeds available shared memory: smem_bytes=297112 >"
               " max_smem_bytes=232448"
           ),
