@@ -19,6 +19,7 @@ a device sends, of these, is that of `collectives`. Imports no jax.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -189,7 +190,9 @@ class _Parts:
       kept = model.num_layers * kept + layer
     if self.is_anew or self.config.remat == "offload":
       kept = model.num_layers * model.embed_dim + layer
-    logits = tokens * model.vocab_size / self.tensor * (_F32 + _BF16)
+    at_once = min(1.0, (self.config.loss_piece or math.inf) / self.positions)
+    logits = at_once * tokens * model.vocab_size / self.tensor
+    logits *= _F32 + _BF16
     return _BF16 * tokens * kept, logits
 
   def decoding(self) -> tuple[Number, Number, Number, Number]:

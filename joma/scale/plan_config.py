@@ -41,6 +41,8 @@ class PlanConfig:
     remat: What the backward pass computes anew: none, full (whole layers), dots
       (of layers all but products with weights) or offload (as dots, and the
       products wait in the host's memory); train alone.
+    loss_piece: Positions of a text whose logits are made at a time, once more
+      in the backward pass; none is all at once. train alone.
     scan_layers: Whether layers are one that runs in a loop, which is compiled
       once; a model whose layers differ is compiled layer by layer. train alone.
     policy: What the KV cache keeps, by the names that evaluate_cache knows;
@@ -58,6 +60,7 @@ class PlanConfig:
   mesh: str = "search"
   num_compiled: int = 2
   remat: Remat = "full"
+  loss_piece: int | None = None
   scan_layers: bool = True
   policy: str = "full"
   capacity: int | None = None
@@ -65,6 +68,10 @@ class PlanConfig:
   def __post_init__(self):
     for name in ("batch", "seq_len", "num_compiled", "num_slices"):
       require.at_least(name, getattr(self, name), 1)
+    if self.loss_piece is not None:
+      require.at_least("loss_piece", self.loss_piece, 1)
+      if self.task != "train":
+        raise UserError("loss_piece is that of task=train.")
     sides = self.sides
     if self.mesh != "search" and math.prod(self.sizes) != self.num_devices:
       raise UserError(

@@ -125,6 +125,7 @@ def _lower_train(
       seq_len=config.seq_len,
       dtype="bfloat16",
       remat=config.remat,
+      loss_piece=config.loss_piece,
       parallelism="mesh",
       fsdp=mesh.shape["fsdp"],
       tensor=mesh.shape["tensor"],

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from joma.transformer.layers import cross_entropy
 from joma.transformer.training import lm_step
 
 
@@ -78,7 +79,7 @@ class Learner:
       self, logits: Float[Array, "B T V"], texts: Texts
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The same of logits."""
-    losses = lm_step.token_losses(logits, texts.targets)
+    losses = cross_entropy.token_losses(logits, texts.targets)
     mean = lambda x, where: (x * where).sum() / jnp.maximum(where.sum(), 1)
     is_right = logits.argmax(axis=-1) == texts.targets
     return mean(losses, texts.is_asked), mean(is_right, texts.is_scored)

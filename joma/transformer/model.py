@@ -26,6 +26,8 @@ from joma.transformer import config as configs
 from joma.transformer import mlp
 from joma.transformer import norm
 from joma.transformer import routing
+from joma.transformer import sharding
+from joma.transformer.layers import cross_entropy
 from joma.transformer.layers import products
 from joma.transformer.layers import scanning
 from kernels_pallas import implementations
@@ -50,6 +52,8 @@ class Transformer(nn.Module):
       offload (as dots, and the products wait in the host's memory).
     mlp_piece: Positions that an MLP takes at a time, so that long texts need
       less memory; None is all.
+    loss_piece: Positions whose logits are made at a time where `targets` are
+      given, once more in the backward pass; None is all at once.
   """
 
   config: configs.TransformerConfig
@@ -57,6 +61,7 @@ class Transformer(nn.Module):
   implementation: implementations.Implementation | None = None
   remat: configs.Remat = "none"
   mlp_piece: int | None = None
+  loss_piece: int | None = None
 
   @nn.compact
   def __call__(
@@ -67,6 +72,7 @@ class Transformer(nn.Module):
       mask: masks.Mask | None = None,
       kv_cache: tuple[Any, ...] | None = None,
       logits_at: Int[Array, "B"] | None = None,
+      targets: Int[Array, "B T"] | None = None,
       is_training: bool = False,
       router: routing.Router | None = None,
   ) -> Any:
@@ -80,6 +86,8 @@ class Transformer(nn.Module):
       kv_cache: A `hooks.KVCache` a layer.
       logits_at: Index in T of the one token of each sequence whose logits are
         wanted; the result is then [B, 1, V].
+      targets: The right token behind each; the result is then each one's
+        cross-entropy [B, T] in nats.
       is_training: Whether to drop; wants an rng "dropout" if config drops.
       router: Takes the place of products of heads and neurons.
 
@@ -105,8 +113,11 @@ class Transformer(nn.Module):
     # Before the output layer, which for a whole prompt is the largest product.
     if logits_at is not None:
       x = jnp.take_along_axis(x, logits_at[:, None, None], axis=1)
-    logits = self._logits(token_embed, x)
-    return logits if kv_cache is None else (logits, caches)
+    if targets is None:
+      out = self._logits(token_embed.embedding, x)
+    else:
+      out = self._losses(token_embed.embedding, x, targets)
+    return out if kv_cache is None else (out, caches)
 
   def _layers(
       self,
@@ -221,17 +232,47 @@ class Transformer(nn.Module):
       x = x + sinusoids(positions, config.embed_dim).astype(x.dtype)
     return nn.Dropout(config.dropout)(x, deterministic=not is_training)
 
-  def _logits(self, token_embed: nn.Embed, x: Array) -> Float[Array, "B T V"]:
+  def _losses(
+      self,
+      table: Float[Array, "V _"],
+      x: Float[Array, "B T D"],
+      targets: Int[Array, "B T"],
+  ) -> Float[Array, "B T"]:
+    """Each token's cross-entropy, `loss_piece` positions at a time."""
+    if self.loss_piece is None:
+      logits = self._logits(table, x)
+      return cross_entropy.token_losses(logits, targets)
+
+    def one(
+        model: "Transformer", _: None, piece: tuple[Array, Array]
+    ) -> tuple[None, Array]:
+      logits = model._logits(table, piece[0])
+      return None, cross_entropy.token_losses(logits, piece[1])
+
+    over = nn.scan(
+        nn.remat(one, prevent_cse=False),
+        variable_broadcast="params",
+        split_rngs={"params": False},
+    )
+    mesh = sharding.current_mesh()
+    num_parts = 1 if mesh is None else mesh.shape["seq"]
+    cut = lambda leaf: cross_entropy.into_pieces(
+        leaf, self.loss_piece, num_parts
+    )
+    _, losses = over(self, None, (cut(x), cut(targets)))
+    return cross_entropy.out_of_pieces(losses, targets.shape[1], num_parts)
+
+  def _logits(self, table: Array, x: Array) -> Float[Array, "B T V"]:
+    """Of what comes out of the layers; `table` is the embedding [V, D]."""
     config = self.config
     if config.use_final_norm:
       x = make_norm(config, self.dtype, "final_norm")(x)
     if config.embed_proj_dim is not None:
       x = self._dense(config.embed_proj_dim, "output_proj")(x)
     if config.tie_embeddings:
-      table = token_embed.embedding.astype(self.dtype)
       logits = products.dot_general(
           x,
-          table.T,
+          table.astype(self.dtype).T,
           (((2,), (0,)), ((), ())),
           preferred_element_type=jnp.float32,
       )

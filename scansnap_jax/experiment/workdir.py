@@ -166,6 +166,9 @@ def describe_difference(
 ) -> list[str]:
   """Lists the settings in which `a` and `b` differ.
 
+  What `a` lacks and `b` has as None is no difference: later versions add
+  settings so, and a run that was begun without them goes on.
+
   Args:
     a: The settings found, possibly nested.
     b: The settings asked for.
@@ -183,7 +186,9 @@ def describe_difference(
   return [
       f"{name}: {_show(found)} there, {_show(asked)} here"
       for name, (found, asked) in pairs.items()
-      if name not in may_differ and not _is_same(found, asked)
+      if name not in may_differ
+      and not _is_same(found, asked)
+      and not (found is _ABSENT and asked is None)
   ]
 
 

@@ -305,4 +305,29 @@ joma/transformer/layers/products.py
 + is_plain = not any(dimension_numbers[1])
 ? a product over other axes is one over the last
 @ test_other_axes_are_handed_on
+
+joma/transformer/layers/cross_entropy.py
+- x = x[:, :, : length // num_parts]
++ x = x[:, :, -(length // num_parts) :]
+? the filled-up end of the last piece counts, its beginning does not
+@ test_come_together_again
+
+joma/transformer/layers/cross_entropy.py
+- x = x.reshape(batch, num_parts, length // num_parts, *rest)
++ x = x.reshape(batch, length // num_parts, num_parts, *rest).swapaxes(1, 2)
+? a piece takes positions of other devices than its own
+@ test_hold_as_much_of_every_part
+
+joma/transformer/model.py
+- nn.remat(one, prevent_cse=False),
++ one,
+? logits of all pieces wait for the backward pass
+@ tests/joma/transformer/layers/cross_entropy_test.py
+@ test_pieces_hold_less
+
+scansnap_jax/experiment/workdir.py
+- and not (found is _ABSENT and asked is None)
++ 
+? a run that an earlier version began is another's
+@ test_lines_name_the_field_and_both_values
 """

@@ -19,6 +19,7 @@ import optax
 from joma.inference.evaluation import tasks
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from joma.transformer.layers import cross_entropy
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_step
 from scansnap_jax.experiment import errors
@@ -128,6 +129,6 @@ def _loss(
 ) -> Float[Array, ""]:
   logits, extra = lm_step.apply_with_losses(model, params, tokens)
   is_asked = targets >= 0
-  losses = lm_step.token_losses(logits, jnp.maximum(targets, 0))
+  losses = cross_entropy.token_losses(logits, jnp.maximum(targets, 0))
   loss = (losses * is_asked).sum() / jnp.maximum(is_asked.sum(), 1)
   return loss if extra is None else loss + extra

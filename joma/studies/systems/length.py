@@ -44,7 +44,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import training
   from joma.transformer import attention
   from joma.transformer import config as configs
-  from joma.transformer.training import lm_step
+  from joma.transformer.layers import cross_entropy
   from kernels_pallas import masks
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
@@ -218,7 +218,7 @@ class Finder:
     found = self.draw(key, config.batch_size, config.length, config.length // 4)
     logits, _ = self.apply(params, found)
     answer = _answer(found)
-    losses = lm_step.token_losses(logits[:, None], answer[:, None])
+    losses = cross_entropy.token_losses(logits[:, None], answer[:, None])
     return losses.mean(), (logits.argmax(axis=-1) == answer).mean()
 
   def look(

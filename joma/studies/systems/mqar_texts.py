@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joma.studies import texts
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class PairsLearner(texts.Learner):
   ) -> tuple[Float[Array, ""], Float[Array, "G"]]:
     """Mean loss of the kinds, and the share of right answers of each."""
     num_kinds = len(self.task.num_pairs)
-    losses = lm_step.token_losses(logits, texts.targets)
+    losses = cross_entropy.token_losses(logits, texts.targets)
     is_right = logits.argmax(axis=-1) == texts.targets
     of_kinds = lambda x: x.reshape(num_kinds, -1).sum(axis=1)
     count = of_kinds(texts.is_asked)

@@ -48,9 +48,9 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.transformer import config as configs
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
+  from joma.transformer.layers import cross_entropy
   from joma.transformer.rope import rotary
   from joma.transformer.text import corpus as corpus_lib
-  from joma.transformer.training import lm_step
   from kernels_pallas import selection as selection_lib
   from scansnap_jax.experiment import figures
   from scansnap_jax.experiment import intervals
@@ -303,7 +303,7 @@ def _loss(
   changed = dataclasses.replace(shape, attention=entries if entry else ())
   model = models.Transformer(changed, implementation="xla")
   run = once.jit(lambda params: model.apply({"params": params}, ids[:, :-1]))
-  losses = lm_step.token_losses(run(params), jnp.asarray(ids[:, 1:]))
+  losses = cross_entropy.token_losses(run(params), jnp.asarray(ids[:, 1:]))
   return losses[0, config.num_first :].mean()
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 
 
 def text_loss(
@@ -26,7 +26,7 @@ def text_loss(
 ) -> Float[Array, ""]:
   """Mean cross-entropy of the tokens behind the first, in nats."""
   logits: Any = model.apply({"params": params}, tokens[:, :-1])
-  return lm_step.token_losses(logits, tokens[:, 1:]).mean()
+  return cross_entropy.token_losses(logits, tokens[:, 1:]).mean()
 
 
 def teacher_loss(
@@ -39,7 +39,7 @@ def teacher_loss(
   """What stage 1 minimizes."""
   logits, h = _read(model, params, tokens)
   want, h_want = jax.lax.stop_gradient(_read(teacher, teacher_params, tokens))
-  hard = lm_step.token_losses(logits, want.argmax(axis=-1)).mean()
+  hard = cross_entropy.token_losses(logits, want.argmax(axis=-1)).mean()
   log_want = jax.nn.log_softmax(want)
   apart = log_want - jax.nn.log_softmax(logits)
   soft = (jnp.exp(log_want) * apart).sum(axis=-1).mean()

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 from joma.transformer import model as models
+from joma.transformer.layers import cross_entropy
 from joma.transformer.rope import extension_config
 from joma.transformer.rope.config import RopeConfig
 from joma.transformer.text import corpus as corpus_lib
@@ -136,7 +137,7 @@ def position_losses(
 ) -> Float[Array, "B P"]:
   """Cross-entropy in nats of every token but the first, by text."""
   logits = model.apply({"params": params}, texts[:, :-1])
-  return lm_step.token_losses(logits, texts[:, 1:])
+  return cross_entropy.token_losses(logits, texts[:, 1:])
 
 
 def _texts(

@@ -80,6 +80,9 @@ class LmConfig:
     remat: What the backward pass computes anew to save memory: none, full
       (whole layers), dots (of layers all but products with weights) or offload
       (as dots, and the products wait in the host's memory; not on a CPU).
+    loss_piece: Positions of a text whose logits a step makes at a time, once
+      more in the backward pass, so that those of a large vocabulary never
+      are held for all; none is all at once.
     grad_accum: Parts that a batch is computed in, one after the other.
     parallelism: `replicate` keeps the whole state on every device and splits
       batches (pmap); `mesh` splits states too (jit over a mesh).
@@ -131,6 +134,7 @@ class LmConfig:
   map_batch: int = 0
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: model_config.Remat = "none"
+  loss_piece: int | None = None
   grad_accum: int = 1
   parallelism: Literal["replicate", "mesh"] = "replicate"
   fsdp: int = 1
@@ -176,6 +180,8 @@ class LmConfig:
             f"{name} must lie in [0, 1], got {getattr(self, name)}."
         )
     require.at_least("grad_accum", self.grad_accum, 1)
+    if self.loss_piece is not None:
+      require.at_least("loss_piece", self.loss_piece, self.seq)
     self._check_length()
     self._check_parts()
 

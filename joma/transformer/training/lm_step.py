@@ -72,6 +72,7 @@ def make_task(
       dtype=jnp.dtype(config.dtype),
       implementation=implementation,
       remat=config.remat,
+      loss_piece=config.loss_piece,
   )
   optimizer = optimizer_lib.make_optimizer(config, num_steps, steps_per_epoch)
   return Task(config, model, optimizer)
@@ -83,41 +84,6 @@ def init(task: Task) -> TrainState:
   return TrainState(
       jnp.zeros((), jnp.int32), params, task.optimizer.init(params)
   )
-
-
-@jax.custom_vjp
-def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
-  """Cross-entropy of each token in nats.
-
-  Its gradient, softmax minus one-hot, is one pass over the logits; that of an
-  indexed read would scatter into an array of their size.
-  """
-  return _token_losses(logits, targets)[0]
-
-
-def _token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> tuple[Array, tuple[Array, Array, Array]]:
-  lse = jax.nn.logsumexp(logits, axis=-1)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return lse - picked, (logits, lse, targets)
-
-
-def _token_losses_backward(
-    residuals: tuple[Array, Array, Array], cotangents: Float[Array, "B T"]
-) -> tuple[Array, None]:
-  logits, lse, targets = residuals
-  # A comparison with a counter fuses with the rest; a one-hot array would be
-  # one more of the logits' size.
-  vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
-  is_target = vocabulary == targets[..., None]
-  error = jnp.exp(logits - lse[..., None]) - is_target
-  return error * cotangents[..., None], None
-
-
-token_losses.defvjp(_token_losses, _token_losses_backward)
 
 
 def loss_sum(
@@ -134,14 +100,15 @@ def loss_sum(
   """
   is_training = dropout_key is not None
   with nn.intercept_methods(sharding.keep_split):
-    logits, extra = apply_with_losses(
+    losses, extra = apply_with_losses(
         task.model,
         params,
         batch.inputs,
+        targets=batch.targets,
         is_training=is_training,
         rngs={"dropout": dropout_key} if is_training else None,
     )
-  total = (token_losses(logits, batch.targets) * batch.weights).sum()
+  total = (losses * batch.weights).sum()
   if is_training and extra is not None:
     total += extra * batch.weights.sum()
   if is_training and task.config.group_penalty:
@@ -155,22 +122,22 @@ def apply_with_losses(
     params: PyTree,
     tokens: Int[masks.AnyArray, "B T"],
     **options: Any,
-) -> tuple[Float[Array, "B T V"], Float[Array, ""] | None]:
-  """Returns logits, and the sum of the systems' losses; None without systems.
+) -> tuple[Float[Array, "B T *V"], Float[Array, ""] | None]:
+  """Returns the model's output and the systems' losses; None without systems.
 
   Args:
     model: The Transformer.
     params: Its parameters.
     tokens: As in `model.Transformer`.
-    **options: Of `model.apply`.
+    **options: Of `model.apply`; with `targets` the output is each token's loss.
   """
   variables = {"params": params}
   if not model.config.attention:
-    logits: Any = model.apply(variables, tokens, **options)
-    return logits, None
-  logits, sown = model.apply(variables, tokens, mutable=["losses"], **options)
+    out: Any = model.apply(variables, tokens, **options)
+    return out, None
+  out, sown = model.apply(variables, tokens, mutable=["losses"], **options)
   losses = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(sown)]
-  return logits, sum(losses, jnp.zeros(()))
+  return out, sum(losses, jnp.zeros(()))
 
 
 def train(

@@ -146,6 +146,7 @@ class DescribeDifferenceTest(parameterized.TestCase):
       ({"a": 1}, {"a": True}, ["a: 1 there, true here"]),
       ({"a": None}, {}, ["a: null there, absent here"]),
       ({}, {"a": "x"}, ['a: absent there, "x" here']),
+      ({}, {"a": None, "b": {"c": None}}, []),
       ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] there, [1] here"]),
       (
           {"a": {"b": 1, "c": 2}},

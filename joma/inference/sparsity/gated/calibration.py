@@ -24,7 +24,7 @@ from joma.inference.sparsity.gated import router
 from joma.inference.sparsity.gated import weights as weights_lib
 from joma.inference.sparsity.study import capture
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 
 
 class Seen(NamedTuple):
@@ -112,7 +112,7 @@ def _steepness(
   def loss(shifts: Array) -> Array:
     added = router.ShiftRouter(shifts)
     logits: Any = model.apply({"params": params}, tokens, router=added)
-    return lm_step.token_losses(logits[:, :-1], tokens[:, 1:]).sum()
+    return cross_entropy.token_losses(logits[:, :-1], tokens[:, 1:]).sum()
 
   slopes = jax.grad(loss)(jnp.zeros(shape))
   return jnp.square(slopes).sum(axis=-1).mean(axis=(1, 2))

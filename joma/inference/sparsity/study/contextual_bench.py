@@ -23,7 +23,7 @@ from joma.inference.sparsity.study import contextual_subject
 from joma.inference.sparsity.study import predictor_training
 from joma.inference.sparsity.study import training_free
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 from scansnap_jax.experiment import intervals
 
 Config = contextual_config.ContextualConfig
@@ -240,7 +240,7 @@ def read(
       dense model's and does not count.
   """
   logits, seen = model.apply({"params": params}, tokens, mutable=["sparsity"])
-  losses = lm_step.token_losses(logits[:, :-1], tokens[:, 1:])
+  losses = cross_entropy.token_losses(logits[:, :-1], tokens[:, 1:])
   sown: Any = seen.get("sparsity", {})
   layers = [
       _by_name(sown[f"layers_{layer}"])

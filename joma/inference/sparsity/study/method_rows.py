@@ -22,7 +22,7 @@ from joma.inference.sparsity.gated import spec as specs
 from joma.inference.sparsity.study import contextual_bench
 from joma.inference.sparsity.study import contextual_subject
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 
 Config = contextual_config.ContextualConfig
 
@@ -156,7 +156,7 @@ def _read(
       router=added,
       mutable=[router.COLLECTION],
   )
-  losses = lm_step.token_losses(logits[:, :-1], tokens[:, 1:])
+  losses = cross_entropy.token_losses(logits[:, :-1], tokens[:, 1:])
   sums = {"mlp": jnp.zeros(()), "attn": jnp.zeros(())}
   for path, leaf in jax.tree_util.tree_leaves_with_path(dict(seen)):
     part = "mlp" if any("mlp" in str(key) for key in path) else "attn"

@@ -25,8 +25,8 @@ from joma.studies import once
 from joma.systems.reuse import distillation
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from joma.transformer.layers import cross_entropy
 from joma.transformer.layers import monarch
-from joma.transformer.training import lm_step
 
 
 class Compressed:
@@ -153,4 +153,4 @@ def _losses(
     model: models.Transformer, params: PyTree, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B"]:
   logits = model.apply({"params": params}, tokens[:, :-1])
-  return lm_step.token_losses(logits, tokens[:, 1:]).mean(axis=1)
+  return cross_entropy.token_losses(logits, tokens[:, 1:]).mean(axis=1)

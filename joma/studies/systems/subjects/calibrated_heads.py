@@ -24,8 +24,8 @@ from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import model as models
 from joma.transformer import routing
+from joma.transformer.layers import cross_entropy
 from joma.transformer.rope import rotary
-from joma.transformer.training import lm_step
 from joma.transformer.weighing import rows
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
@@ -187,7 +187,7 @@ def _losses(
     how: Calibration,
 ) -> Float[Array, "B"]:
   logits = model.apply({"params": params}, tokens[:, :-1], router=how)
-  losses = lm_step.token_losses(logits, tokens[:, 1:])
+  losses = cross_entropy.token_losses(logits, tokens[:, 1:])
   return losses[:, how.num_prompt :].mean(axis=1)
 
 

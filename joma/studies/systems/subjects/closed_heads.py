@@ -16,8 +16,8 @@ from joma.systems.routers import moh_norms
 from joma.transformer import config as configs
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
+from joma.transformer.layers import cross_entropy
 from joma.transformer.text import corpus as corpus_lib
-from joma.transformer.training import lm_step
 
 RULES = ("norms", "random", "fixed")
 
@@ -123,7 +123,7 @@ def _loss(
     model: models.Transformer, params: PyTree, tokens: Int[Array, "B T"]
 ) -> Float[Array, ""]:
   logits = model.apply({"params": params}, tokens[:, :-1])
-  return lm_step.token_losses(logits, tokens[:, 1:]).mean()
+  return cross_entropy.token_losses(logits, tokens[:, 1:]).mean()
 
 
 def _first(

@@ -22,8 +22,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.transformer import config as configs
   from joma.transformer import model as models
   from joma.transformer.hf import pretrained
+  from joma.transformer.layers import cross_entropy
   from joma.transformer.text import corpus as corpus_lib
-  from joma.transformer.training import lm_step
 
 # Batches that losses are of.
 _NUM_TEST = 4
@@ -152,7 +152,7 @@ class Subject:
 def _jitted() -> Any:
   def loss(model: Any, params: Any, tokens: Any, num_first: int) -> Any:
     logits = model.apply({"params": params}, tokens[:, :-1])
-    losses = lm_step.token_losses(logits, tokens[:, 1:])
+    losses = cross_entropy.token_losses(logits, tokens[:, 1:])
     return losses[:, num_first:].mean()
 
   return once.jit(loss, static_argnums=(0, 3))

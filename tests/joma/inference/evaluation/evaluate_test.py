@@ -20,7 +20,7 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
 
@@ -100,7 +100,7 @@ class ReadTest(parameterized.TestCase):
     seen = _read(kv_cache)
     logits = _logits(tokens)
     losses = np.asarray(
-        lm_step.token_losses(logits[:, :-1], jnp.asarray(tokens[:, 1:]))
+        cross_entropy.token_losses(logits[:, :-1], jnp.asarray(tokens[:, 1:]))
     )
     for row, length in enumerate(lengths):
       np.testing.assert_array_equal(

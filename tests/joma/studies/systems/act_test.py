@@ -16,7 +16,7 @@ from joma.studies.systems.subjects import planted_columns
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 from tests.joma.transformer import applied
@@ -65,7 +65,7 @@ class CalibratedHeadsTest(parameterized.TestCase):
           system, params, tokens[:, one], places[:, one], cache
       )
       target = tokens[:, place + 1 : place + 2]
-      losses.append(lm_step.token_losses(logits, target)[:, 0])
+      losses.append(cross_entropy.token_losses(logits, target)[:, 0])
     want = np.mean(losses, axis=0)
     np.testing.assert_allclose(got, want, atol=1e-5)
     # Plain attention is another loss, and so are other heads.

@@ -68,10 +68,9 @@ class GroupPenaltyTest(absltest.TestCase):
     tokens = jnp.zeros((2, 5), jnp.int32)
     batch = batches.Batch(tokens, tokens, jnp.ones((2, 5)))
     # What the model says does not matter here.
+    losses = jnp.full((2, 5), np.log(11))
     said = mock.patch.object(
-        lm_step,
-        "apply_with_losses",
-        return_value=(jnp.zeros((2, 5, 11)), jnp.asarray(0.25)),
+        lm_step, "apply_with_losses", return_value=(losses, jnp.asarray(0.25))
     )
     loss = lambda task, *key: lm_step.loss_sum(params, batch, task, *key) / 10
     with said:

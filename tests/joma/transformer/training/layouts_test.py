@@ -110,7 +110,7 @@ class LayoutsTest(parameterized.TestCase):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     alone = rows.pop(0)["losses"]
     self.assertLess(alone[-1], 0.7 * alone[0])  # It learns.
-    self.assertLen(rows, 7)
+    self.assertLen(rows, 8)
     for row in rows:
       off = np.abs(np.subtract(row["losses"], alone)).max()
       self.assertLess(off, 1e-5, row["layout"])

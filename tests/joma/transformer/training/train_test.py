@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from joma.transformer import config as config_lib
+from joma.transformer.layers import cross_entropy
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import layouts
@@ -173,7 +174,7 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     for start in range(0, 15, 6):
       piece = columns[:, start : start + 7]
       logits = apply({"params": result.params}, piece[:, :-1])
-      losses.append(lm_step.token_losses(logits, piece[:, 1:]))
+      losses.append(cross_entropy.token_losses(logits, piece[:, 1:]))
     np.testing.assert_allclose(
         rows[4]["valid_loss"],
         np.concatenate(losses, axis=1).mean(),

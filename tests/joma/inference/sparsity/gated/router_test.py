@@ -17,7 +17,7 @@ from joma.inference.sparsity.gated import router
 from joma.inference.sparsity.gated import spec as specs
 from joma.transformer import config as configs
 from joma.transformer import model as models
-from joma.transformer.training import lm_step
+from joma.transformer.layers import cross_entropy
 from scansnap_jax.experiment import errors
 from tests.joma.inference.sparsity.gated import methods_test
 from tests.joma.transformer import applied
@@ -85,10 +85,10 @@ class RouterTest(absltest.TestCase):
           router=router.ShiftRouter(shifts),
       )
       tokens = jnp.asarray(_TEXTS[:2, 1:])
-      return float(lm_step.token_losses(logits[:, :-1], tokens).sum())
+      return float(cross_entropy.token_losses(logits[:, :-1], tokens).sum())
 
     slopes = jax.grad(
-        lambda shifts: lm_step.token_losses(
+        lambda shifts: cross_entropy.token_losses(
             model.apply(
                 {"params": params},
                 jnp.asarray(_TEXTS[:2]),
