@@ -1,7 +1,8 @@
 """A program of eight devices: fifty steps on each mesh, beside one device.
 
 Run as `python -m tests.joma.transformer.training.devices.on_eight [MESH...]`,
-with meshes as `1x2x2x2`, or `1x2x2x2/12` for logits of 12 positions at a time; prints a line of JSON for each layout: its losses.
+with meshes as `1x2x2x2`, or `1x2x2x2/12` for logits of 12 positions at a time;
+prints a line of JSON for each layout: its losses.
 """
 
 import json
