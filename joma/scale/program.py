@@ -2,8 +2,9 @@
 
   %name = shape opcode(%operand, ...), attribute=value, ...
 
-An instruction in the body of a loop runs as often as the loop does, which the
-loop's condition says: a counter that goes up by one is compared with a number.
+An instruction in the body of a loop runs as often as the loop does: its
+condition compares a counter with a number, and its body says by how much the
+counter goes up, which is more than one where XLA has unrolled it.
 """
 
 from collections.abc import Iterator
@@ -226,9 +227,55 @@ def num_trips(
   start = computation.get(loop.operands[0])
   first = _number(condition, left, computation, start)
   limit = _number(condition, right, computation, start)
-  if first is None or limit is None or first > limit:
+  step = _step(program, condition, left, loop, computation, start)
+  if first is None or limit is None or first > limit or not step:
     return None
-  return limit - first
+  return -(-(limit - first) // step)
+
+
+def _step(
+    program: Program,
+    condition: Computation,
+    counter: str,
+    loop: Instruction,
+    outside: Computation,
+    start: Instruction | None,
+) -> int | None:
+  """By how much a loop's body lets its counter go up."""
+  place = _place(_through_copies(condition, condition.get(counter)))
+  body = program.computations.get(loop.called("body") or "", {})
+  root = next((one for one in body.values() if one.is_root), None)
+  if place is None or root is None or root.opcode != "tuple":
+    return None
+  added = _through_copies(body, body.get(root.operands[place]))
+  if added is None:
+    return None
+  names = added.operands
+  if added.opcode == "fusion":
+    inner = program.computations.get(added.called("calls") or "", {})
+    added = next((one for one in inner.values() if one.is_root), added)
+    names = tuple(
+        name if place is None else names[place]
+        for name in added.operands
+        for place in [_parameter(inner.get(name))]
+    )
+    body = {**inner, **body}
+  if added.opcode != "add":
+    return None
+  numbers = [_number(body, name, outside, start) for name in names]
+  places = [_place(_through_copies(body, body.get(name))) for name in names]
+  # One of the two is the counter itself, the other is a number.
+  if place not in places:
+    return None
+  return numbers[1 - places.index(place)]
+
+
+def _place(one: Instruction | None) -> int | None:
+  """Which member of a tuple an instruction takes out."""
+  if one is None or one.opcode != "get-tuple-element":
+    return None
+  found = re.search(r"index=(\d+)", one.attributes)
+  return int(found[1]) if found else None
 
 
 def _compared(
@@ -269,12 +316,12 @@ def _number(
     return None
   if one.opcode == "constant":
     return _constant(one)
-  place = re.search(r"index=(\d+)", one.attributes)
-  if one.opcode != "get-tuple-element" or place is None or start is None:
+  place = _place(one)
+  if place is None or start is None or start.opcode != "tuple":
     return None
-  if start.opcode != "tuple" or int(place[1]) >= len(start.operands):
+  if place >= len(start.operands):
     return None
-  first = outside.get(start.operands[int(place[1])])
+  first = outside.get(start.operands[place])
   first = _through_copies(outside, first)
   return _constant(first) if first is not None else None
 

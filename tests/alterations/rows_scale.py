@@ -119,4 +119,16 @@ joma/scale/curve/scaling.py
 + return ratios[max(ratios)]
 ? few chips are scaled by the program of many
 @ test_rows_that_are_not_compiled_are_scaled_by_those_that_are
+
+joma/scale/program.py
+- return -(-(limit - first) // step)
++ return limit - first
+? loops that XLA has unrolled count twice, or four times
+@ test_loops_run_as_often_as_their_conditions_say
+
+joma/scale/program.py
+- if added.opcode != "add":
++ if not added.operands:
+? a counter that is multiplied is taken to go up
+@ test_loops_run_as_often_as_their_conditions_say
 """
