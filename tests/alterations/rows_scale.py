@@ -8,8 +8,8 @@ joma/scale/program.py
 @ test_loops_run_as_often_as_their_conditions_say
 
 joma/scale/program.py
-- return limit - first
-+ return limit
+- return -(-(limit - first) // step)
++ return -(-limit // step)
 ? a loop that starts above 0 is taken to run too often
 @ test_loops_run_as_often_as_their_conditions_say
 
