@@ -27,7 +27,7 @@ _FIRST = ("window", "h2o", "keydiff", "snapkv", "adakv", "quest")
 _NAMES = (*policy_names.POLICIES, *policy_names.WRAPPERS)
 
 # Whose caches keep rotated keys alone.
-_OWN = ("quest", "kivi", "think", "adakv")
+_OWN = ("quest", "kivi", "think", "adakv", "int4")
 
 
 def _ordered():

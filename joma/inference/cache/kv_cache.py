@@ -73,7 +73,7 @@ class SlotCache(slot_arrays.SlotArrays):
     if query.shape[1] > 1:
       return one_by_one.unless_new(
           (self.pos < 0).all(),
-          lambda: _read(self, new),
+          lambda: read(self, new),
           SlotCache.attend,
           self,
           *new.arguments,
@@ -269,9 +269,15 @@ def stats(
   return found if mass is None else {**found, "kept_mass": mass}
 
 
-def _read(
+def read(
     cache: SlotCache, new: tokens.Tokens
 ) -> tuple[Float[Array, "B T N H"], SlotCache]:
+  """Attends within first prompts; returns that, and what stays of them.
+
+  Args:
+    cache: Empty, of one layer.
+    new: The prompts.
+  """
   policy, capacity = cache.policy, cache.capacity
   result, prompt = prompts.read(
       new,

@@ -59,6 +59,35 @@ class Coding:
     return total + 2 * self.num_exact * head_dim * itemsize
 
 
+@dataclasses.dataclass(frozen=True)
+class CodedSlots:
+  """As `Coding`, of slots from which tokens leave; all have room for a code.
+
+  Attributes:
+    num_exact: Vectors that stand as they are beside the codes, each with the
+      number of its slot.
+    group_size: Slots of a key's group, and channels of a value's.
+  """
+
+  num_exact: int
+  group_size: int
+
+  def bytes_of(self, slots: int, head_dim: int, itemsize: int) -> int:
+    """Bytes of keys and values of so many slots of a head.
+
+    Args:
+      slots: Of the head.
+      head_dim: H.
+      itemsize: Bytes of a scale, and of a number that is not coded.
+    """
+    key_groups = math.ceil(slots / self.group_size)
+    coded = key_groups * self.group_size
+    value_groups = coded * (head_dim // value_group(head_dim, self.group_size))
+    scales = 2 * (key_groups * head_dim + value_groups) * itemsize
+    exact = self.num_exact * (2 * head_dim * itemsize + _POSITION)
+    return coded * head_dim + scales + exact
+
+
 def num_channels(head_dim: int, kept: float) -> int:
   """Channels of a share of them, rounded up."""
   return max(1, math.ceil(kept * head_dim))
@@ -116,7 +145,7 @@ class CachePlan:
   scored_queries: int | None = 0
   page_size: int = 0
   read_capacity: int | None = None
-  coding: Coding | FewerChannels | None = None
+  coding: Coding | CodedSlots | FewerChannels | None = None
 
   @property
   def evicts(self) -> bool:

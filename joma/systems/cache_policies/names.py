@@ -43,6 +43,7 @@ POLICIES: dict[str, str] = {
 # Those that go before the name of another policy.
 WRAPPERS: dict[str, str] = {
     "adakv": ".own_cache.ada_kv:AdaKV",
+    "int4": ".own_cache.coded_slots:CodedSlots",
     "criticalkv": ".wrapping.criticalkv:CriticalKV",
     "cam": ".wrapping.cam:CaM",
     "dms": ".wrapping.dms:DMS",

@@ -159,6 +159,7 @@ def check(
     num_steps=24,
     out_kernel=None,
     capacity=CAPACITY,
+    init_layer=kv_cache.init_layer,
 ):
   """Three prompts of different lengths, then a token a step for each.
 
@@ -170,9 +171,10 @@ def check(
     num_steps: Decode steps.
     out_kernel: Of the layer [N, H, D]; None where nobody says.
     capacity: C.
+    init_layer: Makes the cache.
   """
   arrays = _draw(num_heads, num_kv_heads, num_steps + max(_LENGTHS))
-  found = _run(policy, num_heads, capacity, out_kernel, *arrays)
+  found = _run(policy, num_heads, capacity, init_layer, out_kernel, *arrays)
   start, outs, kept = map(np.asarray, found)
   query, key, value = (np.asarray(x, np.float64) for x in arrays)
   for b, length in enumerate(_LENGTHS):
@@ -198,10 +200,14 @@ def _draw(num_heads, num_kv_heads, num_steps):
   return jax.device_put((2 * query, key, value))
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "num_heads", "capacity"))
-def _run(policy, num_heads, capacity, out_kernel, query, key, value):
+@functools.partial(
+    jax.jit, static_argnames=("policy", "num_heads", "capacity", "init_layer")
+)
+def _run(
+    policy, num_heads, capacity, init_layer, out_kernel, query, key, value
+):
   """Positions after the prompts; outputs and positions of each step."""
-  cache = kv_cache.init_layer(
+  cache = init_layer(
       policy.with_capacity(capacity),
       0,
       (3, key.shape[2], capacity, _HEAD_DIM),
@@ -224,9 +230,9 @@ def _run(policy, num_heads, capacity, out_kernel, query, key, value):
     out, cache = cache.attend(
         pick(query), pick(key), pick(value), at[:, None], plain, options
     )
-    return cache, (out[:, 0], cache.pos)
+    return cache, (out[:, 0], cache.kept_positions())
 
-  start = cache.pos
+  start = cache.kept_positions()
   num_steps = query.shape[1] - longest
   _, (outs, kept) = jax.lax.scan(step, cache, jnp.arange(num_steps))
   return start, outs, kept
