@@ -14,6 +14,7 @@ _SIZED = {
     "keyformer": "keyformer:num_steps=40",
     "scissorhands": "scissorhands:history=5",
     "chunkkv": "chunkkv:chunk_size=3",
+    "compactor": "compactor:num_sinks=1:num_recent=2:chunk_size=4",
     "finch": "finch:window=3",
     "two_stage": "two_stage:knorm+h2o",
     "cur": "cur:num_sinks=1:chunk_size=4",
@@ -27,7 +28,7 @@ _FIRST = ("window", "h2o", "keydiff", "snapkv", "adakv", "quest")
 _NAMES = (*policy_names.POLICIES, *policy_names.WRAPPERS)
 
 # Whose caches keep rotated keys alone.
-_OWN = ("quest", "kivi", "think", "adakv", "int4")
+_OWN = ("quest", "kivi", "think", "adakv", "four_bits")
 
 
 def _ordered():

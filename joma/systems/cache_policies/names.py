@@ -26,6 +26,7 @@ POLICIES: dict[str, str] = {
     "pyramidkv": ".by_attention.snapkv:PyramidKV",
     "chunkkv": ".by_attention.chunkkv:ChunkKV",
     "finch": ".by_attention.finch:Finch",
+    "compactor": ".by_attention.compactor:Compactor",
     "kvzip": ".by_attention.kvzip:KVzip",
     "simlayerkv": ".by_attention.simlayerkv:SimLayerKV",
     "keyformer": ".by_attention.keyformer:Keyformer",
@@ -43,7 +44,7 @@ POLICIES: dict[str, str] = {
 # Those that go before the name of another policy.
 WRAPPERS: dict[str, str] = {
     "adakv": ".own_cache.ada_kv:AdaKV",
-    "int4": ".own_cache.coded_slots:CodedSlots",
+    "four_bits": ".own_cache.coded_slots:CodedSlots",
     "criticalkv": ".wrapping.criticalkv:CriticalKV",
     "cam": ".wrapping.cam:CaM",
     "dms": ".wrapping.dms:DMS",

@@ -49,7 +49,7 @@ class CodedSlots(policy_lib.Policy):
     group_size: g, a divisor of `num_exact`.
   """
 
-  label: ClassVar[str] = "4 bits of"
+  label: ClassVar[str] = "Four bits of"
   ranks_heads_alone: ClassVar[bool] = False
   base: policy_lib.Policy
   num_exact: int = 32
@@ -67,14 +67,14 @@ class CodedSlots(policy_lib.Policy):
     base = names.name_of(self.base)
     if calls.has_own_cache(self.base) or not self.base.evicts:
       raise errors.UserError(
-          f"int4:{base}: {base} keeps tokens in its own way; give a policy that"
-          f" evicts from slots, as int4:{names.COMPARED[0]}, or kivi for all"
-          " tokens."
+          f"four_bits:{base}: {base} keeps tokens in its own way; give a policy"
+          f" that evicts from slots, as four_bits:{names.COMPARED[0]}, or kivi"
+          " for all tokens."
       )
     if calls.merges(self.base):
       raise errors.UserError(
-          f"int4:{base}: {base} changes values that are coded already; give a"
-          f" policy that leaves them, as int4:{names.COMPARED[0]}."
+          f"four_bits:{base}: {base} changes values that are coded already;"
+          f" give a policy that leaves them, as four_bits:{names.COMPARED[0]}."
       )
 
   def wrapped(self) -> tuple[policy_lib.Policy, ...]:
@@ -115,11 +115,11 @@ class CodedSlots(policy_lib.Policy):
       options: cache_options.CacheOptions,
   ) -> "CodedCache":
     """Returns a `CodedCache` of `capacity` slots a head."""
-    blocks.check_made("int4", config, layer, dtype, options)
+    blocks.check_made("four_bits", config, layer, dtype, options)
     if config.head_dim % 2:
       raise errors.UserError(
-          f"head_dim={config.head_dim} must be even for int4: two codes share a"
-          " byte."
+          f"head_dim={config.head_dim} must be even for four_bits: two codes"
+          " share a byte."
       )
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     num_groups = config.num_heads // config.num_kv_heads

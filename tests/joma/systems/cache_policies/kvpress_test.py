@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import tempfile
 import types
 from unittest import mock
@@ -18,6 +19,7 @@ from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
 from joma.inference.cache import tokens
+from joma.systems.cache_policies.by_attention import compactor
 from joma.systems.cache_policies.by_attention import finch
 from joma.systems.cache_policies.by_attention import h2o
 from joma.systems.cache_policies.by_attention import simlayerkv
@@ -296,6 +298,52 @@ def _peer_lengths(press, text):
   with torch.no_grad(), press(peer):
     found = peer(torch.tensor(text)[None], use_cache=True)
   return [layer.keys.shape[2] for layer in found.past_key_values.layers]
+
+
+class CompactorTest(absltest.TestCase):
+
+  def test_scores_and_kept_tokens_are_the_same(self):
+    """Each text alone, in whole chunks, by the same directions, unscaled.
+
+    They bring scores to one deviation over a batch, and let the padding of a
+    last chunk attend and be attended to; the logits of both have no scale.
+    """
+    press = kvpress.CompactorPress(
+        compression_ratio=1 - _KEPT / _LENGTH - 1e-9,
+        chunk_size=24,
+        sketch_dimension=6,
+    )
+    policy = compactor.Compactor(
+        chunk_size=24, sketch_size=6, is_scaled=False, num_recent=4
+    )
+    kept, whole = _our_kept(policy), _tokens()
+    for row, text in enumerate(whole):
+      with mock.patch.object(
+          sys.modules[__name__], "_tokens", lambda: text[None]
+      ):
+        with mock.patch("torch.randn", side_effect=_Directions(policy)):
+          theirs = _peer_scores(press)
+        got = _our_scores(policy)[..., 8:-4]
+      want = theirs[..., 8:-4]
+      error = np.abs(got - want).max() / np.abs(want).max()
+      self.assertLess(error, _TOLERANCE)
+      order = np.argsort(-theirs[:, 0], axis=-1, kind="stable")
+      theirs = np.sort(order[..., :_KEPT], axis=-1)
+      np.testing.assert_array_equal(kept[:, row], theirs)
+
+
+class _Directions:
+  """Ours in place of their draws, layer by layer."""
+
+  def __init__(self, policy):
+    self.policy, self.layer = policy, 0
+
+  def __call__(self, batch, heads, head_dim, size, **kwargs):
+    import torch
+
+    drawn = compactor.directions(self.policy, self.layer, heads, head_dim)
+    self.layer += 1
+    return torch.tensor(np.asarray(drawn) * size**0.5)[None]
 
 
 class MergingTest(absltest.TestCase):

@@ -110,7 +110,7 @@ class CodedSlotsTest(parameterized.TestCase):
   def test_bytes_are_those_of_the_cost_model(self, capacity, dtype):
     """Of the default sizes and heads of 64, to the byte."""
     config = dataclasses.replace(kivi_test._CONFIG, head_dim=64, num_layers=2)
-    policy = names.parse("int4:h2o")
+    policy = names.parse("four_bits:h2o")
     caches = jax.eval_shape(
         lambda: kv_cache.init(policy, config, 3, capacity, jnp.dtype(dtype))
     )
@@ -127,11 +127,14 @@ class CodedSlotsTest(parameterized.TestCase):
     self.assertEqual(coding.bytes_of(100, 64, 2), codes + scales + exact)
 
   @parameterized.parameters(
-      ("int4:num_exact=10:group_size=4:h2o", "num_exact=10 must be a multiple"),
-      ("int4:group_size=0:h2o", "group_size"),
-      ("int4:kivi", "int4:kivi: kivi keeps tokens in its own way"),
-      ("int4:full", "or kivi for all tokens"),
-      ("int4:cam:h2o", "int4:cam: cam changes values"),
+      (
+          "four_bits:num_exact=10:group_size=4:h2o",
+          "num_exact=10 must be a multiple",
+      ),
+      ("four_bits:group_size=0:h2o", "group_size"),
+      ("four_bits:kivi", "four_bits:kivi: kivi keeps tokens in its own way"),
+      ("four_bits:full", "or kivi for all tokens"),
+      ("four_bits:cam:h2o", "four_bits:cam: cam changes values"),
   )
   def test_what_cannot_be_is_named(self, name, message):
     with self.assertRaisesRegex(errors.UserError, message):
@@ -139,8 +142,8 @@ class CodedSlotsTest(parameterized.TestCase):
 
   def test_what_it_cannot_hold_is_named(self):
     for options, message in (
-        ({"dtype": jnp.int8}, "dtype=int8 of a int4"),
-        ({"page_size": 2}, "int4 keeps rotated keys"),
+        ({"dtype": jnp.int8}, "dtype=int8 of a four_bits"),
+        ({"page_size": 2}, "four_bits keeps rotated keys"),
     ):
       with self.assertRaisesRegex(errors.UserError, message):
         kv_cache.init(_policy(), kivi_test._CONFIG, 1, 8, **options)
