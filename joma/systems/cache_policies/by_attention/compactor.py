@@ -193,7 +193,7 @@ class Compactor(policy_lib.Policy):
 def directions(
     policy: Compactor, layer: int, num_kv_heads: int, head_dim: int
 ) -> Float[Array, "K H R"]:
-  """Returns what keys of a layer are multiplied with, the same for all texts."""
+  """Returns what a layer's keys are multiplied with, alike for all texts."""
   size = policy.sketch_size or head_dim
   drawn = jax.random.normal(
       policy_lib.random_key(policy.seed, layer, 0),

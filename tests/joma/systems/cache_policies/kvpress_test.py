@@ -319,7 +319,7 @@ class CompactorTest(absltest.TestCase):
     kept, whole = _our_kept(policy), _tokens()
     for row, text in enumerate(whole):
       with mock.patch.object(
-          sys.modules[__name__], "_tokens", lambda: text[None]
+          sys.modules[__name__], "_tokens", lambda text=text: text[None]
       ):
         with mock.patch("torch.randn", side_effect=_Directions(policy)):
           theirs = _peer_scores(press)
