@@ -77,6 +77,7 @@ class Checkpointer:
     workdir.make_folder(self._directory)  # Orbax would log a traceback.
     self._noise = noise.OrbaxNoise()
     self._noise.attach()
+    self._has_failed = False
     try:
       with self._writing(), self._noise.silenced():
         self._manager = _open_manager(self._directory, max_to_keep)
@@ -171,10 +172,10 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits as `wait` does and stops the background threads."""
-    try:
-      with self._writing():
-        self._manager.close()
-    finally:
+    with self._writing():
+      self._manager.close()
+    # After a failure threads may log, later, what was raised.
+    if not self._has_failed:
       self._noise.detach()
 
   def __enter__(self) -> "Checkpointer":
@@ -188,6 +189,7 @@ class Checkpointer:
     try:
       yield
     except (OSError, ValueError, RuntimeError) as error:
+      self._has_failed = True
       is_there = self._directory.is_dir()
       reason = _shorten(error) if is_there else "the folder is gone"
       raise errors.UserError(

@@ -31,4 +31,10 @@ joma/inference/evaluation/report.py
 + less = [n for n in both if mean(ours[n]) <= mean(theirs[n])]
 ? as many gold tokens count as fewer
 @ test_as_many_gold_tokens_are_not_fewer
+
+scansnap_jax/experiment/checkpoint.py
+- self._has_failed = True
++ 
+? a thread of orbax's logs a page behind the one line of a full disk
+@ test_after_a_failure_its_threads_stay_silent
 """

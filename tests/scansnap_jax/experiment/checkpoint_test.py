@@ -267,6 +267,22 @@ class FaultTest(checkpoints.TestCase):
       record = logging.LogRecord("absl", level, path, 1, "text", (), None)
       self.assertEqual(filtered.filter(record), is_shown)
 
+  def test_after_a_failure_its_threads_stay_silent(self):
+    logger = logging.getLogger("absl")
+    before = list(logger.filters)
+    checkpointer = checkpoint.Checkpointer(self.directory)
+    shutil.rmtree(self.directory)
+    with self.assertRaises(errors.UserError):
+      checkpointer.save(1, checkpoints.tree(1))
+    checkpointer.close()
+    late = logging.LogRecord(
+        "absl", logging.ERROR, "/x/orbax/future.py", 1, "text", (), None
+    )
+    self.assertFalse(logger.filter(late))
+    logger.filters = before
+    checkpoint.Checkpointer(self.create_tempdir().full_path).close()
+    self.assertEqual(logger.filters, before)
+
   def test_directory_that_was_removed_is_not_made_anew(self):
     checkpointer = checkpoint.Checkpointer(self.directory)
     shutil.rmtree(self.directory)
