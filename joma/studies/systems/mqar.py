@@ -16,7 +16,6 @@ its loss counts each kind alike: what is learned of few helps with many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -37,6 +36,7 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   from joma.studies import drawing
   from joma.studies import parts
   from joma.studies import training
+  from joma.studies.systems import mqar_claims
   from joma.studies.systems import mqar_texts
   from joma.transformer import config as configs
   from scansnap_jax.experiment import figures
@@ -49,14 +49,16 @@ MODELS: dict[str, tuple[int, tuple[str, ...]]] = {
     "softmax + conv": (2, ("convolved:width=4",)),
     "gdn": (2, (_SLOW,)),
     "3 gdn + 1 softmax": (4, (_SLOW, _SLOW, _SLOW, "softmax")),
+    "3 gdn + 1 softmax + conv": (
+        4,
+        (_SLOW, _SLOW, _SLOW, "convolved:width=4"),
+    ),
     "lightning + conv": (2, ("lightning+convolved:width=4",)),
     "gated_conv": (2, ("gated_conv",)),
     "softmax": (2, ()),
     "lightning": (2, ("lightning",)),
 }
 _REACH = 22  # Tokens that a layer of `gated_conv` reads before its own.
-_BEST, _CONV, _DELTA = "softmax + conv", "gated_conv", "gdn"
-_LINEAR, _HYBRID = "lightning + conv", "3 gdn + 1 softmax"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,11 @@ class MqarConfig:
       )
 
 
+def _key_size(config: MqarConfig) -> int:
+  """Channels of a head: even, for rotary positions."""
+  return config.width // 2 // 2 * 2
+
+
 def learner(config: MqarConfig, name: str) -> mqar_texts.PairsLearner:
   """A model of `MODELS` and its task."""
   num_layers, attention = MODELS[name]
@@ -131,7 +138,7 @@ def learner(config: MqarConfig, name: str) -> mqar_texts.PairsLearner:
       embed_dim=config.width,
       num_heads=2,
       num_kv_heads=2,
-      head_dim=config.width // 2 // 2 * 2,
+      head_dim=_key_size(config),
       hidden_dim=2 * config.width,
       max_len=config.seq_len,
       attention=attention,
@@ -167,7 +174,7 @@ def measure(
   rows = {
       name: part(name, lambda n=name: _run(config, n)) for name in config.models
   }
-  told = _claims(config, rows)
+  told = mqar_claims.rows(config.num_pairs, _key_size(config), rows)
   return {
       "num_seeds": config.num_seeds,
       "num_pairs": config.num_pairs,
@@ -247,109 +254,6 @@ def _by_distance(
     return jnp.where(total > 0, share, -1.0)
 
   return mean(found.is_asked), mean(is_near), mean(is_far)
-
-
-def _claims(
-    config: MqarConfig, rows: dict[str, dict[str, Any]]
-) -> list[claims.Row]:
-  told: list[claims.Row] = []
-  has = lambda *names: all(name in rows for name in names)
-  size = config.width // 2 // 2 * 2
-  below = [n for n, num in enumerate(config.num_pairs) if num < size]
-  every = range(len(config.num_pairs))
-  if has(_BEST):
-    told.append(
-        claims.row(
-            "softmax with short convolutions recalls every number of pairs",
-            "above .95 of the keys of each",
-            _text(rows[_BEST], every),
-            _least(rows[_BEST], every) > 0.95,
-        )
-    )
-  if has(_DELTA) and below:
-    told.append(
-        claims.row(
-            "the gated delta rule recalls pairs that are fewer than its keys"
-            f" have channels, {size}",
-            "above .95 of the keys of each number",
-            _text(rows[_DELTA], below),
-            _least(rows[_DELTA], below) > 0.95,
-        )
-    )
-  if has(_DELTA, _LINEAR):
-    told.append(_below(config, rows[_LINEAR], rows[_DELTA]))
-  if has(_CONV):
-    told += _of_reach(config, rows[_CONV]["pairs"])
-  if has(_HYBRID, _BEST):
-    gap = [
-        rows[_BEST]["pairs"][n]["accuracy"]["mean"]
-        - rows[_HYBRID]["pairs"][n]["accuracy"]["mean"]
-        for n in every
-    ]
-    told.append(
-        claims.row(
-            "three layers of the rule to one of softmax recall as softmax does",
-            "at most .03 below softmax with convolutions, at each number",
-            f"hybrid {_text(rows[_HYBRID], every)}, softmax"
-            f" {_text(rows[_BEST], every)}",
-            max(gap) < 0.03,
-        )
-    )
-  return told
-
-
-def _below(
-    config: MqarConfig, linear: dict[str, Any], delta: dict[str, Any]
-) -> claims.Row:
-  """Linear attention against the rule, at the most pairs."""
-  last = len(config.num_pairs) - 1
-  apart = np.array(delta["pairs"][last]["accuracies"]) - np.array(
-      linear["pairs"][last]["accuracies"]
-  )
-  return claims.row(
-      "linear attention that fades, with the same convolution and a state of"
-      f" the same size, recalls less of {config.num_pairs[last]} pairs",
-      "less from every seed",
-      f"lightning {_text(linear, [last])}, gdn {_text(delta, [last])}",
-      bool((apart > 0).all()),
-  )
-
-
-def _of_reach(
-    config: MqarConfig, found: list[dict[str, Any]]
-) -> list[claims.Row]:
-  """What convolutions see of few pairs, and what of many they do not."""
-  (few, *_), most = config.num_pairs, config.num_pairs[-1]
-  near, far, told = found[0]["near"], found[-1]["far"], []
-  told.append(
-      claims.row(
-          f"two layers of gated convolutions recall {few} pairs told within 44"
-          " tokens",
-          f"at least .10 above {1 / few:.2f}, a guess",
-          intervals.text(near),
-          near["mean"] > 1 / few + 0.1,
-      )
-  )
-  if far is not None:
-    told.append(
-        claims.row(
-            f"and guess of {most} pairs where they were told more than 45"
-            " tokens before",
-            f"at most .05 above {1 / most:.2f}",
-            intervals.text(far),
-            far["mean"] < 1 / most + 0.05,
-        )
-    )
-  return told
-
-
-def _text(row: dict[str, Any], kinds: Iterable[int]) -> str:
-  """Recall of some numbers of pairs."""
-  return ", ".join(intervals.text(row["pairs"][n]["accuracy"]) for n in kinds)
-
-
-def _least(row: dict[str, Any], kinds: Iterable[int]) -> float:
-  return min(row["pairs"][n]["accuracy"]["mean"] for n in kinds)
 
 
 def draw(summary: study_lib.Summary) -> mpl_figure.Figure:

@@ -3,6 +3,7 @@ from absl.testing import parameterized
 import pytest
 
 from joma.studies.systems import mqar
+from joma.studies.systems import mqar_claims
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
@@ -26,15 +27,17 @@ def _row(*means, near=0.5, far=0.1, gap=0.0):
 
 
 def _verdicts(**rows):
-  config = mqar.MqarConfig(num_pairs=(4, 16), batch_size=2, width=32)
   named = {
       "softmax": "softmax + conv",
       "linear": "lightning + conv",
       "delta": "gdn",
       "conv": "gated_conv",
       "hybrid": "3 gdn + 1 softmax",
+      "short": "3 gdn + 1 softmax + conv",
   }
-  found = mqar._claims(config, {named[name]: rows[name] for name in rows})
+  found = mqar_claims.rows(
+      (4, 16), 16, {named[name]: rows[name] for name in rows}
+  )
   return [row["it"] for row in found]
 
 
@@ -75,6 +78,12 @@ class MqarTest(parameterized.TestCase):
     )
     self.assertEqual(hybrid(0.98, 0.96), [good, good])
     self.assertEqual(hybrid(0.98, 0.94), [good, bad])
+    both = lambda plain, short: _verdicts(
+        hybrid=_row(1.0, plain), short=_row(1.0, short), softmax=_row(1.0, 0.98)
+    )
+    self.assertEqual(both(0.96, 0.94), [good, good, bad])
+    self.assertEqual(both(0.94, 0.96), [good, bad, good])
+    self.assertEqual(_verdicts(short=_row(1.0, 0.1)), [])
 
   @parameterized.parameters(
       (dict(num_pairs=()), "num_pairs must be one or more rising .* got none"),
