@@ -22,6 +22,8 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
 Piece = filler.Piece
+# Of words with frequencies of a law, until those that are asked differ.
+_MOST_DRAWS = 1000
 
 
 def variable_tracking(
@@ -219,7 +221,8 @@ def frequent_words(
     num_asked: Words that are asked.
 
   Raises:
-    UserError: A number is out of range, or `length` has no room for it.
+    UserError: A number is out of range, `length` has no room for it, or words
+      of such frequencies hardly differ.
   """
   require.positive("alpha", alpha)
   require.between("num_asked", num_asked, 1, 10)
@@ -233,20 +236,39 @@ def frequent_words(
         f"length={length} is too short to tell {num_asked} words by their"
         " frequencies."
     )
-  weights = np.arange(1, len(words) + 1.0) ** -alpha
-  while True:
-    drawn = generator.choice(len(words), room, p=weights / weights.sum())
-    counts = np.bincount(drawn, minlength=len(words))
-    ranked = np.argsort(-counts, kind="stable")
-    top = counts[ranked[: num_asked + 1]]
-    if (np.diff(top) < 0).all():
-      break
+  drawn, ranked = _unlike(generator, room, len(words), alpha, num_asked)
   asked = [words[i] for i in ranked[:num_asked]]
   entries = [
       Piece(f" {words[i]}", words[i] if words[i] in asked else "")
       for i in drawn
   ]
   return tasks_needles.make(encoder, [*before, *entries], after, tuple(asked))
+
+
+def _unlike(
+    generator: np.random.Generator,
+    room: int,
+    num_words: int,
+    alpha: float,
+    num_asked: int,
+) -> tuple[Int[np.ndarray, "room"], Int[np.ndarray, "words"]]:
+  """Draws words until those asked differ in frequency, and ranks them.
+
+  Raises:
+    UserError: They do not in 1000 draws.
+  """
+  weights = np.arange(1, num_words + 1.0) ** -alpha
+  for _ in range(_MOST_DRAWS):
+    drawn = generator.choice(num_words, room, p=weights / weights.sum())
+    counts = np.bincount(drawn, minlength=num_words)
+    ranked = np.argsort(-counts, kind="stable")
+    if (np.diff(counts[ranked[: num_asked + 1]]) < 0).all():
+      return drawn, ranked
+  raise errors.UserError(
+      f"alpha={alpha} makes no {num_asked} words of different frequencies among"
+      f" {room} in {_MOST_DRAWS} draws: use a value nearer to 2, or fewer"
+      " words."
+  )
 
 
 def long_generation(

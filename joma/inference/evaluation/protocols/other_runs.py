@@ -29,6 +29,7 @@ _SAME = (
     "reading",
     "num_pairs",
     "vocab_size",
+    "filler",
 )
 # Accuracy that counts as equal.
 _MARGIN = 0.02

@@ -239,6 +239,16 @@ class TextsTest(parameterized.TestCase):
         counts[order[1]] / counts[order[0]], 1 / 4, delta=0.06
     )
 
+  @parameterized.parameters(60.0, 1e-9)
+  def test_frequencies_that_never_differ_are_refused(self, alpha):
+    # With 60 all words are the first one; with 0 few of so many are there.
+    with self.assertRaisesRegex(
+        errors.UserError, f"alpha={alpha} .* 1000 draws"
+    ):
+      _draw(
+          tasks_counting.frequent_words, length=1500, alpha=alpha, num_asked=8
+      )
+
   def test_sums_are_right(self):
     example = _draw(tasks_counting.long_generation, num_steps=6)
     gold = _said(example.tokens[example.queries[0].gold])

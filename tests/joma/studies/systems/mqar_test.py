@@ -1,9 +1,14 @@
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
 import pytest
 
 from joma.studies.systems import mqar
 from joma.studies.systems import mqar_claims
+from joma.studies.systems import mqar_texts
 from scansnap_jax.experiment import errors
 from tests.joma.studies.systems import small
 
@@ -84,6 +89,32 @@ class MqarTest(parameterized.TestCase):
     self.assertEqual(both(0.96, 0.94), [good, good, bad])
     self.assertEqual(both(0.94, 0.96), [good, bad, good])
     self.assertEqual(_verdicts(short=_row(1.0, 0.1)), [])
+
+  @parameterized.parameters(
+      # Keys at even places: 44 back is within reach, 46 is not; 45 is nowhere.
+      (lambda behind: behind <= 44, 1.0, 0.0),
+      (lambda behind: behind > 44, 0.0, 1.0),
+  )
+  def test_near_and_far_are_told_apart_by_what_two_layers_see(
+      self, answers, near, far
+  ):
+    config = mqar.MqarConfig(
+        num_pairs=(4, 16), num_keys=16, batch_size=2, seq_len=200
+    )
+    learner = mqar.learner(config, "softmax")
+    seen = learner.task.draw_kind(jax.random.key(1), 3, 16)
+    is_right = answers(mqar_texts.distances(seen))
+    said = jnp.where(is_right, seen.targets, 0)  # A key, which is no answer.
+
+    oracle = mock.Mock()
+    oracle.apply = lambda params, tokens: jax.nn.one_hot(said, 48)
+    with mock.patch.object(mqar_texts.PairsLearner, "transformer", oracle):
+      found = mqar._by_distance(learner, {}, jax.random.key(1), 3, 16)
+    whole, *apart = map(float, found)
+    self.assertEqual(apart, [near, far])
+    share = (is_right & seen.is_asked).sum() / seen.is_asked.sum()
+    self.assertAlmostEqual(whole, float(share), places=6)
+    self.assertBetween(whole, 0.1, 0.9)
 
   @parameterized.parameters(
       (dict(num_pairs=()), "num_pairs must be one or more rising .* got none"),

@@ -72,7 +72,9 @@ class OtherRunsTest(parameterized.TestCase):
     )
 
   def test_runs_of_other_examples_are_refused(self):
-    for name, value in dict(length=32, batch_size=2, tasks=("copy",)).items():
+    for name, value in dict(
+        length=32, batch_size=2, tasks=("copy",), filler="shakespeare"
+    ).items():
       other = dataclasses.replace(_CONFIG, **{name: value})
       with self.assertRaisesRegex(errors.UserError, f"was run with {name}="):
         other_runs.read([self._write("other", other)], _CONFIG)
