@@ -239,6 +239,16 @@ class TextsTest(parameterized.TestCase):
         counts[order[1]] / counts[order[0]], 1 / 4, delta=0.06
     )
 
+  def test_words_asked_are_more_frequent_than_all_others(self):
+    for seed in range(20):
+      example = _draw(tasks_counting.frequent_words, seed, alpha=1.0)
+      context = _said(example.tokens[: example.num_context])
+      count = {word: context.split().count(word) for word in filler.WORDS}
+      ranked = sorted(count.values(), reverse=True)
+      said = [count[word] for word in example.answers]
+      self.assertEqual(said, ranked[:3])
+      self.assertGreater(said[-1], ranked[3])
+
   @parameterized.parameters(60.0, 1e-9)
   def test_frequencies_that_never_differ_are_refused(self, alpha):
     # With 60 all words are the first one; with 0 few of so many are there.

@@ -4,6 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from joma.studies.systems import mqar
@@ -90,31 +91,33 @@ class MqarTest(parameterized.TestCase):
     self.assertEqual(both(0.94, 0.96), [good, bad, good])
     self.assertEqual(_verdicts(short=_row(1.0, 0.1)), [])
 
-  @parameterized.parameters(
-      # Keys at even places: 44 back is within reach, 46 is not; 45 is nowhere.
-      (lambda behind: behind <= 44, 1.0, 0.0),
-      (lambda behind: behind > 44, 0.0, 1.0),
-  )
-  def test_near_and_far_are_told_apart_by_what_two_layers_see(
-      self, answers, near, far
-  ):
+  def test_far_is_of_the_most_pairs(self):
+    few, most = _row(0.5, far=0.9), _row(0.5, far=0.1)
+    row = {"pairs": few["pairs"] + most["pairs"]}
+    self.assertEqual(_verdicts(conv=row), ["holds", "holds"])
+    row["pairs"].reverse()
+    self.assertEqual(_verdicts(conv=row), ["holds", "FAILED"])
+
+  @parameterized.parameters(44, 46)
+  def test_near_and_far_are_told_apart_by_what_two_layers_see(self, distance):
     config = mqar.MqarConfig(
         num_pairs=(4, 16), num_keys=16, batch_size=2, seq_len=200
     )
     learner = mqar.learner(config, "softmax")
     seen = learner.task.draw_kind(jax.random.key(1), 3, 16)
-    is_right = answers(mqar_texts.distances(seen))
-    said = jnp.where(is_right, seen.targets, 0)  # A key, which is no answer.
-
+    behind = np.asarray(mqar_texts.distances(seen))
+    # A key is no answer.
+    said = jnp.where(behind == distance, seen.targets, 0)
     oracle = mock.Mock()
     oracle.apply = lambda params, tokens: jax.nn.one_hot(said, 48)
     with mock.patch.object(mqar_texts.PairsLearner, "transformer", oracle):
       found = mqar._by_distance(learner, {}, jax.random.key(1), 3, 16)
-    whole, *apart = map(float, found)
-    self.assertEqual(apart, [near, far])
-    share = (is_right & seen.is_asked).sum() / seen.is_asked.sum()
-    self.assertAlmostEqual(whole, float(share), places=6)
-    self.assertBetween(whole, 0.1, 0.9)
+    asked = behind[np.asarray(seen.is_asked)]
+    # Keys at even places: 44 back is within 22 tokens twice, 46 is not.
+    kinds = asked, asked[asked < 45], asked[asked > 45]
+    for share, here in zip(found, kinds, strict=True):
+      self.assertAlmostEqual(float(share), (here == distance).mean(), places=6)
+    self.assertGreater(found[0], 0)
 
   @parameterized.parameters(
       (dict(num_pairs=()), "num_pairs must be one or more rising .* got none"),

@@ -37,6 +37,14 @@ class PairsTest(parameterized.TestCase):
         want = place - earlier[-1] if earlier else 24
         self.assertEqual(away[row, place], want)
 
+  def test_values_say_nothing_of_keys(self):
+    task = mqar_texts.Pairs(
+        seq_len=24, num_pairs=(5,), num_keys=7, num_values=7
+    )
+    tokens = np.asarray(task.draw(jax.random.key(2), 4).tokens)[:, :10]
+    for row in tokens.reshape(4, 5, 2):
+      self.assertGreater(len(set((row[:, 1] - row[:, 0]).tolist())), 1)
+
   def test_a_seed_is_a_draw_of_its_own(self):
     draw = lambda seed: _TASK.draw(jax.random.key(seed), 4).tokens
     np.testing.assert_array_equal(draw(0), draw(0))
