@@ -99,7 +99,7 @@ class Transformer(nn.Module):
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(seq_len)[None], tokens.shape)
     # As caches keep them, whatever JAX_ENABLE_X64 makes of a whole number.
-    positions = positions.astype(jnp.int32)
+    positions = jnp.asarray(positions, jnp.int32)
     token_embed = nn.Embed(
         self.config.vocab_size,
         self.config.embed_proj_dim or self.config.embed_dim,

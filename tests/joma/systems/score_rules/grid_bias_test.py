@@ -13,6 +13,7 @@ from joma.systems.score_rules import grid_bias
 from joma.transformer import attention
 from joma.transformer import config as configs
 from joma.transformer import hooks
+from joma.transformer import model as models
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
 from tests import draws
@@ -50,6 +51,25 @@ class GridBiasTest(parameterized.TestCase):
         (row, column), (of_row, of_column) = (divmod(c, 4) for c in cells)
         want = table[row - of_row + 2, column - of_column + 3]
         np.testing.assert_array_equal(found[:, t, s], want)
+
+  def test_positions_may_be_of_numpy(self):
+    config = configs.TransformerConfig(
+        vocab_size=5,
+        num_layers=1,
+        embed_dim=8,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=4,
+        hidden_dim=8,
+        attention=(_ENTRY,),
+    )
+    model = models.Transformer(config, implementation="reference")
+    tokens = np.zeros((2, 7), np.int32)
+    positions = np.broadcast_to(np.arange(7), (2, 7))
+    apply = lambda: model.init_with_output(
+        jax.random.key(0), tokens, positions=positions
+    )
+    self.assertEqual(jax.eval_shape(apply)[0].shape, (2, 7, 5))
 
   def test_a_shift_on_the_grid_changes_nothing(self):
     system = grid_bias.GridBias(rows=4, columns=5, start=1.0)
