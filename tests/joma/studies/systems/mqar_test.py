@@ -54,7 +54,7 @@ class MqarTest(parameterized.TestCase):
     summary = small.measured("mqar")
     # Of models that are not trained; all keys of so short texts are near.
     verdicts = [row["it"] for row in summary["claims"]]
-    self.assertEqual(verdicts, ["FAILED"] * 2)
+    self.assertEqual(verdicts, ["FAILED"])
     self.assertIsNone(summary["rows"]["gated_conv"]["pairs"][1]["far"])
     figure, texts = small.drawn("mqar")
     self.assertLen(figure.axes, 2)
@@ -97,6 +97,12 @@ class MqarTest(parameterized.TestCase):
     self.assertEqual(_verdicts(conv=row), ["holds", "holds"])
     row["pairs"].reverse()
     self.assertEqual(_verdicts(conv=row), ["holds", "FAILED"])
+
+  def test_of_one_pair_no_guess_is_claimed_wrong(self):
+    claims = mqar_claims.rows((1, 4), 16, {"gated_conv": _row(0.5, 0.5)})
+    self.assertLen(claims, 1)
+    self.assertIn("guess of 4 pairs", claims[0]["claim"])
+    self.assertEmpty(mqar_claims.rows((1,), 16, {"gated_conv": _row(0.5)}))
 
   @parameterized.parameters(44, 46)
   def test_near_and_far_are_told_apart_by_what_two_layers_see(self, distance):
