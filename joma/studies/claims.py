@@ -34,6 +34,8 @@ def row(
 
 def finding(rows: Sequence[Row]) -> str:
   """Says how many claims hold, and names each that does not."""
+  if not rows:
+    return "Nothing is claimed of what was measured with these settings."
   failed = [each for each in rows if each["it"] != HOLDS]
   count = f"{len(rows) - len(failed)} of {len(rows)} claims hold."
   if not failed:

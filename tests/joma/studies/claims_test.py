@@ -18,6 +18,7 @@ class FindingTest(absltest.TestCase):
     self.assertIn("expected above 1, measured 0.25", finding)
     self.assertStartsWith(claims.finding(rows[:1]), "1 of 1 claims hold.")
     self.assertNotIn("FAILED", claims.finding(rows[:1]))
+    self.assertStartsWith(claims.finding([]), "Nothing is claimed")
 
 
 class FiniteTest(parameterized.TestCase):
