@@ -61,12 +61,19 @@ def writes(
     at: The token of each text.
 
   Raises:
-    UserError: If a norm is put on what is added, or on the sum, of a layer.
+    UserError: If a norm is put on what is added, or on the sum, of a layer;
+      or if layers run in a loop.
   """
   if config.norm_placement != "pre":
     raise errors.UserError(
         "What heads and MLPs add is a sum where norms stand before them:"
         f" norm_placement is {config.norm_placement!r}, and must be 'pre'."
+    )
+  if config.scan_layers:
+    raise errors.UserError(
+        "scan_layers makes one program of all layers, and what they add is told"
+        " one by one: use scanning.unrolled, and scanning.unstack of the"
+        " parameters."
     )
   sown = seen["intermediates"]
   of_token = lambda x: _pick(x[0], at).astype(jnp.float32)

@@ -80,6 +80,11 @@ class WritesTest(parameterized.TestCase):
       wanted = p["token_embed"]["embedding"] @ wanted
       np.testing.assert_allclose(found[text, 1, 3], wanted, atol=1e-5)
 
+  def test_layers_that_run_in_a_loop_are_refused(self):
+    config = _config(scan_layers=True)
+    with self.assertRaisesRegex(errors.UserError, "use scanning.unrolled"):
+      recall.writes({}, config, {"intermediates": {}}, jnp.asarray(_AT))
+
   @parameterized.parameters(
       (dict(norm_placement="sandwich"), "norm_placement is 'sandwich'"),
       (dict(output_logits_soft_cap=3.0), "output_logits_soft_cap is None"),
