@@ -84,6 +84,13 @@ def num_slots(protocol: Protocol, budget: float, sizes: Sizes) -> int:
   return max(round(budget * compressed), 1)
 
 
+def num_kept(setting: Setting, text: written_lib.Written) -> int:
+  """Returns the tokens of a text's context that stay, `agnostic`."""
+  slots = num_slots(setting.protocol, setting.budget, setting.sizes)
+  lengths = jnp.array([len(text.context)])
+  return int(_share(slots, lengths, setting.sizes.context)[0])
+
+
 def answer(
     setting: Setting,
     model: models.Transformer,

@@ -201,7 +201,7 @@ class _Grid:
       skips: bool = True,
   ) -> list[Row]:
     """Returns the rows of cells; those of tasks that full fails are alone."""
-    sizes = _sizes(self._config, cells)
+    sizes = sizes_of(self._config, cells)
     full = policy_names.REFERENCE
     rows = [self._row(cell, full, 1.0, sizes) for cell in cells]
     for policy, budget in self._settings(budgets):
@@ -235,22 +235,11 @@ class _Grid:
 
   def _read(self, cell: Cell, key: Row, sizes: reading.Sizes) -> Row:
     config, subject = self._config, self._reader.subject
-    setting = reading.Setting(
-        protocol=config.protocol,
-        budget=key["budget"],
-        make_caches=_Caches(
-            dataclasses.replace(config, length=sum(sizes)),
-            subject.model.config,
-            key["policy"],
-        ),
-        sizes=sizes,
-        eos_ids=self._reader.eos_ids,
-        request=self._request(key["policy"]),
-    )
+    how = setting(config, self._reader, sizes, key["policy"], key["budget"])
     started, said, scores = time.monotonic(), [], []
     for samples, texts in zip(cell.samples, cell.texts, strict=True):
       ids = reading.answer(
-          setting,
+          how,
           subject.model,
           subject.params,
           texts,
@@ -271,13 +260,42 @@ class _Grid:
     progress.say(_line(key | row))
     return row
 
-  def _request(self, name: str) -> tuple[int, ...]:
-    """Ids of what a policy that rehearses says between text and repetition."""
-    request = calls.request(policy_names.parse(name))
-    tokenizer = self._reader.subject.tokenizer
-    if request is None or tokenizer is None:
-      return ()
-    return tuple(tokenizer.encode(request, special=False).tolist())
+
+def setting(
+    config: Config,
+    reader: Reader,
+    sizes: reading.Sizes,
+    policy: str,
+    budget: float,
+) -> reading.Setting:
+  """Returns how texts of such sizes are read.
+
+  Args:
+    config: Settings.
+    reader: Who reads.
+    sizes: Of all texts.
+    policy: Its name.
+    budget: Share that stays.
+  """
+  shape = reader.subject.model.config
+  sized = dataclasses.replace(config, length=sum(sizes))
+  return reading.Setting(
+      protocol=config.protocol,
+      budget=budget,
+      make_caches=_Caches(sized, shape, policy),
+      sizes=sizes,
+      eos_ids=reader.eos_ids,
+      request=_request(reader, policy),
+  )
+
+
+def _request(reader: Reader, policy: str) -> tuple[int, ...]:
+  """Ids of what a policy that rehearses says between text and repetition."""
+  request = calls.request(policy_names.parse(policy))
+  tokenizer = reader.subject.tokenizer
+  if request is None or tokenizer is None:
+    return ()
+  return tuple(tokenizer.encode(request, special=False).tolist())
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -291,8 +309,13 @@ def _line(row: Mapping[str, Any]) -> str:
   )
 
 
-def _sizes(config: Config, cells: Sequence[Cell]) -> reading.Sizes:
-  """The longest of everything: what all texts of these cells are padded to."""
+def sizes_of(config: Config, cells: Sequence[Cell]) -> reading.Sizes:
+  """Returns the longest of everything: what all texts are padded to.
+
+  Args:
+    config: Settings.
+    cells: That share programs.
+  """
   texts = [t for cell in cells for batch in cell.texts for t in batch]
   padded = lambda sizes: -(-max(sizes) // _PAD) * _PAD
   return reading.Sizes(
