@@ -56,6 +56,12 @@ WRAPPERS: dict[str, str] = {
 MEASURED: dict[str, str] = {
     "duo_attention": ".own_cache.duo_attention:DuoAttention"
 }
+# What kvpress calls a policy, with arguments that make it the same rule.
+PRESSES: dict[str, tuple[str, dict[str, int]]] = {
+    "knorm:num_recent=0": ("KnormPress", {}),
+    "snapkv:window=32": ("SnapKVPress", {"window_size": 32, "kernel_size": 5}),
+    "streaming_llm:num_sinks=4": ("StreamingLLMPress", {"n_sink": 4}),
+}
 # Keeps everything: what others are compared with.
 REFERENCE = "full"
 # What an evaluation shows beside whatever it is asked for.

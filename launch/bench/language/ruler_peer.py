@@ -22,16 +22,10 @@ from joma.inference.evaluation.protocols import ruler_subject
 from joma.inference.evaluation.ruler import ruler_config
 from joma.inference.evaluation.ruler import scoring
 from joma.inference.evaluation.ruler import written as written_lib
+from joma.systems.cache_policies import names as policy_names
 from launch.bench import harness
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
-
-# What a press is called there, with settings that make it ours.
-PRESSES: dict[str, tuple[str, dict[str, int]]] = {
-    "knorm:num_recent=0": ("KnormPress", {}),
-    "snapkv:window=32": ("SnapKVPress", {"window_size": 32, "kernel_size": 5}),
-    "streaming_llm:num_sinks=4": ("StreamingLLMPress", {"n_sink": 4}),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +43,7 @@ class BenchConfig:
   """
 
   tasks: tuple[str, ...] = ("niah_single_1", "niah_single_2")
-  policies: tuple[str, ...] = ("knorm:num_recent=0", "snapkv:window=32")
+  policies: tuple[str, ...] = tuple(policy_names.PRESSES)[:2]
   num_samples: int = 4
   length: int = 512
   budget: float = 0.5
@@ -64,10 +58,10 @@ class BenchConfig:
           f"budget={self.budget} must be between 0 and 1: a share that stays."
       )
     for name in self.policies:
-      if name not in PRESSES:
+      if name not in policy_names.PRESSES:
         raise errors.UserError(
             f"policies={name} has no equal press; there are"
-            f" {', '.join(PRESSES)}."
+            f" {', '.join(policy_names.PRESSES)}."
         )
 
   def evaluated(self) -> evaluate_config.EvaluateConfig:
@@ -212,7 +206,7 @@ def _row(
 def _press(policy: str) -> Any:
   import kvpress
 
-  name, fields = PRESSES[policy]
+  name, fields = policy_names.PRESSES[policy]
   return getattr(kvpress, name)(**fields)
 
 

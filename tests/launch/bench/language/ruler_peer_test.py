@@ -6,6 +6,7 @@ import pathlib
 from absl.testing import absltest
 import pytest
 
+from joma.systems.cache_policies import names
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer
@@ -39,7 +40,7 @@ class MeasureTest(absltest.TestCase):
     tokenizer.save(tokenizer.Bytes(), folder)
     config = ruler_peer.BenchConfig(
         tasks=("niah_single_1",),
-        policies=("snapkv:window=32", "streaming_llm:num_sinks=4"),
+        policies=tuple(names.PRESSES)[1:],
         num_samples=2,
         length=900,
         answer_tokens=6,
