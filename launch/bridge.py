@@ -20,11 +20,13 @@ from joma.inference.bridge import config as bridge_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
 _PRESET = run.define_preset()
 _DATA_DIR = run.define_data_dir()
+trackers.define()
 _CONFIG = flag_config.define(bridge_config.BridgeConfig())
 
 

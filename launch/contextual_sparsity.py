@@ -19,10 +19,12 @@ from joma.inference.sparsity import contextual_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
 _PRESET = run.define_preset()
+trackers.define()
 _CONFIG = flag_config.define(contextual_config.ContextualConfig())
 
 

@@ -17,10 +17,12 @@ from joma.transformer.rope import extension_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import workdir as workdir_lib
 
 _WORKDIR = run.define_workdir()
 _PRESET = run.define_preset()
+trackers.define()
 _CONFIG = flag_config.define(extension_config.RopeExtensionConfig())
 
 

@@ -17,6 +17,7 @@ from absl import flags
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax import config as config_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -46,6 +47,7 @@ _PRESET = flags.DEFINE_enum(
 )
 _MULTIHOST = run.define_multihost()
 _NUM_CPU_DEVICES = run.define_num_cpu_devices()
+trackers.define()
 _CONFIG = flag_config.define(config_lib.ScanSnapConfig())
 
 

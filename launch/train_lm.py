@@ -22,8 +22,8 @@ from joma.transformer.training import lm_config
 from launch.command import app
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import workdir as workdir_lib
-from scansnap_jax.experiment.trackers import tracker
 
 _WORKDIR = run.define_workdir()
 _PRESET = flags.DEFINE_enum(
@@ -53,14 +53,8 @@ _PROFILE = flags.DEFINE_string(
     "Steps START:STOP, as 100:150, whose programs are traced; the trace goes to"
     " profile/ and XProf shows it.",
 )
-_TRACKERS = flags.DEFINE_list(
-    "trackers",
-    [],
-    "What is shown of metrics.jsonl, and of attention maps, while it runs:"
-    " tensorboard (events in tensorboard/, extra [log]), wandb (Weights &"
-    " Biases, extra [wandb]; WANDB_MODE=offline sends nothing), or both.",
-)
-_TENSORBOARD = flags.DEFINE_boolean(
+trackers.define()
+flags.DEFINE_boolean(
     "tensorboard",
     False,
     "Write TensorBoard events; --trackers=tensorboard does so too.",
@@ -84,7 +78,6 @@ def main(_: list[str]) -> None:
     from joma.transformer.training import layouts
     from joma.transformer.training import run as training_run
 
-    tracker.check(_trackers())
     layouts.make_layout(config, sizes[0] if sizes else None)
     training_run.check(
         config, _REFERENCE_CSV.value, _SAVE_HF.value, _PROFILE.value
@@ -105,7 +98,6 @@ def main(_: list[str]) -> None:
         forms,
         learned=learned,
         profile=_PROFILE.value,
-        trackers=_trackers(),
     )
 
   def report(this: run.Run, trained: Any) -> pathlib.Path:
@@ -134,11 +126,6 @@ def main(_: list[str]) -> None:
           config.fsdp * config.tensor * config.seq,
       ),
   )
-
-
-def _trackers() -> list[str]:
-  also = ["tensorboard"] if _TENSORBOARD.value else []
-  return list(dict.fromkeys([*_TRACKERS.value, *also]))
 
 
 def _folder(config: lm_config.LmConfig) -> run.Folder:

@@ -153,6 +153,7 @@ def _make_recorder(
           for seed, _, lr_z, lr_ratio in zip(*runs, strict=True)
       ],
       rates="lr_z or lr_ratio",
+      settings=run_lib.SweepRun._fields,
   )
 
 

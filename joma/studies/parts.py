@@ -74,10 +74,8 @@ def measure(
   """
   folder = workdir / "parts"
   workdir_lib.make_folder(folder)
-  rows = metric_stream.MetricStream(
-      workdir / "metrics.jsonl", resume_below=None, tags={"experiment": name}
-  )
-  with rows, preemption.stop_requests() as asked:
+  experiment = name
+  with preemption.stop_requests() as asked:
 
     def part(
         name: str, measure: Callable[[], dict[str, Any]]
@@ -89,7 +87,8 @@ def measure(
           raise preemption.Stopped(f"front of {name}")
         found = at_once(name, measure)
         _write(path, found)
-      _stream(rows, name, found)
+      tags = {"experiment": experiment, "part": name}
+      _stream(workdir / "metrics.jsonl", tags, found)
       return found
 
     return measure(config, part=part)
@@ -124,9 +123,12 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _stream(
-    rows: metric_stream.MetricStream, name: str, found: dict[str, Any]
+    path: pathlib.Path, tags: dict[str, str], found: dict[str, Any]
 ) -> None:
-  curves = found.get("curves", {})
-  for i, step in enumerate(found.get("steps", ())):
-    values = {curve: value[i] for curve, value in curves.items()}
-    rows.write(step, values, part=name)
+  """Writes the rows of a part, whose steps are its own."""
+  curves, steps = found.get("curves", {}), found.get("steps", ())
+  if not steps:
+    return
+  with metric_stream.MetricStream(path, resume_below=None, tags=tags) as rows:
+    for i, step in enumerate(steps):
+      rows.write(step, {curve: value[i] for curve, value in curves.items()})

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
+from launch.command import trackers
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import workdir as workdir_lib
@@ -243,10 +244,12 @@ def start(
   preemption.set_grace(flags.FLAGS.grace if "grace" in flags.FLAGS else 0)
   if "figure_style" in flags.FLAGS:
     page.use(flags.FLAGS.figure_style)
+  trackers.check()
   check()
   with (
       rendezvous.heard_out(peers),
       _claimed(folder, peers) as workdir,
+      trackers.shown(workdir, lambda: folder().settings if folder else {}),
   ):
     facts = {"command": command(script), "devices": devices.describe()}
     try:

@@ -17,6 +17,7 @@ from absl import flags
 from joma.studies import study as study_lib
 from launch.command import flag_config
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir as workdir_lib
 
@@ -46,6 +47,7 @@ def define(
   """
   variants = variants or {}
   workdir = run.define_workdir()
+  trackers.define()
   chosen = flags.DEFINE_enum(
       flag, default, [*studies, *variants], "What to run."
   )

@@ -15,7 +15,7 @@ checkpoint gives the same bits.
 Letters as in `scansnap_jax`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -39,7 +39,6 @@ from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment.processes import devices
 from scansnap_jax.experiment.processes import preemption
-from scansnap_jax.experiment.trackers import tracker
 
 
 class Interval(NamedTuple):
@@ -153,8 +152,7 @@ class Recorder:
       tags: Mapping[str, Any],
       runs: Sequence[str],
       rates: str,
-      trackers: Sequence[str] = (),
-      config: Mapping[str, Any] | None = None,
+      settings: Collection[str] = ("seed",),
       refuses_nan: bool = True,
   ):
     """Opens the checkpoints.
@@ -165,13 +163,13 @@ class Recorder:
       tags: What all its metric rows are about.
       runs: Names each run by its settings, for errors.
       rates: Names the settings to make smaller if a run diverges.
-      trackers: Names of those that are told of the rows.
-      config: Settings that they show.
+      settings: Names in rows that tell runs apart, for `write_runs` of
+        `metric_stream.MetricStream`.
       refuses_nan: Whether losses that are no numbers end a run, as parameters
         that are none always do.
     """
     self._refuses_nan = refuses_nan
-    self._trackers, self._config = trackers, config or {}
+    self._settings = settings
     self._path, self._tags = workdir / "metrics.jsonl", tags
     self._name, self._runs, self._rates = name, runs, rates
     self._stack = contextlib.ExitStack()
@@ -200,15 +198,11 @@ class Recorder:
     step = restored.step if restored else 0
     if devices.is_main_process():
       # Rows behind the checkpoint stay; later ones will be written again.
-      first = step + 1 if step else 0
       self._stream = self._stack.enter_context(
           metric_stream.MetricStream(
               self._path,
               resume_below=step + 1 if step else None,
               tags=self._tags,
-              trackers=tracker.open_all(
-                  self._trackers, self._path.parent, self._config, first
-              ),
           )
       )
     if restored is None:
@@ -250,9 +244,12 @@ class Recorder:
     """
     if self._stream is None:
       return
-    for r, row in enumerate(rows):
-      last = {} if losses is None else {"last_batch_loss": losses[r]}
-      self._stream.write(step, {**row, **last})
+    if losses is not None:
+      rows = [
+          {**row, "last_batch_loss": loss}
+          for row, loss in zip(rows, losses, strict=True)
+      ]
+    self._stream.write_runs(step, rows, self._settings)
 
   def draw(self, step: int, name: str, image: Float[np.ndarray, "H W"]) -> None:
     """Shows a picture in the trackers."""

@@ -7,7 +7,7 @@ drops the rows that it will write again, so that the file never holds a step
 twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import errno
 import json
@@ -35,7 +35,7 @@ class MetricStream:
       *,
       resume_below: int | None,
       tags: Mapping[str, Any] | None = None,
-      trackers: Sequence[tracker.Tracker] = (),
+      trackers: Sequence[tracker.Tracker] | None = None,
   ):
     """Opens the file, created with its folder if need be.
 
@@ -48,13 +48,14 @@ class MetricStream:
       tags: What all rows of this stream are about, such as
         `{"experiment": "fast"}`. Several streams may share a file: the rows of
         other tags are kept, whatever their step.
-      trackers: Are told of each row, and closed with the stream.
+      trackers: Are told of each row, and closed with the stream; None are those
+        that `tracker.shown` names.
 
     Raises:
-      UserError: The path is no file that may be written.
+      UserError: The path is no file that may be written, or a tracker refuses
+        to start.
     """
     self._path = pathlib.Path(path)
-    self._trackers = tuple(trackers)
     workdir.make_folder(self._path.parent)
     if os.path.lexists(self._path):
       json_file.check_regular(self._path)
@@ -74,6 +75,10 @@ class MetricStream:
       raise errors.UserError(
           f"{self._path} cannot be written: {error.strerror}."
       ) from error
+    if trackers is None:
+      first = resume_below or 0
+      trackers = tracker.open_shown(self._path.parent, self._tags, first)
+    self._trackers = tuple(trackers)
 
   def write(
       self, step: SupportsIndex, values: Mapping[str, Any], **tags: str | int
@@ -90,6 +95,44 @@ class MetricStream:
       UserError: The file cannot be written, for one as the disk is full.
       ValueError: A value has several elements, or a name occurs twice.
     """
+    scalars = self._append(step, values, tags)
+    prefix = "".join(f"{tag}/" for tag in tags.values())
+    self._tell(step, {prefix + n: v for n, v in scalars.items()})
+
+  def write_runs(
+      self,
+      step: SupportsIndex,
+      rows: Sequence[Mapping[str, Any]],
+      settings: Collection[str],
+  ) -> None:
+    """Appends a row for each of several runs; trackers are told the means.
+
+    Hundreds of runs would be hundreds of curves. A mean is over the runs in
+    which the value is a finite number.
+
+    Args:
+      step: Which step the values are of.
+      rows: As the values of `write`.
+      settings: Names in the rows that tell runs apart: they have no mean.
+
+    Raises:
+      UserError: As `write`.
+      ValueError: As `write`.
+    """
+    told: dict[str, list[float]] = {}
+    for row in rows:
+      for name, value in self._append(step, row, {}).items():
+        if value is not None and name not in settings:
+          told.setdefault(name, []).append(value)
+    self._tell(step, {n: sum(v) / len(v) for n, v in told.items()})
+
+  def _append(
+      self,
+      step: SupportsIndex,
+      values: Mapping[str, Any],
+      tags: Mapping[str, str | int],
+  ) -> dict[str, bool | int | float | None]:
+    """Writes a row to the file; returns its numbers."""
     tags = self._tags | tags
     if {"step", *tags} & set(values):
       raise ValueError(f"names occur twice: {sorted(values)}, {sorted(tags)}")
@@ -106,8 +149,10 @@ class MetricStream:
       raise errors.UserError(
           f"{self._path} cannot be written: {error.strerror or error}."
       ) from error
-    prefix = "".join(f"{tag}/" for tag in tags.values())
-    shown = {prefix + n: v for n, v in scalars.items() if v is not None}
+    return scalars
+
+  def _tell(self, step: SupportsIndex, values: Mapping[str, Any]) -> None:
+    shown = {n: v for n, v in values.items() if v is not None}
     for each in self._trackers:
       each.write(operator.index(step), shown)
 

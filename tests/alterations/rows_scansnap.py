@@ -266,4 +266,17 @@ scansnap_jax/experiment/figures.py
 ? a figure of one panel is not as wide as a column
 @ tests/scansnap_jax/experiment/venues/page_test.py
 @ test_a_figure_of_one_panel_takes_a_column
+
+scansnap_jax/experiment/metric_stream.py
+- self._tell(step, {n: sum(v) / len(v) for n, v in told.items()})
++ self._tell(step, {n: v[-1] for n, v in told.items()})
+? trackers show the last run, not the mean
+@ test_of_runs_the_means_go_there_and_the_rows_to_the_file
+
+scansnap_jax/experiment/trackers/weights_and_biases.py
+- id=_id_of(workdir / "wandb" / stream),
++ id=_id_of(workdir / "wandb"),
+? all series of a workdir are one run of wandb, which drops steps that go back
+@ tests/scansnap_jax/experiment/trackers/tracker_test.py
+@ test_wandb_is_told_everything_as_one_run
 """

@@ -33,8 +33,9 @@ class TrackersTest(absltest.TestCase):
   def test_the_flag_of_before_names_one(self):
     code = (
         "from absl import flags; from launch import train_lm;"
+        " from launch.command import trackers;"
         " flags.FLAGS(['_', '--workdir=w', '--trackers=wandb',"
-        " '--tensorboard']); print(train_lm._trackers())"
+        " '--tensorboard']); print(trackers.names())"
     )
     printed = subprocess.check_output(
         [sys.executable, "-c", code],

@@ -115,7 +115,6 @@ def train(
     *,
     learned: corpus_lib.Learned | None = None,
     profile: str | None = None,
-    trackers: Sequence[str] = (),
 ) -> Run:
   """Loads the corpus, says which it is, and trains from the last checkpoint.
 
@@ -128,7 +127,6 @@ def train(
       own likewise. A run that is done writes its end alone.
     learned: Its tokenizer, where `with_vocabulary` made it.
     profile: Steps to trace, see `profiling.parse`.
-    trackers: Names of those that are told of the run.
 
   Raises:
     UserError: As `corpus.load` and `train.train_and_evaluate`.
@@ -168,7 +166,6 @@ def train(
         on_progress=on_progress,
         on_map=save,
         profile=None if profile is None else profiling.parse(profile),
-        trackers=trackers,
     )
   # The tokenizer is written last: where it is, the model is.
   missing = [

@@ -7,7 +7,7 @@ continues bitwise.
 Letters: E rows, L layers, M maps, N heads, T positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 import pathlib
 import time
@@ -31,7 +31,6 @@ from joma.transformer.training import observe
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import loop
 from scansnap_jax.experiment import progress
-from scansnap_jax.experiment import workdir as workdir_lib
 from scansnap_jax.experiment.processes import preemption
 from scansnap_jax.experiment.processes import profiling
 
@@ -97,7 +96,6 @@ def train_and_evaluate(
     on_progress: Callable[[int], None] = lambda num_steps: None,
     on_map: Callable[[int, PyTree], None] | None = None,
     profile: profiling.Steps | None = None,
-    trackers: Sequence[str] = (),
 ) -> Result:
   """Trains and evaluates a run, from its last checkpoint on.
 
@@ -109,8 +107,6 @@ def train_and_evaluate(
     on_map: Given the step and the parameters, on the host, at `map_steps`; a
       run that continues comes to a step again if it was stopped close to it.
     profile: Steps that are traced, below `profile/`.
-    trackers: Names of those that are told of the run, see
-      `scansnap_jax/experiment/trackers`.
 
   Returns:
     The run.
@@ -131,7 +127,7 @@ def train_and_evaluate(
   observer = observe.Observer(layout, task, corpus, text, steps, on_map)
   with (
       preemption.stop_requests() as stop_requested,
-      _make_recorder(config, workdir, trackers) as recorder,
+      _make_recorder(config, workdir) as recorder,
       profiling.Profiler(profile, workdir / "profile") as profiler,
   ):
     template = layout.to_restore(jax.eval_shape(init))
@@ -249,7 +245,7 @@ def _make_schedule(
 
 
 def _make_recorder(
-    config: lm_config.LmConfig, workdir: pathlib.Path, trackers: Sequence[str]
+    config: lm_config.LmConfig, workdir: pathlib.Path
 ) -> loop.Recorder:
   return loop.Recorder(
       workdir,
@@ -257,8 +253,6 @@ def _make_recorder(
       tags={},
       runs=[f"lr={config.lr:g}, seed={config.seed}"],
       rates="lr",
-      trackers=trackers,
-      config=workdir_lib.config_to_json(config),
       refuses_nan=config.on_nan == "stop",
   )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Tracker:
-  """A `tracker.Tracker` that writes to `tensorboard/` of a workdir."""
+  """A `tracker.Tracker` that writes to `tensorboard/STREAM` of a workdir."""
 
   def __init__(
       self,
@@ -16,11 +16,15 @@ class Tracker:
       workdir: pathlib.Path,
       config: Mapping[str, Any],
       resume_below: int,
+      stream: str,
   ):
-    """Opens a file; TensorBoard hides what others hold from that step on."""
+    """Opens a file; TensorBoard hides what others hold from that step on.
+
+    It does so per folder: streams that shared one would hide each other.
+    """
     del config  # Its page has no place for settings of one run.
     self._writer = tensorboard.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=resume_below
+        str(workdir / "tensorboard" / stream), purge_step=resume_below
     )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -19,7 +19,10 @@ _PROJECT = "scansnap-jax"
 
 
 class Tracker:
-  """A `tracker.Tracker` that is one run there, also when it is resumed."""
+  """A `tracker.Tracker` that is one run there, also when it is resumed.
+
+  Streams of a workdir are runs of one group: a run's steps never go back.
+  """
 
   def __init__(
       self,
@@ -27,6 +30,7 @@ class Tracker:
       workdir: pathlib.Path,
       config: Mapping[str, Any],
       resume_below: int,
+      stream: str,
   ):
     """Begins the run, or goes on with it.
 
@@ -40,8 +44,9 @@ class Tracker:
       self._run = wandb.init(
           project=os.environ.get("WANDB_PROJECT", _PROJECT),
           dir=str(workdir),
-          name=workdir.name,
-          id=_id_of(workdir),
+          name="/".join([workdir.name, *stream.split("/")]).rstrip("/"),
+          group=workdir.name if stream else None,
+          id=_id_of(workdir / "wandb" / stream),
           resume="allow",
           config=dict(config),
           # What a run prints is its own; so is the way it prints.
@@ -68,9 +73,9 @@ class Tracker:
     self._run.finish()
 
 
-def _id_of(workdir: pathlib.Path) -> str:
-  """The run's name for all times, kept in its workdir."""
-  path = workdir / "wandb" / "run_id"
+def _id_of(folder: pathlib.Path) -> str:
+  """The run's name for all times, kept in the folder."""
+  path = folder / "run_id"
   if path.is_file():
     return path.read_text().strip()
   workdir_lib.make_folder(path.parent)

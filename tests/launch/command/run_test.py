@@ -7,10 +7,13 @@ from unittest import mock
 from absl.testing import absltest
 
 from launch.command import run
+from launch.command import trackers
 from scansnap_jax.experiment import errors
+from scansnap_jax.experiment import metric_stream
 from scansnap_jax.experiment import workdir as workdir_lib
 from scansnap_jax.experiment.processes import devices
 from scansnap_jax.experiment.processes import preemption
+from scansnap_jax.experiment.trackers import tracker
 
 
 class RunTest(absltest.TestCase):
@@ -69,6 +72,25 @@ class RunTest(absltest.TestCase):
     self.assertRegex(out, rf"^\d+\.\d s\. Report: {self.path}/report.html\n$")
     with workdir_lib.lock(self.path):  # The run has let go of it.
       pass
+
+  def test_what_a_run_measures_is_shown_with_its_settings(self):
+    names = mock.patch.object(trackers, "names", lambda: ["tensorboard"])
+    library = mock.patch.object(tracker, "library")
+    opened = mock.patch.object(tracker, "open_all", return_value=[])
+    with names, library, opened as told:
+
+      def measure(this):
+        path = this.folder / "metrics.jsonl"
+        metric_stream.MetricStream(path, resume_below=None).close()
+
+      self.start(measure)
+    told.assert_called_once_with(("tensorboard",), self.path, {"a": 1}, 0, "")
+
+  def test_a_tracker_that_there_is_not_claims_no_folder(self):
+    with mock.patch.object(trackers, "names", lambda: ["mlflow"]):
+      with self.assertRaisesRegex(errors.UserError, "trackers=mlflow is none"):
+        self.start(lambda this: None)
+    self.assertFalse(self.path.exists())
 
   def test_a_stop_is_told_and_reports_nothing(self):
     def measure(_):

@@ -10,6 +10,7 @@ import numpy as np
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import metric_stream
+from scansnap_jax.experiment.trackers import tracker
 
 
 class MetricStreamTestCase(parameterized.TestCase):
@@ -153,6 +154,41 @@ class TrackersTest(MetricStreamTestCase):
     told.close.assert_called_once_with()
     with self._open() as stream:
       stream.draw(4, "maps", image)  # Nobody asked.
+
+  def test_of_runs_the_means_go_there_and_the_rows_to_the_file(self):
+    told = mock.Mock()
+    rows = [
+        {"seed": 0, "loss": 0.5, "share": math.nan, "bad": math.nan},
+        {"seed": 1, "loss": 1.5, "share": 0.25, "bad": math.inf},
+    ]
+    with self._open(trackers=[told]) as stream:
+      stream.write_runs(3, rows, ["seed"])
+    told.write.assert_called_once_with(3, {"loss": 1.0, "share": 0.25})
+    written = metric_stream.read_rows(self.path)
+    self.assertEqual([row["loss"] for row in written], [0.5, 1.5])
+    self.assertEqual([row["seed"] for row in written], [0, 1])
+
+  def test_those_that_are_shown_are_told_by_the_name_of_the_stream(self):
+    told, opened = mock.Mock(), mock.Mock(return_value=[])
+    opened.return_value = [told]
+    folder = self.path.parent
+    with (
+        mock.patch.object(tracker, "check"),
+        mock.patch.object(tracker, "open_all", opened),
+    ):
+      with tracker.shown(["wandb"], folder, {"lr": 0.5}):
+        path = folder / "model" / "metrics.jsonl"
+        tags = {"experiment": "a/b", "num_last": 5}
+        with metric_stream.MetricStream(
+            path, resume_below=7, tags=tags
+        ) as stream:
+          stream.write(7, {"loss": 0.5})
+      opened.assert_called_once_with(
+          ("wandb",), folder, {"lr": 0.5}, 7, "model/a_b/num_last=5"
+      )
+      told.write.assert_called_once_with(7, {"loss": 0.5})
+      with self._open():  # Nobody asks any more.
+        self.assertEqual(opened.call_args.args[0], ())
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ class LibrariesTest(absltest.TestCase):
     super().setUp()
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
 
-  def _run(self, name, steps, resume_below=0):
-    (found,) = tracker.open_all([name], self.workdir, {"lr": 0.5}, resume_below)
+  def _run(self, name, steps, resume_below=0, stream=""):
+    options = (self.workdir, {"lr": 0.5}, resume_below, stream)
+    (found,) = tracker.open_all([name], *options)
     for step in steps:
       found.write(step, {"loss": 1.0 / (step + 1), "eval/acc": 0.25})
     found.draw(steps[-1], "maps", _IMAGE)
@@ -59,13 +60,17 @@ class LibrariesTest(absltest.TestCase):
     package.SummaryWriter.assert_called_once_with(
         str(self.workdir / "tensorboard"), purge_step=3
     )
+    with mock.patch.dict(sys.modules, {"tensorboardX": package}):
+      self._run("tensorboard", [3], stream="fast/part=1")
+    self.assertEqual(
+        package.SummaryWriter.call_args.args[0],
+        str(self.workdir / "tensorboard" / "fast" / "part=1"),
+    )
     writer.add_scalar.assert_has_calls(
         [mock.call("loss", 0.25, 3), mock.call("eval/acc", 0.25, 3)]
     )
-    writer.add_image.assert_called_once_with(
-        "maps", _IMAGE, 3, dataformats="HW"
-    )
-    writer.close.assert_called_once_with()
+    writer.add_image.assert_called_with("maps", _IMAGE, 3, dataformats="HW")
+    self.assertEqual(writer.close.call_count, 2)
 
   def test_wandb_is_told_everything_as_one_run(self):
     package = mock.Mock(errors=types.SimpleNamespace(Error=ValueError))
@@ -75,6 +80,17 @@ class LibrariesTest(absltest.TestCase):
       first, second = (c.kwargs for c in package.init.call_args_list)
       self.assertEqual(first["id"], second["id"])
       self.assertEqual(first["config"], {"lr": 0.5})
+      self.assertEqual(
+          (first["name"], first["group"]), (self.workdir.name, None)
+      )
+      # Steps of another stream begin anew, which one run would not take.
+      self._run("wandb", [0], stream="fast/part=1")
+      self._run("wandb", [1], stream="fast/part=1")
+      other, again = (c.kwargs for c in package.init.call_args_list[2:])
+      self.assertNotEqual(other["id"], first["id"])
+      self.assertEqual(other["id"], again["id"])
+      self.assertEqual(other["name"], f"{self.workdir.name}/fast/part=1")
+      self.assertEqual(other["group"], self.workdir.name)
       self.assertEqual(first["dir"], str(self.workdir))
       run = package.init.return_value
       run.log.assert_any_call({"loss": 0.25, "eval/acc": 0.25}, step=3)
