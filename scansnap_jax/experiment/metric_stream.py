@@ -133,7 +133,7 @@ class MetricStream:
       tags: Mapping[str, str | int],
   ) -> dict[str, bool | int | float | None]:
     """Writes a row to the file; returns its numbers."""
-    tags = self._tags | tags
+    tags = {**self._tags, **tags}
     if {"step", *tags} & set(values):
       raise ValueError(f"names occur twice: {sorted(values)}, {sorted(tags)}")
     scalars = {name: _scalar(name, value) for name, value in values.items()}
