@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
 
 from joma.transformer import attention
 from joma.transformer import config as configs
@@ -68,7 +69,7 @@ class Transformer(nn.Module):
       self,
       tokens: Int[Array, "B T"],
       *,
-      positions: Int[Array, "B T"] | None = None,
+      positions: Int[Array | np.ndarray, "B T"] | None = None,
       mask: masks.Mask | None = None,
       kv_cache: tuple[Any, ...] | None = None,
       logits_at: Int[Array, "B"] | None = None,

@@ -64,7 +64,7 @@ class GridBiasTest(parameterized.TestCase):
         attention=(_ENTRY,),
     )
     model = models.Transformer(config, implementation="reference")
-    tokens = np.zeros((2, 7), np.int32)
+    tokens = jnp.zeros((2, 7), jnp.int32)
     positions = np.broadcast_to(np.arange(7), (2, 7))
     apply = lambda: model.init_with_output(
         jax.random.key(0), tokens, positions=positions
