@@ -101,7 +101,8 @@ class Compactor(policy_lib.Policy):
     center, spread = _moments(leverage, counts)
     found = self._attention(prompt, counts)
     center_of, spread_of = _moments(found, counts)
-    share = self._blending(lengths)
+    # Beside a prompt of sinks and last tokens alone no key stands out.
+    share = jnp.where(counts.any(axis=-1), self._blending(lengths), 0.0)
     wide = lambda x: x[:, None, None]
     score = wide(share) * (leverage - wide(center)) / wide(spread)
     score = score + (found - wide(center_of)) / wide(spread_of)
