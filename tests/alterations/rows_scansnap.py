@@ -222,6 +222,36 @@ scansnap_jax/experiment/processes/rendezvous.py
 ? one that hangs is waited for without end
 @ test_one_that_hangs_is_named_by_all
 
+scansnap_jax/experiment/checkpoint.py
+- self._has_failed = True
++ pass
+? of a full disk the second thread that fails prints a traceback
+@ test_after_a_failure_its_threads_stay_silent
+
+scansnap_jax/experiment/processes/rendezvous.py
+- self._silence[place] = 0.0
++ pass
+? many short silences are taken for one long one
+@ test_two_short_silences_are_no_long_one
+
+scansnap_jax/experiment/processes/rendezvous.py
+- return max(self._silence, default=0) > self._timeout / 2
++ return False
+? the error that a lost host causes is told, not who is lost
+@ test_silence_is_known_at_half_the_time
+
+scansnap_jax/experiment/processes/preemption.py
+- if 0 < _grace < seconds:
++ if _grace < seconds:
+? a run without a grace period is warned of it
+@ test_without_a_grace_nothing_is_said
+
+scansnap_jax/experiment/processes/preemption.py
+- _evaluated = _SAID
++ pass
+? each evaluation is told to be late
+@ test_evaluations_far_apart_are_said_once
+
 scansnap_jax/experiment/processes/preemption.py
 - patience.start()
 + pass

@@ -177,6 +177,18 @@ class StopRequestsTest(parameterized.TestCase):
     self.assertEqual(said.getvalue().count("\n"), 1)
     self.assertRegex(said.getvalue(), "are 11 s apart, more than --grace=10: ")
 
+  def test_without_a_grace_nothing_is_said(self):
+    said = io.StringIO()
+    times = iter([0.0, 1e6])
+    with (
+        preemption.stop_requests() as stop_requested,
+        mock.patch.object(preemption.time, "monotonic", lambda: next(times)),
+        contextlib.redirect_stderr(said),
+    ):
+      for _ in range(2):
+        self.assertFalse(preemption.on_any_process(stop_requested()))
+    self.assertEqual(said.getvalue(), "")
+
   @parameterized.parameters((1, 0, "saved\n"), (2, 143, ""))
   @pytest.mark.by_default(0)
   def test_a_signal_that_was_noted_ends_nothing_later(self, times, code, out):

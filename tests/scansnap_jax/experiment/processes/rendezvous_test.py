@@ -188,6 +188,37 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(found, ["went on"] * 2)
 
 
+class SilenceTest(absltest.TestCase):
+  """A peer is a socket here, which the test holds the other end of."""
+
+  def setUp(self):
+    super().setUp()
+    mine, self.peer = socket.socketpair()
+    self.enterContext(self.peer)
+    # It listens in this test's thread alone.
+    with mock.patch.object(rendezvous.threading, "Thread"):
+      self.peers = rendezvous.Peers(1, [mine], timeout=0.4)
+    self.addCleanup(mine.close)
+    self.lines = self.peers._lines(0, mine)
+
+  def test_silence_is_known_at_half_the_time(self):
+    self.assertFalse(self.peers.is_one_silent)
+    self.peers._silence[0] = 0.19
+    self.assertFalse(self.peers.is_one_silent)
+    self.peers._silence[0] = 0.21
+    self.assertTrue(self.peers.is_one_silent)
+
+  def test_silence_ends_the_wait(self):
+    self.assertIsNone(next(self.lines))
+    self.assertGreaterEqual(self.peers._silence[0], 0.4)
+
+  def test_two_short_silences_are_no_long_one(self):
+    self.peers._silence[0] = 0.3
+    self.peer.sendall(b"one\n")
+    self.assertEqual(next(self.lines), b"one")
+    self.assertEqual(self.peers._silence[0], 0.0)
+
+
 class LostTest(parameterized.TestCase):
 
   def _run(self, *peers, suspend=None):
