@@ -6,6 +6,8 @@ others wait for. Sides close on v5e and v6e at 16 chips, on the others in slices
 whose sides are all multiples of 4
 (https://docs.cloud.google.com/tpu/docs/system-architecture-tpu-vm).
 
+GPUs at one switch have no torus: each sends to any others with all it has.
+
 Device numbers go along the first side first, as libtpu hands devices out, and
 slice by slice where there are several. What n devices of k slices exchange goes
 the way that sends least through the data-centre network: within each slice, and
@@ -40,10 +42,10 @@ class Torus:
 
   @property
   def link_bytes_per_sec(self) -> float:
-    """Of one link of a device, one way."""
+    """Of one link of a device, or of a GPU's all, one way."""
     peak = peaks.PEAKS[self.chip]
     per_device = peak.ici_bytes_per_sec / peak.num_devices
-    return per_device / (2 * peak.ici_dims)
+    return per_device / max(2 * peak.ici_dims, 1)
 
   @functools.cached_property
   def coordinates(self) -> np.ndarray:
@@ -64,6 +66,8 @@ class Torus:
 
     Devices of one chip, which need none, are taken to have one.
     """
+    if not peaks.PEAKS[self.chip].ici_dims:
+      return 1
     places = self.coordinates[list(group)]
     links = 0
     for side, size in enumerate(self.sides):

@@ -178,6 +178,7 @@ def _times(
       "kernel_flops": work.kernel_flops,
       "moved_bytes": work.hbm_bytes,
       "unknown_loops": list(work.unknown_loops),
+      "silent_kernels": work.silent_kernels,
       "collectives": exchanges,
       "seconds": seconds,
       "bound": bound,
@@ -267,5 +268,10 @@ def findings(
     lines.append(
         f"{loops} loops do not say how often they run and count once: FLOPs,"
         " bytes and times are lower bounds."
+    )
+  if silent := max(one.get("silent_kernels", 0) for one in compiled):
+    lines.append(
+        f"{silent} Pallas kernels for GPUs declare no FLOPs, which therefore"
+        " lack those of attention: compute times are lower bounds."
     )
   return lines

@@ -16,15 +16,18 @@ from scansnap_jax.experiment.processes import mesh_config
 SHAPES = cost_table_config.PRESETS
 AXES = mesh_config.AXES
 _POD_SIDE = 16  # Of v5e and v6e, whose tori have two sides.
+_AT_ONE_SWITCH = 8  # GPUs of one machine, as NVIDIA's HGX boards have them.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-  """One step of one model on one slice of TPUs.
+  """One step of one model on a slice of TPUs, or on the GPUs of one machine.
 
   Attributes:
     topology: A chip and the chips along each side of its torus, as v5p:4x4x4,
-      v5e:16x16, v4:2x2x1, v6e:2x4 or v7x:2x2x1.
+      v5e:16x16, v4:2x2x1, v6e:2x4 or v7x:2x2x1; or GPUs of one machine, as
+      h100:8 or h200:4, which jax 0.11 or later with its CUDA plugin compiles
+      for.
     num_slices: Slices of that topology, which exchange through the data-centre
       network; devices are numbered slice by slice, so that of a mesh data is
       the axis that lies across slices where it is large enough.
@@ -115,7 +118,9 @@ class PlanConfig:
   def chip(self) -> str:
     """Name of the chip."""
     name = self.topology.partition(":")[0]
-    known = [chip for chip, peak in peaks.PEAKS.items() if peak.ici_dims]
+    known = [
+        chip for chip, peak in peaks.PEAKS.items() if peak.ici_bytes_per_sec
+    ]
     if name not in known:
       raise UserError(
           f"topology={self.topology}: {name} is none of {', '.join(known)}."
@@ -124,11 +129,19 @@ class PlanConfig:
 
   @property
   def sides(self) -> tuple[int, ...]:
-    """Chips along each side of the torus."""
+    """Chips along each side of the torus; of GPUs, how many there are."""
     text, dims = (
         self.topology.partition(":")[2],
         peaks.PEAKS[self.chip].ici_dims,
     )
+    if not dims:
+      if not text.isdigit() or not 1 <= int(text) <= _AT_ONE_SWITCH:
+        raise UserError(
+            f"topology={self.topology}: a machine has 1 to {_AT_ONE_SWITCH}"
+            f" GPUs, as in {self.chip}:{_AT_ONE_SWITCH}; more machines are not"
+            " planned."
+        )
+      return (int(text),)
     parts = text.split("x")
     if len(parts) != dims or not all(part.isdigit() for part in parts):
       example = "x".join(["4"] * dims)

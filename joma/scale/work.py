@@ -32,6 +32,9 @@ _FREE = frozenset({
 })
 _SLICES = ("dynamic-slice", "slice", "gather")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_GPU_KERNEL = re.compile(
+    r'custom_call_target="(mosaic_gpu|__gpu\$xla\.gpu\.triton)'
+)
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 
 
@@ -45,26 +48,29 @@ class Work:
     hbm_bytes: Read and written.
     unknown_loops: Loops that are counted once, for nothing says how often they
       run.
+    silent_kernels: Places of Pallas kernels for GPUs, which declare no FLOPs.
   """
 
   flops: int
   kernel_flops: int
   hbm_bytes: int
   unknown_loops: tuple[str, ...] = ()
+  silent_kernels: int = 0
 
 
 def count(program: program_lib.Program) -> Work:
   """Counts what a program does."""
   runs, unknown = program_lib.runs(program)
-  flops = kernels = moved = 0
+  flops = kernels = moved = silent = 0
   for run in runs:
+    silent += _GPU_KERNEL.search(run.instruction.attributes) is not None
     declared = run.times * _declared(run.instruction)
     kernels += declared
     flops += declared + run.times * _flops(
         program, run.instruction, run.computation
     )
     moved += run.times * _moved(program, run)
-  return Work(flops, kernels, moved, tuple(unknown))
+  return Work(flops, kernels, moved, tuple(unknown), silent)
 
 
 def _declared(one: program_lib.Instruction) -> int:

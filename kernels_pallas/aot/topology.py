@@ -31,6 +31,7 @@ _HOW_TO_INSTALL = {
         " --no-deps jax-cuda13-plugin jax-cuda13-pjrt"
     ),
 }
+_GPUS = ("h100", "h200")
 # Shapes by the number of chips, in two dimensions and in three.
 _TORI = {
     4: ("2x2", "2x2x1"),
@@ -114,22 +115,28 @@ def device_mesh(chip: chips.Chip, num_devices: int = 1) -> Mesh:
 def named_devices(
     name: str, num_slices: int = 1
 ) -> tuple[chips.Chip, list[jax.Device]]:
-  """Returns the kind of device and all devices of a TPU topology.
+  """Returns the kind of device and all devices of a topology.
 
   Args:
     name: A chip and the chips along each side of its torus, as "v5p:4x4x4" or
-      "v5e:16x16".
+      "v5e:16x16"; or GPUs of one machine, as "h100:8". An H200, an H100 with
+      more memory, is compiled for as one.
     num_slices: Such slices, connected by the data-centre network; their
       devices come slice by slice.
 
   Raises:
-    ToolchainMissing: If libtpu is not installed.
+    ToolchainMissing: If what compiles for the chip is not installed.
     ValueError: If there is no such chip or torus.
   """
   kind, _, torus = name.partition(":")
+  if kind in _GPUS and torus.isdigit():
+    require("cuda")
+    with _environment(_ENVIRONMENT["cuda"]):
+      return chips.get_chip("h100"), _h100_devices(int(torus))
   chip = chips.get_chip(kind)
   if chip.platform != "tpu":
-    raise ValueError(f"{name}: topologies are of {', '.join(chips.TPU_NAMES)}")
+    known = ", ".join((*chips.TPU_NAMES, *_GPUS))
+    raise ValueError(f"{name}: topologies are of {known}")
   require("tpu")
   with _environment(_ENVIRONMENT["tpu"]):
     try:

@@ -23,9 +23,11 @@ class Peak:
     bytes_per_sec: From and to that memory.
     flops_per_sec: Dense matrix products in bfloat16.
     num_devices: That JAX sees: two on a v7x, one for each TensorCore.
-    ici_bytes_per_sec: Sent over all links to other chips of a slice, one way;
-      the pages give both ways, or 8 bits a byte. 0 on what is no TPU.
-    ici_dims: Of the torus of chips, each with two links.
+    ici_bytes_per_sec: Sent over all links to other chips of a slice, or by
+      NVLink to GPUs at the same switch, one way; the pages give both ways, or 8
+      bits a byte. 0 where no plan asks.
+    ici_dims: Of the torus of chips, each with two links; 0 where a switch
+      connects them.
     dcn_bytes_per_sec: Sent to other slices through the data-centre network, as
       a chip's part of its host's or pod's; 0 where no page says it.
     source: Where the figures are from.
@@ -73,6 +75,6 @@ PEAKS: dict[str, Peak] = {
     "v7x": _peak(192 * _GIB, 7380, 2307, _TPU + "tpu7x", (600, 3), 2),
     # SXM boards.
     "a100": _peak(80 * _GB, 2039, 312, _NVIDIA + "a100/"),
-    "h100": _peak(80 * _GB, 3350, 989, _NVIDIA + "h100/"),
-    "h200": _peak(141 * _GB, 4800, 989, _NVIDIA + "h200/"),
+    "h100": _peak(80 * _GB, 3350, 989, _NVIDIA + "h100/", (450, 0)),
+    "h200": _peak(141 * _GB, 4800, 989, _NVIDIA + "h200/", (450, 0)),
 }

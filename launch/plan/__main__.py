@@ -1,4 +1,4 @@
-r"""Says what a step costs on a slice of TPUs, and whether it fits, without one.
+r"""Says what a step costs on TPUs or GPUs, and whether it fits, without one.
 
   python -m launch.plan --topology=v5p:4x4x4 --shape=llama3_8b --task=train \
       --batch=64 --seq_len=8192 --mesh=search --workdir=runs/plan

@@ -13,6 +13,40 @@ joma/scale/program.py
 ? a loop that starts above 0 is taken to run too often
 @ test_loops_run_as_often_as_their_conditions_say
 
+joma/scale/program.py
+- return int(said[1])
++ pass
+? a loop of a GPU's program, which says how often it runs, counts once
+@ test_a_loop_that_says_how_often_is_believed
+
+joma/scale/interconnect.py
+- if not peaks.PEAKS[self.chip].ici_dims:
++ if not peaks.PEAKS[self.chip].ici_bytes_per_sec:
+? GPUs at a switch, which need no neighbour, send as along a line
+@ test_gpus_send_to_any_others_with_all_they_have
+
+joma/scale/work.py
+- silent += _GPU_KERNEL.search(run.instruction.attributes) is not None
++ pass
+? what kernels for GPUs do not declare is not said to be absent
+@ test_a_kernel_for_gpus_declares_none
+
+joma/scale/plan_config.py
+- of_slice = math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
+- return of_slice * self.num_slices
++ of_slice = math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
++ return of_slice
+? several slices have the devices of one
+@ tests/joma/scale/meshes_test.py
+@ test_what_cannot_be_planned_is_refused
+
+joma/scale/plan_config.py
+- if self.num_slices > 1 and self.chip not in has_network:
++ if self.num_slices > 2 and self.chip not in has_network:
+? slices of a chip whose network no page gives exchange in no time
+@ tests/joma/scale/meshes_test.py
+@ test_what_cannot_be_planned_is_refused
+
 joma/scale/estimate.py
 - cache_split = self.batch_split * self.tensor
 + cache_split = self.data * self.fsdp * self.tensor

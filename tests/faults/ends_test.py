@@ -64,13 +64,13 @@ class EndsTest(parameterized.TestCase):
     self.zygote = self.enterContext(attacks.Zygote())
     self.tally = attacks.Tally()
 
-  def _start(self, loop, number, cwd):
+  def _start(self, loop, number, cwd, more=()):
     cwd.mkdir(exist_ok=True)
     (cwd / "text.txt").write_text(scripts.TEXT)
     if not (cwd / "classes.npz").exists():
       scripts.save_classes(cwd / "classes.npz")
     module, *argv = _RUNS[loop]
-    argv += ["--workdir=run", "--num_cpu_devices=1"]
+    argv += ["--workdir=run", "--num_cpu_devices=1", *more]
     return self.zygote.start_processes(
         number, module, argv, cwd=cwd, hooks=["undrawn"], cpu_s=600
     )
@@ -130,6 +130,35 @@ class EndsTest(parameterized.TestCase):
       self._attack(loop, processes, number, undisturbed, moment)
     wrong = attacks.report(self.tally, f"{loop}, {processes} processes")
     self.assertEmpty(wrong, wrong)
+
+  @parameterized.parameters(
+      # Evaluations come in time, and one that comes never.
+      (("--grace=60",), 60, "Stopped in "),
+      (
+          ("--grace=2", "--log_every=100000", "--checkpoint_every=100000"),
+          2,
+          "stopped by SIGTERM: no evaluation, .* came within --grace=2 s.",
+      ),
+  )
+  @pytest.mark.slow
+  @pytest.mark.timeout(900)
+  def test_a_trainer_ends_within_its_grace(self, more, grace, said):
+    cwd = self.folder / "run"
+    long = ("--num_steps=100000", "--eval_every=100000", "--map_steps=0")
+    (one,) = self._start("train_lm", 1, cwd, (*long, *more))
+    until = time.monotonic() + _PATIENCE
+    # The state before the first step is saved as it begins.
+    while not _num_saved(cwd) and time.monotonic() < until:
+      time.sleep(0.01)
+    time.sleep(5)
+    one.kill(signal.SIGTERM)
+    started = time.monotonic()
+    ended = one.end(_PATIENCE)
+    # And what a busy machine takes to end a process.
+    self.assertLess(time.monotonic() - started, grace + 10)
+    self.assertEqual(ended.status, 143, ended.err)
+    self.assertRegex(ended.err, said)
+    self.assertNotIn("Traceback", ended.err)
 
   @parameterized.parameters(2, 4)
   @pytest.mark.slow

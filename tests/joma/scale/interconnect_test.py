@@ -35,6 +35,14 @@ class InterconnectTest(parameterized.TestCase):
     np.testing.assert_allclose(torus.seconds(10**9, range(256)), (1 / 200, 0))
     np.testing.assert_allclose(torus.seconds(10**9, range(2)), (1 / 50, 0))
 
+  @parameterized.parameters(2, 3, 8)
+  def test_gpus_send_to_any_others_with_all_they_have(self, number):
+    switch = interconnect.Torus("h100", (8,))
+    # NVLink: 900 GB/s both ways.
+    np.testing.assert_allclose(
+        switch.seconds(10**9, range(number)), (1 / 450, 0)
+    )
+
   def test_seconds_between_slices_by_hand(self):
     # Two slices of 2 x 4: 50 GB/s a link, 25 Gbit/s through the network.
     torus = interconnect.Torus("v5e", (2, 4), 2)

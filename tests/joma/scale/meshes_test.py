@@ -15,7 +15,17 @@ _CONFIG = plan_config.PlanConfig(topology="v5e:4x4", batch=32, seq_len=1024)
 class PlanConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (dict(topology="v3:2x2"), "v3 is none of v4, v5e, v5p, v6e, v7x"),
+      (dict(topology="v3:2x2"), "v3 is none of v4, .*, v7x, h100, h200"),
+      (dict(topology="a100:8"), "a100 is none of v4"),
+      (dict(topology="h100:16"), "1 to 8 GPUs, as in h100:8; more machines"),
+      (dict(topology="h100:0"), "1 to 8 GPUs"),
+      (dict(topology="h200:2x4"), "1 to 8 GPUs, as in h200:8"),
+      (dict(topology="h100"), "1 to 8 GPUs"),
+      (dict(topology="h100:8", num_slices=2), "slices of h100 is"),
+      (
+          dict(topology="h100:4", mesh="1,8,1"),
+          "is of 8 devices, and topology=h100:4 has 4",
+      ),
       (dict(topology="v5p:4x4"), "v5p torus has 3 sides, as in v5p:4x4x4"),
       (dict(topology="v5e:4x0"), "a side must be 1 or more"),
       (
@@ -45,6 +55,7 @@ class PlanConfigTest(parameterized.TestCase):
   def test_devices_as_jax_counts_them(self):
     of = lambda name: plan_config.PlanConfig(topology=name).num_devices
     self.assertEqual((of("v5p:4x4x8"), of("v7x:2x2x1")), (128, 8))
+    self.assertEqual((of("h100:8"), of("h200:3")), (8, 3))
 
   @parameterized.parameters(
       ("smollm2_1b7", 1.7e9), ("llama32_1b", 1.24e9), ("llama3_405b", 405e9)

@@ -188,11 +188,66 @@ class CompiledPlanTest(parameterized.TestCase):
     self.assertLen(summary["estimates"], 6)
     self.assertRegex(summary["finding"][1], "Not compiled: 5 more meshes")
 
+  def test_what_compiles_for_gpus_is_named_where_it_is_absent(self):
+    self.enterContext(
+        mock.patch.object(topology, "has_toolchain", lambda _: False)
+    )
+    with self.assertRaisesRegex(
+        errors.UserError, "jax >= 0.11 and its CUDA plugin: pip install"
+    ):
+      _plan(topology="h100:2", batch=2, seq_len=8, mesh="1,2,1")
+
   def test_no_such_topology_is_one_line(self):
     with self.assertRaisesRegex(errors.UserError, "v5e:3x5 is no topology"):
       _plan(
           topology="v5e:3x5", task="decode", batch=15, seq_len=8, mesh="15,1,1"
       )
+
+
+@absltest.skipUnless(
+    topology.has_toolchain("cuda"), "no CUDA plugin for this jax"
+)
+class CompiledGpuPlanTest(absltest.TestCase):
+
+  @pytest.mark.slow
+  def test_training_over_fsdp_by_hand(self):
+    summary = _plan(
+        topology="h100:4", batch=8, seq_len=512, mesh="1,4,1", remat="full"
+    )
+    (row,) = summary["meshes"]
+    split = _V * _D + _L * _LAYER
+    self.assertEqual(row["bytes"]["parameters"], 4 * (split // 4 + _NORMS))
+    gathered = 2 * split + 2 * _L * _LAYER
+    self.assertAlmostEqual(
+        _bytes(row, "all-gather", "fsdp") / gathered, 1, delta=0.01
+    )
+    # 6 FLOPs a parameter and token, 2 more for layers computed anew but for
+    # the last product of each, which nothing asks for. Of attention, none.
+    anew = _LAYER - 1024 * _D
+    tokens = 8 * 512 / 4
+    weights = tokens * (6 * _V * _D + _L * (6 * _LAYER + 2 * anew))
+    self.assertAlmostEqual(row["flops"] / weights, 1, delta=0.01)
+    self.assertGreater(row["silent_kernels"], 0)
+    self.assertEqual(row["unknown_loops"], [])
+    self.assertRegex(" ".join(summary["finding"]), "declare no FLOPs")
+    self.assertEqual(row["hbm_bytes"], 80 * 10**9)
+    self.assertTrue(row["fits"])
+
+  @pytest.mark.slow
+  def test_decoding_over_tensor_by_hand(self):
+    summary = _plan(
+        topology="h200:4", task="decode", batch=4, seq_len=1024, mesh="1,1,4"
+    )
+    (row,) = summary["meshes"]
+    params = (_V * _D + _L * _LAYER) // 4 + _NORMS
+    self.assertEqual(row["bytes"]["parameters"], 2 * params)
+    slots = 4 * (4 // 4) * 1024 * _L
+    self.assertEqual(row["bytes"]["cache"], slots * 2 * 128 * 2)
+    summed = (2 * _L + 1) * 4 * _D * 2
+    self.assertAlmostEqual(
+        _bytes(row, "all-reduce", "tensor") / summed, 1, delta=0.01
+    )
+    self.assertEqual(row["hbm_bytes"], 141 * 10**9)
 
 
 class SummaryTest(parameterized.TestCase):

@@ -107,6 +107,16 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual(times, [6, 3, 1, 3, 1])
     self.assertEqual(unknown, ["while.3", "while.5"])
 
+  def test_a_loop_that_says_how_often_is_believed(self):
+    said = ', backend_config={"known_trip_count":{"n":"7"}}'
+    text = "\n".join(
+        line + said if " while(" in line else line for line in TEXT.splitlines()
+    )
+    found, unknown = program_lib.runs(program_lib.parse(text))
+    self.assertEqual(unknown, [])
+    times = {run.times for run in found if run.instruction.opcode == "negate"}
+    self.assertEqual(times, {7})
+
   def test_an_instruction_is_taken_apart(self):
     program = program_lib.parse(TEXT)
     compare = program.computations["cond.1"]["lt"]

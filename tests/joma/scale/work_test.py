@@ -87,6 +87,15 @@ class WorkTest(parameterized.TestCase):
     self.assertEqual((found.flops, found.kernel_flops), (77, 77))
     self.assertEqual(found.hbm_bytes, 64)
 
+  def test_a_kernel_for_gpus_declares_none(self):
+    found = _count(
+        "%x = f32[8]{0} parameter(0)",
+        "ROOT %y = f32[8]{0} custom-call(%x),"
+        ' custom_call_target="mosaic_gpu_v2"',
+    )
+    self.assertEqual((found.silent_kernels, found.flops), (1, 0))
+    self.assertEqual(found.hbm_bytes, 2 * 8 * 4)
+
   def test_copies_move_what_arrives(self):
     found = _count(
         "%x = f32[80]{0} parameter(0)",
