@@ -32,9 +32,7 @@ joma/scale/work.py
 @ test_a_kernel_for_gpus_declares_none
 
 joma/scale/plan_config.py
-- of_slice = math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
 - return of_slice * self.num_slices
-+ of_slice = math.prod(self.sides) * peaks.PEAKS[self.chip].num_devices
 + return of_slice
 ? several slices have the devices of one
 @ tests/joma/scale/meshes_test.py

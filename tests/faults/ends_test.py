@@ -144,13 +144,14 @@ class EndsTest(parameterized.TestCase):
   @pytest.mark.timeout(900)
   def test_a_trainer_ends_within_its_grace(self, more, grace, said):
     cwd = self.folder / "run"
-    long = ("--num_steps=100000", "--eval_every=100000", "--map_steps=0")
+    long = ("--num_steps=10000000", "--eval_every=100000", "--map_steps=0")
     (one,) = self._start("train_lm", 1, cwd, (*long, *more))
     until = time.monotonic() + _PATIENCE
-    # The state before the first step is saved as it begins.
-    while not _num_saved(cwd) and time.monotonic() < until:
+    # The first row is that of step 0; the steps are compiled after it.
+    rows = cwd / "run" / "metrics.jsonl"
+    while not rows.exists() and time.monotonic() < until:
       time.sleep(0.01)
-    time.sleep(5)
+    time.sleep(20)
     one.kill(signal.SIGTERM)
     started = time.monotonic()
     ended = one.end(_PATIENCE)
