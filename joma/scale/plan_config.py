@@ -135,7 +135,7 @@ class PlanConfig:
         peaks.PEAKS[self.chip].ici_dims,
     )
     if not dims:
-      if not text.isdigit() or not 1 <= int(text) <= _AT_ONE_SWITCH:
+      if not text.isdecimal() or not 1 <= int(text) <= _AT_ONE_SWITCH:
         raise UserError(
             f"topology={self.topology}: a machine has 1 to {_AT_ONE_SWITCH}"
             f" GPUs, as in {self.chip}:{_AT_ONE_SWITCH}; more machines are not"
@@ -143,7 +143,7 @@ class PlanConfig:
         )
       return (int(text),)
     parts = text.split("x")
-    if len(parts) != dims or not all(part.isdigit() for part in parts):
+    if len(parts) != dims or not all(part.isdecimal() for part in parts):
       example = "x".join(["4"] * dims)
       raise UserError(
           f"topology={self.topology}: a {self.chip} torus has {dims} sides, as"

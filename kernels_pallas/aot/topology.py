@@ -129,7 +129,7 @@ def named_devices(
     ValueError: If there is no such chip or torus.
   """
   kind, _, torus = name.partition(":")
-  if kind in _GPUS and torus.isdigit():
+  if kind in _GPUS and torus.isdecimal():
     require("cuda")
     with _environment(_ENVIRONMENT["cuda"]):
       return chips.get_chip("h100"), _h100_devices(int(torus))

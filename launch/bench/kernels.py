@@ -179,7 +179,7 @@ def _explained(
 
 
 def _length(text: str) -> int:
-  if not text.isdigit() or int(text) < 1024 or int(text) % 1024:
+  if not text.isdecimal() or int(text) < 1024 or int(text) % 1024:
     raise errors.UserError(f"length {text} must be a multiple of 1024")
   return int(text)
 

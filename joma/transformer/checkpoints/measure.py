@@ -66,7 +66,7 @@ def _pattern(path: pathlib.Path) -> str:
 
 def _numbers_by_value(name: str) -> list[tuple[int, int, str]]:
   parts = re.split(r"(\d+)", name)
-  return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+  return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts]
 
 
 def read_all(

@@ -15,7 +15,7 @@ def sizes_of(text: str) -> tuple[int, ...]:
   """
   parts = text.split(",")
   is_known = len(parts) in (len(AXES) - 1, len(AXES))
-  if not is_known or not all(part.isdigit() and int(part) for part in parts):
+  if not is_known or not all(part.isdecimal() and int(part) for part in parts):
     raise UserError(
         f"mesh={text} must be numbers from 1 for data, fsdp, tensor and, if"
         " wanted, seq, as 1,64,1 or 1,16,1,4."

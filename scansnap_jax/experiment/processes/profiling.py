@@ -22,7 +22,7 @@ def parse(text: str) -> Steps:
     UserError: It is none.
   """
   parts = text.split(":")
-  if len(parts) == 2 and all(part.isdigit() for part in parts):
+  if len(parts) == 2 and all(part.isdecimal() for part in parts):
     start, stop = map(int, parts)
     if start < stop:
       return start, stop

@@ -21,6 +21,10 @@ class PlanConfigTest(parameterized.TestCase):
       (dict(topology="h100:0"), "1 to 8 GPUs"),
       (dict(topology="h200:2x4"), "1 to 8 GPUs, as in h200:8"),
       (dict(topology="h100"), "1 to 8 GPUs"),
+      # Digits, of which int() makes no number.
+      (dict(topology="h100:\u00b2"), "1 to 8 GPUs"),
+      (dict(topology="v5e:\u00b2x2"), "v5e torus has 2 sides"),
+      (dict(mesh="\u00b2,1,1"), "must be numbers from 1 for data"),
       (dict(topology="h100:8", num_slices=2), "slices of h100 is"),
       (
           dict(topology="h100:4", mesh="1,8,1"),
