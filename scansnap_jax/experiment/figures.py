@@ -137,7 +137,7 @@ def style() -> Iterator[None]:
     yield
 
 
-def make_figure(width: float, height: float) -> mpl_figure.Figure:
+def make_figure(width: int | float, height: int | float) -> mpl_figure.Figure:
   """Makes an empty figure that lays itself out.
 
   Args:
