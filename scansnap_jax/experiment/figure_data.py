@@ -65,4 +65,5 @@ def _name(drawn: Any, number: int) -> str:
 
 def _end_of(bar: mpl_patches.Rectangle) -> tuple[float, float]:
   """The middle of its foot's side, and where it ends."""
-  return bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height()
+  middle = bar.get_x() + bar.get_width() / 2
+  return float(middle), float(bar.get_y() + bar.get_height())
