@@ -258,9 +258,8 @@ def _step(
     inner = program.computations.get(added.called("calls") or "", {})
     added = next((one for one in inner.values() if one.is_root), added)
     names = tuple(
-        name if place is None else names[place]
+        name if (at := _parameter(inner.get(name))) is None else names[at]
         for name in added.operands
-        for place in [_parameter(inner.get(name))]
     )
     body = {**inner, **body}
   if added.opcode != "add":
