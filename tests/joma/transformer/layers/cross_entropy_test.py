@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from joma.transformer import config as configs
 from joma.transformer import model as models
@@ -51,6 +52,7 @@ class PiecesTest(parameterized.TestCase):
 class ModelTest(parameterized.TestCase):
 
   @parameterized.product(tie=(True, False), piece=(3, 7))
+  @pytest.mark.by_default(1)
   def test_losses_in_pieces_are_those_at_once(self, tie, piece):
     config = configs.TransformerConfig(
         vocab_size=31,
@@ -65,7 +67,7 @@ class ModelTest(parameterized.TestCase):
     )
     tokens, targets = jax.random.randint(jax.random.key(0), (2, 2, 10), 0, 31)
     model = models.Transformer(config, implementation="reference")
-    params = model.init(jax.random.key(1), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
     weights = jax.random.normal(jax.random.key(2), (2, 10))
 
     def sum_of(model, params):
@@ -78,7 +80,7 @@ class ModelTest(parameterized.TestCase):
       picked = jnp.take_along_axis(log_probs, targets[..., None], axis=2)
       return -(weights * picked[..., 0]).sum()
 
-    want = jax.value_and_grad(defined)(params)
+    want = jax.jit(jax.value_and_grad(defined))(params)
     for one in (model, model.clone(loss_piece=piece)):
       found = jax.value_and_grad(lambda params, m=one: sum_of(m, params))(
           params
