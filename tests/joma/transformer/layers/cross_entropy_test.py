@@ -1,3 +1,5 @@
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -82,9 +84,8 @@ class ModelTest(parameterized.TestCase):
 
     want = jax.jit(jax.value_and_grad(defined))(params)
     for one in (model, model.clone(loss_piece=piece)):
-      found = jax.value_and_grad(lambda params, m=one: sum_of(m, params))(
-          params
-      )
+      loss = functools.partial(sum_of, one)
+      found = jax.jit(jax.value_and_grad(loss))(params)
       chex.assert_trees_all_close(found, want, rtol=1e-4, atol=1e-5)
 
   def test_pieces_hold_less(self):
