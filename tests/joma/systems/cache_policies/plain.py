@@ -160,6 +160,7 @@ def check(
     out_kernel=None,
     capacity=CAPACITY,
     init_layer=kv_cache.init_layer,
+    shift=0.0,
 ):
   """Three prompts of different lengths, then a token a step for each.
 
@@ -172,8 +173,11 @@ def check(
     out_kernel: Of the layer [N, H, D]; None where nobody says.
     capacity: C.
     init_layer: Makes the cache.
+    shift: Added to all keys, which changes no weight but how far from 0 they
+      are.
   """
-  arrays = _draw(num_heads, num_kv_heads, num_steps + max(_LENGTHS))
+  query, key, value = _draw(num_heads, num_kv_heads, num_steps + max(_LENGTHS))
+  arrays = query, key + np.float32(shift), value
   found = _run(policy, num_heads, capacity, init_layer, out_kernel, *arrays)
   start, outs, kept = map(np.asarray, found)
   query, key, value = (np.asarray(x, np.float64) for x in arrays)

@@ -82,8 +82,9 @@ def _policy(num_exact=4, group_size=4, **fields):
 class CodedSlotsTest(parameterized.TestCase):
 
   def test_is_plain_python_at_every_step(self):
-    """Slots that do not fill their last group, among them."""
-    self._check(_policy(num_sinks=1), num_steps=8, capacity=10)
+    """Slots that do not fill their last group, with keys far from 0."""
+    policy = _policy(num_sinks=1, num_recent=5)
+    self._check(policy, num_steps=12, capacity=10, shift=4.0)
 
   @parameterized.product(sizes=((4, 2), (8, 4)), heads=((4, 1), (4, 2), (3, 3)))
   @pytest.mark.slow
