@@ -11,6 +11,8 @@ from scansnap_jax.experiment import figures
 
 Summary = Mapping[str, Any]
 
+_SEEN = 2e-3  # Share of a bar that is a line's width.
+
 
 def draw(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
   """Writes the figure of a plan; returns the path of plan.png.
@@ -22,11 +24,13 @@ def draw(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
   rows = summary["meshes"]
   names = [plan.mesh_name(row["mesh"]).replace(" x ", "\n") for row in rows]
   with figures.style():
-    height = 1.3 + 0.6 * len(rows)
+    height = 1.6 + 0.6 * len(rows)
     figure = figures.make_figure(figures.PAGE_WIDTH, height)
-    held, times = figure.subplots(1, 2)
-    _draw_bytes(held, rows, names)
-    _draw_times(times, rows, names)
+    draws = (_draw_bytes, _draw_times)
+    for panel, draw_panel in zip(figure.subfigures(1, 2), draws, strict=True):
+      axes = panel.subplots()
+      draw_panel(axes, rows, names)
+      figures.put_legend_above(panel, figures.legend_entries(axes))
     return figures.save(figure, folder, "plan")[0]
 
 
@@ -34,16 +38,21 @@ def _draw_bytes(axes: Any, rows: Any, names: list[str]) -> None:
   places = np.arange(len(rows))
   kinds = list(dict.fromkeys(k for row in rows for k in row.get("bytes", {})))
   left = np.zeros(len(rows))
-  for kind in kinds:
-    size = np.array([row.get("bytes", {}).get(kind, 0) for row in rows]) / 1e9
-    axes.barh(places, size, left=left, label=kind)
+  parts = {
+      kind: np.array([row.get("bytes", {}).get(kind, 0) for row in rows]) / 1e9
+      for kind in kinds
+  }
+  least = _SEEN * sum(parts.values(), np.zeros(len(rows))).max()
+  for kind, size in parts.items():
+    # What nobody would see has no place in the legend; the table has it.
+    label = kind if size.max() > least else None
+    axes.barh(places, size, left=left, label=label)
     left += size
   room = [row["hbm_bytes"] / 1e9 for row in rows if "hbm_bytes" in row]
   if room:
     axes.axvline(room[0], color="black", linestyle="--", label="HBM")
   axes.set(xlabel="GB a device", yticks=places, yticklabels=names)
   axes.invert_yaxis()
-  axes.legend()
 
 
 def _draw_times(axes: Any, rows: Any, names: list[str]) -> None:
@@ -60,4 +69,3 @@ def _draw_times(axes: Any, rows: Any, names: list[str]) -> None:
       yticklabels=names,
   )
   axes.invert_yaxis()
-  axes.legend()
