@@ -240,15 +240,15 @@ class Transformer(nn.Module):
       targets: Int[Array, "B T"],
   ) -> Float[Array, "B T"]:
     """Each token's cross-entropy, `loss_piece` positions at a time."""
-    if self.loss_piece is None:
-      logits = self._logits(table, x)
-      return cross_entropy.token_losses(logits, targets)
 
     def one(
         model: "Transformer", _: None, piece: tuple[Array, Array]
     ) -> tuple[None, Array]:
-      logits = model._logits(table, piece[0])
+      logits = sharding.kept_split(model._logits(table, piece[0]))
       return None, cross_entropy.token_losses(logits, piece[1])
+
+    if self.loss_piece is None:
+      return one(self, None, (x, targets))[1]
 
     over = nn.scan(
         nn.remat(one, prevent_cse=False),

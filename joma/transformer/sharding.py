@@ -204,22 +204,22 @@ def keep_split(
   may else gather activations where it should gather parameters.
   """
   output = next_fun(*args, **kwargs)
-  mesh = current_mesh()
-  if context.method_name != "__call__" or mesh is None:
+  if context.method_name != "__call__":
     return output
-  num_parts = num_batch_parts(mesh)
+  return jax.tree.map(kept_split, output)
 
-  def keep(leaf: Array) -> Array:
-    # Streams [B, T, D] alone: of heads and their like XLA knows best.
-    if leaf.ndim != 3 or leaf.shape[0] % num_parts:
-      return leaf
-    free = P.UNCONSTRAINED
-    positions = free if leaf.shape[1] % mesh.shape["seq"] else "seq"
-    return jax.lax.with_sharding_constraint(
-        leaf, P(BATCH_AXES, positions, free)
-    )
 
-  return jax.tree.map(keep, output)
+def kept_split(leaf: Array) -> Array:
+  """An array [B, T, D], split by sequences and positions under such a mesh.
+
+  Any other one is as it was: of heads and their like XLA knows best.
+  """
+  mesh = current_mesh()
+  if mesh is None or leaf.ndim != 3 or leaf.shape[0] % num_batch_parts(mesh):
+    return leaf
+  free = P.UNCONSTRAINED
+  positions = free if leaf.shape[1] % mesh.shape["seq"] else "seq"
+  return jax.lax.with_sharding_constraint(leaf, P(BATCH_AXES, positions, free))
 
 
 def per_part(

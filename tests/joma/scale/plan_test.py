@@ -98,8 +98,9 @@ class CompiledPlanTest(parameterized.TestCase):
     self.assertEqual(row["bytes"]["parameters"], 4 * (split // 4 + _NORMS))
     # Two moments, a count and the step's number.
     self.assertEqual(row["bytes"]["optimizer"], 8 * (split // 4 + _NORMS) + 8)
-    # Weights forward, and those of layers once more for the backward pass.
-    gathered = 2 * split + 2 * _L * _LAYER
+    # Weights forward, those of layers once more for the backward pass, and the
+    # query's twice there: for what is computed anew, and for its gradient.
+    gathered = 2 * split + 2 * _L * (_LAYER + _D * 8 * 128)
     self.assertAlmostEqual(
         _bytes(row, "all-gather", "fsdp") / gathered, 1, delta=0.01
     )
