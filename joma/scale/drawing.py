@@ -26,8 +26,9 @@ def draw(summary: Summary, folder: pathlib.Path) -> pathlib.Path:
   with figures.style():
     height = 1.6 + 0.6 * len(rows)
     figure = figures.make_figure(figures.PAGE_WIDTH, height)
+    panels: Any = figure.subfigures(1, 2)
     draws = (_draw_bytes, _draw_times)
-    for panel, draw_panel in zip(figure.subfigures(1, 2), draws, strict=True):
+    for panel, draw_panel in zip(panels, draws, strict=True):
       axes = panel.subplots()
       draw_panel(axes, rows, names)
       figures.put_legend_above(panel, figures.legend_entries(axes))
