@@ -107,6 +107,7 @@ _SMALL = {
     "launch.bench.house": ("--root=empty",),
     "launch.bench.kernels": ("--target=abacus",),
     "launch.bench_kernels": ("--target=abacus",),
+    "launch.bench.starts": ("--scripts=abacus",),
     "launch.bench.sampling": ("--vocab_size=16", "--repeats=1"),
     "launch.bench.serving": (
         *("--model=model", "--num_requests=2", "--num_rows=1"),
