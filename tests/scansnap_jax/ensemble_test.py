@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 import subprocess
@@ -76,6 +77,71 @@ class EnsembleTest(parameterized.TestCase):
         layout.map(_power_iteration, num_steps=3),
         ensemble.make_ensemble(2).map(_power_iteration, num_steps=3),
     )
+
+
+def _in_shard_map(layout, members, shared, **static):
+  """What `map` computes, by `shard_map` in the place of pmap; leaves [R, ...].
+
+  Where a device takes all of its members at once, that is a `vmap`.
+  """
+  fn = functools.partial(_power_iteration, **static)
+  if layout.members_per_device == layout.group_size > 1:
+    on_device = jax.vmap(fn, in_axes=(0, None))
+  else:
+    on_device = functools.partial(ensemble._map_groups, fn, layout.group_size)
+  mesh = jax.sharding.Mesh(np.array(layout.devices), ("devices",))
+  per_device = jax.sharding.PartitionSpec("devices")
+  mapped = jax.shard_map(
+      on_device,
+      mesh=mesh,
+      in_specs=(per_device, jax.sharding.PartitionSpec()),
+      out_specs=per_device,
+      check_vma=False,  # As pmap, a member's scan starts from constants.
+  )
+  rows = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+  found = jax.jit(mapped)(jax.tree.map(rows, layout.scatter(members)), shared)
+  return jax.tree.map(
+      lambda leaf: np.asarray(leaf)[: layout.num_members], found
+  )
+
+
+def check_shard_map(num_members, group_size):
+  """Asserts that `map` gives the bits of `shard_map`, in a chaotic chain."""
+  shared = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+  layout = ensemble.make_ensemble(num_members, group_size=group_size)
+  members = _members(num_members)
+  mapped = layout.map(_power_iteration, num_steps=50)
+  found = layout.gather(mapped(layout.scatter(members), shared))
+  expected = _in_shard_map(layout, members, shared, num_steps=50)
+  chex.assert_trees_all_equal(found, expected)
+
+
+class ShardMapTest(absltest.TestCase):
+  """pmap is in maintenance mode: what would stand in its place."""
+
+  def test_a_vmap_in_shard_map_has_the_bits_of_pmap(self):
+    check_shard_map(4, group_size=4)
+
+  @pytest.mark.slow
+  def test_on_three_devices_too(self):
+    program = """
+    import jax
+    jax.config.update("jax_num_cpu_devices", 3)
+    from tests.scansnap_jax import ensemble_test
+    for group_size in (4, 2, 1):  # All of a device's members; pairs; one.
+      ensemble_test.check_shard_map(12, group_size)
+    ensemble_test.check_shard_map(11, 4)  # And a copy that is dropped.
+    print(len(jax.devices()))
+    """
+    output = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    ).stdout
+    self.assertEqual(output, "3\n")
 
 
 _ON_DEVICES = """
