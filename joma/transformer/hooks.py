@@ -86,7 +86,8 @@ class AttentionOptions:
     weights: What takes the place of softmax; None is softmax.
     out_kernel: What heads' outputs are multiplied with, for caches that ask
       what a value would add; None where nobody says.
-    call: For the caches of systems; None where the layer has no system.
+    call: For the caches of systems and those that ask for it (`ReadsCall`);
+      else None where the layer has no system.
   """
 
   scale: float
@@ -154,6 +155,15 @@ class Overflows(Protocol):
 
   def overflow(self) -> str | None:
     """What did not fit, in a sentence with its number; None if all did."""
+    ...
+
+
+@runtime_checkable
+class ReadsCall(Protocol):
+  """A cache that may look at `AttentionOptions.call`."""
+
+  def reads_call(self) -> bool:
+    """Whether it does; where it does not, the call costs nothing."""
     ...
 
 

@@ -335,7 +335,7 @@ def attend(
           f" {call.layer} has: {instead} does."
       )
   options = call.options
-  if own.systems:
+  if own.systems or (isinstance(inner, hooks.ReadsCall) and inner.reads_call()):
     options = dataclasses.replace(options, call=call)
   out, inner = inner.attend(
       query, key, value, call.positions, call.rotate, options

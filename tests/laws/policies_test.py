@@ -4,6 +4,8 @@ from absl.testing import parameterized
 import pytest
 
 from joma.systems.cache_policies import names as policy_names
+from joma.systems.cache_policies.by_attention import kvzap
+from tests.joma.systems.cache_policies.by_attention import kvzap_test
 from tests.laws import policy_laws
 
 # Sizes at which few tokens show what a policy does.
@@ -35,12 +37,26 @@ def _ordered():
   return [*_FIRST, *(name for name in _NAMES if name not in _FIRST)]
 
 
+# What is fitted beforehand, alone and wrapped: by networks that are drawn.
+_FITTED = ("kvzap", "adakv:kvzap", "four_bits:kvzap", "criticalkv:kvzap")
+
+
 class PolicyLawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_ordered())
   @pytest.mark.by_default(1)
   def test_holds(self, name):
     policy = policy_names.parse(_SIZED.get(name, name))
+    for law in policy_laws.LAWS:
+      with self.subTest(law.__name__):
+        law(policy)
+
+  @parameterized.parameters(*_FITTED)
+  @pytest.mark.by_default(1)
+  def test_holds_of_what_is_fitted(self, name):
+    path = self.create_tempfile().full_path
+    kvzap.save(path, kvzap_test.drawn(width=16, num_kv_heads=2))
+    policy = policy_names.parse(f"{name}:weights={path}")
     for law in policy_laws.LAWS:
       with self.subTest(law.__name__):
         law(policy)

@@ -26,6 +26,7 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer.rope import rotary
+from tests.laws import given
 
 # Slots of a head, and slots that hold all of the longest text.
 FEW, ALL = 8, 32
@@ -129,7 +130,9 @@ def a_step_is_one_trace(policy):
     span = [x[:, :length] for x in arrays]
     positions = jnp.broadcast_to(jnp.arange(length)[None], (3, length))
     _, after = jax.eval_shape(
-        lambda cache, *args: cache.attend(*args, _plain, _OPTIONS),
+        lambda cache, *args: cache.attend(
+            *args, _plain, given.with_call(_OPTIONS, args[2], args[3])
+        ),
         cache,
         *span,
         positions,
@@ -266,14 +269,17 @@ def _run(cache, arrays, lengths, is_active, rotate):
   steps = jnp.arange(max(LENGTHS))[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
   first = [x[:, : steps.shape[1]] for x in arrays]
-  out, cache = cache.attend(*first, positions, rotate, _OPTIONS)
+  options = given.with_call(_OPTIONS, first[2], positions)
+  out, cache = cache.attend(*first, positions, rotate, options)
   prompt = jnp.where((positions >= 0)[..., None, None], out, 0)
 
   def step(carry, is_active):
     cache, at = carry
     pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
     positions = jnp.where(is_active, at, -1)[:, None]
-    out, cache = cache.attend(*map(pick, arrays), positions, rotate, _OPTIONS)
+    one = [pick(x) for x in arrays]
+    options = given.with_call(_OPTIONS, one[2], positions)
+    out, cache = cache.attend(*one, positions, rotate, options)
     return (cache, at + is_active), (out, cache.kept_positions())
 
   start = cache.kept_positions()
@@ -289,7 +295,8 @@ def _converse(cache, arrays, lengths, is_active, rotate):
   steps = jnp.arange(max(LENGTHS))[None]
   positions = jnp.where(steps < lengths[:, None], steps, -1)
   first = [x[:, : steps.shape[1]] for x in arrays]
-  _, cache = cache.attend(*first, positions, rotate, _OPTIONS)
+  options = given.with_call(_OPTIONS, first[2], positions)
+  _, cache = cache.attend(*first, positions, rotate, options)
   outs, at = [], lengths
   for turn in (is_active[:10].T, is_active[10:].T):
     place = at[:, None] + jnp.cumsum(turn, axis=1) - 1
@@ -297,7 +304,9 @@ def _converse(cache, arrays, lengths, is_active, rotate):
         x, at[..., None, None], axis=1
     )
     positions = jnp.where(turn, place, -1)
-    out, cache = cache.attend(*map(pick, arrays), positions, rotate, _OPTIONS)
+    span = [pick(x) for x in arrays]
+    options = given.with_call(_OPTIONS, span[2], positions)
+    out, cache = cache.attend(*span, positions, rotate, options)
     outs.append(out.swapaxes(0, 1)[:, :, None])
     at = at + turn.sum(axis=1)
   return jnp.concatenate(outs), cache

@@ -38,6 +38,13 @@ def uses_queries(policy: Policy) -> bool:
   return policy.uses_queries
 
 
+def uses_input(policy: Policy) -> bool:
+  """Whether it looks at the layer's input, itself or by what it wraps."""
+  if isinstance(policy, rules.Wraps):
+    return any(map(uses_input, policy.wrapped()))
+  return policy.uses_input
+
+
 def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
   """Returns score, aux and state after a prompt."""
   if isinstance(policy, rules.ReadsPrompts):

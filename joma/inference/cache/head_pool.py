@@ -103,6 +103,10 @@ class PooledCache:
     """K."""
     return self.budgets.shape[1]
 
+  def reads_call(self) -> bool:
+    """Whether the policy looks at the layer's input."""
+    return calls.uses_input(self.policy)
+
   @property
   def owner(self) -> Int[Array, "B M"]:
     """The key head of each slot; K where closed."""

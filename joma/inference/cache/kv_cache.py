@@ -50,6 +50,10 @@ class SlotCache(slot_arrays.SlotArrays):
     """Positions that each head keeps, -1 in empty slots."""
     return self.pos
 
+  def reads_call(self) -> bool:
+    """Whether the policy looks at the layer's input."""
+    return calls.uses_input(self.policy)
+
   def on_trial(self) -> trial.SlotTrial:
     """Notes what tokens change, so that they can be taken back."""
     return trial.SlotTrial(self)

@@ -12,8 +12,8 @@ one order:
 
 `rules` are the methods that a policy may have, and `calls` calls them.
 
-Letters: B batch, T tokens of a prompt, N query heads, K key and value heads,
-G = N / K, C slots, H head size.
+Letters: B batch, T tokens of a prompt, D width, N query heads, K key and value
+heads, G = N / K, C slots, H head size.
 """
 
 import dataclasses
@@ -75,6 +75,7 @@ class Token:
     scale: Of the attention logits.
     layer: Of the model.
     out_kernel: What heads' outputs are multiplied with; None where nobody says.
+    x: The layer's input, where the policy asks for it; else it may be None.
   """
 
   key: Float[Array, "B K H"]
@@ -86,6 +87,7 @@ class Token:
   scale: float
   layer: int
   out_kernel: Float[Array, "N H D"] | None = None
+  x: Float[Array, "B D"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Prompt:
     rotate: The model's rotary positions.
     options: Of attention.
     layer: Of the model.
+    x: The layer's input, where the policy asks for it; else it may be None.
   """
 
   query: Float[Array, "B T N H"]
@@ -135,6 +138,7 @@ class Prompt:
   rotate: hooks.Rotate
   options: hooks.AttentionOptions
   layer: int
+  x: Float[Array, "B T D"] | None = None
 
   def last_weights(
       self, num_rows: int
@@ -220,6 +224,7 @@ class Policy:
       what those layers keep that do not keep everything.
     uses_col_mass: Whether `read_prompt` wants `Prompt.col_mass`.
     uses_queries: Whether `read_prompt` looks at queries of `Prompt`.
+    uses_input: Whether it looks at the layer's input, `Prompt.x` and `Token.x`.
     estimates_attention: Whether the priority is attention that a token has got
       or will get: from 0, so that a product with it means something.
     label: Name in figures and sentences; empty is the flag's own.
@@ -234,6 +239,7 @@ class Policy:
   reads_part: ClassVar[bool] = False
   uses_col_mass: ClassVar[bool] = False
   uses_queries: ClassVar[bool] = False
+  uses_input: ClassVar[bool] = False
   estimates_attention: ClassVar[bool] = False
   label: ClassVar[str] = ""
   look: ClassVar[Look | None] = None

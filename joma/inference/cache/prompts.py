@@ -58,6 +58,7 @@ def read(
       rotate=new.rotate,
       options=new.options,
       layer=layer,
+      x=new.x,
   )
   return result, prompt
 

@@ -1,7 +1,7 @@
 """New tokens of each sequence, as the layers hand them to a cache.
 
-Letters: B batch, T new tokens, N query heads, K key and value heads, G = N / K,
-H head size.
+Letters: B batch, T new tokens, D width, N query heads, K key and value heads,
+G = N / K, H head size.
 """
 
 import dataclasses
@@ -46,6 +46,11 @@ class Tokens:
     )
 
   @property
+  def x(self) -> Float[Array, "B T D"] | None:
+    """The layer's input; None where the layer says nothing of the call."""
+    return None if self.options.call is None else self.options.call.x
+
+  @property
   def rotated_query(self) -> Float[Array, "B T N H"]:
     """Queries as they meet keys."""
     return self.rotate(self.query, self.positions)
@@ -76,4 +81,5 @@ class Tokens:
         scale=self.options.scale,
         layer=layer,
         out_kernel=self.options.out_kernel,
+        x=None if self.x is None else self.x[:, 0],
     )

@@ -80,6 +80,10 @@ class SlotTrial:
   notes: Notes | None = None
   honours: ClassVar[tuple[str, ...]] = ("sinks", "keys")
 
+  def reads_call(self) -> bool:
+    """Whether the policy looks at the layer's input."""
+    return calls.uses_input(self.slots.policy)
+
   def attend(
       self,
       query: Float[Array, "B T N H"],

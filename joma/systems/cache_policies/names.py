@@ -56,6 +56,8 @@ WRAPPERS: dict[str, str] = {
 MEASURED: dict[str, str] = {
     "duo_attention": ".own_cache.duo_attention:DuoAttention"
 }
+# Those that need a file of what was fitted to the model beforehand.
+FITTED: dict[str, str] = {"kvzap": ".by_attention.kvzap:KVzap"}
 # What kvpress calls a policy, with arguments that make it the same rule.
 PRESSES: dict[str, tuple[str, dict[str, int]]] = {
     "knorm:num_recent=0": ("KnormPress", {}),
@@ -85,9 +87,13 @@ _PLAIN = {
 _WRAPPED = "h2o"
 
 
+def _all() -> dict[str, str]:
+  return {**POLICIES, **WRAPPERS, **MEASURED, **FITTED}
+
+
 def load(name: str) -> Any:
   """Imports and returns the class of a name of the tables."""
-  entry = {**POLICIES, **WRAPPERS, **MEASURED}[name]
+  entry = _all()[name]
   module, _, attribute = entry.partition(":")
   return getattr(importlib.import_module(module, __package__), attribute)
 
@@ -96,14 +102,14 @@ def name_of(policy: Any) -> str:
   """Returns the name that flags give a policy, or else that of its class."""
   cls = type(policy)
   entry = f"{cls.__module__.removeprefix(__package__ or '')}:{cls.__qualname__}"
-  known = {**POLICIES, **WRAPPERS, **MEASURED}
+  known = _all()
   return next((n for n, e in known.items() if e == entry), cls.__name__)
 
 
 def check(name: str) -> None:
   """Raises UserError unless `costed` knows a name; imports no policy."""
   base = name.partition(":")[0]
-  known = sorted({*POLICIES, *WRAPPERS, *MEASURED})
+  known = sorted(_all())
   if base not in known:
     raise errors.UserError(
         f"policy={name!r} is unknown; there are {', '.join(known)}."
@@ -118,7 +124,7 @@ def costed(name: str) -> Any:
 def label(name: str) -> str:
   """Returns a name as its paper writes it, its settings behind."""
   base, *behind = name.split(":")
-  is_known = base in {**POLICIES, **WRAPPERS, **MEASURED}
+  is_known = base in _all()
   known = (load(base).label if is_known else "") or base.replace("_", " ")
   return " ".join([known, *behind])
 
@@ -187,14 +193,14 @@ def from_name(name: str, **fields: Any) -> Any:
   """Returns the policy of a flag's name.
 
   Args:
-    name: A key of `all_policies()`.
+    name: A key of `all_policies()` or `FITTED`.
     **fields: Of its class.
 
   Raises:
     UserError: If the name or a field is unknown, or a value of another type
       than its field.
   """
-  known = all_policies()
+  known = all_policies() | {name: load(name) for name in FITTED}
   if name not in known:
     raise errors.UserError(
         f"policy={name!r} is unknown; there are {', '.join(sorted(known))}, and"

@@ -199,6 +199,10 @@ class CodedCache:
   def num_positions(self) -> None:
     """None: tokens leave."""
 
+  def reads_call(self) -> bool:
+    """Whether the base looks at the layer's input."""
+    return calls.uses_input(self.policy)
+
   def kept_positions(self) -> Int[Array, "B K C"]:
     """Positions that each head keeps, -1 in empty slots."""
     return self.slots.pos

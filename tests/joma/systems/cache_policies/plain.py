@@ -17,6 +17,7 @@ import numpy as np
 
 from joma.inference.cache import kv_cache
 from joma.transformer import hooks
+from tests.laws import given
 
 CAPACITY = 12
 _HEAD_DIM = 8
@@ -44,7 +45,7 @@ class Plain:
     self.capacity, self.scale, self.layer = capacity, scale, layer
     self.heads = range(num_kv_heads)
     self.slots = [[None] * capacity for _ in self.heads]
-    self.queries = []
+    self.queries, self.inputs = [], []
 
   def score_prompt(self, tokens, seen):
     """Scores the tokens of a prompt; `seen` is a `PromptSeen`."""
@@ -85,6 +86,7 @@ class Plain:
         logits[n, t] = self.scale * key[:, n // groups] @ query[t, n]
         weights[n, t, : t + 1] = softmax(logits[n, t, : t + 1])
     self.queries = list(query)
+    self.inputs = [x.ravel() for x in value]
     for head in self.heads:
       mine = slice(head * groups, (head + 1) * groups)
       tokens = [
@@ -106,6 +108,7 @@ class Plain:
     """query [N H], key and value [K H]; returns out [N H]."""
     groups = len(query) // len(self.heads)
     self.queries.append(query)
+    self.inputs.append(value.ravel())
     rows = []
     for head in self.heads:
       slots = self.slots[head]
@@ -223,17 +226,16 @@ def _run(
   longest, lengths = max(_LENGTHS), jnp.array(_LENGTHS)
   steps = jnp.arange(longest)[None]
   prompt_positions = jnp.where(steps < lengths[:, None], steps, -1)
-  first = lambda x: x[:, :longest]
-  _, cache = cache.attend(
-      first(query), first(key), first(value), prompt_positions, plain, options
-  )
+  first = [x[:, :longest] for x in (query, key, value)]
+  options = given.with_call(options, first[2], prompt_positions)
+  _, cache = cache.attend(*first, prompt_positions, plain, options)
 
   def step(cache, i):
     at = lengths + i
     pick = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=1)
-    out, cache = cache.attend(
-        pick(query), pick(key), pick(value), at[:, None], plain, options
-    )
+    one = [pick(x) for x in (query, key, value)]
+    told = given.with_call(options, one[2], at[:, None])
+    out, cache = cache.attend(*one, at[:, None], plain, told)
     return cache, (out[:, 0], cache.kept_positions())
 
   start = cache.kept_positions()
