@@ -26,6 +26,7 @@ _NAMES = {
     *policy_names.POLICIES,
     *policy_names.WRAPPERS,
     *policy_names.MEASURED,
+    *policy_names.FITTED,
     *system_names.SYSTEMS,
 } - _ORDINARY
 _CLASSES = {
@@ -34,6 +35,7 @@ _CLASSES = {
         policy_names.POLICIES,
         policy_names.WRAPPERS,
         policy_names.MEASURED,
+        policy_names.FITTED,
     )
     for entry in table.values()
 } - {
@@ -140,7 +142,9 @@ class NamesTest(parameterized.TestCase):
 
 class TableTest(parameterized.TestCase):
 
-  @parameterized.parameters(*policy_names.POLICIES, *policy_names.WRAPPERS)
+  @parameterized.parameters(
+      *policy_names.POLICIES, *policy_names.WRAPPERS, *policy_names.FITTED
+  )
   def test_a_name_is_its_class_of_its_file(self, name):
     found = policy_names.load(name)
     self.assertIn(found.__name__, {*_CLASSES, "Random"})

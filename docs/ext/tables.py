@@ -58,6 +58,7 @@ def policies(root: pathlib.Path) -> list[Row]:
       **policy_names.POLICIES,
       **policy_names.WRAPPERS,
       **policy_names.MEASURED,
+      **policy_names.FITTED,
   }
   full = {name: package + entry for name, entry in named.items()}
   return _of_classes(root, full, lines_of(root)["policies"], by_class=True)

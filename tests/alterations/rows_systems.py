@@ -7,6 +7,18 @@ joma/systems/cache_policies/by_attention/kvzip.py
 ? the text's own queries count as well as its repetition's
 @ test_what_the_repetition_looks_at_stays
 
+joma/systems/cache_policies/by_attention/kvzap.py
+- return jnp.exp(log_scores(Network(*(p[layer] for p in networks)), x))
++ return jnp.exp(log_scores(Network(*(p[0] for p in networks)), x))
+? every layer is judged by the first one's network
+@ test_layers_hand_on_what_attention_reads
+
+joma/systems/profiles/kvzip_surrogate.py
+- score, _, _ = calls.read_rehearsal(self.policy, prompt, self.starts)
++ score, _, _ = calls.read_prompt(self.policy, prompt)
+? the text's own queries count as well as its repetition's
+@ test_scores_are_the_greatest_weights_from_behind_the_text
+
 joma/inference/cache/rehearsal.py
 - positions=jnp.where(is_text, positions, -1),
 + positions=positions,

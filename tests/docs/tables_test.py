@@ -29,6 +29,7 @@ class TablesTest(parameterized.TestCase):
         *policy_names.POLICIES,
         *policy_names.WRAPPERS,
         *policy_names.MEASURED,
+        *policy_names.FITTED,
     }
 
   def test_every_name_has_its_line_and_no_line_is_left(self):

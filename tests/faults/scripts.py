@@ -103,6 +103,10 @@ _SMALL = {
         *("--notorch", "--vocab_size=32", "--embed_dim=8", "--batch_size=2"),
         *("--seq_len=8", "--num_rounds=1", "--num_steps=1"),
     ),
+    "launch.bench.language.kvzap_fit": (
+        *("--model=model", "--weights=kvzap.npz", "--num_texts=1"),
+        *("--num_held_out=2", "--length=4", "--rest=2", "--num_steps=1"),
+    ),
     "launch.bench.language.ruler_peer": ("--model=empty",),
     "launch.bench.house": ("--root=empty",),
     "launch.bench.kernels": ("--target=abacus",),

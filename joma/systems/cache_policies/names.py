@@ -58,6 +58,8 @@ MEASURED: dict[str, str] = {
 }
 # Those that need a file of what was fitted to the model beforehand.
 FITTED: dict[str, str] = {"kvzap": ".by_attention.kvzap:KVzap"}
+# Of those that learn another's scores, whose.
+TEACHERS: dict[str, str] = {"kvzap": "kvzip"}
 # What kvpress calls a policy, with arguments that make it the same rule.
 PRESSES: dict[str, tuple[str, dict[str, int]]] = {
     "knorm:num_recent=0": ("KnormPress", {}),

@@ -42,9 +42,8 @@ from scansnap_jax.experiment import json_file
 from scansnap_jax.experiment import require
 from scansnap_jax.experiment import workdir
 
-# Whose scores are learned.
-_TEACHER = "kvzip"
-_PUPIL = "kvzap"
+# What is fitted, and whose scores it learns.
+((_PUPIL, _TEACHER),) = policy_names.TEACHERS.items()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class BenchConfig:
   length: int = 256
   rest: int = 64
   budget: float = 0.5
-  policies: tuple[str, ...] = ("snapkv", "random")
+  policies: tuple[str, ...] = (policy_names.SHOWN[-1], policy_names.BESIDE[-1])
   size: int = 64
   num_steps: int = 1000
   seed: int = 0
