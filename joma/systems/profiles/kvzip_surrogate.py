@@ -146,13 +146,14 @@ def _see(
   caches = tuple(
       Noting(lengths, layer=layer) for layer in range(model.config.num_layers)
   )
-  _, caches = model.apply(
+  found: Any = model.apply(
       {"params": params},
       rows,
       positions=jnp.where(steps < whole[:, None], steps, -1),
       kv_cache=caches,
       logits_at=lengths - 1,
   )
+  caches = found[1]
   x = jnp.stack([cache.x[:, :length] for cache in caches])
   score = jnp.stack([cache.score[..., :length] for cache in caches])
   return x, score.swapaxes(2, 3)

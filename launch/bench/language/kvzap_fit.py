@@ -280,9 +280,10 @@ def _after(
   caches = rehearsal.prepare(caches, lengths)
   if rehearsal.are_rehearsing(caches):
     context, _ = rehearsal.repeat(context, lengths, request)
-  _, caches = model.apply(
+  found: Any = model.apply(
       {"params": params}, context, kv_cache=caches, logits_at=lengths - 1
   )
+  caches = found[1]
   if slots is None:
     return caches
   return tuple(kv_cache.compact(c, slots + more, lengths) for c in caches)
