@@ -10,7 +10,11 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import contextlib
+import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -65,27 +69,64 @@ def main(_: list[str]) -> None:
       num_cpu_devices=_NUM_CPU_DEVICES.value,
   ) as this:
     # Imported here, so that --help and wrong flags answer at once.
-    from scansnap_jax import train
-    from scansnap_jax.experiment import progress
     from scansnap_jax.figures import report
+    from scansnap_jax.theorems import table
 
-    results = {}
-    for name, config in configs.items():
-      with progress.bar(
-          name,
-          total=config.num_runs * config.num_steps,
-          unit="runs",
-          per_step=1 / config.num_steps,
-      ) as on_progress:
-        results[name] = train.train_and_evaluate(
-            config, this.folder, experiment=name, on_progress=on_progress
-        )
-    settings = (_PRESET.value, configs)
-    this.finish(
-        lambda: report.write(
-            this.folder, *settings, results, this.facts, this.started
-        )
-    )
+    with _one_thread() as beside:
+      has_checks = _PRESET.value in ("main", "theorems")
+      checks = table.begin_all(beside) if has_checks else []
+      results, sections = _train(configs, this.folder, beside)
+      if not configs and _PRESET.value in report.TITLES:
+        sections = [
+            beside.submit(report.draw_section, this.folder, _PRESET.value)
+        ]
+      this.finish(
+          lambda: report.write(
+              *(this.folder, configs, results),
+              [section.result() for section in sections],
+              [check.result() for check in checks],
+              *(this.facts, this.started),
+          )
+      )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[futures.Executor]:
+  """A thread for what can be made while the next is trained.
+
+  What it has not begun when an error or a signal ends the run is dropped.
+  """
+  pool = futures.ThreadPoolExecutor(1)
+  try:
+    yield pool
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _train(
+    configs: Mapping[str, config_lib.ScanSnapConfig],
+    folder: pathlib.Path,
+    beside: futures.Executor,
+) -> tuple[dict[str, Any], list[futures.Future[Any]]]:
+  """Trains every config; returns the results by name, and their sections."""
+  from scansnap_jax import train
+  from scansnap_jax.experiment import progress
+  from scansnap_jax.figures import report
+
+  results, sections = {}, []
+  for name, config in configs.items():
+    with progress.bar(
+        name,
+        total=config.num_runs * config.num_steps,
+        unit="runs",
+        per_step=1 / config.num_steps,
+    ) as on_progress:
+      results[name] = train.train_and_evaluate(
+          config, folder, experiment=name, on_progress=on_progress
+      )
+    drawing = (report.draw_section, folder, name, config, results[name])
+    sections.append(beside.submit(*drawing))
+  return results, sections
 
 
 def _check_data(configs: Mapping[str, config_lib.ScanSnapConfig]) -> None:

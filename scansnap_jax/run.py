@@ -92,38 +92,36 @@ def init(
 
 
 def draw(
-    seed: Int[Array, ""],
-    shared: tuple[Float[Array, "K L"], Float[Array, "K"], Int[Array, "N"]],
+    pairs: tuple[Int[Array, "N"], Int[Array, "N"]],
+    shared: tuple[Float[Array, "K L"], Float[Array, "K"]],
     *,
     batch_size: int,
     seq_len: int | None,
 ) -> data.Batch:
-  """Draws the batches of N steps: a pure function of (seed, step).
+  """Draws N batches, each a pure function of (seed, step).
 
   Args:
-    seed: Seed of the run.
-    shared: P(l|n) over the tokens of each class, cumulated P(n), and the steps.
+    pairs: The seeds of the runs, and the steps.
+    shared: P(l|n) over the tokens of each class, and cumulated P(n).
     batch_size: B.
     seq_len: T, or None for infinity.
 
   Returns:
     The batches, leaves [N, B, ...].
   """
-  support_probs, class_cdf, steps = shared
-  _, data_key = jax.random.split(jax.random.key(seed))
 
-  def draw_step(step: Int[Array, ""]) -> data.Batch:
+  def draw_one(seed: Int[Array, ""], step: Int[Array, ""]) -> data.Batch:
+    _, data_key = jax.random.split(jax.random.key(seed))
     return data.sample_batch(
         # Folded in, not split off one after the other: a restart at any step
         # draws what the step would have drawn.
         jax.random.fold_in(data_key, step),
-        support_probs,
-        class_cdf,
+        *shared,
         batch_size=batch_size,
         seq_len=seq_len,
     )
 
-  return jax.vmap(draw_step)(steps)
+  return jax.vmap(draw_one)(*pairs)
 
 
 def train(

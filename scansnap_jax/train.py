@@ -13,6 +13,7 @@ import itertools
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Float, PyTree
 import numpy as np
 
@@ -22,6 +23,8 @@ from scansnap_jax import ensemble
 from scansnap_jax import run as run_lib
 from scansnap_jax.experiment import loop
 from scansnap_jax.experiment.processes import preemption
+
+_DRAWN_TOGETHER = 50  # Batches that a device draws in one call.
 
 
 class History(NamedTuple):
@@ -192,19 +195,39 @@ def draw_batches(
 ) -> data.Batch:
   """The batches of some steps for every seed; leaves [num_seeds, N, B, ...].
 
-  The tables of the classes are padded to a multiple of 64 rows, so that one
-  compiled program serves the data settings of a sweep.
+  Always `_DRAWN_TOGETHER` batches at a time, and the tables of the classes are
+  padded to a multiple of 64 rows, so that one compiled program serves every
+  sweep: it takes longer to compile than most sweeps take to draw.
   """
   num_padding = -classes.num_classes % 64
   support_probs = np.pad(classes.support_probs, ((0, num_padding), (0, 0)))
   class_cdf = np.pad(classes.class_cdf, (0, num_padding), constant_values=1)
-  layout = ensemble.make_ensemble(config.num_seeds)
-  seeds = (config.first_seed + np.arange(config.num_seeds)).astype(np.int32)
+  layout = ensemble.make_ensemble(jax.device_count())
   draw = layout.map(
       run_lib.draw, batch_size=config.batch_size, seq_len=config.data.seq_len
   )
-  batches = draw(layout.scatter(seeds), (support_probs, class_cdf, steps))
-  return layout.gather(batches)
+  seeds = config.first_seed + np.arange(config.num_seeds)
+  pairs = np.stack(np.meshgrid(seeds, steps, indexing="ij")).reshape(2, -1)
+  num_pairs, at_once = pairs.shape[1], layout.num_members * _DRAWN_TOGETHER
+  # The last pair is drawn again where the last group is not full.
+  groups = np.pad(pairs, ((0, 0), (0, -num_pairs % at_once)), mode="edge")
+  drawn = [
+      layout.gather(
+          draw(layout.scatter(tuple(group)), (support_probs, class_cdf))
+      )
+      for group in (
+          groups.astype(np.int32)
+          .reshape(2, -1, layout.num_members, _DRAWN_TOGETHER)
+          .swapaxes(0, 1)
+      )
+  ]
+  shape = (config.num_seeds, len(steps))
+  return jax.tree.map(
+      lambda *parts: np.concatenate(parts)
+      .reshape(-1, *parts[0].shape[2:])[:num_pairs]
+      .reshape(*shape, *parts[0].shape[2:]),
+      *drawn,
+  )
 
 
 def _start_history(

@@ -30,7 +30,7 @@ Configs = Mapping[str, config_lib.ScanSnapConfig]
 Results = Mapping[str, list[train.Result]]
 Rates = tuple[float, float]  # lr_z, lr_ratio
 
-_TITLES = {
+TITLES = {
     "figure3": "Figure 3: growth of the relative gain",
     "figure4": "Figure 4: attention along training, SGD",
     "figure5": "Figure 5: attention along training, Adam",
@@ -48,36 +48,31 @@ _SWEPT = ("num_last", "lr_z", "lr_ratio", "num_seeds", "first_seed")
 
 def write(
     workdir: pathlib.Path,
-    preset: str,
     configs: Configs,
     results: Results,
+    sections: list[report.Section],
+    checks: list[table.TheoremCheck],
     facts: Mapping[str, str],
     started: float,
 ) -> pathlib.Path:
-  """Writes figures/, summary.json and report.html of a finished run.
+  """Writes summary.json and report.html of a finished run.
 
   Args:
     workdir: The run's folder.
-    preset: What was run.
     configs: What was trained, by experiment.
     results: What came of it.
+    sections: Of its figures, by `draw_section`.
+    checks: Of every theorem, or none.
     facts: What the report says of the run first.
     started: `time.monotonic()` at the start of the run.
 
   Returns:
     The path of the report.
   """
-  # Some seconds of float64: only where the report has the table.
-  checks = table.check_all() if preset in ("main", "theorems") else []
   summary = summarize(configs, results, checks)
   report.write_summary(workdir, summary)
-  sections = [
-      _figure_section(workdir, name, configs, results)
-      for name in results or [preset]
-      if name in _TITLES
-  ]
   if checks:
-    sections.append(_theorem_section(checks))
+    sections = [*sections, _theorem_section(checks)]
   facts = {**facts, **report.run_facts(started)}
   title = "Scan & Snap: one attention layer"
   return report.write(workdir, title, facts, sections)
@@ -200,19 +195,29 @@ def _mean_and_std(values: np.ndarray) -> tuple[float, float | None]:
   return float(values.mean()), std
 
 
-def _figure_section(
-    workdir: pathlib.Path, name: str, configs: Configs, results: Results
+def draw_section(
+    workdir: pathlib.Path,
+    name: str,
+    config: config_lib.ScanSnapConfig | None = None,
+    results: list[train.Result] | None = None,
 ) -> report.Section:
-  """Draws one figure, saves it, and lays it out with its numbers."""
-  if name in results:
-    figure, caption = _draw(name, configs[name], results[name])
-    tables = [_cell_table(results[name], _is_published(name, configs[name]))]
+  """Draws one figure, saves it, and lays it out with its numbers.
+
+  Args:
+    workdir: The run's folder; the figure goes to figures/ in it.
+    name: Of the experiment or of a figure of the theory alone, in `TITLES`.
+    config: What was trained, if anything.
+    results: What came of it.
+  """
+  if config is not None and results is not None:
+    figure, caption = _draw(name, config, results)
+    tables = [_cell_table(results, _is_published(name, config))]
   else:
     figure = getattr(theory, name)()
     caption, tables = theory.CAPTIONS[name], []
   png, _ = figures.save(figure, workdir / "figures", name)
   return report.Section(
-      _TITLES[name], items=[report.Figure(caption, png), *tables]
+      TITLES[name], items=[report.Figure(caption, png), *tables]
   )
 
 

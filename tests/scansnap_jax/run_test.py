@@ -91,8 +91,9 @@ class TrainTest(parameterized.TestCase):
         batch_size=config.batch_size,
         seq_len=config.data.seq_len,
     )
-    tables = (classes.support_probs, classes.class_cdf, np.arange(num_steps))
-    return draw(jnp.int32(seed), jax.tree.map(jnp.asarray, tables))
+    tables = (classes.support_probs, classes.class_cdf)
+    pairs = (np.full(num_steps, seed), np.arange(num_steps))
+    return draw(*jax.tree.map(jnp.asarray, (pairs, tables)))
 
   def test_one_plain_sgd_step_follows_lemma_1(self):
     # Batch 1: Y and Z move along Lemma 1's directions, each at its own rate.

@@ -6,7 +6,6 @@ import pathlib
 import re
 import statistics
 import time
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -277,16 +276,19 @@ class SummarizeTest(parameterized.TestCase):
 
 class WriteTest(parameterized.TestCase):
 
-  def _write(self, preset, configs, checks=()):
+  def _write(self, configs, checks=()):
     workdir = pathlib.Path(self.create_tempdir().full_path)
     results = {name: _results(config) for name, config in configs.items()}
-    with mock.patch.object(table, "check_all", return_value=[*checks]):
-      path = report.write(
-          workdir,
-          *(preset, configs, results),
-          {"command": "python <my> script"},
-          time.monotonic() - 12.34,
-      )
+    sections = [
+        report.draw_section(workdir, name, configs[name], results[name])
+        for name in configs
+    ]
+    path = report.write(
+        workdir,
+        *(configs, results, sections, [*checks]),
+        {"command": "python <my> script"},
+        time.monotonic() - 12.34,
+    )
     self.assertEqual(path, workdir / "report.html")
     refuse = lambda constant: self.fail(f"{constant} is no JSON.")
     text = (workdir / "summary.json").read_text()
@@ -294,7 +296,7 @@ class WriteTest(parameterized.TestCase):
     return workdir, path.read_text(), summary
 
   def test_a_statement_that_does_not_hold_stands_out(self):
-    _, html, summary = self._write("theorems", {}, _CHECKS)
+    _, html, summary = self._write({}, _CHECKS)
     rows = re.findall(r"<tr><td>(.*?)</td>.*<td>(.*?)</td></tr>", html)
     self.assertEqual(rows, [("Lemma 1", "yes"), ("Theorem 2", "NO")])
     self.assertIn("1 of 2 statements hold", html)
@@ -304,7 +306,7 @@ class WriteTest(parameterized.TestCase):
   @pytest.mark.by_default(0)
   def test_table_has_the_authors_column_where_it_is_known(self, name, known):
     config = _small("figure6", num_seeds=2)
-    workdir, html, summary = self._write(name, {name: config})
+    workdir, html, summary = self._write({name: config})
     self.assertEqual("authors&#x27; entropy" in html, known)
     cell = published.figure6_cell(1, 2, 0.5, 2.0)
     self.assertEqual(f"{cell.mean:.3f} ± {cell.std:.3f}" in html, known)
@@ -317,7 +319,7 @@ class WriteTest(parameterized.TestCase):
     self.assertNotIn("theorems", summary)
 
   def test_facts_are_escaped_and_timed(self):
-    _, html, _ = self._write("theorems", {}, _CHECKS)
+    _, html, _ = self._write({}, _CHECKS)
     self.assertIn("python &lt;my&gt; script", html)
     self.assertRegex(html, r"<dd>12\.\d s")
 

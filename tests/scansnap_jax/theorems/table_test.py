@@ -1,4 +1,6 @@
+from concurrent import futures
 import math
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -81,6 +83,38 @@ class CheckAllTest(parameterized.TestCase):
       self.assertNotIn("\n", check.statement)
     # Nothing stays switched to float64.
     self.assertEqual(jnp.zeros(1).dtype, jnp.float32)
+
+
+class BeginAllTest(parameterized.TestCase):
+
+  def test_a_thread_measures_in_float64_and_in_the_order_of_the_paper(self):
+    def width() -> float:
+      """Bits of a number."""
+      return float(jnp.zeros(1).dtype.itemsize * 8)
+
+    def broken() -> float:
+      raise ValueError("no number")
+
+    rows = (
+        ("first", width, 64.0),
+        ("second", broken, 0.0),
+        ("third", width, 1),
+    )
+    with (
+        mock.patch.object(table, "_CHECKS", rows),
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
+      first, second, third = table.begin_all(pool)
+      # Of that thread alone.
+      self.assertEqual(jnp.zeros(1).dtype, jnp.float32)
+      self.assertEqual(
+          (first.result().name, third.result().name), ("first", "third")
+      )
+      self.assertEqual(first.result().measured, 64)
+      self.assertTrue(first.result().holds)
+      self.assertFalse(third.result().holds)
+      with self.assertRaisesRegex(ValueError, "no number"):
+        second.result()
 
 
 class HoldsTest(parameterized.TestCase):
