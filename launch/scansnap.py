@@ -10,15 +10,15 @@ command continues an interrupted run; --flagfile=OLD/flags.txt --workdir=NEW
 repeats one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent import futures
-import contextlib
 import pathlib
 from typing import Any
 
 from absl import flags
 
 from launch.command import app
+from launch.command import beside as beside_lib
 from launch.command import flag_config
 from launch.command import run
 from launch.command import trackers
@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
     from scansnap_jax.figures import report
     from scansnap_jax.theorems import table
 
-    with _one_thread() as beside:
+    with beside_lib.one_thread() as beside:
       has_checks = _PRESET.value in ("main", "theorems")
       checks = table.begin_all(beside) if has_checks else []
       results, sections = _train(configs, this.folder, beside)
@@ -88,19 +88,6 @@ def main(_: list[str]) -> None:
               *(this.facts, this.started),
           )
       )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[futures.Executor]:
-  """A thread for what can be made while the next is trained.
-
-  What it has not begun when an error or a signal ends the run is dropped.
-  """
-  pool = futures.ThreadPoolExecutor(1)
-  try:
-    yield pool
-  finally:
-    pool.shutdown(cancel_futures=True)
 
 
 def _train(

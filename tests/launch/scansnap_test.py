@@ -4,14 +4,11 @@ import pathlib
 import re
 import subprocess
 import sys
-import threading
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import pytest
-
-from launch import scansnap
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _TINY = (
@@ -35,26 +32,6 @@ def _run(*args, check=True):
   if check and result.returncode:
     raise AssertionError(result.stderr)
   return result
-
-
-class OneThreadTest(parameterized.TestCase):
-
-  def test_what_has_not_begun_when_a_run_ends_is_dropped(self):
-    begun, end = threading.Event(), threading.Event()
-
-    def first():
-      begun.set()
-      end.wait()
-
-    with self.assertRaisesRegex(RuntimeError, "diverged"):
-      with scansnap._one_thread() as beside:
-        running, waiting = beside.submit(first), beside.submit(self.fail)
-        begun.wait()
-        # The first ends while the context does, which drops the other before.
-        waiting.add_done_callback(lambda _: end.set())
-        raise RuntimeError("diverged")
-    self.assertTrue(running.done())
-    self.assertTrue(waiting.cancelled())
 
 
 class ScanSnapTest(parameterized.TestCase):

@@ -98,7 +98,7 @@ class BeginAllTest(parameterized.TestCase):
     rows = (
         ("first", width, 64.0),
         ("second", broken, 0.0),
-        ("third", width, 1),
+        ("third", width, 1.0),
     )
     with (
         mock.patch.object(table, "_CHECKS", rows),
