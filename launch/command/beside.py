@@ -9,7 +9,7 @@ import contextlib
 def one_thread() -> Iterator[futures.Executor]:
   """A pool of one thread, for figures and tables beside training.
 
-  Of one thread, for matplotlib's settings belong to the process. What it has not
+  Of one thread, for matplotlib's settings are the process's. What it has not
   begun when an error or a signal ends the run is dropped.
   """
   pool = futures.ThreadPoolExecutor(1)
