@@ -25,6 +25,7 @@ from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import model as models
+from joma.transformer.rope import absolute
 from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
@@ -131,7 +132,7 @@ def stream(
   starts = _starts_of(starts, lengths)
   # The last token is never taken in.
   num_positions = int((starts + lengths).max()) + max_new_tokens - 1
-  models.check_learned_positions(model.config, num_positions)
+  absolute.check_learned_positions(model.config, num_positions)
   if kv_cache is not None:
     check_follows(model, len(lengths), functools.partial(tuple, kv_cache))
   if kv_cache is None:

@@ -12,8 +12,6 @@ V vocabulary.
 """
 
 from collections.abc import Mapping
-import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -31,11 +29,11 @@ from joma.transformer import sharding
 from joma.transformer.layers import cross_entropy
 from joma.transformer.layers import products
 from joma.transformer.layers import scanning
+from joma.transformer.rope import absolute
 from kernels_pallas import implementations
 from kernels_pallas import logits as logits_lib
 from kernels_pallas import masks
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import require
 
 
 class Transformer(nn.Module):
@@ -222,7 +220,7 @@ class Transformer(nn.Module):
     if config.embed_proj_dim is not None:
       x = self._dense(config.embed_dim, "embed_proj")(x)
     if config.positions == "learned":
-      check_learned_positions(config, tokens.shape[1])
+      absolute.check_learned_positions(config, tokens.shape[1])
       x = x + nn.Embed(
           config.max_len + config.position_offset,
           config.embed_dim,
@@ -230,7 +228,7 @@ class Transformer(nn.Module):
           name="position_embed",
       )(jnp.maximum(positions, 0) + config.position_offset)
     elif config.positions == "sinusoidal":
-      x = x + sinusoids(positions, config.embed_dim).astype(x.dtype)
+      x = x + absolute.sinusoids(positions, config.embed_dim).astype(x.dtype)
     return nn.Dropout(config.dropout)(x, deterministic=not is_training)
 
   def _losses(
@@ -393,49 +391,3 @@ def make_norm(
       dtype,
       name=name,
   )
-
-
-def check_learned_positions(
-    config: configs.TransformerConfig, num_positions: int
-) -> None:
-  """Raises UserError where learned positions end before the tokens do."""
-  if config.positions == "learned" and num_positions > config.max_len:
-    raise errors.UserError(
-        f"This model has {config.max_len} learned positions and was asked for"
-        f" {num_positions}: give it shorter texts."
-    )
-
-
-def sinusoids(
-    positions: Int[Array, "B T"], embed_dim: int
-) -> Float[Array, "B T D"]:
-  """Sines and cosines of t 10000^(-2 j / D) in turn (arXiv 1706.03762)."""
-  even = jnp.arange(0, embed_dim, 2, dtype=jnp.float32)
-  angles = (
-      positions.astype(jnp.float32)[..., None]
-      * (10_000.0 ** (-even / embed_dim))[None, None]
-  )
-  both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-  return both.reshape(*positions.shape, -1)[..., :embed_dim]
-
-
-def check_memory(config: configs.TransformerConfig) -> None:
-  """Raises UserError if a model and its gradient are larger than all memory.
-
-  Of accelerators, each of which may hold a part, nothing is known.
-  """
-  if jax.default_backend() == "cpu":
-    number = _num_parameters(config)
-    require.memory(
-        f"a model of {number:,} parameters with its gradient", 8 * number
-    )
-
-
-@functools.lru_cache
-def _num_parameters(config: configs.TransformerConfig) -> int:
-  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-  init = Transformer(config, implementation="reference").init
-  shapes = jax.eval_shape(
-      lambda tokens: init(jax.random.key(0), tokens), tokens
-  )
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

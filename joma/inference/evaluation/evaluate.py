@@ -20,6 +20,7 @@ from joma.inference import generate
 from joma.inference.evaluation import tasks
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
+from joma.transformer.rope import absolute
 from joma.transformer.text import sizes
 from scansnap_jax.experiment import errors
 
@@ -370,7 +371,7 @@ def check(
         f"Token ids are from {tokens.min()} to {tokens.max()}; the model knows"
         f" 0 to {vocab_size - 1}."
     )
-  models.check_learned_positions(
+  absolute.check_learned_positions(
       model.config, tokens.shape[1] + max(num_new - 1, 0)
   )
 

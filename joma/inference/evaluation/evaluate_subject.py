@@ -14,6 +14,7 @@ from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer as tokenizer_lib
+from joma.transformer.training import init
 from scansnap_jax.experiment import errors
 
 Config = evaluate_config.EvaluateConfig
@@ -40,7 +41,7 @@ def check(config: Config, folder: str | None) -> None:
           " without one give shape.attention."
       )
     shape = _shape(config)
-    models.check_memory(shape)
+    init.check_memory(shape)
     evaluate_data.drawer(config, config.tasks[0], shape.vocab_size, None)(
         np.random.default_rng(0)
     )

@@ -25,6 +25,7 @@ from joma.inference.explore import recording
 from joma.inference.explore import view as view_lib
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
+from joma.transformer.rope import absolute
 from joma.transformer.text import streaming
 from joma.transformer.text import tokenizer as tokenizers
 from scansnap_jax.experiment import errors
@@ -101,7 +102,7 @@ def check(shape: Any, tokenizer: Any, text: str, config: Config) -> None:
       a policy does not fit, or there is no step for it.
   """
   num_tokens = len(tokens_of(tokenizer, text, config)) + config.max_new_tokens
-  models.check_learned_positions(shape, num_tokens)
+  absolute.check_learned_positions(shape, num_tokens)
   _check_steps(num_tokens, config)
   for name in config.policies:
     slots = slots_of(num_tokens, config)

@@ -20,6 +20,7 @@ from joma.inference import prompt_ids
 from joma.inference import sampling_config
 from joma.inference.serving import rows as row_lib
 from joma.transformer import model as models
+from joma.transformer.rope import absolute
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
 
@@ -204,7 +205,7 @@ class Batch:
     start = 0 if prefix is None else prefix.num_tokens
     length = int(prompt_ids.lengths_of([prompt], self._model.config)[0])
     num_positions = start + length + max_new_tokens - 1
-    models.check_learned_positions(self._model.config, num_positions)
+    absolute.check_learned_positions(self._model.config, num_positions)
     generate.check_fits(self._one, num_positions)
     steps = generate.stream(
         self._model,

@@ -23,6 +23,7 @@ from joma.inference.speculative import round as round_lib
 from joma.transformer import config as configs
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
+from joma.transformer.rope import absolute
 from scansnap_jax.experiment import errors
 
 # Texts are padded to multiples of it, so that few programs serve them.
@@ -204,7 +205,7 @@ class OfModel:
           f"the draft's model has attention={','.join(own.attention)}: a draft"
           " must attend by softmax, with a cache that keeps everything."
       )
-    models.check_learned_positions(own, num_positions)
+    absolute.check_learned_positions(own, num_positions)
 
   def begin(
       self,

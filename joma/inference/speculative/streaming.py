@@ -18,6 +18,7 @@ from joma.inference.speculative import drafts
 from joma.inference.speculative import round as round_lib
 from joma.inference.speculative import rounds
 from joma.transformer import model as models
+from joma.transformer.rope import absolute
 from scansnap_jax.experiment import require
 
 # A round, the model's caches and the draft's state.
@@ -126,7 +127,7 @@ def stream(
   lengths = prompt_ids.lengths_of(prompts, model.config)
   # The last token is never taken in.
   num_positions = int(lengths.max()) + max_new_tokens - 1
-  models.check_learned_positions(model.config, num_positions)
+  absolute.check_learned_positions(model.config, num_positions)
   draft.check(model.config, num_positions)
   if kv_cache is None:
     kv_cache = generate.empty_caches(model, len(lengths), num_positions + 1)

@@ -16,6 +16,7 @@ from joma.systems.readouts import pooling
 from joma.transformer import model as models
 from joma.transformer import probes
 from joma.transformer.hf import pretrained
+from joma.transformer.rope import absolute
 from joma.transformer.text import sizes
 from joma.transformer.text import tokenizer as tokenizers
 from scansnap_jax.experiment import errors
@@ -48,7 +49,7 @@ def embed_lines(
       raise errors.UserError(
           f"line {number} of the text has no token: leave it out."
       )
-  models.check_learned_positions(config, max(map(len, ids)))
+  absolute.check_learned_positions(config, max(map(len, ids)))
   config, params = pretrained.load(folder)
   with progress.bar(
       folder.name, total=len(ids), unit="texts", per_step=1

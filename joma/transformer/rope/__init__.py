@@ -1,1 +1,1 @@
-"""Rotary positions: `config`, `rotary`, `bounds`, and the study `extension`."""
+"""Positions: rotary (`rotary`), and added to embeddings (`absolute`)."""

@@ -1,5 +1,6 @@
-"""Initial parameters of a run, from its seed."""
+"""Initial parameters of a run, from its seed, and whether they fit."""
 
+import functools
 import math
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from joma.systems import names as systems
+from joma.transformer import config as transformer_config
 from joma.transformer import model as model_lib
 from joma.transformer.layers import monarch
 from joma.transformer.layers import scanning
 from joma.transformer.training import lm_config
+from scansnap_jax.experiment import require
 
 
 def init_params(
@@ -122,3 +125,25 @@ def _factor_bound(name: str, module: PyTree, bound: float) -> float:
   return (
       (3 / inner) ** 0.5 if name == "right" else bound * (inner / rank) ** 0.5
   )
+
+
+def check_memory(config: transformer_config.TransformerConfig) -> None:
+  """Raises UserError if a model and its gradient are larger than all memory.
+
+  Of accelerators, each of which may hold a part, nothing is known.
+  """
+  if jax.default_backend() == "cpu":
+    number = _num_parameters(config)
+    require.memory(
+        f"a model of {number:,} parameters with its gradient", 8 * number
+    )
+
+
+@functools.lru_cache
+def _num_parameters(config: transformer_config.TransformerConfig) -> int:
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  init = model_lib.Transformer(config, implementation="reference").init
+  shapes = jax.eval_shape(
+      lambda tokens: init(jax.random.key(0), tokens), tokens
+  )
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))

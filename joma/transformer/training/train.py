@@ -19,10 +19,10 @@ import numpy as np
 
 from joma.transformer import config as configs
 from joma.transformer import layer_hooks
-from joma.transformer import model as models
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.text import corpus as corpus_lib
 from joma.transformer.training import divergence
+from joma.transformer.training import init as init_lib
 from joma.transformer.training import layouts
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_probes
@@ -303,7 +303,7 @@ def check_vocabulary(
     config: lm_config.LmConfig, corpus: corpus_lib.Corpus
 ) -> None:
   """Raises UserError if a token has no embedding, or no memory the model."""
-  models.check_memory(config.model)
+  init_lib.check_memory(config.model)
   if config.model.vocab_size < corpus.vocab_size:
     raise errors.UserError(
         f"model.vocab_size={config.model.vocab_size} is less than the"

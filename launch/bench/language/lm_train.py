@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from joma.transformer import config as config_lib
-from joma.transformer import model as model_lib
+from joma.transformer.rope import absolute
 from joma.transformer.text import batches as batches_lib
 from joma.transformer.training import lm_config
 from joma.transformer.training import lm_step
@@ -150,7 +150,7 @@ def torch_logits(
   )
   embedded = functional.embedding(tokens, params["token_embed"]["embedding"])
   places = jnp.arange(tokens.shape[1])[None]
-  sinusoids = np.array(model_lib.sinusoids(places, model.embed_dim))
+  sinusoids = np.array(absolute.sinusoids(places, model.embed_dim))
   stream = drop(embedded * model.embed_scale + torch.tensor(sinusoids))
   for layer in range(model.num_layers):
     p = params[f"layers_{layer}"]

@@ -1,12 +1,10 @@
 import functools
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from joma.transformer import config as configs
@@ -185,23 +183,3 @@ class TransformerTest(parameterized.TestCase):
         params
     )
     chex.assert_trees_all_close(nnx.to_pure_dict(grads), want, rtol=1e-5)
-
-
-class MemoryTest(absltest.TestCase):
-
-  def test_a_model_that_no_memory_holds_is_refused_by_its_size(self):
-    config = configs.TransformerConfig(embed_dim=2**31 - 2)
-    with self.assertRaisesRegex(
-        errors.UserError, r"a model of [\d,]{17,} parameters with its gradient"
-    ):
-      models.check_memory(config)
-    models.check_memory(configs.TransformerConfig())
-
-
-class SinusoidsTest(parameterized.TestCase):
-
-  def test_by_hand(self):
-    # D = 4: angles t and t / 100, each with its sine and cosine.
-    got = models.sinusoids(jnp.array([[0, 2]]), 4)
-    want = [[0, 1, 0, 1], [np.sin(2), np.cos(2), np.sin(0.02), np.cos(0.02)]]
-    np.testing.assert_allclose(got[0], want, atol=1e-6)

@@ -13,6 +13,7 @@ from joma.inference.evaluation.ruler import written as written_lib
 from joma.transformer import layer_hooks
 from joma.transformer import model as models
 from joma.transformer.hf import pretrained
+from joma.transformer.rope import absolute
 from joma.transformer.text import chat_template
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
@@ -42,7 +43,7 @@ def check(config: Config, folder: str | None) -> None:
   evaluate_grid.check(sized, subject)
   most = max(map(config.ruler.num_new, config.ruler.tasks()))
   longest = max((config.length, *config.ruler.lengths))
-  models.check_learned_positions(shape, longest + most)
+  absolute.check_learned_positions(shape, longest + most)
 
 
 def load(config: Config, folder: str) -> ruler_grid.Reader:

@@ -11,6 +11,7 @@ from joma.transformer import config as config_lib
 from joma.transformer import model as model_lib
 from joma.transformer.training import init as init_lib
 from joma.transformer.training import lm_config
+from scansnap_jax.experiment import errors
 
 _MODEL = dataclasses.replace(
     config_lib.authors_encoder(num_layers=2),
@@ -86,6 +87,17 @@ class InitParamsTest(absltest.TestCase):
   def test_shapes_are_those_of_the_model(self):
     shapes = jax.tree.map(np.shape, _init())
     self.assertEqual(shapes, jax.tree.map(np.shape, _init(init="model")))
+
+
+class MemoryTest(absltest.TestCase):
+
+  def test_a_model_that_no_memory_holds_is_refused_by_its_size(self):
+    config = config_lib.TransformerConfig(embed_dim=2**31 - 2)
+    with self.assertRaisesRegex(
+        errors.UserError, r"a model of [\d,]{17,} parameters with its gradient"
+    ):
+      init_lib.check_memory(config)
+    init_lib.check_memory(config_lib.TransformerConfig())
 
 
 if __name__ == "__main__":
