@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # What a terminal needs is imported where there is one.
 
 # Seconds that may pass between two lines.
 EVERY = 20.0
+_MOMENT = 0.05  # Seconds.
 # A program that takes less to compile is not worth a line.
 _WORTH_A_LINE = 1.0
 _COMPILE_EVENTS = (
@@ -52,10 +53,13 @@ class _Work:
 
   def advance(self, num_steps: int) -> None:
     """Counts steps."""
+    now = time.monotonic()
     self.done += num_steps
-    self._last = time.monotonic(), num_steps
-    if self._first is None and num_steps:
-      self._first = time.monotonic(), self.done
+    self._last = now, num_steps
+    # What comes in one moment was there before, such as rows of a resumed run
+    # that are told one by one.
+    if num_steps and (self._first is None or now - self._first[0] < _MOMENT):
+      self._first = now, self.done
 
   def count_compilation(self) -> None:
     """Notes that a program was compiled; speed counts from behind it."""
@@ -93,8 +97,10 @@ class _Work:
     parts = [f"{self.name}: {self.done:,} of {self.total:,}", self.state()]
     rate = self.rate()
     if rate is not None:
-      left = (self.total - self.done) * self.per_step / rate
-      left -= time.monotonic() - self._last[0]
+      passed, more = time.monotonic() - self._last[0], self._last[1]
+      # At most as many steps as were counted last are nearly there by now.
+      ahead = min(passed, more * self.per_step / rate)
+      left = (self.total - self.done) * self.per_step / rate - ahead
       parts.append(f"{_clock(max(left, 0))} left")
     return ", ".join(filter(None, parts))
 

@@ -176,7 +176,8 @@ class LinesTest(absltest.TestCase):
       lines = [self._pass(100)[-1] for _ in range(4)]
     # Known after 200 s: 100 steps, then as if 200 had been taken by now.
     rates = ["0.5", "0.5", "0.4", "0.333"]
-    left = ["25:00", "23:20", "28:20", "33:20"]
+    # Of the 800 steps to come 100 may be there any moment.
+    left = ["25:00", "23:20", "29:10", "35:00"]
     self.assertEqual(
         lines,
         [
@@ -197,6 +198,19 @@ class LinesTest(absltest.TestCase):
       self.clock.now += 10
       self.assertEqual(
           self._pass(1), ["lm: 90 of 100, 0.476 steps/s, 0:10 left"]
+      )
+
+  def test_rows_that_were_there_are_no_speed_though_told_one_by_one(self):
+    with progress.bar("rows", total=57, unit="rows") as advance:
+      for _ in range(22):
+        advance(1)
+        self.clock.now += 0.001
+      self.clock.now += 60
+      advance(1)
+      self.clock.now += 600
+      # Of 34 rows one may be there any moment: 33 at two in 661 s.
+      self.assertEqual(
+          self._pass(1), ["rows: 23 of 57, 0.00303 rows/s, 3:01:47 left"]
       )
 
   def test_a_small_program_is_not_worth_a_line(self):
