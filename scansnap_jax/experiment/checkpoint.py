@@ -7,6 +7,10 @@ carries its number, the crc32 of each shard of each array (`digest`) and the
 crc32 of that list; all are compared at restore. A damaged step is reported in
 one line and renamed aside (`40` becomes `40.corrupt`), never deleted, and the
 step before it is used.
+
+Orbax's v1 API is used here and in `saved/leaves`, nowhere else; it still lies
+below `experimental`. It restores what handlers of v0 have written, and the
+files of a step have the names and contents that they had.
 """
 
 from collections.abc import Generator, Mapping
@@ -26,7 +30,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
-import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1 as ocp
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
@@ -115,14 +119,12 @@ class Checkpointer:
     with self._writing():
       if not self._directory.is_dir():  # Orbax would make it anew.
         raise FileNotFoundError(self._directory)
-      self._manager.save(
+      self._manager.save_checkpointables_async(
           step,
-          args=ocp.args.Composite(
-              arrays=ocp.args.PyTreeSave(_numbered(arrays)),
-              digest=ocp.args.JsonSave(
-                  {"crc32": leaves_lib.crc32(body), "body": body}
-              ),
-          ),
+          {
+              "arrays": _numbered(arrays),
+              "digest": {"crc32": leaves_lib.crc32(body), "body": body},
+          },
           force=True,
       )
     return True
@@ -163,12 +165,12 @@ class Checkpointer:
 
   def all_steps(self) -> list[int]:
     """Returns the steps, oldest first, with the one that is being written."""
-    return sorted(self._manager.all_steps())
+    return sorted(c.step for c in self._manager.checkpoints)
 
   def wait(self) -> None:
     """Waits until the last step is on disk; raises UserError if it cannot."""
     with self._writing():
-      self._manager.wait_until_finished()
+      self._manager.wait()
 
   def close(self) -> None:
     """Waits as `wait` does and stops the background threads."""
@@ -201,9 +203,7 @@ class Checkpointer:
 
     Every other exception is damage.
     """
-    saved = self._manager.restore(
-        step, args=ocp.args.Composite(digest=ocp.args.JsonRestore())
-    )["digest"]
+    saved = self._manager.load_checkpointables(step, {"digest": None})["digest"]
     body = leaves_lib.body_of(saved, step)
     mismatch = digest.find_mismatch(body["leaves"], digest.describe(template))
     if mismatch:
@@ -227,13 +227,8 @@ class Checkpointer:
       self, step: int, targets: list[digest.Plain]
   ) -> list[np.ndarray | jax.Array]:
     numbered = _numbered(targets)
-    arrays = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            arrays=ocp.args.PyTreeRestore(
-                numbered, restore_args=jax.tree.map(_restore_args, numbered)
-            )
-        ),
+    arrays = self._manager.load_checkpointables(
+        step, {"arrays": jax.tree.map(_abstract, numbered)}
     )["arrays"]
     return [
         arrays[leaves_lib.NAME % i]
@@ -281,38 +276,47 @@ def _aside(path: pathlib.Path, count: int) -> pathlib.Path:
 
 def _open_manager(
     directory: pathlib.Path, max_to_keep: int | None
-) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
+) -> ocp.training.Checkpointer:
+  policies = ocp.training.preservation_policies
+  handlers = ocp.handlers.local_registry(include_global_registry=False)
+  handlers.add(ocp.handlers.PyTreeHandler, checkpointable_name="arrays")
+  handlers.add(_DigestHandler, checkpointable_name="digest")
+  context = ocp.Context()
+  context.checkpointables.registry = handlers
+  # Trained floats hardly compress: zstd would only cost time.
+  context.array.saving.use_compression = False
+  return ocp.training.Checkpointer(
       directory,
-      options=ocp.CheckpointManagerOptions(
-          max_to_keep=max_to_keep, cleanup_tmp_directories=True
+      context=context,
+      preservation_policy=(
+          policies.PreserveAll()
+          if max_to_keep is None
+          else policies.LatestN(max_to_keep)
       ),
-      item_handlers={
-          # Trained floats hardly compress: zstd would only cost time.
-          "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
-          "digest": ocp.JsonCheckpointHandler(),
-      },
+      cleanup_tmp_directories=True,
   )
+
+
+class _DigestHandler(ocp.handlers.JsonHandler):
+  """The file of the list of checksums has the name that it always had."""
+
+  def __init__(self):
+    super().__init__(filename=leaves_lib.DIGEST)
 
 
 def _numbered(arrays: list[digest.Plain]) -> dict[str, digest.Plain]:
   """Names the arrays by position; orbax refuses empty ones and empty trees."""
-  named = {
-      leaves_lib.NAME % i: array for i, array in enumerate(arrays) if array.size
-  }
+  # A numpy scalar has no handler; an array without dimensions has.
+  whole = [np.asarray(x) if isinstance(x, np.generic) else x for x in arrays]
+  named = {leaves_lib.NAME % i: x for i, x in enumerate(whole) if x.size}
   return named or {"nothing": np.zeros(1, np.uint8)}
 
 
-def _restore_args(target: digest.Plain) -> ocp.RestoreArgs:
+def _abstract(target: digest.Plain) -> jax.ShapeDtypeStruct | np.ndarray:
   sharding = getattr(target, "sharding", None)
   if sharding is None:
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.ArrayRestoreArgs(
-      restore_type=jax.Array,
-      sharding=sharding,
-      global_shape=target.shape,
-      dtype=target.dtype,
-  )
+    return np.empty(target.shape, target.dtype)
+  return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
 
 
 def _like(

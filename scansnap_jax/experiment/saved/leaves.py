@@ -13,7 +13,7 @@ import zlib
 import jax
 from jaxtyping import PyTree
 import numpy as np
-import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1 as ocp
 
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import json_file
@@ -22,6 +22,8 @@ from scansnap_jax.experiment.saved import noise
 
 # Of a leaf by its place in the list of checksums.
 NAME = "leaf_%05d"
+# The file of the list, in the folder `digest` of a step.
+DIGEST = "metadata"
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -67,7 +69,7 @@ def read(
 def _read(
     path: pathlib.Path, step: int, template: PyTree, prefix: str
 ) -> PyTree:
-  body = body_of(json_file.read_object(path / "digest" / "metadata"), step)
+  body = body_of(json_file.read_object(path / "digest" / DIGEST), step)
   asked = [
       entry | {"name": prefix + entry["name"]}
       for entry in digest.describe(template)
@@ -79,7 +81,7 @@ def _read(
         f"checkpoint {path} is not of this config: {mismatch}."
     )
   names = [NAME % numbers[entry["name"]] for entry in asked]
-  arrays = _arrays(path / "arrays", names)
+  arrays = _arrays(path, names)
   found = [np.asarray(arrays[name]) for name in names]
   for array, entry in zip(found, there, strict=True):
     if not digest.is_intact(array, entry):
@@ -88,14 +90,11 @@ def _read(
 
 
 def _arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
-  of_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-  arguments = ocp.args.PyTreeRestore(
-      dict.fromkeys(names, 0),
-      restore_args=dict.fromkeys(names, of_numpy),
-      partial_restore=True,
-  )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(path, args=arguments)
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  asked = {"arrays": dict.fromkeys(names, np.ndarray)}
+  with context:
+    return ocp.load_checkpointables(path, asked)["arrays"]
 
 
 def body_of(saved: Mapping[str, Any], step: int) -> dict[str, Any]:
