@@ -1,13 +1,14 @@
 """Tables of policies, systems, kernels and studies, from the sources.
 
 Names come from the lists in the code, what a thing is from its docstring, the
-paper from its class or docstring, the year from the paper's number. When to use
-it is the one line that a person writes, in docs/when_to_use.toml. Nothing is
+paper from its class or docstring, the year from the paper's number, and the
+paper's settings from the docstring's paragraph that begins so. When to use it
+is the one line that a person writes, in docs/when_to_use.toml. Nothing is
 imported that needs jax.
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import re
@@ -18,6 +19,7 @@ from joma.systems.cache_policies import names as policy_names
 
 LINES = "docs/when_to_use.toml"
 _NUMBER = re.compile(r"\b(\d{4}\.\d{5})\b")
+_SETTINGS = re.compile(r"^Paper's settings: (.+?)\.?$", re.DOTALL)
 _URL = re.compile(r"https?://[^\s)\"']+")
 _SCRIPTS = {
     "launch/attention.py": "launch.attention --study",
@@ -36,6 +38,7 @@ class Row:
     year: Of the paper.
     file: Below the project's root.
     when: When to use it; of a study, how to run it.
+    settings: Those of the paper, where the docstring states them.
   """
 
   name: str
@@ -44,6 +47,7 @@ class Row:
   year: str
   file: str
   when: str
+  settings: str = ""
 
 
 def lines_of(root: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -93,30 +97,35 @@ def studies(root: pathlib.Path) -> list[Row]:
   return rows
 
 
-def table(rows: Iterable[Row], last: str) -> str:
+def table(rows: Sequence[Row], when: str, *, has_settings: bool) -> str:
   """Returns rows as a table in Markdown.
 
   Args:
     rows: In the order of the table.
-    last: What the last column says.
+    when: What the column of that name says.
+    has_settings: Whether there is a column of papers' settings.
   """
-  head = f"| name, file | what it is | paper | year | {last} |"
+  head = ["name, file", "what it is", "paper", "year", when]
   body = [
-      f"| {_name(row)} | {_cell(row.what)} | {_link(row.paper)} | {row.year} |"
-      f" {_cell(row.when)} |"
+      [_name(row), row.what, _link(row.paper), row.year, row.when]
       for row in rows
   ]
-  return "\n".join([head, "|" + " --- |" * 5, *body, ""])
+  if has_settings:
+    head.append("the paper's settings")
+    for cells, row in zip(body, rows, strict=True):
+      cells.append(row.settings)
+  lines = [head, ["---"] * len(head), *(map(_cell, cells) for cells in body)]
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def tables(root: pathlib.Path) -> dict[str, str]:
   """Returns all tables, by their names."""
   when = "when to use it"
   return {
-      "policies": table(policies(root), when),
-      "systems": table(systems(root), when),
-      "kernels": table(kernels(root), when),
-      "studies": table(studies(root), "command"),
+      "policies": table(policies(root), when, has_settings=True),
+      "systems": table(systems(root), when, has_settings=True),
+      "kernels": table(kernels(root), when, has_settings=False),
+      "studies": table(studies(root), "command", has_settings=False),
   }
 
 
@@ -169,7 +178,16 @@ def _row(
     year = year or next(iter(re.findall(r"\b20[12]\d\b", text)), "")
     if paper or year:
       break
-  return Row(name, what, paper, year, file, lines.get(name, ""))
+  settings = next(filter(None, map(_settings_of, sources)), "")
+  return Row(name, what, paper, year, file, lines.get(name, ""), settings)
+
+
+def _settings_of(doc: str) -> str:
+  """The paragraph of the paper's settings, or nothing."""
+  for paragraph in doc.split("\n\n"):
+    if found := _SETTINGS.match(" ".join(paragraph.split())):
+      return found[1]
+  return ""
 
 
 def _first(doc: str) -> str:

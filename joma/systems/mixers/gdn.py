@@ -8,6 +8,8 @@ times silu(x W_z) (https://arxiv.org/abs/2412.06464). `delta_layer` has what
 this shares with `kda`. Under grouped queries a head has its own state, decay
 and beta, on the key and value of its group.
 
+Paper's settings: convolutions of 4 inputs, SiLU, unit queries and keys.
+
 Letters: B batch, T tokens, D width, N query heads, K key and value heads, H
 head size.
 """

@@ -7,6 +7,9 @@ of unit queries and keys, with a short convolution before and a normed output
 times sigmoid(x W_3 W_4) (https://arxiv.org/abs/2510.26692). Where the channels
 of a head are alike it is the rule of `gdn`.
 
+Paper's settings: three such layers to one of attention, 48B parameters of which
+3B are active.
+
 Letters: B batch, T tokens, D width, N query heads, K key and value heads, H
 head size.
 """

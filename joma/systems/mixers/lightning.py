@@ -10,6 +10,8 @@ denominator: the norm over the heads' outputs takes its place. A query costs the
 same whatever its place in the text, and so does the state. Packed documents are
 XLA only.
 
+Paper's settings: decays by head as ALiBi's slopes, less in later layers.
+
 Letters: B batch, T tokens, N query heads, K key and value heads, H head size, L
 layers.
 """

@@ -6,6 +6,8 @@ a gated MLP of as many parameters in the place of attention: the MLP form of
 Deconstructing Attention (https://arxiv.org/abs/2510.11602), whose exact MLP is
 not given. What attention adds is what a model of it lacks. XLA only.
 
+Paper's settings: 500M parameters, 15B tokens.
+
 Letters: B batch, T tokens, N query heads, K key and value heads, H head size.
 """
 

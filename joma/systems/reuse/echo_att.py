@@ -8,6 +8,8 @@ parameters fewer, and as many products a token; logits are computed anew, as T x
 T weights are never kept. Values, and what each layer makes of them, are its
 own.
 
+Paper's settings: the first and the last layers keep weights of their own.
+
 Letters: D width, N query heads, K key heads, H head size, L layers.
 """
 

@@ -6,6 +6,9 @@ before the output projection (https://arxiv.org/abs/2505.06708). A head that has
 nothing to say closes its gate and need not put its weight on a first token;
 with W of 0 every gate is half open, and half of plain attention comes out.
 
+Paper's settings: a gate a head channel, 15B with experts and 1.7B without, 3.5T
+tokens.
+
 Letters: B batch, T tokens, D width, N query heads, H head size.
 """
 

@@ -13,6 +13,8 @@ is uniform. Each token chooses for itself, and what it does not choose is still
 computed: `moh_blocks` routes by blocks of queries, which kernels then skip. Key
 heads are not sparse under grouped queries.
 
+Paper's settings: 50 to 90 % of the heads, 75 % of Llama 3 8B's.
+
 Letters: B batch, T tokens, D width, N query heads, E of them routed, H head
 size.
 """

@@ -9,6 +9,8 @@ deviation over heads and pass softmax, which change no order. Beside it stand
 heads drawn at random, anew for each token, and a fixed list, which is how one
 sees what the rule is worth.
 
+Paper's settings: as `moh`, where its training starts.
+
 Letters: B batch, T tokens, N query heads, H head size.
 """
 

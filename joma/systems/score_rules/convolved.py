@@ -9,6 +9,8 @@ the multi-DConv-head attention of Primer
 needs two for: a key that says which token came before its own. Decoding keeps
 the last w - 1 inputs.
 
+Paper's settings: width 3, a kernel for every head channel (Primer).
+
 Letters: B batch, T tokens, W = w - 1 inputs that are kept, N query heads, K key
 and value heads, H head size.
 """

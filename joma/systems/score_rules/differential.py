@@ -10,6 +10,8 @@ twice as large as its keys; the op takes such values. With lambda = 0 the first
 head of each pair is plain attention. Pairs are of the first and the second half
 of the heads, as in DiffLlama.
 
+Paper's settings: lambda_0 by layer, as above.
+
 Letters: B batch, T tokens, N query heads, K key and value heads, H head size.
 """
 

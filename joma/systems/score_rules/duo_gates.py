@@ -8,6 +8,8 @@ that retrieve, which need all keys, from those that do not (DuoAttention,
 https://arxiv.org/abs/2410.10819): `joma.systems.profiles.retrieval_heads`.
 XLA only: no kernel adds two softmaxes of one query.
 
+Paper's settings: a penalty of .05.
+
 Letters: N query heads, K key and value heads, G = N / K, S keys.
 """
 

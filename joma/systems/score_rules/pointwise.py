@@ -16,6 +16,8 @@ taylor is the approximate form of Deconstructing Attention
 positive: there it is softmax. XLA only, some queries at a time: memory O(T),
 forward and backward.
 
+Paper's settings: 60M parameters, 5B tokens; sigmoid up to 1B.
+
 Letters: N query heads, S keys.
 """
 

@@ -7,6 +7,8 @@ first tokens its mass. The form of gpt-oss (arXiv 2508.10925, equation of its
 attention; Evan Miller's "Attention is off by one" has the sink at 0). As the
 sink falls to minus infinity it is softmax.
 
+Paper's settings: one logit a head, in every layer (gpt-oss).
+
 Letters: N query heads.
 """
 

@@ -6,6 +6,8 @@ Deconstructing Attention (https://arxiv.org/abs/2510.11602). In layers over the
 first one it is another function than attention. The embedding is normalized by
 its root mean square, without parameters.
 
+Paper's settings: 500M parameters, 15B tokens.
+
 Letters: B batch, T tokens, D width.
 """
 

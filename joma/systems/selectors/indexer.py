@@ -15,6 +15,8 @@ x and weights are without gradient there. Ours differs in small things: no norm
 of the index keys, rotary positions on all of them. XLA only: blocks of queries
 are of one query.
 
+Paper's settings: 2,048 keys, chosen by small heads of 128.
+
 Letters: B batch, T queries, D width, S keys, N query heads, K key and value
 heads, G = N / K, J heads of the indexer, E = H head size, C blocks, W blocks
 that are read.

@@ -9,6 +9,8 @@ landmarks it likes best: what training has taught is then a retrieval. Texts
 need the landmarks in their places: `inserted` puts them there. XLA only: no
 kernel knows weights of two levels.
 
+Paper's settings: blocks of 50 tokens and a landmark.
+
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
 N / K, C blocks, W blocks that are read, H head size, R tokens without landmark.
 """

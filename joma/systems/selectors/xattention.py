@@ -11,6 +11,8 @@ block's mass; the fewest blocks that hold `threshold` of it are read, the first
 and a query's own always (https://arxiv.org/abs/2503.16428). The choice costs
 1 / stride of the logits. It is a rule for prompts: a step reads everything.
 
+Paper's settings: a threshold of .9, blocks of 128.
+
 Letters: B batch, T queries, S keys, N query heads, K key and value heads, G =
 N / K, H head size.
 """

@@ -27,6 +27,8 @@ class ChunkKV(last_queries.KeptWindow):
   with the window's length as its memory, as with SnapKV. Layers do not share
   what they keep.
 
+  Paper's settings: chunks of 10 tokens.
+
   Attributes:
     chunk_size: Tokens of a chunk.
     window: The last queries of a prompt, which stay themselves.

@@ -40,6 +40,9 @@ class Compactor(policy_lib.Policy):
   prompt: a token that comes later has the leverage of its key among the
   prompt's, and the mean of attention.
 
+  Paper's settings: 8 first and 4 last tokens stay, chunks of 256, a sketch of
+  48.
+
   Attributes:
     chunk_size: S.
     sketch_size: R; None is every channel as it is.

@@ -28,6 +28,8 @@ class Finch(last_queries.KeptWindow):
   prompt; here the score goes on as a mean with the window's length as its
   memory.
 
+  Paper's settings: the question's own tokens as the window.
+
   Attributes:
     window: Tokens of the question, the last of the prompt.
   """

@@ -23,6 +23,9 @@ class H2O(policy_lib.Policy):
   Causal and per key head: a prompt's queries count in full, later ones over
   what is kept. `score="ema"` is A2SF (arXiv 2407.20485).
 
+  Paper's settings: half of the slots for heavy hitters, half for the newest
+  tokens; 20 % of the text.
+
   Attributes:
     score: "sum" of weights, "mean" over the queries since the token, or "ema",
       the sum with a factor `decay` a step.

@@ -24,6 +24,8 @@ class SnapKV(last_queries.KeptWindow):
   The paper (arXiv 2404.14469) stops evicting after the prompt. Here the score
   goes on as a mean with the window's length as its memory.
 
+  Paper's settings: the last 32 to 64 queries, pooled over 5 to 7 positions.
+
   Attributes:
     window: The last queries of a prompt, which stay themselves.
     kernel_size: Positions that are averaged over, odd.
@@ -66,6 +68,8 @@ class SnapKV(last_queries.KeptWindow):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PyramidKV(SnapKV):
   """SnapKV with more slots in early layers (arXiv 2406.02069).
+
+  Paper's settings: as SnapKV, and a beta of 20.
 
   Attributes:
     beta: The last layer has capacity / beta slots, but not fewer than it

@@ -19,6 +19,9 @@ class TOVA(policy_lib.Policy):
   """What the last query alone gave, averaged over heads (arXiv 2401.06104).
 
   All heads of a layer keep the same tokens.
+
+  Paper's settings: no sinks and no window set apart, one choice for all heads
+  of a layer.
   """
 
   label: ClassVar[str] = "TOVA"

@@ -32,6 +32,8 @@ class CUR(policy_lib.Policy):
   paper stops at the prompt; here chunks go on, so that a token whose neighbours
   have left is worth more. Random projections of the paper are left out.
 
+  Paper's settings: 4 sinks, scores averaged over 16 tokens, keys times values.
+
   Attributes:
     chunk_size: Tokens of a chunk.
   """

@@ -15,7 +15,10 @@ from joma.systems.cache_policies.by_key import directions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyDiff(policy_lib.Policy):
-  """Keys that differ from the mean direction stay (arXiv 2504.15364)."""
+  """Keys that differ from the mean direction stay (arXiv 2504.15364).
+
+  Paper's settings: prompts read block by block, 8,192 slots.
+  """
 
   label: ClassVar[str] = "KeyDiff"
 

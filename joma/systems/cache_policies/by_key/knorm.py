@@ -18,6 +18,8 @@ class Knorm(policy_lib.Policy):
 
   A rotation leaves a key's length as it is but for rounding, so that the length
   is taken before: equal keys are equal wherever they stand.
+
+  Paper's settings: none beside the number of slots.
   """
 
   label: ClassVar[str] = "Knorm"

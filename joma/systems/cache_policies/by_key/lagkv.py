@@ -26,6 +26,8 @@ class LagKV(policy_lib.Policy):
   chunk, over the chunk's length, by the deviation over channels (softmax over
   the chunk, mean of keys and values). Tokens that are not scored yet have 1.
 
+  Paper's settings: 4 sinks, chunks of 128.
+
   Attributes:
     lag_size: Tokens of a chunk, at least 2.
   """

@@ -26,6 +26,8 @@ class QFilter(policy_lib.Policy):
   Differs from the paper: it takes u from texts that are read beforehand. Here u
   is of the text's own rotated queries: of a whole prompt by its second moment,
   then by a step of power iteration a token.
+
+  Paper's settings: one direction a head, from texts read beforehand.
   """
 
   label: ClassVar[str] = "Q-Filter"

@@ -28,6 +28,9 @@ class RKV(last_queries.LastQueries):
   direction of the kept keys: the paper's mean of pairwise cosines up to a
   factor, at linear cost and at every step.
 
+  Paper's settings: the last 8 queries, 10 to 16 % of the cache of distilled R1
+  models.
+
   Attributes:
     mix: Of attention, in [0, 1].
     window: Queries that the mean remembers.

@@ -45,6 +45,9 @@ class StreamingLLM(Window):
 
   The paper counts positions within the cache: `kv_cache.init(...,
   positions="rolled")`.
+
+  Paper's settings: 4 sinks, a window of 1,020 beside them in Llama 2, positions
+  as in the cache.
   """
 
   label: ClassVar[str] = "StreamingLLM"

@@ -29,6 +29,8 @@ class AdaKV(head_pool.SharesOut):
   Heads whose attention is spread get more slots than those that look at little.
   A head's slots are its own from then on.
 
+  Paper's settings: a floor of .2 of a head's equal share.
+
   Attributes:
     base: Whose priority is compared across heads; not one that ties the heads
       of a layer together, as TOVA does.

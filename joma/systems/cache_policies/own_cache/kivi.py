@@ -41,6 +41,8 @@ class Kivi(policy_lib.Policy):
   many values are exact; here both wait for their block. Two-bit codes are not
   here. A budget is the tokens that stand as they are.
 
+  Paper's settings: 2 bits, groups of 32, the newest 128 as they are.
+
   Attributes:
     num_exact: R, a multiple of `group_size`.
     group_size: g.

@@ -32,6 +32,8 @@ from scansnap_jax.experiment import errors
 class Quest(policy_lib.Policy):
   """Reads the pages of the greatest bound; the newest page always.
 
+  Paper's settings: pages of 16.
+
   Attributes:
     num_keys: Keys read a step, a multiple of the page's size; the query heads
       of a key head read the same pages, by the greatest of their bounds.

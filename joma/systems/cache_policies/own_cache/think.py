@@ -41,6 +41,8 @@ class ThinK(policy_lib.Policy):
   its own tokens whole. Where the first block is filled step by step, its own
   queries and keys are asked. A budget is the tokens that keep all channels.
 
+  Paper's settings: the last 32 queries.
+
   Attributes:
     kept: Share of channels that stay, in (0, 1]; one at least.
     num_exact: R.

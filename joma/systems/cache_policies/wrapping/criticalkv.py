@@ -40,6 +40,8 @@ class CriticalKV(wrapper.Wrapper):
   The paper stops at the prompt; here each decode step chooses in the same way.
   A base that reads a text twice reads it once here.
 
+  Paper's settings: half of the slots by the first stage, epsilon 1e-4.
+
   Attributes:
     first_share: Of the slots that go by A alone, in [0, 1).
     epsilon: Added to A, so that values count where attention is 0.

@@ -17,6 +17,8 @@ class LayerBudgets(wrapper.Bare):
   `shares` says each layer's part. The mean is the capacity, and no layer has
   fewer slots than are protected and one.
 
+  Paper's settings: PyramidKV's beta of 20, over layers from many slots to few.
+
   Attributes:
     curve: Which line.
     ratio: From 1, where all layers have the same.

@@ -10,6 +10,8 @@ over pixels, made causal; ours adds what the token's own query and key say. What
 lies farther back in the text reaches a token through many layers alone: 22 more
 tokens a layer. XLA only.
 
+Paper's settings: kernels of 5, then of 7 with a dilation of 3.
+
 Letters: B batch, T tokens, W = 22 inputs that are kept, N query heads, K key
 and value heads, H head size.
 """

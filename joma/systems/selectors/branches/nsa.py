@@ -13,6 +13,9 @@ blocks are compressed, and the first block is not always read.
 Compressed and window run on every implementation of the op; selected is XLA
 only, as every query selects for itself.
 
+Paper's settings: compressed blocks of 32 every 16 keys, 16 selected blocks of
+64 (first and 2 newest among them), a window of 512.
+
 Letters: B batch, T queries, S keys, D width, N query heads, K key and value
 heads, G = N / K, H head size, C blocks, U keys of a block, R hidden units.
 """
