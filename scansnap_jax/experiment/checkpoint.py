@@ -35,6 +35,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import workdir
 from scansnap_jax.experiment.processes import digest
+from scansnap_jax.experiment.saved import digest_handler
 from scansnap_jax.experiment.saved import leaves as leaves_lib
 from scansnap_jax.experiment.saved import noise
 
@@ -280,35 +281,33 @@ def _open_manager(
   policies = ocp.training.preservation_policies
   handlers = ocp.handlers.local_registry(include_global_registry=False)
   handlers.add(ocp.handlers.PyTreeHandler, checkpointable_name="arrays")
-  handlers.add(_DigestHandler, checkpointable_name="digest")
+  handlers.add(digest_handler.DigestHandler, checkpointable_name="digest")
   context = ocp.Context()
   context.checkpointables.registry = handlers
   # Trained floats hardly compress: zstd would only cost time.
   context.array.saving.use_compression = False
+  kept = (
+      policies.PreserveAll()
+      if max_to_keep is None
+      else policies.LatestN(max_to_keep)
+  )
   return ocp.training.Checkpointer(
-      directory,
+      str(directory),
       context=context,
-      preservation_policy=(
-          policies.PreserveAll()
-          if max_to_keep is None
-          else policies.LatestN(max_to_keep)
-      ),
+      # Orbax types its own policies as of other infos than it asks for.
+      preservation_policy=kept,  # pyrefly: ignore[bad-argument-type]
       cleanup_tmp_directories=True,
   )
 
 
-class _DigestHandler(ocp.handlers.JsonHandler):
-  """The file of the list of checksums has the name that it always had."""
-
-  def __init__(self):
-    super().__init__(filename=leaves_lib.DIGEST)
-
-
 def _numbered(arrays: list[digest.Plain]) -> dict[str, digest.Plain]:
   """Names the arrays by position; orbax refuses empty ones and empty trees."""
-  # A numpy scalar has no handler; an array without dimensions has.
-  whole = [np.asarray(x) if isinstance(x, np.generic) else x for x in arrays]
-  named = {leaves_lib.NAME % i: x for i, x in enumerate(whole) if x.size}
+  named: dict[str, digest.Plain] = {}
+  for i, array in enumerate(arrays):
+    if array.size:
+      # A numpy scalar has no handler; an array without dimensions has.
+      is_scalar = isinstance(array, np.generic)
+      named[leaves_lib.NAME % i] = np.asarray(array) if is_scalar else array
   return named or {"nothing": np.zeros(1, np.uint8)}
 
 

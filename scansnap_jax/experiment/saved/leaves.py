@@ -94,7 +94,7 @@ def _arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
   context.pytree.loading.partial_load = True
   asked = {"arrays": dict.fromkeys(names, np.ndarray)}
   with context:
-    return ocp.load_checkpointables(path, asked)["arrays"]
+    return ocp.load_checkpointables(str(path), asked)["arrays"]
 
 
 def body_of(saved: Mapping[str, Any], step: int) -> dict[str, Any]:
