@@ -19,6 +19,13 @@ joma/systems/profiles/kvzip_surrogate.py
 ? the text's own queries count as well as its repetition's
 @ test_scores_are_the_greatest_weights_from_behind_the_text
 
+joma/inference/cache/head_pool.py
+- freed = ((slots.pos >= 0) & (pos < 0)).any(axis=1, keepdims=True)
++ freed = ((slots.pos >= 0) & (pos < 0)).all(axis=1, keepdims=True)
+? pages keep what is below a threshold
+@ tests/joma/systems/cache_policies/wrapping/dms_pages_test.py
+@ test_steps_keep_what_slots_keep_and_pages_are_given_back
+
 joma/inference/cache/rehearsal.py
 - positions=jnp.where(is_text, positions, -1),
 + positions=positions,

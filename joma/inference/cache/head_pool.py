@@ -105,7 +105,7 @@ class PooledCache:
 
   def reads_call(self) -> bool:
     """Whether the policy looks at the layer's input."""
-    return calls.uses_input(self.policy)
+    return calls.uses_input(self.policy.base)
 
   @property
   def owner(self) -> Int[Array, "B M"]:
@@ -233,8 +233,8 @@ class PooledCache:
     pool, base = self.pool, self.policy.base
     options, position = new.options, new.positions[:, 0]
     is_active = position >= 0
-    token = new.one(pool.layer)
-    cache = dataclasses.replace(self, pool=self._write(token, is_active))
+    token, cache = new.one(pool.layer), self._without_freed(position)
+    cache = dataclasses.replace(self, pool=cache._write(token, is_active))
     slots = cache._view()
     is_seen = slots.pos >= 0
     if options.window is not None:
@@ -269,6 +269,18 @@ class PooledCache:
         score=own(slots.score, 0.0),
         pos=own(slots.pos, -1),
         aux=jax.tree.map(everywhere, slots.aux),
+    )
+
+  def _without_freed(self, position: Int[Array, "B"]) -> "PooledCache":
+    """Empties what the base has no use for from `position` on."""
+    slots = self._view()
+    pos = calls.still_kept(self.policy.base, slots, position)
+    if pos is slots.pos:
+      return self
+    freed = ((slots.pos >= 0) & (pos < 0)).any(axis=1, keepdims=True)
+    pos = jnp.where(freed, kernel_slots.EMPTY, self.pool.pos)
+    return dataclasses.replace(
+        self, pool=dataclasses.replace(self.pool, pos=pos)
     )
 
   def _joined(

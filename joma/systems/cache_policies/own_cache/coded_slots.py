@@ -23,12 +23,12 @@ from joma.inference.cache import tokens
 from joma.inference.cost import cache_plan
 from joma.systems.cache_policies import names
 from joma.systems.cache_policies.own_cache import blocks
+from joma.systems.cache_policies.own_cache import coding
 from joma.systems.cache_policies.own_cache import int4
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from joma.transformer import one_by_one
 from scansnap_jax.experiment import errors
-from scansnap_jax.experiment import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,7 @@ class CodedSlots(policy_lib.Policy):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("num_exact", "group_size"):
-      require.at_least(name, getattr(self, name), 1)
-    if self.num_exact % self.group_size:
-      raise errors.UserError(
-          f"num_exact={self.num_exact} must be a multiple of"
-          f" group_size={self.group_size}."
-      )
+    coding.check_sizes(self.num_exact, self.group_size)
     base = names.name_of(self.base)
     if calls.has_own_cache(self.base) or not self.base.evicts:
       raise errors.UserError(
@@ -103,9 +97,9 @@ class CodedSlots(policy_lib.Policy):
       self, capacities: tuple[int, ...], name: str
   ) -> cache_plan.CachePlan:
     """The base's, coded."""
-    coding = cache_plan.CodedSlots(self.num_exact, self.group_size)
+    coded = cache_plan.CodedSlots(self.num_exact, self.group_size)
     plan = calls.plan(self.base, capacities, name)
-    return dataclasses.replace(plan, coding=coding)
+    return dataclasses.replace(plan, coding=coded)
 
   def init_cache(
       self,
@@ -118,11 +112,7 @@ class CodedSlots(policy_lib.Policy):
   ) -> "CodedCache":
     """Returns a `CodedCache` of `capacity` slots a head."""
     blocks.check_made("four_bits", config, layer, dtype, options)
-    if config.head_dim % 2:
-      raise errors.UserError(
-          f"head_dim={config.head_dim} must be even for four_bits: two codes"
-          " share a byte."
-      )
+    coding.check_heads("four_bits", config)
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     num_groups = config.num_heads // config.num_kv_heads
     return init_layer(self, layer, shape, num_groups, dtype)
@@ -156,10 +146,10 @@ def _empty(
   whole = (*lead, -(-capacity // size) * size, head_dim)
   slots = kv_cache.init_layer(policy.base, 0, shape, num_groups, dtype)
   recent = lambda: jnp.zeros((*lead, policy.num_exact, head_dim), dtype)
-  of_value = cache_plan.value_group(head_dim, size)
+  key, value = coding.empty(whole, size, dtype)
   return CodedCache(
-      key=int4.empty(whole, "tokens", size, dtype),
-      value=int4.empty(whole, "channels", of_value, dtype),
+      key=key,
+      value=value,
       recent_key=recent(),
       recent_value=recent(),
       owner=jnp.full((*lead, policy.num_exact), -1, jnp.int32),
@@ -254,11 +244,8 @@ class CodedCache:
 
   def _read(self) -> kv_cache.SlotCache:
     """The base's slots with all keys and values, exact ones as they are."""
-    capacity, head_dim = self.slots.capacity, self.recent_key.shape[-1]
-    size = self.policy.group_size
-    of_value = cache_plan.value_group(head_dim, size)
-    keys = int4.decode(self.key, "tokens", size)
-    values = int4.decode(self.value, "channels", of_value)
+    capacity = self.slots.capacity
+    keys, values = coding.decode(self.key, self.value, self.policy.group_size)
     index = _index(jnp.where(self.owner < 0, capacity, self.owner))
     joined = lambda coded, recent: storage.Stored(
         coded[:, :, :capacity]
@@ -321,15 +308,14 @@ class CodedCache:
   ) -> "CodedCache":
     """With new codes of such slots, and of keys that share their groups."""
     room, size = is_new.shape[2], self.policy.group_size
-    dtype, head_dim = self.recent_key.dtype, self.recent_key.shape[-1]
-    of_value = cache_plan.value_group(head_dim, size)
+    dtype = self.recent_key.dtype
     key, value = (
         slot_arrays.resize(x.data, room) for x in (slots.key, slots.value)
     )
     taken = slot_arrays.resize(slots.pos, room, -1) >= 0
     groups = is_new.reshape(*is_new.shape[:2], -1, size).any(axis=-1)
-    key = int4.encode(_without_empty(key, taken, size), "tokens", size, dtype)
-    value = int4.encode(value, "channels", of_value, dtype)
+    key = _without_empty(key, taken, size)
+    key, value = coding.encode(key, value, size, dtype)
     fit = lambda x, mask: slot_arrays.like(mask, x)
     choose = lambda mask, new, old: jnp.where(fit(new, mask), new, old)
     wide = jnp.repeat(groups, size, axis=-1)

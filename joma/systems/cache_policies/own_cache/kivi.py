@@ -18,13 +18,13 @@ from joma.inference.cache import slot_arrays
 from joma.inference.cache import storage
 from joma.inference.cost import cache_plan
 from joma.systems.cache_policies.own_cache import blocks
+from joma.systems.cache_policies.own_cache import coding
 from joma.systems.cache_policies.own_cache import int4
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
-from scansnap_jax.experiment import errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,7 @@ class Kivi(policy_lib.Policy):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("num_exact", "group_size"):
-      if getattr(self, name) < 1:
-        raise errors.UserError(
-            f"{name}={getattr(self, name)} must be at least 1."
-        )
-    if self.num_exact % self.group_size:
-      raise errors.UserError(
-          f"num_exact={self.num_exact} must be a multiple of"
-          f" group_size={self.group_size}."
-      )
+    coding.check_sizes(self.num_exact, self.group_size)
 
   def fitted(self, slots: int, named: frozenset[str]) -> policy_lib.Policy:
     """So many tokens stand as they are, in whole groups."""
@@ -82,8 +73,8 @@ class Kivi(policy_lib.Policy):
   ) -> cache_plan.CachePlan:
     """All stays, coded but for the last block."""
     del capacities
-    coding = cache_plan.Coding(self.num_exact, self.group_size)
-    return dataclasses.replace(cache_plan.full(), name=name, coding=coding)
+    coded = cache_plan.Coding(self.num_exact, self.group_size)
+    return dataclasses.replace(cache_plan.full(), name=name, coding=coded)
 
   def init_cache(
       self,
@@ -96,11 +87,7 @@ class Kivi(policy_lib.Policy):
   ) -> "KiviCache":
     """Returns a `KiviCache` of `capacity` positions."""
     blocks.check_made("kivi", config, layer, dtype, options)
-    if config.head_dim % 2:
-      raise errors.UserError(
-          f"head_dim={config.head_dim} must be even for kivi: two codes share a"
-          " byte."
-      )
+    coding.check_heads("kivi", config)
     shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
     return _empty(self, shape, dtype)
 
@@ -112,11 +99,11 @@ def _empty(
   batch, heads, capacity, head_dim = shape
   size = policy.num_exact
   cut = (batch, heads, capacity // size, size, head_dim)
-  of_value = cache_plan.value_group(head_dim, policy.group_size)
+  key, value = coding.empty(cut, policy.group_size, dtype)
   recent = lambda: jnp.zeros((batch, heads, size, head_dim), dtype)
   return KiviCache(
-      key=int4.empty(cut, "tokens", policy.group_size, dtype),
-      value=int4.empty(cut, "channels", of_value, dtype),
+      key=key,
+      value=value,
       recent_key=recent(),
       recent_value=recent(),
       policy=policy,
@@ -218,10 +205,8 @@ class KiviCache:
   def _coded(
       self, key: Float[Array, "B K M R H"], value: Float[Array, "B K M R H"]
   ) -> tuple[int4.Codes, int4.Codes]:
-    size, dtype = self.policy.group_size, self.recent_key.dtype
-    of_value = cache_plan.value_group(value.shape[-1], size)
-    coded = int4.encode(value, "channels", of_value, dtype)
-    return int4.encode(key, "tokens", size, dtype), coded
+    dtype = self.recent_key.dtype
+    return coding.encode(key, value, self.policy.group_size, dtype)
 
   def _step(
       self,
@@ -252,10 +237,8 @@ class KiviCache:
       self, positions: Int[Array, "B 1"]
   ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"]]:
     """All keys and values, those of the last block as they are."""
-    size, head_dim = self.policy.group_size, self.recent_key.shape[-1]
-    of_value = cache_plan.value_group(head_dim, size)
-    keys = int4.decode(self.key, "tokens", size)
-    values = int4.decode(self.value, "channels", of_value)
+    head_dim = self.recent_key.shape[-1]
+    keys, values = coding.decode(self.key, self.value, self.policy.group_size)
     flat = lambda x: x.reshape(*x.shape[:2], -1, head_dim)
     return (
         blocks.joined(flat(keys), self.recent_key, positions, self.capacity),

@@ -128,7 +128,7 @@ class KiviTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(num_exact=10, group_size=4), "num_exact=10 must be a multiple"),
-      (dict(group_size=0), "group_size=0"),
+      (dict(group_size=0), "group_size must be at least 1, got 0"),
   )
   def test_out_of_range_is_named(self, fields, message):
     with self.assertRaisesRegex(errors.UserError, message):
