@@ -6,7 +6,7 @@ positions, M blocks of R tokens, g numbers of a group, H head size.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ from joma.inference.cost import cache_plan
 from joma.systems.cache_policies.own_cache import blocks
 from joma.systems.cache_policies.own_cache import coding
 from joma.systems.cache_policies.own_cache import int4
+from joma.systems.cache_policies.own_cache import whole_blocks
 from joma.transformer import config as configs
 from joma.transformer import full_cache
 from joma.transformer import hooks
 from joma.transformer import one_by_one
 from joma.transformer.weighing import one_query
+from kernels_pallas.decode.coded import codes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,9 @@ class Kivi(policy_lib.Policy):
   The paper codes keys block by block and values one by one, so that always as
   many values are exact; here both wait for their block. Two-bit codes are not
   here. A budget is the tokens that stand as they are.
+
+  With `group_size=128`, blocks of 128 and heads of 128 a step is one kernel on
+  a TPU, which reads codes as they are (`whole_blocks`).
 
   Paper's settings: 2 bits, groups of 32, the newest 128 as they are.
 
@@ -99,7 +104,11 @@ def _empty(
   batch, heads, capacity, head_dim = shape
   size = policy.num_exact
   cut = (batch, heads, capacity // size, size, head_dim)
-  key, value = coding.empty(cut, policy.group_size, dtype)
+  sizes = (size, policy.group_size, capacity, head_dim)
+  if whole_blocks.fit(*sizes):
+    key, value = whole_blocks.empty(cut, dtype)
+  else:
+    key, value = coding.empty(cut, policy.group_size, dtype)
   recent = lambda: jnp.zeros((batch, heads, size, head_dim), dtype)
   return KiviCache(
       key=key,
@@ -117,7 +126,8 @@ class KiviCache:
   """A `hooks.KVCache`.
 
   Attributes:
-    key: Codes of the full blocks, leaves [B, K, M, ...].
+    key: Codes of the full blocks, leaves [B, K, M, ...]; where groups are whole
+      blocks of the kernel's size, leaves [B, M, K, ...] as it reads them.
     value: Likewise.
     recent_key: [B, K, R, H], of the last block: position p at p modulo R.
     recent_value: Likewise.
@@ -125,8 +135,8 @@ class KiviCache:
     capacity: C, static.
   """
 
-  key: int4.Codes
-  value: int4.Codes
+  key: int4.Codes | codes.Blocks
+  value: int4.Codes | codes.Blocks
   recent_key: storage.Leaf
   recent_value: storage.Leaf
   policy: Kivi = dataclasses.field(metadata={"static": True})
@@ -190,7 +200,7 @@ class KiviCache:
       lengths: Int[Array, "B"],
   ) -> "KiviCache":
     """Keeps a prompt of such lengths: full blocks coded, the rest as it is."""
-    size, num_blocks = self.policy.num_exact, self.key.data.shape[2]
+    size, num_blocks = self.policy.num_exact, self._num_blocks
     coded_key, coded_value = self._coded(
         blocks.cut(key, num_blocks, size), blocks.cut(value, num_blocks, size)
     )
@@ -204,8 +214,10 @@ class KiviCache:
 
   def _coded(
       self, key: Float[Array, "B K M R H"], value: Float[Array, "B K M R H"]
-  ) -> tuple[int4.Codes, int4.Codes]:
+  ) -> coding.Pair | whole_blocks.Pair:
     dtype = self.recent_key.dtype
+    if self._is_whole:
+      return whole_blocks.encode(key, value, dtype)
     return coding.encode(key, value, self.policy.group_size, dtype)
 
   def _step(
@@ -223,22 +235,49 @@ class KiviCache:
         recent_key=blocks.put(self.recent_key, key[:, :, 0], slot),
         recent_value=blocks.put(self.recent_value, value[:, :, 0], slot),
     )
-    keys, values = cache._read(positions)
-    seen = blocks.is_seen(positions, self.capacity, options)
-    out, _ = one_query.attend(query, keys, values, seen, options)
+    out = cache._attended(query, positions, options)
     is_full = (position >= 0) & (slot == size - 1)
-    block = jnp.where(is_full, position // size, self.key.data.shape[2])
+    block = jnp.where(is_full, position // size, self._num_blocks)
     cache = jax.lax.cond(
         is_full.any(), lambda: cache._with_block(block), lambda: cache
     )
     return out, cache
+
+  @property
+  def _is_whole(self) -> bool:
+    """Whether codes stand as the op reads them."""
+    return isinstance(self.key, codes.Blocks)
+
+  @property
+  def _num_blocks(self) -> int:
+    """M."""
+    return self.key.data.shape[1 if self._is_whole else 2]
+
+  def _attended(
+      self,
+      query: Float[Array, "B 1 N H"],
+      positions: Int[Array, "B 1"],
+      options: hooks.AttentionOptions,
+  ) -> Float[Array, "B 1 N H"]:
+    """By the op on codes where it can follow the options, else decoded."""
+    if self._is_whole and whole_blocks.is_plain(options):
+      newest = (self.recent_key, self.recent_value)
+      kept: Any = (self.key, self.value)
+      return whole_blocks.attend(query, kept, newest, positions, options)
+    keys, values = self._read(positions)
+    seen = blocks.is_seen(positions, self.capacity, options)
+    return one_query.attend(query, keys, values, seen, options)[0]
 
   def _read(
       self, positions: Int[Array, "B 1"]
   ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"]]:
     """All keys and values, those of the last block as they are."""
     head_dim = self.recent_key.shape[-1]
-    keys, values = coding.decode(self.key, self.value, self.policy.group_size)
+    kept: Any = (self.key, self.value)
+    if self._is_whole:
+      keys, values = whole_blocks.decode(*kept)
+    else:
+      keys, values = coding.decode(*kept, self.policy.group_size)
     flat = lambda x: x.reshape(*x.shape[:2], -1, head_dim)
     return (
         blocks.joined(flat(keys), self.recent_key, positions, self.capacity),
@@ -252,6 +291,9 @@ class KiviCache:
     coded = self._coded(
         self.recent_key[:, :, None], self.recent_value[:, :, None]
     )
+    if self._is_whole:
+      kept: Any = whole_blocks.put((self.key, self.value), coded, block)
+      return dataclasses.replace(self, key=kept[0], value=kept[1])
     write: PyTree = jax.tree.map(
         lambda x, new: blocks.put(x, new[:, :, 0], block),
         (self.key, self.value),
