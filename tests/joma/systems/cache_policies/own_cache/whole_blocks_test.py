@@ -17,6 +17,8 @@ from joma.systems.cache_policies.own_cache import kivi
 from joma.transformer import config as configs
 from joma.transformer import hooks
 from kernels_pallas import interpret
+from kernels_pallas.aot import compile as compile_lib
+from kernels_pallas.aot import topology
 from kernels_pallas.decode.coded import codes
 from tests.joma.systems.cache_policies import plain
 from tests.joma.systems.cache_policies.own_cache import int4_test
@@ -125,6 +127,32 @@ class WholeBlocksTest(parameterized.TestCase):
     load = cost_model.Load(batch_size=3, length=300, cache_dtype="float32")
     plan = calls.plan(_POLICY, (300,), "x")
     self.assertEqual(cost_model.cache_bytes(_CONFIG, load, plan), held)
+
+
+@absltest.skipUnless(topology.has_toolchain("tpu"), "libtpu is not installed")
+class CompiledTest(parameterized.TestCase):
+
+  @parameterized.parameters("v5e", "v6e")
+  @pytest.mark.slow
+  def test_a_step_on_a_tpu_is_the_kernel_and_decodes_nothing(self, chip):
+    """Of 8 key heads and 4,096 tokens: keys and values are 16 MiB decoded."""
+    config = dataclasses.replace(_CONFIG, num_heads=32, num_kv_heads=8)
+    config = dataclasses.replace(config, max_len=4096)
+    (cache,) = jax.eval_shape(
+        lambda: kv_cache.init(_POLICY, config, 1, 4096, jnp.bfloat16)
+    )
+    like = lambda heads: jax.ShapeDtypeStruct((1, 1, heads, 128), jnp.bfloat16)
+    options = hooks.AttentionOptions(scale=_SCALE)
+    step = jax.jit(
+        lambda cache, *x: cache.attend(*x, lambda x, at: x, options),
+        donate_argnums=0,
+    )
+    position = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    arrays = (like(32), like(8), like(8), position)
+    compiled = compile_lib.compile_for(chip, step, cache, *arrays)
+    self.assertIn("coded_decode", " ".join(compiled.scoped_vmem_bytes))
+    # A block that is full is coded from float32: half a MiB of keys, of values.
+    self.assertLess(compiled.temp_bytes, 1.25 * (1 << 20))
 
 
 if __name__ == "__main__":
