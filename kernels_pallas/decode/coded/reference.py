@@ -35,6 +35,7 @@ def attend(
   pos = jnp.where(at < num_coded, at, full + at - num_coded)
   is_coded = at < num_coded
   seen = jnp.where(is_coded, pos < full, pos <= positions[:, None])
+  seen = seen & (positions >= 0)[:, None]
   groups = (batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
   logits = jnp.einsum(
       "BKGH,BKSH->BKGS",
@@ -44,7 +45,7 @@ def attend(
   )
   logits = jnp.where(seen[:, None, None], scale * logits, -jnp.inf)
   highest = jnp.max(logits, axis=-1, keepdims=True, initial=-1e30)
-  weights = jnp.exp(logits - highest)
+  weights = jnp.exp(logits - highest)  # Where nothing is seen all is 0.
   total = jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
   out = jnp.einsum(
       "BKGS,BKSH->BKGH", weights / total, value, precision="highest"

@@ -273,11 +273,12 @@ class KiviCache:
   ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"]]:
     """All keys and values, those of the last block as they are."""
     head_dim = self.recent_key.shape[-1]
-    kept: Any = (self.key, self.value)
+    key: Any = self.key
+    value: Any = self.value
     if self._is_whole:
-      keys, values = whole_blocks.decode(*kept)
+      keys, values = whole_blocks.decode(key, value)
     else:
-      keys, values = coding.decode(*kept, self.policy.group_size)
+      keys, values = coding.decode(key, value, self.policy.group_size)
     flat = lambda x: x.reshape(*x.shape[:2], -1, head_dim)
     return (
         blocks.joined(flat(keys), self.recent_key, positions, self.capacity),
@@ -288,11 +289,12 @@ class KiviCache:
 
   def _with_block(self, block: Int[Array, "B"]) -> "KiviCache":
     """Codes the last block of each sequence whose number is one of M."""
-    coded = self._coded(
+    coded: Any = self._coded(
         self.recent_key[:, :, None], self.recent_value[:, :, None]
     )
     if self._is_whole:
-      kept: Any = whole_blocks.put((self.key, self.value), coded, block)
+      kept: Any = (self.key, self.value)
+      kept = whole_blocks.put(kept, coded, block)
       return dataclasses.replace(self, key=kept[0], value=kept[1])
     write: PyTree = jax.tree.map(
         lambda x, new: blocks.put(x, new[:, :, 0], block),

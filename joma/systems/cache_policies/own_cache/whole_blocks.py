@@ -96,9 +96,8 @@ def attend(
 
   def of_part(query: Array, *arrays: Any) -> Array:
     *blocks, key, value, positions = arrays
-    return step(
-        query, *jax.tree.unflatten(treedef, blocks), key, value, positions
-    )
+    keys, values = jax.tree.unflatten(treedef, blocks)
+    return step(query, keys, values, key, value, positions)
 
   labels = ["b.n" + "." * (leaf.ndim - 3) for leaf in leaves]
   out = sharding.per_head(

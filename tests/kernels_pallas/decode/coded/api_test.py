@@ -134,6 +134,7 @@ class AttendTest(parameterized.TestCase):
               ).astype(jnp.float32)
           )
       np.testing.assert_allclose(made[1][0], made[0][0], atol=tolerance)
+      np.testing.assert_array_equal(made[0][1], 0)
       np.testing.assert_array_equal(made[1][1], 0)
 
   def test_sizes_that_do_not_fit_are_named(self):
