@@ -11,6 +11,8 @@ from matplotlib import figure as mpl_figure
 from matplotlib import patches as mpl_patches
 import numpy as np
 
+from scansnap_jax.experiment.venues import edges
+
 _HEADER = ("panel", "title", "x_label", "y_label", "series", "kind", "x", "y")
 
 
@@ -39,7 +41,8 @@ def _title(axes: mpl_axes.Axes) -> str:
 
 def _series(axes: mpl_axes.Axes) -> Iterator[tuple[str, str, Any]]:
   """Yields the name, kind and points [N, 2] of all that a panel draws."""
-  for number, line in enumerate(axes.lines, start=1):
+  lines = [line for line in axes.lines if line.get_gid() != edges.MARKS]
+  for number, line in enumerate(lines, start=1):
     xy = np.stack(np.broadcast_arrays(*line.get_data(orig=False)), axis=-1)
     yield _name(line, number), "line", xy
   for number, drawn in enumerate(axes.collections, start=1):

@@ -28,6 +28,7 @@ import numpy as np
 
 from scansnap_jax.experiment import figure_data
 from scansnap_jax.experiment import workdir
+from scansnap_jax.experiment.venues import edges
 from scansnap_jax.experiment.venues import fit
 from scansnap_jax.experiment.venues import page
 
@@ -80,6 +81,7 @@ _RC = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,  # A number of a paper is whole.
     "axes.grid": True,
     "axes.prop_cycle": rcsetup.cycler(color=_COLORS),
     "grid.color": "#E6E6E6",
@@ -114,8 +116,6 @@ class CurveStyle(NamedTuple):
   linestyle: str | tuple[int, tuple[float, ...]]
 
 
-# Names what `shade` draws.
-_BAND = "range"
 _KNOWN = CurveStyle("black", "o", "")
 _OPEN: Mapping[str, Any] = types.MappingProxyType(
     dict(
@@ -182,7 +182,8 @@ def save(
   """
   workdir.make_folder(folder)
   table = figure_data.to_csv(figure)
-  _cut_bands(figure)
+  edges.cut_bands(figure)
+  edges.show_whole_markers(figure)
   if page.chosen().settings:
     with style():
       fit.break_long(figure)
@@ -276,21 +277,8 @@ def shade(
 ) -> None:
   """Fills the range of a curve; none where it reaches 0 on a log axis."""
   axes.fill_between(
-      x, low, high, color=look.color, alpha=0.15, linewidth=0, gid=_BAND
+      x, low, high, color=look.color, alpha=0.15, linewidth=0, gid=edges.BAND
   )
-
-
-def _cut_bands(figure: mpl_figure.Figure) -> None:
-  """Ends ranges before 0, which would fill a log axis to its end."""
-  for axes in figure.axes:
-    bands = [band for band in axes.collections if band.get_gid() == _BAND]
-    for band in bands if axes.get_yscale() == "log" else ():
-      for path in band.get_paths():
-        # One edge, the other one backwards, and an end of each side again.
-        edge: Any = path.vertices
-        count = (len(edge) - 3) // 2
-        low, high = edge[1 : count + 1, 1], edge[count + 2 : -1, 1][::-1]
-        low[:] = np.where(low > 0, low, high)
 
 
 def draw_points(

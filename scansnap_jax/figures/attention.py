@@ -188,7 +188,6 @@ def _draw_attention(
       for s in settings
   ])
   grid = _heat_map_grid(figure, len(settings), num_classes)
-  per_row = min(len(settings), _SETTINGS_PER_ROW)
   image: Any = None
   for (s, n), axes in np.ndenumerate(grid):
     never = result.classes.probs[n, tokens] == 0
@@ -196,8 +195,7 @@ def _draw_attention(
     image = figures.draw_heat_map(axes, values, float(maps.max()))
     # The empty line is the setting's: an annotation gets no room by itself.
     axes.set(title=f"\nclass {n + 1}")
-    is_middle = s % _SETTINGS_PER_ROW == (per_row - 1) // 2 and not n
-    axes.set_xlabel("step, not to scale" if is_middle else "step")
+    axes.set_xlabel("step, not to scale")
     _label_steps(axes, result.steps[evaluations])
     _mark_groups(axes, groups, is_first=n == 0 and s % _SETTINGS_PER_ROW == 0)
   for axes, setting in zip(grid[:, 0], settings, strict=True):

@@ -48,11 +48,19 @@ def draw(rows: Sequence[Row]) -> mpl_figure.Figure:
       _draw_curves(axes, rows, key, place)
       axes.set_ylabel(ylabel)
       _scale(axes, rows, key)
+      drawn = [r for r in rows if r["policy"] != policy_names.REFERENCE]
+      most = max(map(place, drawn or rows))
       if place is _percent:
         axes.set_xlabel("slots, % of the text")
       else:
         axes.set_xlabel("MB of cache that a step moves")
-      axes.set_xlim(0, None)
+        if most < 0.1:
+          axes.set_xlabel("KB of cache that a step moves")
+          axes.xaxis.set_major_formatter(lambda x, _: f"{1000 * x:g}")
+      axes.set_xlim(0, 1.05 * most)
+      axes.xaxis.set_major_locator(
+          mpl_ticker.MaxNLocator(5, steps=(1, 2, 5, 10))
+      )
     entries = figures.legend_entries(grid[0])
     entries["full cache"] = mpl_lines.Line2D(
         [], [], color="black", linestyle=":", linewidth=0.8

@@ -342,7 +342,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       axes.errorbar(x, mean, spread, color="#0072B2", marker="o", linestyle="")
       labels = [f"{n} (proxy)" if n == "sigmoid" else n for n in names]
       axes.set_xticks(places, labels, rotation=60, ha="right")
-      axes.set(title=title)
+      axes.set(title=title, xlim=(-0.5, len(names) - 0.5))
     panels[0].set_ylim(0, None)
   return figure
 

@@ -424,6 +424,9 @@ def _add_perplexities(axes: mpl_axes.Axes) -> None:
     if len(ticks) < 3:
       round_numbers = (f * decade for decade in decades for f in factors)
       ticks = [tick for tick in round_numbers if low <= tick <= high]
+  if len(ticks) < 3:
+    near = mpl_ticker.MaxNLocator(5, steps=(1, 2, 5, 10)).tick_values(low, high)
+    ticks = [float(tick) for tick in near if low <= tick <= high]
   right.set_yticks(ticks, [f"{tick:,.12g}" for tick in ticks])
   right.minorticks_off()
 

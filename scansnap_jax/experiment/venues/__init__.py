@@ -1,1 +1,6 @@
-"""Pages that figures are drawn for: `page` says their width and letters."""
+"""Pages that figures are drawn for.
+
+page   their width and letters
+fit    what is too long for a narrow one
+edges  what lies at the ends of a panel
+"""

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment.venues import edges
 
 _SAVE_TWICE = """
 import hashlib, pathlib, sys
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment.venues import edges
 with figures.style():
   figure = figures.make_figure(2, 2)
   figure.subplots().plot([1, 2], label="$x_1$")
@@ -47,7 +49,7 @@ class BandTest(absltest.TestCase):
         figures.shade(axes, np.arange(3), low, high, look)
         axes.set_yscale(scale)  # After it, as figures do.
       (band,) = axes.collections
-      figures._cut_bands(figure)
+      edges.cut_bands(figure)
       (path,) = band.get_paths()
       np.testing.assert_array_equal(path.vertices[1:4, 1], want)
       np.testing.assert_array_equal(path.vertices[5:8, 1], high[::-1])
@@ -60,6 +62,13 @@ class StyleTest(parameterized.TestCase):
     with figures.style():
       self.assertFalse(matplotlib.rcParams["axes.spines.top"])
     self.assertEqual(dict(matplotlib.rcParams), before)
+
+  def test_numbers_have_no_offset_beside_the_axis(self):
+    with figures.style():
+      axes = figures.make_figure(2, 2).subplots()
+      axes.plot([2.1501, 2.1506])
+      axes.figure.draw_without_rendering()
+    self.assertEqual(axes.yaxis.get_major_formatter().get_offset(), "")
 
   def test_settings_of_the_user_do_not_show(self):
     with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red"}):

@@ -9,6 +9,7 @@ import numpy as np
 
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
+from scansnap_jax.experiment.venues import edges
 
 Summary = Mapping[str, Any]
 # Of the figure: perplexities above so many times the dense one are not shown.
@@ -53,6 +54,8 @@ def draw(summary: Summary) -> mpl_figure.Figure:
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 4.2)
     axes = figure.subplots()
+    least = min([dense, *(row["perplexity"] for row in rows)])
+    axes.set_ylim(least - 0.03 * dense, _HIGHEST * dense)
     for index, name in enumerate(dict.fromkeys(row["rule"] for row in rows)):
       look = figures.CurveStyle(
           _COLORS[index % len(_COLORS)],
@@ -62,9 +65,9 @@ def draw(summary: Summary) -> mpl_figure.Figure:
       own = [row for row in rows if row["rule"] == name]
       own = sorted(own, key=lambda row: row["mlp_weights"])
       x = np.array([row["mlp_weights"] for row in own])
-      axes.plot(
-          x, [row["perplexity"] for row in own], **look._asdict(), label=name
-      )
+      y = np.array([row["perplexity"] for row in own])
+      axes.plot(x, y, **look._asdict(), label=name)
+      edges.mark_above(axes, x, y, look.color)
       low, high = (
           dense * (1 + np.array([row[f"change_{side}"] for row in own]))
           for side in ("low", "high")
@@ -75,7 +78,6 @@ def draw(summary: Summary) -> mpl_figure.Figure:
         xlabel="MLP weights read",
         ylabel="perplexity",
         xlim=(0, 1.05),
-        ylim=(0.97 * dense, _HIGHEST * dense),
     )
     axes.xaxis.set_major_formatter(mpl_ticker.PercentFormatter(1, decimals=0))
     figures.put_legend_above(figure, figures.legend_entries(axes))
@@ -88,8 +90,9 @@ def caption(summary: Summary) -> str:
       "Perplexity against the share of MLP weights that a token reads, what"
       " choosing takes included. Line: the dense model,"
       f" {summary['dense']['perplexity']:.4g}. Bands: 95 % confidence of the"
-      f" change, over texts ({summary['num_eval_tokens']} tokens). What is"
-      f" above {_HIGHEST:g} times the dense perplexity is not shown."
+      f" change, over texts ({summary['num_eval_tokens']} tokens). Open"
+      f" triangles at the upper edge: above {_HIGHEST:g} times the dense"
+      " perplexity."
   )
 
 

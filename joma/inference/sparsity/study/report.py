@@ -13,12 +13,13 @@ import numpy as np
 from joma.inference.sparsity.study import method_report
 from scansnap_jax.experiment import figures
 from scansnap_jax.experiment import report
+from scansnap_jax.experiment.venues import edges
 
 Summary = Mapping[str, Any]
 # Label and look of each rule.
 Rules = Mapping[str, tuple[str, figures.CurveStyle]]
 
-# Of figures: perplexities above so many times the dense one are not shown.
+# Of figures: perplexities above so many times the dense one lie at the edge.
 _HIGHEST = 2.0
 
 _NEURONS = {
@@ -125,12 +126,12 @@ def draw(summary: Summary) -> mpl_figure.Figure:
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 3.3)
     left, right = figure.subplots(1, 2, sharey=True)
+    dense = summary["dense"]["perplexity"]
+    left.set_ylim(_low(summary), _HIGHEST * dense)  # Of both.
     _curves(left, summary, _NEURONS, "mlp_weights")
     _curves(right, summary, _HEADS, "weights")
-    dense = summary["dense"]["perplexity"]
     for axes in (left, right):
       axes.axhline(dense, color="black", linewidth=0.6)
-      axes.set_ylim(_low(summary), _HIGHEST * dense)
       axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(7, steps=(1, 2, 5)))
       axes.xaxis.set_major_formatter(mpl_ticker.PercentFormatter(1, decimals=0))
     left.set(
@@ -156,9 +157,9 @@ def _curves(
   for name, (label, look) in rules.items():
     rows = _rows_of(summary, name)
     x = np.array([row[across] for row in rows])
-    axes.plot(
-        x, [row["perplexity"] for row in rows], **look._asdict(), label=label
-    )
+    y = np.array([row["perplexity"] for row in rows])
+    axes.plot(x, y, **look._asdict(), label=label)
+    edges.mark_above(axes, x, y, look.color)
     dense = summary["dense"]["perplexity"]
     low, high = (
         dense * (1 + np.array([row[f"change_{side}"] for row in rows]))
@@ -192,7 +193,7 @@ def draw_layers(summary: Summary) -> mpl_figure.Figure:
       ]
       axes.plot(np.arange(len(values)), values, **look._asdict(), label=label)
     axes.set(xlabel="layer", ylabel="share", ylim=(0, 1.02))
-    axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(integer=True))
+    edges.count_layers(axes, len(row["layers"]["recall"]))
     figures.put_legend_above(figure, figures.legend_entries(axes))
   return figure
 
@@ -210,8 +211,8 @@ def caption(summary: Summary) -> str:
       " (left) and heads (right). Line: the dense model,"
       f" {summary['dense']['perplexity']:.4g}. Bands: 95 % confidence of the"
       " change, over texts, the same for all rules"
-      f" ({summary['num_eval_tokens']} tokens). What is above"
-      f" {_HIGHEST:g} times the dense perplexity is not shown."
+      f" ({summary['num_eval_tokens']} tokens). Open triangles at the upper"
+      f" edge: above {_HIGHEST:g} times the dense perplexity."
   )
 
 

@@ -23,6 +23,7 @@ from etils import epy
 from joma.studies import study as study_lib
 from scansnap_jax.experiment import errors
 from scansnap_jax.experiment import require
+from scansnap_jax.experiment.venues import edges
 
 with epy.lazy_imports():  # --help imports this file, and waits for no jax.
   import jax
@@ -298,7 +299,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
         drawing.draw_interval(axes, layers, band, look, predictor)
       axes.axhline(summary["chance"], color="black", ls=":", lw=0.8)
       axes.set(xlabel="layer", ylim=(0, 1), title=name)
-      axes.set_xlim(0, max(1, np.shape(found[_SHOWN[0]])[1] - 1))
+      edges.count_layers(axes, np.shape(found[_SHOWN[0]])[1])
     panels[0].set_ylabel("recall of the heavy hitters")
     figures.put_legend_above(figure, figures.legend_entries(panels[0]))
   return figure

@@ -120,6 +120,20 @@ class ReportTest(absltest.TestCase):
     )
     drawing.draw(texts)
 
+  def test_bytes_have_a_unit_and_an_axis_that_fit(self):
+    for factor, unit in ((1, "KB"), (1000, "MB")):
+      rows = _rows()
+      for row in rows:
+        row["step_cache_bytes"] *= factor
+      axes = drawing.draw(rows).axes[2]
+      axes.figure.draw_without_rendering()
+      self.assertStartsWith(axes.get_xlabel(), unit)
+      labels = [label.get_text() for label in axes.get_xticklabels()]
+      self.assertEqual(labels[:4], ["0", "10", "20", "30"])
+      # Of the policies: the full cache, of twice as much, is a line.
+      most = max(row["step_cache_bytes"] for row in rows[1:]) / 1e6
+      self.assertAlmostEqual(axes.get_xlim()[1], 1.05 * most)
+
   def test_policies_of_a_figure_look_different(self):
     names = ["h2o", "h2o:score=ema", "tova", "keydiff", "window", "random"]
     names += ["streaming_llm", "snapkv", "knorm"]

@@ -56,6 +56,13 @@ class PlotLmTest(parameterized.TestCase):
       left = axes.transData.transform((0, np.log(tick)))[1]
       self.assertAlmostEqual(right.transData.transform((0, tick))[1], left, 3)
 
+  def test_a_narrow_range_of_losses_has_perplexities_too(self):
+    axes = figures.make_figure(3, 3).subplots()
+    axes.set_ylim(5.83, 6.31)  # 340 to 550.
+    drawing._add_perplexities(axes)
+    (right,) = axes.child_axes
+    self.assertEqual(right.get_yticks().tolist(), [350, 400, 450, 500, 550])
+
   def test_entropy_has_a_panel_a_group_and_a_curve_a_layer(self):
     runs = [
         lm_runs.make_run(num_layers=n, seed=seed)
