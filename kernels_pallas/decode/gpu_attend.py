@@ -186,12 +186,12 @@ def _scales(rows: Rows, num_slots: int) -> dict[str, jax.Array]:
 def _scratch(sizes: Sizes) -> dict[str, Any]:
   """Shared memory by name."""
   stages, head_dim = sizes.num_stages, sizes.head_dim
-  tile = functools.partial(_tile_buffer, (TILE, head_dim))
-  ring = functools.partial(_tile_buffer, (stages, TILE, head_dim))
+  tile = functools.partial(tile_buffer, (TILE, head_dim))
+  ring = functools.partial(tile_buffer, (stages, TILE, head_dim))
   of_slots = lambda dtype: plgpu.SMEM((stages, TILE), dtype)
   scratch = {
       "query": tile(sizes.dtype),
-      "made_logits": _tile_buffer((TILE, TILE), jnp.float32),
+      "made_logits": tile_buffer((TILE, TILE), jnp.float32),
       "made_lse": plgpu.SMEM((TILE,), jnp.float32),
       "query_ready": plgpu.Barrier(),
       "keys": ring(sizes.stored),
@@ -209,7 +209,7 @@ def _scratch(sizes: Sizes) -> dict[str, Any]:
   return scratch | {"ready": ready}
 
 
-def _tile_buffer(
+def tile_buffer(
     shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> hw_types.Buffer:
   """Shared memory of tiles [..., rows, columns] that TMA reads or writes."""
@@ -268,7 +268,7 @@ def _kernel(
     # later.
     logits = _logits(query, key, scratch, slot, position, rule)
     places = pl.ds((low + i) * TILE, TILE)
-    _write(
+    write(
         scratch["made_logits"],
         logits,
         refs["logits"].at[row, :, places],
@@ -289,11 +289,11 @@ def _kernel(
   out, highest, total = lax.fori_loop(0, count, visit, begin)
   divisor = jnp.where(total > 0, total, 1.0)
   out = out / gpu_math.along(divisor, out.shape, 0)
-  _write(query, out, refs["out"].at[row, part], sizes.copied_groups)
+  write(query, out, refs["out"].at[row, part], sizes.copied_groups)
   # A part that saw nothing has lse -inf: it then has no share in the whole.
   lse = highest + jnp.log(divisor) * gpu_math.LOG2_E
   lse = jnp.where(total > 0, lse, -jnp.inf)
-  _write(scratch["made_lse"], lse, refs["lse"].at[row, part])
+  write(scratch["made_lse"], lse, refs["lse"].at[row, part])
   plgpu.wait_smem_to_gmem(0)
 
 
@@ -365,7 +365,7 @@ def _summed(
   return gpu_registers.accumulate(out, weights, value), highest, total
 
 
-def _write(
+def write(
     buffer: hw_types.Ref,
     array: jax.Array,
     target: hw_types.Ref,

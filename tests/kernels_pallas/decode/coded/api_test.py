@@ -53,7 +53,7 @@ def plain(query, key, value, newest_key, newest_value, position, scale):
   return out
 
 
-def _coded(key, value, dtype=jnp.float32):
+def coded(key, value, dtype=jnp.float32):
   keys = codes.encode(jnp.asarray(key), "tokens", dtype)
   return keys, codes.encode(jnp.asarray(value), "channels", dtype)
 
@@ -86,7 +86,7 @@ class AttendTest(parameterized.TestCase):
   def test_is_that_of_numpy(self, implementation, heads, kv_heads, positions):
     """To 1e-6 of values of order 1 and more; -1 is no token."""
     arrays = draw(3, heads, kv_heads, 3)
-    keys, values = _coded(arrays[1], arrays[2])
+    keys, values = coded(arrays[1], arrays[2])
     with interpret.interpreted():
       found = api.attend(
           jnp.asarray(arrays[0]),
@@ -116,7 +116,7 @@ class AttendTest(parameterized.TestCase):
     arrays = draw(2, *heads, num_blocks)
     positions = jnp.array([128 * num_blocks + 7, -1])
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 5e-2)):
-      keys, values = _coded(arrays[1], arrays[2], dtype)
+      keys, values = coded(arrays[1], arrays[2], dtype)
       as_type = lambda x, dtype=dtype: jnp.asarray(x, dtype)
       query, *newest = map(as_type, (arrays[0], *arrays[3:]))
       made = []
@@ -139,7 +139,7 @@ class AttendTest(parameterized.TestCase):
 
   def test_sizes_that_do_not_fit_are_named(self):
     arrays = draw(1, 2, 2, 1, size=4, head_dim=8)
-    keys, values = _coded(arrays[1], arrays[2])
+    keys, values = coded(arrays[1], arrays[2])
     query, *newest = map(jnp.asarray, (arrays[0], *arrays[3:]))
     attend = lambda *x, **options: api.attend(
         *x, jnp.array([1]), scale=1.0, **options
@@ -162,9 +162,9 @@ class AttendTest(parameterized.TestCase):
         batch=2, num_heads=4, num_kv_heads=2, capacity=512, head_dim=128
     )
     arrays = draw(2, 4, 2, 4)
-    coded = _coded(arrays[1], arrays[2], jnp.bfloat16)
+    both = coded(arrays[1], arrays[2], jnp.bfloat16)
     size = lambda x: np.asarray(x).nbytes
-    read = sum(size(x) for b in coded for x in (b.data, b.scale, b.offset))
+    read = sum(size(x) for b in both for x in (b.data, b.scale, b.offset))
     # Newest block, query and out of 2 bytes, positions of 4.
     read += sum(x.size * 2 for x in arrays[3:]) + 2 * arrays[0].size * 2 + 8
     self.assertEqual(cost.attend(shape).bytes_accessed, read)
