@@ -3,10 +3,10 @@
 A block of threads takes a part of the blocks of one key head of a sequence. A
 tile of codes, 64 rows of bytes for 128 channels of keys or 128 tokens of
 values, becomes numbers of the query's type in shared memory: row r of low codes
-is row r, that of high ones row r + 64, each with its scale and offset. The query
-heads that share the key are rows of the matrix instruction. XLA attends to the
-newest block, which is no code, and joins the parts. No figure of speed is known
-yet: the kernel is compiled for the H100 and checked by interpretation.
+is row r, that of high ones row r + 64, each with its scale and offset. The
+query heads that share the key are rows of the matrix instruction. XLA attends
+to the newest block, which is no code, and joins the parts. No figure of speed
+is known yet: the kernel is compiled for the H100 and checked by interpretation.
 
 Letters: B batch, N query heads, K key and value heads, G = N / K, R = B K rows,
 M blocks of 128 tokens, H = 128 head size.
