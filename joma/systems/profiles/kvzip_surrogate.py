@@ -114,8 +114,17 @@ def see(
     texts: Of one length, half of what the model reads at most.
     request: Tokens of KVzip's request.
     batch_size: Texts that are read side by side.
+
+  Raises:
+    UserError: Texts are too long to be read twice.
   """
   length, config = texts.shape[1], model.config
+  whole = 2 * length + len(request)
+  if whole > config.max_len:
+    raise errors.UserError(
+        f"texts of {length} tokens are read twice, {whole} tokens with the"
+        f" request between; the model reads {config.max_len} at most."
+    )
   require.memory(
       f"the inputs of {texts.size} tokens in {config.num_layers} layers",
       4 * texts.size * config.num_layers * config.embed_dim,

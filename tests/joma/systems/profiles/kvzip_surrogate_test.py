@@ -8,6 +8,7 @@ from joma.systems.cache_policies.by_attention import kvzap
 from joma.systems.profiles import kvzip_surrogate
 from joma.transformer import config as configs
 from joma.transformer import model as models
+from scansnap_jax.experiment import errors
 from tests.joma.transformer import applied
 
 _CONFIG = configs.TransformerConfig(
@@ -51,6 +52,11 @@ class SeeTest(absltest.TestCase):
     same = [seen.x[0, i] for i in (2, 10, 11)]  # Token 3, wherever it stands.
     np.testing.assert_allclose(same[1], same[0], atol=1e-6)
     np.testing.assert_allclose(same[2], same[0], atol=1e-6)
+
+  def test_texts_that_cannot_be_read_twice_are_named(self):
+    model = models.Transformer(_CONFIG, implementation="reference")
+    with self.assertRaisesRegex(errors.UserError, "read twice, 34 tokens"):
+      kvzip_surrogate.see(model, {}, np.zeros((1, 16), int), _REQUEST)
 
 
 class FitTest(absltest.TestCase):
