@@ -3,7 +3,7 @@
 Letters as in `scansnap_jax`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
@@ -76,6 +76,26 @@ def t_quantile(degrees: int, tail: float = 0.025) -> float:
     beyond = jax.scipy.special.betainc(degrees / 2, 0.5, share) / 2
     low, high = (middle, high) if beyond > tail else (low, middle)
   return low
+
+
+def overlap(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+  """Whether two intervals share a value."""
+  return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def rank(value: str, near: Sequence[str]) -> str:
+  """Says that something is best, or that it is not apart from others.
+
+  Args:
+    value: What it has, as text.
+    near: Names of those whose intervals overlap with its own.
+  """
+  if not near:
+    return f"is best with {value}"
+  return (
+      f"has {value}, and is not apart from {', '.join(near)} (95 % intervals"
+      " overlap)"
+  )
 
 
 def text(parts: Mapping[str, float], digits: int = 3) -> str:

@@ -74,8 +74,11 @@ th { font-weight: 600; border-bottom: 2px solid var(--line); }
   @page { margin: 18mm; } body { max-width: none; padding: 0;
   font-size: 10pt; } nav { display: none; } dl { border: 1px solid #bbbbbb; }
   figure, tr, dl { break-inside: avoid; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } }
+  .scroll { overflow: visible; } table { font-size: 7pt; }
+  th, td { padding-right: .5rem; } .number { white-space: normal; } }
 """
+# A page of A4 has room for as many.
+_MOST_COLUMNS = 12
 
 
 class Link(str):
@@ -307,7 +310,19 @@ def _figure(figure: Figure) -> str:
   )
 
 
+def _turned(table: Table) -> Table:
+  """A table of many columns and few rows with a row for each column.
+
+  No page, and no print, is as wide as the columns.
+  """
+  if len(table.header) <= max(_MOST_COLUMNS, len(table.rows)):
+    return table
+  first, *others = zip(table.header, *table.rows, strict=True)
+  return Table(table.caption, list(map(str, first)), list(map(list, others)))
+
+
 def _table(table: Table) -> str:
+  table = _turned(table)
   rows = [[str(cell) for cell in row] for row in table.rows]
   columns = [[row[i] for row in rows] for i in range(len(table.header))]
   kinds = [

@@ -10,9 +10,13 @@ from joma.inference.evaluation import evaluate_config
 from joma.inference.evaluation.protocols import other_runs
 from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import intervals
 from scansnap_jax.experiment import report
 
 Row = Mapping[str, Any]
+
+# Accuracy of the full cache from which on policies are ranked, as in RULER.
+_PASSES = 0.5
 
 
 def write(
@@ -64,30 +68,44 @@ def finding(task: str, rows: Sequence[Row]) -> str:
   rows = [row for row in rows if not row.get("failed")]
   least = min(row["slots"] for row in rows)
   small = [row for row in rows if row["slots"] == least]
-  full = [row for row in rows if row["policy"] == policy_names.REFERENCE]
-  full = f"full cache {_number(full[0][key]['mean'])}. " if full else ""
-  best = (min if key == "perplexity" else max)(
-      small, key=lambda row: row[key]["mean"]
-  )
-  said = [
-      f"{task}: {full}With {least} slots,"
-      f" {100 * best['budget']:.3g} % of the text,"
-      f" {drawing.label(best['policy'])} is best with"
-      f" {_number(best[key]['mean'])}"
-  ]
-  beside = [
-      f"{row['policy']} {_number(row[key]['mean'])}"
-      for row in small
-      if row["policy"] in policy_names.BESIDE and row is not best
-  ]
-  said[0] += f", beside {' and '.join(beside)}." if beside else "."
-  said += _compare_recall(rows)
+  reference = [row for row in rows if row["policy"] == policy_names.REFERENCE]
+  full = [_number(row[key]["mean"]) for row in reference]
+  if full and key == "quality" and reference[0][key]["mean"] < _PASSES:
+    said = [
+        f"{task}: the full cache fails with {full[0]}: no policy is ranked."
+    ]
+  else:
+    said = [f"{task}: full cache {full[0]}." if full else f"{task}:"]
+    said += [_best(small, key), *_compare_recall(rows)]
   said += [
       f"{drawing.label(row['policy'])} with {row['slots']} slots failed:"
       f" {row['failed']}."
       for row in failed
   ]
   return " ".join(said)
+
+
+def _best(small: Sequence[Row], key: str) -> str:
+  """Names the best of the fewest slots, and what is not apart from it."""
+  best = (min if key == "perplexity" else max)(
+      small, key=lambda row: row[key]["mean"]
+  )
+  beside = [
+      f"{row['policy']} {_number(row[key]['mean'])}"
+      for row in small
+      if row["policy"] in policy_names.BESIDE and row is not best
+  ]
+  near = [
+      drawing.label(row["policy"])
+      for row in small
+      if row is not best and intervals.overlap(row[key], best[key])
+  ]
+  return (
+      f"With {best['slots']} slots, {100 * best['budget']:.3g} % of the text,"
+      f" {drawing.label(best['policy'])}"
+      f" {intervals.rank(_number(best[key]['mean']), near)}"
+      + (f", beside {' and '.join(beside)}." if beside else ".")
+  )
 
 
 def _compare_recall(rows: Sequence[Row]) -> list[str]:

@@ -47,5 +47,22 @@ class IntervalTest(parameterized.TestCase):
     self.assertEqual(intervals.text(parts, 2), "1.00 [0.50, 1.25]")
 
 
+class RankTest(absltest.TestCase):
+
+  def test_intervals_that_share_a_value_overlap(self):
+    of = lambda low, high: {"low": low, "high": high}
+    self.assertTrue(intervals.overlap(of(0, 1), of(1, 2)))
+    self.assertTrue(intervals.overlap(of(0, 3), of(1, 2)))
+    self.assertFalse(intervals.overlap(of(0, 1), of(1.1, 2)))
+    self.assertFalse(intervals.overlap(of(1.1, 2), of(0, 1)))
+
+  def test_best_is_what_is_apart_from_all(self):
+    self.assertEqual(intervals.rank("3", []), "is best with 3")
+    self.assertEqual(
+        intervals.rank("3", ["A", "B"]),
+        "has 3, and is not apart from A, B (95 % intervals overlap)",
+    )
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -1,6 +1,7 @@
 import base64
 from html import parser
 import pathlib
+import re
 import struct
 import zlib
 
@@ -66,6 +67,26 @@ def _table(*rows, header=("name", "value")):
 
 def _render_table(table):
   return report.render("t", {}, [report.Section("s", items=[table])])
+
+
+class WideTableTest(absltest.TestCase):
+
+  def _cells(self, num_columns, num_rows):
+    header = [f"h{i}" for i in range(num_columns)]
+    rows = [[10 * r + c for c in range(num_columns)] for r in range(num_rows)]
+    page = _render_table(_table(*rows, header=header))
+    lines = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    return [re.findall(r">(\w+)</t[hd]>", line) for line in lines]
+
+  def test_of_many_columns_and_few_rows_becomes_one_of_many_rows(self):
+    found = self._cells(13, 2)
+    self.assertLen(found, 13)
+    self.assertEqual(found[0], ["h0", "0", "10"])
+    self.assertEqual(found[12], ["h12", "12", "22"])
+
+  def test_others_stay_as_they_are(self):
+    self.assertLen(self._cells(12, 2), 3)
+    self.assertLen(self._cells(13, 13), 14)
 
 
 class RenderTest(parameterized.TestCase):

@@ -9,6 +9,7 @@ from joma.inference.evaluation.protocols import drawing as ruler_drawing
 from joma.inference.evaluation.protocols import leaderboard
 from joma.systems.cache_policies import names as policy_names
 from scansnap_jax.experiment import figures
+from scansnap_jax.experiment import intervals
 from scansnap_jax.experiment import report
 
 _PROTOCOLS = {
@@ -80,9 +81,18 @@ def finding(board: leaderboard.Leaderboard, protocol: str) -> str:
   budgets = sorted({b for name, b in board.scores if b < 1})
   for budget in budgets:
     best = max(board.policies, key=lambda name: mean((name, budget)))
+    scores = {
+        name: board.scores[name, budget][leaderboard.MEAN]
+        for name in board.policies
+    }
+    near = [
+        drawing.label(name)
+        for name, score in scores.items()
+        if name != best and intervals.overlap(score, scores[best])
+    ]
     said += (
-        f" With {100 * budget:g} % kept {drawing.label(best)} is best with"
-        f" {mean((best, budget)):.1f}."
+        f" With {100 * budget:g} % kept {drawing.label(best)}"
+        f" {intervals.rank(f'{mean((best, budget)):.1f}', near)}."
     )
   return said
 

@@ -66,6 +66,23 @@ class ReportTest(absltest.TestCase):
     self.assertIn("and random 0.200", said)
     self.assertIn("at least as many gold tokens as StreamingLLM", said)
 
+  def test_nothing_is_ranked_where_the_full_cache_fails(self):
+    rows = _rows(h2o=(0.041, 0.05), streaming=(0.031, 0.04))
+    rows[0]["quality"] = _parts(0.047)
+    said = report.finding("mqar", rows)
+    self.assertEqual(
+        said, "mqar: the full cache fails with 0.047: no policy is ranked."
+    )
+
+  def test_what_overlaps_is_not_best(self):
+    said = report.finding("mqar", _rows(streaming=(0.485, 0.8)))
+    self.assertIn(
+        "H2O has 0.500, and is not apart from StreamingLLM (95 % intervals"
+        " overlap), beside window 0.100",
+        said,
+    )
+    self.assertNotIn("best", said)
+
   def test_of_perplexities_the_least_is_best(self):
     said = report.finding("perplexity", _texts())
     self.assertIn("H2O is best with 22.00, beside window 70.00.", said)

@@ -225,8 +225,10 @@ class LeaderboardTest(absltest.TestCase):
     self.assertEqual([row[4] for row in cells[1:]], ["–", "–"])
     self.assertStartsWith(cells[1][2], "50.0 ± ")
     self.assertIn("fails fwe", ruler_report.finding(self.board, "aware"))
+    # Four texts each: 50 [-15, 115] and 12.5 [-27, 52], cut to what can be.
     self.assertIn(
-        "H2O is best with 50.0", ruler_report.finding(self.board, "aware")
+        "H2O has 50.0, and is not apart from random (95 % intervals overlap)",
+        ruler_report.finding(self.board, "aware"),
     )
 
   def test_where_full_fails_all_there_is_no_mean(self):
