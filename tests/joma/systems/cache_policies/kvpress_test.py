@@ -18,10 +18,12 @@ from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import prompts
+from joma.inference.cache import rehearsal
 from joma.inference.cache import tokens
 from joma.systems.cache_policies.by_attention import compactor
 from joma.systems.cache_policies.by_attention import finch
 from joma.systems.cache_policies.by_attention import h2o
+from joma.systems.cache_policies.by_attention import kvzip
 from joma.systems.cache_policies.by_attention import simlayerkv
 from joma.systems.cache_policies.by_attention import snapkv
 from joma.systems.cache_policies.by_attention import tova
@@ -496,6 +498,62 @@ class ThresholdTest(absltest.TestCase):
         for k in range(2):
           kept = {int(p) for p in cache.pos[b, k] if p >= 0}
           self.assertEqual(kept, set(np.flatnonzero(~gone[b, k]).tolist()))
+
+
+class RepetitionTest(absltest.TestCase):
+
+  def test_the_greatest_weight_of_a_query_that_repeats_is_the_same(self):
+    """Theirs ranks the heads of all layers together and never drops sinks.
+
+    Ours keeps as many a head. Request and what ends it are one run of ids here.
+    """
+    import torch
+    import transformers
+
+    request, text = [7, 3, 11, 5], _tokens()[:1]
+    ids = {"": [], "\n": request[3:]}
+    tokenizer = types.SimpleNamespace(
+        chat_template=None,
+        encode=lambda said, **_: torch.tensor(
+            [ids.get(said, request[:3])]
+        ).long(),
+    )
+    peer, (config, params) = _models()
+    press, found = kvpress.KVzipPress(0.5), []
+    with (
+        mock.patch.object(
+            transformers.AutoTokenizer,
+            "from_pretrained",
+            return_value=tokenizer,
+        ),
+        mock.patch.object(
+            press,
+            "compress_post",
+            lambda _: found.append(press.score_val.clone()),
+        ),
+        torch.no_grad(),
+        press(peer),
+    ):
+      peer.model(
+          input_ids=torch.tensor(text),
+          past_key_values=transformers.DynamicCache(),
+      )
+    (theirs,) = (score.numpy() for score in found)
+    lengths = jnp.array([_LENGTH])
+    caches = kv_cache.init(kvzip.KVzip(), config, 1, _LENGTH)
+    rows, _ = rehearsal.repeat(jnp.asarray(text), lengths, request)
+    _, caches = models.Transformer(config, implementation="reference").apply(
+        {"params": params},
+        rows,
+        positions=jnp.arange(rows.shape[1])[None],
+        kv_cache=rehearsal.prepare(caches, lengths),
+    )
+    for score, cache in zip(theirs, caches, strict=True):
+      places = np.argsort(cache.pos, axis=-1)
+      ours = np.take_along_axis(np.asarray(cache.score), places, axis=-1)
+      np.testing.assert_allclose(ours, score, atol=_TOLERANCE)
+      half = lambda x: np.sort(np.argsort(-x, axis=-1)[..., : _LENGTH // 2])
+      np.testing.assert_array_equal(half(ours), half(score))
 
 
 class TwoStagesTest(absltest.TestCase):
