@@ -131,6 +131,10 @@ class EvaluateCacheTest(absltest.TestCase):
   def test_ruler_stands_alone_and_wants_a_model(self):
     for flags, message in (
         (("--tasks=ruler,mqar",), "tasks=ruler stands alone"),
+        (
+            ("--tasks=ruler", "--protocol=decoding", "--ruler.scope=model"),
+            "ruler.scope=model with protocol=decoding",
+        ),
         (("--tasks=ruler", "--explore"), "--explore shows no text of"),
         (("--tasks=ruler",), "tasks=ruler reads texts: give --model"),
     ):

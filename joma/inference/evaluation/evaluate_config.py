@@ -138,6 +138,12 @@ class EvaluateConfig:
           " own: leave the other tasks to another run."
       )
     self.ruler.mapped()
+    if self.protocol == "decoding" and self.ruler.scope not in (None, "head"):
+      raise UserError(
+          f"ruler.scope={self.ruler.scope} with protocol=decoding: a head that"
+          " evicts from the first token on has slots of its own. Leave it out,"
+          " or give protocol=agnostic or aware."
+      )
     for name in ("num_seeds", "batch_size", "num_pairs"):
       require.at_least(name, getattr(self, name), 1)
     for name in ("train_steps", "train_batch"):

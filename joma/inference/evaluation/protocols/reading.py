@@ -30,6 +30,7 @@ from joma.inference.cache import kv_cache as kv_cache_lib
 from joma.inference.cache import rehearsal
 from joma.inference.cache import slot_arrays
 from joma.inference.cache import slot_step
+from joma.inference.evaluation.protocols import scopes
 from joma.inference.evaluation.ruler import ruler_config
 from joma.inference.evaluation.ruler import written as written_lib
 from joma.transformer import hooks
@@ -65,6 +66,7 @@ class Setting(NamedTuple):
     sizes: Of all texts.
     eos_ids: Tokens that end an answer.
     request: Tokens that ask for what a policy that rehearses reads again.
+    scope: Among which tokens a budget chooses; of `decoding` a head's own.
   """
 
   protocol: Protocol
@@ -73,6 +75,7 @@ class Setting(NamedTuple):
   sizes: Sizes
   eos_ids: tuple[int, ...] = ()
   request: tuple[int, ...] = ()
+  scope: ruler_config.Scope = "head"
 
 
 def num_slots(protocol: Protocol, budget: float, sizes: Sizes) -> int:
@@ -261,7 +264,9 @@ def _padded(
 
 
 def _empty(setting: Setting, batch_size: int) -> tuple[Any, ...]:
-  slots = num_slots(setting.protocol, setting.budget, setting.sizes)
+  # Whoever is chosen from all heads may have any number of tokens.
+  budget = setting.budget if setting.scope == "head" else 1.0
+  slots = num_slots(setting.protocol, budget, setting.sizes)
   return setting.make_caches(batch_size, slots)
 
 
@@ -275,9 +280,13 @@ def _settled(
   settled, (_, question, more) = [], setting.sizes
   if setting.protocol == "agnostic":
     more += question
+  if setting.scope != "head" and setting.budget < 1:
+    slots = num_slots(setting.protocol, setting.budget, setting.sizes)
+    sizes = _share(slots, lengths, longest)
+    caches = scopes.trim(caches, sizes, lengths, scope=setting.scope)
   for cache in caches:
     if isinstance(cache, kv_cache_lib.SlotCache):
-      if cache.policy.evicts and setting.budget < 1:
+      if cache.policy.evicts and setting.budget < 1 and setting.scope == "head":
         cache = trim(cache, _share(cache.capacity, lengths, longest), lengths)
         cache = _grown(cache, more)
     elif not isinstance(cache, hooks.Bounded) or cache.num_positions() is None:
@@ -313,10 +322,7 @@ def trim(
   # Of equal ones the newest stay, as after a prompt.
   order = jnp.argsort(jnp.argsort(ranks[..., ::-1], descending=True))
   is_kept = order[..., ::-1] < sizes[:, None, None]
-  every = slot_arrays.every_slot(cache.pos)
-  stays = is_kept & (cache.pos >= 0)
-  cache = slot_step.handed_on(cache, every, stays, position)
-  return _with_positions(cache, jnp.where(is_kept, cache.pos, -1))
+  return scopes.keep(cache, is_kept, position)
 
 
 def _grown(cache: kv_cache_lib.SlotCache, more: int) -> kv_cache_lib.SlotCache:
@@ -326,11 +332,4 @@ def _grown(cache: kv_cache_lib.SlotCache, more: int) -> kv_cache_lib.SlotCache:
   arrays = (cache.key, cache.value, cache.score, cache.aux)
   key, value, score, aux = jax.tree.map(fit, arrays)
   cache = dataclasses.replace(cache, key=key, value=value, score=score, aux=aux)
-  return _with_positions(cache, slot_arrays.resize(cache.pos, room, -1))
-
-
-def _with_positions(
-    cache: kv_cache_lib.SlotCache, pos: Int[Array, "B K C"]
-) -> kv_cache_lib.SlotCache:
-  rank = None if cache.rank is None else slot_arrays.ranks_of(pos)
-  return dataclasses.replace(cache, pos=pos, rank=rank)
+  return scopes.with_positions(cache, slot_arrays.resize(cache.pos, room, -1))

@@ -286,6 +286,7 @@ def setting(
       sizes=sizes,
       eos_ids=reader.eos_ids,
       request=_request(reader, policy),
+      scope=config.ruler.scope or "head",
   )
 
 

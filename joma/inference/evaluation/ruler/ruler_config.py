@@ -26,6 +26,8 @@ NAMES = tuple(ANSWER_TOKENS)
 MOST_PIECES = 1_000_000
 
 Protocol = Literal["agnostic", "aware", "decoding"]
+# Among which tokens a budget chooses.
+Scope = Literal["head", "layer", "model"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class RulerConfig:
       niah_multikey_3, niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1 and
       qa_2; empty is all 13.
     budgets: Slots of a KV head over the tokens that are compressed, in (0, 1).
+    scope: Among which tokens a budget chooses: those of each head alone, so
+      that all heads keep as many; of all heads of a layer; or of all heads of
+      the model, as KVzip's paper does. None is each head alone. Not for
+      protocol=decoding, whose heads have slots of their own.
     answer_tokens: Tokens that are generated at most; 0 is RULER's own number,
       30 to 128 by task.
     passes: Score of the full cache from which on a task counts: below, other
@@ -52,6 +58,7 @@ class RulerConfig:
 
   names: tuple[str, ...] = ()
   budgets: tuple[float, ...] = (0.25, 0.5, 0.75)
+  scope: Scope | None = None
   answer_tokens: int = 0
   passes: float = 0.5
   chat: Literal["auto", "yes", "no"] = "auto"

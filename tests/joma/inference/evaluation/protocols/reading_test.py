@@ -144,6 +144,19 @@ class ReadingTest(parameterized.TestCase):
     self.assertEqual(found, wanted)
     self.assertNotEqual(found, _answer(_setting("agnostic"), texts))
 
+  @parameterized.product(
+      protocol=("agnostic", "aware"), scope=("layer", "model")
+  )
+  @pytest.mark.by_default(3)
+  def test_heads_that_are_alike_keep_the_same_when_they_are_compared(
+      self, protocol, scope
+  ):
+    """To a window all heads are alike, and their newest tokens stay."""
+    setting = _setting(protocol, "window", 0.5)
+    texts = _texts()
+    found = _answer(setting._replace(scope=scope), texts)
+    self.assertEqual(found, _answer(setting, texts))
+
   @pytest.mark.slow
   def test_aware_forgets_of_context_and_question(self):
     texts, wanted = _texts(), []
