@@ -7,14 +7,15 @@ Texts of the training split are read twice, as KVzip reads them, and a network a
 layer learns its scores from the layer's input. On the test split, which nothing
 was learned of: the correlation of what networks and KVzip say, the share of the
 tokens that KVzip keeps which the networks keep too, and the perplexity of what
-follows a context of which each policy keeps a share, over that with all of it.
+follows a context of which each policy keeps a share, over that with all of it:
+each head as many tokens, or the best of all heads of a layer, or of the model.
 
 Letters: B texts, T tokens of a context, L layers, K key heads.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 import jax
@@ -28,6 +29,8 @@ from joma.inference.cache import kv_cache
 from joma.inference.cache import policy as policy_lib
 from joma.inference.cache import rehearsal
 from joma.inference.evaluation import evaluate
+from joma.inference.evaluation.protocols import scopes
+from joma.inference.evaluation.ruler import ruler_config
 from joma.systems.cache_policies import names as policy_names
 from joma.systems.cache_policies.by_attention import kvzap
 from joma.systems.profiles import kvzip_surrogate
@@ -199,12 +202,17 @@ def perplexities(
 ) -> list[harness.Row]:
   """Returns a row a policy: perplexity over that of all tokens, by interval."""
   full = _losses(lm, texts, policy_names.REFERENCE, request, config)
-  named = (_TEACHER, f"{_PUPIL}:weights={weights}", *config.policies)
+  pupil = f"{_PUPIL}:weights={weights}"
+  settings: list[tuple[str, ruler_config.Scope]] = [
+      *((_TEACHER, scope) for scope in get_args(ruler_config.Scope)),
+      *((pupil, scope) for scope in get_args(ruler_config.Scope)),
+      *((name, "head") for name in config.policies),
+  ]
   rows = []
-  for name in named:
-    more = _losses(lm, texts, name, request, config) - full
+  for name, scope in settings:
+    more = _losses(lm, texts, name, request, config, scope) - full
     found = intervals.interval(np.exp(more), is_positive=True)
-    rows.append({"policy": name.split(":weights")[0], **found})
+    rows.append({"policy": name.split(":weights")[0], "scope": scope, **found})
   return [
       {"policy": policy_names.REFERENCE, "mean": float(np.exp(full.mean()))},
       *rows,
@@ -217,10 +225,11 @@ def _losses(
     name: str,
     request: tuple[int, ...],
     config: BenchConfig,
+    scope: ruler_config.Scope = "head",
 ) -> Float[np.ndarray, "B"]:
   """Mean cross-entropy of what follows each context."""
   found = [
-      _loss(lm, texts[i : i + 1], name, request, config)
+      _loss(lm, texts[i : i + 1], name, request, config, scope)
       for i in range(len(texts))
   ]
   return np.concatenate(found)
@@ -232,6 +241,7 @@ def _loss(
     name: str,
     request: tuple[int, ...],
     config: BenchConfig,
+    scope: ruler_config.Scope,
 ) -> Float[np.ndarray, "b"]:
   context, rest = np.split(rows, [config.length], axis=1)
   policy = policy_names.parse(name)
@@ -241,6 +251,7 @@ def _loss(
       lm.model,
       policy,
       slots,
+      scope,
       config.rest,
       request,
       lm.params,
@@ -260,12 +271,14 @@ def _loss(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "policy", "slots", "more", "request")
+    jax.jit,
+    static_argnames=("model", "policy", "slots", "scope", "more", "request"),
 )
 def _after(
     model: models.Transformer,
     policy: policy_lib.Policy,
     slots: int | None,
+    scope: ruler_config.Scope,
     more: int,
     request: tuple[int, ...],
     params: PyTree,
@@ -274,7 +287,9 @@ def _after(
   """Caches after a context, with room for `more` tokens; None keeps all."""
   batch, length = context.shape
   lengths = jnp.full((batch,), length, jnp.int32)
-  size = length + more if slots is None else slots
+  # Whoever is chosen from all heads may have any number of tokens.
+  is_whole = slots is None or scope != "head"
+  size = length + more if is_whole else slots
   sized = calls.fitted(policy, size)
   caches = kv_cache.init(sized, model.config, batch, size)
   caches = rehearsal.prepare(caches, lengths)
@@ -286,6 +301,10 @@ def _after(
   caches = found[1]
   if slots is None:
     return caches
+  if is_whole:
+    return scopes.trim(
+        caches, jnp.full_like(lengths, slots), lengths, scope=scope
+    )
   return tuple(kv_cache.compact(c, slots + more, lengths) for c in caches)
 
 

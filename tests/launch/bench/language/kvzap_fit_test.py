@@ -63,8 +63,11 @@ class MeasureTest(absltest.TestCase):
     )
     self.assertLess(found["loss_last"], found["loss_first"])
     self.assertGreater(found["correlation_mean"], 0)
-    kinds = [row["policy"] for row in found["rows"]]
-    self.assertEqual(kinds, ["full", "kvzip", "kvzap", "snapkv", "random"])
+    kinds = [(row["policy"], row.get("scope")) for row in found["rows"]]
+    scopes = ("head", "layer", "model")
+    compared = [(name, s) for name in ("kvzip", "kvzap") for s in scopes]
+    others = [("snapkv", "head"), ("random", "head")]
+    self.assertEqual(kinds, [("full", None), *compared, *others])
     # Whoever keeps nearly all changes nearly nothing.
     more = dataclasses.replace(config, budget=0.99, policies=())
     for row in kvzap_fit.measure(str(folder), str(weights), None, more)["rows"][
