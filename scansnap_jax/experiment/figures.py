@@ -238,6 +238,9 @@ def draw_band(
     curves: Float[np.ndarray, "R S"],
     look: CurveStyle,
     label: str,
+    *,
+    least: float | int = -np.inf,
+    most: float | int = np.inf,
 ) -> None:
   """Draws the mean of curves [R, S] and a band of one standard deviation.
 
@@ -249,13 +252,16 @@ def draw_band(
     curves: One row a run.
     look: How.
     label: For the legend.
+    least: Least value that there can be; the band ends there.
+    most: Largest value that there can be.
   """
   mean = curves.mean(axis=0)
   every = sparsely(len(x), look)
   axes.plot(x, mean, **look._asdict(), markevery=every, label=label)
   if len(curves) > 1:
     spread = curves.std(axis=0, ddof=1)
-    shade(axes, x, mean - spread, mean + spread, look)
+    low = np.maximum(mean - spread, least)
+    shade(axes, x, low, np.minimum(mean + spread, most), look)
 
 
 def sparsely(num_points: int, look: CurveStyle) -> tuple[int, int]:

@@ -179,7 +179,9 @@ def _draw_recall(
         if own.any():
           recall = _recall(result, own, thresholds)
           label = f"${symbol}={value:g}$"
-          figures.draw_band(axes, thresholds, recall, look, label)
+          figures.draw_band(
+              axes, thresholds, recall, look, label, least=0, most=1
+          )
       axes.set(
           xlabel="threshold on $c_{l|n}$",
           xlim=(thresholds[0], thresholds[-1]),

@@ -94,7 +94,9 @@ def layers(models: Sequence[Model]) -> mpl_figure.Figure:
         values = np.array(model[name], float)
         x = _depth(values, in_layers)
         label = figures.as_is(model["name"])
-        figures.draw_band(axes, x, values.T, look, label)
+        most = 1 if name.endswith("mass") else np.inf
+        ends = {"least": 0, "most": most}
+        figures.draw_band(axes, x, values.T, look, label, **ends)
       for name, line in _LOWER.items():
         if name in model["stable_rank"]:
           ranks = np.array(model["stable_rank"][name], float)

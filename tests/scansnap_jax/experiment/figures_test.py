@@ -191,6 +191,15 @@ class DrawBandTest(parameterized.TestCase):
       np.testing.assert_allclose(at_x.min(), 3 + x - spread[x])
       np.testing.assert_allclose(at_x.max(), 3 + x + spread[x])
 
+  def test_a_band_ends_where_values_do(self):
+    axes = figures.make_figure(2, 2).subplots()
+    look = figures.CurveStyle("red", "o", "-")
+    curves = np.array([[0.0, 1.0], [0.5, 0.5]])
+    figures.draw_band(axes, np.arange(2), curves, look, "a", least=0, most=1)
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    self.assertEqual((heights.min(), heights.max()), (0, 1))
+
   def test_one_run_has_no_band(self):
     axes = _figure().axes[0]
     look = figures.curve_styles([1.0])[1.0]

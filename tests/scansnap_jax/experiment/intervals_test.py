@@ -50,7 +50,7 @@ class IntervalTest(parameterized.TestCase):
 class RankTest(absltest.TestCase):
 
   def test_intervals_that_share_a_value_overlap(self):
-    of = lambda low, high: {"low": low, "high": high}
+    of = lambda low, high: {"low": float(low), "high": float(high)}
     self.assertTrue(intervals.overlap(of(0, 1), of(1, 2)))
     self.assertTrue(intervals.overlap(of(0, 3), of(1, 2)))
     self.assertFalse(intervals.overlap(of(0, 1), of(1.1, 2)))
