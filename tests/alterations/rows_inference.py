@@ -15,6 +15,20 @@ joma/inference/sparsity/gated/allocation.py
 @ tests/joma/inference/sparsity/gated/allocation_test.py
 @ test_an_option_that_reads_more_for_nothing_is_never_chosen
 
+joma/inference/evaluation/protocols/scopes.py
+- num_heads = sum(cache.pos.shape[1] for cache in caches)
++ num_heads = caches[0].pos.shape[1]
+? a model keeps what one of its layers would
+@ tests/joma/inference/evaluation/protocols/scopes_test.py
+@ test_the_best_of_all_heads_stay_as_many_as_a_head_has_on_average
+
+joma/inference/evaluation/protocols/scopes.py
+- start += ranks.shape[1]
++ start += 0
+? every layer keeps what the first one should
+@ tests/joma/inference/evaluation/protocols/scopes_test.py
+@ test_the_best_of_all_heads_stay_as_many_as_a_head_has_on_average
+
 joma/inference/cost/traced.py
 - moved, more = _moved_of(jaxpr, tuple(kept))
 + jaxpr = made; moved, more = _moved_of(jaxpr, tuple(kept))

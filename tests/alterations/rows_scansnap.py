@@ -1,6 +1,13 @@
 """Faults in `scansnap_jax`, the layer and what it stands on."""
 
 TABLE = """
+scansnap_jax/train.py
+- lambda *parts: np.concatenate(parts)
++ lambda *parts: np.concatenate(parts[::-1])
+? batches are another seed's or step's
+@ tests/scansnap_jax/run_test.py
+@ test_a_batch_does_not_depend_on_how_many_are_drawn_together
+
 scansnap_jax/metrics.py
 - return 1 + (frequency > of_leader).sum(axis=1)
 + return (frequency > of_leader).sum(axis=1)

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import importlib.util
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -228,6 +229,16 @@ class DrawTest(parameterized.TestCase):
         jax.tree.map(lambda leaf: leaf[2:], whole),
         train.draw_batches(shifted, classes, np.arange(6)),
     )
+
+  @pytest.mark.slow
+  def test_a_batch_does_not_depend_on_how_many_are_drawn_together(self):
+    config = config_lib.ScanSnapConfig(data=_SMALL, batch_size=8, num_seeds=3)
+    classes = data.make_classes(config.data, 2)
+    whole = train.draw_batches(config, classes, np.arange(5))
+    with mock.patch.object(train, "_DRAWN_TOGETHER", 2):
+      # 15 batches in groups of two a device, the last one not full.
+      parts = train.draw_batches(config, classes, np.arange(5))
+    chex.assert_trees_all_equal(whole, parts)
 
   def test_steps_and_seeds_differ(self):
     config = config_lib.ScanSnapConfig(data=_SMALL, batch_size=64, num_seeds=2)
