@@ -33,7 +33,6 @@ from typing import Any
 from absl import flags
 
 from joma.inference import sampling_config
-from joma.transformer.rope import absolute
 from launch.command import app
 from launch.command import flag_config
 from launch.command import host_pages
@@ -336,6 +335,7 @@ def _read_prompts() -> list[str]:
 def _check_sizes(config: Any, lengths: list[int], keeps_all: bool) -> None:
   """Refuses what no memory holds, and says what takes long, before the work."""
   from joma.inference import prompt_work
+  from joma.transformer.rope import absolute
 
   num_positions = max(lengths) + _MAX_NEW_TOKENS.value
   # The last token is never taken in.
