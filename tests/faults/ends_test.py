@@ -13,6 +13,7 @@ checkpoint that is drawn, in the middle of steps and of saves.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -189,8 +190,13 @@ def _moment(random, count, most):
 
 def _num_saved(cwd):
   """Checkpoints that were begun, of all settings of a loop."""
-  found = (cwd / "run").glob("checkpoints/**/digest/metadata")
-  return sum(not path.parents[1].name.endswith("tmp") for path in found)
+  # `walk`, for folders that are being written leave while they are looked at.
+  return sum(
+      "metadata" in files
+      and pathlib.Path(folder).name == "digest"
+      and not pathlib.Path(folder).parent.name.endswith("tmp")
+      for folder, _, files in os.walk(cwd / "run" / "checkpoints")
+  )
 
 
 def _outcome(ended, number, is_victim):
