@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -65,7 +64,7 @@ def _best(
     sizes: Int[Array, "B"],
     position: Int[Array, "B"],
 ) -> list[Bool[Array, "B K C"]]:
-  """The slots of some layers with tokens that stay, chosen from all at once."""
+  """The slots of some layers that stay, chosen from all of them at once."""
   flat = []
   for cache in caches:
     # Protected tokens come first, empty slots last; of equal ones the newest.
@@ -78,7 +77,7 @@ def _best(
   found, start = [], 0
   for cache, ranks in zip(caches, flat, strict=True):
     part = is_kept[:, start : start + ranks.shape[1]]
-    found.append(part.reshape(cache.pos.shape)[..., ::-1] & (cache.pos >= 0))
+    found.append(part.reshape(cache.pos.shape)[..., ::-1])
     start += ranks.shape[1]
   return found
 
@@ -96,7 +95,7 @@ def keep(
 
 
 def with_positions(
-    cache: kv_cache.SlotCache, pos: Int[jax.Array, "B K C"]
+    cache: kv_cache.SlotCache, pos: Int[Array, "B K C"]
 ) -> kv_cache.SlotCache:
   """Puts positions in, and what depends on them."""
   rank = None if cache.rank is None else slot_arrays.ranks_of(pos)
