@@ -8,6 +8,7 @@ compilation of half a minute, or a library that catches every exception, would
 delay or swallow it. So a thread waits for the signal too.
 """
 
+import atexit
 import collections
 from collections.abc import Callable
 import contextlib
@@ -41,6 +42,7 @@ def install() -> None:
   for number in _SIGNALS:
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, leave)
+  atexit.register(_ignore)
   arrived, on_signal = os.pipe()
   os.set_blocking(on_signal, False)
   signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
@@ -59,6 +61,16 @@ def open_closed_streams() -> None:
     except OSError:
       os.open(os.devnull, os.O_RDWR)  # Gets the least number that is free.
       os.set_inheritable(number, True)
+
+
+def _ignore() -> None:
+  """Lets a process that is done leave, whoever asks it to.
+
+  The interpreter gives handlers back as it ends; a signal would then make a
+  failure of a run that has said and written all.
+  """
+  for number in _SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
 
 
 def take(number: int) -> None:

@@ -105,6 +105,20 @@ print("never")
     process = self._start("-c", ignored + _START + ends)
     self.assertEqual(process.communicate(timeout=30)[0], "ready\nhere\n")
 
+  @parameterized.parameters(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  def test_a_script_that_is_done_ends_well(self, number):
+    # Python clears a module's names after it has let go of its handlers.
+    leaves = f"""
+class Last:
+  def __del__(self, kill=signal.raise_signal):
+    kill({int(number)})
+
+last = Last()
+"""
+    process = self._start("-c", _START + leaves)
+    _, said = process.communicate(timeout=30)
+    self.assertEqual((process.returncode, said), (0, ""))
+
   @parameterized.parameters(0.5, 1.0)
   @pytest.mark.by_default(0)
   def test_a_script_is_guarded_from_its_imports_on(self, seconds):
