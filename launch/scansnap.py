@@ -109,7 +109,11 @@ def _train(
         per_step=1 / config.num_steps,
     ) as on_progress:
       results[name] = train.train_and_evaluate(
-          config, folder, experiment=name, on_progress=on_progress
+          config,
+          folder,
+          experiment=name,
+          keep_params=False,
+          on_progress=on_progress,
       )
     drawing = (report.draw_section, folder, name, config, results[name])
     sections.append(beside.submit(*drawing))

@@ -53,7 +53,7 @@ class Result(NamedTuple):
     runs: Seeds and learning rates, leaves [R].
     steps: Steps of the evaluations, [S], from 0 to num_steps.
     history: What was recorded.
-    params: Final parameters, leaves [R, ...].
+    params: Final parameters, leaves [R, ...]; None if they were not asked for.
   """
 
   num_last: int
@@ -61,7 +61,7 @@ class Result(NamedTuple):
   runs: run_lib.SweepRun
   steps: np.ndarray
   history: History
-  params: PyTree
+  params: PyTree | None
 
 
 def train_and_evaluate(
@@ -69,6 +69,7 @@ def train_and_evaluate(
     workdir: pathlib.Path,
     *,
     experiment: str = "scansnap",
+    keep_params: bool = True,
     on_progress: Callable[[int], None] = lambda num_run_steps: None,
 ) -> list[Result]:
   """Trains and evaluates every run of a sweep, from its last checkpoint on.
@@ -77,6 +78,8 @@ def train_and_evaluate(
     config: The sweep.
     workdir: Where `metrics.jsonl` and `checkpoints/` go.
     experiment: Its name in metric rows, folders and errors.
+    keep_params: Return, and leave in the last checkpoint, the parameters of all
+      runs. They are most of what a sweep would write, and no figure reads them.
     on_progress: Told how many steps of single runs have been taken since.
 
   Returns:
@@ -100,6 +103,7 @@ def train_and_evaluate(
         start, state, history = loop.resume(
             *(recorder, layout, init, (members, shared)),
             _start_history(config, classes, layout.num_members),
+            needs_state=keep_params,
         )
         on_progress(start * layout.num_members)
         # From one evaluation to the next on the devices; between them the host
@@ -123,10 +127,14 @@ def train_and_evaluate(
           # Agreed on by all hosts, or some would wait in the next collective.
           stop = preemption.on_any_process(stop_requested())
           if stop or interval.is_saved:
-            loop.save(recorder, layout, interval, state, history)
+            keeps = keep_params or interval.end < config.num_steps
+            loop.save(
+                *(recorder, layout, interval, state, history), keep_state=keeps
+            )
           if stop:
             recorder.stop(interval, config.num_steps)
-      steps, params = schedule.evaluation_steps, layout.gather(state.params)
+      steps = schedule.evaluation_steps
+      params = layout.gather(state.params) if keep_params else None
       results.append(Result(num_last, classes, runs, steps, history, params))
   return results
 

@@ -130,27 +130,31 @@ class Checkpointer:
       )
     return True
 
-  def restore_latest(self, template: PyTree) -> Restored | None:
+  def restore_latest(
+      self, template: PyTree, *others: PyTree
+  ) -> Restored | None:
     """Restores the newest step that is whole.
 
     Args:
       template: The tree to restore into, of arrays or `jax.ShapeDtypeStruct`.
         A leaf with a sharding becomes a jax array so sharded, a Python number
         a Python number, any other a numpy array.
+      *others: Trees that a step may hold instead.
 
     Returns:
       The step, or None if there is none. Damaged steps are reported and renamed
       aside; if all are damaged the result is None too.
 
     Raises:
-      UserError: The newest whole step holds another tree than the template.
+      UserError: The newest whole step holds none of these trees.
     """
+    templates = (template, *others)
     self.wait()
     for step in reversed(self.all_steps()):
       restored, problem = None, None
       with self._noise.silenced():
         try:
-          restored = self._restore(step, template)
+          restored = self._restore(step, templates)
         except (errors.UserError, MemoryError, PermissionError):
           raise
         except Exception as error:  # Damage shows in any type of exception.
@@ -199,19 +203,24 @@ class Checkpointer:
           f"cannot write a checkpoint to {self._directory}: {reason}"
       ) from error
 
-  def _restore(self, step: int, template: PyTree) -> Restored:
+  def _restore(self, step: int, templates: tuple[PyTree, ...]) -> Restored:
     """Restores one step; raises UserError if it is whole but of another tree.
 
     Every other exception is damage.
     """
     saved = self._manager.load_checkpointables(step, {"digest": None})["digest"]
     body = leaves_lib.body_of(saved, step)
-    mismatch = digest.find_mismatch(body["leaves"], digest.describe(template))
-    if mismatch:
+    mismatches = [
+        digest.find_mismatch(body["leaves"], digest.describe(template))
+        for template in templates
+    ]
+    if all(mismatches):
       raise errors.UserError(
           f"checkpoint {step} in {self._directory} is of another config:"
-          f" {mismatch}. Give another --workdir, or the settings of that run."
+          f" {mismatches[0]}. Give another --workdir, or the settings of that"
+          " run."
       )
+    template = templates[mismatches.index(None)]
     targets = jax.tree.leaves(template)
     values = self._restore_arrays(step, [digest.to_array(t) for t in targets])
     leaves = []

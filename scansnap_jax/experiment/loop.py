@@ -179,22 +179,26 @@ class Recorder:
     self._stream: metric_stream.MetricStream | None = None
 
   def resume(
-      self, template: PyTree, history: History
+      self, template: PyTree, history: History, *, needs_state: bool = True
   ) -> tuple[int, PyTree | None, History]:
     """Reads the last good checkpoint; rows from then on are written.
 
     Args:
       template: Shapes of what `save` is given as the state.
       history: What there is to be recorded, empty.
+      needs_state: Whether a checkpoint without a state is refused.
 
     Returns:
-      Steps taken, the saved state, and the history; 0, None and the empty
-      history if there is no checkpoint.
+      Steps taken, the saved state, None where there is none in it, and the
+      history; 0, None and the empty history if there is no checkpoint.
 
     Raises:
       UserError: If the checkpoints are of another config.
     """
-    restored = self._checkpointer.restore_latest(_tree(template, history))
+    others = [] if needs_state else [_tree(None, history)]
+    restored = self._checkpointer.restore_latest(
+        _tree(template, history), *others
+    )
     step = restored.step if restored else 0
     if devices.is_main_process():
       # Rows behind the checkpoint stay; later ones will be written again.
@@ -208,7 +212,7 @@ class Recorder:
     if restored is None:
       return 0, None, history
     saved = restored.tree
-    return step, saved["state"], type(history)(**saved["history"])
+    return step, saved.get("state"), type(history)(**saved["history"])
 
   def restore(self, template: PyTree, history: History) -> PyTree | None:
     """Reads the state of the last good checkpoint once more.
@@ -259,7 +263,7 @@ class Recorder:
   def save(
       self,
       interval: Interval,
-      state: PyTree,
+      state: PyTree | None,
       history: _History,
       is_finite: Bool[np.ndarray, "R"],
   ) -> None:
@@ -267,7 +271,7 @@ class Recorder:
 
     Args:
       interval: The steps that were taken last.
-      state: The state after them.
+      state: The state after them; None where nothing goes on from it.
       history: What was recorded.
       is_finite: Which runs have finite parameters; see `check_finite`.
 
@@ -335,10 +339,10 @@ class Recorder:
     self._stack.__exit__(kind, error, trace)
 
 
-def _tree(state: PyTree, history: _History) -> dict[str, Any]:
+def _tree(state: PyTree | None, history: _History) -> dict[str, Any]:
   # What is not recorded, None, has no place in the file either.
   recorded = {k: v for k, v in history._asdict().items() if v is not None}
-  return {"state": state, "history": recorded}
+  return {"history": recorded} | ({} if state is None else {"state": state})
 
 
 def resume(
@@ -347,7 +351,9 @@ def resume(
     init: Callable[..., PyTree],
     arguments: tuple[PyTree, PyTree],
     history: History,
-) -> tuple[int, PyTree, History]:
+    *,
+    needs_state: bool = True,
+) -> tuple[int, PyTree | None, History]:
   """Starts the runs of an ensemble, or takes them from the last checkpoint.
 
   Args:
@@ -356,9 +362,11 @@ def resume(
     init: Lifted by `layout.map`: the state before the first step.
     arguments: What `init` takes: the members, laid out, and what they share.
     history: What there is to be recorded, empty.
+    needs_state: As `Recorder.resume`.
 
   Returns:
-    Steps taken, the state laid out, and the history.
+    Steps taken, the state laid out, None where the checkpoint has none, and
+    the history.
 
   Raises:
     UserError: If the checkpoints are of another config.
@@ -366,8 +374,12 @@ def resume(
   # The shapes are known without computing anything: a run that continues
   # draws no initial values, and compiles nothing for them.
   shapes = layout.gathered_shapes(jax.eval_shape(init, *arguments))
-  start, saved, history = recorder.resume(shapes, history)
-  state = layout.scatter(saved) if start else init(*arguments)
+  start, saved, history = recorder.resume(
+      shapes, history, needs_state=needs_state
+  )
+  if not start:
+    return 0, init(*arguments), history
+  state = None if saved is None else layout.scatter(saved)
   return start, state, history
 
 
@@ -377,6 +389,8 @@ def save(
     interval: Interval,
     state: PyTree,
     history: _History,
+    *,
+    keep_state: bool = True,
 ) -> None:
   """Saves the runs of an ensemble, in no particular number of devices.
 
@@ -386,11 +400,13 @@ def save(
     interval: The steps that were taken last.
     state: The state after them, with the field `params`.
     history: What was recorded.
+    keep_state: False writes the history alone, for runs that are done.
 
   Raises:
     UserError: If a run diverged, or the disk is full.
   """
-  gathered = layout.gather(state)
   # The last update shows in the parameters alone; see `check_finite`.
-  is_finite = layout.is_finite(gathered.params)
-  recorder.save(interval, gathered, history, is_finite)
+  gathered = layout.gather(state if keep_state else state.params)
+  params = gathered.params if keep_state else gathered
+  is_finite = layout.is_finite(params)
+  recorder.save(interval, gathered if keep_state else None, history, is_finite)

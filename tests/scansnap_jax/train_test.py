@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pathlib
 import random
@@ -146,6 +147,28 @@ class TrainAndEvaluateTest(parameterized.TestCase):
     first = train.train_and_evaluate(_SMALL, workdir)
     again = train.train_and_evaluate(_SMALL, workdir)
     chex.assert_trees_all_equal(_final(first), _final(again))
+
+  def test_parameters_that_nobody_asks_for_are_not_saved(self):
+    (kept,) = train.train_and_evaluate(_SMALL, self._workdir())
+    workdir = self._workdir()
+    for _ in range(2):  # The second time from the last checkpoint.
+      (lean,) = train.train_and_evaluate(_SMALL, workdir, keep_params=False)
+      self.assertIsNone(lean.params)
+      chex.assert_trees_all_equal(lean.history, kept.history)
+    steps = workdir / "checkpoints" / "scansnap" / "num_last=2"
+    names = {
+        step: [
+            entry["name"].split("'")[1]
+            for entry in json.loads(
+                (steps / str(step) / "digest" / "metadata").read_text()
+            )["body"]["leaves"]
+        ]
+        for step in (8, 12)
+    }
+    self.assertEqual(set(names[8]), {"history", "state"})
+    self.assertEqual(set(names[12]), {"history"})
+    with self.assertRaisesRegex(errors.UserError, "state.* is absent there"):
+      train.train_and_evaluate(_SMALL, workdir)
 
   def test_checkpoints_of_another_shape_are_refused(self):
     workdir = self._workdir()
