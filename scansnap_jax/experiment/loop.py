@@ -353,7 +353,7 @@ def resume(
     history: History,
     *,
     needs_state: bool = True,
-) -> tuple[int, PyTree | None, History]:
+) -> tuple[int, PyTree, History]:
   """Starts the runs of an ensemble, or takes them from the last checkpoint.
 
   Args:
