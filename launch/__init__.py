@@ -12,6 +12,7 @@ import sys
 from scansnap_jax.version import attribute as __getattr__  # __version__.
 
 if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
+  from scansnap_jax.experiment import progress
   from scansnap_jax.experiment.processes import interrupts
   from scansnap_jax.experiment.processes import limits
   from scansnap_jax.experiment.processes import variables
@@ -19,3 +20,4 @@ if sys.argv[0] == "-m":  # A script starts: Ctrl-C during its imports counts.
   interrupts.install()
   limits.settle()
   variables.settle()
+  progress.begin()

@@ -119,6 +119,9 @@ class _Voice:
     is_main: Whether this is the process of a run that speaks.
     work: The open bars, innermost last.
     bars: The terminal's display, if there is one.
+    started: When it began to be watched.
+    last: When it spoke last.
+    ticker: What ends the thread that speaks now and then, and the thread.
   """
 
   def __init__(self):
@@ -126,6 +129,7 @@ class _Voice:
     self.work: list[_Work] = []
     self.bars: "rich_progress.Progress | None" = None
     self.started = self.last = time.monotonic()
+    self.ticker: tuple[threading.Event, threading.Thread] | None = None
     self._listens = False
 
   def say(self, line: str) -> None:
@@ -171,12 +175,16 @@ class _Voice:
 _voice = _Voice()
 
 
-@contextlib.contextmanager
-def watch() -> Iterator[None]:
-  """While it is open and stderr is no terminal, a line comes now and then."""
+def begin() -> None:
+  """From here on a line comes now and then, if stderr is no terminal.
+
+  `watch` begins where nobody has; a script does before its imports, which take
+  half a minute where others work too.
+  """
+  if _voice.ticker is not None:
+    return
   _voice.started = _voice.last = time.monotonic()
-  if sys.stderr.isatty():
-    yield
+  if sys.stderr is None or sys.stderr.isatty():
     return
   is_over = threading.Event()
 
@@ -186,11 +194,21 @@ def watch() -> Iterator[None]:
 
   thread = threading.Thread(target=keep_ticking, daemon=True)
   thread.start()
+  _voice.ticker = is_over, thread
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[None]:
+  """While it is open and stderr is no terminal, a line comes now and then."""
+  begin()
   try:
     yield
   finally:
-    is_over.set()
-    thread.join()
+    if _voice.ticker is not None:
+      is_over, thread = _voice.ticker
+      is_over.set()
+      thread.join()
+      _voice.ticker = None
 
 
 def set_main(is_main: bool) -> None:

@@ -256,6 +256,30 @@ class WatchTest(absltest.TestCase):
     self.assertRegex(said, r"^working, \d+ s so far\n")
     self.assertEqual(err.getvalue(), said)
 
+  def test_a_script_is_watched_from_its_imports_on(self):
+    # As `python -m launch.NAME` begins, with imports that last for two periods.
+    slow = """
+import sys, time
+from scansnap_jax.experiment import progress
+progress.EVERY = 0.4
+sys.argv = ["-m"]
+import launch
+time.sleep(1)
+print("imported", file=sys.stderr)
+with progress.watch():
+  pass
+time.sleep(1)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", slow],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr.splitlines()
+    self.assertEqual(said[-1], "imported")
+    self.assertRegex(said[0], r"^working, \d s so far$")
+
 
 if __name__ == "__main__":
   absltest.main()
