@@ -14,7 +14,7 @@ joma/systems/cache_policies/by_attention/kvzap.py
 @ test_layers_hand_on_what_attention_reads
 
 joma/systems/profiles/kvzip_surrogate.py
-- score, _, _ = calls.read_rehearsal(self.policy, prompt, self.starts)
+- score, _, _ = calls.read_prompt(self.policy, whole)
 + score, _, _ = calls.read_prompt(self.policy, prompt)
 ? the text's own queries count as well as its repetition's
 @ test_scores_are_the_greatest_weights_from_behind_the_text
@@ -25,6 +25,13 @@ joma/inference/cache/head_pool.py
 ? pages keep what is below a threshold
 @ tests/joma/systems/cache_policies/wrapping/dms_pages_test.py
 @ test_steps_keep_what_slots_keep_and_pages_are_given_back
+
+joma/inference/cache/calls.py
+- return first if None not in others else None
++ return None
+? a policy that wraps KVzip reads a text once
+@ tests/joma/systems/cache_policies/by_attention/kvzip_test.py
+@ test_what_wraps_it_asks_for_what_it_asks
 
 joma/inference/cache/rehearsal.py
 - positions=jnp.where(is_text, positions, -1),

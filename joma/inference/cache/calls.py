@@ -46,7 +46,9 @@ def uses_input(policy: Policy) -> bool:
 
 
 def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
-  """Returns score, aux and state after a prompt."""
+  """Returns score, aux and state after a prompt, or after a rehearsal."""
+  if prompt.starts is not None and isinstance(policy, rules.Rehearses):
+    return policy.read_rehearsal(prompt, prompt.starts)
   if isinstance(policy, rules.ReadsPrompts):
     return policy.read_prompt(prompt)
   batch, seq_len, num_kv_heads = prompt.key.shape[:3]
@@ -54,22 +56,16 @@ def read_prompt(policy: Policy, prompt: policy_lib.Prompt) -> rules.Prompted:
 
 
 def request(policy: Policy) -> str | None:
-  """What asks for a text a second time; None where it is read once."""
-  return policy.request if isinstance(policy, rules.Rehearses) else None
+  """What asks for a text a second time; None where it is read once.
 
-
-def read_rehearsal(
-    policy: Policy, prompt: policy_lib.Prompt, starts: Int[Array, "B"]
-) -> rules.Prompted:
-  """Returns score, aux and state after a text that was read twice.
-
-  Args:
-    policy: One with a `request`.
-    prompt: The text, the request, and the text again.
-    starts: Tokens of the text itself.
+  A policy that wraps others asks for it if all of them do.
   """
-  assert isinstance(policy, rules.Rehearses)  # Its request was asked for.
-  return policy.read_rehearsal(prompt, starts)
+  if isinstance(policy, rules.Rehearses):
+    return policy.request
+  if not isinstance(policy, rules.Wraps):
+    return None
+  first, *others = map(request, policy.wrapped())
+  return first if None not in others else None
 
 
 def row_weights(

@@ -124,6 +124,8 @@ class Prompt:
     options: Of attention.
     layer: Of the model.
     x: The layer's input, where the policy asks for it; else it may be None.
+    starts: Tokens of each text, where it is followed by a request and itself;
+      None where it is read once.
   """
 
   query: Float[Array, "B T N H"]
@@ -139,6 +141,7 @@ class Prompt:
   options: hooks.AttentionOptions
   layer: int
   x: Float[Array, "B T D"] | None = None
+  starts: Int[Array, "B"] | None = None
 
   def last_weights(
       self, num_rows: int

@@ -61,7 +61,8 @@ class RehearsalCache:
         capacity=slots.capacity,
         is_raw=slots.options.keys == "raw",
     )
-    prompted = calls.read_rehearsal(policy, prompt, self.starts)
+    prompt = dataclasses.replace(prompt, starts=self.starts)
+    prompted = calls.read_prompt(policy, prompt)
     is_text = positions < self.starts[:, None]
     text = dataclasses.replace(
         prompt,

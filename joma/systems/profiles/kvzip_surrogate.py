@@ -94,7 +94,8 @@ class Noting:
     result, prompt = prompts.read(
         new, self.policy, layer=self.layer, capacity=1, is_raw=False
     )
-    score, _, _ = calls.read_rehearsal(self.policy, prompt, self.starts)
+    whole = dataclasses.replace(prompt, starts=self.starts)
+    score, _, _ = calls.read_prompt(self.policy, whole)
     noted = dataclasses.replace(self, x=prompt.x, score=score)
     return result.out, noted
 

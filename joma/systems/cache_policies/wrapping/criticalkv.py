@@ -38,7 +38,6 @@ class CriticalKV(wrapper.Wrapper):
   calls it, takes |value|_1 in its place.
 
   The paper stops at the prompt; here each decode step chooses in the same way.
-  A base that reads a text twice reads it once here.
 
   Paper's settings: half of the slots by the first stage, epsilon 1e-4.
 

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from joma.inference.cache import calls
 from joma.inference.cache import kv_cache
 from joma.inference.cache import rehearsal
+from joma.systems.cache_policies import names
 from joma.systems.cache_policies.by_attention import kvzip
+from joma.systems.cache_policies.wrapping import dms
+from joma.systems.cache_policies.wrapping import layer_budgets
 from joma.transformer import hooks
 from tests.joma.systems.cache_policies import plain
 
@@ -36,7 +40,7 @@ class KVzipTest(parameterized.TestCase):
     plain.check(Plain, kvzip.KVzip(), *heads, num_steps=512)
 
 
-class RehearsalTest(absltest.TestCase):
+class RehearsalTest(parameterized.TestCase):
 
   def test_texts_are_followed_by_a_request_and_themselves(self):
     rows = jnp.array([[1, 2, 3, 4], [5, 6, 0, 0]])
@@ -45,7 +49,14 @@ class RehearsalTest(absltest.TestCase):
     self.assertEqual(found[1, :6].tolist(), [5, 6, 8, 9, 5, 6])
     self.assertEqual(lengths.tolist(), [10, 6])
 
-  def test_what_the_repetition_looks_at_stays(self):
+  @parameterized.parameters(
+      lambda base: base,
+      # Whose own changes are none.
+      lambda base: dms.DMS(base=base, threshold=0.0),
+      lambda base: layer_budgets.LayerBudgets(base=base, ratio=1.0),
+      lambda base: dms.DMS(base=dms.DMS(base=base)),
+  )
+  def test_what_the_repetition_looks_at_stays(self, wrapped):
     """By a loop over rows, for two texts of different lengths."""
     draws = np.random.default_rng(0)
     starts, kept = (9, 6), 4
@@ -57,7 +68,7 @@ class RehearsalTest(absltest.TestCase):
     query, key, value = 2 * normal(4), normal(2), normal(2)
     steps = np.arange(size)
     positions = np.where(steps < np.array(lengths)[:, None], steps, -1)
-    policy = kvzip.KVzip().with_capacity(kept)
+    policy = wrapped(kvzip.KVzip()).with_capacity(kept)
     empty = kv_cache.init_layer(policy, 0, (2, 2, kept, 8), groups, jnp.float32)
     (cache,) = rehearsal.prepare((empty,), jnp.array(starts))
     self.assertTrue(rehearsal.are_rehearsing((cache,)))
@@ -83,8 +94,13 @@ class RehearsalTest(absltest.TestCase):
             cache.score[b, head], best[head][expected], rtol=1e-5
         )
 
-  def test_other_policies_read_once(self):
-    self.assertFalse(rehearsal.are_rehearsing(()))
+  @parameterized.parameters("h2o", "dms:h2o", "two_stage:snapkv+kvzip")
+  def test_other_policies_read_once(self, name):
+    self.assertIsNone(calls.request(names.parse(name)))
+
+  @parameterized.parameters("kvzip", "dms:kvzip", "criticalkv:kvzip")
+  def test_what_wraps_it_asks_for_what_it_asks(self, name):
+    self.assertEqual(calls.request(names.parse(name)), kvzip.KVzip().request)
 
 
 def _on_device(x):
