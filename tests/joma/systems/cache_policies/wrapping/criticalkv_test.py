@@ -77,7 +77,9 @@ _POLICIES = (
 def _check(policy, num_heads=4, num_kv_heads=2, **sizes):
   """With an output projection of unequal heads, of width 5."""
   draws = np.random.default_rng(1)
-  kernel = draws.standard_normal((num_heads, 8, 5), np.float32)
+  # As wide as the input that the call is given.
+  width = 8 * num_kv_heads
+  kernel = draws.standard_normal((num_heads, 8, width), np.float32)
   kernel *= np.arange(1, num_heads + 1)[:, None, None]
   is_h2o = isinstance(policy.base, h2o.H2O)
   base = h2o_test.Plain if is_h2o else snapkv_test.Plain
