@@ -75,7 +75,7 @@ _POLICIES = (
 
 
 def _check(policy, num_heads=4, num_kv_heads=2, **sizes):
-  """With an output projection of unequal heads, of width 5."""
+  """With an output projection of unequal heads."""
   draws = np.random.default_rng(1)
   # As wide as the input that the call is given.
   width = 8 * num_kv_heads
