@@ -83,4 +83,15 @@ BENCHMARKS = {
     "llama3_8b_b16": Shape(
         batch=16, width=4096, num_neurons=14_336, is_gated=True
     ),
+    # Of a model that is small enough to try blocks of each size.
+    **{
+        f"smollm2_135m_{block}": Shape(
+            batch=1,
+            width=576,
+            num_neurons=1536,
+            block_size=block,
+            is_gated=True,
+        )
+        for block in (1, 16, 32, 64, 128)
+    },
 }

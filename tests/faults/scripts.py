@@ -108,6 +108,7 @@ _SMALL = {
         *("--num_held_out=2", "--length=4", "--rest=2", "--num_steps=1"),
     ),
     "launch.bench.language.ruler_peer": ("--model=empty",),
+    "launch.bench.language.sparsity_times": ("--run=empty",),
     "launch.bench.house": ("--root=empty",),
     "launch.bench.kernels": ("--target=abacus",),
     "launch.bench_kernels": ("--target=abacus",),

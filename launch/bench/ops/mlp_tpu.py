@@ -39,7 +39,10 @@ _COLUMNS: harness.Columns = {
 
 
 def measure(
-    chip: chips.Chip, names: Sequence[str] = SHAPES, num_workers: int = 2
+    chip: chips.Chip,
+    names: Sequence[str] = SHAPES,
+    num_workers: int = 2,
+    densities: Sequence[float] = DENSITIES,
 ) -> list[harness.Row]:
   """A row for each dense MLP and each density of a gathered one.
 
@@ -47,6 +50,7 @@ def measure(
     chip: What for.
     names: In `shapes.BENCHMARKS`.
     num_workers: Compilers to run side by side.
+    densities: Shares of the blocks.
 
   Raises:
     JobFailed: If one does not compile.
@@ -54,7 +58,7 @@ def measure(
   """
   cases = [
       _case(name, density)
-      for name, density in itertools.product(names, (1.0, *DENSITIES))
+      for name, density in itertools.product(names, (1.0, *densities))
   ]
   return [
       _timed(chip, case, row, report)
