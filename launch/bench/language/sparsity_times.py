@@ -82,7 +82,7 @@ def measure(run: str, folder: str | None, config: BenchConfig) -> harness.Row:
       compiler is not installed.
   """
   known = read(pathlib.Path(run))
-  blocks = dict.fromkeys(row["block"] for row in known)
+  blocks = sorted({row["block"] for row in known})
   shares = sorted({row["share"] for row in known})
   times = {_HERE: _here(blocks, shares, config.num_times)}
   for name in config.chips:
