@@ -18,7 +18,6 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from matplotlib import figure as mpl_figure
 import numpy as np
 
 from joma.inference.sparsity.gated import spec as specs
@@ -165,8 +164,8 @@ def _static(
   return found
 
 
-def draw(rows: Sequence[Mapping[str, Any]]) -> mpl_figure.Figure:
-  """Draws perplexity against time, a panel a place, a line a size of block."""
+def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
+  """Returns a figure of perplexity against time, a panel a place."""
   places = list(dict.fromkeys(row["where"] for row in rows))
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.6)
