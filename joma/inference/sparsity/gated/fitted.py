@@ -26,8 +26,14 @@ _SHARES = np.arange(1, 21) / 20
 _PAIRED = np.arange(1, 9) / 8
 # Rows of a layer that options are tried on.
 _ROWS = 256
-# AdamW steps of predictors.
+# AdamW steps of predictors, at least, and rows of a step.
 _NUM_STEPS = 300
+_BATCH = 256
+
+
+def num_steps(num_rows: int) -> int:
+  """AdamW steps of predictors: as many rows as there are, once, or more."""
+  return max(_NUM_STEPS, num_rows // _BATCH)
 
 
 class Fitted(NamedTuple):
@@ -156,7 +162,8 @@ class Fitter:
           jnp.asarray(x),
           num=max(1, num_units // 2),
           rank=self._rank,
-          num_steps=_NUM_STEPS,
+          num_steps=num_steps(len(x)),
+          batch=_BATCH,
           block_size=block_size,
           seed=layer,
       )
