@@ -170,9 +170,11 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.6)
     panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
-    styles = figures.curve_styles({float(row["block"]) for row in rows})
+    sizes = sorted({float(row["block"]) for row in rows})
+    styles = figures.curve_styles(sizes)
     for axes, place in zip(panels, places, strict=True):
-      for block, look in styles.items():
+      for block in sizes:
+        look = styles[block]
         own = [
             row
             for row in rows
@@ -191,6 +193,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
       axes.plot(1, 1, marker="*", color="black", linestyle="", label="dense")
       axes.set(xlabel="time / dense", yscale="log", title=place)
       axes.set_xlim(left=0)
+      axes.locator_params(axis="x", nbins=4)
     panels[0].set_ylabel("perplexity / dense")
     figures.put_legend_above(figure, figures.legend_entries(panels[0]))
   return figure
