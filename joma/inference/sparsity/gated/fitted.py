@@ -26,14 +26,6 @@ _SHARES = np.arange(1, 21) / 20
 _PAIRED = np.arange(1, 9) / 8
 # Rows of a layer that options are tried on.
 _ROWS = 256
-# AdamW steps of predictors, at least, and rows of a step.
-_NUM_STEPS = 300
-_BATCH = 256
-
-
-def num_steps(num_rows: int) -> int:
-  """AdamW steps of predictors: as many rows as there are, once, or more."""
-  return max(_NUM_STEPS, num_rows // _BATCH)
 
 
 class Fitted(NamedTuple):
@@ -54,6 +46,8 @@ class Fitter:
       held_out: Any,
       training: Any,
       rank: int,
+      num_steps: int = 600,
+      num_rows: int = 256,
   ):
     """Reads the texts that thresholds and shares are calibrated on.
 
@@ -63,8 +57,11 @@ class Fitter:
       held_out: Texts [B, T] that nothing else is learned from.
       training: Texts that low-rank parts and predictors learn from.
       rank: r of both.
+      num_steps: AdamW steps of predictors.
+      num_rows: Tokens of a step.
     """
     self._model, self._params, self._rank = model, params, rank
+    self._num_steps, self._num_rows = num_steps, num_rows
     self._training = training
     self._seen = calibration.see(model, params, held_out)
     num_rows = self._seen.x.shape[1]
@@ -162,8 +159,8 @@ class Fitter:
           jnp.asarray(x),
           num=max(1, num_units // 2),
           rank=self._rank,
-          num_steps=num_steps(len(x)),
-          batch=_BATCH,
+          num_steps=self._num_steps,
+          batch=self._num_rows,
           block_size=block_size,
           seed=layer,
       )

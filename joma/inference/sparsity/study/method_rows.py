@@ -81,6 +81,8 @@ def _fitter(
       held_out=subject.texts.train[-held_out:],
       training=subject.texts.train[:-held_out],
       rank=config.predictor.rank,
+      num_steps=config.predictor.num_steps,
+      num_rows=config.predictor.batch_size,
   )
 
 

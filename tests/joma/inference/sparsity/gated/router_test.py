@@ -1,6 +1,7 @@
 """Methods within a model, and what is calibrated on it."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -198,6 +199,20 @@ class FittedTest(parameterized.TestCase):
         reads.append(float(found.method.update(weights, x, arrays).read.mean()))
       self.assertLess(np.mean(reads) / weights.size, budget + 0.05)
       self.assertGreater(np.mean(reads) / weights.size, budget - 0.3)
+
+  def test_predictors_take_the_steps_and_rows_that_they_are_given(self):
+    model, params = _model()
+    sizes = {"num_steps": 3, "num_rows": 5}
+    fitter = fitted.Fitter(
+        model, params, held_out=_TEXTS[:2], training=_TEXTS[2:], rank=1, **sizes
+    )
+    with mock.patch.object(
+        error_training, "train", wraps=error_training.train
+    ) as train:
+      fitter.fit(specs.parse("output_error"), 0.5)
+    asked = [call.kwargs for call in train.call_args_list]
+    self.assertEqual([one["num_steps"] for one in asked], [3, 3])
+    self.assertEqual([one["batch"] for one in asked], [5, 5])
 
 
 class SpecTest(parameterized.TestCase):
