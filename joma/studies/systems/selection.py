@@ -58,6 +58,8 @@ with epy.lazy_imports():  # --help imports this file, and waits for no jax.
 _BOUNDS = ("oracle", "random")
 # Layers that read everything, as is usual: the first ones look everywhere.
 _NUM_DENSE = 2
+# Between points that stand side by side, as a factor.
+_STEP = 1.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -375,9 +377,11 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.8)
     panels = figure.subplots(1, 2 if layers else 1, squeeze=False)[0].tolist()
-    for name, row in summary["kept"].items():
+    for place, (name, row) in enumerate(summary["kept"].items()):
       values = drawing.points(row)
-      drawing.draw_points(panels[0], near, values, looks[name], name)
+      # Side by side: bars at one value would hide each other.
+      x = near * _STEP ** (place - (len(summary["kept"]) - 1) / 2)
+      drawing.draw_points(panels[0], x, values, looks[name], name)
     panels[0].set(
         xlabel="neighbours that keys are alike over",
         ylabel="weight kept",
@@ -403,7 +407,8 @@ STUDY = study_lib.Study(
     caption=(
         "Share of the attention weight that selectors keep, all of which read"
         " as many blocks: mean over draws and its 95 % interval (Student's t);"
-        " right, a checkpoint's layers, of one text."
+        " right, a checkpoint's layers, of one text. Points of one number of"
+        " neighbours stand side by side."
     ),
     report_title="Attention systems",
 )

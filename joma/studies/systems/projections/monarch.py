@@ -221,7 +221,8 @@ STUDY = study_lib.Study(
         " a share of their weights: mean over texts and its 95 % interval"
         " (Student's t). Tuned: trained on other text after the projection; the"
         " dotted grey line is the dense model, trained so too. Deja Vu's bytes"
-        " are those of its predictor too; the oracle has none."
+        " are those of its predictor too; the oracle has none. The axis of"
+        " losses is linear up to 0.1 nats and logarithmic from there."
     ),
     report_title="Attention systems",
 )

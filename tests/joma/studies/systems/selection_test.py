@@ -19,6 +19,12 @@ class SelectionTest(absltest.TestCase):
     figure, texts = small.drawn("selection")
     self.assertLen(figure.axes, 1)
     self.assertContainsSubset(["oracle", "weight kept"], texts)
+    # No selector's bar hides another's, and all stay at their value.
+    places = [
+        bars.lines[0].get_xdata()[0] for bars in figure.axes[0].containers
+    ]
+    self.assertLen(set(places), len(summary["kept"]))
+    self.assertBetween(max(places) / min(places), 1.01, 2)
 
   def test_keys_are_alike_over_their_neighbours(self):
     config = selection.SelectionConfig(num_keys=512)
