@@ -197,6 +197,7 @@ class Checkpointer:
       yield
     except (OSError, ValueError, RuntimeError) as error:
       self._has_failed = True
+      self._noise.keep_dropping()
       is_there = self._directory.is_dir()
       reason = _shorten(error) if is_there else "the folder is gone"
       raise errors.UserError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 import contextlib
+import functools
 import logging
 import sys
 from typing import Any
@@ -47,6 +48,16 @@ class OrbaxNoise(logging.Filter):
         yield
     finally:
       self._level = logging.WARNING
+
+  def keep_dropping(self) -> None:
+    """For good, after a failed write: what it left is told of at the exit."""
+    ignore = functools.partial(
+        warnings.filterwarnings, "ignore", category=RuntimeWarning
+    )
+    # Methods of orbax's handlers, and whatever the interpreter finds as it
+    # leaves, where no frame of anybody's is left.
+    ignore(r"coroutine '[\w.<>]*Handler\.\w+' was never awaited")
+    ignore(r"coroutine '.*' was never awaited", module="sys$")
 
   def filter(self, record: logging.LogRecord) -> bool:
     """Whether a record is shown."""

@@ -237,8 +237,32 @@ class FaultTest(checkpoints.TestCase):
       chex.assert_trees_all_equal(found.tree, trees[found.step])
       shutil.rmtree(directory)
     # Of the arrays' files every damage is found, of others some are harmless.
-    self.assertBetween(restored.count(1), 60, 199)
+    # Data files have names that are new each time, and where they stand among
+    # the others decides which are drawn.
+    self.assertBetween(restored.count(1), 30, 199)
     print(f"of 200 damages {restored.count(1)} cost a step")
+
+  def test_what_a_failed_write_left_says_nothing_at_the_exit(self):
+    fails = """
+import asyncio, gc, sys
+from scansnap_jax.experiment.saved import noise
+noise.OrbaxNoise().keep_dropping()
+class PlainHandler:
+  async def write(self): pass
+async def other(): pass
+PlainHandler().write()
+gc.collect()
+kept = other()
+other()
+sys.stderr.write("leaves\\n")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", fails], capture_output=True, text=True
+    )
+    first, last = ended.stderr.split("leaves\n")
+    self.assertIn("coroutine 'other' was never awaited", first)
+    self.assertNotIn("PlainHandler", first)
+    self.assertEqual(last, "")  # Of `kept` the interpreter would tell.
 
   def test_failed_write_is_the_users_error_and_leaves_the_step_before(self):
     checkpoints.save(self.directory, [1])
