@@ -136,7 +136,7 @@ scansnap_jax/experiment/checkpoint.py
 + if not digest.is_intact(value, entry) and not value.size:
 ? arrays with flipped bits are restored
 @ tests/scansnap_jax/experiment/damage/checkpoint_test.py
-@ test_damaged_file
+@ test_flipped_bits_in_array_data_are_noticed
 
 scansnap_jax/experiment/processes/digest.py
 - if a != b:
