@@ -225,8 +225,8 @@ class FaultTest(checkpoints.TestCase):
     for count in range(200):
       directory = self.directory.with_name(f"damaged{count}")
       shutil.copytree(intact, directory)
-      # Files are cut alike, whatever they hold; of bits each is as likely. (Data
-      # files have names that are new each time: no order of files is the same.)
+      # Files are cut alike, whatever they hold; of bits each is as likely, for
+      # data files have names that are new each time, and so has their order.
       shares = sizes / sizes.sum() if count % 2 else None
       name = str(rng.choice(names, p=shares))
       file = directory / name
