@@ -289,11 +289,16 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
     width = figures.PAGE_WIDTH if real else figures.COLUMN_WIDTH
     figure = figures.make_figure(width, 2.6)
     panels = figure.subplots(1, 2 if real else 1, squeeze=False)[0].tolist()
-    for name, look in drawing.looks_of(["plain", "calibrated"]).items():
+    looks = drawing.looks_of(["plain", "calibrated"])
+    for shift, (name, look) in zip(
+        drawing.shifts(2), looks.items(), strict=True
+    ):
       values = drawing.points([summary["margins"][k][name] for k in kinds])
-      drawing.draw_points(panels[0], np.arange(2.0), values, look, name)
+      mark = look._replace(linestyle="")
+      drawing.draw_points(panels[0], np.arange(2.0) + shift, values, mark, name)
     panels[0].set(xlabel="planted column", ylabel="answer's margin")
     panels[0].set_xticks([0, 1], kinds)
+    panels[0].set_xlim(-0.5, 1.5)
     panels[0].legend()
     if real:
       _draw_grid(panels[1], summary)

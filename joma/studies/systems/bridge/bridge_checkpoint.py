@@ -318,8 +318,8 @@ STUDY = study_lib.Study(
         " what predicts them: the velocity of Scan & Snap's attention for the"
         " queries that ask, frequency and P(l|n)/P(l) from the train split"
         " alone; and, from the model's own attention, what a type gets on other"
-        " texts and H2O's running mean. Dotted: chance. Mean over texts and its"
-        " 95 % interval (Student's t)."
+        " texts and H2O's running mean; and the newest tokens. Dotted: chance."
+        " Mean over texts and its 95 % interval (Student's t)."
     ),
     report_title="From co-occurrence to heavy hitters",
 )

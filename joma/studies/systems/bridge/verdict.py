@@ -167,10 +167,11 @@ def draw(summary: Mapping[str, Any]) -> mpl_figure.Figure:
   places = np.arange(len(names), dtype=float)
   looks = drawing.looks_of(_SHOWN)
   with figures.style():
-    figure = figures.make_figure(figures.PAGE_WIDTH, 1.4 + 0.24 * len(names))
+    figure = figures.make_figure(figures.PAGE_WIDTH, 1.4 + 0.34 * len(names))
     both = figure.subplots(1, 2, sharey=True)
     for axes, record in zip(both, (FIRST, LAST), strict=True):
-      for name, look in looks.items():
+      shifts = drawing.shifts(len(looks))
+      for shift, (name, look) in zip(shifts, looks.items(), strict=True):
         found = drawing.points([
             intervals.interval(at(rows, rung, name, record), least=0, most=1)
             for rung in names
@@ -180,11 +181,13 @@ def draw(summary: Mapping[str, Any]) -> mpl_figure.Figure:
         mark = look._replace(linestyle="")
         axes.errorbar(
             mean,
-            places,
+            places + shift,
             xerr=spread,
             **mark._asdict(),
             label=name,
             elinewidth=0.7,
+            markersize=3,
+            capsize=0,
         )
       axes.axvline(summary["chance"], color="black", ls=":", lw=0.8)
       axes.set(xlim=(0, 1), xlabel="recall of the heavy hitters")
