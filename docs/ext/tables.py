@@ -97,23 +97,19 @@ def studies(root: pathlib.Path) -> list[Row]:
   return rows
 
 
-def table(rows: Sequence[Row], when: str, *, has_settings: bool) -> str:
+def table(rows: Sequence[Row], when: str) -> str:
   """Returns rows as a table in Markdown.
 
   Args:
     rows: In the order of the table.
     when: What the column of that name says.
-    has_settings: Whether there is a column of papers' settings.
   """
-  head = ["name, file", "what it is", "paper", "year", when]
+  settings = "the paper's settings"
+  head = ["name, file", "what it is", "paper", "year", when, settings]
   body = [
-      [_name(row), row.what, _link(row.paper), row.year, row.when]
-      for row in rows
+      [_name(r), r.what, _link(r.paper), r.year, r.when, r.settings]
+      for r in rows
   ]
-  if has_settings:
-    head.append("the paper's settings")
-    for cells, row in zip(body, rows, strict=True):
-      cells.append(row.settings)
   lines = [head, ["---"] * len(head), *(map(_cell, cells) for cells in body)]
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
@@ -122,10 +118,10 @@ def tables(root: pathlib.Path) -> dict[str, str]:
   """Returns all tables, by their names."""
   when = "when to use it"
   return {
-      "policies": table(policies(root), when, has_settings=True),
-      "systems": table(systems(root), when, has_settings=True),
-      "kernels": table(kernels(root), when, has_settings=False),
-      "studies": table(studies(root), "command", has_settings=False),
+      "policies": table(policies(root), when),
+      "systems": table(systems(root), when),
+      "kernels": table(kernels(root), when),
+      "studies": table(studies(root), "command"),
   }
 
 

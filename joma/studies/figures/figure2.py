@@ -11,6 +11,9 @@ f^T W, cross-entropy over the classes. W and z start at N(0, 1) / 100 and train
 by 2000 full-batch steps at rate 0.1. Two modes of contexts
 (`data.class_contexts`): a bump that moves with the class, and random.
 
+Paper's settings: 20 classes, 20 tokens, width 30, softmax attention at a
+temperature of 1/2, 2,000 full-batch steps at rate .1 (the authors' code).
+
 Letters as in `joma.studies`.
 """
 

@@ -6,6 +6,8 @@ along training (https://arxiv.org/abs/2310.00535). With linear activation the
 larger a component is, the faster it grows (Theorem 2), so that a node ends up
 on fewer tokens: its effective number (sum_l v_l^2)^2 / sum_l v_l^4 falls.
 
+Paper's settings: those of Figure 2.
+
 Letters as in `joma.studies`.
 """
 

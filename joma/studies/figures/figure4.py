@@ -7,6 +7,9 @@ components, those with large mu, get there first; the entropy of the attention
 softmax(v^2 / T) falls meanwhile, and rises when the others follow. Nothing is
 random: with the paper's mu the trajectory is one set of numbers.
 
+Paper's settings: softmax attention at a temperature of 3, mu as published (the
+authors' code).
+
 Letters as in `joma.studies`.
 """
 

@@ -10,6 +10,9 @@ beside all heads, and as many at random. Columns are those of each text's
 prompt, losses those of what follows: no row knows a later one's columns.
 
 The figure shows the answer's margin, and perplexity against beta.
+
+Paper's settings: theta .1, beta .4, layers 2 to 30, heads chosen on 900
+samples.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ layers read characters of Shakespeare; losses are on text that they have not
 seen. The figure shows them beside the paper's perplexities (500M parameters, 15
 billion tokens of web text), with Spearman's correlation of the orders; sinks,
 concentration, local focus and diversity of the maps are in the table.
+
+Paper's settings: 500M parameters, 15B tokens of web text.
 """
 
 from __future__ import annotations
@@ -344,14 +346,15 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.9)
     left, right = figure.subplots(1, 2, sharey=True)
-    for kind, look in kinds.items():
+    shifts = drawing.shifts(len(kinds))
+    for shift, (kind, look) in zip(shifts, kinds.items(), strict=True):
       found = summary[kind]
       shown = [name for name in names if name in found]
       if not shown:
         continue
       look = look._replace(linestyle="")
       values = drawing.points([found[name]["loss"] for name in shown])
-      places = np.array([names.index(name) for name in shown], float)
+      places = shift + np.array([names.index(name) for name in shown], float)
       drawing.draw_points(left, places, values, look, labels[kind])
       known = [getattr(FORMS[name], kind) for name in shown]
       has = [value is not None for value in known]

@@ -17,6 +17,8 @@ needle's lead is no more than it has to be, and are asked at lengths up to 16
 times that.
 
 The figure shows weight on the needle, and right answers, against length.
+
+Paper's settings: queries and values, less than .5 % of parameters more.
 """
 
 from __future__ import annotations

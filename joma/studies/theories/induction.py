@@ -328,10 +328,10 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
           name,
           (steps[-1], summary["references"][name]),
           ha="right",
-          va="top" if name == "bigram" else "bottom",
+          va="bottom" if name == "nothing" else "top",
           fontsize=7,
       )
-    lowest = summary["references"]["bigram"] - 0.06
+    lowest = summary["references"]["bigram"] - 0.1
     axes.set(ylabel="loss (nats)", xscale="log", ylim=(lowest, None))
     axes.legend()
     for axes, way in zip(others, WAYS, strict=True):

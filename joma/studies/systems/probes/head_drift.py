@@ -350,7 +350,9 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
     left.set(xlabel="layer", ylabel="largest drift of a head")
     for axes in (left, right):
       axes.xaxis.set_major_locator(mpl_ticker.MaxNLocator(integer=True))
-    right.set(xlabel="layer that is updated", ylabel="the system's answers")
+    right.set(
+        xlabel="layer that is updated", ylabel="share of the system's answers"
+    )
     right.set_ylim(-0.03, 1.03)
     figures.put_legend_above(figure, figures.legend_entries(right))
   return figure

@@ -9,6 +9,9 @@ missed, and fixed plans with as many sparse layers. The router shall make both
 layers full for the one kind and sparse for the other.
 
 The figure shows right answers of both kinds, and the share of sparse layers.
+
+Paper's settings: features by layers of 1,024 and 256 units, the router's of 512
+and 128; .989 full at the start.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ alone moves it. Routed by blocks, tiles of attention are counted and timed. With
 without parameters, at random, or always the same ones.
 
 The figure shows right answers along training, and perplexity by share of heads.
+
+Paper's settings: 50 to 90 % of the heads, 75 % of Llama 3 8B's.
 """
 
 from __future__ import annotations

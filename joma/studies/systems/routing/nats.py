@@ -11,6 +11,9 @@ softmax in a sliding window, and to a hybrid of three layers of the gated delta
 rule to one of softmax, whose keys are what three states leave of them.
 
 The figure shows right answers along training, and which chunks are kept.
+
+Paper's settings: chunks of 64, 12 heads of softmax and 6 linear, 340M
+parameters; 16 of 21 layers are Gated DeltaNet alone.
 """
 
 from __future__ import annotations
