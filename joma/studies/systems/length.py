@@ -351,7 +351,10 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   """Draws weight on the needle and accuracy against length."""
   lengths = np.array(summary["lengths"], float)
   looks = drawing.looks_of(list(MODELS))
-  titles = {"mass": "weight on the needle", "accuracy": "right answers"}
+  titles = {
+      "mass": "weight on the needle",
+      "accuracy": "share of right answers",
+  }
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.6)
     panels = figure.subplots(1, 2, sharey=True).tolist()

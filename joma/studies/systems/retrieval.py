@@ -336,7 +336,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       drawing.draw_points(axes, x, values, look, "")
       axes.set_xticks(x, names, rotation=40, ha="right")
       axes.set(title=title)
-    panels[0].set(ylabel="right answers", ylim=(0, 1.05))
+    panels[0].set(ylabel="share of right answers", ylim=(0, 1.05))
   return figure
 
 

@@ -280,7 +280,9 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for kind, look in looks.items():
       of = lambda scale, k=kind: intervals.interval(
-          np.asarray(rows[f"{k}, {scale:g}"]["entropies"]), least=0
+          np.asarray(rows[f"{k}, {scale:g}"]["entropies"]),
+          least=0,
+          most=summary["most"],
       )
       drawing.draw_interval(left, steps, of(scales[0]), look, kind)
       ends = [{k: v[-1] for k, v in of(scale).items()} for scale in scales]

@@ -308,7 +308,7 @@ def _box_claims(
 def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
   """Draws answers along training, and what [REG] reads."""
   looks, steps = drawing.looks_of(MODELS), np.asarray(summary["steps"])
-  mass = np.asarray(summary["boxes"][BIASES[0]]["mass"]).mean(axis=0)
+  mass = np.asarray(summary["boxes"][BIASES[0]]["mass"])
   with figures.style():
     figure = figures.make_figure(figures.PAGE_WIDTH, 2.4)
     left, right = figure.subplots(1, 2)
@@ -316,10 +316,14 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       scores = summary["rows"][name]["scores"]
       drawing.draw_interval(left, steps, scores, looks[name], name)
     left.axhline(summary["guess"], color="black", linestyle=":")
-    left.set(xlabel="step", ylabel="right answers", ylim=(0, 1.03))
-    places = np.arange(mass.shape[1])
-    for layer, look in enumerate(drawing.looks(len(mass))):
-      drawing.draw_curve(right, places, mass[layer], look, f"layer {layer}")
+    left.set(xlabel="step", ylabel="share of right answers", ylim=(0, 1.03))
+    places, num_layers = np.arange(mass.shape[2]), mass.shape[1]
+    shifts, marks = drawing.shifts(num_layers), drawing.looks(num_layers)
+    for layer, (shift, mark) in enumerate(zip(shifts, marks, strict=True)):
+      band = intervals.interval(mass[:, layer], least=0, most=1)
+      values = np.array([band[k] for k in ("mean", "low", "high")])
+      mark = mark._replace(linestyle="")
+      drawing.draw_points(right, places + shift, values, mark, f"layer {layer}")
     right.set_xticks(places, ("word", "named", "other", "rest"))
     right.set_ylabel("weight of [REG]")
     entries = figures.legend_entries(left)
