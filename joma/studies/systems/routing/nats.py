@@ -361,10 +361,12 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       points = drawing.points([stage[kind] for stage in stages])
       look = way._replace(linestyle="")
       drawing.draw_points(right, np.arange(2) + shift, points, look, kind)
-    right.set(ylabel="share of chunks kept as keys", ylim=(-0.03, 1.03))
+    # Room for the legend above all bars.
+    right.set(ylabel="share of chunks kept as keys", ylim=(-0.03, 1.25))
+    right.set_yticks(np.arange(0, 1.1, 0.2))
     right.set_xticks(np.arange(2), ("before training", "after"))
     right.set_xlim(-0.5, 1.5)
-    right.legend()
+    right.legend(loc="upper center", ncols=2)
     figures.put_legend_above(figure, figures.legend_entries(left))
   return figure
 
