@@ -137,6 +137,6 @@ def draw_recall(
       draw_interval(axes, steps, row["scores"], look[name], name)
     axes.axhline(summary["guess"], color="black", linestyle=":")
     axes.set(xlabel="step", ylabel="share of right answers", ylim=(0, 1.03))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     figures.put_legend_above(figure, figures.legend_entries(axes))
   return figure

@@ -310,7 +310,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       found = [intervals.interval(each, least=1) for each in ranks]
       drawing.draw_points(left, rates, drawing.points(found), look, way)
     left.set(xlabel="learning rate", xscale="log", ylabel="leading rank")
-    left.yaxis.get_major_locator().set_params(integer=True)
+    left.locator_params(axis="y", integer=True)
     left.invert_yaxis()
     log_probs = np.asarray(summary["log_probs"])
     logits = np.asarray(rows["Adam"]["logits"]).mean(axis=(1, 2))

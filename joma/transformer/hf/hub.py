@@ -60,6 +60,37 @@ def folder(
   return _download(found["id"], found["revision"], weights)
 
 
+def existing(
+    name: str | os.PathLike[str], *, weights: bool = False
+) -> pathlib.Path:
+  """Returns the folder that a name means, as `folder`; it is there.
+
+  Raises:
+    UserError: As `folder`, and if there is no such folder.
+  """
+  path = folder(name, weights=weights)
+  if not path.exists():
+    raise errors.UserError(
+        f"There is no folder {path}. Give one with config.json, tokenizer.json"
+        " and safetensors files, or a name on Hugging Face, as org/name."
+    )
+  return path
+
+
+def contents(path: pathlib.Path) -> str:
+  """Says what a folder holds in which something is missing, in part."""
+  names = sorted(each.name for each in path.iterdir())
+  listing = ", ".join(names[:12]) or "nothing"
+  gguf = next((name for name in names if name.endswith(".gguf")), None)
+  if gguf is None:
+    return listing
+  return (
+      f"{listing}. Of {gguf} transformers makes such a folder:"
+      f" AutoModelForCausalLM.from_pretrained({str(path)!r},"
+      f" gguf_file={gguf!r}).save_pretrained(FOLDER), and AutoTokenizer alike"
+  )
+
+
 @functools.cache  # What a run reads is of one commit, and is asked for once.
 def _download(name: str, revision: str | None, weights: bool) -> pathlib.Path:
   try:

@@ -202,19 +202,13 @@ def _read_config(
 
 def _existing(folder: str | os.PathLike[str], *, weights: bool = False) -> Path:
   """Returns the path of a folder with a config.json, downloaded or not."""
-  folder = hub.folder(folder, weights=weights)
+  folder = hub.existing(folder, weights=weights)
   if folder.is_file():
     safetensors_folder.refuse_pickle(folder)
     raise UserError(f"{folder} is a file: give the folder that it lies in.")
-  if not folder.is_dir():
-    raise UserError(
-        f"There is no folder {folder}. Give one with config.json and its"
-        " safetensors files, or a name on Hugging Face, as org/name."
-    )
   if not (folder / "config.json").is_file():
-    names = ", ".join(sorted(path.name for path in folder.iterdir()))
     raise UserError(
-        f"{folder} has no config.json; it has {names or 'nothing'}."
+        f"{folder} has no config.json; it has {hub.contents(folder)}."
     )
   return folder
 

@@ -333,13 +333,14 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
   Raises:
     UserError: There is none, or it cannot be read.
   """
-  path = hub.folder(folder) / _FILE
+  local = hub.existing(folder)
+  if local.is_file():
+    raise UserError(f"{local} is a file: give the folder that it lies in.")
+  path = local / _FILE
   if not path.exists():
-    found = sorted(p.name for p in path.parent.glob("*"))
-    listing = ", ".join(found[:12]) if found else "nothing"
     raise UserError(
-        f"{path} does not exist; the folder holds {listing}. A fast tokenizer"
-        " of `transformers` writes it with save_pretrained."
+        f"{path} does not exist; the folder holds {hub.contents(local)}. A fast"
+        " tokenizer of `transformers` writes it with save_pretrained."
     )
   try:
     return from_json(json_file.read_text(path))

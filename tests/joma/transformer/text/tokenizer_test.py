@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import numpy as np
 import pytest
 
+from joma.transformer.hf import pretrained
 from joma.transformer.text import tokenizer as tokenizer_lib
 from scansnap_jax.experiment import errors
 
@@ -148,6 +149,24 @@ class SaveTest(parameterized.TestCase):
     (folder / "tokenizer.model").write_text("x")
     with self.assertRaisesRegex(errors.UserError, "holds tokenizer.model"):
       tokenizer_lib.from_folder(folder)
+
+  def test_a_folder_that_is_not_there_and_a_file_are_named(self):
+    folder = self._folder()
+    with self.assertRaisesRegex(errors.UserError, "There is no folder .*/none"):
+      tokenizer_lib.from_folder(folder / "none")
+    file = folder / "tokenizer.json"
+    file.write_text("{}")
+    with self.assertRaisesRegex(errors.UserError, "json is a file: give the"):
+      tokenizer_lib.from_folder(file)
+
+  def test_what_makes_a_folder_of_a_gguf_file_is_said(self):
+    folder = self._folder()
+    (folder / "model.Q4.gguf").write_bytes(b"GGUF")
+    said = r"holds model\.Q4\.gguf\. Of .*gguf_file='model\.Q4\.gguf'"
+    with self.assertRaisesRegex(errors.UserError, said):
+      tokenizer_lib.from_folder(folder)
+    with self.assertRaisesRegex(errors.UserError, "no config.*gguf_file="):
+      pretrained.load(folder)
 
   @parameterized.parameters("{", "[]", '{"kind": "words"}', '{"model": {}}')
   def test_a_damaged_file_is_named(self, content):
