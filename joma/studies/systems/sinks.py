@@ -246,13 +246,14 @@ def _run(config: SinksConfig, name: str) -> dict[str, Any]:
       rates += [float(value.mean()) for value in found_sinks.values()]
     found.append([float(loss), float(score), *rates])
   loss, score, sink, of_means = np.array(found).T
+  summed = dict(least=0, most=one.model.num_layers)
   return {
       "losses": loss,
       "rates": sink,
       "loss": intervals.interval(loss),
       "accuracy": intervals.interval(score, least=0, most=1),
-      "sink": intervals.interval(sink, least=0),
-      "sink_of_means": intervals.interval(of_means, least=0),
+      "sink": intervals.interval(sink, **summed),
+      "sink_of_means": intervals.interval(of_means, **summed),
       "steps": trained.steps,
       "curves": trained.curves(),
   }

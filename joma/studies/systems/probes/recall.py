@@ -328,6 +328,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
       look = drawing.looks(len(effects))[seed]
       left.plot(places, values, **look._asdict(), label=f"model {seed}")
     left.set(xlabel="head, layer by layer", ylabel="logits moved")
+    left.locator_params(axis="x", integer=True)
     shares = (summary["flip"], summary["random"])
     for i, (name, values) in enumerate(zip(names, shares, strict=True)):
       look = looks[name]

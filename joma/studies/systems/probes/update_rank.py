@@ -285,6 +285,7 @@ def draw(summary: study_lib.Summary) -> mpl_figure.Figure:
           right, steps, np.asarray(row["ranks"]), looks[name], label
       )
     right.set(xlabel="step", ylabel="rank of the update", xscale="log")
+    right.locator_params(axis="y", integer=True)
     figures.put_legend_above(figure, figures.legend_entries(right))
   return figure
 
