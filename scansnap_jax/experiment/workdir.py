@@ -70,6 +70,9 @@ def hold(
 ) -> Iterator[pathlib.Path]:
   """Claims a folder and keeps other runs out of it, in one step.
 
+  A new folder is let go of again where a UserError ends the run before it has
+  made anything: what was wrong can be mended under the same name.
+
   Arguments and errors are those of `claim` and `lock`.
 
   Yields:
@@ -80,7 +83,24 @@ def hold(
   _check_free(path, config, may_differ)
   with lock(path):
     # Two runs may have come that far: what the lock's holder finds counts.
-    yield claim(workdir, config, flagfile_text, may_differ)
+    is_new = not os.path.lexists(path / _CONFIG)
+    claimed = claim(workdir, config, flagfile_text, may_differ)
+    try:
+      yield claimed
+    except errors.UserError:
+      if is_new:
+        # The folder itself may have gone: the run's own error is what counts.
+        with contextlib.suppress(OSError):
+          _let_go(claimed)
+      raise
+
+
+def _let_go(path: pathlib.Path) -> None:
+  """Removes a run's settings, unless there is anything else of it."""
+  names = {each.name for each in path.iterdir() if not _is_left_over(each.name)}
+  if names <= {_CONFIG, _FLAGS}:
+    for name in names:
+      (path / name).unlink(missing_ok=True)
 
 
 def _check_free(

@@ -298,6 +298,34 @@ class LockTest(parameterized.TestCase):
           self.fail("it is another's")
     self.assertEqual((folder / "flags.txt").read_text(), "--seed=4\n")
 
+  def test_a_run_that_was_refused_before_it_made_anything_lets_go(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    for seed in (3, 4):
+      with self.assertRaisesRegex(errors.UserError, "too short"):
+        with workdir.hold(folder, {"seed": seed}, f"--seed={seed}\n"):
+          raise errors.UserError("length=9 is too short")
+      self.assertEqual([*_contents(folder)], [".lock"])
+
+  def test_a_run_that_made_something_keeps_its_folder(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    with self.assertRaisesRegex(errors.UserError, "diverged"):
+      with workdir.hold(folder, {"seed": 3}, "--seed=3\n"):
+        (folder / "metrics.jsonl").touch()
+        raise errors.UserError("diverged")
+    before = _contents(folder)
+    with self.assertRaisesRegex(errors.UserError, "seed: 3 there, 4 here"):
+      with workdir.hold(folder, {"seed": 4}, "--seed=4\n"):
+        self.fail("it is another's")
+    self.assertEqual(_contents(folder), before)
+
+  def test_a_run_that_was_begun_before_keeps_its_folder(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    workdir.claim(folder, {"seed": 3}, "--seed=3\n")
+    with self.assertRaisesRegex(errors.UserError, "no network"):
+      with workdir.hold(folder, {"seed": 3}, "--seed=3\n"):
+        raise errors.UserError("no network")
+    self.assertEqual((folder / "flags.txt").read_text(), "--seed=3\n")
+
   def test_a_folder_of_something_else_gets_no_lock(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     (folder / "thesis.tex").touch()
