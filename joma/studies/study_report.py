@@ -76,6 +76,8 @@ def _text(value: Any) -> str | None:
   """The text of a number, a number with its spread, or a few numbers."""
   if isinstance(value, Mapping):
     if value.keys() == {"mean", "std"}:
+      if value["std"] is None:  # A single seed has none.
+        return _text(value["mean"])
       return f"{_text(value['mean'])} ± {_text(value['std'])}"
     if value.keys() == {"mean", "low", "high"}:
       mean, low, high = (_text(value[name]) for name in ("mean", "low", "high"))

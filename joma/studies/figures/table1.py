@@ -166,10 +166,10 @@ def least_loss(one: data.Hierarchy) -> float:
   return float(np.log(size[group.reshape(-1)]).mean())
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
-  """Mean and sample standard deviation over seeds; 0 of a single one."""
-  std = values.std(ddof=1) if len(values) > 1 else 0.0
-  return {"mean": float(values.mean()), "std": float(std)}
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+  """Mean and sample standard deviation over seeds; None of a single one."""
+  std = float(values.std(ddof=1)) if len(values) > 1 else None
+  return {"mean": float(values.mean()), "std": std}
 
 
 def _mean_over_cells(levels: list[dict[str, Any]]) -> dict[str, float]:
@@ -270,8 +270,8 @@ def _draw_panel(
 ) -> None:
   """Draws one panel; points of a cell are set apart sideways."""
   for i, (name, label) in enumerate(names.items()):
-    mean, spread = (
-        np.array([level[name][kind] for level in levels])
+    mean, spread = (  # No deviation of a single seed: NaN, and no bar.
+        np.array([level[name][kind] for level in levels], float)
         for kind in ("mean", "std")
     )
     x = np.arange(len(levels)) + 0.15 * (i - (len(names) - 1) / 2)

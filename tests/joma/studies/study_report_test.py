@@ -25,7 +25,8 @@ class TablesTest(absltest.TestCase):
         "score": {"mean": 0.5, "low": 0.25, "high": 0.75},
         "cells": [
             {"size": 3, "levels": [{"trained": {"mean": 1.0, "std": 0.5}}]},
-            {"size": 4, "loss": None},
+            {"size": 4, "levels": [{"trained": {"mean": 2.0, "std": None}}]},
+            {"size": 5, "loss": None},
         ],
     }
     single, rows = study_report.tables(summary)
@@ -34,7 +35,9 @@ class TablesTest(absltest.TestCase):
         [("least, value at", "0.25"), ("score", "0.5 [0.25, 0.75]")],
     )
     self.assertEqual(rows.header, ["size", "levels 0, trained", "loss"])
-    self.assertEqual(rows.rows, [["3", "1 ± 0.5", "–"], ["4", "–", "–"]])
+    self.assertEqual(
+        rows.rows, [["3", "1 ± 0.5", "–"], ["4", "2", "–"], ["5", "–", "–"]]
+    )
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ class SummarizeTest(parameterized.TestCase):
     )
     config = dataclasses.replace(_CONFIG, num_seeds=1)
     (cell,) = table1.summarize(config, [one])["cells"]
-    self.assertEqual(cell["levels"][0]["trained"]["std"], 0)
+    self.assertIsNone(cell["levels"][0]["trained"]["std"])
+    figure = table1.draw(table1.summarize(config, [one]))
+    self.assertNotEmpty(figure.axes)
 
 
 class FindingTest(parameterized.TestCase):
