@@ -18,7 +18,7 @@ class LengthTest(absltest.TestCase):
     self.assertEqual(summary["claims"][0]["it"], "FAILED")
     figure, texts = small.drawn("length")
     self.assertLen(figure.axes, 2)
-    self.assertContainsSubset(["ssa", "right answers"], texts)
+    self.assertContainsSubset(["ssa", "share of right answers"], texts)
 
   @pytest.mark.slow
   def test_one_token_has_the_key_and_many_share_a_part(self):

@@ -19,7 +19,7 @@ class RetrievalTest(absltest.TestCase):
     self.assertLessEqual(summary["num_kept"]["most"], summary["num_slots"])
     figure, texts = small.drawn("retrieval")
     self.assertLen(figure.axes, 2)
-    self.assertContainsSubset(["right answers"], texts)
+    self.assertContainsSubset(["share of right answers"], texts)
 
   def test_keys_that_come_again_ask_for_their_value(self):
     task = facts.Facts(num_facts=4, num_asked=2, num_keys=9, num_values=5)
