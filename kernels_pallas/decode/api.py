@@ -1,13 +1,12 @@
 """One decode step over a cache of fixed size that evicts what it used least.
 
-Paper's settings: half of the slots for heavy hitters, half for the newest
-tokens (H2O); 4 sinks (StreamingLLM).
-
 Letters: B batch, N query heads, K key and value heads, C slots, H size of a
 query's and a key's head, J of a value's.
 H2O (https://arxiv.org/abs/2306.14048), attention sinks
 (https://arxiv.org/abs/2309.17453) and their kin, in one pass over the cache:
 attention, scores, the choice of a slot and the write of the new token.
+
+Paper's settings: those of the policies `h2o` and `streaming_llm`.
 """
 
 import importlib

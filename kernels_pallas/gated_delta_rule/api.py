@@ -10,8 +10,7 @@ forgets by the decay and, unlike that of linear attention, replaces what it
 holds at a key: with keys of unit length, beta 1 and no decay it recalls as many
 orthogonal keys as it has channels, exactly.
 
-Paper's settings: unit queries and keys, after convolutions of 4 inputs and
-SiLU; three such layers to one of attention (Kimi).
+Paper's settings: those of the systems `gdn` and `kda`.
 """
 
 import importlib

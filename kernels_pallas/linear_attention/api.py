@@ -1,10 +1,10 @@
 """Causal linear attention with a decay per head, and its decode step.
 
-Paper's settings: decays by head as ALiBi's slopes, less in later layers.
-
 Letters: B batch, T positions, N query heads, K key and value heads, H head
 size. Lightning Attention-2 (https://arxiv.org/abs/2401.04658): what softmax
 attention costs a query grows with T, this does not.
+
+Paper's settings: those of the system `lightning`.
 """
 
 import importlib

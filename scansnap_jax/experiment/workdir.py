@@ -100,7 +100,7 @@ def _let_go(path: pathlib.Path) -> None:
   names = {each.name for each in path.iterdir() if not _is_left_over(each.name)}
   if names <= {_CONFIG, _FLAGS}:
     for name in names:
-      (path / name).unlink(missing_ok=True)
+      (path / name).unlink()
 
 
 def _check_free(

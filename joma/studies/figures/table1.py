@@ -127,9 +127,7 @@ def _summarize_level(result: train.Result, level: int) -> dict[str, Any]:
   scores = result.history.scores[level]
   is_used = [one.is_used(level) for one in result.hierarchies]
 
-  def mean(
-      values: np.ndarray, evaluation: int
-  ) -> dict[str, float | None]:
+  def mean(values: np.ndarray, evaluation: int) -> dict[str, float | None]:
     return _spread(
         np.array([
             own[evaluation, used].mean()

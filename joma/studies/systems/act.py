@@ -11,8 +11,7 @@ prompt, losses those of what follows: no row knows a later one's columns.
 
 The figure shows the answer's margin, and perplexity against beta.
 
-Paper's settings: theta .1, beta .4, layers 2 to 30, heads chosen on 900
-samples.
+Paper's settings: those of the system `act`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ https://arxiv.org/abs/2109.08668, and RCMHA convolve them so).
 The figure shows the share of right answers along training, of one plain layer,
 one with the convolutions and two plain layers.
 
-Paper's settings: width 3, a kernel for every head channel.
+Paper's settings: those of the system `convolved`.
 """
 
 from __future__ import annotations

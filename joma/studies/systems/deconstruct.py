@@ -20,7 +20,7 @@ seen. The figure shows them beside the paper's perplexities (500M parameters, 15
 billion tokens of web text), with Spearman's correlation of the orders; sinks,
 concentration, local focus and diversity of the maps are in the table.
 
-Paper's settings: 500M parameters, 15B tokens of web text.
+Paper's settings: those of the system `static_qk`.
 """
 
 from __future__ import annotations

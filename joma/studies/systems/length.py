@@ -18,7 +18,7 @@ times that.
 
 The figure shows weight on the needle, and right answers, against length.
 
-Paper's settings: queries and values, less than .5 % of parameters more.
+Paper's settings: those of the system `ssa`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ table of positions added.
 
 The figure shows the mean squared error on numbers from [-2 c, 2 c].
 
-Paper's settings: one-hot positions, log2 n + 1 layers for lists of n, an MLP
-without residual.
+Paper's settings: those of the system `positional`.
 """
 
 from __future__ import annotations

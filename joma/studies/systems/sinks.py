@@ -18,7 +18,7 @@ weight is above .3, summed over layers. Without row sums it is taken of weights
 divided by their row sums: a proxy. Plain models of other rates, decays and
 windows stand beside.
 
-Paper's settings: 60M parameters, 5B tokens; sigmoid up to 1B.
+Paper's settings: those of the system `pointwise`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def existing(
   """Returns the folder that a name means, as `folder`; it is there.
 
   Raises:
-    UserError: As `folder`, and if there is no such folder.
+    UserError: As `folder`, and if there is no such folder or it is a file.
   """
   path = folder(name, weights=weights)
   if not path.exists():
@@ -74,11 +74,20 @@ def existing(
         f"There is no folder {path}. Give one with config.json, tokenizer.json"
         " and safetensors files, or a name on Hugging Face, as org/name."
     )
+  if not path.is_dir():
+    raise errors.UserError(
+        f"{path} is a file: give the folder that it lies in."
+    )
   return path
 
 
 def contents(path: pathlib.Path) -> str:
-  """Says what a folder holds in which something is missing, in part."""
+  """Lists the first dozen files of a folder in which one is missing.
+
+  Returns:
+    Their names; of a GGUF file, which is no folder of a model, also the call of
+    transformers that makes one.
+  """
   names = sorted(each.name for each in path.iterdir())
   listing = ", ".join(names[:12]) or "nothing"
   gguf = next((name for name in names if name.endswith(".gguf")), None)

@@ -202,10 +202,10 @@ def _read_config(
 
 def _existing(folder: str | os.PathLike[str], *, weights: bool = False) -> Path:
   """Returns the path of a folder with a config.json, downloaded or not."""
+  file = json_file.local_path(folder)
+  if file.is_file():
+    safetensors_folder.refuse_pickle(file)
   folder = hub.existing(folder, weights=weights)
-  if folder.is_file():
-    safetensors_folder.refuse_pickle(folder)
-    raise UserError(f"{folder} is a file: give the folder that it lies in.")
   if not (folder / "config.json").is_file():
     raise UserError(
         f"{folder} has no config.json; it has {hub.contents(folder)}."

@@ -334,8 +334,6 @@ def from_folder(folder: str | pathlib.Path) -> Tokenizer:
     UserError: There is none, or it cannot be read.
   """
   local = hub.existing(folder)
-  if local.is_file():
-    raise UserError(f"{local} is a file: give the folder that it lies in.")
   path = local / _FILE
   if not path.exists():
     raise UserError(

@@ -321,8 +321,7 @@ sys.stderr.write("leaves\\n")
   def test_directory_that_cannot_be_made_is_the_users_error(self, below):
     file = self.create_tempfile().full_path
     filters = list(logging.getLogger("absl").filters)
-    quiet = self.assertNoLogs(level="WARNING")
-    with quiet, self.assertRaises(errors.UserError):
+    with self.assertNoLogs(), self.assertRaises(errors.UserError):
       checkpoint.Checkpointer(file + below)
     self.assertEqual(logging.getLogger("absl").filters, filters)
 

@@ -12,7 +12,7 @@ without parameters, at random, or always the same ones.
 
 The figure shows right answers along training, and perplexity by share of heads.
 
-Paper's settings: 50 to 90 % of the heads, 75 % of Llama 3 8B's.
+Paper's settings: those of the system `moh`.
 """
 
 from __future__ import annotations
